@@ -1,0 +1,140 @@
+"""ppll-run: compose, validate, launch, report.
+
+Nothing heavy is imported before it is needed: `--help`, `--cfg job` and the refusal of a wrong
+configuration do without torch.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ppll_cli import __version__
+from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main() -> NoReturn:
+    """The console script. Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n by signal n."""
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except WorkerFailedError as error:
+        _complain(_failure_screen(error))
+        sys.exit(1)
+    except Interrupted as error:
+        _complain(str(error))
+        sys.exit(128 + error.signal)
+    sys.exit(0)
+
+
+def _main(arguments: list[str]) -> None:
+    if sys.platform not in ("linux", "darwin"):
+        raise ConfigError("platform", sys.platform, "is not supported", "use Linux (or macOS on CPU)")
+    if "--version" in arguments:
+        sys.stdout.write(f"ppll-run {__version__}\n")
+        return
+    overrides = [a for a in arguments if _is_override(a)]
+    # Hydra's parser wants all overrides together; people write them on both sides of an option.
+    sys.argv[1:] = overrides + [a for a in arguments if not _is_override(a)]
+    _check_run_dir(overrides)
+
+    import argparse
+
+    import hydra
+    from antlr4.error.Errors import ParseCancellationException
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, ParseCancellationException, YAMLError) as error:
+        raise ConfigError(*_explain(error, overrides)) from None
+
+
+def conf_dir() -> Path:
+    """The folder of configuration groups: in an installed package, or at the top of a clone."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"
+
+
+def _task(cfg: "DictConfig") -> float | None:
+    """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from ppll_cli import settings
+    from ppll_cli.runtime import forkserver
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    choices = {k: str(v) for k, v in hydra_config.runtime.choices.items() if "hydra" not in k}
+    try:
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        parsed = settings.parse(config)
+        forkserver.start()  # it imports torch while this process does
+
+        from ppll_cli.runtime.run import Run
+
+        summary = Run(parsed, config, choices, run_dir).execute()
+    except ConfigError:
+        if not (run_dir / "config.json").exists():  # this run made the folder, and leaves none
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    result = summary["test"] or {}
+    metric: float | None = next((v for k, v in result.items() if k != "loss"), None)
+    return metric
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _check_run_dir(overrides: list[str]) -> None:
+    """Refuse a folder that holds something before Hydra writes into it."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "hydra.run.dir" and Path(value).is_dir() and any(Path(value).iterdir()):
+            raise ConfigError(key, value, "exists and is not empty", "choose a new folder")
+
+
+def _explain(error: Exception, overrides: list[str]) -> tuple[str, str, str]:
+    """Key, value and problem of an exception that Hydra or OmegaConf raised on bad input."""
+    cause = error.__cause__ or error
+    message = " ".join(str(cause).split()) or " ".join(str(error).split())
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+~") and key.lstrip("+~") in message:
+            return key, value, message
+    return "configuration", ",".join(overrides), message
+
+
+def _refuse_arguments(_: object, message: str) -> NoReturn:
+    raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-run --help")
+
+
+def _failure_screen(error: WorkerFailedError) -> str:
+    """Root cause first."""
+    report = error.report
+    lines = [str(error)]
+    for key in ("phase", "batch", "shapes"):
+        if report.get(key):
+            lines.append(f"  {key}: {report[key]}")
+    return "\n".join([*lines, report.get("traceback", "")]).rstrip()
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"ppll-run: {message}\n")

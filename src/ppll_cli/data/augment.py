@@ -1,0 +1,70 @@
+"""Augmentation and normalisation of whole batches.
+
+Every random number is drawn on the CPU, from the generator given, and only applied on the images'
+device: the same batch is augmented alike everywhere. Images stay uint8 until they are normalised,
+which comes last. Legend: B batch, C channels, H height, W width (pixels).
+"""
+
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels to numbers of about mean 0 and standard deviation 1.
+
+    Args:
+        images: uint8 [B, C, H, W], 0 to 255.
+        mean: float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
+        std: Likewise.
+
+    Returns:
+        float32 [B, C, H, W].
+    """
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator) -> Tensor:
+    """Pads every image and cuts its old size out of it again, at a place drawn for each.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        pad: Pixels on each side, fewer than H and W.
+        mode: `zeros` or `reflect` (the border itself is not repeated).
+        generator: Of the CPU.
+
+    Returns:
+        uint8 [B, C, H, W].
+    """
+    batch, channels, height, width = images.shape
+    down, right = torch.randint(-pad, pad + 1, (2, batch, 1), generator=generator)
+    rows, columns = torch.arange(height) + down, torch.arange(width) + right
+    row_sources, column_sources = _inside(rows, mode), _inside(columns, mode)
+    sources = (row_sources[:, :, None] * width + column_sources[:, None, :]).flatten(1)
+    index = sources.to(images.device)[:, None].expand(-1, channels, -1)
+    cropped = images.flatten(2).gather(2, index).view(images.shape)
+    if mode == "zeros":
+        outside = (rows != row_sources)[:, :, None] | (columns != column_sources)[:, None, :]
+        cropped = cropped.masked_fill(outside.to(images.device)[:, None], 0)
+    return cropped
+
+
+def _inside(places: Tensor, mode: str) -> Tensor:
+    """Where the pixels at `places`, int64 [B, size], come from: within 0 .. size - 1."""
+    last = places.shape[1] - 1
+    if mode == "reflect":
+        return last - (last - places.abs()).abs()
+    return places.clamp(0, last)
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrors each image from left to right with probability one half.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        generator: Of the CPU.
+
+    Returns:
+        uint8 [B, C, H, W].
+    """
+    flipped = torch.randint(2, (len(images), 1, 1, 1), generator=generator) == 1
+    return torch.where(flipped.to(images.device), images.flip(3), images)

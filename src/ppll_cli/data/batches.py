@@ -1,0 +1,121 @@
+"""The batches of a run: which samples, in which order, augmented how.
+
+Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ppll_cli import seeding
+from ppll_cli.data.augment import normalise, random_crop, random_flip
+from ppll_cli.data.dataset import ImageDataset, Split
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE
+from ppll_cli.tasks.classification import LABEL
+
+
+def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
+    """How many training batches an epoch has.
+
+    Raises:
+        ConfigError: There would be none.
+    """
+    if drop_last and samples < batch_size:
+        raise ConfigError(
+            "data.drop_last",
+            "true",
+            f"leaves nothing: there are {samples} training samples and batch_size={batch_size}",
+            f"give data.drop_last=false or batch_size={samples} at most",
+        )
+    return samples // batch_size if drop_last else _batches(samples, batch_size)
+
+
+def _batches(samples: int, size: int) -> int:
+    """Batches of at most `size` that hold all samples."""
+    return -(-samples // size)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Batches:
+    """Makes batches of splits, which it keeps on the device as bytes.
+
+    Args:
+        dataset: Says how to augment and normalise.
+        splits: What `dataset.load` returned.
+        batch_size: Samples of a training batch.
+        seed: The run's.
+        device: Where batches are made.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        splits: Mapping[str, Split],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.batch_size, self.seed, self.device = dataset, batch_size, seed, device
+        self.splits = {
+            name: Split(split.images.to(device), split.labels.to(device))
+            for name, split in splits.items()
+        }
+        samples = len(splits["train"].labels)
+        self.steps_per_epoch = steps_per_epoch(samples, batch_size, dataset.drop_last)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+            for values in (dataset.mean, dataset.std)
+        )
+        self._order: tuple[int, Tensor] | None = None
+
+    def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
+        """One training batch, augmented.
+
+        The last of an epoch is shorter where the samples do not divide, unless that is dropped.
+
+        Returns:
+            Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
+        """
+        assert 0 <= batch < self.steps_per_epoch
+        first = batch * self.batch_size
+        chosen = self._epoch_order(epoch)[first : first + self.batch_size].to(self.device)
+        split = self.splits["train"]
+        images = split.images.index_select(0, chosen)
+        images = self._augmented(images, seeding.augmentation(self.seed, epoch, batch))
+        return self._named(images, split.labels.index_select(0, chosen))
+
+    def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
+        """Batch number `batch` of at most `size` samples, in order and as they are.
+
+        Returns:
+            Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
+        """
+        assert 0 <= batch < self.evaluation_batches(split, size)
+        chosen = slice(batch * size, (batch + 1) * size)
+        return self._named(self.splits[split].images[chosen], self.splits[split].labels[chosen])
+
+    def evaluation_batches(self, split: str, size: int) -> int:
+        """How many batches of at most `size` samples a split has."""
+        return _batches(len(self.splits[split].labels), size)
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        """The order of the training samples, int64 [N] on the CPU; the latest epoch's is kept."""
+        if self._order is None or self._order[0] != epoch:
+            generator = _generator(seeding.sample_order(self.seed, epoch))
+            samples = len(self.splits["train"].labels)
+            self._order = epoch, torch.randperm(samples, generator=generator)
+        return self._order[1]
+
+    def _augmented(self, images: Tensor, seed: int) -> Tensor:
+        generator = _generator(seed)
+        if self.dataset.pad:
+            images = random_crop(images, self.dataset.pad, self.dataset.pad_mode, generator)
+        return random_flip(images, generator) if self.dataset.flip else images
+
+    def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}

@@ -1,0 +1,46 @@
+"""CIFAR-10: 50,000 and 10,000 colour photographs of 32x32 pixels, 10 classes."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppll_cli.data.dataset import Part
+from ppll_cli.data.published import Published
+
+
+class Cifar10(Published):
+    """The Python version of the files, in `cifar-10-batches-py` under the root."""
+
+    class_count = 10
+    channel_count = 3
+
+    @property
+    def url(self) -> str:  # noqa: D102
+        from torchvision.datasets import CIFAR10
+
+        return str(CIFAR10.url)
+
+    def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
+        from torchvision.datasets import CIFAR10
+
+        batches = CIFAR10.train_list if part == "train" else CIFAR10.test_list
+        listed = [*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+        return {f"{CIFAR10.base_folder}/{name}": md5 for name, md5 in listed}
+
+    def open(  # noqa: D102
+        self, part: Part, folder: Path, *, download: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        from torchvision.datasets import CIFAR10
+
+        # torchvision checks the sums of both parts to read one: here each file is read once.
+        other = "test_list" if part == "train" else "train_list"
+        one_part = type("CIFAR10", (CIFAR10,), {other: []})
+        with warnings.catch_warnings():
+            # NumPy 2.4.0 to 2.4.4 complain about how Python 2 pickled a dtype.
+            warnings.filterwarnings("ignore", message=".*align should be passed.*")
+            data = one_part(folder, train=part == "train", download=download)
+        return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)

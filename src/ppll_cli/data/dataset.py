@@ -1,0 +1,285 @@
+"""What a data set of labelled images is: how its files become the splits of a run.
+
+Legend: N samples, C channels, H height, W width (pixels).
+"""
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppll_cli.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+    from torch import Tensor
+
+    from ppll_cli.models.unit import ImageSpec
+    from ppll_cli.tasks.classification import Classification
+
+Part = Literal["train", "test"]
+"""What the files of a data set are divided into; `val` is a piece of `train`."""
+
+PARTS: tuple[Part, ...] = ("train", "test")
+
+PAD_MODES = ("zeros", "reflect")
+_HOLD_OUT_SEED = 20240607  # any number, but never another: it decides which samples are `val`
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 [N, C, H, W] and their labels int64 [N]."""
+
+    images: "Tensor"
+    labels: "Tensor"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A part as it was read, not yet checked.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: Integers [N], from 0.
+        source: The files it was read from, for messages.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[Any]
+    source: str
+
+    def __getitem__(self, samples: slice | NDArray[Any]) -> "Arrays":
+        return Arrays(self.images[samples], self.labels[samples], self.source)
+
+
+def cache_root() -> Path:
+    """The user's cache folder for data, which `data.root=null` stands for; it may not exist yet.
+
+    Raises:
+        ConfigError: The user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG specification asks for relative paths to be ignored
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise ConfigError(
+            "data.root", "null", "there is no home folder to keep data in", "set HOME, or a root"
+        )
+    return Path(base, "ppll-run", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(ABC):
+    """Labelled images of one size. A subclass says what they are and how its files are read.
+
+    Keys of its own are fields of a subclass that is again a keyword-only dataclass.
+
+    Attributes:
+        root: Folder with the files; None is `cache_root()`.
+        download: Missing files may be downloaded into the root.
+        val_fraction: Part of the training set, in [0, 1), that is held out as `val`.
+        drop_last: The last training batch of an epoch is left out where it is shorter.
+        eval_limit: How many samples `val` and `test` have at most; None is all.
+        mean: Mean of the pixels in [0, 1]: one value, or one a channel.
+        std: Their standard deviation, likewise.
+        pad: How far a training image is shifted at most by the random crop, in pixels; 0 is off.
+        pad_mode: What is behind an image's border, black or its mirror image.
+        flip: Half of the training images are mirrored from left to right.
+    """
+
+    root: str | None
+    download: bool
+    val_fraction: float
+    drop_last: bool
+    eval_limit: int | None
+    mean: list[float]
+    std: list[float]
+    pad: int
+    pad_mode: Literal["zeros", "reflect"]
+    flip: bool
+
+    @property
+    @abstractmethod
+    def class_count(self) -> int:
+        """How many classes there are; labels are 0 to one less."""
+
+    @property
+    @abstractmethod
+    def channel_count(self) -> int:
+        """How many channels an image has."""
+
+    @abstractmethod
+    def read(self, part: Part) -> Arrays:
+        """Reads one part of the data set.
+
+        Raises:
+            ConfigError: A file cannot be read, or is not what it should be.
+        """
+
+    def prepare(self) -> None:  # noqa: B027 - nothing to do where images are made or come installed
+        """Makes sure that the files exist; in the parent process, before any worker starts.
+
+        Raises:
+            ConfigError: Files are missing and could not be, or may not be, downloaded.
+        """
+
+    def __post_init__(self) -> None:
+        if self.root is not None and not _readable(self.root):
+            raise ConfigError(
+                "data.root", self.root, "is no folder that can be read", "create it, or give null"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(
+                "data.val_fraction", self.val_fraction, "is out of range", "give 0 <= fraction < 1"
+            )
+        if self.eval_limit is not None:
+            check_at_least("eval_limit", self.eval_limit, 1, "or null for all")
+        check_at_least("pad", self.pad, 0)
+        if self.pad_mode not in PAD_MODES:
+            raise ConfigError(
+                "data.pad_mode", self.pad_mode, "is unknown", f"choose {' or '.join(PAD_MODES)}"
+            )
+        self._check_normalisation()
+
+    def _check_normalisation(self) -> None:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channel_count):
+                raise ConfigError(
+                    f"data.{key}",
+                    values,
+                    f"has {len(values)} values, the images have {self.channel_count} channels",
+                    "give one value, or one a channel",
+                )
+            if not all(isfinite(value) for value in values):
+                raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")
+        if min(self.std) <= 0:
+            raise ConfigError("data.std", self.std, "is not positive", "give values above 0")
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are, or will be downloaded to."""
+        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
+
+    @property
+    def task(self) -> "Classification":
+        """What is learnt from this data set."""
+        from ppll_cli.tasks.classification import Classification
+
+        return Classification(self.class_count)
+
+    def image_spec(self, splits: "dict[str, Split]") -> "ImageSpec":
+        """Channels and size of the images in what `load` returned."""
+        from ppll_cli.models.unit import ImageSpec
+
+        _, channels, height, width = splits["train"].images.shape
+        return ImageSpec(channels, height, width)
+
+    def fault(self, source: str | Path, problem: str) -> ConfigError:
+        """The error for a file that is not what it should be."""
+        return ConfigError(
+            "data.root", self.given_root, f"{source}: {problem}", "put the published file there"
+        )
+
+    @property
+    def given_root(self) -> str:
+        """The root as the user would write it."""
+        return "null" if self.root is None else self.root
+
+    def load(self) -> "dict[str, Split]":
+        """Reads, checks and divides the data: `train`, `val` where a fraction is held out, `test`.
+
+        The division is the same in every run; the run's seed has no part in it.
+
+        Raises:
+            ConfigError: Files are missing or corrupt, or too few samples are there to hold out
+                the wanted fraction.
+        """
+        train, test = self._checked("train"), self._checked("test")
+        if train.images.shape[1:] != test.images.shape[1:]:
+            sizes = f"{test.images.shape[1:]}, the training images {train.images.shape[1:]}"
+            raise self.fault(test.source, f"its images are {sizes}")
+        size = min(train.images.shape[2:])
+        if self.pad >= size:
+            raise ConfigError("data.pad", self.pad, f"images measure {size} pixels", "give less")
+        parts = {"train": train}
+        if self.val_fraction:
+            parts["train"], val = self._hold_out(train)
+            parts["val"] = val[: self.eval_limit]
+        parts["test"] = test[: self.eval_limit]
+        return {name: _split(arrays) for name, arrays in parts.items()}
+
+    def _checked(self, part: Part) -> Arrays:
+        arrays = self.read(part)
+        problem = _problem(arrays, self.channel_count, self.class_count)
+        if problem:
+            raise self.fault(arrays.source, problem)
+        return arrays
+
+    def _hold_out(self, train: Arrays) -> tuple[Arrays, Arrays]:
+        """(kept, held out). What is held out stays in drawn order: its first n are fair too."""
+        samples = len(train.labels)
+        count = round(self.val_fraction * samples)
+        if not 0 < count < samples:
+            raise ConfigError(
+                "data.val_fraction",
+                self.val_fraction,
+                f"holds out {count} of {samples} training samples",
+                "give a fraction that leaves a sample on both sides, or 0 for no `val`",
+            )
+        held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
+        kept = np.ones(samples, dtype=bool)
+        kept[held_out] = False
+        return train[kept], train[held_out]
+
+
+def fixed_random(seed: int) -> np.random.RandomState:
+    """A generator for what is the same in every run.
+
+    NumPy has frozen the stream of this old class, which it promises for none of its newer ones.
+    """
+    return np.random.RandomState(seed)
+
+
+def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> None:
+    """Refuses a smaller value of `data.<key>`.
+
+    Raises:
+        ConfigError: It is smaller.
+    """
+    if not value >= least:
+        raise ConfigError(
+            f"data.{key}", value, "is too small", f"give at least {least} {otherwise}".rstrip()
+        )
+
+
+def _readable(root: str) -> bool:
+    folder = os.path.expanduser(root)
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
+
+
+def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
+    """What is wrong with a part, if anything."""
+    images, labels = arrays.images, arrays.labels
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
+        return f"holds images {images.dtype} {images.shape}, not uint8 [N, {channels}, H, W]"
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        return f"holds labels {labels.dtype} {labels.shape}, not integers [N]"
+    if len(images) != len(labels):
+        return f"holds {len(images)} images and {len(labels)} labels"
+    if not images.size:
+        return "holds no images"
+    if labels.min() < 0 or labels.max() >= classes:
+        return f"holds labels {labels.min()} to {labels.max()}, not 0 to {classes - 1}"
+    return None
+
+
+def _split(arrays: Arrays) -> Split:
+    import torch
+
+    # from_numpy wants memory that it may write to, and the gathers later want it in order
+    images = np.require(arrays.images, requirements=["C", "W"])
+    return Split(torch.from_numpy(images), torch.from_numpy(arrays.labels.astype(np.int64)))

@@ -1,0 +1,102 @@
+"""Fashion-MNIST: 60,000 and 10,000 grey pictures of clothes, 28x28 pixels, 10 classes."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppll_cli.data.dataset import Arrays, ImageDataset, Part
+from ppll_cli.data.download import one_line, provide
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the files."""
+
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+RAW = "FashionMNIST/raw"
+"""torchvision's place for the files, under the root."""
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_UNSIGNED_BYTE = 8
+
+
+class FashionMnist(ImageDataset):
+    """Four idx files, plain or `.gz`, in the root or where torchvision puts them.
+
+    With `root=None` Debian's folder is looked in as well. There are no sums to check here, since
+    everyone who packs the files anew gets another `.gz`: headers and lengths are checked, and
+    gzip has a sum of its own.
+    """
+
+    class_count = 10
+    channel_count = 1
+
+    def prepare(self) -> None:  # noqa: D102
+        if self._files() is None:
+            names = [f"{RAW}/{name}" for part in FILES.values() for name in part]
+            provide(self, names, URL, _fetch)
+
+    def read(self, part: Part) -> Arrays:  # noqa: D102
+        files = self._files()
+        if files is None:
+            raise self.fault(self.folder, f"has no {FILES['train'][0]}")
+        image_file, label_file = (files[name] for name in FILES[part])
+        images, labels = self._read_idx(image_file, 3), self._read_idx(label_file, 1)
+        source = f"{image_file.name}, {label_file.name} in {image_file.parent}"
+        return Arrays(images[:, None], labels, source)
+
+    def _files(self) -> dict[str, Path] | None:
+        """The paths of the files in the first folder that has all of them."""
+        folders = [self.folder / RAW, self.folder]
+        if self.root is None:
+            folders.append(DEBIAN)
+        for folder in folders:
+            files = {name: _plain_or_gz(folder, name) for part in FILES.values() for name in part}
+            found = {name: path for name, path in files.items() if path}
+            if len(found) == len(files):
+                return found
+        return None
+
+    def _read_idx(self, path: Path, dimensions: int) -> NDArray[np.uint8]:
+        try:
+            return read_idx(path, dimensions)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise self.fault(path, f"cannot be read ({one_line(error)})") from error
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Reads an idx file of bytes, plain or `.gz`.
+
+    Its header is two zero bytes, the code of the type and the number of dimensions, then each
+    dimension as a big-endian 32-bit integer.
+
+    Raises:
+        ValueError: The header is another one, or the length does not fit it.
+    """
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    header, magic = 4 + 4 * dimensions, bytes([0, 0, _UNSIGNED_BYTE, dimensions])
+    if content[:4] != magic:
+        raise ValueError(f"begins with {content[:4].hex()}, not {magic.hex()}")
+    if len(content) < header:
+        raise ValueError(f"ends after {len(content)} bytes, within its header")
+    shape = [int(length) for length in np.frombuffer(content, ">u4", dimensions, offset=4)]
+    length = int(np.prod(shape, dtype=object))
+    if len(content) != header + length:
+        raise ValueError(f"has {len(content) - header} bytes of data, not {length} for {shape}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _plain_or_gz(folder: Path, name: str) -> Path | None:
+    """The plain file where there is one: it is read faster."""
+    paths = (folder / name, folder / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _fetch(folder: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    FashionMNIST(folder, download=True)

@@ -1,0 +1,78 @@
+"""Data sets whose files torchvision downloads, checks against the published MD5 sums, and reads."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ppll_cli.data.dataset import PARTS, Arrays, ImageDataset, Part
+from ppll_cli.data.download import one_line, provide
+from ppll_cli.errors import ConfigError
+
+
+class Published(ImageDataset):
+    """A data set that torchvision has a class for."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where a person finds the files."""
+
+    @abstractmethod
+    def files(self, part: Part) -> Mapping[str, str]:
+        """MD5 sums of the files of a part, by their paths under the root."""
+
+    @abstractmethod
+    def open(
+        self, part: Part, folder: Path, *, download: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Checks and reads the files of a part with torchvision.
+
+        Args:
+            part: Which part.
+            folder: torchvision's root.
+            download: Files that are missing are downloaded first.
+
+        Returns:
+            Images uint8 [N, C, H, W] and labels [N].
+        """
+
+    def prepare(self) -> None:  # noqa: D102
+        files = [name for part in PARTS for name in self.files(part)]
+        provide(self, files, self.url, self._fetch)
+
+    def _fetch(self, folder: Path) -> None:
+        for part in PARTS:
+            if not all((self.folder / name).is_file() for name in self.files(part)):
+                self.open(part, folder, download=True)
+
+    def read(self, part: Part) -> Arrays:  # noqa: D102
+        try:
+            images, labels = self.open(part, self.folder)
+        except MemoryError:
+            raise
+        except Exception as error:  # scipy and pickle raise anything for a damaged file
+            raise self._explained(part, error) from error
+        return Arrays(images, labels, self._source(part))
+
+    def _source(self, part: Part) -> str:
+        return f"{', '.join(self.files(part))} in {self.folder}"
+
+    def _explained(self, part: Part, error: Exception) -> ConfigError:
+        """The error that names the file at fault: torchvision says `not found or corrupted`."""
+        from torchvision.datasets.utils import calculate_md5
+
+        for name, published in self.files(part).items():
+            path = self.folder / name
+            if not path.is_file():
+                return self.fault(path, "is missing")
+            try:
+                found = calculate_md5(path)
+            except OSError as unreadable:
+                return self.fault(path, f"cannot be read ({unreadable.strerror})")
+            if found != published:
+                problem = f"is not the published file (its MD5 sum is {found}, not {published})"
+                return self.fault(path, problem)
+        return self.fault(self._source(part), f"cannot be read ({one_line(error)})")

@@ -1,0 +1,40 @@
+"""STL-10: 5,000 and 8,000 labelled colour photographs of 96x96 pixels, 10 classes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ppll_cli.data.dataset import Part
+from ppll_cli.data.published import Published
+
+
+class Stl10(Published):
+    """The binary files in `stl10_binary` under the root; the unlabelled images are not used."""
+
+    class_count = 10
+    channel_count = 3
+
+    @property
+    def url(self) -> str:  # noqa: D102
+        from torchvision.datasets import STL10
+
+        return str(STL10.url)
+
+    def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
+        from torchvision.datasets import STL10
+
+        listed = STL10.train_list[:2] if part == "train" else STL10.test_list
+        return {f"{STL10.base_folder}/{name}": md5 for name, md5 in listed}
+
+    def open(  # noqa: D102
+        self, part: Part, folder: Path, *, download: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        from torchvision.datasets import STL10
+
+        # torchvision checks the sums of all files, 2.8 GB of unlabelled images included.
+        lists: dict[str, Any] = {"train_list": [], "test_list": []}
+        lists[f"{part}_list"] = STL10.train_list[:2] if part == "train" else STL10.test_list
+        data = type("STL10", (STL10,), lists)(folder, part, download=download)
+        return data.data, data.labels

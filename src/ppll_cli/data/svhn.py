@@ -1,0 +1,37 @@
+"""SVHN: 73,257 and 26,032 cropped house numbers, colour, 32x32 pixels, 10 digits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ppll_cli.data.dataset import Part
+from ppll_cli.data.published import Published
+
+
+class Svhn(Published):
+    """`train_32x32.mat` and `test_32x32.mat` in the root; the `extra` images are not used."""
+
+    class_count = 10
+    channel_count = 3
+
+    @property
+    def url(self) -> str:  # noqa: D102
+        from torchvision.datasets import SVHN
+
+        return str(SVHN.split_list["train"][0]).rsplit("/", 1)[0] + "/"
+
+    def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
+        from torchvision.datasets import SVHN
+
+        _, name, md5 = SVHN.split_list[part]
+        return {name: md5}
+
+    def open(  # noqa: D102
+        self, part: Part, folder: Path, *, download: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        from torchvision.datasets import SVHN
+
+        data = SVHN(folder, part, download=download)
+        return data.data, data.labels

@@ -1,0 +1,47 @@
+"""Synthetic images of any size, to measure speed and to try things out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppll_cli.data.dataset import Arrays, ImageDataset, Part, check_at_least, fixed_random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(ImageDataset):
+    """Random bytes with random labels, the same in every run. There is nothing in them to learn.
+
+    Attributes:
+        size: Height and width, in pixels.
+        channels: Channels of an image.
+        classes: Classes; two at least.
+        train_samples: Size of the training set.
+        test_samples: Size of the test set.
+    """
+
+    size: int
+    channels: int
+    classes: int
+    train_samples: int
+    test_samples: int
+
+    @property
+    def class_count(self) -> int:  # noqa: D102
+        return self.classes
+
+    @property
+    def channel_count(self) -> int:  # noqa: D102
+        return self.channels
+
+    def __post_init__(self) -> None:
+        check_at_least("classes", self.classes, 2)
+        for key in ("size", "channels", "train_samples", "test_samples"):
+            check_at_least(key, getattr(self, key), 1)
+        super().__post_init__()
+
+    def read(self, part: Part) -> Arrays:  # noqa: D102
+        random = fixed_random(0 if part == "train" else 1)
+        samples = self.train_samples if part == "train" else self.test_samples
+        labels = random.randint(self.classes, size=samples)
+        shape = (samples, self.channels, self.size, self.size)
+        return Arrays(random.randint(256, size=shape, dtype=np.uint8), labels, "synthetic images")

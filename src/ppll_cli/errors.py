@@ -1,0 +1,57 @@
+"""The exceptions of the program, one per meaning."""
+
+from typing import Any
+
+
+class PpllError(Exception):
+    """Base of every exception that the program raises on purpose."""
+
+
+class ConfigError(PpllError):
+    """Raised when the configuration or an input file is wrong; the run never starts (exit 2).
+
+    Args:
+        key: The configuration key at fault, as it is written on the command line.
+        value: The value that was given.
+        problem: What is wrong with it.
+        remedy: What would work instead.
+    """
+
+    def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
+        super().__init__(f"{key}={value}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str, str]]:
+        return ConfigError, (self.key, self.value, self.problem, self.remedy)
+
+
+class ScheduleError(PpllError):
+    """Raised when a stream of instructions breaks a rule: it would compute with what is not there."""
+
+
+class DeadlockError(PpllError):
+    """Raised when every stage of a simulated pipeline waits for another one."""
+
+
+class WorkerFailedError(PpllError):
+    """Raised when a worker failed, after all workers have been stopped (exit 1).
+
+    Args:
+        report: What the worker, or for a dead one the launcher, said of it.
+    """
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self.report = report
+        super().__init__(f"stage {report['stage']} ({report['device']}): {report['error']}")
+
+
+class Interrupted(PpllError):  # noqa: N818 - it is not an error of anything
+    """Raised when a signal ended the run at once.
+
+    Args:
+        signal: Its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+        super().__init__(f"stopped by signal {signal}")

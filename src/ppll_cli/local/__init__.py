@@ -1,0 +1,1 @@
+"""Local learning: auxiliary networks and local losses."""

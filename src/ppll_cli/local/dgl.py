@@ -1,0 +1,93 @@
+"""Decoupled greedy learning (Belilovsky et al., 2020)."""
+
+from itertools import pairwise
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.method import Criterion, Site
+
+
+class AsMap(nn.Module):
+    """Features as maps [B, C, H, W].
+
+    Our reading for transformers: patch tokens [B, T, D] are laid out as the square that they were
+    cut from, and a class token in front of them is left out; tokens that make no square become one
+    column. Vectors [B, D] become maps of one pixel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape to maps."""
+        if x.dim() == 2:
+            return x[:, :, None, None]
+        if x.dim() == 4:
+            return x
+        batch, tokens, width = x.shape
+        side = isqrt(tokens)
+        if side * side == tokens:
+            return x.transpose(1, 2).reshape(batch, width, side, side)
+        side = isqrt(tokens - 1)
+        if side * side == tokens - 1:
+            return x[:, 1:].transpose(1, 2).reshape(batch, width, side, side)
+        return x.transpose(1, 2)[..., None]
+
+
+class AdaptivePool(nn.Module):
+    """Average pooling to a size, or to the input's own size where that is smaller.
+
+    Args:
+        divisor: The output is this many times smaller than the input; 1 where `size` counts.
+        size: Height and width of the output, at most.
+    """
+
+    def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
+        super().__init__()
+        self.divisor, self.size = divisor, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, h, w]."""
+        height, width = (max(1, n // self.divisor) for n in x.shape[2:])
+        if self.size is not None:
+            height, width = min(height, self.size), min(width, self.size)
+        return F.adaptive_avg_pool2d(x, (height, width))
+
+
+class DGL:
+    """Each module is trained through a small convolutional network and the task's loss.
+
+    Pool to a quarter of the height and width; three 1x1 convolutions, each with BatchNorm and ReLU;
+    pool to 2x2; a perceptron with three hidden layers, each with BatchNorm and ReLU; Linear. The
+    convolutions keep the number of channels, and the perceptron's layers are as wide as `hidden`.
+
+    Args:
+        hidden: Width of the perceptron's hidden layers; null takes the module's number of
+            channels, which is our reading.
+    """
+
+    def __init__(self, *, hidden: int | None = None) -> None:
+        if hidden is not None and hidden < 1:
+            raise ConfigError("local.hidden", hidden, "must be at least 1", "or null")
+        self.hidden = hidden
+
+    def criterion(self, site: Site) -> Criterion:
+        """The auxiliary network and local loss of a module."""
+        shape = site.spec.shape
+        channels = shape[0] if len(shape) == 3 else shape[-1]
+        convolutions: list[nn.Module] = []
+        for _ in range(3):
+            convolution = nn.Conv2d(channels, channels, 1, bias=False)
+            convolutions += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        convolutions = [AsMap(), AdaptivePool(divisor=4), *convolutions, AdaptivePool(size=2)]
+        height, width = AsMap()(torch.empty(1, *shape, device="meta")).shape[2:]
+        pooled = min(2, max(1, height // 4)) * min(2, max(1, width // 4))
+        hidden = self.hidden or channels
+        perceptron: list[nn.Module] = []
+        for inputs, outputs in pairwise([pooled * channels, hidden, hidden, hidden]):
+            linear = nn.Linear(inputs, outputs, bias=False)
+            perceptron += [linear, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+        head = site.task.smallest_head((hidden,))
+        network = nn.Sequential(*convolutions, nn.Flatten(), *perceptron, head)
+        return Criterion(network, site.feature, site.task)

@@ -1,0 +1,1 @@
+"""Models: ordered lists of named units."""

@@ -1,0 +1,59 @@
+"""A model in one piece, as anyone would use it who has no pipeline."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE, Unit, build_unit
+
+
+class PlainModel(nn.Module):
+    """All units of a model in one module; its `state_dict()` has the keys of `model.safetensors`.
+
+    Args:
+        units: The model's units in order.
+        seed: Of the initial weights, which are those that a run with this seed starts from.
+
+    Raises:
+        ConfigError: Two units share a name, or one's name lies inside another's (`a` and `a.b`).
+    """
+
+    def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:
+        super().__init__()
+        self._units = tuple(units)
+        taken: set[str] = set()
+        for unit in self._units:
+            _claim(unit.name, taken)
+            *folders, last = unit.name.split(".")
+            _container(self, folders).add_module(last, build_unit(unit, seed))
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images [B, C, H, W] to the prediction: what the last unit writes."""
+        values = {IMAGE: image}
+        for unit in self._units:
+            written = self.get_submodule(unit.name)(*(values[name] for name in unit.reads))
+            values.update(
+                zip(unit.writes, written if len(unit.writes) > 1 else (written,), strict=True)
+            )
+        prediction: Tensor | tuple[Tensor, ...] = written
+        return prediction
+
+
+def _claim(name: str, taken: set[str]) -> None:
+    """Adds the name; parameters of two units must never end up under the same key."""
+    for other in taken:
+        if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
+            raise ConfigError(
+                "model", name, f"is a unit beside {other!r}", "give every unit a name of its own"
+            )
+    taken.add(name)
+
+
+def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:
+    """The module under a dotted name, made of empty modules where there is none."""
+    for folder in folders:
+        if not hasattr(root, folder):
+            root.add_module(folder, nn.Module())
+        root = root.get_submodule(folder)
+    return root

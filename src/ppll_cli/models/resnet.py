@@ -1,0 +1,266 @@
+"""Residual networks: the narrow ones for CIFAR, and the family that torchvision has.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.tasks.classification import Pool, classes_of
+from ppll_cli.tasks.task import Task
+
+StemKind = Literal["cifar", "imagenet"]
+
+
+class Stem(nn.Module):
+    """The first convolution.
+
+    Args:
+        channels: C of the image.
+        width: C of the output.
+        kind: `cifar` is a 3x3 convolution that keeps H and W; `imagenet` a 7x7 one and a max-pool,
+            which divide both by 4.
+    """
+
+    def __init__(self, channels: int, width: int, kind: StemKind) -> None:
+        super().__init__()
+        large = kind == "imagenet"
+        self.conv1 = _convolution(channels, width, 7 if large else 3, 2 if large else 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image [B, C, H, W] to a map [B, width, H', W']."""
+        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        if self.maxpool is not None:
+            x = self.maxpool(x)
+        return x
+
+
+class BasicUnit(nn.Module):
+    """Two 3x3 convolutions beside a skip.
+
+    Args:
+        channels: C of the input.
+        width: C of the output, and inside.
+        stride: By how much H and W are divided.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to a map [B, width, H / stride, W / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return _join(self.bn2(self.conv2(y)), x, self.downsample)
+
+
+class BottleneckUnit(nn.Module):
+    """A 3x3 convolution, which has the stride, between two of 1x1, beside a skip.
+
+    Args:
+        channels: C of the input.
+        width: C inside; the output has four times as many.
+        stride: By how much H and W are divided.
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _convolution(width, width * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.downsample = _shortcut(channels, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to a map [B, 4 width, H / stride, W / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return _join(self.bn3(self.conv3(y)), x, self.downsample)
+
+
+class Head(nn.Module):
+    """Mean over all positions, Linear.
+
+    Args:
+        channels: C of the input.
+        classes: Number of classes.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.pool = Pool(3)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to logits [B, classes]."""
+        logits: Tensor = self.fc(self.pool(x))
+        return logits
+
+
+def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias (a norm follows) whose variance is kept on the way back."""
+    layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
+    """What the skip needs to fit the sum: nothing, or a 1x1 convolution and a norm."""
+    if stride == 1 and channels == width:
+        return None
+    return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
+
+
+def _join(y: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
+    """ReLU of y + shortcut(x), in the memory of `y`, which is the unit's own; `x` is not."""
+    y += x if shortcut is None else shortcut(x)
+    return F.relu(y, inplace=True)
+
+
+UnitType = type[BasicUnit] | type[BottleneckUnit]
+
+
+def _assemble(
+    stem: partial[Stem],
+    kind: UnitType,
+    counts: Sequence[int],
+    first_width: int,
+    classes: int,
+) -> list[Unit]:
+    """Stem, groups of residual units and head.
+
+    From the second group on, the first unit of a group halves H and W, and the width doubles.
+    """
+    units = [Unit("stem", stem, reads=(IMAGE,))]
+    channels = stem.keywords["width"]
+    for group, count in enumerate(counts):
+        width = first_width * 2**group
+        for index in range(count):
+            stride = 2 if group > 0 and index == 0 else 1
+            build = partial(kind, channels=channels, width=width, stride=stride)
+            units.append(Unit(f"layer{group + 1}.{index}", build))
+            channels = width * kind.expansion
+    head = partial(Head, channels=channels, classes=classes)
+    return [*units, Unit("head", head, writes=("prediction",))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarResNet:
+    """The ResNet for small images: three groups of n basic units, 16, 32 and 64 wide.
+
+    Units `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. Where the shape changes, the skip is a
+    1x1 convolution and a BatchNorm, as in InfoPro's code (github.com/blackfeather-wang/
+    InfoPro-Pytorch), with which local learning is usually compared; the first paper (arXiv
+    1512.03385, 4.2) pads with zeros there instead, and has slightly fewer parameters.
+
+    Attributes:
+        depth: Number of layers, 6n + 2: 32 and 110 are the usual ones.
+
+    Raises:
+        ConfigError: No network has this depth.
+    """
+
+    depth: int
+
+    def __post_init__(self) -> None:
+        if self.depth < 8 or self.depth % 6 != 2:
+            below = max(8, self.depth - (self.depth - 2) % 6)
+            raise ConfigError(
+                "model.depth", self.depth, "is not 6n + 2", f"nearest: {below}, {below + 6}"
+            )
+
+    def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
+        """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
+
+        Raises:
+            ConfigError: The image is too small, or the task is not classification.
+        """
+        name = f"resnet{self.depth}"
+        classes = classes_of(task, name)
+        if min(image.height, image.width) < 4:
+            raise _too_small("model", name, image, 4, "choose a data set with larger images")
+        stem = partial(Stem, channels=image.channels, width=16, kind="cifar")
+        return _assemble(stem, BasicUnit, [(self.depth - 2) // 6] * 3, 16, classes)
+
+
+FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
+    18: (BasicUnit, (2, 2, 2, 2)),
+    34: (BasicUnit, (3, 4, 6, 3)),
+    50: (BottleneckUnit, (3, 4, 6, 3)),
+    101: (BottleneckUnit, (3, 4, 23, 3)),
+    152: (BottleneckUnit, (3, 8, 36, 3)),
+}
+"""Per depth: the residual unit, and how many of them each of the four groups has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet:
+    """torchvision's ResNet: units `stem`, `layer1.0` ... `layer4.N` and `head`.
+
+    Inside the residual units parameters have torchvision's names.
+
+    Attributes:
+        depth: 18, 34, 50, 101 or 152.
+        stem: `imagenet` divides H and W by 4 before the first residual unit, `cifar` by nothing.
+
+    Raises:
+        ConfigError: No network has this depth, or the stem is unknown.
+    """
+
+    depth: int
+    stem: StemKind = "cifar"
+
+    def __post_init__(self) -> None:
+        if self.depth not in FAMILY:
+            possible = "possible: " + ", ".join(str(depth) for depth in FAMILY)
+            raise ConfigError("model.depth", self.depth, "no ResNet has this depth", possible)
+        if self.stem not in get_args(StemKind):
+            raise ConfigError("model.stem", self.stem, "is unknown", "possible: cifar, imagenet")
+
+    def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
+        """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
+
+        Raises:
+            ConfigError: The image is too small, or the task is not classification.
+        """
+        classes = classes_of(task, f"resnet{self.depth}")
+        self._check_size(image)
+        kind, counts = FAMILY[self.depth]
+        stem = partial(Stem, channels=image.channels, width=64, kind=self.stem)
+        return _assemble(stem, kind, counts, 64, classes)
+
+    def _check_size(self, image: ImageSpec) -> None:
+        size = min(image.height, image.width)
+        if self.stem == "imagenet" and size < 32:
+            raise _too_small("model.stem", self.stem, image, 32, "model.stem=cifar needs 8 x 8")
+        if size < 8:
+            remedy = "choose a data set with larger images"
+            raise _too_small("model", f"resnet{self.depth}", image, 8, remedy)
+
+
+def _too_small(key: str, value: str, image: ImageSpec, least: int, remedy: str) -> ConfigError:
+    """The layers would still run, but the last of them would convolve nothing but padding."""
+    problem = (
+        f"needs images of at least {least} x {least} pixels, "
+        f"these have {image.height} x {image.width}"
+    )
+    return ConfigError(key, value, problem, remedy)

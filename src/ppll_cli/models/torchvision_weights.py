@@ -1,0 +1,127 @@
+"""Weights that torchvision saved, under our names."""
+
+from collections.abc import Mapping
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.resnet import FAMILY, BottleneckUnit, ResNet
+from ppll_cli.models.unit import ImageSpec, Model
+from ppll_cli.models.vit import ViT
+from ppll_cli.tasks.classification import Classification
+
+PREFIXES = {
+    # ResNet; its residual units have our names already
+    "conv1.": "stem.conv1.",
+    "bn1.": "stem.bn1.",
+    "fc.": "head.fc.",
+    # VisionTransformer
+    "conv_proj.": "embed.conv_proj.",
+    "class_token": "embed.class_token",
+    "encoder.pos_embedding": "embed.pos_embedding",
+    "encoder.layers.encoder_layer_": "blocks.",
+    "encoder.ln.": "head.ln.",
+    "heads.head.": "head.fc.",
+}
+"""How keys begin there and here."""
+
+OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
+"""Names from before github.com/pytorch/vision/pull/6053, as files written earlier have them."""
+
+COUNTER = ".num_batches_tracked"
+"""A buffer that BatchNorm did not always have; files written earlier lack it."""
+
+
+def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the weights of a torchvision model to those of the same model here.
+
+    Fits `ResNet` with `stem="imagenet"` and `ViT` with `pooling="cls"`. The tensors are shared, not
+    copied. How many attention heads there were cannot be seen from weights: give `ViT` as many.
+
+    Args:
+        state_dict: Of a torchvision ResNet-18, 34, 50, 101 or 152 or of a VisionTransformer, for
+            any number of classes.
+
+    Returns:
+        For `PlainModel.load_state_dict`, or, unit by unit, for the modules of the units.
+
+    Raises:
+        ConfigError: The weights are those of another model.
+    """
+    ours = {_our_name(key): value for key, value in state_dict.items()}
+    expected = _expected(ours)
+    for key, value in expected.items():
+        if key not in ours and key.endswith(COUNTER):
+            ours[key] = torch.zeros((), dtype=value.dtype)
+        if key not in ours:
+            raise _refusal(f"have no {key!r}")
+        if ours[key].shape != value.shape:
+            shapes = f"{tuple(ours[key].shape)}, not {tuple(value.shape)}"
+            raise _refusal(f"have {key!r} of shape {shapes}")
+    if unknown := sorted(ours.keys() - expected.keys()):
+        raise _refusal(f"have the unknown {unknown[0]!r}")
+    return ours
+
+
+def _our_name(key: str) -> str:
+    for theirs, ours in PREFIXES.items():
+        if key.startswith(theirs):
+            key = ours + key.removeprefix(theirs)
+            break
+    for old, new in OLD_NAMES.items():
+        key = key.replace(old, new)
+    return key
+
+
+def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model of which these seem to be the weights would have, without storage."""
+    if {"stem.conv1.weight", "head.fc.weight"} <= ours.keys():
+        model, image = _resnet(ours)
+    elif {"embed.conv_proj.weight", "embed.pos_embedding", "head.fc.weight"} <= ours.keys():
+        model, image = _vit(ours)
+    else:
+        raise _refusal(f"begin with {next(iter(ours), 'nothing')!r}")
+    classes = len(ours["head.fc.weight"])
+    with torch.device("meta"):
+        return PlainModel(model.units(image, Classification(classes))).state_dict()
+
+
+def _resnet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
+    """The ResNet with as many residual units of the same kind."""
+    counts = tuple(_children(ours, f"layer{group}.") for group in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in ours
+    for depth, (kind, family_counts) in FAMILY.items():
+        if counts == family_counts and bottleneck == (kind is BottleneckUnit):
+            channels = ours["stem.conv1.weight"].shape[1]
+            return ResNet(depth=depth, stem="imagenet"), ImageSpec(channels, 224, 224)
+    raise _refusal(f"have {counts} residual units in their groups")
+
+
+def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
+    """The ViT of the same sizes; those that no weight shows are arbitrary."""
+    dim, channels, patch = ours["embed.conv_proj.weight"].shape[:3]
+    hidden = len(ours.get("blocks.0.mlp.0.weight", ()))
+    if hidden == 0:
+        raise _refusal("have no transformer block")
+    model = ViT(
+        dim=dim, depth=_children(ours, "blocks."), heads=1, patch=patch, mlp_ratio=hidden / dim
+    )
+    side = patch * isqrt(ours["embed.pos_embedding"].shape[1] - 1)
+    return model, ImageSpec(channels, side, side)
+
+
+def _children(ours: Mapping[str, Tensor], prefix: str) -> int:
+    """How many names stand directly after the prefix."""
+    return len({key[len(prefix) :].split(".")[0] for key in ours if key.startswith(prefix)})
+
+
+def _refusal(problem: str) -> ConfigError:
+    return ConfigError(
+        "weights",
+        "torchvision",
+        f"these {problem}",
+        "possible: ResNet-18, 34, 50, 101 or 152, or a VisionTransformer",
+    )

@@ -1,0 +1,263 @@
+"""Vision transformers, layer by layer those of torchvision (arXiv 2010.11929).
+
+Shapes: B batch, T tokens, D width, C channels, H height, W width of the image.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.task import Task
+
+Pooling = Literal["cls", "mean"]
+
+NORM_EPS = 1e-6
+"""Of every LayerNorm, as in torchvision; PyTorch's own default is 1e-5."""
+
+
+class Embed(nn.Module):
+    """Patches to tokens: a convolution, the class token and the position embedding.
+
+    Args:
+        channels: C of the image.
+        patch: Height and width of a patch in pixels.
+        patches: Number of patches in an image.
+        dim: D.
+        class_token: Whether a learned token precedes those of the patches.
+        dropout: Probability that a value of the output is zeroed.
+    """
+
+    def __init__(
+        self, channels: int, patch: int, patches: int, dim: int, class_token: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.conv_proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
+        nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / (channels * patch * patch)))
+        assert self.conv_proj.bias is not None  # for mypy
+        nn.init.zeros_(self.conv_proj.bias)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.pos_embedding = nn.Parameter(torch.empty(1, patches + class_token, dim))
+        nn.init.normal_(self.pos_embedding, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image [B, C, H, W] to tokens [B, T, D]."""
+        x: Tensor = self.conv_proj(image).flatten(2).transpose(1, 2)
+        if self.class_token is None:
+            # Without the copy, all later tokens would keep the transposed strides, and every
+            # residual sum would pay for them.
+            x = x.contiguous()
+        else:
+            x = torch.cat((self.class_token.expand(len(x), -1, -1), x), dim=1)
+        tokens: Tensor = self.dropout(x + self.pos_embedding)
+        return tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameters of `nn.MultiheadAttention`.
+
+    Written out because that class goes through [T, B, D]: training it on a CPU takes 1.1 to 1.4
+    times as long, and evaluation another path, with other bits.
+
+    Args:
+        dim: D.
+        heads: Number of heads, a divisor of D.
+        dropout: Probability that an attention weight is zeroed.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, D] to tokens [B, T, D]."""
+        batch, tokens, _ = x.shape
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        # [B, T, 3D] -> three of [B, heads, T, D / heads]
+        split = projected.view(batch, tokens, 3, self.heads, -1)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0
+        )
+        y: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return y
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a two-layer network, each beside a skip.
+
+    Args:
+        dim: D.
+        heads: Number of attention heads.
+        hidden: Width inside the two-layer network.
+        dropout: Probability that a value which either half adds is zeroed.
+        attention_dropout: Probability that an attention weight is zeroed.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.self_attention = Attention(dim, heads, attention_dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.ln_2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        inner, outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.mlp = nn.Sequential(inner, nn.GELU(), nn.Dropout(dropout), outer, nn.Dropout(dropout))
+        for linear in (inner, outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, D] to tokens [B, T, D]."""
+        x = x + self.dropout(self.self_attention(self.ln_1(x)))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
+
+class Head(nn.Module):
+    """LayerNorm, pooling over the tokens, Linear. It starts at zero, as torchvision's does.
+
+    Args:
+        dim: D.
+        classes: Number of classes.
+        pooling: `cls` takes the first token, `mean` the mean of all.
+    """
+
+    def __init__(self, dim: int, classes: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.ln = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.fc = nn.Linear(dim, classes)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, D] to logits [B, classes]."""
+        # The norm looks at one token at a time, so only the token that is used needs it.
+        pooled = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
+        logits: Tensor = self.fc(pooled)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT:
+    """A vision transformer for classification: units `embed`, `blocks.0` ... and `head`.
+
+    Attributes:
+        dim: D, the width of a token.
+        depth: Number of transformer blocks.
+        heads: Attention heads in a block; a divisor of `dim`.
+        patch: Height and width of a patch in pixels.
+        mlp_ratio: Width inside a block's two-layer network, in units of `dim`.
+        pooling: What the head reads: `cls`, a token of its own, or `mean`, over all patches.
+        dropout: Probability that a value is zeroed, after the embedding and inside each block.
+        attention_dropout: Probability that an attention weight is zeroed.
+
+    Raises:
+        ConfigError: An option is out of its range, or `heads` does not divide `dim`.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    patch: int
+    mlp_ratio: float = 4.0
+    pooling: Pooling = "cls"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "patch"):
+            _require_positive(name, getattr(self, name))
+        for name in ("dropout", "attention_dropout"):
+            _require_probability(name, getattr(self, name))
+        if not (math.isfinite(self.mlp_ratio) and self.hidden >= 1):
+            raise ConfigError(
+                "model.mlp_ratio", self.mlp_ratio, "leaves no width", "give a positive number"
+            )
+        if self.pooling not in get_args(Pooling):
+            raise ConfigError("model.pooling", self.pooling, "is unknown", "possible: cls, mean")
+        if self.dim % self.heads:
+            problem = f"does not divide model.dim={self.dim}"
+            raise ConfigError("model.heads", self.heads, problem, _possible(_divisors(self.dim)))
+
+    @property
+    def hidden(self) -> int:
+        """Width inside a block's two-layer network."""
+        return round(self.dim * self.mlp_ratio)
+
+    def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
+        """The units for these images; the tokens `x` [B, T, D] pass from one to the next.
+
+        Raises:
+            ConfigError: `patch` does not divide the image, or the task is not classification.
+        """
+        classes = classes_of(task, "vit")
+        embed = partial(
+            Embed,
+            channels=image.channels,
+            patch=self.patch,
+            patches=self._patches(image),
+            dim=self.dim,
+            class_token=self.pooling == "cls",
+            dropout=self.dropout,
+        )
+        block = partial(
+            Block,
+            dim=self.dim,
+            heads=self.heads,
+            hidden=self.hidden,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+        )
+        head = partial(Head, dim=self.dim, classes=classes, pooling=self.pooling)
+        return [
+            Unit("embed", embed, reads=(IMAGE,)),
+            *(Unit(f"blocks.{index}", block) for index in range(self.depth)),
+            Unit("head", head, writes=("prediction",)),
+        ]
+
+    def _patches(self, image: ImageSpec) -> int:
+        """How many patches an image has."""
+        if image.height % self.patch or image.width % self.patch:
+            raise ConfigError(
+                "model.patch",
+                self.patch,
+                f"does not divide the image's {image.height} x {image.width} pixels",
+                _possible(_divisors(math.gcd(image.height, image.width))),
+            )
+        return (image.height // self.patch) * (image.width // self.patch)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"model.{name}", value, "is not positive", "give 1 or more")
+
+
+def _require_probability(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"model.{name}", value, "is not a probability below 1", "give 0 <= p < 1")
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _possible(values: Sequence[int]) -> str:
+    return "possible: " + ", ".join(str(value) for value in values)

@@ -1,0 +1,95 @@
+"""The metrics file, and what is kept of it for the summary."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ppll_cli.tasks.task import Task
+
+Line = dict[str, Any]
+
+
+@dataclass
+class _Epoch:
+    """Sums of a training epoch, over the reports that make it up."""
+
+    number: int = 0
+    loss: float = 0.0
+    samples: int = 0
+
+    def add(self, report: Mapping[str, Any]) -> None:
+        if report["epoch"] != self.number:
+            self.number, self.loss, self.samples = report["epoch"], 0.0, 0
+        self.loss += report["loss"]
+        self.samples += report["samples"]
+
+
+@dataclass
+class Metrics:
+    """Turns reports of sums into lines of `metrics.jsonl`.
+
+    Args:
+        path: The file; lines are appended.
+        task: Names and computes the metric.
+        modules: How many modules there are; the last one's lines are the model's own.
+        latest: The latest line of each split and module.
+        last_step: The latest step of any line.
+    """
+
+    path: Path
+    task: Task
+    modules: int
+    latest: dict[tuple[str, int | None], Line] = field(default_factory=dict)
+    last_step: int = 0
+    _epoch: _Epoch = field(default_factory=_Epoch)
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("a")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, report: Mapping[str, Any]) -> Line:
+        """Write the line of a report, and return it."""
+        own = report["module"] == self.modules - 1
+        line: Line = {
+            "step": report["step"],
+            "epoch": report["epoch"],
+            "split": report["split"],
+            "module": None if own else report["module"],
+            "stage": report["stage"],
+            "loss": finite(report["loss"] / report["samples"]),
+            self.task.metric: finite(self.task.score(report["measures"])),
+            "samples_per_second": finite(report["samples"] / max(report["seconds"], 1e-9)),
+        }
+        if own and report["split"] == "train":
+            self._epoch.add(report)
+        self.latest[line["split"], line["module"]] = line
+        self.last_step = max(self.last_step, line["step"])
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        return line
+
+    @property
+    def train_loss(self) -> float | None:
+        """The model's mean loss over the last epoch, as far as it went."""
+        epoch = self._epoch
+        return finite(epoch.loss / epoch.samples) if epoch.samples else None
+
+    def result(self, split: str, module: int | None = None) -> Line | None:
+        """Loss and metric of the latest evaluation, for the model's own head or a module's."""
+        module = None if module == self.modules - 1 else module
+        line = self.latest.get((split, module))
+        return line and {key: line[key] for key in ("loss", self.task.metric)}
+
+
+def finite(number: float) -> float | None:
+    """The number, or null: JSON knows neither infinity nor NaN."""
+    return number if isfinite(number) else None

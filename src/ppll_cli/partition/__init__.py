@@ -1,0 +1,1 @@
+"""Partition: units into modules, modules into stages, and what crosses each cut."""

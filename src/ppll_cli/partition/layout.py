@@ -1,0 +1,121 @@
+"""Which units make a module, which modules make a stage, and what crosses the cuts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import Unit
+from ppll_cli.partition.solver import balance
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of units that a stage executes as one, and the module they belong to."""
+
+    module: int
+    units: range
+    ends_module: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Contiguous groups of units, by their index in the model.
+
+    Attributes:
+        modules: The units of each module. Under back-propagation the model is one module.
+        stages: The units of each stage.
+    """
+
+    modules: tuple[range, ...]
+    stages: tuple[range, ...]
+
+    def chunks(self, stage: int) -> list[Chunk]:
+        """What the stage executes: the part of each module that lies in it."""
+        units = self.stages[stage]
+        chunks = []
+        for index, module in enumerate(self.modules):
+            start, stop = max(units.start, module.start), min(units.stop, module.stop)
+            if start < stop:
+                chunks.append(Chunk(index, range(start, stop), stop == module.stop))
+        return chunks
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What crosses the cut between a stage and the next one.
+
+    Attributes:
+        names: Names of the tensors that travel downstream, sorted.
+        gradients: Those of them whose gradients travel back, sorted.
+    """
+
+    names: tuple[str, ...]
+    gradients: tuple[str, ...]
+
+
+def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]:
+    """Groups of units that begin at the named units, the first group at the first unit.
+
+    Raises:
+        ConfigError: A name is unknown, given twice or out of order; `key` is named as the cause.
+    """
+    given = ",".join(starts)
+    for name in starts:
+        if name not in names[1:]:
+            possible = ", ".join(names[1:])
+            raise ConfigError(key, f"[{given}]", f"no cut can be at {name!r}", f"use {possible}")
+    indices = [names.index(name) for name in starts]
+    if any(here >= following for here, following in pairwise(indices)):
+        raise ConfigError(
+            key, f"[{given}]", "the units must be in the model's order, each once", "reorder them"
+        )
+    return [range(a, b) for a, b in pairwise([0, *indices, len(names)])]
+
+
+def group(atoms: Sequence[range], costs: Sequence[float], stages: int) -> list[range]:
+    """Group atoms (units, or fixed modules) into stages, so that the dearest stage is cheapest.
+
+    Args:
+        atoms: The units of each atom.
+        costs: The cost of each atom.
+        stages: How many stages.
+
+    Returns:
+        The units of each stage.
+    """
+    return [
+        range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in balance(costs, stages)
+    ]
+
+
+def edges(
+    units: Sequence[Unit],
+    stages: Sequence[range],
+    readers: Mapping[int, Sequence[str]],
+    backward: bool,
+) -> list[Edge]:
+    """What must cross each cut: all that is read behind it and made before it.
+
+    Args:
+        units: The model's units.
+        stages: The units of each stage.
+        readers: For the last unit of each module, the names that the module's loss reads there.
+        backward: Whether gradients travel back for what units have made.
+
+    Returns:
+        One edge for each cut between stages.
+    """
+    live: set[str] = set()
+    live_before: dict[int, set[str]] = {}
+    for index in range(len(units) - 1, -1, -1):
+        live |= set(readers.get(index, ()))
+        live -= set(units[index].writes)
+        live |= set(units[index].reads)
+        live_before[index] = set(live)
+    result = []
+    for stage in stages[1:]:
+        made = {name for unit in units[: stage.start] for name in unit.writes}
+        names = tuple(sorted(live_before[stage.start]))
+        result.append(Edge(names, tuple(n for n in names if n in made) if backward else ()))
+    return result

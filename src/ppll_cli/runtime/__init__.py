@@ -1,0 +1,1 @@
+"""Workers, what they execute, and who watches them."""

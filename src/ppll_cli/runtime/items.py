@@ -1,0 +1,122 @@
+"""What flows through the pipeline: batches, and marks behind them.
+
+Stage 0 decides what comes next; the others learn it from the header of the next message.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ppll_cli.schedules.instructions import Checkpoint, End, Evaluate, Mark
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A training batch.
+
+    Attributes:
+        step: Optimizer steps before it.
+        epoch: Its epoch, counted from 0.
+        batch: Its number within the epoch, from 0.
+        samples: How many samples it has.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """A batch of a held-out split."""
+
+    split: str
+    batch: int
+    samples: int
+
+
+Item = TrainBatch | EvaluationBatch | Mark
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run goes, as far as that is known before it starts.
+
+    Attributes:
+        samples: How many samples each split has.
+        batch_size: Of training batches; the last of an epoch may be shorter.
+        drop_last: Leave a shorter last batch out.
+        evaluation_size: Of evaluation batches.
+        epochs: The horizon, also of the learning rate.
+        max_steps: Stop after this many optimizer steps, if the horizon is not reached before.
+        eval_every: Epochs between evaluations; the end is always evaluated.
+        checkpoint_every: Optimizer steps between checkpoints; null: each epoch. The end always
+            has one.
+    """
+
+    samples: Mapping[str, int]
+    batch_size: int
+    drop_last: bool
+    evaluation_size: int
+    epochs: int
+    max_steps: int | None
+    eval_every: int
+    checkpoint_every: int | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches in an epoch."""
+        return len(self.batch_sizes())
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def batch_sizes(self) -> list[int]:
+        """Sizes of the training batches of an epoch."""
+        return _sizes(self.samples["train"], self.batch_size, self.drop_last)
+
+    def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
+        """Everything that flows, in order.
+
+        Args:
+            stop: Asked before each batch; once it says yes, a checkpoint and the end follow.
+            start: Optimizer steps that were done before.
+        """
+        sizes = self.batch_sizes()
+        step = start
+        while step < self.steps and not stop():
+            epoch, batch = divmod(step, len(sizes))
+            yield TrainBatch(step, epoch, batch, sizes[batch])
+            step += 1
+            epoch_ends = batch + 1 == len(sizes)
+            ends = step == self.steps
+            if ends or (epoch_ends and (epoch + 1) % self.eval_every == 0):
+                yield from self._evaluation(step, epoch + 1)
+            due = epoch_ends if self.checkpoint_every is None else step % self.checkpoint_every == 0
+            if due and not ends:
+                yield Checkpoint(step, epoch + 1)
+        yield Checkpoint(step, (step - 1) // len(sizes) + 1)
+        yield End(step)
+
+    def _evaluation(self, step: int, epoch: int) -> Iterator[Item]:
+        for split in ("val", "test"):
+            if split in self.samples:
+                sizes = _sizes(self.samples[split], self.evaluation_size, drop_last=False)
+                for batch, samples in enumerate(sizes):
+                    yield EvaluationBatch(split, batch, samples)
+                yield Evaluate(split, step, epoch)
+
+
+def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
+    full, rest = divmod(samples, size)
+    return [size] * full + ([rest] if rest and not drop_last else [])
+
+
+def split_batch(samples: int, microbatches: int) -> list[int]:
+    """Sizes of the micro-batches of a batch: as even as possible, none empty, larger ones first."""
+    parts = min(samples, microbatches)
+    size, extra = divmod(samples, parts)
+    return [size + (part < extra) for part in range(parts)]

@@ -1,0 +1,95 @@
+"""What the workers of a run are given: plain data, the same for all of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ppll_cli.local.method import Site
+from ppll_cli.models.unit import ImageSpec, Model, Unit, ValueSpec
+from ppll_cli.partition.layout import Edge, Layout
+from ppll_cli.runtime.items import Course
+from ppll_cli.schedules.schedule import Place, Schedule
+from ppll_cli.settings import Optim
+from ppll_cli.targets import make
+from ppll_cli.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run.
+
+    Attributes:
+        model: Configuration of the model's class.
+        data: Configuration of the data set's class.
+        local: Configuration of the local method's class.
+        schedule: Configuration of the schedule's class.
+        optim: Settings of the optimizer.
+        course: Batches, evaluations and checkpoints.
+        image: What the model is built for.
+        task: What is learnt.
+        layout: Which units make which modules and stages.
+        features: What the first output of each unit is like.
+        edges: What crosses each cut between stages.
+        depth: Slots of each channel beyond those that the schedule holds.
+        devices: The device of each stage.
+        threads: CPU threads of each worker.
+        seed: Of all that is drawn.
+        bf16: Compute under bfloat16 autocast.
+        deterministic: Use deterministic kernels only.
+        run_dir: Where results go.
+    """
+
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    local: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    optim: Optim
+    course: Course
+    image: ImageSpec
+    task: Task
+    layout: Layout
+    features: tuple[ValueSpec, ...]
+    edges: tuple[Edge, ...]
+    depth: int
+    devices: tuple[str, ...]
+    threads: int
+    seed: int
+    bf16: bool
+    deterministic: bool
+    run_dir: str
+
+    @property
+    def stages(self) -> int:
+        """How many stages, and so workers, there are."""
+        return len(self.layout.stages)
+
+    @property
+    def local_learning(self) -> bool:
+        """Whether modules are trained by local losses."""
+        local: bool = self.make_schedule().local
+        return local
+
+    @property
+    def warmup(self) -> int:
+        """Training batches that figures of the steady state leave out, at the start of a process."""
+        return min(10, self.course.steps // 5)
+
+    def place(self, stage: int, microbatches: int) -> Place:
+        """Where a stage's instructions for a training batch are executed."""
+        chunks = len(self.layout.chunks(stage))
+        norms = self.optim.clip_norm is not None and not self.local_learning
+        return Place(stage, self.stages, chunks, microbatches, norms)
+
+    def make_schedule(self) -> Schedule:
+        """The schedule."""
+        schedule: Schedule = make("schedule", self.schedule)
+        return schedule
+
+    def units(self) -> list[Unit]:
+        """The model's units."""
+        model: Model = make("model", self.model)
+        return list(model.units(self.image, self.task))
+
+    def site(self, module: int) -> Site:
+        """Where a module's auxiliary network stands."""
+        return Site.of(self.layout.modules, module, self.units(), self.features, self.task)

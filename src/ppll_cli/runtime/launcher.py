@@ -1,0 +1,183 @@
+"""The launcher: starts the workers, watches them, and gathers what they report."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from types import FrameType
+from typing import Any
+
+from ppll_cli.errors import Interrupted, WorkerFailedError
+from ppll_cli.runtime import forkserver, worker
+from ppll_cli.runtime.job import Job
+from ppll_cli.transport.channel import Receiver, Sender, Transport
+
+log = logging.getLogger(__name__)
+
+LEAVE_S = 5.0
+"""How long a worker may take to leave once it is told to."""
+
+Report = dict[str, Any]
+
+
+@dataclass
+class _Watched:
+    """A worker, seen from the parent."""
+
+    stage: int
+    process: ForkServerProcess
+    reports: Connection
+    done: Report | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the workers ended.
+
+    Attributes:
+        reports: The last report of each worker, in the order of the stages.
+        signal: The signal that asked for a stop, if one did.
+    """
+
+    reports: list[Report]
+    signal: int | None
+
+
+def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) -> Ending:
+    """Run a job to its end.
+
+    Args:
+        job: What to run.
+        transport: Makes the channels between the workers.
+        on_report: Told each report of a worker as it comes, except the last.
+
+    Raises:
+        WorkerFailedError: A worker failed; all have been stopped.
+        Interrupted: A second signal came; all have been stopped.
+    """
+    context = forkserver.context()
+    stop = context.RawValue("b", 0)
+    senders, receivers = _channels(job, transport)
+    workers: list[_Watched] = []
+    with _stop_on_signal(stop), _none_left(workers):
+        for stage in range(job.stages):
+            here, there = context.Pipe()
+            links = worker.Links(senders[stage], receivers[stage], there, stop)
+            process = context.Process(
+                target=worker.main, args=(job, stage, links), name=f"ppll-stage-{stage}"
+            )
+            process.start()
+            there.close()
+            workers.append(_Watched(stage, process, here))
+        while not all(watched.done for watched in workers):
+            _watch(job, workers, on_report)
+        for watched in workers:
+            watched.reports.send_bytes(b"leave")
+        for watched in workers:
+            watched.process.join(LEAVE_S)
+        return Ending([w.done for w in workers if w.done], stop.value or None)
+
+
+def _channels(
+    job: Job, transport: Transport
+) -> tuple[list[dict[int, Sender]], list[dict[int, Receiver]]]:
+    """For each stage, its ends of the channels to and from its neighbours."""
+    schedule = job.make_schedule()
+    senders: list[dict[int, Sender]] = [{} for _ in range(job.stages)]
+    receivers: list[dict[int, Receiver]] = [{} for _ in range(job.stages)]
+    for stage in range(job.stages - 1):
+        held = schedule.held(job.place(stage + 1, schedule.microbatches))
+        directions = [(stage, stage + 1, held)]
+        if not job.local_learning:
+            directions.append((stage + 1, stage, 1))  # gradients: the one in hand
+        for source, target, slots in directions:
+            senders[source][target], receivers[target][source] = transport.channel(
+                slots + transport.depth
+            )
+    return senders, receivers
+
+
+def _watch(job: Job, workers: list[_Watched], on_report: Callable[[Report], None]) -> None:
+    """Wait until something happens, and deal with it."""
+    failures: list[Report] = []
+    ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
+    sentinels = [watched.process.sentinel for watched in workers]
+    ready = wait([*ends, *sentinels], timeout=1.0)
+    for watched in workers:
+        died = watched.process.sentinel in ready
+        for report in _read(watched.reports, wait_for_end=died):
+            if report["kind"] == "done":
+                watched.done = report
+            elif report["kind"] == "failed":
+                failures.append(report)
+            elif report["kind"] == "log":
+                log.log(report["level"], "stage %d: %s", watched.stage, report["message"])
+            else:
+                on_report(report)
+        if died and not any(failure["stage"] == watched.stage for failure in failures):
+            failures.append(_death(job, watched))
+    if failures:
+        raise WorkerFailedError(min(failures, key=lambda failure: float(failure["time"])))
+
+
+def _read(reports: Connection, wait_for_end: bool) -> Iterator[Report]:
+    """All reports that are there; of a dead worker, up to the end of its pipe."""
+    try:
+        while reports.poll(LEAVE_S if wait_for_end else 0):
+            yield reports.recv()
+    except (EOFError, ConnectionResetError):
+        return
+
+
+def _death(job: Job, watched: _Watched) -> Report:
+    """The report of a worker that could not make one."""
+    watched.process.join(LEAVE_S)
+    code = watched.process.exitcode
+    how = f"exit status {code}"
+    if code is not None and code < 0:
+        how = f"killed by {signal.Signals(-code).name}"
+    return {
+        "kind": "failed",
+        "stage": watched.stage,
+        "time": time.time(),
+        "device": job.devices[watched.stage],
+        "error": f"the worker process is gone ({how})",
+    }
+
+
+@contextmanager
+def _none_left(workers: list[_Watched]) -> Iterator[None]:
+    """However the body ends, no worker outlives it."""
+    try:
+        yield
+    finally:
+        for watched in workers:
+            watched.process.terminate()
+        for watched in workers:
+            watched.process.join(LEAVE_S)
+            if watched.process.is_alive():
+                watched.process.kill()
+                watched.process.join(LEAVE_S)
+            watched.reports.close()
+
+
+@contextmanager
+def _stop_on_signal(stop: worker.StopFlag) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks for a checkpoint and an end, the second ends at once."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.value:
+            raise Interrupted(number)
+        stop.value = number
+        log.warning("stopping after the batch in hand; once more to stop at once")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

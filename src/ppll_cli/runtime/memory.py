@@ -1,0 +1,44 @@
+"""How much memory a worker uses."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """The most memory in use since the steady state began.
+
+    CUDA: the most that tensors had allocated. Linux, CPU: the high-water mark of the process, less
+    its size when this object was made, before the model was built. Elsewhere unknown.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = _status("VmRSS")
+
+    def reset(self) -> None:
+        """The steady state begins."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif sys.platform == "linux":
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                self._before = None  # the mark cannot be reset here, so nothing true can be said
+
+    def read(self) -> int | None:
+        """In bytes; null where it is unknown."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = _status("VmHWM")
+        return None if peak is None or self._before is None else max(0, peak - self._before)
+
+
+def _status(field: str) -> int | None:
+    if sys.platform != "linux":
+        return None
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,307 @@
+"""From settings to a job: everything that can be checked before a worker starts is checked here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ppll_cli.data.batches import steps_per_epoch
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.method import Criterion, LocalMethod, Site, module_criterion
+from ppll_cli.models.unit import IMAGE, Unit, ValueSpec
+from ppll_cli.partition.layout import Layout, cut_at, edges, group
+from ppll_cli.partition.solver import balance
+from ppll_cli.partition.trace import Cost, TracedUnit, empty, measure, trace
+from ppll_cli.runtime.items import Course, split_batch
+from ppll_cli.runtime.job import Job
+from ppll_cli.schedules.schedule import Schedule
+from ppll_cli.settings import Settings
+from ppll_cli.targets import make
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job, and what was found while it was prepared.
+
+    Attributes:
+        job: What the workers are given.
+        units: Names of the model's units.
+        unit_costs: Of each unit.
+        auxiliary_costs: Of each module's auxiliary network.
+        emulated: Whether several workers share a device.
+        notes: What the user should be told.
+    """
+
+    job: Job
+    units: tuple[str, ...]
+    unit_costs: tuple[Cost, ...]
+    auxiliary_costs: tuple[Cost, ...]
+    emulated: bool
+    notes: tuple[str, ...]
+
+
+def prepare(settings: Settings, run_dir: str) -> Prepared:
+    """Build the job.
+
+    Raises:
+        ConfigError: The settings do not fit the model, the data, one another or this machine.
+    """
+    notes: list[str] = []
+    schedule: Schedule = make("schedule", settings.schedule)
+    _note_schedule(settings, schedule, notes)
+    devices, emulated = _devices(settings, 1 if schedule.one_stage else settings.stages_asked, notes)
+
+    dataset = make("data", settings.data)
+    dataset.prepare()
+    splits = dataset.load()
+    samples = {name: len(split.labels) for name, split in splits.items()}
+    image, task = dataset.image_spec(splits), dataset.task
+    course = _course(settings, schedule, samples, dataset.drop_last)
+
+    units = tuple(make("model", settings.model).units(image, task))
+    _check_units(units, {IMAGE, *task.targets})
+    shape = (image.channels, image.height, image.width)
+    traced = trace(units, {IMAGE: ValueSpec(shape, torch.float32)})
+
+    local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
+    method: LocalMethod = make("local", local)
+    layout = _layout(settings, schedule, units, traced)
+    features = tuple(unit.outputs[0] for unit in traced)
+    criteria, auxiliary = _criteria(layout, units, features, task, method)
+    readers = {m.stop - 1: c.reads for m, c in zip(layout.modules, criteria, strict=True)}
+    crossing = edges(units, layout.stages, readers, backward=not schedule.local)
+
+    job = Job(
+        model=settings.model,
+        data=settings.data,
+        local=local,
+        schedule=settings.schedule,
+        optim=settings.optim,
+        course=course,
+        image=image,
+        task=task,
+        layout=layout,
+        features=features,
+        edges=tuple(crossing),
+        depth=settings.transport["depth"],
+        devices=devices,
+        threads=settings.threads_per_worker,
+        seed=settings.seed,
+        bf16=settings.precision == "bf16",
+        deterministic=settings.deterministic,
+        run_dir=run_dir,
+    )
+    costs = tuple(unit.cost for unit in traced)
+    names = tuple(unit.name for unit in units)
+    _check_batch_norm(course, schedule, names, costs, auxiliary)
+    return Prepared(job, names, costs, auxiliary, emulated, tuple(notes))
+
+
+def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:
+    asked = settings.schedule["microbatches"]
+    if asked != schedule.microbatches:
+        notes.append(f"schedule.microbatches={asked}: this schedule takes 1, and 1 is used")
+    if schedule.one_stage and settings.stages_asked > 1:
+        what = "the same modules as for ppll are trained, on one device" if schedule.local else ""
+        notes.append(
+            f"gpus={settings.stages_asked}: this schedule uses one device" + (what and f"; {what}")
+        )
+    if schedule.microbatches > 1:
+        notes.append(
+            f"BatchNorm, if the model has any, sees micro-batches: each batch is split into "
+            f"{schedule.microbatches}"
+        )
+
+
+def _devices(settings: Settings, stages: int, notes: list[str]) -> tuple[tuple[str, ...], bool]:
+    """The device of each stage, and whether stages share one."""
+    found = torch.cuda.device_count() if settings.device != "cpu" else 0
+    if settings.device == "cuda" and found == 0:
+        raise ConfigError("device", "cuda", "there is no CUDA device", "use device=cpu")
+    if found == 0 or (settings.gpus is None and found < stages):
+        if settings.device == "auto":
+            reason = "there is no CUDA device" if found == 0 else f"there are {found} CUDA devices"
+            notes.append(f"{reason}: {stages} worker(s) on CPU")
+        return ("cpu",) * stages, False
+    if found < stages and not settings.oversubscribe:
+        raise ConfigError(
+            "gpus",
+            stages,
+            f"there are {found} CUDA devices",
+            f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
+        )
+    return tuple(f"cuda:{stage % found}" for stage in range(stages)), found < stages
+
+
+def _course(
+    settings: Settings, schedule: Schedule, samples: Mapping[str, int], drop_last: bool
+) -> Course:
+    if settings.batch_size > samples["train"]:
+        raise ConfigError(
+            "batch_size",
+            settings.batch_size,
+            f"the training set has {samples['train']} samples",
+            f"use at most {samples['train']}",
+        )
+    steps_per_epoch(samples["train"], settings.batch_size, drop_last)
+    return Course(
+        samples=samples,
+        batch_size=settings.batch_size,
+        drop_last=drop_last,
+        # Memory is planned for training micro-batches, so evaluation takes no larger ones.
+        evaluation_size=split_batch(settings.batch_size, schedule.microbatches)[0],
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint.every,
+    )
+
+
+def _check_units(units: Sequence[Unit], batch: set[str]) -> None:
+    """Check what a user's own model returns."""
+    if not units or not all(isinstance(unit, Unit) for unit in units):
+        raise ConfigError("model", "", "its units() must return a list of at least one Unit")
+    names = [unit.name for unit in units]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("model", "", f"has several units named {name!r}")
+    known = set(batch)
+    for unit in units:
+        missing = [name for name in unit.reads if name not in known]
+        if missing:
+            raise ConfigError(
+                "model",
+                "",
+                f"unit {unit.name!r} reads {missing[0]!r}, which nothing before it makes",
+                f"there are {', '.join(sorted(known))}",
+            )
+        known.update(unit.writes)
+
+
+def _layout(
+    settings: Settings, schedule: Schedule, units: Sequence[Unit], traced: Sequence[TracedUnit]
+) -> Layout:
+    names = [unit.name for unit in units]
+    whole = range(len(units))
+    asked = settings.stages_asked
+    if asked > len(units):
+        raise ConfigError(
+            "gpus", asked, f"the model has only {len(units)} units", f"use at most {len(units)}"
+        )
+    modules = _fixed_modules(settings, names) if schedule.local else None
+    atoms = modules or [range(index, index + 1) for index in whole]
+    if schedule.one_stage and (modules or not schedule.local):
+        return Layout(tuple(modules or [whole]), (whole,))
+    if asked > len(atoms):
+        raise ConfigError(
+            "gpus",
+            asked,
+            f"there are only {len(atoms)} modules",
+            f"use gpus={len(atoms)} at most, or local.modules={asked} at least",
+        )
+    stages = _stages(settings, names, atoms, traced)
+    if not schedule.local:
+        return Layout((whole,), tuple(stages))
+    return Layout(tuple(modules or stages), (whole,) if schedule.one_stage else tuple(stages))
+
+
+def _fixed_modules(settings: Settings, names: Sequence[str]) -> list[range] | None:
+    """The modules that `local.cuts` or `local.modules` fix."""
+    cuts, count = settings.local.get("cuts"), settings.local.get("modules")
+    if cuts is not None:
+        if count is not None and count != len(cuts) + 1:
+            raise ConfigError(
+                "local.modules", count, f"local.cuts makes {len(cuts) + 1}", "give one of the two"
+            )
+        if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
+            raise ConfigError("local.cuts", cuts, "must be a list of names of units")
+        return cut_at(names, cuts, "local.cuts")
+    if count is None:
+        return None
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
+        raise ConfigError(
+            "local.modules", count, f"must be a whole number from 1 to {len(names)}, the units"
+        )
+    return balance([1.0] * len(names), count)
+
+
+def _stages(
+    settings: Settings,
+    names: Sequence[str],
+    atoms: Sequence[range],
+    traced: Sequence[TracedUnit],
+) -> list[range]:
+    stages = settings.stages_asked
+    if settings.partition.name == "manual":
+        assert settings.partition.cuts is not None
+        cuts = settings.partition.cuts
+        if len(cuts) != stages - 1:
+            raise ConfigError(
+                "partition.cuts",
+                f"[{','.join(cuts)}]",
+                f"makes {len(cuts) + 1} stages, but there are {stages}",
+                f"give {stages - 1} cuts, or gpus={len(cuts) + 1}",
+            )
+        starts = {atom.start for atom in atoms}
+        for cut in cuts:
+            if cut in names and names.index(cut) not in starts:
+                possible = ", ".join(names[start] for start in sorted(starts) if start)
+                raise ConfigError(
+                    "partition.cuts",
+                    f"[{','.join(cuts)}]",
+                    f"{cut!r} is inside a module",
+                    f"cut at {possible}",
+                )
+        return cut_at(names, cuts, "partition.cuts")
+    weigh: Callable[[int], float] = lambda _: 1.0  # noqa: E731
+    if settings.partition.name == "params":
+        weigh = lambda index: traced[index].cost.params  # noqa: E731
+    return group(atoms, [sum(map(weigh, atom)) for atom in atoms], stages)
+
+
+def _criteria(
+    layout: Layout,
+    units: Sequence[Unit],
+    features: Sequence[ValueSpec],
+    task: Any,
+    method: LocalMethod,
+) -> tuple[list[Criterion], tuple[Cost, ...]]:
+    """What trains each module, without memory, and what its auxiliary network costs."""
+    criteria, costs = [], []
+    for module in range(len(layout.modules)):
+        site = Site.of(layout.modules, module, units, features, task)
+        criterion, cost = measure(
+            partial(module_criterion, method, site),
+            lambda built: (built.head(empty(site.spec)), built)[1],  # noqa: B023 - called at once
+        )
+        assert isinstance(criterion, Criterion)
+        criteria.append(criterion)
+        costs.append(cost)
+    return criteria, tuple(costs)
+
+
+def _check_batch_norm(
+    course: Course,
+    schedule: Schedule,
+    names: Sequence[str],
+    units: Sequence[Cost],
+    auxiliary: Sequence[Cost],
+) -> None:
+    """Refuse to train BatchNorm on one value a channel, which torch cannot do."""
+    smallest = min(split_batch(n, schedule.microbatches)[-1] for n in course.batch_sizes())
+    owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
+    layers = [
+        f"{layer} of {owner}"
+        for owner, cost in zip(owners, [*units, *auxiliary], strict=True)
+        for layer in cost.single_valued
+    ]
+    if smallest == 1 and layers:
+        raise ConfigError(
+            "batch_size",
+            course.batch_size,
+            f"leaves a micro-batch of one sample, of which {layers[0]} (BatchNorm) would see one "
+            "value a channel",
+            "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
+        )

@@ -1,0 +1,319 @@
+"""The part of a model that one worker holds, and what it computes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli import seeding
+from ppll_cli.local.method import Criterion, module_criterion
+from ppll_cli.models.unit import Unit, build_unit
+from ppll_cli.partition.layout import Chunk, Edge
+from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.learning_rate import learning_rate
+from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
+from ppll_cli.targets import make
+
+
+@dataclass
+class Sums:
+    """Losses and metrics of some batches, on the device: reading them would stop the host.
+
+    Attributes:
+        loss: Sum of the losses of all samples, a scalar.
+        samples: How many samples.
+        measures: Sum of what the task measured.
+    """
+
+    loss: Tensor | float = 0.0
+    samples: int = 0
+    measures: Tensor | float = 0.0
+
+    def add(self, loss: Tensor, samples: int, measures: Tensor) -> None:
+        """Add a batch, given its mean loss."""
+        self.loss = self.loss + loss.detach().double() * samples
+        self.samples += samples
+        self.measures = self.measures + measures
+
+
+@dataclass
+class StageChunk:
+    """A chunk and its networks.
+
+    Attributes:
+        place: Which units, of which module.
+        units: The units and their networks, in order.
+        criterion: The loss at a module's end; its parameters are the auxiliary network.
+        optimizer: Of all parameters; none where there are none.
+        sums: What was measured in training, and by split in evaluation, and not yet reported.
+    """
+
+    place: Chunk
+    units: list[tuple[Unit, nn.Module]]
+    criterion: Criterion | None
+    optimizer: torch.optim.Optimizer | None = None
+    sums: dict[str, Sums] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The units' networks, and the criterion."""
+        criterion = [] if self.criterion is None else [self.criterion]
+        return [network for _, network in self.units] + criterion
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the units, and of the auxiliary network."""
+        return [p for network in self.networks for p in network.parameters()]
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether there is an auxiliary network."""
+        return self.criterion is not None and any(True for _ in self.criterion.parameters())
+
+    def add(self, split: str, loss: Tensor, samples: int, measures: Tensor) -> None:
+        """Add what was measured on a batch."""
+        self.sums.setdefault(split, Sums()).add(loss, samples, measures)
+
+
+class Stage:
+    """The units of one stage, and the tensors of the batch in hand.
+
+    Tensors have names, and each micro-batch has its own. Under back-propagation the inputs that
+    units made are leaves, whose gradients travel upstream; under local learning nothing that enters
+    a chunk has a gradient.
+
+    Args:
+        job: The run.
+        index: Number of the stage.
+        device: Where to compute.
+    """
+
+    def __init__(self, job: Job, index: int, device: torch.device) -> None:
+        self.job, self.index, self.device = job, index, device
+        self.inputs_edge: Edge | None = job.edges[index - 1] if index > 0 else None
+        self.outputs_edge: Edge | None = job.edges[index] if index < len(job.edges) else None
+        units = job.units()
+        self.chunks = [self._build(place, units) for place in job.layout.chunks(index)]
+        self.values: dict[int, dict[str, Tensor]] = {}
+        self._leaves: dict[int, dict[str, Tensor]] = {}
+        self._losses: dict[int, Tensor] = {}
+        self._norm: Tensor | None = None
+        self._training: bool | None = None
+        self._step = 0
+        self._sizes: list[int] = []
+
+    def _build(self, place: Chunk, units: list[Unit]) -> StageChunk:
+        job = self.job
+        networks = [(units[i], build_unit(units[i], job.seed)) for i in place.units]
+        criterion = None
+        if place.ends_module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeding.auxiliary_weights(job.seed, place.module))
+                criterion = module_criterion(make("local", job.local), job.site(place.module))
+        chunk = StageChunk(place, networks, criterion)
+        for network in chunk.networks:
+            network.to(self.device)
+        if chunk.parameters:
+            chunk.optimizer = make_optimizer(job.optim, chunk.parameters)
+        return chunk
+
+    def begin(self, training: bool, sizes: list[int], step: int = 0) -> None:
+        """A batch begins.
+
+        Args:
+            training: Else it is an evaluation batch.
+            sizes: Samples of each micro-batch.
+            step: Optimizer steps before a training batch.
+        """
+        if training != self._training:
+            for chunk in self.chunks:
+                for network in chunk.networks:
+                    network.train(training)
+        self._training, self._sizes, self._step = training, sizes, step
+
+    def end(self) -> None:
+        """The batch ends; nothing of it is kept."""
+        self.values.clear()
+        self._leaves.clear()
+        self._losses.clear()
+
+    def put(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
+        """Take what enters the stage for a micro-batch."""
+        self.values[micro_batch] = dict(tensors)
+        if self._training and self.inputs_edge is not None:
+            names = self.inputs_edge.gradients
+            leaves = {name: tensors[name].detach().requires_grad_() for name in names}
+            self.values[micro_batch].update(leaves)
+            self._leaves[micro_batch] = leaves
+
+    def outputs(self, micro_batch: int) -> dict[str, Tensor]:
+        """What crosses the cut behind the stage, detached."""
+        assert self.outputs_edge is not None
+        values = self.values[micro_batch]
+        return {name: values[name].detach() for name in self.outputs_edge.names}
+
+    def forward(self, chunk: StageChunk, micro_batch: int) -> None:
+        """Run a chunk's units."""
+        values = self.values[micro_batch]
+        with self._autocast(), torch.set_grad_enabled(bool(self._training)):
+            for unit, network in chunk.units:
+                if self._training:
+                    seed = self.job.seed
+                    self._reseed(seeding.unit_forward(seed, unit.name, self._step, micro_batch))
+                made = network(*(values[name] for name in unit.reads))
+                made = made if isinstance(made, tuple) else (made,)
+                values.update(zip(unit.writes, made, strict=True))
+
+    def local_loss(self, chunk: StageChunk, micro_batch: int) -> dict[str, Tensor]:
+        """A module's local loss, and its gradients down to the module's outputs.
+
+        The auxiliary network works on detached outputs, so that its time and the backbone's can be
+        told apart and its graph is gone before the backbone's backward begins.
+
+        Returns:
+            The detached outputs, with gradients where the loss depends on them.
+        """
+        values = self.values[micro_batch]
+        made = {name: values[name] for unit, _ in chunk.units for name in unit.writes}
+        detached = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in made.items()
+            if tensor.requires_grad
+        }
+        loss = self._loss(chunk, micro_batch, {**values, **detached})
+        loss.backward()  # type: ignore[no-untyped-call]
+        return detached
+
+    def local_step(
+        self, chunk: StageChunk, micro_batch: int, outputs: Mapping[str, Tensor]
+    ) -> None:
+        """A module's backward from the gradients of its outputs, and its optimizer's step."""
+        values = self.values[micro_batch]
+        names = [name for name, output in outputs.items() if output.grad is not None]
+        gradients = [outputs[name].grad for name in names]
+        torch.autograd.backward([values[name] for name in names], gradients)
+        parameters = chunk.parameters
+        if self.job.optim.clip_norm is not None:
+            clip(parameters, self.job.optim.clip_norm, squared_norm(parameters))
+        self._step_optimizer(chunk)
+        for name in outputs:
+            values[name] = values[name].detach()
+
+    def loss(self, chunk: StageChunk, micro_batch: int) -> None:
+        """The task's loss, weighted by the micro-batch's share of the batch."""
+        values = self.values[micro_batch]
+        loss = self._loss(chunk, micro_batch, values)
+        self._losses[micro_batch] = loss * (self._sizes[micro_batch] / sum(self._sizes))
+
+    def backward(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
+        """One backward pass, from all that left the stage or from the loss.
+
+        Args:
+            micro_batch: Which.
+            gradients: Received for what crossed the cut behind the stage.
+        """
+        values = self.values.pop(micro_batch)
+        if self.outputs_edge is None:
+            torch.autograd.backward([self._losses.pop(micro_batch)])
+        else:
+            names = [n for n in self.outputs_edge.gradients if values[n].requires_grad]
+            roots = [values[name] for name in names]
+            torch.autograd.backward(roots, [gradients[name] for name in names])
+
+    def input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
+        """The gradients of what entered the stage; zeros where nothing depends on it."""
+        leaves = self._leaves.pop(micro_batch)
+        return {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in leaves.items()
+        }
+
+    def add_norms(self, before: Tensor | None) -> Tensor:
+        """The running sum of the units' squared gradient norms, in the order of the units."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        if before is not None:
+            total = before
+        for chunk in self.chunks:
+            for _, network in chunk.units:
+                total = total + squared_norm(network.parameters())
+        return total
+
+    def step(self, total: Tensor | None) -> None:
+        """The optimizer's step for all units, clipped by the squared norm of the whole model."""
+        for chunk in self.chunks:
+            if total is not None:
+                assert self.job.optim.clip_norm is not None
+                clip(chunk.parameters, self.job.optim.clip_norm, total)
+            self._step_optimizer(chunk)
+
+    def measure(self, chunk: StageChunk, micro_batch: int, split: str) -> None:
+        """Loss and metric of a module on an evaluation batch."""
+        if chunk.criterion is None:
+            return
+        values = self.values[micro_batch]
+        with self._autocast(), torch.no_grad():
+            loss, prediction = chunk.criterion(values)
+            measures = self.job.task.measure(prediction, values)
+        chunk.add(split, loss, self._sizes[micro_batch], measures)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters, buffers and optimizer states by name, whatever the partition is.
+
+        Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, or
+        `optimizer.` and a parameter's name of one of these.
+        """
+        found: dict[str, Tensor] = {}
+        for chunk in self.chunks:
+            for prefix, network in self._named_networks(chunk):
+                for name, tensor in network.state_dict().items():
+                    found[f"{prefix}.{name}"] = tensor
+                for name, parameter in network.named_parameters():
+                    state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
+                    for key, value in state.items():
+                        if isinstance(value, Tensor):
+                            found[f"optimizer.{prefix}.{name}.{key}"] = value
+        return found
+
+    def _named_networks(self, chunk: StageChunk) -> Iterator[tuple[str, nn.Module]]:
+        for unit, network in chunk.units:
+            yield f"model.{unit.name}", network
+        if chunk.criterion is not None:
+            yield f"auxiliary.{chunk.place.module}", chunk.criterion
+
+    def _loss(
+        self, chunk: StageChunk, micro_batch: int, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        assert chunk.criterion is not None
+        with self._autocast():
+            seed, module = self.job.seed, chunk.place.module
+            self._reseed(seeding.auxiliary_forward(seed, module, self._step, micro_batch))
+            loss, prediction = chunk.criterion(values)
+            with torch.no_grad():
+                measures = self.job.task.measure(prediction, values)
+        chunk.add("train", loss, self._sizes[micro_batch], measures)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def _step_optimizer(self, chunk: StageChunk) -> None:
+        if chunk.optimizer is None:
+            return
+        course = self.job.course
+        rate = learning_rate(self.job.optim, self._step, course.steps_per_epoch, course.epochs)
+        for group in chunk.optimizer.param_groups:
+            group["lr"] = rate
+        chunk.optimizer.step()
+        chunk.optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if not self.job.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _reseed(self, seed: int) -> None:
+        # torch.manual_seed would visit every device, and format a stack trace for each call.
+        generator = torch.default_generator
+        if self.device.type == "cuda":
+            generator = torch.cuda.default_generators[self.device.index or 0]
+        generator.manual_seed(seed)

@@ -1,0 +1,179 @@
+"""The summary of a run: what `summary.json` holds."""
+
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ppll_cli
+from ppll_cli.observe.metrics import Metrics
+from ppll_cli.runtime.prepare import Prepared
+from ppll_cli.schedules.instructions import Instruction
+from ppll_cli.settings import Settings
+from ppll_cli.simulate import simulate
+
+Report = Mapping[str, Any]
+
+
+def summarise(
+    settings: Settings,
+    choices: Mapping[str, str],
+    prepared: Prepared,
+    metrics: Metrics,
+    reports: Sequence[Report],
+    status: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """What is known of a run at its end.
+
+    Args:
+        settings: The configuration.
+        choices: The option chosen in each group.
+        prepared: The job, and what its parts cost.
+        metrics: What was measured.
+        reports: The last report of each worker; none of a run that failed.
+        status: completed, interrupted or failed.
+        seconds: How long the workers trained, evaluation and checkpoints included.
+    """
+    job = prepared.job
+    course = job.course
+    step = reports[-1]["step"] if reports else metrics.last_step
+    return {
+        "status": status,
+        "schedule": choices["schedule"],
+        "model": choices["model"],
+        "data": choices["data"],
+        "local": choices["local"],
+        "gpus": job.stages,
+        "devices": list(job.devices),
+        "device": job.devices[0].partition(":")[0],
+        "emulated": prepared.emulated,
+        "threads": job.threads,
+        "modules": len(job.layout.modules),
+        "seed": job.seed,
+        "epochs": course.epochs,
+        "steps": step,
+        "batch_size": course.batch_size,
+        "microbatches": job.make_schedule().microbatches,
+        "precision": settings.precision,
+        "train": {
+            "loss": metrics.train_loss,
+            "seconds": seconds,
+            "samples_per_second": _rate(reports[-1]) if reports else None,
+        },
+        "test": metrics.result("test"),
+        **({"val": metrics.result("val")} if "val" in course.samples else {}),
+        "per_module": list(_modules(prepared, metrics)),
+        "stages": list(_stages(prepared, reports)),
+        "edges": list(_edges(prepared, reports)),
+        "pipeline": {
+            "bubble_fraction": _bubble(reports),
+            "predicted_samples_per_second": _prediction(prepared, reports),
+        },
+        "versions": {
+            "ppll_run": ppll_cli.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "hydra-core")},
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
+    for index, units in enumerate(prepared.job.layout.modules):
+        costs = [prepared.unit_costs[unit] for unit in units]
+        auxiliary = prepared.auxiliary_costs[index]
+        yield {
+            "units": [prepared.units[unit] for unit in units],
+            "params": sum(cost.params for cost in costs),
+            "aux_params": auxiliary.params,
+            "flops": sum(cost.flops for cost in costs),
+            "aux_flops": auxiliary.flops,
+            "test": metrics.result("test", index),
+        }
+
+
+def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, Any]]:
+    job = prepared.job
+    for index, units in enumerate(job.layout.stages):
+        report = reports[index] if reports else None
+        yield {
+            "index": index,
+            "device": job.devices[index],
+            "units": [prepared.units[unit] for unit in units],
+            "modules": [chunk.module for chunk in job.layout.chunks(index)],
+            "compute_fraction": _fraction(report, "compute"),
+            "aux_fraction": _fraction(report, "auxiliary"),
+            "starved_fraction": _fraction(report, "starved"),
+            "blocked_fraction": _fraction(report, "blocked"),
+            "data_fraction": _fraction(report, "data"),
+            "transfer_fraction": _fraction(report, "transfer"),
+            "peak_memory_bytes": report["peak_memory_bytes"] if report else None,
+        }
+
+
+def _edges(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, Any]]:
+    for stage, edge in enumerate(prepared.job.edges):
+        directions = [(stage, stage + 1, edge.names)]
+        if edge.gradients:
+            directions.append((stage + 1, stage, edge.gradients))
+        for source, target, names in directions:
+            sent = reports[source]["bytes_sent"][target] if reports else None
+            yield {"from": source, "to": target, "names": list(names), "bytes_sent": sent}
+
+
+def _steady(report: Report | None) -> bool:
+    """Whether there is a steady state to speak of."""
+    return report is not None and report["batches"] > 0 and report["wall_s"] > 0
+
+
+def _rate(report: Report) -> float | None:
+    return report["samples"] / report["wall_s"] if _steady(report) else None
+
+
+def _fraction(report: Report | None, kind: str) -> float | None:
+    if report is None or not _steady(report):
+        return None
+    return float(report["spent_s"].get(kind, 0.0) / report["wall_s"])
+
+
+def _bubble(reports: Sequence[Report]) -> float | None:
+    """Share of the stages' steady state in which they waited."""
+    if not reports or not all(_steady(report) for report in reports):
+        return None
+    waits = [sum(report["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for report in reports]
+    return float(sum(waits) / sum(report["wall_s"] for report in reports))
+
+
+def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
+    """The simulator's speed for the mean times that the run's own instructions took."""
+    if not reports or not all(_steady(report) for report in reports):
+        return None
+    job = prepared.job
+    schedule = job.make_schedule()
+    places = [job.place(stage, schedule.microbatches) for stage in range(job.stages)]
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        report = reports[stage]
+        return float(report["instruction_s"].get(instruction, 0.0) / report["batches"])
+
+    def makespan_s(batches: int) -> float:
+        streams = [list(schedule.batch(place)) * batches for place in places]
+        held = [schedule.held(place) + job.depth for place in places]
+        return simulate(streams, cost, lambda channel: held[channel.target]).makespan_s
+
+    few, many = 4 * job.stages, 8 * job.stages  # the difference leaves filling and draining out
+    batch_s = (makespan_s(many) - makespan_s(few)) / (many - few)
+    return float(reports[-1]["samples"] / reports[-1]["batches"] / batch_s)
+
+
+def _git_commit() -> str | None:
+    """The commit that the program runs from, where it runs from a clone."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

@@ -1,0 +1,418 @@
+"""A worker: the process that executes the instructions of one stage."""
+
+import logging
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppll_cli.data.batches import Batches
+from ppll_cli.runtime import checkpoint
+from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_batch
+from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.memory import PeakMemory
+from ppll_cli.runtime.recorder import Recorder
+from ppll_cli.runtime.stage import Stage
+from ppll_cli.schedules import instructions as do
+from ppll_cli.schedules.schedule import Place, evaluation_batch, pass_mark
+from ppll_cli.targets import make
+from ppll_cli.transport.channel import Receiver, Sender
+
+REPORT_EVERY = 50
+"""Training metrics are reported after this many steps, and at the end of an epoch."""
+
+
+class StopFlag(Protocol):
+    """Shared memory in which the parent asks for a stop."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Links:
+    """A worker's connections.
+
+    Attributes:
+        senders: By the stage that receives.
+        receivers: By the stage that sends.
+        parent: Reports go there; the word to leave comes from there.
+        stop: Set by the parent when the run is to stop early.
+    """
+
+    senders: Mapping[int, Sender]
+    receivers: Mapping[int, Receiver]
+    parent: Connection
+    stop: StopFlag
+
+
+@dataclass(frozen=True)
+class Header:
+    """What travels with every message: to which item it belongs, and which part of it."""
+
+    item: Item
+    micro_batch: int = 0
+
+
+class Worker:
+    """Executes the instructions of one stage.
+
+    Args:
+        job: The run.
+        index: Number of the stage.
+        links: Connections to the other stages and to the parent.
+    """
+
+    def __init__(self, job: Job, index: int, links: Links) -> None:
+        self.job, self.index, self.links = job, index, links
+        self.device = torch.device(job.devices[index])
+        self.memory = PeakMemory(self.device)
+        self.schedule = job.make_schedule()
+        self.stage = Stage(job, index, self.device)
+        self.batches: Batches | None = None
+        if index == 0:
+            dataset = make("data", job.data)
+            self.batches = Batches(
+                dataset, dataset.load(), job.course.batch_size, job.seed, self.device
+            )
+        buffered = job.depth * (job.stages - 1)
+        self.recorder = Recorder(
+            self.device,
+            warmup=job.warmup,
+            skip=min(buffered, job.course.steps_per_epoch // 2),
+            on_steady=self.memory.reset,
+        )
+        self.item: Item | None = None
+        self.instruction: do.Instruction | None = None
+        self.last_train: TrainBatch | None = None
+        self._since: dict[str, float] = {}
+        self._gradients: dict[int, dict[str, Tensor]] = {}
+        self._norms: Tensor | None = None
+        self._table: dict[type, Callable[[Any], None]] = {
+            do.NextBatch: self._next_batch,
+            do.ReceiveActivations: self._receive_activations,
+            do.SendActivations: self._send_activations,
+            do.Release: self._release,
+            do.Forward: self._forward,
+            do.LocalUpdate: self._local_update,
+            do.Loss: self._loss,
+            do.Backward: self._backward,
+            do.ReceiveGradients: self._receive_gradients,
+            do.SendGradients: self._send_gradients,
+            do.AddNorms: self._add_norms,
+            do.ReceiveNorms: self._receive_norms,
+            do.SendNorms: self._send_norms,
+            do.Step: self._step,
+            do.Measure: self._measure,
+            do.ReceiveMark: self._receive_mark,
+            do.SendMark: self._send_mark,
+            do.Evaluate: self._evaluate,
+            do.Checkpoint: self._checkpoint,
+            do.End: self._end,
+        }
+
+    def run(self) -> None:
+        """Execute everything that flows through the pipeline."""
+        self.report("ready")
+        for item in self._items():
+            self.item = item
+            if isinstance(item, TrainBatch):
+                self._train(item)
+            else:
+                self.recorder.end_segment()
+                place = Place(self.index, self.job.stages, len(self.stage.chunks))
+                if isinstance(item, EvaluationBatch):
+                    self._since.setdefault(item.split, time.perf_counter())
+                    self.stage.begin(training=False, sizes=[item.samples])
+                    self._execute(evaluation_batch(place))
+                    self.stage.end()
+                else:
+                    self._execute(pass_mark(place, item))
+
+    def _train(self, item: TrainBatch) -> None:
+        sizes = split_batch(item.samples, self.schedule.microbatches)
+        self.recorder.begin_batch()
+        self._since.setdefault("train", time.perf_counter())
+        self.stage.begin(training=True, sizes=sizes, step=item.step)
+        self._execute(self.schedule.batch(self.job.place(self.index, len(sizes))))
+        self.stage.end()
+        self.recorder.end_batch(item.samples)
+        self.last_train = item
+        done = item.step + 1
+        if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
+            self._report_training()
+
+    def _execute(self, stream: Iterator[do.Instruction]) -> None:
+        for instruction in stream:
+            self.instruction = instruction
+            self._table[type(instruction)](instruction)
+
+    def _items(self) -> Iterator[Item]:
+        """What comes next: stage 0 decides, the others read it off the next message."""
+        if self.index == 0:
+            yield from self.job.course.items(lambda: bool(self.links.stop.value))
+            return
+        receiver = self.links.receivers[self.index - 1]
+        while not isinstance(self.item, do.End):
+            self._wait(receiver, "starved")
+            header = receiver.peek()
+            assert isinstance(header, Header)
+            yield header.item
+
+    # Data
+
+    def _next_batch(self, instruction: do.NextBatch) -> None:
+        assert self.batches is not None
+        with self.recorder.working("data", instruction):
+            if isinstance(self.item, TrainBatch):
+                batch = self.batches.train(self.item.epoch, self.item.batch)
+                sizes = split_batch(self.item.samples, self.schedule.microbatches)
+            else:
+                assert isinstance(self.item, EvaluationBatch)
+                size = self.job.course.evaluation_size
+                batch = self.batches.evaluation(self.item.split, self.item.batch, size)
+                sizes = [self.item.samples]
+            parts = {name: tensor.split(sizes) for name, tensor in batch.items()}
+            for micro_batch in range(len(sizes)):
+                part = {name: tensors[micro_batch] for name, tensors in parts.items()}
+                self.stage.put(micro_batch, part)
+
+    # Channels
+
+    def _receive_activations(self, instruction: do.ReceiveActivations) -> None:
+        tensors = self._receive(instruction.peer, instruction.micro_batch, instruction)
+        self.stage.put(instruction.micro_batch, tensors)
+
+    def _send_activations(self, instruction: do.SendActivations) -> None:
+        outputs = self.stage.outputs(instruction.micro_batch)
+        self._send(instruction.peer, instruction.micro_batch, outputs, instruction)
+
+    def _receive_gradients(self, instruction: do.ReceiveGradients) -> None:
+        tensors = self._receive(instruction.peer, instruction.micro_batch, instruction)
+        self._gradients[instruction.micro_batch] = tensors
+
+    def _send_gradients(self, instruction: do.SendGradients) -> None:
+        gradients = self.stage.input_gradients(instruction.micro_batch)
+        self._send(instruction.peer, instruction.micro_batch, gradients, instruction)
+
+    def _release(self, instruction: do.Release) -> None:
+        self.links.receivers[instruction.peer].release()
+
+    def _receive_norms(self, instruction: do.ReceiveNorms) -> None:
+        self._norms = self._receive(instruction.peer, 0, instruction)["norms"].clone()
+        self.links.receivers[instruction.peer].release()
+
+    def _send_norms(self, instruction: do.SendNorms) -> None:
+        assert self._norms is not None
+        self._send(instruction.peer, 0, {"norms": self._norms}, instruction)
+
+    def _receive_mark(self, instruction: do.ReceiveMark) -> None:
+        self._receive(instruction.peer, 0, instruction)
+        self.links.receivers[instruction.peer].release()
+
+    def _send_mark(self, instruction: do.SendMark) -> None:
+        self._send(instruction.peer, 0, {}, instruction)
+
+    def _receive(
+        self, peer: int, micro_batch: int, instruction: do.Instruction
+    ) -> dict[str, Tensor]:
+        receiver = self.links.receivers[peer]
+        self._wait(receiver, "starved")
+        with self.recorder.working("transfer", instruction):
+            header, tensors = receiver.receive()
+            expected = Header(self._current(), micro_batch)
+            assert header == expected, f"expected {expected} from stage {peer}, got {header}"
+            return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _send(
+        self,
+        peer: int,
+        micro_batch: int,
+        tensors: Mapping[str, Tensor],
+        instruction: do.Instruction,
+    ) -> None:
+        sender = self.links.senders[peer]
+        self._wait(sender, "blocked")
+        with self.recorder.working("transfer", instruction):
+            sender.send(Header(self._current(), micro_batch), tensors)
+
+    def _wait(self, end: Sender | Receiver, kind: str) -> None:
+        # Other stages are never judged here: the parent ends this process when one of them fails,
+        # and a thread ends it when the parent is gone.
+        with self.recorder.waiting(kind):
+            while not end.wait(timeout_s=1.0):
+                pass
+
+    def _current(self) -> Item:
+        assert self.item is not None
+        return self.item
+
+    # Computing
+
+    def _forward(self, instruction: do.Forward) -> None:
+        with self.recorder.working("compute", instruction):
+            self.stage.forward(self.stage.chunks[instruction.chunk], instruction.micro_batch)
+
+    def _local_update(self, instruction: do.LocalUpdate) -> None:
+        chunk = self.stage.chunks[instruction.chunk]
+        kind = "auxiliary" if chunk.auxiliary else "compute"
+        with self.recorder.working(kind, instruction):
+            outputs = self.stage.local_loss(chunk, instruction.micro_batch)
+        with self.recorder.working("compute", instruction):
+            self.stage.local_step(chunk, instruction.micro_batch, outputs)
+
+    def _loss(self, instruction: do.Loss) -> None:
+        with self.recorder.working("compute", instruction):
+            self.stage.loss(self.stage.chunks[instruction.chunk], instruction.micro_batch)
+
+    def _backward(self, instruction: do.Backward) -> None:
+        gradients = self._gradients.pop(instruction.micro_batch, {})
+        with self.recorder.working("compute", instruction):
+            self.stage.backward(instruction.micro_batch, gradients)
+
+    def _add_norms(self, instruction: do.AddNorms) -> None:
+        before = self._norms if self.index > 0 else None
+        with self.recorder.working("compute", instruction):
+            self._norms = self.stage.add_norms(before)
+
+    def _step(self, instruction: do.Step) -> None:
+        with self.recorder.working("compute", instruction):
+            self.stage.step(self._norms)
+        self._norms = None
+
+    def _measure(self, instruction: do.Measure) -> None:
+        assert isinstance(self.item, EvaluationBatch)
+        chunk = self.stage.chunks[instruction.chunk]
+        self.stage.measure(chunk, instruction.micro_batch, self.item.split)
+
+    # Marks
+
+    def _evaluate(self, mark: do.Evaluate) -> None:
+        self._report_training()
+        self._report_metrics(mark.split, mark.step, mark.epoch)
+
+    def _checkpoint(self, mark: do.Checkpoint) -> None:
+        self._report_training()
+        file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
+        self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
+
+    def _end(self, mark: do.End) -> None:
+        totals = self.recorder.totals
+        self.report(
+            "done",
+            step=mark.step,
+            batches=totals.batches,
+            samples=totals.samples,
+            wall_s=totals.wall_s,
+            spent_s=dict(totals.spent_s),
+            instruction_s=dict(totals.instruction_s),
+            bytes_sent={peer: sender.bytes_sent for peer, sender in self.links.senders.items()},
+            peak_memory_bytes=self.memory.read(),
+        )
+
+    # Reports
+
+    def report(self, kind: str, **fields: object) -> None:
+        """Tell the parent."""
+        self.links.parent.send({"kind": kind, "stage": self.index, **fields})
+
+    def _report_training(self) -> None:
+        if self.last_train is not None:
+            self._report_metrics("train", self.last_train.step + 1, self.last_train.epoch + 1)
+
+    def _report_metrics(self, split: str, step: int, epoch: int) -> None:
+        """Read what was measured since the last report; this waits for the device."""
+        for chunk in self.stage.chunks:
+            sums = chunk.sums.pop(split, None)
+            if sums is None:
+                continue
+            loss, measures = float(sums.loss), torch.as_tensor(sums.measures).tolist()
+            self.report(
+                "metrics",
+                split=split,
+                step=step,
+                epoch=epoch,
+                module=chunk.place.module,
+                loss=loss,
+                samples=sums.samples,
+                measures=measures,
+                seconds=time.perf_counter() - self._since[split],
+            )
+        self._since.pop(split, None)
+
+
+class _ReportHandler(logging.Handler):
+    """Sends log lines to the parent, which owns the log file."""
+
+    def __init__(self, worker_report: Callable[..., None]) -> None:
+        super().__init__()
+        self._report = worker_report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report("log", level=record.levelno, message=self.format(record))
+
+
+def main(job: Job, index: int, links: Links) -> None:
+    """The worker process, from its start to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    worker: Worker | None = None
+    try:
+        _set_up(job, index)
+        worker = Worker(job, index, links)
+        logging.getLogger().addHandler(_ReportHandler(worker.report))
+        worker.run()
+        while not links.parent.poll(1.0):  # the last tensors live as long as this process
+            pass
+    except Exception as error:
+        links.parent.send(_failure(job, index, worker, error))
+        raise SystemExit(1) from None
+
+
+def _set_up(job: Job, index: int) -> None:
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.devices[index])
+    if job.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Nothing of ours draws from these; what a user's code draws is at least the same every time.
+    random.seed(job.seed)
+    torch.manual_seed(job.seed)
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _failure(job: Job, index: int, worker: Worker | None, error: Exception) -> dict[str, object]:
+    """What the user needs to know about an exception, as plain data."""
+    shapes = {}
+    if worker is not None:
+        values = worker.stage.values
+        shapes = {n: list(t.shape) for tensors in values.values() for n, t in tensors.items()}
+    return {
+        "kind": "failed",
+        "stage": index,
+        "time": time.time(),
+        "device": job.devices[index],
+        "phase": "starting" if worker is None else str(worker.instruction),
+        "batch": None if worker is None else str(worker.item),
+        "shapes": shapes,
+        "error": f"{type(error).__name__}: {error}",
+        "traceback": traceback.format_exc(),
+    }

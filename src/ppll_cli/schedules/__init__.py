@@ -1,0 +1,1 @@
+"""Schedules: pure instruction streams. They know neither torch nor processes."""

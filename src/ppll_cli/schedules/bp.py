@@ -1,0 +1,14 @@
+"""Back-propagation on one device."""
+
+from ppll_cli.schedules.one_f_one_b import OneFOneB
+
+
+class BackPropagation(OneFOneB):
+    """Back-propagation on one device: 1F1B with a single stage.
+
+    Gradients accumulate over the micro-batches, so only one of them is alive at a time::
+
+        stage 0 | F0 B0 F1 B1 F2 B2 F3 B3 S
+    """
+
+    one_stage = True

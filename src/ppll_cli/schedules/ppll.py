@@ -1,0 +1,47 @@
+"""PPLL: pipeline parallelism based on local learning (arXiv 2411.12780)."""
+
+from collections.abc import Iterator
+
+from ppll_cli.schedules.instructions import (
+    Forward,
+    Instruction,
+    LocalUpdate,
+    ReceiveActivations,
+    Release,
+    SendActivations,
+)
+from ppll_cli.schedules.schedule import Place, Schedule, take_batch
+
+
+class PPLL(Schedule):
+    """Every stage trains its own modules, and activations only ever travel forward.
+
+    K = 3 stages with one module each, batches 0 to 3 (F forward, U local update)::
+
+        stage 0 | F0 U0 F1 U1 F2 U2 F3 U3
+        stage 1 |    F0 U0 F1 U1 F2 U2 F3 U3
+        stage 2 |       F0 U0 F1 U1 F2 U2 F3 U3
+
+    A stage works module by module, so that one module's activations are alive at a time. It sends
+    the last module's outputs before that module's update, so that the next stage starts as early
+    as it can.
+    """
+
+    local = True
+
+    def batch(self, place: Place) -> Iterator[Instruction]:
+        """The instructions of one stage for one training batch."""
+        yield from take_batch(place)
+        if not place.first:
+            yield ReceiveActivations(place.stage - 1, 0, 0)
+        for chunk in range(place.chunks):
+            yield Forward(chunk, 0)
+            if chunk == place.chunks - 1 and not place.last:
+                yield SendActivations(place.stage + 1, chunk, 0)
+            yield LocalUpdate(chunk, 0)
+        if not place.first:
+            yield Release(place.stage - 1)
+
+    def held(self, place: Place) -> int:
+        """The batch in hand."""
+        return 1

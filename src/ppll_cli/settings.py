@@ -1,0 +1,177 @@
+"""The configuration, typed, and every check that needs no model and no data. Imports no torch."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.targets import describe
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Positive = Annotated[Finite, Field(gt=0)]
+NotNegative = Annotated[Finite, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Group = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Optim(_Section):
+    """The optimizer and its learning rate.
+
+    Attributes:
+        lr: Learning rate after the warm-up.
+        betas: AdamW's.
+        momentum: SGD's.
+        nesterov: SGD's.
+        schedule: How the learning rate falls: not at all, by `gamma` at each of `milestones`
+            (epochs), or along a cosine to zero.
+        warmup_epochs: Over which the learning rate rises linearly.
+        clip_norm: The greatest gradient norm of a module; null does not clip.
+    """
+
+    name: Literal["sgd", "adamw"]
+    lr: Positive
+    weight_decay: NotNegative
+    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    betas: Annotated[list[Annotated[Finite, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    schedule: Literal["constant", "step", "cosine"]
+    warmup_epochs: NotNegative
+    milestones: list[NotNegative]
+    gamma: Positive
+    clip_norm: Positive | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optim.nesterov", True, "needs optim.momentum above 0")
+        return self
+
+
+class Partition(_Section):
+    """How modules are grouped into stages."""
+
+    name: Literal["uniform", "params", "manual"]
+    cuts: list[str] | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "manual" and self.cuts is None:
+            raise ConfigError(
+                "partition.cuts", "null", "partition=manual needs the units that start stages 2 to s"
+            )
+        if self.name != "manual" and self.cuts is not None:
+            raise ConfigError("partition.cuts", self.cuts, "is for partition=manual")
+        return self
+
+
+class CheckpointSettings(_Section):
+    """When to save, and how many to keep."""
+
+    every: Count | None
+    keep: Count
+
+
+class Settings(_Section):
+    """The whole configuration, as it was composed."""
+
+    model: Group
+    data: Group
+    partition: Partition
+    schedule: Group
+    local: Group
+    fba: Group
+    optim: Optim
+    transport: Group
+    tracker: Group
+    checkpoint: CheckpointSettings
+    gpus: Count | None
+    device: Literal["auto", "cuda", "cpu"]
+    oversubscribe: bool
+    threads: Count | None
+    seed: Annotated[int, Field(ge=0)]
+    epochs: Count
+    max_steps: Count | None
+    batch_size: Count
+    eval_every: Count
+    precision: Literal["fp32", "bf16"]
+    deterministic: bool
+
+    @property
+    def stages_asked(self) -> int:
+        """What `gpus` asks for: two where it is left open."""
+        return 2 if self.gpus is None else self.gpus
+
+    @property
+    def threads_per_worker(self) -> int:
+        """What `threads` asks for: the usable cores shared by the workers where it is left open."""
+        return self.threads or max(1, usable_cores() // self.stages_asked)
+
+
+def parse(config: Mapping[str, Any]) -> Settings:
+    """Check a composed configuration.
+
+    Raises:
+        ConfigError: A value is of the wrong type or range, or a key does not exist.
+    """
+    try:
+        settings = Settings.model_validate(config)
+    except ValidationError as error:
+        raise _config_error(error) from None
+    microbatches = settings.schedule.get("microbatches")
+    if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
+        raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
+    if microbatches > settings.batch_size:
+        raise ConfigError(
+            "schedule.microbatches",
+            microbatches,
+            f"a batch of {settings.batch_size} samples cannot be split into more parts",
+            f"use at most {settings.batch_size}, or a larger batch_size",
+        )
+    depth = settings.transport.get("depth")
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")
+    return settings
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """The first complaint of pydantic as our own."""
+    detail = error.errors()[0]
+    parts = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+    if detail["type"] == "extra_forbidden":
+        return ConfigError(".".join(parts), detail["input"], "there is no such key")
+    # Of a value that may also be null, pydantic names the type as the last part of the place.
+    keys = [part for part in parts if part.isidentifier() or part.isdigit()]
+    known: Any = Settings
+    place: list[str] = []
+    for key in keys:
+        if isinstance(known, type) and issubclass(known, BaseModel):
+            if key not in known.model_fields:
+                break
+            known = known.model_fields[key].annotation
+            place.append(key)
+    return ConfigError(".".join(place), detail["input"], describe(detail["msg"]))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and its control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores

@@ -1,0 +1,189 @@
+"""Run instruction streams on a clock instead of a device.
+
+The stages of a pipeline share nothing but channels that are first in, first out, with one sender
+and one receiver each. When a stage runs an instruction therefore depends only on when its messages
+arrive and its slots come free, and not on the order in which we look at the stages: each stage is
+advanced as far as it can go, and looked at again when something arrives for it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ppll_cli.errors import DeadlockError
+from ppll_cli.schedules import rules
+from ppll_cli.schedules.instructions import Backward, Forward, Instruction, LocalUpdate, Measure
+from ppll_cli.schedules.rules import Channel, Message
+
+Cost = Callable[[int, Instruction], float]
+"""How long a stage takes for an instruction once it can run, in seconds."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An instruction and the time during which it ran, waiting left out, in seconds."""
+
+    instruction: Instruction
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What happened.
+
+    Attributes:
+        events: For each stage, its instructions in order.
+        peak_held: For each channel, the most slots that were in use at once.
+        peak_live: For each stage, the most forwards that waited for their backward at once.
+    """
+
+    events: list[list[Event]]
+    peak_held: dict[Channel, int]
+    peak_live: list[int]
+
+    @property
+    def makespan_s(self) -> float:
+        """From the start to the end of the last instruction."""
+        return max((events[-1].end_s for events in self.events if events), default=0.0)
+
+    @property
+    def busy_s(self) -> list[float]:
+        """For each stage, the sum of what its instructions took."""
+        return [sum(event.end_s - event.start_s for event in events) for events in self.events]
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Share of the stages' time in which they waited."""
+        return 1.0 - sum(self.busy_s) / (len(self.events) * self.makespan_s)
+
+
+class _Channel:
+    """Messages on their way, and the times at which free slots came free."""
+
+    def __init__(self, slots: int) -> None:
+        self.messages: deque[tuple[Message, float]] = deque()
+        self.free: deque[float] = deque([0.0] * slots)
+        self.used = 0
+        self.peak = 0
+
+    def put(self, message: Message, time_s: float) -> None:
+        self.messages.append((message, time_s))
+        self.used += 1
+        self.peak = max(self.peak, self.used)
+
+    def give_back(self, time_s: float) -> None:
+        self.free.append(time_s)
+        self.used -= 1
+
+
+class _Stage:
+    """Where a stage is in its stream, and its clock."""
+
+    def __init__(self, number: int, stream: Iterable[Instruction]) -> None:
+        self.number = number
+        self.stream = list(stream)
+        self.next = 0
+        self.time_s = 0.0
+        self.events: list[Event] = []
+        self.live = 0
+        self.peak_live = 0
+
+    def count_live(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Forward):
+            self.live += 1
+            self.peak_live = max(self.peak_live, self.live)
+        elif isinstance(instruction, Backward | LocalUpdate | Measure):
+            self.live -= 1
+
+
+def simulate(
+    streams: Sequence[Iterable[Instruction]], cost: Cost, slots: Callable[[Channel], int]
+) -> Simulation:
+    """Run one stream for each stage to its end.
+
+    Args:
+        streams: The instructions of each stage, all batches after one another.
+        cost: How long each takes.
+        slots: How many slots each channel has.
+
+    Raises:
+        DeadlockError: All stages wait for one another; the message says for what.
+        ScheduleError: A stream computes with something that is not there.
+    """
+    stages = [_Stage(number, stream) for number, stream in enumerate(streams)]
+    for stage in stages:
+        rules.check(stage.stream)
+    channels: dict[Channel, _Channel] = {}
+
+    def channel(key: Channel) -> _Channel:
+        if key not in channels:
+            channels[key] = _Channel(slots(key))
+        return channels[key]
+
+    to_visit = deque(stages)
+    while to_visit:
+        stage = to_visit.popleft()
+        for number in _advance(stage, channel, cost):
+            to_visit.append(stages[number])
+    if any(stage.next < len(stage.stream) for stage in stages):
+        raise DeadlockError(_deadlock_report(stages, channel))
+    return Simulation(
+        events=[stage.events for stage in stages],
+        peak_held={key: channel.peak for key, channel in channels.items()},
+        peak_live=[stage.peak_live for stage in stages],
+    )
+
+
+def _advance(stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost) -> set[int]:
+    """Run a stage until it waits, and return the stages for which something has changed."""
+    touched = set()
+    while stage.next < len(stage.stream):
+        instruction = stage.stream[stage.next]
+        start_s = stage.time_s
+        if received := rules.receives(stage.number, instruction):
+            key, message = received
+            queue = channel(key).messages
+            if not queue or queue[0][0] != message:
+                break
+            start_s = max(start_s, queue.popleft()[1])
+        sent = rules.sends(stage.number, instruction)
+        if sent:
+            free = channel(sent[0]).free
+            if not free:
+                break
+            start_s = max(start_s, free.popleft())
+        end_s = start_s + cost(stage.number, instruction)
+        if sent:
+            channel(sent[0]).put(sent[1], end_s)
+            touched.add(sent[0].target)
+        if returned := rules.gives_back(stage.number, instruction):
+            channel(returned).give_back(end_s)
+            touched.add(returned.source)
+        stage.count_live(instruction)
+        stage.events.append(Event(instruction, start_s, end_s))
+        stage.time_s = end_s
+        stage.next += 1
+    return touched
+
+
+def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:
+    """Each stage's pending instruction and what it waits for."""
+    lines = ["every stage waits for another one:"]
+    for stage in stages:
+        if stage.next == len(stage.stream):
+            lines.append(f"  stage {stage.number}: done")
+            continue
+        instruction = stage.stream[stage.next]
+        if received := rules.receives(stage.number, instruction):
+            key, message = received
+            queue = channel(key).messages
+            found = f"{queue[0][0]} is there instead" if queue else "nothing is there"
+            waits = f"{message} from stage {key.source}; {found}"
+        else:
+            sent = rules.sends(stage.number, instruction)
+            assert sent is not None
+            used = channel(sent[0]).used
+            waits = f"a free slot to stage {sent[0].target}; all {used} are in use"
+        lines.append(f"  stage {stage.number}: {instruction} waits for {waits}")
+    return "\n".join(lines)

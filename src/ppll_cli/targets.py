@@ -1,0 +1,84 @@
+"""Make the objects that a configuration names by `_target_`."""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from ppll_cli.errors import ConfigError
+
+
+def make(group: str, config: Mapping[str, Any]) -> Any:
+    """Call a configured class with the other keys of its group.
+
+    The class's annotations say which values are legal, and are checked strictly.
+
+    Args:
+        group: Name of the configuration group, for messages.
+        config: `_target_`, the dotted path of the class, and its keyword arguments.
+
+    Raises:
+        ConfigError: The class cannot be imported, or does not take these arguments.
+    """
+    path = config.get("_target_")
+    target = _locate(f"{group}._target_", path)
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    parameters = _parameters(target)
+    for key, value in arguments.items():
+        if key not in parameters:
+            known = ", ".join(parameters) or "none"
+            raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", f"it has {known}")
+        annotation = parameters[key][0]
+        if annotation is inspect.Parameter.empty:
+            continue
+        try:
+            TypeAdapter(annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            problem = "; or ".join(describe(detail["msg"]) for detail in error.errors())
+            raise ConfigError(f"{group}.{key}", value, problem) from None
+    missing = [key for key, (_, needed) in parameters.items() if needed and key not in arguments]
+    if missing:
+        raise ConfigError(f"{group}.{missing[0]}", "", f"{path} needs a value for it")
+    return target(**arguments)
+
+
+def describe(message: str) -> str:
+    """A message of pydantic as it reads in the middle of a sentence."""
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return message[0].lower() + message[1:]
+
+
+def _locate(key: str, path: object) -> Any:
+    if not isinstance(path, str) or "." not in path:
+        raise ConfigError(key, path, "is not the dotted path of a class")
+    module, _, name = path.rpartition(".")
+    try:
+        target = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(key, path, f"cannot be imported ({error})") from None
+    if not callable(target):
+        raise ConfigError(key, path, "is not a class")
+    return target
+
+
+def _parameters(target: Any) -> dict[str, tuple[Any, bool]]:
+    """Name to (annotation, whether a value is needed), base classes' too where they take `**`."""
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
+    found: dict[str, tuple[Any, bool]] = {}
+    for function in functions:
+        if function is object.__init__:
+            break
+        hints = get_type_hints(function)
+        parameters = inspect.signature(function).parameters
+        for name, parameter in parameters.items():
+            if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            needed = parameter.default is parameter.empty
+            found.setdefault(name, (hints.get(name, parameter.empty), needed))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found

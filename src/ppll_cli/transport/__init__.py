@@ -1,0 +1,1 @@
+"""Channels: how named tensors travel between stages."""

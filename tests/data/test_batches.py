@@ -1,0 +1,121 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ppll_cli.data.batches import Batches, steps_per_epoch
+from ppll_cli.data.synthetic import Synthetic
+from ppll_cli.errors import ConfigError
+
+Options = Callable[..., dict[str, Any]]
+CPU = torch.device("cpu")
+OWN = {"size": 5, "channels": 1, "classes": 40, "train_samples": 23, "test_samples": 11}
+AUGMENTED = {"pad": 2, "pad_mode": "reflect", "flip": True}
+
+
+@pytest.fixture
+def make(options: Options) -> Callable[..., Batches]:
+    """Batches of six of 23 samples, with other options where they are given."""
+
+    def batches(seed: int = 0, batch_size: int = 6, **changes: object) -> Batches:
+        dataset = Synthetic(**options(**OWN | changes))
+        return Batches(dataset, dataset.load(), batch_size, seed, CPU)
+
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "drop_last", "steps"),
+    [
+        (23, 6, False, 4),
+        (23, 6, True, 3),
+        (24, 6, False, 4),
+        (24, 6, True, 4),
+        (5, 6, False, 1),
+        (6, 6, True, 1),
+        (1, 1, False, 1),
+    ],
+)
+def test_steps_per_epoch(samples: int, batch_size: int, drop_last: bool, steps: int) -> None:
+    assert steps_per_epoch(samples, batch_size, drop_last) == steps
+
+
+def test_an_epoch_without_a_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size=5 at most") as caught:
+        steps_per_epoch(5, 6, drop_last=True)
+    assert caught.value.key == "data.drop_last"
+
+
+def test_an_epoch_has_every_sample_once_and_a_shorter_last_batch(
+    make: Callable[..., Batches],
+) -> None:
+    batches = make()
+    epoch = [batches.train(0, batch) for batch in range(batches.steps_per_epoch)]
+    assert [len(batch["label"]) for batch in epoch] == [6, 6, 6, 5]
+    assert all(batch["image"].shape[1:] == (1, 5, 5) for batch in epoch)
+    assert all(batch["image"].dtype == torch.float32 for batch in epoch)
+    assert all(batch["label"].dtype == torch.int64 for batch in epoch)
+    seen = sorted(bytes(image.numpy()) for batch in epoch for image in batch["image"])
+    images = batches.splits["train"].images
+    assert seen == sorted(bytes(image.numpy()) for image in (images / 255 - 0.5) / 0.25)
+
+
+def test_images_keep_their_labels(make: Callable[..., Batches]) -> None:
+    batches = make()
+    images = (batches.splits["train"].images / 255 - 0.5) / 0.25
+    batch = batches.train(3, 1)
+    for image, label in zip(batch["image"], batch["label"], strict=True):
+        sample = int((images == image).flatten(1).all(1).nonzero())
+        assert batches.splits["train"].labels[sample] == label
+
+
+def test_a_short_last_batch_can_be_left_out(make: Callable[..., Batches]) -> None:
+    whole, dropped = make(**AUGMENTED), make(**AUGMENTED, drop_last=True)
+    assert dropped.steps_per_epoch == 3
+    for batch in range(3):
+        assert torch.equal(dropped.train(1, batch)["image"], whole.train(1, batch)["image"])
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_for_before(
+    make: Callable[..., Batches],
+) -> None:
+    torch.manual_seed(1)
+    ordered = make(**AUGMENTED)
+    expected = {(e, b): ordered.train(e, b) for e in range(2) for b in range(4)}
+    torch.manual_seed(2)
+    jumping = make(**AUGMENTED)
+    for key in [(1, 3), (0, 3), (0, 0), (1, 0), (1, 0), (0, 2)]:
+        batch = jumping.train(*key)
+        assert torch.equal(batch["image"], expected[key]["image"])
+        assert torch.equal(batch["label"], expected[key]["label"])
+
+
+def test_seed_epoch_and_batch_each_make_a_difference(make: Callable[..., Batches]) -> None:
+    zero, one = make(0, **AUGMENTED), make(1, **AUGMENTED)
+    four = [zero.train(0, 0), zero.train(0, 1), zero.train(1, 0), one.train(0, 0)]
+    assert len({bytes(batch["image"].numpy()) for batch in four}) == 4
+    assert len({tuple(batch["label"].tolist()) for batch in four}) == 4
+
+
+def test_augmentation_differs_between_epochs(make: Callable[..., Batches]) -> None:
+    batches = make(**AUGMENTED, train_samples=1)
+    epochs = [batches.train(epoch, 0)["image"] for epoch in range(20)]
+    assert len({bytes(image.numpy()) for image in epochs}) > 10
+
+
+def test_evaluation_goes_in_order_without_augmentation(make: Callable[..., Batches]) -> None:
+    batches = make(**AUGMENTED, val_fraction=0.2)
+    for split, samples in (("test", 11), ("val", 5), ("train", 18)):
+        count = batches.evaluation_batches(split, 4)
+        parts = [batches.evaluation(split, batch, 4) for batch in range(count)]
+        assert [len(part["label"]) for part in parts[:-1]] == [4] * (count - 1)
+        images = torch.cat([part["image"] for part in parts])
+        assert len(images) == samples
+        assert torch.equal(images, (batches.splits[split].images / 255 - 0.5) / 0.25)
+        labels = torch.cat([part["label"] for part in parts])
+        assert torch.equal(labels, batches.splits[split].labels)
+
+
+def test_the_data_stay_bytes(make: Callable[..., Batches]) -> None:
+    assert {split.images.dtype for split in make().splits.values()} == {torch.uint8}

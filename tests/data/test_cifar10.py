@@ -1,0 +1,165 @@
+import hashlib
+import io
+import pickle
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from torchvision.datasets import CIFAR10
+
+from ppll_cli.data.cifar10 import Cifar10
+from ppll_cli.errors import ConfigError
+
+Options = Callable[..., dict[str, Any]]
+Files = dict[str, bytes]
+PIXELS = np.random.RandomState(0).randint(256, size=(12, 3, 32, 32), dtype=np.uint8)
+FOLDER = "cifar-10-batches-py"
+
+
+def batch(pixels: NDArray[np.uint8], labels: list[int]) -> bytes:
+    """A file as Python 2 and its NumPy pickled it: old module, integers as flags of a dtype."""
+    content = pickle.dumps(
+        {"labels": labels, "data": pixels.reshape(len(pixels), pixels[0].size)}, 2
+    )
+    content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    return content.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
+
+
+def published() -> Files:
+    """Five batches of two images and a test batch of two; labels are 0 to 9, then 0 and 1."""
+    files = {
+        f"data_batch_{n + 1}": batch(PIXELS[2 * n : 2 * n + 2], [2 * n, 2 * n + 1])
+        for n in range(5)
+    }
+    names = {"label_names": [f"class {n}" for n in range(10)]}
+    return files | {"test_batch": batch(PIXELS[10:], [0, 1]), "batches.meta": pickle.dumps(names)}
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], str]:
+    """Writes files and lets torchvision take them for the published ones; returns the root."""
+
+    def write(files: Files) -> str:
+        (tmp_path / FOLDER).mkdir()
+        for name, content in files.items():
+            (tmp_path / FOLDER / name).write_bytes(content)
+        publish(files, monkeypatch)
+        return str(tmp_path)
+
+    return write
+
+
+def publish(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [[f"data_batch_{n}", md5(files[f"data_batch_{n}"])] for n in range(1, 6)]
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(files["test_batch"])]])
+    monkeypatch.setitem(CIFAR10.meta, "md5", md5(files["batches.meta"]))
+
+
+def test_files_become_splits_and_stay_as_they_are(
+    options: Options,
+    install: Callable[[Files], str],
+    contents: Callable[[Path], Files],
+) -> None:
+    root = install(published())
+    before = contents(Path(root))
+    dataset = Cifar10(**options(root=root))
+    dataset.prepare()
+    splits = dataset.load()
+    assert np.array_equal(splits["train"].images.numpy(), PIXELS[:10])
+    assert np.array_equal(splits["test"].images.numpy(), PIXELS[10:])
+    assert splits["train"].labels.tolist() == list(range(10))
+    assert splits["test"].labels.tolist() == [0, 1]
+    assert splits["train"].images.is_contiguous()
+    assert contents(Path(root)) == before
+
+
+def test_numpys_complaint_about_old_pickles_is_kept_from_the_user(
+    options: Options, install: Callable[[Files], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy 2.4.0 to 2.4.4 warn, once a file, that `align` is no boolean."""
+    root, unpickle = install(published()), pickle.load
+
+    def complaining(*args: Any, **keys: Any) -> Any:
+        warnings.warn("dtype(): align should be passed as Python or NumPy boolean", stacklevel=1)
+        return unpickle(*args, **keys)
+
+    monkeypatch.setattr(pickle, "load", complaining)
+    Cifar10(**options(root=root)).load()  # a warning would be an error
+
+
+def test_a_file_with_another_sum_is_named_and_not_unpickled(
+    options: Options, install: Callable[[Files], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = install(published())
+    path = Path(root, FOLDER, "data_batch_3")
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(ConfigError, match=f"{path}: is not the published file") as caught:
+        Cifar10(**options(root=root)).load()
+    assert (caught.value.key, caught.value.value) == ("data.root", root)
+
+
+@pytest.mark.parametrize("name", ["data_batch_5", "test_batch", "batches.meta"])
+def test_a_missing_file_is_named(
+    options: Options, install: Callable[[Files], str], name: str
+) -> None:
+    root = install(published())
+    Path(root, FOLDER, name).unlink()
+    dataset = Cifar10(**options(root=root, download=False))
+    with pytest.raises(ConfigError, match=f"no {FOLDER}/{name} in"):
+        dataset.prepare()
+    with pytest.raises(ConfigError, match=f"{name}: is missing"):
+        dataset.load()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"data_batch_2": batch(PIXELS[2:4], [2, 10])}, "holds labels 0 to 10, not 0 to 9"),
+        ({"data_batch_2": batch(PIXELS[2:4], [2])}, "holds 10 images and 9 labels"),
+        ({"data_batch_2": batch(PIXELS[2:4, 0], [2, 3])}, "cannot be read"),
+        ({"data_batch_2": published()["data_batch_2"][:-20]}, "cannot be read"),
+        ({"data_batch_2": pickle.dumps({"data": PIXELS[2:4].reshape(2, -1)})}, "cannot be read"),
+        ({"data_batch_2": b"not a pickle"}, "cannot be read"),
+        ({"batches.meta": pickle.dumps({})}, "cannot be read"),
+    ],
+)
+def test_wrong_contents_are_refused_whatever_their_sum(
+    options: Options, install: Callable[[Files], str], change: Files, problem: str
+) -> None:
+    root = install(published() | change)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Cifar10(**options(root=root)).load()
+    assert next(iter(change)) in str(caught.value)
+
+
+def test_the_archive_is_downloaded_unpacked_and_thrown_away(
+    options: Options,
+    cache: Path,
+    serve: Callable[[dict[str, bytes]], str],
+    monkeypatch: pytest.MonkeyPatch,
+    contents: Callable[[Path], Files],
+) -> None:
+    files, archive = published(), io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in (files | {"readme.html": b"unused"}).items():
+            member = tarfile.TarInfo(f"{FOLDER}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    publish(files, monkeypatch)
+    monkeypatch.setattr(CIFAR10, "url", serve({CIFAR10.filename: archive.getvalue()}))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.getvalue()))
+    dataset = Cifar10(**options())
+    dataset.prepare()
+    assert contents(cache) == {f"{FOLDER}/{name}": content for name, content in files.items()}
+    assert len(dataset.load()["train"].labels) == 10

@@ -1,0 +1,88 @@
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision.datasets import STL10
+
+from ppll_cli.data.stl10 import Stl10
+from ppll_cli.errors import ConfigError
+
+Options = Callable[..., dict[str, Any]]
+Files = dict[str, bytes]
+PIXELS = np.random.RandomState(0).randint(256, size=(14, 3, 96, 96), dtype=np.uint8)
+FOLDER = "stl10_binary"
+
+
+def published() -> Files:
+    """Ten training and four test images, column by column; labels are bytes from 1."""
+    return {
+        "train_X.bin": PIXELS[:10].transpose(0, 1, 3, 2).tobytes(),
+        "train_y.bin": bytes(range(1, 11)),
+        "test_X.bin": PIXELS[10:].transpose(0, 1, 3, 2).tobytes(),
+        "test_y.bin": bytes([10, 1, 2, 3]),
+    }
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], str]:
+    """Writes files and lets torchvision take them for the published ones; returns the root."""
+
+    def write(files: Files) -> str:
+        (tmp_path / FOLDER).mkdir()
+        for name, content in files.items():
+            (tmp_path / FOLDER / name).write_bytes(content)
+        sums = [[name, hashlib.md5(content).hexdigest()] for name, content in files.items()]
+        unlabelled = [["unlabeled_X.bin", "5242ba1fed5e4be9e1e742405eb56ca4"]]
+        monkeypatch.setattr(STL10, "train_list", sums[:2] + unlabelled)
+        monkeypatch.setattr(STL10, "test_list", sums[2:])
+        return str(tmp_path)
+
+    return write
+
+
+def test_files_become_splits_and_the_unlabelled_images_are_not_asked_for(
+    options: Options, install: Callable[[Files], str], contents: Callable[[Path], Files]
+) -> None:
+    root = install(published())
+    before = contents(Path(root))
+    dataset = Stl10(**options(root=root))
+    dataset.prepare()
+    splits = dataset.load()
+    assert np.array_equal(splits["train"].images.numpy(), PIXELS[:10])
+    assert np.array_equal(splits["test"].images.numpy(), PIXELS[10:])
+    assert splits["train"].labels.tolist() == list(range(10))
+    assert splits["test"].labels.tolist() == [9, 0, 1, 2]
+    assert splits["train"].images.is_contiguous()
+    assert contents(Path(root)) == before
+
+
+def test_a_file_with_another_sum_is_named(
+    options: Options, install: Callable[[Files], str]
+) -> None:
+    root = install(published())
+    path = Path(root, FOLDER, "train_y.bin")
+    path.write_bytes(bytes(10))
+    with pytest.raises(ConfigError, match=f"{path}: is not the published file"):
+        Stl10(**options(root=root)).load()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"test_X.bin": published()["test_X.bin"][:-1]}, "cannot be read"),
+        ({"test_y.bin": bytes([1, 2, 3])}, "holds 4 images and 3 labels"),
+        ({"test_y.bin": bytes([1, 2, 3, 11])}, "holds labels 0 to 10"),
+        ({"test_y.bin": bytes([1, 2, 3, 0])}, "holds labels 0 to 255"),
+        ({"train_X.bin": b"", "train_y.bin": b""}, "holds no images"),
+    ],
+)
+def test_wrong_contents_are_refused_whatever_their_sum(
+    options: Options, install: Callable[[Files], str], change: Files, problem: str
+) -> None:
+    root = install(published() | change)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Stl10(**options(root=root)).load()
+    assert next(iter(change)) in str(caught.value)

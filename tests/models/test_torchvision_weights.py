@@ -1,0 +1,108 @@
+"""Renaming what torchvision saved. That outputs agree is tested beside each model."""
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.models import VisionTransformer
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.torchvision_weights import from_torchvision
+from ppll_cli.models.unit import ImageSpec
+from ppll_cli.models.vit import ViT
+from ppll_cli.tasks.classification import Classification
+
+
+def their_vit() -> dict[str, Tensor]:
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=12, num_heads=2, hidden_dim=16, mlp_dim=40
+    )
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+def test_every_depth_keeps_its_tensors(name: str) -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, num_classes=5).state_dict()
+        ours = from_torchvision(theirs)
+    assert ours["stem.conv1.weight"] is theirs["conv1.weight"]
+    assert ours["layer4.1.bn2.running_var"] is theirs["layer4.1.bn2.running_var"]
+    assert ours["head.fc.bias"] is theirs["fc.bias"]
+    assert len(ours) == len(theirs)
+
+
+def test_a_vision_transformer_fits_ours() -> None:
+    theirs = their_vit()
+    ours = PlainModel(
+        ViT(dim=16, depth=12, heads=2, patch=8, mlp_ratio=2.5).units(
+            ImageSpec(3, 32, 32), Classification(1000)
+        )
+    )
+    ours.load_state_dict(from_torchvision(theirs))
+    key = "encoder.layers.encoder_layer_11.mlp.3.weight"
+    assert torch.equal(ours.state_dict()["blocks.11.mlp.3.weight"], theirs[key])
+
+
+def test_names_that_old_transformer_files_have() -> None:
+    theirs = their_vit()
+    old = {
+        key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): value
+        for key, value in theirs.items()
+    }
+    assert old.keys() != theirs.keys()
+    expected, seen = from_torchvision(theirs), from_torchvision(old)
+    assert seen.keys() == expected.keys()
+    assert all(seen[key] is value for key, value in expected.items())
+
+
+def test_counters_that_old_files_lack_start_at_zero() -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet18().state_dict()
+    counter = "num_batches_tracked"
+    ours = from_torchvision({k: v for k, v in theirs.items() if not k.endswith(counter)})
+    assert len(ours) == len(theirs)
+    assert torch.equal(ours["layer1.0.bn1.num_batches_tracked"], torch.tensor(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("alexnet", "these begin with 'features.0.weight'"),
+        ("resnext50_32x4d", "these have 'layer1.0.conv1.weight' of shape"),
+        ("wide_resnet50_2", "these have 'layer1.0.conv1.weight' of shape"),
+        ("swin_t", "these begin with 'features.0.0.weight'"),
+    ],
+)
+def test_other_models(name: str, problem: str) -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+    with pytest.raises(ConfigError) as refusal:
+        from_torchvision(theirs)
+    assert str(refusal.value).startswith(f"weights=torchvision: {problem}")
+    assert str(refusal.value).endswith(
+        "; possible: ResNet-18, 34, 50, 101 or 152, or a VisionTransformer"
+    )
+
+
+def test_no_weights_at_all() -> None:
+    with pytest.raises(ConfigError, match="these begin with 'nothing'"):
+        from_torchvision({})
+
+
+def test_another_number_of_residual_units() -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet18().state_dict()
+    fewer = {key: value for key, value in theirs.items() if not key.startswith("layer2.1.")}
+    with pytest.raises(ConfigError, match=r"these have \(2, 1, 2, 2\) residual units"):
+        from_torchvision(fewer)
+
+
+def test_a_missing_and_an_unknown_tensor() -> None:
+    theirs = their_vit()
+    with pytest.raises(ConfigError, match="these have the unknown 'extra'"):
+        from_torchvision(theirs | {"extra": torch.zeros(1)})
+    del theirs["class_token"]
+    with pytest.raises(ConfigError, match=r"these have no 'embed\.class_token'"):
+        from_torchvision(theirs)
