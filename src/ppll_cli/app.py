@@ -49,19 +49,25 @@ def _main(arguments: list[str]) -> None:
     import hydra
     from antlr4.error.Errors import ParseCancellationException
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
-    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    register_resolvers()
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)
     try:
         run()
     except (HydraException, OmegaConfBaseException, ParseCancellationException, YAMLError) as error:
         raise ConfigError(*_explain(error, overrides)) from None
+
+
+def register_resolvers() -> None:
+    """What our configuration asks of OmegaConf: `pid` tells runs of one second apart."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
 
 
 def conf_dir() -> Path:

@@ -120,4 +120,4 @@ def _size_bytes(folder: Path) -> int:
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks and the angle brackets of urllib."""
-    return " ".join(str(error).split()).strip("<>") or type(error).__name__
+    return " ".join(str(error).replace("<", "").replace(">", "").split()) or type(error).__name__

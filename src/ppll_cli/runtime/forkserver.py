@@ -15,5 +15,6 @@ def start() -> None:
 
     This module imports no torch, so that it can be called before anything heavy is imported here.
     """
-    context().set_forkserver_preload(["ppll_cli.runtime.worker"])
+    # Making an optimizer imports torch._dynamo, seconds that every worker would spend for itself.
+    context().set_forkserver_preload(["torch._dynamo", "ppll_cli.runtime.worker"])
     forkserver.ensure_running()

@@ -59,6 +59,7 @@ def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) 
         WorkerFailedError: A worker failed; all have been stopped.
         Interrupted: A second signal came; all have been stopped.
     """
+    forkserver.start()
     context = forkserver.context()
     stop = context.RawValue("b", 0)
     senders, receivers = _channels(job, transport)

@@ -1,0 +1,69 @@
+"""Running the program inside a test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ppll_cli import settings
+from ppll_cli.app import conf_dir, register_resolvers
+from ppll_cli.runtime.run import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    summary: dict[str, Any]
+    run_dir: Path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the last checkpoint holds, of all stages."""
+        files = sorted((self.run_dir / "checkpoints" / "last").glob("*.safetensors"))
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+Runner = Callable[..., Result]
+
+
+def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The composed configuration as plain data, and the option chosen in each group."""
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("config", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)
+    choices = {k: str(v) for k, v in HydraConfig.get().runtime.choices.items() if "hydra" not in k}
+    with_hydra: Any = OmegaConf.to_container(composed, resolve=False)
+    plain: Any = OmegaConf.create({k: v for k, v in with_hydra.items() if k != "hydra"})
+    config: Any = OmegaConf.to_container(plain, resolve=True)
+    return config, choices
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    """Runs the program with overrides; real workers, one thread each."""
+    numbers = count()
+
+    def run(*overrides: str) -> Result:
+        config, choices = compose_config(["threads=1", "device=cpu", *overrides])
+        run_dir = tmp_path / f"run-{next(numbers)}"
+        run_dir.mkdir()
+        return Result(Run(settings.parse(config), config, choices, run_dir).execute(), run_dir)
+
+    return run
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """The same names, and the same bits."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{len(different)} of {len(one)} differ: {different[:5]}"

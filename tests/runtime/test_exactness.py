@@ -1,0 +1,92 @@
+"""The property that everything else stands on: what must be equal is equal, bit for bit."""
+
+import pytest
+
+from tests.conftest import Runner, assert_same
+
+STEPS = "max_steps=20"
+FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
+DATA += ["data.test_samples=7", "batch_size=8", "epochs=4", "eval_every=1"]  # 53 = 6 * 8 + 5
+VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+RESNET = ["model=resnet32", "model.depth=14"]
+SGD = ["optim=sgd", "optim.lr=0.05"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["local=vit_blocks", "local.modules=4", *VIT],
+        ["local=dgl", "local.modules=5", *RESNET, *SGD, "optim.clip_norm=0.5"],
+        ["local.cuts=[blocks.1,blocks.3]", *VIT, "model.pooling=mean", "optim.clip_norm=0.1"],
+    ],
+    ids=["vit", "resnet", "cuts"],
+)
+def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None:
+    """However the modules are grouped into stages, they learn the same."""
+    modules = 3 if "local.cuts" in case[0] else int(case[1][-1])
+    expected = run("schedule=ll", "gpus=1", STEPS, *DATA, *case).tensors()
+    assert any(name.startswith("auxiliary.") for name in expected)
+    for gpus in range(1, min(modules, 4) + 1):
+        pipelined = run("schedule=ppll", f"gpus={gpus}", STEPS, *DATA, *case)
+        assert pipelined.summary["gpus"] == gpus
+        assert_same(pipelined.tensors(), expected)
+
+
+@pytest.mark.parametrize("gpus", [2, 3])
+def test_modules_that_follow_the_stages_are_the_same_for_ll(run: Runner, gpus: int) -> None:
+    overrides = [f"gpus={gpus}", STEPS, *DATA, *VIT, "partition=params"]
+    sequential = run("schedule=ll", *overrides)
+    assert sequential.summary["modules"] == gpus
+    assert len(sequential.summary["stages"]) == 1
+    assert_same(run("schedule=ppll", *overrides).tensors(), sequential.tensors())
+
+
+BACKWARD_CASES = {
+    "vit": [*VIT, "optim.schedule=cosine", "optim.clip_norm=0.5"],
+    "resnet": [*RESNET, *SGD, "optim.clip_norm=0.5", "optim.schedule=step", "optim.milestones=[1]"],
+    "unclipped": [*RESNET, *SGD, "optim.warmup_epochs=1", "data.drop_last=true"],
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD_CASES)
+def test_naive_pipeline_is_back_propagation(run: Runner, name: str) -> None:
+    case = [FEW_STEPS, *DATA, *BACKWARD_CASES[name]]
+    expected = run("schedule=bp", *case).tensors()
+    for gpus in (1, 2, 3):
+        assert_same(run("schedule=pp", f"gpus={gpus}", *case).tensors(), expected)
+
+
+@pytest.mark.parametrize("name", BACKWARD_CASES)
+@pytest.mark.parametrize("microbatches", [3, 8])
+def test_pipelines_are_accumulated_back_propagation(
+    run: Runner, name: str, microbatches: int
+) -> None:
+    """8 does not divide by 3, and the last batch has 5 samples: fewer than 8 micro-batches."""
+    case = [f"schedule.microbatches={microbatches}", FEW_STEPS, *DATA, *BACKWARD_CASES[name]]
+    expected = run("schedule=bp", *case).tensors()
+    for schedule, gpus in (("gpipe", 2), ("1f1b", 3), ("gpipe", 4), ("1f1b", 4)):
+        assert_same(run(f"schedule={schedule}", f"gpus={gpus}", *case).tensors(), expected)
+
+
+def test_micro_batches_make_a_difference(run: Runner) -> None:
+    """Or the equalities above would say little: BatchNorm sees micro-batches."""
+    whole = run("schedule=bp", FEW_STEPS, *DATA, *RESNET, *SGD).tensors()
+    parts = run("schedule=bp", "schedule.microbatches=2", FEW_STEPS, *DATA, *RESNET, *SGD).tensors()
+    name = "model.stem.bn1.running_mean"
+    assert not (whole[name] == parts[name]).all()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "per_batch"), [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("ppll", 1)]
+)
+def test_batch_norm_counts_training_batches_only(
+    run: Runner, schedule: str, per_batch: int
+) -> None:
+    """Torch's pipelining once counted a shape probe as training; nothing of ours may."""
+    microbatches = [f"schedule.microbatches={per_batch}"]
+    case = ["gpus=2", "local=dgl", "max_steps=5", "data.drop_last=true", *DATA, *RESNET, *SGD]
+    tensors = run(f"schedule={schedule}", *microbatches, *case).tensors()
+    counters = {n: int(t) for n, t in tensors.items() if n.endswith("num_batches_tracked")}
+    assert len(counters) > 10
+    assert set(counters.values()) == {5 * per_batch}
