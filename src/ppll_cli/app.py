@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """The console script. Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n by signal n."""
+    """The console script.
+
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n.
+    """
     try:
         _main(sys.argv[1:])
     except ConfigError as error:
@@ -35,7 +38,7 @@ def main() -> NoReturn:
 
 def _main(arguments: list[str]) -> None:
     if sys.platform not in ("linux", "darwin"):
-        raise ConfigError("platform", sys.platform, "is not supported", "use Linux (or macOS on CPU)")
+        raise ConfigError("platform", sys.platform, "is not supported", "use Linux, or macOS")
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         return
@@ -47,10 +50,10 @@ def _main(arguments: list[str]) -> None:
     import argparse
 
     import hydra
-    from antlr4.error.Errors import ParseCancellationException
+    from antlr4.error.Errors import ParseCancellationException  # type: ignore[import-untyped]
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -26,7 +26,7 @@ class ConfigError(PpllError):
 
 
 class ScheduleError(PpllError):
-    """Raised when a stream of instructions breaks a rule: it would compute with what is not there."""
+    """Raised when an instruction would compute with something that is not there."""
 
 
 class DeadlockError(PpllError):

@@ -72,7 +72,9 @@ class Partition(_Section):
     def _check(self) -> Self:
         if self.name == "manual" and self.cuts is None:
             raise ConfigError(
-                "partition.cuts", "null", "partition=manual needs the units that start stages 2 to s"
+                "partition.cuts",
+                "null",
+                "partition=manual needs the units that start stages 2 to s",
             )
         if self.name != "manual" and self.cuts is not None:
             raise ConfigError("partition.cuts", self.cuts, "is for partition=manual")
@@ -169,7 +171,9 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 def usable_cores() -> int:
     """Cores that this process may use: its affinity, and its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

@@ -29,7 +29,9 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
     for key, value in arguments.items():
         if key not in parameters:
             known = ", ".join(parameters) or "none"
-            raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", f"it has {known}")
+            raise ConfigError(
+                f"{group}.{key}", value, f"{path} has no such option", f"it has {known}"
+            )
         annotation = parameters[key][0]
         if annotation is inspect.Parameter.empty:
             continue
@@ -75,7 +77,10 @@ def _parameters(target: Any) -> dict[str, tuple[Any, bool]]:
         hints = get_type_hints(function)
         parameters = inspect.signature(function).parameters
         for name, parameter in parameters.items():
-            if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            if name == "self" or parameter.kind in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
                 continue
             needed = parameter.default is parameter.empty
             found.setdefault(name, (hints.get(name, parameter.empty), needed))

@@ -78,7 +78,8 @@ def test_micro_batches_make_a_difference(run: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "per_batch"), [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("ppll", 1)]
+    ("schedule", "per_batch"),
+    [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("ppll", 1)],
 )
 def test_batch_norm_counts_training_batches_only(
     run: Runner, schedule: str, per_batch: int

@@ -1,4 +1,4 @@
-"""What each unit makes and costs, found on the meta device: no memory, no computing, no training."""
+"""What each unit makes and costs, found on the meta device, where nothing is computed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

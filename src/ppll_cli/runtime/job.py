@@ -71,7 +71,7 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Training batches that figures of the steady state leave out, at the start of a process."""
+        """Training batches at the start that figures of the steady state leave out."""
         return min(10, self.course.steps // 5)
 
     def place(self, stage: int, microbatches: int) -> Place:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppll_cli.data.batches import steps_per_epoch
 from ppll_cli.errors import ConfigError
@@ -51,7 +52,9 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     notes: list[str] = []
     schedule: Schedule = make("schedule", settings.schedule)
     _note_schedule(settings, schedule, notes)
-    devices, emulated = _devices(settings, 1 if schedule.one_stage else settings.stages_asked, notes)
+    devices, emulated = _devices(
+        settings, 1 if schedule.one_stage else settings.stages_asked, notes
+    )
 
     dataset = make("data", settings.data)
     dataset.prepare()
@@ -274,12 +277,18 @@ def _criteria(
         site = Site.of(layout.modules, module, units, features, task)
         criterion, cost = measure(
             partial(module_criterion, method, site),
-            lambda built: (built.head(empty(site.spec)), built)[1],  # noqa: B023 - called at once
+            partial(_run_head, empty(site.spec)),
         )
         assert isinstance(criterion, Criterion)
         criteria.append(criterion)
         costs.append(cost)
     return criteria, tuple(costs)
+
+
+def _run_head(feature: torch.Tensor, criterion: nn.Module) -> nn.Module:
+    assert isinstance(criterion, Criterion)
+    criterion.head(feature)
+    return criterion
 
 
 def _check_batch_norm(

@@ -102,7 +102,7 @@ class Recorder:
             yield
             self._add(kind, instruction, perf_counter() - start)
         else:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first, last = _event(), _event()
             first.record()
             yield
             last.record()
@@ -116,3 +116,7 @@ class Recorder:
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
         return perf_counter()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

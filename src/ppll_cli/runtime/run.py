@@ -94,7 +94,9 @@ class Run:
                 checkpoint.finish(self.run_dir, step, report["epoch"], files, keep)
                 del self._saved[step]
 
-    def _finish(self, reports: list[Report], status: str, error: str | None = None) -> dict[str, Any]:
+    def _finish(
+        self, reports: list[Report], status: str, error: str | None = None
+    ) -> dict[str, Any]:
         """Write everything that stands in the run directory at the end."""
         seconds = time.perf_counter() - self._started_s
         summary = summarise(
@@ -128,5 +130,3 @@ class Run:
 def _short(path: Path) -> Path:
     """Relative to the current directory where it is inside it."""
     return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
-
-

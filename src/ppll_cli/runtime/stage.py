@@ -282,9 +282,7 @@ class Stage:
         if chunk.criterion is not None:
             yield f"auxiliary.{chunk.place.module}", chunk.criterion
 
-    def _loss(
-        self, chunk: StageChunk, micro_batch: int, values: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _loss(self, chunk: StageChunk, micro_batch: int, values: Mapping[str, Tensor]) -> Tensor:
         assert chunk.criterion is not None
         with self._autocast():
             seed, module = self.job.seed, chunk.place.module

@@ -143,7 +143,9 @@ def _bubble(reports: Sequence[Report]) -> float | None:
     """Share of the stages' steady state in which they waited."""
     if not reports or not all(_steady(report) for report in reports):
         return None
-    waits = [sum(report["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for report in reports]
+    waits = [
+        sum(report["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for report in reports
+    ]
     return float(sum(waits) / sum(report["wall_s"] for report in reports))
 
 

@@ -181,7 +181,7 @@ class Worker:
                 size = self.job.course.evaluation_size
                 batch = self.batches.evaluation(self.item.split, self.item.batch, size)
                 sizes = [self.item.samples]
-            parts = {name: tensor.split(sizes) for name, tensor in batch.items()}
+            parts = {name: torch.split(tensor, sizes) for name, tensor in batch.items()}
             for micro_batch in range(len(sizes)):
                 part = {name: tensors[micro_batch] for name, tensors in parts.items()}
                 self.stage.put(micro_batch, part)

@@ -11,9 +11,9 @@ class GPipe(Schedule):
 
     K = 3 stages, M = 3 micro-batches (F forward, B backward, S step)::
 
-        stage 0 | F0 F1 F2       .  .  B0 B1 B2 S
-        stage 1 | .  F0 F1 F2    .  B0 B1 B2 S
-        stage 2 | .  .  F0 F1 F2 B0 B1 B2 S
+        stage 0 | F0 F1 F2 .  .  .  .  B0 B1 B2 S
+        stage 1 | .  F0 F1 F2 .  .  B0 B1 B2 S  .
+        stage 2 | .  .  F0 F1 F2 B0 B1 B2 S  .  .
 
     The paper runs the backwards in reverse order. Ours run in the order of the micro-batches, as
     in every schedule here, because the order in which gradients are summed decides their bits.

@@ -12,8 +12,8 @@ class OneFOneB(Schedule):
     K = 3 stages, M = 4 micro-batches (F forward, B backward, S step)::
 
         stage 0 | F0 F1 F2 .  .  B0 F3 B1 .  B2 .  B3 S
-        stage 1 | .  F0 F1 .  B0 F2 B1 F3 B2 .  B3 S
-        stage 2 | .  .  F0 B0 F1 B1 F2 B2 F3 B3 S
+        stage 1 | .  F0 F1 .  B0 F2 B1 F3 B2 .  B3 S  .
+        stage 2 | .  .  F0 B0 F1 B1 F2 B2 F3 B3 S  .  .
     """
 
     splits = True

@@ -8,9 +8,9 @@ class NaivePipeline(GPipe):
 
     ::
 
-        stage 0 | F0          B0 S
-        stage 1 |    F0    B0 S
-        stage 2 |       F0 B0 S
+        stage 0 | F0 .  .  .  .  B0 S
+        stage 1 | .  F0 .  .  B0 S  .
+        stage 2 | .  .  F0 B0 S  .  .
     """
 
     splits = False

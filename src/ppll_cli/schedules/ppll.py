@@ -18,9 +18,9 @@ class PPLL(Schedule):
 
     K = 3 stages with one module each, batches 0 to 3 (F forward, U local update)::
 
-        stage 0 | F0 U0 F1 U1 F2 U2 F3 U3
-        stage 1 |    F0 U0 F1 U1 F2 U2 F3 U3
-        stage 2 |       F0 U0 F1 U1 F2 U2 F3 U3
+        stage 0 | F0 U0 F1 U1 F2 U2 F3 U3 .  .
+        stage 1 | .  F0 U0 F1 U1 F2 U2 F3 U3 .
+        stage 2 | .  .  F0 U0 F1 U1 F2 U2 F3 U3
 
     A stage works module by module, so that one module's activations are alive at a time. It sends
     the last module's outputs before that module's update, so that the next stage starts as early

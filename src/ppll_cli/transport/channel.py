@@ -31,7 +31,7 @@ class Sender(Protocol):
         ...
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message; only after `wait` returned True. The tensors may be changed afterwards."""
+        """Send a message; only after `wait` returned True. The tensors may change afterwards."""
         ...
 
 

@@ -1,8 +1,8 @@
 """The plain way: a fresh tensor in shared memory for each message.
 
-`torch.multiprocessing` moves a tensor that is sent into shared memory (CUDA: an IPC handle), and the
-receiver maps it. A second pipe carries the slots that are given back. One producer and one consumer
-need no lock, so the ends of two pipes are all that there is.
+`torch.multiprocessing` moves a tensor that is sent into shared memory (on CUDA it makes an IPC
+handle), and the receiver maps it. A second pipe carries the slots that are given back. One producer
+and one consumer need no lock, so the ends of two pipes are all that there is.
 """
 
 from collections.abc import Mapping
