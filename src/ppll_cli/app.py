@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli import __version__
-from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
+from ppll_cli.errors import ConfigError, Interrupted, PpllError, WorkerFailedError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,15 +55,29 @@ def _main(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped]
 
+    from ppll_cli.explain import explain
+
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
-    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)
+    failures: list[PpllError] = []
+
+    def task(cfg: "DictConfig") -> float | None:
+        # Hydra would announce an exception in its own words, and would give up a sweep's results.
+        try:
+            return _run(cfg)
+        except PpllError as error:
+            failures.append(error)
+            return None
+
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:
         run()
     except (HydraException, OmegaConfBaseException, ParseCancellationException, YAMLError) as error:
-        raise ConfigError(*_explain(error, overrides)) from None
+        raise explain(error, overrides, conf_dir()) from None
+    if failures:
+        raise failures[0]
 
 
 def register_resolvers() -> None:
@@ -80,7 +94,7 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
-def _task(cfg: "DictConfig") -> float | None:
+def _run(cfg: "DictConfig") -> float | None:
     """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -101,7 +115,7 @@ def _task(cfg: "DictConfig") -> float | None:
         summary = Run(parsed, config, choices, run_dir).execute()
     except ConfigError:
         if not (run_dir / "config.json").exists():  # this run made the folder, and leaves none
-            shutil.rmtree(run_dir, ignore_errors=True)
+            _remove(run_dir)
         raise
     result = summary["test"] or {}
     metric: float | None = next((v for k, v in result.items() if k != "loss"), None)
@@ -120,15 +134,13 @@ def _check_run_dir(overrides: list[str]) -> None:
             raise ConfigError(key, value, "exists and is not empty", "choose a new folder")
 
 
-def _explain(error: Exception, overrides: list[str]) -> tuple[str, str, str]:
-    """Key, value and problem of an exception that Hydra or OmegaConf raised on bad input."""
-    cause = error.__cause__ or error
-    message = " ".join(str(cause).split()) or " ".join(str(error).split())
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.lstrip("+~") and key.lstrip("+~") in message:
-            return key, value, message
-    return "configuration", ",".join(overrides), message
+def _remove(run_dir: Path) -> None:
+    """Remove a run's folder, and those above it, inside the current one, that are empty now."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for folder in run_dir.parents:
+        if not folder.is_relative_to(Path.cwd() / "outputs") or any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def _refuse_arguments(_: object, message: str) -> NoReturn:

@@ -156,6 +156,8 @@ def _config_error(error: ValidationError) -> ConfigError:
     parts = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
     if detail["type"] == "extra_forbidden":
         return ConfigError(".".join(parts), detail["input"], "there is no such key")
+    if detail["type"] == "missing":
+        return ConfigError(".".join(parts), "", "has no value, and needs one")
     # Of a value that may also be null, pydantic names the type as the last part of the place.
     keys = [part for part in parts if part.isidentifier() or part.isdigit()]
     known: Any = Settings
