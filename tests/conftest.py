@@ -62,6 +62,23 @@ def run(tmp_path: Path) -> Runner:
     return run
 
 
+def own_model(name: str, **options: object) -> list[str]:
+    """Overrides that put a class of `tests.own_models` in the place of the default model."""
+    keys = [
+        "dim",
+        "depth",
+        "heads",
+        "patch",
+        "mlp_ratio",
+        "pooling",
+        "dropout",
+        "attention_dropout",
+    ]
+    removed = [f"~model.{key}" for key in keys]
+    added = [f"+model.{key}={value}" for key, value in options.items()]
+    return [f"model._target_=tests.own_models.{name}", *removed, *added]
+
+
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """The same names, and the same bits."""
     assert one.keys() == other.keys()

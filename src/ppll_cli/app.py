@@ -42,6 +42,7 @@ def _main(arguments: list[str]) -> None:
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         return
+    sys.path.append(str(Path.cwd()))  # where a user's own `_target_` stands
     overrides = [a for a in arguments if _is_override(a)]
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
     sys.argv[1:] = overrides + [a for a in arguments if not _is_override(a)]

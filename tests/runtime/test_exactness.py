@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import Runner, assert_same
+from tests.conftest import Runner, assert_same, own_model
 
 STEPS = "max_steps=20"
 FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
@@ -67,6 +67,30 @@ def test_pipelines_are_accumulated_back_propagation(
     expected = run("schedule=bp", *case).tensors()
     for schedule, gpus in (("gpipe", 2), ("1f1b", 3), ("gpipe", 4), ("1f1b", 4)):
         assert_same(run(f"schedule={schedule}", f"gpus={gpus}", *case).tensors(), expected)
+
+
+@pytest.mark.parametrize("gpus", [2, 3, 5])
+def test_gradients_of_skips_travel_back(run: Runner, gpus: int) -> None:
+    """A skip passes through stages that read it as well; one backward call sums both ways."""
+    case = [
+        *own_model("Skipping"),
+        FEW_STEPS,
+        *DATA,
+        "schedule.microbatches=2",
+        "optim.clip_norm=0.1",
+    ]
+    expected = run("schedule=bp", *case)
+    for schedule in ("gpipe", "1f1b"):
+        pipelined = run(f"schedule={schedule}", f"gpus={gpus}", *case)
+        assert pipelined.summary["edges"][0]["names"] == ["label", "skip", "x"]
+        assert_same(pipelined.tensors(), expected.tensors())
+
+
+def test_detached_skips_travel_forward(run: Runner) -> None:
+    case = [*own_model("Skipping"), STEPS, *DATA, "local.modules=5"]
+    expected = run("schedule=ll", *case).tensors()
+    for gpus in (3, 5):
+        assert_same(run("schedule=ppll", f"gpus={gpus}", *case).tensors(), expected)
 
 
 def test_micro_batches_make_a_difference(run: Runner) -> None:

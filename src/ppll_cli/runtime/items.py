@@ -87,6 +87,7 @@ class Course:
         """
         sizes = self.batch_sizes()
         step = start
+        saved = None
         while step < self.steps and not stop():
             epoch, batch = divmod(step, len(sizes))
             yield TrainBatch(step, epoch, batch, sizes[batch])
@@ -98,7 +99,9 @@ class Course:
             due = epoch_ends if self.checkpoint_every is None else step % self.checkpoint_every == 0
             if due and not ends:
                 yield Checkpoint(step, epoch + 1)
-        yield Checkpoint(step, (step - 1) // len(sizes) + 1)
+                saved = step
+        if saved != step:
+            yield Checkpoint(step, (step - 1) // len(sizes) + 1)
         yield End(step)
 
     def _evaluation(self, step: int, epoch: int) -> Iterator[Item]:

@@ -71,8 +71,12 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Training batches at the start that figures of the steady state leave out."""
-        return min(10, self.course.steps // 5)
+        """Training batches at the start that figures of the steady state leave out.
+
+        Fewer than five batches in all have no steady state.
+        """
+        steps = self.course.steps
+        return min(10, steps // 5) if steps >= 5 else steps
 
     def place(self, stage: int, microbatches: int) -> Place:
         """Where a stage's instructions for a training batch are executed."""

@@ -123,7 +123,8 @@ def _devices(settings: Settings, stages: int, notes: list[str]) -> tuple[tuple[s
     found = torch.cuda.device_count() if settings.device != "cpu" else 0
     if settings.device == "cuda" and found == 0:
         raise ConfigError("device", "cuda", "there is no CUDA device", "use device=cpu")
-    if found == 0 or (settings.gpus is None and found < stages):
+    left_open = settings.device == "auto" and settings.gpus is None
+    if found == 0 or (left_open and found < stages):
         if settings.device == "auto":
             reason = "there is no CUDA device" if found == 0 else f"there are {found} CUDA devices"
             notes.append(f"{reason}: {stages} worker(s) on CPU")

@@ -1,0 +1,107 @@
+"""Models of a user's own, to be named by `_target_`; some fail on purpose."""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.task import Task
+
+
+class _Layer(nn.Module):
+    """A Linear layer that does something to the process in its third training pass."""
+
+    def __init__(self, width: int, outputs: int, act: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.act = act
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+        if self.passes == 3 and self.act is not None:
+            self.act()
+        out: Tensor = self.linear(x.flatten(1))
+        return out
+
+
+def _raise() -> None:
+    raise ArithmeticError("the third pass is too much")
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+ACTS: dict[str, Callable[[], None]] = {"raise": _raise, "kill": _kill}
+
+
+class Faulty:
+    """Three units, of which the one named by `unit` does what `act` says."""
+
+    def __init__(self, *, unit: str, act: str) -> None:
+        self.unit, self.act = unit, act
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """The units: first, second, third."""
+        pixels = image.channels * image.height * image.width
+        widths = {"first": (pixels, 8), "second": (8, 8), "third": (8, classes_of(task, "faulty"))}
+        return [
+            Unit(
+                name,
+                partial(_Layer, *width, ACTS[self.act] if name == self.unit else None),
+                ("image" if name == "first" else "x",),
+            )
+            for name, width in widths.items()
+        ]
+
+
+class NotUnits:
+    """Returns something else than units."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[str]:
+        """Names instead."""
+        return ["first", "second"]
+
+
+class Skipping:
+    """One float32 skip that three later units read, beside the chain."""
+
+    def __init__(self, *, width: int = 8) -> None:
+        self.width = width
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """A chain of five units; `skip` is made by the first and read by the others."""
+        pixels = image.channels * image.height * image.width
+        classes = classes_of(task, "skipping")
+        first = Unit("first", partial(_Split, pixels, self.width), ("image",), ("x", "skip"))
+        middle = [
+            Unit(f"middle.{n}", partial(_Join, self.width, self.width), ("x", "skip"))
+            for n in range(3)
+        ]
+        return [first, *middle, Unit("last", partial(_Join, self.width, classes), ("x", "skip"))]
+
+
+class _Split(nn.Module):
+    def __init__(self, pixels: int, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(pixels, width), nn.Linear(pixels, width)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = image.flatten(1)
+        return torch.tanh(self.a(x)), torch.tanh(self.b(x))
+
+
+class _Join(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(width, outputs), nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.tanh(self.a(x)) + self.b(skip)

@@ -1,0 +1,180 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import own_model
+
+ROOT = Path(__file__).parents[1]
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
+
+
+def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppll_cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ppll_run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    with start(*arguments, cwd=cwd) as process:
+        out, err = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_dir(cwd: Path) -> Path:
+    (found,) = cwd.glob("outputs/*/*/")
+    return found
+
+
+def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
+    result = ppll_run("epochs=2", "eval_every=1", "local.modules=3", *TINY, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = run_dir(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    last_line = result.stdout.splitlines()[-1]
+    assert last_line == f"test accuracy {summary['test']['accuracy']:.4f} in " + str(
+        folder.relative_to(tmp_path)
+    )
+
+    assert summary["status"] == "completed"
+    assert (summary["schedule"], summary["model"], summary["data"]) == ("ppll", "vit", "synthetic")
+    assert (summary["gpus"], summary["devices"]) == (2, ["cpu", "cpu"])
+    assert (summary["modules"], summary["steps"], summary["batch_size"]) == (3, 10, 8)
+    assert [len(module["units"]) for module in summary["per_module"]] == [2, 1, 1]
+    assert [module["aux_params"] for module in summary["per_module"]] == [170, 170, 0]
+    assert summary["per_module"][2]["test"] == summary["test"]
+    assert all(0 <= module["test"]["accuracy"] <= 1 for module in summary["per_module"])
+    assert [stage["modules"] for stage in summary["stages"]] == [[0], [1, 2]]
+    (edge,) = summary["edges"]
+    # 10 training and 2 evaluation batches of 8 samples: tokens [5, 16] in float32, and a label.
+    assert edge == {
+        "from": 0,
+        "to": 1,
+        "names": ["label", "x"],
+        "bytes_sent": 12 * 8 * (5 * 16 * 4 + 8),
+    }
+    assert summary["train"]["samples_per_second"] > 0
+    assert summary["pipeline"]["predicted_samples_per_second"] > 0
+    assert 0 <= summary["pipeline"]["bubble_fraction"] < 1
+    for stage in summary["stages"]:
+        shares = [value for key, value in stage.items() if key.endswith("_fraction")]
+        assert 0.5 < sum(shares) <= 1.01
+        assert stage["peak_memory_bytes"] > 0
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seen = {(line["epoch"], line["split"], line["module"], line["stage"]) for line in lines}
+    where = {None: 1, 0: 0, 1: 1}
+    assert seen == {
+        (epoch, split, module, stage)
+        for epoch in (1, 2)
+        for split in ("train", "test")
+        for module, stage in where.items()
+    }
+    assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
+    assert (folder / ".hydra" / "overrides.yaml").exists()
+    assert (folder / "ppll-run.log").exists()
+    assert os.readlink(folder / "checkpoints" / "last") == "step-10"
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_figures_of_the_steady_state_need_five_steps(tmp_path: Path, steps: int) -> None:
+    ppll_run(f"max_steps={steps}", "schedule=gpipe", *TINY, cwd=tmp_path)
+    summary = json.loads((run_dir(tmp_path) / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("completed", steps)
+    assert summary["test"]["loss"] > 0
+    known = summary["train"]["samples_per_second"] is not None
+    assert known == (steps >= 5)
+    assert (summary["pipeline"]["bubble_fraction"] is not None) == known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["optim.lr=-1"], "optim.lr=-1: must be greater than 0"),
+        (["modle=vit"], "modle=vit: there is no such key; did you mean model?"),
+        (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
+        (["gpus=11"], "gpus=11: the model has only 10 units; use at most 10"),
+        (["gpus=1,2"], "gpus=1,2: Ambiguous value"),
+        (["--nonsense"], "arguments=--nonsense: unrecognized arguments"),
+        (["+extra=1"], "extra=1: there is no such key"),
+        (["hydra.run.dir=full"], "hydra.run.dir=full: exists and is not empty"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    result = ppll_run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (complaint,) = result.stderr.splitlines()
+    assert complaint.startswith(f"ppll-run: {line}")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["--cfg", "job"], ["optim.lr=-1"], ["model=vti"]]
+)
+def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+    script = (
+        "import atexit, sys; from ppll_cli.app import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        f"sys.argv[1:] = {arguments!r}; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr.splitlines()[-1] == "False"
+
+
+def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
+    model = own_model("Faulty", unit="second", act="raise")
+    data = [key for key in TINY if not key.startswith("model")]
+    result = ppll_run("gpus=3", *model, *data, cwd=tmp_path)
+    assert result.returncode == 1
+    screen = result.stderr[result.stderr.index("ppll-run: ") :].splitlines()
+    assert screen[0] == "ppll-run: stage 1 (cpu): ArithmeticError: the third pass is too much"
+    assert json.loads((run_dir(tmp_path) / "summary.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    with start("epochs=100000", "eval_every=1", *TINY, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert "epoch 1/" in process.stdout.readline()  # training is under way
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    folder = run_dir(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert os.readlink(folder / "checkpoints" / "last") == f"step-{summary['steps']}"
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
+    """Overrides stand on both sides of the option, as people write them."""
+    sweep = ["schedule=bp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
+    result = ppll_run(*sweep, *TINY, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "gpus=9: the model has only 4 units" in result.stderr
+    done = sorted(path.parent.name for path in tmp_path.glob("outputs/sweeps/*/*/*/summary.json"))
+    assert done == ["0", "2"]

@@ -1,0 +1,257 @@
+"""What every transport's channels do, in one process and across two."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ppll_cli.runtime import forkserver
+from ppll_cli.transport.channel import Receiver, Sender
+from ppll_cli.transport.naive import NaiveTransport
+
+LIMIT_S = 30.0
+"""How long what must come may take; far more than it does."""
+
+Tensors = Mapping[str, Tensor]
+Channel = tuple[Sender, Receiver]
+Open = Callable[[int, Tensors], Channel]
+"""Opens a channel, given its slots and the largest tensors that it will carry."""
+
+TRANSPORTS: dict[str, Open] = {"naive": lambda slots, _: NaiveTransport(depth=0).channel(slots)}
+
+every_transport = pytest.mark.parametrize("open_channel", TRANSPORTS.values(), ids=TRANSPORTS)
+
+
+def counting(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
+
+
+CASES: dict[str, Tensors] = {
+    "nothing": {},
+    "dtypes": {
+        str(dtype): counting(3, 4, dtype=dtype)
+        for dtype in (
+            torch.float64,
+            torch.float32,
+            torch.float16,
+            torch.bfloat16,
+            torch.int64,
+            torch.uint8,
+            torch.bool,
+        )
+    },
+    "shapes": {"scalar": torch.tensor(3.5), "vector": counting(5), "map": counting(2, 3, 4, 5)},
+    "channels last": {"x": counting(2, 3, 4, 5).to(memory_format=torch.channels_last)},
+    "transposed": {"x": counting(3, 4).t(), "tokens": counting(2, 3, 4).transpose(1, 2)},
+    "large": {"x": counting(64, 64, 64)},
+}
+
+
+def assert_same(received: Tensors, sent: Tensors) -> None:
+    assert received.keys() == sent.keys()
+    for name, tensor in sent.items():
+        assert received[name].dtype == tensor.dtype
+        assert received[name].shape == tensor.shape
+        assert received[name].stride() == tensor.stride()
+        assert torch.equal(received[name], tensor)
+
+
+def put(sender: Sender, header: object, tensors: Tensors) -> None:
+    assert sender.wait(LIMIT_S)
+    sender.send(header, tensors)
+
+
+def take(receiver: Receiver) -> tuple[object, dict[str, Tensor]]:
+    assert receiver.wait(LIMIT_S)
+    return receiver.receive()
+
+
+@every_transport
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None:
+    sender, receiver = open_channel(1, CASES[case])
+    put(sender, ("header", 1), CASES[case])
+    header, tensors = take(receiver)
+    assert header == ("header", 1)
+    assert_same(tensors, CASES[case])
+
+
+@every_transport
+def test_a_shorter_last_batch(open_channel: Open) -> None:
+    sender, receiver = open_channel(1, {"x": counting(4, 3)})
+    for samples in (4, 3, 1, 4):
+        put(sender, samples, {"x": counting(samples, 3)})
+        header, tensors = take(receiver)
+        assert header == samples
+        assert_same(tensors, {"x": counting(samples, 3)})
+        receiver.release()
+
+
+@every_transport
+def test_the_sender_may_change_its_tensors_afterwards(open_channel: Open) -> None:
+    tensor = counting(3, 4)
+    sender, receiver = open_channel(1, {"x": tensor})
+    put(sender, None, {"x": tensor})
+    tensor.fill_(-1)
+    assert_same(take(receiver)[1], {"x": counting(3, 4)})
+
+
+@every_transport
+def test_gradients_do_not_cross(open_channel: Open) -> None:
+    weight = counting(3).requires_grad_()
+    sender, receiver = open_channel(2, {"weight": weight})
+    put(sender, None, {"weight": weight})
+    put(sender, None, {"weight": weight * 2})
+    assert not take(receiver)[1]["weight"].requires_grad
+    assert not take(receiver)[1]["weight"].requires_grad
+
+
+@every_transport
+def test_peek_leaves_the_message(open_channel: Open) -> None:
+    sender, receiver = open_channel(2, {"x": counting(2)})
+    put(sender, "first", {"x": counting(2)})
+    put(sender, "second", {})
+    assert receiver.wait(LIMIT_S)
+    assert [receiver.peek(), receiver.peek()] == ["first", "first"]
+    assert receiver.wait(0.0)
+    assert take(receiver)[0] == "first"
+    assert receiver.wait(LIMIT_S)
+    assert receiver.peek() == "second"
+
+
+@every_transport
+def test_wait_says_that_nothing_is_there(open_channel: Open) -> None:
+    sender, receiver = open_channel(1, {})
+    assert not receiver.wait(0.0)
+    put(sender, None, {})
+    take(receiver)
+    assert not receiver.wait(0.0)
+
+
+@every_transport
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_a_slot_is_free_again_once_it_is_released(open_channel: Open, slots: int) -> None:
+    sender, receiver = open_channel(slots, {"x": counting(2)})
+    for number in range(slots):
+        put(sender, number, {"x": counting(2)})
+    assert not sender.wait(0.0)
+    take(receiver)
+    assert not sender.wait(0.0)  # received, but still held
+    receiver.release()
+    assert sender.wait(LIMIT_S)
+    put(sender, slots, {"x": counting(2)})
+    assert not sender.wait(0.0)
+
+
+@every_transport
+def test_bytes_sent(open_channel: Open) -> None:
+    tensors = {"x": counting(4, 3), "label": counting(4, dtype=torch.int64)}
+    sender, _ = open_channel(3, tensors)
+    assert sender.bytes_sent == 0
+    put(sender, None, tensors)
+    put(sender, None, {})
+    put(sender, None, {"x": counting(2, 3)})
+    assert sender.bytes_sent == (4 * 3 * 4 + 4 * 8) + 0 + 2 * 3 * 4
+
+
+@every_transport
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.lists(st.sampled_from(["send", "receive", "release"])))
+def test_a_channel_is_a_bounded_queue(open_channel: Open, slots: int, steps: list[str]) -> None:
+    """Against a model; whatever is held keeps its values."""
+    sender, receiver = open_channel(slots, {"x": counting(3)})
+    sent: deque[int] = deque()
+    held: deque[tuple[int, Tensor]] = deque()
+    for number, step in enumerate(steps):
+        free = slots - len(sent) - len(held)
+        if step == "send":
+            assert sender.wait(0.0 if free == 0 else LIMIT_S) == (free > 0)
+            if free:
+                sender.send(number, {"x": torch.full((3,), float(number))})
+                sent.append(number)
+        elif step == "receive":
+            assert receiver.wait(LIMIT_S if sent else 0.0) == bool(sent)
+            if sent:
+                header, tensors = receiver.receive()
+                assert header == sent[0]
+                held.append((sent.popleft(), tensors["x"]))
+        elif held:
+            receiver.release()
+            held.popleft()
+        for expected, tensor in held:
+            assert tensor.tolist() == [expected] * 3
+
+
+def echo(receiver: Receiver, sender: Sender) -> None:
+    """The other process: sends everything back until it is told to end."""
+    while (message := take(receiver))[0] != "end":
+        put(sender, *message)
+        receiver.release()
+
+
+@pytest.fixture
+def other_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[Receiver, Sender], None]]:
+    """Starts `echo`; it has ended well when the test is over."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # it imports this module
+    assert __name__ in sys.modules
+    forkserver.start()
+    started = []
+
+    def start(receiver: Receiver, sender: Sender) -> None:
+        process = forkserver.context().Process(target=echo, args=(receiver, sender), daemon=True)
+        process.start()
+        started.append(process)
+
+    yield start
+    for process in started:
+        process.join(LIMIT_S)
+        if process.exitcode is None:
+            process.kill()
+        assert process.exitcode == 0
+
+
+@every_transport
+def test_there_and_back_across_processes(
+    open_channel: Open, other_process: Callable[[Receiver, Sender], None]
+) -> None:
+    everything = {f"{case} {n}": t for case, tensors in CASES.items() for n, t in tensors.items()}
+    sender, far_receiver = open_channel(2, everything)
+    far_sender, receiver = open_channel(1, everything)
+    other_process(far_receiver, far_sender)
+    for case, tensors in CASES.items():
+        changed = {f"{case} {name}": tensor.clone() for name, tensor in tensors.items()}
+        put(sender, case, changed)
+        for tensor in changed.values():
+            tensor.zero_()
+        header, received = take(receiver)
+        assert header == case
+        assert_same(received, {f"{case} {name}": tensor for name, tensor in tensors.items()})
+        receiver.release()
+    put(sender, "end", {})
+
+
+@every_transport
+def test_backpressure_across_processes(
+    open_channel: Open, other_process: Callable[[Receiver, Sender], None]
+) -> None:
+    """The other one sends message 0 back, holds 1 because its way back is full, and 2 waits."""
+    sender, far_receiver = open_channel(2, {"x": counting(3)})
+    far_sender, receiver = open_channel(1, {"x": counting(3)})
+    other_process(far_receiver, far_sender)
+    for number in range(3):
+        put(sender, number, {"x": torch.full((3,), float(number))})
+    assert not sender.wait(0.1)
+    for number in range(3):
+        header, tensors = take(receiver)
+        assert header == number
+        assert tensors["x"].tolist() == [float(number)] * 3
+        receiver.release()
+    put(sender, "end", {})
