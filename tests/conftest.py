@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,10 @@ from torch import Tensor
 from ppll_cli import settings
 from ppll_cli.app import conf_dir, register_resolvers
 from ppll_cli.runtime.run import Run
+
+# How long an example takes says nothing on a machine that others use as well.
+hypothesis.settings.register_profile("ppll", deadline=None)
+hypothesis.settings.load_profile("ppll")
 
 
 @dataclass(frozen=True)

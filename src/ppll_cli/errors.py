@@ -44,6 +44,9 @@ class WorkerFailedError(PpllError):
         self.report = report
         super().__init__(f"stage {report['stage']} ({report['device']}): {report['error']}")
 
+    def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
+        return WorkerFailedError, (self.report,)
+
 
 class Interrupted(PpllError):  # noqa: N818 - it is not an error of anything
     """Raised when a signal ended the run at once.
@@ -55,3 +58,6 @@ class Interrupted(PpllError):  # noqa: N818 - it is not an error of anything
     def __init__(self, signal: int) -> None:
         self.signal = signal
         super().__init__(f"stopped by signal {signal}")
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
+        return Interrupted, (self.signal,)

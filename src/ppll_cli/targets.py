@@ -53,7 +53,7 @@ def describe(message: str) -> str:
 
 
 def _locate(key: str, path: object) -> Any:
-    if not isinstance(path, str) or "." not in path:
+    if not isinstance(path, str) or "." not in path or path.startswith("."):
         raise ConfigError(key, path, "is not the dotted path of a class")
     module, _, name = path.rpartition(".")
     try:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+    import torch
     from torch import Tensor
 
+    from ppll_cli.data.batches import Batches
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
 
@@ -36,6 +38,9 @@ class Split:
 
     images: "Tensor"
     labels: "Tensor"
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,14 @@ class ImageDataset(ABC):
 
         _, channels, height, width = splits["train"].images.shape
         return ImageSpec(channels, height, width)
+
+    def batches(
+        self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
+    ) -> "Batches":
+        """What makes the batches of a run from what `load` returned."""
+        from ppll_cli.data.batches import Batches
+
+        return Batches(self, splits, batch_size, seed, device)
 
     def fault(self, source: str | Path, problem: str) -> ConfigError:
         """The error for a file that is not what it should be."""

@@ -59,7 +59,7 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     dataset = make("data", settings.data)
     dataset.prepare()
     splits = dataset.load()
-    samples = {name: len(split.labels) for name, split in splits.items()}
+    samples = {name: len(split) for name, split in splits.items()}
     image, task = dataset.image_spec(splits), dataset.task
     course = _course(settings, schedule, samples, dataset.drop_last)
 

@@ -81,8 +81,8 @@ class Worker:
         self.batches: Batches | None = None
         if index == 0:
             dataset = make("data", job.data)
-            self.batches = Batches(
-                dataset, dataset.load(), job.course.batch_size, job.seed, self.device
+            self.batches = dataset.batches(
+                dataset.load(), job.course.batch_size, job.seed, self.device
             )
         buffered = job.depth * (job.stages - 1)
         self.recorder = Recorder(

@@ -1,0 +1,99 @@
+"""Decoupled greedy learning's auxiliary network."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.dgl import DGL, AdaptivePool, AsMap
+from ppll_cli.local.method import Site
+from ppll_cli.models.unit import ValueSpec
+from tests.local.conftest import Train
+
+
+@pytest.mark.parametrize("hidden", [None, 20])
+def test_everything_is_trained(site: Site, train: Train, hidden: int | None) -> None:
+    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    criterion, feature = train(DGL(hidden=hidden), site)
+    for parameter in criterion.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any()
+    assert feature.grad is not None
+    assert feature.grad.any()
+
+
+def test_the_feature_is_not_changed_in_place(site: Site, shape: tuple[int, ...]) -> None:
+    """Its ReLUs work in place; the next module reads the same tensor."""
+    feature = torch.randn(6, *shape)
+    before = feature.clone()
+    DGL().criterion(site).head(feature)
+    assert torch.equal(feature, before)
+
+
+def layers(site: Site, hidden: int | None = None) -> list[tuple[int, ...]]:
+    modules = DGL(hidden=hidden).criterion(site).modules()
+    return [tuple(m.weight.shape) for m in modules if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 12)])
+def test_layers(site: Site) -> None:
+    convolutions = [(8, 8, 1, 1)] * 3
+    assert layers(site) == [*convolutions, (8, 8 * 4), (8, 8), (8, 8), (5, 8)]
+    assert layers(site, hidden=20) == [*convolutions, (20, 8 * 4), (20, 20), (20, 20), (5, 20)]
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 12)])
+@pytest.mark.parametrize(
+    ("spatial", "pooled"), [((8, 8), 4), ((8, 7), 2), ((7, 8), 2), ((7, 7), 1), ((1, 16), 2)]
+)
+def test_what_the_perceptron_reads_of_a_small_map(
+    site: Site, spatial: tuple[int, int], pooled: int
+) -> None:
+    small = replace(site, spec=ValueSpec((8, *spatial), torch.float32))
+    assert layers(small)[3] == (8, 8 * pooled)
+
+
+@pytest.mark.parametrize("hidden", [0, -4])
+def test_hidden_must_be_positive(hidden: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^local\.hidden={hidden}: must be at least 1"):
+        DGL(hidden=hidden)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size"), [(16, (4, 4)), (17, (4, 4)), (7, (7, 1)), (1, (1, 1)), (2, (1, 1))]
+)
+def test_tokens_are_laid_out_as_they_were_cut(tokens: int, size: tuple[int, int]) -> None:
+    x = torch.randn(2, tokens, 3)
+    as_map = AsMap()(x)
+    assert as_map.shape == (2, 3, *size)
+    patches = x[:, 1:] if tokens in (17, 2) else x  # a class token is left out
+    for patch in range(size[0] * size[1]):
+        row, column = divmod(patch, size[1])
+        assert torch.equal(as_map[:, :, row, column], patches[:, patch])
+
+
+def test_vectors_are_maps_of_one_pixel() -> None:
+    x = torch.randn(2, 3)
+    assert torch.equal(AsMap()(x)[:, :, 0, 0], x)
+
+
+@pytest.mark.parametrize(
+    ("pool", "size", "expected"),
+    [
+        (AdaptivePool(divisor=4), (16, 12), (4, 3)),
+        (AdaptivePool(divisor=4), (7, 3), (1, 1)),
+        (AdaptivePool(size=2), (4, 3), (2, 2)),
+        (AdaptivePool(size=2), (1, 3), (1, 2)),
+        (AdaptivePool(size=2), (1, 1), (1, 1)),
+    ],
+)
+def test_pooling_never_enlarges(
+    pool: AdaptivePool, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 3, *size)
+    y = pool(x)
+    assert y.shape == (2, 3, *expected)
+    if all(a % b == 0 for a, b in zip(size, expected, strict=True)):
+        torch.testing.assert_close(y.mean(dim=(2, 3)), x.mean(dim=(2, 3)))

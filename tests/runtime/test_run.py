@@ -1,0 +1,111 @@
+"""What a run leaves behind, and the corners of the configuration that are legal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ppll_cli.data.digits import Digits
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.unit import ImageSpec
+from ppll_cli.models.vit import ViT
+from ppll_cli.targets import make
+from ppll_cli.tasks.classification import Classification
+from tests.conftest import Runner, assert_same, compose_config
+
+DIGITS = ["data=digits", "model.dim=32", "model.depth=2", "model.heads=2", "model.patch=2"]
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
+TINY += ["batch_size=6", "max_steps=5"]
+
+
+def digits_accuracy(model: torch.nn.Module) -> float:
+    """Computed without anything that trains."""
+    config, _ = compose_config(["data=digits"])
+    dataset: Digits = make("data", config["data"])
+    test = dataset.load()["test"]
+    mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+    with torch.no_grad():
+        logits = model((test.images.float() / 255 - mean) / std)
+    return float((logits.argmax(dim=1) == test.labels).double().mean())
+
+
+@pytest.mark.parametrize("schedule", ["ppll", "1f1b"])
+def test_the_model_file_loads_into_the_plain_model(run: Runner, schedule: str) -> None:
+    """Auxiliary networks stay out, and the accuracy is the one that was reported."""
+    result = run(f"schedule={schedule}", "gpus=3", "epochs=4", "batch_size=16", *DIGITS)
+    vit = ViT(dim=32, depth=2, heads=2, patch=2)
+    model = PlainModel(vit.units(ImageSpec(1, 8, 8), Classification(10))).eval()
+    model.load_state_dict(load_file(result.run_dir / "model.safetensors"))
+    assert result.summary["test"]["accuracy"] > 0.4
+    assert digits_accuracy(model) == pytest.approx(result.summary["test"]["accuracy"], abs=1e-6)
+
+
+def test_seeds_decide_everything(run: Runner) -> None:
+    one, same, other = (run(f"seed={seed}", *TINY, "model.depth=2") for seed in (1, 1, 2))
+    assert_same(one.tensors(), same.tensors())
+    assert not torch.equal(
+        one.tensors()["model.embed.pos_embedding"], other.tensors()["model.embed.pos_embedding"]
+    )
+
+
+def test_a_stage_can_be_a_single_unit(run: Runner) -> None:
+    result = run("gpus=5", "model.dim=16", "model.depth=3", "model.heads=2", *TINY)
+    assert [stage["units"] for stage in result.summary["stages"]] == [
+        ["embed"],
+        ["blocks.0"],
+        ["blocks.1"],
+        ["blocks.2"],
+        ["head"],
+    ]
+
+
+def test_held_out_samples_are_a_split_of_their_own(run: Runner) -> None:
+    result = run("data.val_fraction=0.25", "data.eval_limit=4", *TINY, "model.depth=2")
+    lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["split"] for line in lines} == {"train", "val", "test"}
+    assert set(result.summary["val"]) == {"loss", "accuracy"}
+    assert result.summary["val"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+
+
+@pytest.mark.parametrize("schedule", ["bp", "ppll", "gpipe"])
+def test_bfloat16_trains(run: Runner, schedule: str) -> None:
+    result = run(f"schedule={schedule}", "precision=bf16", "deterministic=true", *TINY)
+    full = run(f"schedule={schedule}", "deterministic=true", *TINY)
+    assert result.summary["train"]["loss"] == pytest.approx(full.summary["train"]["loss"], rel=0.1)
+    assert result.summary["train"]["loss"] != full.summary["train"]["loss"]
+
+
+def test_manual_cuts_make_the_stages(run: Runner) -> None:
+    cuts = ["partition=manual", "partition.cuts=[blocks.0,head]", "gpus=3"]
+    result = run(*cuts, "schedule=pp", "model.depth=2", *TINY)
+    names = [stage["units"] for stage in result.summary["stages"]]
+    assert names == [["embed"], ["blocks.0", "blocks.1"], ["head"]]
+    assert result.summary["modules"] == 1
+    directions = [(edge["from"], edge["to"], edge["names"]) for edge in result.summary["edges"]]
+    assert directions == [
+        (0, 1, ["label", "x"]),
+        (1, 0, ["x"]),
+        (1, 2, ["label", "x"]),
+        (2, 1, ["x"]),
+    ]
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/datasets/fashion-mnist").exists(),
+    reason="Debian's dataset-fashion-mnist is not installed",
+)
+def test_fashion_mnist_trains_from_its_read_only_folder(run: Runner) -> None:
+    data = ["data=fashion_mnist", "data.root=/usr/share/datasets/fashion-mnist"]
+    small = ["model=resnet32", "model.depth=8", "optim=sgd", "max_steps=20", "data.eval_limit=200"]
+    result = run("schedule=ppll", "local=dgl", *data, *small)
+    assert result.summary["train"]["loss"] < 2.2  # ten classes; chance is 2.3
+
+
+def test_checkpoints_are_kept_as_asked(run: Runner) -> None:
+    result = run("checkpoint.every=2", "checkpoint.keep=2", *TINY, "model.depth=2")
+    folder = result.run_dir / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last", "step-4", "step-5"]
+    manifest = json.loads((folder / "last" / "manifest.json").read_text())
+    assert (manifest["step"], len(manifest["files"])) == (5, 2)
