@@ -24,6 +24,7 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -157,10 +158,11 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    """It comes to the whole process group, as from a terminal, from `timeout` or a batch system."""
     with start("epochs=100000", "eval_every=1", *TINY, cwd=tmp_path) as process:
         assert process.stdout is not None
         assert "epoch 1/" in process.stdout.readline()  # training is under way
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         process.communicate(timeout=60)
     assert process.returncode == 128 + number
     folder = run_dir(tmp_path)

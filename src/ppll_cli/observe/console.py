@@ -18,7 +18,7 @@ class Console:
 
     def __init__(self, metric: str, epochs: int) -> None:
         self._metric, self._epochs = metric, epochs
-        self._out = RichConsole(highlight=False, soft_wrap=True, markup=False)
+        self._out = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._train: Line | None = None
 
     def metrics(self, line: Line) -> None:

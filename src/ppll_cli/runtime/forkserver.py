@@ -15,6 +15,5 @@ def start() -> None:
 
     This module imports no torch, so that it can be called before anything heavy is imported here.
     """
-    # Making an optimizer imports torch._dynamo, seconds that every worker would spend for itself.
-    context().set_forkserver_preload(["torch._dynamo", "ppll_cli.runtime.worker"])
+    context().set_forkserver_preload(["ppll_cli.runtime.preload"])
     forkserver.ensure_running()

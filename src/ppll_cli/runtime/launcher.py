@@ -157,12 +157,9 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
         yield
     finally:
         for watched in workers:
-            watched.process.terminate()
+            watched.process.kill()  # they heed no other signal, and have nothing to put in order
         for watched in workers:
             watched.process.join(LEAVE_S)
-            if watched.process.is_alive():
-                watched.process.kill()
-                watched.process.join(LEAVE_S)
             watched.reports.close()
 
 

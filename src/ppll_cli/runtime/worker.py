@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import signal
 import threading
 import time
 import traceback
@@ -363,7 +362,6 @@ class _ReportHandler(logging.Handler):
 
 def main(job: Job, index: int, links: Links) -> None:
     """The worker process, from its start to its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     worker: Worker | None = None
     try:

@@ -101,6 +101,8 @@ def check(stream: Iterable[Instruction]) -> None:
                 batch = True
                 available.clear()
             case ReceiveActivations(_, chunk, micro_batch):
+                # What this micro-batch had from here on was of the batch before.
+                available = {key for key in available if key[1] < chunk or key[2] != micro_batch}
                 available.add(("input", chunk, micro_batch))
             case Forward(chunk, micro_batch):
                 found = (

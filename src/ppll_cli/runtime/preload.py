@@ -1,0 +1,13 @@
+"""Imported by the fork server, and only there: what is done here, every worker inherits."""
+
+import signal
+
+# Making an optimizer imports this, seconds that every worker would spend for itself.
+import torch._dynamo  # noqa: F401
+
+import ppll_cli.runtime.worker  # noqa: F401
+
+# A terminal or a batch system signals the whole process group. What is to stop, and when, is for the
+# parent to decide.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
