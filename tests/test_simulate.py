@@ -20,6 +20,7 @@ from ppll_cli.schedules.instructions import (
     LocalUpdate,
     NextBatch,
     ReceiveActivations,
+    Release,
     SendActivations,
     SendGradients,
     Step,
@@ -204,22 +205,32 @@ def test_ppll_takes_what_the_formula_says(data: st.DataObject, stages: int, coun
 
 @given(st.data(), sizes, sizes, st.integers(1, 3))
 def test_ppll_waits_for_slots(data: st.DataObject, stages: int, count: int, slots: int) -> None:
-    f, u, c = (different(data, stages) for _ in range(3))
-    c[-1] = 0.0
-    run = simulate(batches(PPLL(), stages, count), ppll_cost(f, u, c), lambda _: slots)
+    kinds = (ReceiveActivations, Forward, SendActivations, LocalUpdate, Release)
+    times = {kind: different(data, stages) for kind in kinds}
+    run = simulate(
+        batches(PPLL(), stages, count),
+        lambda stage, i: times[type(i)][stage] if isinstance(i, kinds) else 0.0,
+        lambda _: slots,
+    )
 
     @cache
     def sent_s(stage: int, batch: int) -> float:
-        if stage < 0 or batch < 0:
+        start_s = done_s(stage, batch - 1)
+        if stage > 0:
+            start_s = max(start_s, sent_s(stage - 1, batch)) + times[ReceiveActivations][stage]
+        end_s = start_s + times[Forward][stage]
+        if stage + 1 < stages:
+            free_s = done_s(stage + 1, batch - slots)
+            end_s = max(end_s, free_s) + times[SendActivations][stage]
+        return end_s
+
+    def done_s(stage: int, batch: int) -> float:
+        if batch < 0:
             return 0.0
-        computed_s = max(updated_s(stage, batch - 1), sent_s(stage - 1, batch)) + f[stage]
-        free_s = updated_s(stage + 1, batch - slots) if stage + 1 < stages else 0.0
-        return max(computed_s, free_s) + c[stage]
+        release_s = times[Release][stage] if stage > 0 else 0.0
+        return sent_s(stage, batch) + times[LocalUpdate][stage] + release_s
 
-    def updated_s(stage: int, batch: int) -> float:
-        return sent_s(stage, batch) + u[stage] if batch >= 0 else 0.0
-
-    assert run.makespan_s == close(max(updated_s(stage, count - 1) for stage in range(stages)))
+    assert run.makespan_s == close(max(done_s(stage, count - 1) for stage in range(stages)))
     assert all(peak <= slots for peak in run.peak_held.values())
 
 

@@ -59,7 +59,7 @@ def test_depth_by_module() -> None:
 def test_blocks_are_shaped_like_the_one_behind_the_module() -> None:
     """And like the last one, where only the head is behind it."""
 
-    def block(hidden: int) -> partial[nn.Module]:
+    def block(hidden: int) -> partial[Block]:
         return partial(Block, 8, 2, hidden, 0.0, 0.0)
 
     head = partial(Head, 8, CLASSES, "cls")
@@ -70,7 +70,7 @@ def test_blocks_are_shaped_like_the_one_behind_the_module() -> None:
     for stop in (1, 2, 3):
         site = Site(0, 2, units, stop, "x", tokens, TASK)
         (built,) = blocks(ViTBlocks().criterion(site))
-        hidden.append([m.out_features for m in built.mlp if isinstance(m, nn.Linear)][0])
+        hidden.append(next(m.out_features for m in built.mlp if isinstance(m, nn.Linear)))
     assert hidden == [24, 32, 32]
 
 

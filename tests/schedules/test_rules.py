@@ -39,7 +39,7 @@ from ppll_cli.schedules.rules import Channel, Message
 from ppll_cli.schedules.schedule import Place, Schedule, evaluation_batch, pass_mark
 
 N, S, F, L, B = NextBatch(), Step(), Forward(0, 0), Loss(0, 0), Backward(0, 0)
-GRADIENTS = ReceiveGradients(1, 0, 0)
+RECEIVE, GRADIENTS = ReceiveActivations(0, 0, 0), ReceiveGradients(1, 0, 0)
 
 BAD: dict[str, tuple[list[Instruction], str]] = {
     "forward of nothing": ([F], "its inputs"),
@@ -48,6 +48,18 @@ BAD: dict[str, tuple[list[Instruction], str]] = {
     "send before forward": ([N, SendActivations(1, 0, 0)], "its Forward"),
     "send of another chunk": ([N, F, SendActivations(1, 1, 0)], "its Forward"),
     "send of the batch before": ([N, F, L, B, S, N, SendActivations(1, 0, 0)], "its Forward"),
+    "send of the batch before, whose module was updated": (
+        [N, F, LocalUpdate(0, 0), N, SendActivations(1, 0, 0)],
+        "its Forward",
+    ),
+    "send of the batch before on a later stage": (
+        [RECEIVE, F, LocalUpdate(0, 0), RECEIVE, SendActivations(2, 0, 0)],
+        "its Forward",
+    ),
+    "second chunk from the batch before": (
+        [RECEIVE, F, LocalUpdate(0, 0), RECEIVE, Forward(1, 0)],
+        "its inputs",
+    ),
     "loss before forward": ([N, L], "its Forward"),
     "update before forward": ([N, LocalUpdate(0, 0)], "its Forward"),
     "update twice": ([N, F, LocalUpdate(0, 0), LocalUpdate(0, 0)], "its Forward"),
@@ -60,6 +72,10 @@ BAD: dict[str, tuple[list[Instruction], str]] = {
         "its Loss or ReceiveGradients",
     ),
     "backward twice": ([N, F, L, B, B], "its Forward"),
+    "backward from the gradients of an earlier forward": (
+        [N, F, L, B, F, B],
+        "its Loss or ReceiveGradients",
+    ),
     "gradients sent before backward": ([N, F, L, SendGradients(0, 0, 0)], "its Backward"),
     "step before a backward": ([N, F, Forward(0, 1), L, B, S], r"the Backward of [(0, 1)]"),
 }
