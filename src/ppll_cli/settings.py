@@ -81,6 +81,18 @@ class Partition(_Section):
         return self
 
 
+class FeatureBank(_Section):
+    """Whether features of earlier modules are kept for later ones."""
+
+    enabled: bool
+
+
+class Tracker(_Section):
+    """Who else is told of the run's metrics."""
+
+    name: Literal["none"]
+
+
 class CheckpointSettings(_Section):
     """When to save, and how many to keep."""
 
@@ -96,10 +108,10 @@ class Settings(_Section):
     partition: Partition
     schedule: Group
     local: Group
-    fba: Group
+    fba: FeatureBank
     optim: Optim
     transport: Group
-    tracker: Group
+    tracker: Tracker
     checkpoint: CheckpointSettings
     gpus: Count | None
     device: Literal["auto", "cuda", "cpu"]

@@ -56,13 +56,13 @@ class Run:
             WorkerFailedError: A worker failed; the summary has been written.
             Interrupted: A second signal came; the summary has been written.
         """
+        transport = make("transport", self.settings.transport)
         self.prepared = prepare(self.settings, str(self.run_dir))
         self._write_config()
         for note in self.prepared.notes:
             log.info(note)
         job = self.prepared.job
         self.console = Console(job.task.metric, job.course.epochs)
-        transport = make("transport", self.settings.transport)
         path = self.run_dir / "metrics.jsonl"
         with Metrics(path, job.task, len(job.layout.modules)) as self.metrics:
             try:
