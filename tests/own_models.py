@@ -104,4 +104,5 @@ class _Join(nn.Module):
         self.a, self.b = nn.Linear(width, outputs), nn.Linear(width, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return torch.tanh(self.a(x)) + self.b(skip)
+        out: Tensor = torch.tanh(self.a(x)) + self.b(skip)
+        return out

@@ -1,9 +1,11 @@
 """Objects that a configuration names by `_target_`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from torch import nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.targets import make
@@ -177,3 +179,17 @@ def test_options_of_base_classes(kind: type[Child]) -> None:
 
 def test_what_the_class_itself_refuses() -> None:
     assert str(refusal(Options, count=-1)) == "group.count=-1: must not be negative"
+
+
+class Odd:
+    """Options that YAML cannot write as they are, or that only the class can judge."""
+
+    def __init__(self, *, size: tuple[int, int], folder: Path, module: nn.Module | None) -> None:
+        self.size, self.folder, self.module = size, folder, module
+
+
+def test_values_become_what_the_annotation_says() -> None:
+    """A list is all that YAML has for a tuple, and a string for a path."""
+    made = of(Odd, size=[1, 2], folder="here", module=None)
+    assert (made.size, made.folder, made.module) == ((1, 2), Path("here"), None)
+    assert refusal(Odd, size=[1], folder="here", module=None).key == "group.size"

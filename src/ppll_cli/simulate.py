@@ -55,7 +55,8 @@ class Simulation:
     @property
     def bubble_fraction(self) -> float:
         """Share of the stages' time in which they waited."""
-        return 1.0 - sum(self.busy_s) / (len(self.events) * self.makespan_s)
+        total_s = len(self.events) * self.makespan_s
+        return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
 
 
 class _Channel:

@@ -1,11 +1,13 @@
 """Make the objects that a configuration names by `_target_`."""
 
 import inspect
+import json
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from ppll_cli.errors import ConfigError
 
@@ -32,23 +34,36 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
             raise ConfigError(
                 f"{group}.{key}", value, f"{path} has no such option", f"it has {known}"
             )
-        annotation = parameters[key][0]
-        if annotation is inspect.Parameter.empty:
-            continue
-        try:
-            TypeAdapter(annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            problem = "; or ".join(describe(detail["msg"]) for detail in error.errors())
-            raise ConfigError(f"{group}.{key}", value, problem) from None
-    missing = [key for key, (_, needed) in parameters.items() if needed and key not in arguments]
-    if missing:
-        raise ConfigError(f"{group}.{missing[0]}", "", f"{path} needs a value for it")
-    return target(**arguments)
+        arguments[key] = _checked(f"{group}.{key}", value, parameters[key])
+    try:
+        inspect.signature(target).bind(**arguments)
+        return target(**arguments)
+    except TypeError as error:
+        if missing := re.search(r"missing .*argument.*?: '(\w+)'", str(error)):
+            problem = f"{path} needs a value for it"
+            raise ConfigError(f"{group}.{missing[1]}", "", problem) from None
+        raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
+
+
+def _checked(key: str, value: Any, annotation: Any) -> Any:
+    """The value as its annotation has it: a list where a tuple is wanted becomes one."""
+    if annotation is inspect.Parameter.empty:
+        return value
+    try:
+        adapter = TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:  # a class that only its own constructor can check
+        return value
+    try:
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        problem = "; or ".join(describe(detail["msg"]) for detail in error.errors())
+        raise ConfigError(key, value, problem) from None
 
 
 def describe(message: str) -> str:
     """A message of pydantic as it reads in the middle of a sentence."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("valid array", "valid list")
     return message[0].lower() + message[1:]
 
 
@@ -65,12 +80,12 @@ def _locate(key: str, path: object) -> Any:
     return target
 
 
-def _parameters(target: Any) -> dict[str, tuple[Any, bool]]:
-    """Name to (annotation, whether a value is needed), base classes' too where they take `**`."""
+def _parameters(target: Any) -> dict[str, Any]:
+    """Annotations by name; of base classes as well, where a constructor takes `**`."""
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
-    found: dict[str, tuple[Any, bool]] = {}
+    found: dict[str, Any] = {}
     for function in functions:
         if function is object.__init__:
             break
@@ -82,8 +97,7 @@ def _parameters(target: Any) -> dict[str, tuple[Any, bool]]:
                 parameter.VAR_POSITIONAL,
             ):
                 continue
-            needed = parameter.default is parameter.empty
-            found.setdefault(name, (hints.get(name, parameter.empty), needed))
+            found.setdefault(name, hints.get(name, parameter.empty))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
     return found

@@ -39,7 +39,9 @@ def save_stage(
     folder = _unfinished(run_dir, step)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"stage-{stage}.safetensors"
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    save_file(copies, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit, ValueSpec
 from ppll_cli.partition.layout import Edge, Layout
 from ppll_cli.runtime.items import Course
+from ppll_cli.schedules.rules import Channel
 from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
 from ppll_cli.targets import make
@@ -83,6 +84,17 @@ class Job:
         chunks = len(self.layout.chunks(stage))
         norms = self.optim.clip_norm is not None and not self.local_learning
         return Place(stage, self.stages, chunks, microbatches, norms)
+
+    def channels(self) -> dict[Channel, int]:
+        """The channels between neighbouring stages, and how many slots each has."""
+        schedule = self.make_schedule()
+        slots = {}
+        for stage in range(self.stages - 1):
+            place = self.place(stage + 1, schedule.microbatches)
+            slots[Channel(stage, stage + 1)] = schedule.held(place) + self.depth
+            if not schedule.local:  # of the gradients that travel back, the one in hand is held
+                slots[Channel(stage + 1, stage)] = 1 + self.depth
+        return slots
 
     def make_schedule(self) -> Schedule:
         """The schedule."""

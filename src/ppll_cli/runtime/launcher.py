@@ -87,18 +87,10 @@ def _channels(
     job: Job, transport: Transport
 ) -> tuple[list[dict[int, Sender]], list[dict[int, Receiver]]]:
     """For each stage, its ends of the channels to and from its neighbours."""
-    schedule = job.make_schedule()
     senders: list[dict[int, Sender]] = [{} for _ in range(job.stages)]
     receivers: list[dict[int, Receiver]] = [{} for _ in range(job.stages)]
-    for stage in range(job.stages - 1):
-        held = schedule.held(job.place(stage + 1, schedule.microbatches))
-        directions = [(stage, stage + 1, held)]
-        if not job.local_learning:
-            directions.append((stage + 1, stage, 1))  # gradients: the one in hand
-        for source, target, slots in directions:
-            senders[source][target], receivers[target][source] = transport.channel(
-                slots + transport.depth
-            )
+    for (source, target), slots in job.channels().items():
+        senders[source][target], receivers[target][source] = transport.channel(slots)
     return senders, receivers
 
 

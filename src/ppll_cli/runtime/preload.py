@@ -7,7 +7,7 @@ import torch._dynamo  # noqa: F401
 
 import ppll_cli.runtime.worker  # noqa: F401
 
-# A terminal or a batch system signals the whole process group. What is to stop, and when, is for the
-# parent to decide.
+# A terminal or a batch system signals the whole process group. What is to stop, and when, is for
+# the parent to decide.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -163,8 +163,7 @@ def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
 
     def makespan_s(batches: int) -> float:
         streams = [list(schedule.batch(place)) * batches for place in places]
-        held = [schedule.held(place) + job.depth for place in places]
-        return simulate(streams, cost, lambda channel: held[channel.target]).makespan_s
+        return simulate(streams, cost, job.channels().__getitem__).makespan_s
 
     few, many = 4 * job.stages, 8 * job.stages  # the difference leaves filling and draining out
     batch_s = (makespan_s(many) - makespan_s(few)) / (many - few)
