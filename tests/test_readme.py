@@ -1,0 +1,56 @@
+"""README stays true: its commands compose, and its pictures are the program's."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ppll_cli import settings
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.unit import ImageSpec
+from ppll_cli.models.vit import ViT
+from ppll_cli.schedules.one_f_one_b import OneFOneB
+from ppll_cli.tasks.classification import Classification
+from tests.conftest import compose_config
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"^\$ scripts/run(.*)$", README, re.MULTILINE)))
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose(command: str) -> None:
+    config, _ = compose_config(shlex.split(command))
+    settings.parse(config)
+
+
+def test_the_picture_of_1f1b_is_that_of_its_docstring() -> None:
+    picture = re.findall(r"^ *(stage \d \|.*)$", OneFOneB.__doc__ or "", re.MULTILINE)
+    assert len(picture) == 3
+    assert "\n".join(picture) in README
+
+
+def test_the_model_of_the_loading_example_is_the_default_one() -> None:
+    line = next(line for line in README.splitlines() if line.startswith("model = PlainModel"))
+    names = {"ViT": ViT, "ImageSpec": ImageSpec, "Classification": Classification}
+    scope: dict[str, object] = {**names, "PlainModel": PlainModel}
+    exec(line, scope)
+    config, _ = compose_config([])
+    default = {key: config["model"][key] for key in ("dim", "depth", "heads", "patch")}
+    model = scope["model"]
+    assert isinstance(model, PlainModel)
+    expected = PlainModel(ViT(**default).units(ImageSpec(1, 8, 8), Classification(10)))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in expected.state_dict().items()}
+
+
+@pytest.mark.parametrize("group", ["model", "data", "schedule", "local", "partition", "optim"])
+def test_the_table_names_every_option(group: str) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+    named = set(re.findall(r"`([\w.]+)`", row.split("|")[2]))
+    conf = Path(__file__).parents[1] / "conf"
+    assert named == {path.stem for path in (conf / group).glob("*.yaml")}
