@@ -70,6 +70,36 @@ class NotUnits:
         return ["first", "second"]
 
 
+class Idle:
+    """Three units, of which only the second has parameters."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Flatten, Linear, Identity."""
+        pixels = image.channels * image.height * image.width
+        linear = partial(nn.Linear, pixels, classes_of(task, "idle"))
+        return [
+            Unit("flat", nn.Flatten, ("image",)),
+            Unit("linear", linear),
+            Unit("out", nn.Identity),
+        ]
+
+
+class ReadsLabel:
+    """The second unit wants the answer."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Flatten, Identity."""
+        return [Unit("flat", nn.Flatten, ("image",)), Unit("cheat", nn.Identity, ("label",))]
+
+
+class Nested:
+    """One unit's name lies inside the other's."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Flatten, Identity."""
+        return [Unit("a", nn.Flatten, ("image",)), Unit("a.b", nn.Identity)]
+
+
 class Skipping:
     """One float32 skip that three later units read, beside the chain."""
 

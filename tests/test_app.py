@@ -20,7 +20,7 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "ppll_cli", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FULL": "full"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -98,6 +98,7 @@ def test_figures_of_the_steady_state_need_five_steps(tmp_path: Path, steps: int)
     known = summary["train"]["samples_per_second"] is not None
     assert known == (steps >= 5)
     assert (summary["pipeline"]["bubble_fraction"] is not None) == known
+    assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,10 @@ def test_figures_of_the_steady_state_need_five_steps(tmp_path: Path, steps: int)
         (["--nonsense"], "arguments=--nonsense: unrecognized arguments"),
         (["+extra=1"], "extra=1: there is no such key"),
         (["hydra.run.dir=full"], "hydra.run.dir=full: exists and is not empty"),
+        (["++hydra.run.dir='full'"], "hydra.run.dir=full: exists and is not empty"),
+        (["hydra.run.dir=${oc.env:FULL}"], "hydra.run.dir=full: exists and is not empty"),
+        (["model.dim=${nothing}"], "model.dim=${nothing}: Interpolation key 'nothing' not found"),
+        (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
@@ -124,10 +129,33 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     (complaint,) = result.stderr.splitlines()
     assert complaint.startswith(f"ppll-run: {line}")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
+
+
+def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
+    """It once took a folder, named in a way that was not understood, for its own."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    lines = ["# @package _global_", "hydra:", "  run:", "    dir: full"]
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("\n".join(lines))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    result = ppll_run("experiment=mine", "gpus=0", "--config-dir=conf", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "holds precious; choose a new folder" in result.stderr
+    assert (tmp_path / "full" / "precious").exists()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["--cfg", "job"], ["optim.lr=-1"], ["model=vti"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["--cfg", "job"],
+        ["optim.lr=-1"],
+        ["model=vti"],
+        ["data.root=/nonexistent"],
+        ["schedule._target_=no.Such"],
+    ],
 )
 def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
     script = (
@@ -153,7 +181,10 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
     assert result.returncode == 1
     screen = result.stderr[result.stderr.index("ppll-run: ") :].splitlines()
     assert screen[0] == "ppll-run: stage 1 (cpu): ArithmeticError: the third pass is too much"
-    assert json.loads((run_dir(tmp_path) / "summary.json").read_text())["status"] == "failed"
+    folder = run_dir(tmp_path)
+    assert f"  log: {folder / 'ppll-run.log'}" in screen
+    assert "ArithmeticError" in (folder / "ppll-run.log").read_text()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -174,7 +205,7 @@ def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signal
 
 def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     """Overrides stand on both sides of the option, as people write them."""
-    sweep = ["schedule=bp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
+    sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
     result = ppll_run(*sweep, *TINY, cwd=tmp_path)
     assert result.returncode == 2
     assert "gpus=9: the model has only 4 units" in result.stderr

@@ -4,6 +4,7 @@ Nothing heavy is imported before it is needed: `--help`, `--cfg job` and the ref
 configuration do without torch.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -16,6 +17,8 @@ from ppll_cli.errors import ConfigError, Interrupted, PpllError, WorkerFailedErr
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+log = logging.getLogger(__name__)
+
 
 def main() -> NoReturn:
     """The console script.
@@ -27,8 +30,7 @@ def main() -> NoReturn:
     except ConfigError as error:
         _complain(str(error))
         sys.exit(2)
-    except WorkerFailedError as error:
-        _complain(_failure_screen(error))
+    except WorkerFailedError:  # shown and logged where it was caught
         sys.exit(1)
     except Interrupted as error:
         _complain(str(error))
@@ -46,7 +48,6 @@ def _main(arguments: list[str]) -> None:
     overrides = [a for a in arguments if _is_override(a)]
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
     sys.argv[1:] = overrides + [a for a in arguments if not _is_override(a)]
-    _check_run_dir(overrides)
 
     import argparse
 
@@ -68,12 +69,15 @@ def _main(arguments: list[str]) -> None:
         # Hydra would announce an exception in its own words, and would give up a sweep's results.
         try:
             return _run(cfg)
+        except OmegaConfBaseException as error:
+            failures.append(explain(error, overrides, conf_dir()))
         except PpllError as error:
             failures.append(error)
-            return None
+        return None
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:
+        _check_run_dir(overrides)
         run()
     except (HydraException, OmegaConfBaseException, ParseCancellationException, YAMLError) as error:
         raise explain(error, overrides, conf_dir()) from None
@@ -99,24 +103,34 @@ def _run(cfg: "DictConfig") -> float | None:
     """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli import settings
     from ppll_cli.runtime import forkserver
+    from ppll_cli.targets import make
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     choices = {k: str(v) for k, v in hydra_config.runtime.choices.items() if "hydra" not in k}
+    ours = {".hydra", f"{hydra_config.job.name}.log"}
+    if strangers := sorted({path.name for path in run_dir.iterdir()} - ours):
+        raise ConfigError("hydra.run.dir", run_dir, f"holds {strangers[0]}", "choose a new folder")
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         parsed = settings.parse(config)
+        for group in ("schedule", "data"):  # what their classes refuse needs no torch
+            make(group, config[group])
         forkserver.start()  # it imports torch while this process does
 
         from ppll_cli.runtime.run import Run
 
         summary = Run(parsed, config, choices, run_dir).execute()
-    except ConfigError:
-        if not (run_dir / "config.json").exists():  # this run made the folder, and leaves none
-            _remove(run_dir)
+    except WorkerFailedError as error:
+        log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))
+        raise
+    except (ConfigError, OmegaConfBaseException):
+        if not (run_dir / "config.json").exists():  # nothing ran here
+            _remove(run_dir, ours)
         raise
     result = summary["test"] or {}
     metric: float | None = next((v for k, v in result.items() if k != "loss"), None)
@@ -129,17 +143,26 @@ def _is_override(argument: str) -> bool:
 
 def _check_run_dir(overrides: list[str]) -> None:
     """Refuse a folder that holds something before Hydra writes into it."""
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "hydra.run.dir" and Path(value).is_dir() and any(Path(value).iterdir()):
-            raise ConfigError(key, value, "exists and is not empty", "choose a new folder")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.key_or_group == "hydra.run.dir":
+            value = OmegaConf.create({"dir": override.value()}).dir
+            if Path(value).is_dir() and any(Path(value).iterdir()):
+                raise ConfigError(
+                    "hydra.run.dir", value, "exists and is not empty", "choose a new folder"
+                )
 
 
-def _remove(run_dir: Path) -> None:
-    """Remove a run's folder, and those above it, inside the current one, that are empty now."""
-    shutil.rmtree(run_dir, ignore_errors=True)
-    for folder in run_dir.parents:
-        if not folder.is_relative_to(Path.cwd() / "outputs") or any(folder.iterdir()):
+def _remove(run_dir: Path, ours: set[str]) -> None:
+    """Remove what Hydra made for a run that was refused, and folders that are empty then."""
+    for name in ours:
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for folder in (run_dir, *run_dir.parents):
+        made = folder == run_dir or folder.is_relative_to(Path.cwd() / "outputs")
+        if not made or any(folder.iterdir()):
             return
         folder.rmdir()
 
@@ -148,13 +171,14 @@ def _refuse_arguments(_: object, message: str) -> NoReturn:
     raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-run --help")
 
 
-def _failure_screen(error: WorkerFailedError) -> str:
+def _failure_screen(error: WorkerFailedError, log_file: Path) -> str:
     """Root cause first."""
     report = error.report
-    lines = [str(error)]
+    lines = [f"ppll-run: {error}"]
     for key in ("phase", "batch", "shapes"):
         if report.get(key):
             lines.append(f"  {key}: {report[key]}")
+    lines.append(f"  log: {log_file}")
     return "\n".join([*lines, report.get("traceback", "")]).rstrip()
 
 

@@ -117,7 +117,7 @@ class Settings(_Section):
     device: Literal["auto", "cuda", "cpu"]
     oversubscribe: bool
     threads: Count | None
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     epochs: Count
     max_steps: Count | None
     batch_size: Count
@@ -149,13 +149,6 @@ def parse(config: Mapping[str, Any]) -> Settings:
     microbatches = settings.schedule.get("microbatches")
     if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
         raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
-    if microbatches > settings.batch_size:
-        raise ConfigError(
-            "schedule.microbatches",
-            microbatches,
-            f"a batch of {settings.batch_size} samples cannot be split into more parts",
-            f"use at most {settings.batch_size}, or a larger batch_size",
-        )
     depth = settings.transport.get("depth")
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from ppll_cli.data.digits import Digits
+from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
 from ppll_cli.targets import make
 from ppll_cli.tasks.classification import Classification
-from tests.conftest import Runner, assert_same, compose_config
+from tests.conftest import Runner, assert_same, compose_config, own_model
 
 DIGITS = ["data=digits", "model.dim=32", "model.depth=2", "model.heads=2", "model.patch=2"]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
@@ -109,3 +110,46 @@ def test_checkpoints_are_kept_as_asked(run: Runner) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["last", "step-4", "step-5"]
     manifest = json.loads((folder / "last" / "manifest.json").read_text())
     assert (manifest["step"], len(manifest["files"])) == (5, 2)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_frequent_checkpoints_leave_a_steady_state(run: Runner, every: int) -> None:
+    """Batches that are left out after each one once were all that there were."""
+    result = run(f"checkpoint.every={every}", "gpus=3", *TINY, "model.depth=2")
+    assert result.summary["train"]["samples_per_second"] > 0
+    assert 0 <= result.summary["pipeline"]["bubble_fraction"] < 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule=bp", "gpus=50"],
+        ["schedule=ppll", "schedule.microbatches=100"],
+        ["schedule=ll", "gpus=50", "local.modules=2"],
+        ["schedule=gpipe", "gpus=1"],
+        ["schedule=ppll", "gpus=1", "eval_every=100"],
+    ],
+)
+def test_what_a_schedule_does_not_use_does_not_matter(run: Runner, overrides: list[str]) -> None:
+    result = run(*overrides, *TINY, "model.depth=2")
+    assert result.summary["test"]["loss"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["ppll", "pp"])
+def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
+    """One stage only flattens the images, and the last has a module without parameters."""
+    result = run(f"schedule={schedule}", "gpus=3", *own_model("Idle"), *TINY)
+    assert result.summary["status"] == "completed"
+    assert result.summary["stages"][0]["units"] == ["flat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ReadsLabel", "reads 'label', which nothing before it makes"),
+        ("Nested", "is a unit beside"),
+    ],
+)
+def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(*own_model(name), *TINY)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ppll_cli.errors import ConfigError
-from ppll_cli.models.unit import IMAGE, Unit, build_unit
+from ppll_cli.models.unit import IMAGE, Unit, build_unit, check_names
 
 
 class PlainModel(nn.Module):
@@ -22,9 +21,8 @@ class PlainModel(nn.Module):
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:
         super().__init__()
         self._units = tuple(units)
-        taken: set[str] = set()
+        check_names([unit.name for unit in self._units])
         for unit in self._units:
-            _claim(unit.name, taken)
             *folders, last = unit.name.split(".")
             _container(self, folders).add_module(last, build_unit(unit, seed))
 
@@ -38,16 +36,6 @@ class PlainModel(nn.Module):
             )
         prediction: Tensor | tuple[Tensor, ...] = written
         return prediction
-
-
-def _claim(name: str, taken: set[str]) -> None:
-    """Adds the name; parameters of two units must never end up under the same key."""
-    for other in taken:
-        if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
-            raise ConfigError(
-                "model", name, f"is a unit beside {other!r}", "give every unit a name of its own"
-            )
-    taken.add(name)
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:

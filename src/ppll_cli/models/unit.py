@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ppll_cli import seeding
+from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.task import Task
 
 IMAGE = "image"
@@ -67,3 +68,17 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.unit_weights(seed, unit.name))
         return unit.build()
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that parameters of two units can never end up under the same key.
+
+    Raises:
+        ConfigError: Two units share a name, or one's name lies inside another's (`a` and `a.b`).
+    """
+    for index, name in enumerate(names):
+        for other in names[:index]:
+            if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
+                raise ConfigError(
+                    "model", name, f"is a unit beside {other!r}", "give each a name of its own"
+                )

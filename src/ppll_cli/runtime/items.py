@@ -74,6 +74,11 @@ class Course:
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    @property
+    def segment(self) -> int:
+        """Training batches between two interruptions, evaluation or checkpoint, at the least."""
+        return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
+
     def batch_sizes(self) -> list[int]:
         """Sizes of the training batches of an epoch."""
         return _sizes(self.samples["train"], self.batch_size, self.drop_last)

@@ -24,6 +24,7 @@ class Job:
         data: Configuration of the data set's class.
         local: Configuration of the local method's class.
         schedule: Configuration of the schedule's class.
+        local_learning: Whether modules are trained by local losses.
         optim: Settings of the optimizer.
         course: Batches, evaluations and checkpoints.
         image: What the model is built for.
@@ -44,6 +45,7 @@ class Job:
     data: Mapping[str, Any]
     local: Mapping[str, Any]
     schedule: Mapping[str, Any]
+    local_learning: bool
     optim: Optim
     course: Course
     image: ImageSpec
@@ -63,12 +65,6 @@ class Job:
     def stages(self) -> int:
         """How many stages, and so workers, there are."""
         return len(self.layout.stages)
-
-    @property
-    def local_learning(self) -> bool:
-        """Whether modules are trained by local losses."""
-        local: bool = self.make_schedule().local
-        return local
 
     @property
     def warmup(self) -> int:

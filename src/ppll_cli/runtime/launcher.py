@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 LEAVE_S = 5.0
 """How long a worker may take to leave once it is told to."""
 
+SETTLE_S = 0.3
+"""How long to wait, after a failure, for the process that may be its cause to be gone."""
+
 Report = dict[str, Any]
 
 
@@ -32,6 +35,7 @@ class _Watched:
     process: ForkServerProcess
     reports: Connection
     done: Report | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,24 @@ def _channels(
 
 def _watch(job: Job, workers: list[_Watched], on_report: Callable[[Report], None]) -> None:
     """Wait until something happens, and deal with it."""
-    failures: list[Report] = []
     ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
     sentinels = [watched.process.sentinel for watched in workers]
-    ready = wait([*ends, *sentinels], timeout=1.0)
+    wait([*ends, *sentinels], timeout=1.0)
+    failures = _failures(job, workers, on_report)
+    if failures:
+        # A worker that was killed made no report, but its neighbours may have stumbled over it.
+        wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
+        failures += _failures(job, workers, on_report)
+        root = min(failures, key=lambda failure: ("traceback" in failure, failure["time"]))
+        raise WorkerFailedError(root)
+
+
+def _failures(
+    job: Job, workers: list[_Watched], on_report: Callable[[Report], None]
+) -> list[Report]:
+    """Deal with all reports that are there, and return those of failures."""
+    failures: list[Report] = []
+    ready = wait([watched.process.sentinel for watched in workers], timeout=0)
     for watched in workers:
         died = watched.process.sentinel in ready
         for report in _read(watched.reports, wait_for_end=died):
@@ -107,14 +125,15 @@ def _watch(job: Job, workers: list[_Watched], on_report: Callable[[Report], None
                 watched.done = report
             elif report["kind"] == "failed":
                 failures.append(report)
+                watched.failed = True
             elif report["kind"] == "log":
                 log.log(report["level"], "stage %d: %s", watched.stage, report["message"])
             else:
                 on_report(report)
-        if died and not any(failure["stage"] == watched.stage for failure in failures):
+        if died and not watched.failed:
             failures.append(_death(job, watched))
-    if failures:
-        raise WorkerFailedError(min(failures, key=lambda failure: float(failure["time"])))
+            watched.failed = True
+    return failures
 
 
 def _read(reports: Connection, wait_for_end: bool) -> Iterator[Report]:

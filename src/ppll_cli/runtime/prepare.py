@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppll_cli.data.batches import steps_per_epoch
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site, module_criterion
-from ppll_cli.models.unit import IMAGE, Unit, ValueSpec
+from ppll_cli.models.unit import IMAGE, Unit, ValueSpec, check_names
 from ppll_cli.partition.layout import Layout, cut_at, edges, group
 from ppll_cli.partition.solver import balance
 from ppll_cli.partition.trace import Cost, TracedUnit, empty, measure, trace
@@ -64,7 +63,7 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     course = _course(settings, schedule, samples, dataset.drop_last)
 
     units = tuple(make("model", settings.model).units(image, task))
-    _check_units(units, {IMAGE, *task.targets})
+    _check_units(units)
     shape = (image.channels, image.height, image.width)
     traced = trace(units, {IMAGE: ValueSpec(shape, torch.float32)})
 
@@ -81,6 +80,7 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
         data=settings.data,
         local=local,
         schedule=settings.schedule,
+        local_learning=schedule.local,
         optim=settings.optim,
         course=course,
         image=image,
@@ -149,7 +149,13 @@ def _course(
             f"the training set has {samples['train']} samples",
             f"use at most {samples['train']}",
         )
-    steps_per_epoch(samples["train"], settings.batch_size, drop_last)
+    if schedule.microbatches > settings.batch_size:
+        raise ConfigError(
+            "schedule.microbatches",
+            schedule.microbatches,
+            f"a batch of {settings.batch_size} samples cannot be split into more parts",
+            f"use at most {settings.batch_size}, or a larger batch_size",
+        )
     return Course(
         samples=samples,
         batch_size=settings.batch_size,
@@ -163,15 +169,12 @@ def _course(
     )
 
 
-def _check_units(units: Sequence[Unit], batch: set[str]) -> None:
+def _check_units(units: Sequence[Unit]) -> None:
     """Check what a user's own model returns."""
     if not units or not all(isinstance(unit, Unit) for unit in units):
         raise ConfigError("model", "", "its units() must return a list of at least one Unit")
-    names = [unit.name for unit in units]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError("model", "", f"has several units named {name!r}")
-    known = set(batch)
+    check_names([unit.name for unit in units])
+    known = {IMAGE}
     for unit in units:
         missing = [name for name in unit.reads if name not in known]
         if missing:
@@ -190,14 +193,14 @@ def _layout(
     names = [unit.name for unit in units]
     whole = range(len(units))
     asked = settings.stages_asked
-    if asked > len(units):
-        raise ConfigError(
-            "gpus", asked, f"the model has only {len(units)} units", f"use at most {len(units)}"
-        )
     modules = _fixed_modules(settings, names) if schedule.local else None
     atoms = modules or [range(index, index + 1) for index in whole]
     if schedule.one_stage and (modules or not schedule.local):
         return Layout(tuple(modules or [whole]), (whole,))
+    if asked > len(units):
+        raise ConfigError(
+            "gpus", asked, f"the model has only {len(units)} units", f"use at most {len(units)}"
+        )
     if asked > len(atoms):
         raise ConfigError(
             "gpus",

@@ -8,7 +8,7 @@ it look faster than it is.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -55,7 +55,7 @@ class Recorder:
         self._seen = 0
         self._in_segment = 0
         self._counting_since: float | None = None
-        self._events: list[tuple[str, Instruction, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[tuple[str, Instruction | None, torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin_batch(self) -> None:
         """A training batch begins; its header is there."""
@@ -79,22 +79,27 @@ class Recorder:
         if self._counting_since is not None:
             self.totals.wall_s += self._now() - self._counting_since
             self._counting_since = None
-            for kind, instruction, start, end in self._events:
-                self._add(kind, instruction, start.elapsed_time(end) / 1000)
-            self._events.clear()
+            self.collect()
         self._in_segment = 0
 
-    @contextmanager
-    def waiting(self, kind: str) -> Iterator[None]:
-        """Time in which the process waits for another stage."""
-        start = perf_counter()
-        yield
-        if self._counting_since is not None:
-            self.totals.spent_s[kind] += perf_counter() - start
+    def waiting(self, kind: str) -> AbstractContextManager[None]:
+        """Time in which the device, for want of anything to do, waits for another stage."""
+        return self._span(kind, None)
+
+    def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
+        """Time in which the device works for an instruction."""
+        return self._span(kind, instruction)
+
+    def collect(self) -> None:
+        """Add up what the device has done so far; on CUDA this waits for it."""
+        if self._events:
+            self._events[-1][-1].synchronize()
+        for kind, instruction, first, last in self._events:
+            self._add(kind, instruction, first.elapsed_time(last) / 1000)
+        self._events.clear()
 
     @contextmanager
-    def working(self, kind: str, instruction: Instruction) -> Iterator[None]:
-        """Time in which the device works for an instruction."""
+    def _span(self, kind: str, instruction: Instruction | None) -> Iterator[None]:
         if self._counting_since is None:
             yield
         elif self._cuda is None:
@@ -108,9 +113,10 @@ class Recorder:
             last.record()
             self._events.append((kind, instruction, first, last))
 
-    def _add(self, kind: str, instruction: Instruction, seconds: float) -> None:
+    def _add(self, kind: str, instruction: Instruction | None, seconds: float) -> None:
         self.totals.spent_s[kind] += seconds
-        self.totals.instruction_s[instruction] += seconds
+        if instruction is not None:
+            self.totals.instruction_s[instruction] += seconds
 
     def _now(self) -> float:
         if self._cuda is not None:

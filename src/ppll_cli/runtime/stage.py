@@ -102,7 +102,7 @@ class Stage:
         self._norm: Tensor | None = None
         self._training: bool | None = None
         self._step = 0
-        self._sizes: list[int] = []
+        self.sizes: list[int] = []
 
     def _build(self, place: Chunk, units: list[Unit]) -> StageChunk:
         job = self.job
@@ -131,7 +131,7 @@ class Stage:
             for chunk in self.chunks:
                 for network in chunk.networks:
                     network.train(training)
-        self._training, self._sizes, self._step = training, sizes, step
+        self._training, self.sizes, self._step = training, sizes, step
 
     def end(self) -> None:
         """The batch ends; nothing of it is kept."""
@@ -183,7 +183,8 @@ class Stage:
             if tensor.requires_grad
         }
         loss = self._loss(chunk, micro_batch, {**values, **detached})
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # or there is nothing to train here
+            loss.backward()  # type: ignore[no-untyped-call]
         return detached
 
     def local_step(
@@ -193,7 +194,8 @@ class Stage:
         values = self.values[micro_batch]
         names = [name for name, output in outputs.items() if output.grad is not None]
         gradients = [outputs[name].grad for name in names]
-        torch.autograd.backward([values[name] for name in names], gradients)
+        if names:
+            torch.autograd.backward([values[name] for name in names], gradients)
         parameters = chunk.parameters
         if self.job.optim.clip_norm is not None:
             clip(parameters, self.job.optim.clip_norm, squared_norm(parameters))
@@ -205,7 +207,7 @@ class Stage:
         """The task's loss, weighted by the micro-batch's share of the batch."""
         values = self.values[micro_batch]
         loss = self._loss(chunk, micro_batch, values)
-        self._losses[micro_batch] = loss * (self._sizes[micro_batch] / sum(self._sizes))
+        self._losses[micro_batch] = loss * (self.sizes[micro_batch] / sum(self.sizes))
 
     def backward(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
         """One backward pass, from all that left the stage or from the loss.
@@ -220,7 +222,8 @@ class Stage:
         else:
             names = [n for n in self.outputs_edge.gradients if values[n].requires_grad]
             roots = [values[name] for name in names]
-            torch.autograd.backward(roots, [gradients[name] for name in names])
+            if roots:
+                torch.autograd.backward(roots, [gradients[name] for name in names])
 
     def input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
         """The gradients of what entered the stage; zeros where nothing depends on it."""
@@ -256,7 +259,7 @@ class Stage:
         with self._autocast(), torch.no_grad():
             loss, prediction = chunk.criterion(values)
             measures = self.job.task.measure(prediction, values)
-        chunk.add(split, loss, self._sizes[micro_batch], measures)
+        chunk.add(split, loss, self.sizes[micro_batch], measures)
 
     def tensors(self) -> dict[str, Tensor]:
         """All parameters, buffers and optimizer states by name, whatever the partition is.
@@ -290,7 +293,7 @@ class Stage:
             loss, prediction = chunk.criterion(values)
             with torch.no_grad():
                 measures = self.job.task.measure(prediction, values)
-        chunk.add("train", loss, self._sizes[micro_batch], measures)
+        chunk.add("train", loss, self.sizes[micro_batch], measures)
         assert isinstance(loss, Tensor)
         return loss
 

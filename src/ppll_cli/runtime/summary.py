@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
@@ -110,7 +110,9 @@ def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str,
             "blocked_fraction": _fraction(report, "blocked"),
             "data_fraction": _fraction(report, "data"),
             "transfer_fraction": _fraction(report, "transfer"),
-            "peak_memory_bytes": report["peak_memory_bytes"] if report else None,
+            "peak_memory_bytes": report["peak_memory_bytes"]
+            if report and _steady(report)
+            else None,
         }
 
 
@@ -124,7 +126,7 @@ def _edges(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, 
             yield {"from": source, "to": target, "names": list(names), "bytes_sent": sent}
 
 
-def _steady(report: Report | None) -> bool:
+def _steady(report: Report | None) -> TypeGuard[Report]:
     """Whether there is a steady state to speak of."""
     return report is not None and report["batches"] > 0 and report["wall_s"] > 0
 

@@ -87,7 +87,7 @@ class Worker:
         self.recorder = Recorder(
             self.device,
             warmup=job.warmup,
-            skip=min(buffered, job.course.steps_per_epoch // 2),
+            skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
         )
         self.item: Item | None = None
@@ -128,6 +128,7 @@ class Worker:
                 self._train(item)
             else:
                 self.recorder.end_segment()
+                self._report_training()
                 place = Place(self.index, self.job.stages, len(self.stage.chunks))
                 if isinstance(item, EvaluationBatch):
                     self._since.setdefault(item.split, time.perf_counter())
@@ -174,12 +175,11 @@ class Worker:
         with self.recorder.working("data", instruction):
             if isinstance(self.item, TrainBatch):
                 batch = self.batches.train(self.item.epoch, self.item.batch)
-                sizes = split_batch(self.item.samples, self.schedule.microbatches)
             else:
                 assert isinstance(self.item, EvaluationBatch)
                 size = self.job.course.evaluation_size
                 batch = self.batches.evaluation(self.item.split, self.item.batch, size)
-                sizes = [self.item.samples]
+            sizes = self.stage.sizes
             parts = {name: torch.split(tensor, sizes) for name, tensor in batch.items()}
             for micro_batch in range(len(sizes)):
                 part = {name: tensors[micro_batch] for name, tensors in parts.items()}
@@ -226,7 +226,9 @@ class Worker:
     ) -> dict[str, Tensor]:
         receiver = self.links.receivers[peer]
         self._wait(receiver, "starved")
-        with self.recorder.working("transfer", instruction):
+        # On CUDA the stream, and not this process, waits here for what the sender has queued.
+        kind = "starved" if self.device.type == "cuda" else "transfer"
+        with self.recorder.working(kind, instruction):
             header, tensors = receiver.receive()
             expected = Header(self._current(), micro_batch)
             assert header == expected, f"expected {expected} from stage {peer}, got {header}"
@@ -296,11 +298,9 @@ class Worker:
     # Marks
 
     def _evaluate(self, mark: do.Evaluate) -> None:
-        self._report_training()
         self._report_metrics(mark.split, mark.step, mark.epoch)
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
-        self._report_training()
         file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
@@ -325,6 +325,7 @@ class Worker:
         self.links.parent.send({"kind": kind, "stage": self.index, **fields})
 
     def _report_training(self) -> None:
+        self.recorder.collect()
         if self.last_train is not None:
             self._report_metrics("train", self.last_train.step + 1, self.last_train.epoch + 1)
 
