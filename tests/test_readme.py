@@ -35,10 +35,10 @@ def test_the_picture_of_1f1b_is_that_of_its_docstring() -> None:
 
 
 def test_the_model_of_the_loading_example_is_the_default_one() -> None:
-    line = next(line for line in README.splitlines() if line.startswith("model = PlainModel"))
+    lines = README[README.index("units = ViT(") :].splitlines()[:2]
     names = {"ViT": ViT, "ImageSpec": ImageSpec, "Classification": Classification}
     scope: dict[str, object] = {**names, "PlainModel": PlainModel}
-    exec(line, scope)
+    exec("\n".join(lines), scope)
     config, _ = compose_config([])
     default = {key: config["model"][key] for key in ("dim", "depth", "heads", "patch")}
     model = scope["model"]

@@ -1,0 +1,117 @@
+"""What is refused before a worker starts, and what a job is made of."""
+
+import logging
+
+import pytest
+import torch
+
+from ppll_cli import settings
+from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.prepare import Prepared, prepare
+from tests.conftest import compose_config
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
+SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
+NARROW = [*DATA, "batch_size=13", "model=resnet18", "local=dgl", "device=cpu"]  # 53 = 4 * 13 + 1
+
+
+def prepared(*overrides: str) -> Prepared:
+    config, _ = compose_config(list(overrides))
+    return prepare(settings.parse(config), "unused")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=gpipe", "schedule.microbatches=9"], "schedule.microbatches=9: a batch of 8 "),
+        (["batch_size=54"], "batch_size=54: the training set has 53 samples; use at most 53"),
+        (["gpus=7"], "gpus=7: the model has only 6 units; use at most 6"),
+        (["gpus=3", "local.modules=2"], "gpus=3: there are only 2 modules"),
+        (["local.modules=7"], "local.modules=7: must be a whole number from 1 to 6"),
+        (["local.modules=2.5"], "local.modules=2.5: must be a whole number"),
+        (["local.cuts=[blocks.9]"], r"local.cuts=\[blocks.9\]: no cut can be at 'blocks.9'"),
+        (["local.cuts=[blocks.2,blocks.1]"], r"local.cuts=\[blocks.2,blocks.1\]: the units must"),
+        (["local.cuts=[blocks.1,blocks.1]"], r"local.cuts=\[blocks.1,blocks.1\]: the units must"),
+        (["local.cuts=[head]", "local.modules=3"], "local.modules=3: local.cuts makes 2"),
+        (
+            ["partition=manual", "partition.cuts=[head]", "gpus=3"],
+            r"makes 2 stages, but there are 3",
+        ),
+        (
+            ["partition=manual", "partition.cuts=[blocks.1]", "local.cuts=[blocks.2]"],
+            "'blocks.1' is inside a module; cut at blocks.2",
+        ),
+        (["model.patch=3"], "model.patch=3: "),
+        (["local=vit_blocks", "local.depth=[1,2]"], r"local.depth=\[1, 2\]: has 2 numbers, but 1 "),
+        (["device=cuda"], "device=cuda: there is no CUDA device"),
+    ],
+)
+def test_refusals(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=message):
+        prepared(*SMALL, *overrides)
+
+
+def test_batch_norm_of_one_value_is_refused_before_it_trains() -> None:
+    """The last batch has one sample, and the perceptron of the auxiliary network no positions."""
+    with pytest.raises(ConfigError, match=r"batch_size=13: leaves a micro-batch of one sample"):
+        prepared(*NARROW)
+    prepared(*NARROW, "data.drop_last=true")
+    prepared(*NARROW, "batch_size=12")
+    with pytest.raises(ConfigError, match=r"BatchNorm"):
+        prepared(*NARROW, "batch_size=12", "schedule=gpipe", "schedule.microbatches=12")
+
+
+@pytest.mark.parametrize(
+    ("found", "overrides", "devices"),
+    [
+        (0, ["gpus=2"], ["cpu", "cpu"]),
+        (2, ["gpus=2"], ["cuda:0", "cuda:1"]),
+        (4, ["gpus=2"], ["cuda:0", "cuda:1"]),
+        (1, [], ["cpu", "cpu"]),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (1, ["schedule=bp", "gpus=2"], ["cuda:0"]),
+        (2, ["gpus=3", "oversubscribe=true"], ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, ["gpus=3", "device=cpu"], ["cpu", "cpu", "cpu"]),
+        (1, ["gpus=2"], "gpus=2: there are 1 CUDA devices; use gpus=1, device=cpu, or oversub"),
+        (1, ["device=cuda"], "gpus=2: there are 1 CUDA devices"),
+    ],
+)
+def test_devices(
+    monkeypatch: pytest.MonkeyPatch, found: int, overrides: list[str], devices: list[str] | str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    arguments = [*SMALL, "device=auto", *overrides]
+    if isinstance(devices, str):
+        with pytest.raises(ConfigError, match=devices):
+            prepared(*arguments)
+        return
+    result = prepared(*arguments)
+    assert list(result.job.devices) == devices
+    assert result.emulated == (len(set(devices)) < len(devices) and devices[0] != "cpu")
+
+
+@pytest.mark.parametrize("schedule", ["bp", "ll", "pp", "gpipe", "1f1b", "ppll"])
+def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
+    notes = "\n".join(prepared(*SMALL, f"schedule={schedule}", "schedule.microbatches=2").notes)
+    assert ("this schedule takes 1, and 1 is used" in notes) == (schedule in ("ll", "pp", "ppll"))
+    assert ("this schedule uses one device" in notes) == (schedule in ("bp", "ll"))
+    assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
+
+
+def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `bp` and `ll` too, or the comparison with `ppll` would not be at equal conditions."""
+    monkeypatch.setattr(settings, "usable_cores", lambda: 8)
+    for schedule in ("bp", "ll", "ppll"):
+        assert prepared(*SMALL, f"schedule={schedule}", "gpus=2").job.threads == 4
+    assert prepared(*SMALL, "schedule=bp", "gpus=1").job.threads == 8
+    assert prepared(*SMALL, "gpus=6").job.threads == 1
+    assert prepared(*SMALL, "gpus=6", "threads=3").job.threads == 3
+
+
+def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.random.get_rng_state()
+    with caplog.at_level(logging.WARNING):
+        prepared(*SMALL)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not caplog.records
