@@ -35,6 +35,8 @@ def main() -> NoReturn:
     except Interrupted as error:
         _complain(str(error))
         sys.exit(128 + error.signal)
+    except KeyboardInterrupt:  # before any worker was started
+        sys.exit(130)
     sys.exit(0)
 
 

@@ -12,8 +12,9 @@ from types import FrameType
 from typing import Any
 
 from ppll_cli.errors import Interrupted, WorkerFailedError
-from ppll_cli.runtime import forkserver, worker
+from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.worker import Links, StopFlag
 from ppll_cli.transport.channel import Receiver, Sender, Transport
 
 log = logging.getLogger(__name__)
@@ -71,13 +72,13 @@ def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) 
     with _stop_on_signal(stop), _none_left(workers):
         for stage in range(job.stages):
             here, there = context.Pipe()
-            links = worker.Links(senders[stage], receivers[stage], there, stop)
-            process = context.Process(
-                target=worker.main, args=(job, stage, links), name=f"ppll-stage-{stage}"
+            links = Links(senders[stage], receivers[stage], there, stop)
+            started = context.Process(
+                target=process.main, args=(job, stage, links), name=f"ppll-stage-{stage}"
             )
-            process.start()
+            started.start()
             there.close()
-            workers.append(_Watched(stage, process, here))
+            workers.append(_Watched(stage, started, here))
         while not all(watched.done for watched in workers):
             _watch(job, workers, on_report)
         for watched in workers:
@@ -175,7 +176,7 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signal(stop: worker.StopFlag) -> Iterator[None]:
+def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks for a checkpoint and an end, the second ends at once."""
 
     def handle(number: int, _: FrameType | None) -> None:

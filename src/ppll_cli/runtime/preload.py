@@ -5,7 +5,7 @@ import signal
 # Making an optimizer imports this, seconds that every worker would spend for itself.
 import torch._dynamo  # noqa: F401
 
-import ppll_cli.runtime.worker  # noqa: F401
+import ppll_cli.runtime.process  # noqa: F401
 
 # A terminal or a batch system signals the whole process group. What is to stop, and when, is for
 # the parent to decide.

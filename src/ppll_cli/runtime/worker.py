@@ -1,15 +1,9 @@
-"""A worker: the process that executes the instructions of one stage."""
+"""A worker: what executes the instructions of one stage."""
 
-import logging
-import os
-import random
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import torch
@@ -348,70 +342,3 @@ class Worker:
                 seconds=time.perf_counter() - self._since[split],
             )
         self._since.pop(split, None)
-
-
-class _ReportHandler(logging.Handler):
-    """Sends log lines to the parent, which owns the log file."""
-
-    def __init__(self, worker_report: Callable[..., None]) -> None:
-        super().__init__()
-        self._report = worker_report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._report("log", level=record.levelno, message=self.format(record))
-
-
-def main(job: Job, index: int, links: Links) -> None:
-    """The worker process, from its start to its end."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    worker: Worker | None = None
-    try:
-        _set_up(job, index)
-        worker = Worker(job, index, links)
-        logging.getLogger().addHandler(_ReportHandler(worker.report))
-        worker.run()
-        while not links.parent.poll(1.0):  # the last tensors live as long as this process
-            pass
-    except Exception as error:
-        links.parent.send(_failure(job, index, worker, error))
-        raise SystemExit(1) from None
-
-
-def _set_up(job: Job, index: int) -> None:
-    torch.set_num_threads(job.threads)
-    device = torch.device(job.devices[index])
-    if job.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # Nothing of ours draws from these; what a user's code draws is at least the same every time.
-    random.seed(job.seed)
-    torch.manual_seed(job.seed)
-
-
-def _leave_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _failure(job: Job, index: int, worker: Worker | None, error: Exception) -> dict[str, object]:
-    """What the user needs to know about an exception, as plain data."""
-    shapes = {}
-    if worker is not None:
-        values = worker.stage.values
-        shapes = {n: list(t.shape) for tensors in values.values() for n, t in tensors.items()}
-    return {
-        "kind": "failed",
-        "stage": index,
-        "time": time.time(),
-        "device": job.devices[index],
-        "phase": "starting" if worker is None else str(worker.instruction),
-        "batch": None if worker is None else str(worker.item),
-        "shapes": shapes,
-        "error": f"{type(error).__name__}: {error}",
-        "traceback": traceback.format_exc(),
-    }

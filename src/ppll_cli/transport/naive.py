@@ -33,7 +33,9 @@ class NaiveSender:
         # A copy, because sending moves a tensor's storage into memory that the receiver shares.
         fresh = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         self._free -= 1
-        self._messages.send((header, fresh))
+        # Apart, so that a receiver that looks at the header does not map the tensors yet.
+        self._messages.send(header)
+        self._messages.send(fresh)
         self.bytes_sent += sum(tensor.nbytes for tensor in fresh.values())
 
 
@@ -42,24 +44,22 @@ class NaiveReceiver:
 
     def __init__(self, messages: Connection, returned: Connection) -> None:
         self._messages, self._returned = messages, returned
-        self._next: tuple[Header, dict[str, Tensor]] | None = None
+        self._header: Header | None = None
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message is there; whether one is."""
-        if self._next is None and self._messages.poll(timeout_s):
-            self._next = self._messages.recv()
-        return self._next is not None
+        return self._header is not None or self._messages.poll(timeout_s)
 
     def peek(self) -> Header:
         """The header of the next message."""
-        assert self._next is not None, "wait first"
-        return self._next[0]
+        if self._header is None:
+            self._header = self._messages.recv()
+        return self._header
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """The next message."""
-        assert self._next is not None, "wait first"
-        message, self._next = self._next, None
-        return message
+        header, self._header = self.peek(), None
+        return header, self._messages.recv()
 
     def release(self) -> None:
         """Give a slot back; the memory goes with the last reference to the tensors."""
