@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -201,6 +202,34 @@ def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signal
     assert summary["status"] == "interrupted"
     assert os.readlink(folder / "checkpoints" / "last") == f"step-{summary['steps']}"
     assert (folder / "model.safetensors").exists()
+
+
+def processes_of_session(session: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it is gone by now
+            continue
+        if int(fields[3]) == session:
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
+def test_a_killed_parent_takes_its_workers_with_it(tmp_path: Path) -> None:
+    """Under a fork server the kernel's parent-death signal would not reach them."""
+    with start("epochs=100000", "eval_every=1", "gpus=3", *TINY, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert "epoch 1/" in process.stdout.readline()
+        everyone = processes_of_session(process.pid)
+        assert len(everyone) >= 5  # this one, the fork server, three workers
+        descriptors = [os.pidfd_open(pid) for pid in everyone]
+        process.kill()
+        for descriptor in descriptors:
+            ended, _, _ = select.select([descriptor], [], [], 10)
+            os.close(descriptor)
+            assert ended
 
 
 def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
