@@ -110,6 +110,8 @@ def test_figures_of_the_steady_state_need_five_steps(tmp_path: Path, steps: int)
         (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
         (["gpus=11"], "gpus=11: the model has only 10 units; use at most 10"),
         (["gpus=1,2"], "gpus=1,2: Ambiguous value"),
+        (["--multirun", "--cfg", "job"], "arguments=--multirun --cfg job: Only one of"),
+        (["--config-dir", "none"], "arguments=--config-dir none: Additional config directory"),
         (["--nonsense"], "arguments=--nonsense: unrecognized arguments"),
         (["+extra=1"], "extra=1: there is no such key"),
         (["hydra.run.dir=full"], "hydra.run.dir=full: exists and is not empty"),

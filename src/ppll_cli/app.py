@@ -54,10 +54,7 @@ def _main(arguments: list[str]) -> None:
     import argparse
 
     import hydra
-    from antlr4.error.Errors import ParseCancellationException  # type: ignore[import-untyped]
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
 
     from ppll_cli.explain import explain
 
@@ -65,14 +62,17 @@ def _main(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
+    began = False
     failures: list[PpllError] = []
 
     def task(cfg: "DictConfig") -> float | None:
         # Hydra would announce an exception in its own words, and would give up a sweep's results.
+        nonlocal began
+        began = True
         try:
             return _run(cfg)
         except OmegaConfBaseException as error:
-            failures.append(explain(error, overrides, conf_dir()))
+            failures.append(explain(error, arguments, conf_dir()))
         except PpllError as error:
             failures.append(error)
         return None
@@ -81,8 +81,12 @@ def _main(arguments: list[str]) -> None:
     try:
         _check_run_dir(overrides)
         run()
-    except (HydraException, OmegaConfBaseException, ParseCancellationException, YAMLError) as error:
-        raise explain(error, overrides, conf_dir()) from None
+    except ConfigError:
+        raise
+    except Exception as error:  # of Hydra, OmegaConf, a parser or the file system
+        if began:
+            raise
+        raise explain(error, arguments, conf_dir()) from None
     if failures:
         raise failures[0]
 

@@ -13,15 +13,16 @@ from omegaconf import OmegaConf
 from ppll_cli.errors import ConfigError
 
 
-def explain(error: Exception, overrides: Sequence[str], conf_dir: Path) -> ConfigError:
+def explain(error: Exception, arguments: Sequence[str], conf_dir: Path) -> ConfigError:
     """The error that the user sees for an exception raised while a configuration was composed.
 
     Args:
         error: What Hydra, OmegaConf or a parser raised; the real complaint is often its cause.
-        overrides: As they were given on the command line.
+        arguments: The command line.
         conf_dir: Where the configuration groups are, to find the name that was meant.
     """
     message = " ".join(str(error.__cause__ or error).split())
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
     given = {key.lstrip("+~"): value for key, _, value in (o.partition("=") for o in overrides)}
     if option := re.search(r"Could not find '([^']*)/([^'/]*)'", message):
         group, name = option.groups()
@@ -33,11 +34,11 @@ def explain(error: Exception, overrides: Sequence[str], conf_dir: Path) -> Confi
         keys = list(_keys(conf_dir))
         remedy = _meant(key, keys) + "--cfg job shows all keys"
         return ConfigError(key, given.get(key, ""), "there is no such key", remedy)
-    message = message.partition(" See https://")[0]
+    message = message.partition(" See https://")[0].partition(" Config search path:")[0]
     for key, value in given.items():
         if key and key in message:
             return ConfigError(key, value, message)
-    return ConfigError("arguments", " ".join(overrides), message, "see ppll-run --help")
+    return ConfigError("arguments", " ".join(arguments), message, "see ppll-run --help")
 
 
 def _meant(name: str, names: Sequence[str]) -> str:
