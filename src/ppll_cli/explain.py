@@ -22,7 +22,7 @@ def explain(error: Exception, arguments: Sequence[str], conf_dir: Path) -> Confi
         conf_dir: Where the configuration groups are, to find the name that was meant.
     """
     message = " ".join(str(error.__cause__ or error).split())
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     given = {key.lstrip("+~"): value for key, _, value in (o.partition("=") for o in overrides)}
     if option := re.search(r"Could not find '([^']*)/([^'/]*)'", message):
         group, name = option.groups()
