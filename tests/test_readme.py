@@ -48,7 +48,7 @@ def test_the_model_of_the_loading_example_is_the_default_one() -> None:
     assert shapes == {name: tensor.shape for name, tensor in expected.state_dict().items()}
 
 
-@pytest.mark.parametrize("group", ["model", "data", "schedule", "local", "partition", "optim"])
+@pytest.mark.parametrize("group", ["model", "data", "schedule", "local", "partition", "optim", "fba"])
 def test_the_table_names_every_option(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[2]))

@@ -33,6 +33,22 @@ class DeadlockError(PpllError):
     """Raised when every stage of a simulated pipeline waits for another one."""
 
 
+class AttachedError(PpllError):
+    """Raised when a gradient would cross from one module of local learning into another.
+
+    Args:
+        module: The module that was about to read them.
+        names: Of the tensors that still have a gradient.
+    """
+
+    def __init__(self, module: int, names: list[str]) -> None:
+        self.module, self.names = module, names
+        super().__init__(f"module {module} would read what is not detached: {', '.join(names)}")
+
+    def __reduce__(self) -> tuple[type["AttachedError"], tuple[int, list[str]]]:
+        return AttachedError, (self.module, self.names)
+
+
 class WorkerFailedError(PpllError):
     """Raised when a worker failed, after all workers have been stopped (exit 1).
 

@@ -82,9 +82,26 @@ class Partition(_Section):
 
 
 class FeatureBank(_Section):
-    """Whether features of earlier modules are kept for later ones."""
+    """How features of earlier modules are used by the auxiliary networks of later ones.
+
+    Attributes:
+        enabled: Whether they are.
+        features: Which modules' features a module reads: of `every` earlier one, of the earlier
+            ones that end a resolution stage (`stage_ends`), or of the last n.
+        fusion: How they join the auxiliary network's own; `none` leaves them out.
+        shared_head: Whether the head that reads them is shaped like the model's.
+    """
 
     enabled: bool
+    features: Literal["every", "stage_ends"] | Count = "every"
+    fusion: Literal["concatenate", "add", "none"] = "concatenate"
+    shared_head: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.shared_head and self.fusion != "concatenate":
+            raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
+        return self
 
 
 class Tracker(_Section):
@@ -149,6 +166,13 @@ def parse(config: Mapping[str, Any]) -> Settings:
     microbatches = settings.schedule.get("microbatches")
     if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
         raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
+    if settings.fba.enabled and "bank" not in settings.local:
+        raise ConfigError(
+            "fba",
+            "on",
+            f"the local method, {settings.local.get('_target_')}, reads no feature bank",
+            "leave `local` out, or use local=fba",
+        )
     depth = settings.transport.get("depth")
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")

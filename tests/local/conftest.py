@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.models.unit import Unit, ValueSpec
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.values import ValueSpec
 
 CLASSES = 5
 BATCH = 6
@@ -38,11 +39,10 @@ def site(shape: tuple[int, ...]) -> Site:
     """The end of the first of two modules."""
     return Site(
         module=0,
-        modules=2,
+        modules=(range(1), range(1, 2)),
         units=[Unit("first", nn.Identity, writes=("feature",)), Unit("second", nn.Identity)],
-        stop=1,
-        feature="feature",
-        spec=ValueSpec(shape, torch.float32),
+        features=[ValueSpec(shape, torch.float32)] * 2,
+        image=ImageSpec(1, 8, 8, (0.25,), (0.5,)),
         task=Classification(CLASSES),
     )
 

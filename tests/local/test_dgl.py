@@ -9,7 +9,7 @@ from torch import nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.dgl import DGL, AdaptivePool, AsMap
 from ppll_cli.local.method import Site
-from ppll_cli.models.unit import ValueSpec
+from ppll_cli.values import ValueSpec
 from tests.local.conftest import Train
 
 
@@ -40,7 +40,7 @@ def layers(site: Site, hidden: int | None = None) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("shape", [(8, 16, 12)])
 def test_layers(site: Site) -> None:
     convolutions = [(8, 8, 1, 1)] * 3
-    assert layers(site) == [*convolutions, (8, 8 * 4), (8, 8), (8, 8), (5, 8)]
+    assert layers(site) == [*convolutions, (32, 8 * 4), (32, 32), (32, 32), (5, 32)]
     assert layers(site, hidden=20) == [*convolutions, (20, 8 * 4), (20, 20), (20, 20), (5, 20)]
 
 
@@ -51,8 +51,8 @@ def test_layers(site: Site) -> None:
 def test_what_the_perceptron_reads_of_a_small_map(
     site: Site, spatial: tuple[int, int], pooled: int
 ) -> None:
-    small = replace(site, spec=ValueSpec((8, *spatial), torch.float32))
-    assert layers(small)[3] == (8, 8 * pooled)
+    small = replace(site, features=[ValueSpec((8, *spatial), torch.float32)] * 2)
+    assert layers(small)[3] == (8 * pooled, 8 * pooled)
 
 
 @pytest.mark.parametrize("hidden", [0, -4])

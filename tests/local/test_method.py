@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Criterion, Site, module_criterion
-from ppll_cli.models.unit import Unit, ValueSpec
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.values import ValueSpec
 
 TASK = Classification(3)
 UNITS = [
@@ -16,17 +17,26 @@ UNITS = [
     Unit("head", nn.Identity, reads=("y",), writes=("prediction",)),
 ]
 FEATURES = [ValueSpec((width,), torch.float32) for width in (10, 20, 30, 3)]
-MODULES = [range(2), range(2, 3), range(3, 4)]
+MODULES = (range(2), range(2, 3), range(3, 4))
+IMAGES = ImageSpec(1, 8, 8)
 
 
 def site(module: int) -> Site:
-    return Site.of(MODULES, module, UNITS, FEATURES, TASK)
+    return Site(0, MODULES, UNITS, FEATURES, IMAGES, TASK).at(module)
 
 
 def test_a_site_is_at_the_first_output_of_the_last_unit() -> None:
-    assert site(0) == Site(0, 3, UNITS, 2, "map", FEATURES[1], TASK)
-    assert site(1) == Site(1, 3, UNITS, 3, "y", FEATURES[2], TASK)
-    assert site(2) == Site(2, 3, UNITS, 4, "prediction", FEATURES[3], TASK)
+    sites = [site(module) for module in range(3)]
+    assert [s.stop for s in sites] == [2, 3, 4]
+    assert [s.feature for s in sites] == ["map", "y", "prediction"]
+    assert [s.spec for s in sites] == FEATURES[1:]
+    assert [s.is_last for s in sites] == [False, False, True]
+
+
+def test_progress_runs_from_the_first_to_the_last_auxiliary_network() -> None:
+    assert [site(module).progress for module in range(2)] == [0, 1]
+    two = Site(0, (range(2), range(2, 4)), UNITS, FEATURES, IMAGES, TASK)
+    assert two.progress == 0
 
 
 def test_the_method_trains_all_modules_but_the_last() -> None:
@@ -47,7 +57,7 @@ def test_the_task_trains_the_last_module() -> None:
 
 
 def test_one_module_is_the_last() -> None:
-    whole = Site.of([range(4)], 0, UNITS, FEATURES, TASK)
+    whole = Site(0, (range(4),), UNITS, FEATURES, IMAGES, TASK)
     assert not list(module_criterion(Greedy(), whole).parameters())
 
 
@@ -58,6 +68,6 @@ class Doubled(nn.Module):
 
 def test_the_loss_is_taken_of_what_the_head_predicts() -> None:
     values = {"x": torch.randn(4, 3), "label": torch.tensor([0, 1, 2, 0]), "more": torch.ones(1)}
-    loss, prediction = Criterion(Doubled(), "x", TASK)(values)
+    loss, prediction = Criterion(Doubled(), ("x",), TASK)(values)
     assert torch.equal(prediction, 2 * values["x"])
     assert torch.equal(loss, TASK.loss(2 * values["x"], values))

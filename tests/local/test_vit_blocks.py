@@ -10,10 +10,11 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Site, module_criterion
 from ppll_cli.local.vit_blocks import ViTBlocks
 from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, ValueSpec
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.models.vit import Block, Head, ViT
 from ppll_cli.partition.trace import trace
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.values import ValueSpec
 from tests.local.conftest import CLASSES, Train
 
 TASK = Classification(CLASSES)
@@ -24,7 +25,8 @@ def sites(model: ViT | CifarResNet, modules: list[range]) -> list[Site]:
     units = model.units(IMAGES, TASK)
     batch = {IMAGE: ValueSpec((1, 8, 8), torch.float32)}
     features = [unit.outputs[0] for unit in trace(units, batch)]
-    return [Site.of(modules, module, units, features, TASK) for module in range(len(modules))]
+    site = Site(0, tuple(modules), units, features, IMAGES, TASK)
+    return [site.at(module) for module in range(len(modules))]
 
 
 def small(pooling: str = "cls") -> ViT:
@@ -68,7 +70,8 @@ def test_blocks_are_shaped_like_the_one_behind_the_module() -> None:
     tokens = ValueSpec((5, 8), torch.float32)
     hidden = []
     for stop in (1, 2, 3):
-        site = Site(0, 2, units, stop, "x", tokens, TASK)
+        modules = (range(stop), range(stop, 4))
+        site = Site(0, modules, units, [tokens] * 4, IMAGES, TASK)
         (built,) = blocks(ViTBlocks().criterion(site))
         hidden.append(next(m.out_features for m in built.mlp if isinstance(m, nn.Linear)))
     assert hidden == [24, 32, 32]

@@ -18,6 +18,7 @@ from ppll_cli.models.resnet import CifarResNet, ResNet
 from ppll_cli.models.unit import ImageSpec, Model, Unit, build_unit
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
+from tests.other_task import OtherTask
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -34,25 +35,6 @@ MODELS: Mapping[str, Model] = {
     "resnet50-imagenet": ResNet(depth=50, stem="imagenet"),
 }
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-
-
-class _OtherTask:
-    """A task that is not classification."""
-
-    metric = "distance"
-    targets = ("target",)
-
-    def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        return (prediction - values["target"]).square().mean()
-
-    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        return self.loss(prediction, values).double()[None]
-
-    def score(self, sums: list[float]) -> float:
-        return sums[0]
-
-    def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        return nn.Linear(shape[0], 1)
 
 
 @each_model
@@ -135,7 +117,7 @@ def test_everything_builds_and_trains_without_storage(model: Model) -> None:
 @each_model
 def test_another_task_is_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match=r"^model=(vit|resnet\d+): is for classification; "):
-        model.units(IMAGE, _OtherTask())
+        model.units(IMAGE, OtherTask())
 
 
 class _Split(nn.Module):

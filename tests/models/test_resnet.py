@@ -1,6 +1,7 @@
 """Residual networks against torchvision's."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
-from ppll_cli.models.resnet import CifarResNet, ResNet, StemKind
+from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet, StemKind
 from ppll_cli.models.torchvision_weights import from_torchvision
-from ppll_cli.models.unit import ImageSpec
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
 
 CLASSES = 7
@@ -194,3 +195,109 @@ def test_the_smallest_images(stem: StemKind, size: int) -> None:
     image = ImageSpec(1, size, size)
     plain = PlainModel(ResNet(depth=18, stem=stem).units(image, Classification(CLASSES)))
     assert plain(torch.randn(2, 1, size, size)).shape == (2, CLASSES)
+
+
+def chain(model: CifarResNet | ResNet, size: int) -> list[tuple[Unit, tuple[int, ...]]]:
+    """Each unit, and the shape of what it takes, without the batch."""
+    found = []
+    with torch.device("meta"):
+        x = torch.empty(2, 3, size, size)
+        for unit in model.units(ImageSpec(3, size, size), Classification(CLASSES)):
+            found.append((unit, tuple(x.shape[1:])))
+            x = unit.build()(x)
+    return found
+
+
+RESIDUAL = [
+    (CifarResNet(depth=14), 28),
+    (CifarResNet(depth=14), 33),
+    (ResNet(depth=18), 32),
+    (ResNet(depth=50, stem="imagenet"), 64),
+]
+
+
+@pytest.mark.parametrize(("model", "size"), RESIDUAL)
+def test_residual_units_can_be_adapted_and_nothing_else(
+    model: CifarResNet | ResNet, size: int
+) -> None:
+    (stem, _), *residual, (head, _) = chain(model, size)
+    assert (stem.adapt, head.adapt) == (None, None)
+    assert all(unit.adapt is not None for unit, _ in residual)
+
+
+@pytest.mark.parametrize(("model", "size"), RESIDUAL)
+def test_adapted_to_its_own_maps_a_unit_is_what_it_was(
+    model: CifarResNet | ResNet, size: int
+) -> None:
+    for (unit, given), (_, made) in pairwise(chain(model, size)[1:]):
+        assert unit.adapt is not None
+        with torch.device("meta"):
+            assert str(unit.adapt(given, made)) == str(unit.build()), unit.name
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ((16, 28, 28), (64, 14, 14)),  # its own maps are 7 x 7: halved, but once
+        ((16, 33, 33), (64, 17, 17)),
+        ((32, 14, 14), (64, 7, 7)),
+        ((64, 7, 7), (64, 7, 7)),
+        ((16, 7, 7), (64, 7, 7)),
+        ((16, 3, 3), (64, 3, 3)),  # nothing makes a map larger
+        ((16, 1, 1), (64, 1, 1)),
+        ((5, 8, 10), (64, 4, 5)),
+    ],
+)
+def test_an_adapted_unit_halves_its_maps_at_most_once(
+    given: tuple[int, ...], made: tuple[int, ...]
+) -> None:
+    unit = chain(CifarResNet(depth=14), 28)[-2][0]
+    assert unit.adapt is not None
+    adapted = unit.adapt(given, (64, 7, 7))
+    assert isinstance(adapted, BasicUnit)
+    assert adapted(torch.randn(2, *given)).shape == (2, *made)
+
+
+def test_an_adapted_bottleneck_makes_four_times_its_width() -> None:
+    unit = chain(ResNet(depth=50), 32)[-2][0]
+    assert unit.adapt is not None
+    adapted = unit.adapt((256, 8, 8), (2048, 4, 4))
+    assert adapted(torch.randn(2, 256, 8, 8)).shape == (2, 2048, 4, 4)
+
+
+# What InfoPro's table says of each module but the last: the stage and index of its last unit.
+INFOPRO = {
+    (32, "K2"): "2.1",
+    (32, "K4"): "1.2 2.1 3.0",
+    (32, "K8"): "1.0 1.2 1.4 2.1 2.3 3.0 3.2",
+    (110, "K2"): "2.8",
+    (110, "K4"): "1.11 2.7 3.3",
+    (110, "K8"): "1.4 1.11 2.0 2.7 2.14 3.3 3.10",
+    (110, "K16"): "1.1 1.4 1.7 1.10 1.13 1.16 2.1 2.4 2.7 2.11 2.15 3.1 3.5 3.9 3.13",
+}
+
+
+@pytest.mark.parametrize(("depth", "name"), INFOPRO)
+def test_infopros_modules_end_where_its_table_says(depth: int, name: str) -> None:
+    model = CifarResNet(depth=depth)
+    names = [unit.name for unit in model.units(IMAGE, Classification(CLASSES))]
+    ends = [names[names.index(start) - 1] for start in model.partitions[name]]
+    assert ends == [f"layer{end}" for end in INFOPRO[depth, name].split()]
+    assert len(ends) == int(name[1:]) - 1
+
+
+def test_infopros_sixteen_modules_of_resnet32_are_the_stem_and_each_residual_unit() -> None:
+    """The last of them has the head as well."""
+    model = CifarResNet(depth=32)
+    names = [unit.name for unit in model.units(IMAGE, Classification(CLASSES))]
+    assert list(model.partitions["K16"]) == names[1:-1]
+
+
+@pytest.mark.parametrize("depth", [32, 110])
+def test_partitions_have_names(depth: int) -> None:
+    assert list(CifarResNet(depth=depth).partitions) == ["K2", "K4", "K8", "K16"]
+
+
+@pytest.mark.parametrize("depth", [8, 20, 56])
+def test_other_depths_have_no_partitions(depth: int) -> None:
+    assert not CifarResNet(depth=depth).partitions

@@ -71,7 +71,8 @@ def unit(arrow: str) -> Unit:
 def crossing(*arrows: str, readers: dict[int, list[str]], backward: bool = True) -> list[str]:
     """With every unit a stage of its own: `names / gradients` of each edge."""
     stages = [range(index, index + 1) for index in range(len(arrows))]
-    found = edges([unit(arrow) for arrow in arrows], stages, readers, backward)
+    ends = {index: [unit(f"{' '.join(names)} >")] for index, names in readers.items()}
+    found = edges([unit(arrow) for arrow in arrows], stages, ends, backward)
     return [f"{' '.join(edge.names)} / {' '.join(edge.gradients)}".strip() for edge in found]
 
 
@@ -127,8 +128,9 @@ def test_a_loss_that_reads_an_early_output() -> None:
 
 def test_edges_are_those_between_stages() -> None:
     units = [unit(arrow) for arrow in CHAIN]
-    assert edges(units, [range(4)], {3: LOSS}, backward=True) == []
-    two = edges(units, [range(3), range(3, 4)], {3: LOSS}, backward=True)
+    loss = [unit("prediction label >")]
+    assert edges(units, [range(4)], {3: loss}, backward=True) == []
+    two = edges(units, [range(3), range(3, 4)], {3: loss}, backward=True)
     assert two == [Edge(("label", "x"), ("x",))]
 
 
@@ -136,10 +138,34 @@ names = st.lists(st.sampled_from("abcd"), max_size=3, unique=True).map(tuple)
 models = st.lists(st.builds(Unit, st.just("unit"), st.just(nn.Identity), names, names), min_size=1)
 
 
+def test_what_a_module_makes_for_later_losses_crosses_to_the_last_of_them() -> None:
+    units = [unit(arrow) for arrow in CHAIN]
+    ends = {
+        0: [unit("x > bank.0"), unit("x label >")],
+        1: [unit("x > bank.1"), unit("x bank.0 label >")],
+        2: [unit("x bank.0 bank.1 label >")],
+        3: [unit("prediction label >")],
+    }
+    stages = [range(index, index + 1) for index in range(4)]
+    assert [edge.names for edge in edges(units, stages, ends, backward=False)] == [
+        ("bank.0", "label", "x"),
+        ("bank.0", "bank.1", "label", "x"),
+        ("label", "x"),
+    ]
+
+
+def test_what_a_loss_reads_of_its_own_module_does_not_cross() -> None:
+    units = [unit(arrow) for arrow in CHAIN]
+    ends = {0: [unit("x > bank.0"), unit("bank.0 label >")], 3: [unit("prediction >")]}
+    two = edges(units, [range(1), range(1, 4)], ends, backward=False)
+    assert two == [Edge(("x",), ())]
+
+
 @given(models, st.dictionaries(st.integers(0, 9), names), st.booleans())
 def test_a_name_crosses_if_a_reader_behind_the_cut_sees_what_was_bound_before_it(
     units: list[Unit], readers: dict[int, tuple[str, ...]], backward: bool
 ) -> None:
+    ends = {index: [Unit("loss", nn.Identity, reads, ())] for index, reads in readers.items()}
     stages = [range(index, index + 1) for index in range(len(units))]
 
     def bound_at(name: str, stop: int) -> int:
@@ -148,7 +174,7 @@ def test_a_name_crosses_if_a_reader_behind_the_cut_sees_what_was_bound_before_it
 
     uses = [(i, i, name) for i, unit in enumerate(units) for name in unit.reads]
     uses += [(i, i + 1, name) for i in readers if i < len(units) for name in readers[i]]
-    for edge, stage in zip(edges(units, stages, readers, backward), stages[1:], strict=True):
+    for edge, stage in zip(edges(units, stages, ends, backward), stages[1:], strict=True):
         cut = stage.start
         expected = {name for i, stop, name in uses if i >= cut and bound_at(name, stop) < cut}
         assert edge.names == tuple(sorted(expected))

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, ValueSpec, build_unit
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, build_unit
 from ppll_cli.models.vit import ViT
-from ppll_cli.partition.trace import Cost, empty, measure, trace
+from ppll_cli.partition.trace import Cost, measure, trace
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.values import ValueSpec, empty
 
 BATCH = {IMAGE: ValueSpec((2, 6, 5), torch.float32)}
 

@@ -33,6 +33,11 @@ def prepared(*overrides: str) -> Prepared:
         (["local.cuts=[blocks.2,blocks.1]"], r"local.cuts=\[blocks.2,blocks.1\]: the units must"),
         (["local.cuts=[blocks.1,blocks.1]"], r"local.cuts=\[blocks.1,blocks.1\]: the units must"),
         (["local.cuts=[head]", "local.modules=3"], "local.modules=3: local.cuts makes 2"),
+        (["local.cuts=8"], "local.cuts=8: must be a list of names of units, or the name of a "),
+        (
+            ["local.cuts=K4"],
+            "local.cuts=K4: is no partition of the model; this model has none; or give a list of ",
+        ),
         (
             ["partition=manual", "partition.cuts=[head]", "gpus=3"],
             r"makes 2 stages, but there are 3",
@@ -50,6 +55,48 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match=message):
         prepared(*SMALL, *overrides)
+
+
+RESNET = [*DATA, "batch_size=8", "model=resnet32", "device=cpu"]
+
+
+def test_modules_of_a_partition_that_the_model_names() -> None:
+    result = prepared(*RESNET, "local.cuts=K4", "local.modules=4")
+    modules = [[result.units[index] for index in units] for units in result.job.layout.modules]
+    assert [(units[0], units[-1]) for units in modules] == [
+        ("stem", "layer1.2"),
+        ("layer1.3", "layer2.1"),
+        ("layer2.2", "layer3.0"),
+        ("layer3.1", "head"),
+    ]
+    assert [len(result.job.layout.chunks(stage)) for stage in (0, 1)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["local.cuts=K9"],
+            "local.cuts=K9: is no partition of the model; the names are K2, K4, K8, K16; or give ",
+        ),
+        (["local.cuts=k8"], "local.cuts=k8: is no partition of the model; the names are K2"),
+        (["model.depth=20", "local.cuts=K8"], "local.cuts=K8: .* this model has none; or give a"),
+        (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8; give one of"),
+        (["local.cuts=K2", "gpus=3"], "gpus=3: there are only 2 modules"),
+        (
+            ["local.cuts=K2", "partition=manual", "partition.cuts=[layer1.0]"],
+            "'layer1.0' is inside a module; cut at layer2.2",
+        ),
+    ],
+)
+def test_refusals_of_named_partitions(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(*RESNET, *overrides)
+
+
+@pytest.mark.parametrize("schedule", ["bp", "gpipe"])
+def test_back_propagation_has_no_use_for_partitions(schedule: str) -> None:
+    assert len(prepared(*RESNET, "local.cuts=K8", f"schedule={schedule}").job.layout.modules) == 1
 
 
 def test_batch_norm_of_one_value_is_refused_before_it_trains() -> None:

@@ -7,8 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.tasks.classification import LABEL, Classification, Pool, classes_of, pooled_width
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.classification import (
+    LABEL,
+    Classification,
+    ClassifierHead,
+    FusedHead,
+    Pool,
+    classes_of,
+    pooled_width,
+)
+from ppll_cli.values import ValueSpec
+from tests.other_task import OtherTask
 
 TASK = Classification(3)
 LOGITS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, -1.0], [5.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
@@ -47,7 +56,7 @@ def test_measures_add_up_to_the_accuracy() -> None:
 
 
 def test_what_a_batch_carries() -> None:
-    assert TASK.targets == ("label",)
+    assert TASK.targets == {"label": ValueSpec((), torch.int64)}
     assert TASK.metric == "accuracy"
 
 
@@ -66,24 +75,48 @@ def test_pool() -> None:
     assert torch.equal(Pool(1)(x[0, 0]), x[0, 0])
 
 
-class Other:
-    metric, targets = "psnr", ("target",)
-
-    def loss(self, prediction: Tensor, values: object) -> Tensor:
-        return prediction.sum()
-
-    def measure(self, prediction: Tensor, values: object) -> Tensor:
-        return prediction
-
-    def score(self, sums: list[float]) -> float:
-        return sums[0]
-
-    def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        return nn.Identity()
-
-
 def test_a_model_for_classification_refuses_another_task() -> None:
     assert classes_of(TASK, "vit") == 3
-    other: Task = Other()
     with pytest.raises(ConfigError, match=r"^model=vit: is for classification; choose a data set"):
-        classes_of(other, "vit")
+        classes_of(OtherTask(), "vit")
+
+
+class _Head(ClassifierHead):
+    """Width 4, three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
+    head = _Head()
+    fused = FusedHead(head, [2, 5], fusion="add", shared_head=True)
+    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
+    vector = head.pooled(x)
+    for projection, b in zip(fused.projections, banked, strict=True):
+        vector = vector + projection(b).clamp(min=0)
+    torch.testing.assert_close(fused(x, *banked), head.fc(vector))
+
+
+@pytest.mark.parametrize("shared_head", [True, False])
+def test_concatenate_joins_them(shared_head: bool) -> None:
+    head = _Head()
+    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=shared_head)
+    assert head.fc.in_features == (4 if shared_head else 12)
+    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
+    projected = [p(b).clamp(min=0) for p, b in zip(fused.projections, banked, strict=True)]
+    vector = torch.cat([head.pooled(x), *projected], dim=1)
+    if shared_head:
+        assert fused.mix is not None
+        vector = fused.mix(vector)
+    torch.testing.assert_close(fused(x, *banked), head.fc(vector))
+
+
+def test_a_bank_keeps_vectors() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    assert torch.equal(TASK.banked((3, 4, 5))(x), Pool(3)(x))
+    assert not list(TASK.banked((3, 4, 5)).parameters())

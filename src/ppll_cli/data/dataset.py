@@ -177,11 +177,11 @@ class ImageDataset(ABC):
         return Classification(self.class_count)
 
     def image_spec(self, splits: "dict[str, Split]") -> "ImageSpec":
-        """Channels and size of the images in what `load` returned."""
+        """What the images in what `load` returned are like."""
         from ppll_cli.models.unit import ImageSpec
 
         _, channels, height, width = splits["train"].images.shape
-        return ImageSpec(channels, height, width)
+        return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"

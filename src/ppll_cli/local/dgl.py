@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.method import Criterion, Site
+from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
 class AsMap(nn.Module):
@@ -58,7 +58,7 @@ class AdaptivePool(nn.Module):
         return F.adaptive_avg_pool2d(x, (height, width))
 
 
-class DGL:
+class DGL(LocalMethod):
     """Each module is trained through a small convolutional network and the task's loss.
 
     Pool to a quarter of the height and width; three 1x1 convolutions, each with BatchNorm and ReLU;
@@ -66,8 +66,9 @@ class DGL:
     convolutions keep the number of channels, and the perceptron's layers are as wide as `hidden`.
 
     Args:
-        hidden: Width of the perceptron's hidden layers; null takes the module's number of
-            channels, which is our reading.
+        hidden: Width of the perceptron's hidden layers; null is as wide as what it reads, four
+            times the module's channels where the map has at least 8 x 8 positions, as in AugLocal's
+            comparison (github.com/ChenxiangMA/AugLocal).
     """
 
     def __init__(self, *, hidden: int | None = None) -> None:
@@ -86,11 +87,11 @@ class DGL:
         convolutions = [AsMap(), AdaptivePool(divisor=4), *convolutions, AdaptivePool(size=2)]
         height, width = AsMap()(torch.empty(1, *shape, device="meta")).shape[2:]
         pooled = min(2, max(1, height // 4)) * min(2, max(1, width // 4))
-        hidden = self.hidden or channels
+        hidden = self.hidden or pooled * channels
         perceptron: list[nn.Module] = []
         for inputs, outputs in pairwise([pooled * channels, hidden, hidden, hidden]):
             linear = nn.Linear(inputs, outputs, bias=False)
             perceptron += [linear, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
         head = site.task.smallest_head((hidden,))
         network = nn.Sequential(*convolutions, nn.Flatten(), *perceptron, head)
-        return Criterion(network, site.feature, site.task)
+        return Criterion(network, (site.feature,), site.task)

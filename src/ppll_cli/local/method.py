@@ -1,13 +1,15 @@
 """What a local method is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor, nn
 
-from ppll_cli.models.unit import Unit, ValueSpec
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.task import Task
+from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)
@@ -16,35 +18,48 @@ class Site:
 
     Attributes:
         module: Number of the module, from 0.
-        modules: How many modules the model has.
+        modules: The units of each module, by their index.
         units: All units of the model, in order.
-        stop: Index of the first unit behind the module.
-        feature: Name of the tensor that the module's last unit makes.
-        spec: Shape and dtype of that tensor.
+        features: What the first output of each unit is like.
+        image: What the model is built for.
         task: What is learnt.
     """
 
     module: int
-    modules: int
+    modules: tuple[range, ...]
     units: Sequence[Unit]
-    stop: int
-    feature: str
-    spec: ValueSpec
+    features: Sequence[ValueSpec]
+    image: ImageSpec
     task: Task
 
-    @classmethod
-    def of(
-        cls,
-        modules: Sequence[range],
-        module: int,
-        units: Sequence[Unit],
-        features: Sequence[ValueSpec],
-        task: Task,
-    ) -> Self:
-        """The site of one of the modules, given the units of each, and what each unit makes."""
-        last = modules[module].stop - 1
-        feature = units[last].writes[0]
-        return cls(module, len(modules), units, last + 1, feature, features[last], task)
+    @property
+    def stop(self) -> int:
+        """Index of the first unit behind the module."""
+        return self.modules[self.module].stop
+
+    @property
+    def feature(self) -> str:
+        """Name of the tensor that the module's last unit makes."""
+        return self.units[self.stop - 1].writes[0]
+
+    @property
+    def spec(self) -> ValueSpec:
+        """Shape and dtype of that tensor."""
+        return self.features[self.stop - 1]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the module ends with the model's own head."""
+        return self.stop == len(self.units)
+
+    @property
+    def progress(self) -> float:
+        """0 at the first module with an auxiliary network, 1 at the last of them."""
+        return self.module / max(1, len(self.modules) - 2)
+
+    def at(self, module: int) -> Self:
+        """The site of another module."""
+        return replace(self, module=module)
 
 
 class Criterion(nn.Module):
@@ -54,43 +69,58 @@ class Criterion(nn.Module):
     loss is another one overrides `forward` and, if it reads more than this, `reads`.
 
     Args:
-        head: From the feature to a prediction.
-        feature: Name of the tensor that the head reads.
+        head: From features to a prediction.
+        features: Names of the tensors that the head takes, in order.
         task: Whose loss is taken.
 
     Attributes:
         reads: Names of all tensors that are read, targets included.
+        writes: Names of the tensors that are made for later modules: none.
     """
 
-    def __init__(self, head: nn.Module, feature: str, task: Task) -> None:
+    def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
         super().__init__()
-        self.head, self.feature, self.task = head, feature, task
-        self.reads: tuple[str, ...] = (feature, *task.targets)
+        self.head, self.features, self.task = head, features, task
+        self.reads: tuple[str, ...] = (*features, *task.targets)
+        self.writes: tuple[str, ...] = ()
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The mean loss over the batch, a scalar, and the prediction."""
-        prediction = self.head(values[self.feature])
+        prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
 
 
-class LocalMethod(Protocol):
-    """What a method's class offers; its constructor takes the keys of its YAML file."""
+class LocalMethod(ABC):
+    """How modules are trained. A constructor takes the keys of the method's YAML file."""
 
+    @abstractmethod
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module that is not the model's last.
 
         Raises:
-            ConfigError: The method does not apply to this model.
+            ConfigError: The method does not apply to this model or task.
         """
-        ...
+
+    def exports(self, site: Site) -> Sequence[Unit]:
+        """What a module that is not the last makes for later criteria, beside its output.
+
+        Each is a unit without parameters that runs after the module's own units, outside of the
+        gradient. What it writes travels as far as a later criterion reads it.
+        """
+        return ()
 
 
 def module_criterion(method: LocalMethod, site: Site) -> Criterion:
     """What trains a module: the method's criterion, or for the model's last module the task's loss.
 
     Raises:
-        ConfigError: The method does not apply to this model.
+        ConfigError: The method does not apply to this model or task.
     """
-    if site.stop == len(site.units):
-        return Criterion(nn.Identity(), site.feature, site.task)
+    if site.is_last:
+        return Criterion(nn.Identity(), (site.feature,), site.task)
     return method.criterion(site)
+
+
+def module_exports(method: LocalMethod, site: Site) -> Sequence[Unit]:
+    """What a module makes for later criteria; nothing comes after the model's last module."""
+    return () if site.is_last else method.exports(site)

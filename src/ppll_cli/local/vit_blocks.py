@@ -1,25 +1,27 @@
 """Transformer blocks as auxiliary networks, as PPLL trains its ViT (arXiv 2411.12780)."""
 
-from torch import nn
-
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.method import Criterion, Site
+from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
-class ViTBlocks:
+class ViTBlocks(LocalMethod):
     """Each module is trained through transformer blocks of its own and a copy of the head.
 
     The blocks are shaped like the one that follows the module (the last block where none follows),
     and the head, LayerNorm, pooling and Linear, like the model's; both have fresh weights.
 
     Args:
-        depth: Blocks of each auxiliary network, or a list with the number for each module but the
-            last. 0 is the head alone.
+        depth: Blocks of each auxiliary network; or a list with the number for each module but the
+            last; or `front-back`, a schedule: `2-0` falls evenly from 2 at the first of these
+            modules to 0 at the last, rounded (the schedule is our own reading of "front blocks 1
+            or 2, last blocks 0"). 0 is the head alone.
     """
 
-    def __init__(self, *, depth: int | list[int] = 1) -> None:
-        depths = depth if isinstance(depth, list) else [depth]
-        if any(number < 0 for number in depths):
+    def __init__(self, *, depth: int | list[int] | str = 1) -> None:
+        self._ends = _schedule(depth) if isinstance(depth, str) else None
+        depths = depth if isinstance(depth, list) else self._ends or [depth]
+        if any(isinstance(number, int) and number < 0 for number in depths):
             raise ConfigError("local.depth", depth, "must not be negative", "0 is the head alone")
         self.depth = depth
 
@@ -33,20 +35,32 @@ class ViTBlocks:
                 f"needs tokens [T, D], but {end!r} makes {list(site.spec.shape)}",
                 "use a ViT model, or local=greedy or local=dgl",
             )
-        before_head = len(site.units) - 2
-        block, head = site.units[min(site.stop, before_head)], site.units[-1]
-        blocks = [block.build() for _ in range(self._depth(site))]
-        return Criterion(nn.Sequential(*blocks, head.build()), site.feature, site.task)
+        block = min(site.stop, later_units(site).stop - 1)
+        network = copy_units(site, [block] * self._depth(site), "vit_blocks")
+        return Criterion(network.append(copy_head(site)), (site.feature,), site.task)
 
     def _depth(self, site: Site) -> int:
+        if self._ends is not None:
+            front, back = self._ends
+            return round(front + (back - front) * site.progress)
         if not isinstance(self.depth, list):
+            assert isinstance(self.depth, int)
             return self.depth
-        if len(self.depth) != site.modules - 1:
+        auxiliary = len(site.modules) - 1
+        if len(self.depth) != auxiliary:
             raise ConfigError(
                 "local.depth",
                 self.depth,
-                f"has {len(self.depth)} numbers, but {site.modules - 1} modules have an auxiliary "
-                "network",
+                f"has {len(self.depth)} numbers, but {auxiliary} modules have an auxiliary network",
                 "give one number for each module but the last",
             )
         return self.depth[site.module]
+
+
+def _schedule(depth: str) -> tuple[int, int]:
+    front, dash, back = depth.partition("-")
+    if not (dash and front.isdecimal() and back.isdecimal()):
+        raise ConfigError(
+            "local.depth", depth, "is no schedule", "give FRONT-BACK, for example 2-0"
+        )
+    return int(front), int(back)

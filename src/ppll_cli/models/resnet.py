@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, get_args
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
-from ppll_cli.tasks.classification import Pool, classes_of
+from ppll_cli.tasks.classification import ClassifierHead, Pool, classes_of
 from ppll_cli.tasks.task import Task
 
 StemKind = Literal["cifar", "imagenet"]
@@ -97,7 +97,7 @@ class BottleneckUnit(nn.Module):
         return _join(self.bn3(self.conv3(y)), x, self.downsample)
 
 
-class Head(nn.Module):
+class Head(ClassifierHead):
     """Mean over all positions, Linear.
 
     Args:
@@ -110,10 +110,10 @@ class Head(nn.Module):
         self.pool = Pool(3)
         self.fc = nn.Linear(channels, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to logits [B, classes]."""
-        logits: Tensor = self.fc(self.pool(x))
-        return logits
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to vectors [B, C]."""
+        vectors: Tensor = self.pool(x)
+        return vectors
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -139,6 +139,14 @@ def _join(y: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
 UnitType = type[BasicUnit] | type[BottleneckUnit]
 
 
+def _adapted(
+    kind: UnitType, width: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> nn.Module:
+    """A residual unit for other maps; it halves H and W once where they are above the output's."""
+    stride = 2 if input_shape[1] > output_shape[1] else 1
+    return kind(channels=input_shape[0], width=width, stride=stride)
+
+
 def _assemble(
     stem: partial[Stem],
     kind: UnitType,
@@ -157,10 +165,35 @@ def _assemble(
         for index in range(count):
             stride = 2 if group > 0 and index == 0 else 1
             build = partial(kind, channels=channels, width=width, stride=stride)
-            units.append(Unit(f"layer{group + 1}.{index}", build))
+            adapt = partial(_adapted, kind, width)
+            units.append(Unit(f"layer{group + 1}.{index}", build, adapt=adapt))
             channels = width * kind.expansion
     head = partial(Head, channels=channels, classes=classes)
     return [*units, Unit("head", head, writes=("prediction",))]
+
+
+_INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
+    32: {
+        "K2": ((2, 1),),
+        "K4": ((1, 2), (2, 1), (3, 0)),
+        "K8": ((1, 0), (1, 2), (1, 4), (2, 1), (2, 3), (3, 0), (3, 2)),
+        "K16": ((0, 0), *((group, unit) for group in (1, 2, 3) for unit in range(5)))[:-1],
+    },
+    110: {
+        "K2": ((2, 8),),
+        "K4": ((1, 11), (2, 7), (3, 3)),
+        "K8": ((1, 4), (1, 11), (2, 0), (2, 7), (2, 14), (3, 3), (3, 10)),
+        "K16": (
+            *((1, 1), (1, 4), (1, 7), (1, 10), (1, 13), (1, 16)),
+            *((2, 1), (2, 4), (2, 7), (2, 11), (2, 15)),
+            *((3, 1), (3, 5), (3, 9), (3, 13)),
+        ),
+    },
+}
+"""Per depth and partition: group and index of the last unit of each module but the last.
+
+From github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +220,18 @@ class CifarResNet:
             raise ConfigError(
                 "model.depth", self.depth, "is not 6n + 2", f"nearest: {below}, {below + 6}"
             )
+
+    @property
+    def partitions(self) -> Mapping[str, Sequence[str]]:
+        """InfoPro's, where it has any for this depth: the units that start modules 2 to k."""
+        count = (self.depth - 2) // 6
+
+        def behind(group: int, index: int) -> str:
+            last = group == 0 or index == count - 1
+            return f"layer{group + 1}.0" if last else f"layer{group}.{index + 1}"
+
+        known = _INFOPRO.get(self.depth, {})
+        return {name: [behind(*end) for end in ends] for name, ends in known.items()}
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units for these images; the map `x` [B, C, H, W] passes from one to the next.

@@ -17,19 +17,21 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Channels, height and width (pixels) of the images that a model is built for."""
+    """The images that a model is built for.
+
+    Attributes:
+        channels: How many.
+        height: In pixels.
+        width: In pixels.
+        mean: Of the pixels in [0, 1], one value or one a channel, that normalisation subtracts.
+        std: What it then divides by, likewise.
+    """
 
     channels: int
     height: int
     width: int
-
-
-@dataclass(frozen=True)
-class ValueSpec:
-    """Shape (without the batch dimension) and dtype of a named tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,26 @@ class Unit:
             them. It must not change its inputs in place: others may read them.
         reads: Names of the tensors it takes.
         writes: Names of the tensors it makes; a name that exists is bound anew for later units.
+        adapt: Like `build`, for an input of another shape: given that shape and the one that the
+            unit makes in its place (both without the batch dimension), a module of the same kind.
+            Auxiliary networks use it to copy a unit to where the features differ; what its copy
+            makes may still have larger maps. None: the unit takes its own input only.
     """
 
     name: str
     build: Callable[[], nn.Module]
     reads: tuple[str, ...] = ("x",)
     writes: tuple[str, ...] = ("x",)
+    adapt: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None
 
 
 class Model(Protocol):
-    """What a model's class offers; its constructor takes the keys of its YAML file."""
+    """What a model's class offers; its constructor takes the keys of its YAML file.
+
+    It may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]`: names
+    of well-known ways to divide it into modules, and for each the units that start modules 2 to k.
+    `local.cuts=NAME` takes them.
+    """
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units in order. The first reads `image`; the last writes the task's prediction.

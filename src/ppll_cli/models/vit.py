@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
-from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Task
 
 Pooling = Literal["cls", "mean"]
@@ -130,7 +130,7 @@ class Block(nn.Module):
         return y
 
 
-class Head(nn.Module):
+class Head(ClassifierHead):
     """LayerNorm, pooling over the tokens, Linear. It starts at zero, as torchvision's does.
 
     Args:
@@ -147,12 +147,11 @@ class Head(nn.Module):
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, D] to logits [B, classes]."""
+    def pooled(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, D] to vectors [B, D]."""
         # The norm looks at one token at a time, so only the token that is used needs it.
-        pooled = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
-        logits: Tensor = self.fc(pooled)
-        return logits
+        vectors: Tensor = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
+        return vectors
 
 
 @dataclass(frozen=True, kw_only=True)

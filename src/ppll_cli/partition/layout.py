@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import Unit
@@ -54,6 +55,16 @@ class Edge:
     gradients: tuple[str, ...]
 
 
+class Access(Protocol):
+    """What reads and writes named tensors: a unit, or the loss at a module's end."""
+
+    @property
+    def reads(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def writes(self) -> Sequence[str]: ...  # noqa: D102
+
+
 def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]:
     """Groups of units that begin at the named units, the first group at the first unit.
 
@@ -92,7 +103,7 @@ def group(atoms: Sequence[range], costs: Sequence[float], stages: int) -> list[r
 def edges(
     units: Sequence[Unit],
     stages: Sequence[range],
-    readers: Mapping[int, Sequence[str]],
+    ends: Mapping[int, Sequence[Access]],
     backward: bool,
 ) -> list[Edge]:
     """What must cross each cut: all that is read behind it and made before it.
@@ -100,7 +111,8 @@ def edges(
     Args:
         units: The model's units.
         stages: The units of each stage.
-        readers: For the last unit of each module, the names that the module's loss reads there.
+        ends: For the last unit of each module, what follows it there, in order: units that make
+            values for later losses, and the module's own loss.
         backward: Whether gradients travel back for what units have made.
 
     Returns:
@@ -109,9 +121,9 @@ def edges(
     live: set[str] = set()
     live_before: dict[int, set[str]] = {}
     for index in range(len(units) - 1, -1, -1):
-        live |= set(readers.get(index, ()))
-        live -= set(units[index].writes)
-        live |= set(units[index].reads)
+        for access in (*reversed(ends.get(index, ())), units[index]):
+            live -= set(access.writes)
+            live |= set(access.reads)
         live_before[index] = set(live)
     result = []
     for stage in stages[1:]:

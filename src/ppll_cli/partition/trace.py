@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppll_cli.models.unit import Unit, ValueSpec
+from ppll_cli.models.unit import Unit
+from ppll_cli.values import ValueSpec, empty, spec_of
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,12 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
         units: The model's units.
         batch: What a batch carries, images among it.
     """
-    values = {name: empty(spec) for name, spec in batch.items()}
+    specs = dict(batch)
     traced = []
     for unit in units:
-        inputs = [values[name] for name in unit.reads]
+        inputs = [empty(specs[name]) for name in unit.reads]
         result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
         outputs = result if isinstance(result, tuple) else (result,)
-        values.update(zip(unit.writes, outputs, strict=True))
-        specs = tuple(ValueSpec(tuple(o.shape[1:]), o.dtype) for o in outputs)
-        traced.append(TracedUnit(specs, cost))
+        traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
+        specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced
-
-
-def empty(spec: ValueSpec) -> Tensor:
-    """A batch of one sample, without memory."""
-    return torch.empty(1, *spec.shape, dtype=spec.dtype, device="meta")

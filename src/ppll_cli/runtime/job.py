@@ -1,11 +1,11 @@
 """What the workers of a run are given: plain data, the same for all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ppll_cli.local.method import Site
-from ppll_cli.models.unit import ImageSpec, Model, Unit, ValueSpec
+from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.partition.layout import Edge, Layout
 from ppll_cli.runtime.items import Course
 from ppll_cli.schedules.rules import Channel
@@ -13,6 +13,7 @@ from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
 from ppll_cli.targets import make
 from ppll_cli.tasks.task import Task
+from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,6 @@ class Job:
         model: Model = make("model", self.model)
         return list(model.units(self.image, self.task))
 
-    def site(self, module: int) -> Site:
-        """Where a module's auxiliary network stands."""
-        return Site.of(self.layout.modules, module, self.units(), self.features, self.task)
+    def site(self, units: Sequence[Unit]) -> Site:
+        """Where the first module's auxiliary network stands, given the model's units."""
+        return Site(0, self.layout.modules, units, self.features, self.image, self.task)

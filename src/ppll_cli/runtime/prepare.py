@@ -3,22 +3,28 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.method import Criterion, LocalMethod, Site, module_criterion
-from ppll_cli.models.unit import IMAGE, Unit, ValueSpec, check_names
-from ppll_cli.partition.layout import Layout, cut_at, edges, group
+from ppll_cli.local.method import (
+    Criterion,
+    LocalMethod,
+    Site,
+    module_criterion,
+    module_exports,
+)
+from ppll_cli.models.unit import IMAGE, Model, Unit, check_names
+from ppll_cli.partition.layout import Access, Layout, cut_at, edges, group
 from ppll_cli.partition.solver import balance
-from ppll_cli.partition.trace import Cost, TracedUnit, empty, measure, trace
+from ppll_cli.partition.trace import Cost, TracedUnit, measure, trace
 from ppll_cli.runtime.items import Course, split_batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make
+from ppll_cli.values import ValueSpec, empty
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,25 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     image, task = dataset.image_spec(splits), dataset.task
     course = _course(settings, schedule, samples, dataset.drop_last)
 
-    units = tuple(make("model", settings.model).units(image, task))
+    model: Model = make("model", settings.model)
+    units = tuple(model.units(image, task))
     _check_units(units)
     shape = (image.channels, image.height, image.width)
-    traced = trace(units, {IMAGE: ValueSpec(shape, torch.float32)})
+    batch = {IMAGE: ValueSpec(shape, torch.float32), **task.targets}
+    traced = trace(units, batch)
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    method: LocalMethod = make("local", local)
-    layout = _layout(settings, schedule, units, traced)
+    method = make("local", local)
+    if not isinstance(method, LocalMethod):
+        raise ConfigError(
+            "local._target_", local["_target_"], "is no LocalMethod", "derive it from that class"
+        )
+    partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
+    layout = _layout(settings, schedule, units, partitions, traced)
     features = tuple(unit.outputs[0] for unit in traced)
-    criteria, auxiliary = _criteria(layout, units, features, task, method)
-    readers = {m.stop - 1: c.reads for m, c in zip(layout.modules, criteria, strict=True)}
-    crossing = edges(units, layout.stages, readers, backward=not schedule.local)
+    site = Site(0, layout.modules, units, features, image, task)
+    ends, auxiliary = _module_ends(method, site, traced, batch)
+    crossing = edges(units, layout.stages, ends, backward=not schedule.local)
 
     job = Job(
         model=settings.model,
@@ -188,12 +201,16 @@ def _check_units(units: Sequence[Unit]) -> None:
 
 
 def _layout(
-    settings: Settings, schedule: Schedule, units: Sequence[Unit], traced: Sequence[TracedUnit]
+    settings: Settings,
+    schedule: Schedule,
+    units: Sequence[Unit],
+    partitions: Mapping[str, Sequence[str]],
+    traced: Sequence[TracedUnit],
 ) -> Layout:
     names = [unit.name for unit in units]
     whole = range(len(units))
     asked = settings.stages_asked
-    modules = _fixed_modules(settings, names) if schedule.local else None
+    modules = _fixed_modules(settings, names, partitions) if schedule.local else None
     atoms = modules or [range(index, index + 1) for index in whole]
     if schedule.one_stage and (modules or not schedule.local):
         return Layout(tuple(modules or [whole]), (whole,))
@@ -214,16 +231,20 @@ def _layout(
     return Layout(tuple(modules or stages), (whole,) if schedule.one_stage else tuple(stages))
 
 
-def _fixed_modules(settings: Settings, names: Sequence[str]) -> list[range] | None:
+def _fixed_modules(
+    settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
+) -> list[range] | None:
     """The modules that `local.cuts` or `local.modules` fix."""
-    cuts, count = settings.local.get("cuts"), settings.local.get("modules")
-    if cuts is not None:
+    given, count = settings.local.get("cuts"), settings.local.get("modules")
+    if given is not None:
+        cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
+        if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
+            problem = "must be a list of names of units, or the name of a partition of the model"
+            raise ConfigError("local.cuts", given, problem)
         if count is not None and count != len(cuts) + 1:
             raise ConfigError(
                 "local.modules", count, f"local.cuts makes {len(cuts) + 1}", "give one of the two"
             )
-        if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
-            raise ConfigError("local.cuts", cuts, "must be a list of names of units")
         return cut_at(names, cuts, "local.cuts")
     if count is None:
         return None
@@ -232,6 +253,15 @@ def _fixed_modules(settings: Settings, names: Sequence[str]) -> list[range] | No
             "local.modules", count, f"must be a whole number from 1 to {len(names)}, the units"
         )
     return balance([1.0] * len(names), count)
+
+
+def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
+    """The units that start modules 2 to k in the model's partition of this name."""
+    if name not in partitions:
+        names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
+        remedy = f"{names}; or give a list of names of units"
+        raise ConfigError("local.cuts", name, "is no partition of the model", remedy)
+    return list(partitions[name])
 
 
 def _stages(
@@ -268,30 +298,32 @@ def _stages(
     return group(atoms, [sum(map(weigh, atom)) for atom in atoms], stages)
 
 
-def _criteria(
-    layout: Layout,
-    units: Sequence[Unit],
-    features: Sequence[ValueSpec],
-    task: Any,
-    method: LocalMethod,
-) -> tuple[list[Criterion], tuple[Cost, ...]]:
-    """What trains each module, without memory, and what its auxiliary network costs."""
-    criteria, costs = [], []
-    for module in range(len(layout.modules)):
-        site = Site.of(layout.modules, module, units, features, task)
+def _module_ends(
+    method: LocalMethod, site: Site, traced: Sequence[TracedUnit], batch: Mapping[str, ValueSpec]
+) -> tuple[dict[int, list[Access]], tuple[Cost, ...]]:
+    """What follows the last unit of each module, and what its auxiliary network costs."""
+    ends: dict[int, list[Access]] = {}
+    costs = []
+    specs = dict(batch)
+    for module, indices in enumerate(site.modules):
+        here = site.at(module)
+        for index in indices:
+            specs.update(zip(site.units[index].writes, traced[index].outputs, strict=True))
+        exports = module_exports(method, here)
+        for unit, made in zip(exports, trace(exports, specs), strict=True):
+            specs.update(zip(unit.writes, made.outputs, strict=True))
         criterion, cost = measure(
-            partial(module_criterion, method, site),
-            partial(_run_head, empty(site.spec)),
+            partial(module_criterion, method, here), partial(_run_criterion, specs)
         )
         assert isinstance(criterion, Criterion)
-        criteria.append(criterion)
+        ends[indices.stop - 1] = [*exports, criterion]
         costs.append(cost)
-    return criteria, tuple(costs)
+    return ends, tuple(costs)
 
 
-def _run_head(feature: torch.Tensor, criterion: nn.Module) -> nn.Module:
+def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
     assert isinstance(criterion, Criterion)
-    criterion.head(feature)
+    criterion({name: empty(specs[name]) for name in criterion.reads})
     return criterion
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli import seeding
-from ppll_cli.local.method import Criterion, module_criterion
+from ppll_cli.errors import AttachedError
+from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.partition.layout import Chunk, Edge
 from ppll_cli.runtime.job import Job
@@ -45,6 +46,7 @@ class StageChunk:
     Attributes:
         place: Which units, of which module.
         units: The units and their networks, in order.
+        exports: Units that make values for later modules' losses, likewise.
         criterion: The loss at a module's end; its parameters are the auxiliary network.
         optimizer: Of all parameters; none where there are none.
         sums: What was measured in training, and by split in evaluation, and not yet reported.
@@ -52,15 +54,16 @@ class StageChunk:
 
     place: Chunk
     units: list[tuple[Unit, nn.Module]]
+    exports: list[tuple[Unit, nn.Module]]
     criterion: Criterion | None
     optimizer: torch.optim.Optimizer | None = None
     sums: dict[str, Sums] = field(default_factory=dict)
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The units' networks, and the criterion."""
+        """The units' and exports' networks, and the criterion."""
         criterion = [] if self.criterion is None else [self.criterion]
-        return [network for _, network in self.units] + criterion
+        return [network for _, network in (*self.units, *self.exports)] + criterion
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -94,8 +97,8 @@ class Stage:
         self.job, self.index, self.device = job, index, device
         self.inputs_edge: Edge | None = job.edges[index - 1] if index > 0 else None
         self.outputs_edge: Edge | None = job.edges[index] if index < len(job.edges) else None
-        units = job.units()
-        self.chunks = [self._build(place, units) for place in job.layout.chunks(index)]
+        site = job.site(job.units())
+        self.chunks = [self._build(place, site) for place in job.layout.chunks(index)]
         self.values: dict[int, dict[str, Tensor]] = {}
         self._leaves: dict[int, dict[str, Tensor]] = {}
         self._losses: dict[int, Tensor] = {}
@@ -104,15 +107,16 @@ class Stage:
         self._step = 0
         self.sizes: list[int] = []
 
-    def _build(self, place: Chunk, units: list[Unit]) -> StageChunk:
+    def _build(self, place: Chunk, site: Site) -> StageChunk:
         job = self.job
-        networks = [(units[i], build_unit(units[i], job.seed)) for i in place.units]
-        criterion = None
+        units = [site.units[index] for index in place.units]
+        chunk = StageChunk(place, [(unit, build_unit(unit, job.seed)) for unit in units], [], None)
         if place.ends_module:
+            method, site = make("local", job.local), site.at(place.module)
+            chunk.exports = [(unit, unit.build()) for unit in module_exports(method, site)]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.auxiliary_weights(job.seed, place.module))
-                criterion = module_criterion(make("local", job.local), job.site(place.module))
-        chunk = StageChunk(place, networks, criterion)
+                chunk.criterion = module_criterion(method, site)
         for network in chunk.networks:
             network.to(self.device)
         if chunk.parameters:
@@ -155,16 +159,26 @@ class Stage:
         return {name: values[name].detach() for name in self.outputs_edge.names}
 
     def forward(self, chunk: StageChunk, micro_batch: int) -> None:
-        """Run a chunk's units."""
+        """Run a chunk's units, and outside of the gradient what makes values for later losses.
+
+        Raises:
+            AttachedError: Under local learning, what another module made has a gradient.
+        """
         values = self.values[micro_batch]
+        if self.job.local_learning:
+            attached = [name for name, tensor in values.items() if tensor.requires_grad]
+            if attached:
+                raise AttachedError(chunk.place.module, attached)
         with self._autocast(), torch.set_grad_enabled(bool(self._training)):
             for unit, network in chunk.units:
                 if self._training:
                     seed = self.job.seed
                     self._reseed(seeding.unit_forward(seed, unit.name, self._step, micro_batch))
-                made = network(*(values[name] for name in unit.reads))
-                made = made if isinstance(made, tuple) else (made,)
-                values.update(zip(unit.writes, made, strict=True))
+                _apply(unit, network, values)
+        with self._autocast(), torch.no_grad():
+            for unit, network in chunk.exports:
+                _apply(unit, network, values)
+                values.update({name: values[name].detach() for name in unit.writes})
 
     def local_loss(self, chunk: StageChunk, micro_batch: int) -> dict[str, Tensor]:
         """A module's local loss, and its gradients down to the module's outputs.
@@ -318,3 +332,9 @@ class Stage:
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index or 0]
         generator.manual_seed(seed)
+
+
+def _apply(unit: Unit, network: nn.Module, values: dict[str, Tensor]) -> None:
+    """Run a unit on what it reads, and bind what it writes."""
+    made = network(*(values[name] for name in unit.reads))
+    values.update(zip(unit.writes, made if isinstance(made, tuple) else (made,), strict=True))

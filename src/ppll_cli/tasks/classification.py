@@ -1,14 +1,16 @@
 """Classification: one label for each image."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.task import Task
+from ppll_cli.values import ValueSpec
 
 LABEL = "label"
 """The name under which a batch carries its labels, int64 [B]."""
@@ -38,13 +40,74 @@ def pooled_width(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) == 3 else shape[-1]
 
 
+class ClassifierHead(nn.Module):
+    """The head of a classifier, in two steps: features to a vector, and the vector to logits.
+
+    Attributes:
+        fc: The second step; a subclass makes it.
+    """
+
+    fc: nn.Linear
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features to vectors [B, D]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to logits [B, classes]."""
+        logits: Tensor = self.fc(self.pooled(x))
+        return logits
+
+
+class FusedHead(nn.Module):
+    """A head whose vector is fused with a feature bank (arXiv 2406.00446; the details are ours).
+
+    Each banked vector is projected to the head's width D by Linear and ReLU. `add` sums them and
+    the head's own vector; `concatenate` joins all, and a Linear takes them back to D, so that the
+    classifier behind it is shaped like the model's.
+
+    Args:
+        head: A copy of the model's head, width D.
+        widths: Of the banked vectors.
+        fusion: `concatenate` or `add`.
+        shared_head: Whether the classifier has the shape of the model's; else it reads the
+            joined vectors themselves.
+    """
+
+    def __init__(
+        self, head: ClassifierHead, widths: Sequence[int], fusion: str, shared_head: bool
+    ) -> None:
+        super().__init__()
+        self.head, self.fusion = head, fusion
+        width, joined = head.fc.in_features, head.fc.in_features * (1 + len(widths))
+        self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
+        self.mix = nn.Linear(joined, width) if fusion == "concatenate" and shared_head else None
+        if not shared_head:
+            head.fc = nn.Linear(joined, head.fc.out_features)
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Features, and banked vectors [B, width], to logits [B, classes]."""
+        vectors = [self.head.pooled(x)]
+        vectors += [F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True)]
+        if self.fusion == "add":
+            vector = torch.stack(vectors).sum(dim=0)
+        else:
+            vector = torch.cat(vectors, dim=1)
+        if self.mix is not None:
+            vector = self.mix(vector)
+        logits: Tensor = self.head.fc(vector)
+        return logits
+
+
 @dataclass(frozen=True)
 class Classification:
     """Predictions are logits [B, classes]; the loss is cross-entropy, the metric accuracy."""
 
     classes: int
     metric: str = "accuracy"
-    targets: tuple[str, ...] = (LABEL,)
+    targets: Mapping[str, ValueSpec] = field(
+        default_factory=lambda: {LABEL: ValueSpec((), torch.int64)}
+    )
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy, computed in float32 also under autocast."""
@@ -64,15 +127,31 @@ class Classification:
         """Pool, Linear."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
 
+    def banked(self, shape: tuple[int, ...]) -> nn.Module:
+        """Features pooled to vectors, so that little travels."""
+        return Pool(len(shape))
 
-def classes_of(task: Task, model: str) -> int:
+    def bank_head(
+        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    ) -> nn.Module:
+        """The head with a `FusedHead` around it."""
+        if not isinstance(head, ClassifierHead):
+            raise ConfigError(
+                "fba",
+                "on",
+                f"the model's head, {type(head).__name__}, does not say where it pools",
+                "derive it from ppll_cli.tasks.classification.ClassifierHead, or use fba=off",
+            )
+        widths = [pooled_width(shape) for shape in banked]
+        return FusedHead(head, widths, bank.fusion, bank.shared_head)
+
+
+def classes_of(task: Task, name: str, key: str = "model") -> int:
     """How many classes the task has.
 
     Raises:
-        ConfigError: The task is another one; `model` is named as the cause.
+        ConfigError: The task is another one; `key=name` is named as the cause.
     """
     if not isinstance(task, Classification):
-        raise ConfigError(
-            "model", model, "is for classification", "choose a data set with class labels"
-        )
+        raise ConfigError(key, name, "is for classification", "choose a data set with class labels")
     return task.classes

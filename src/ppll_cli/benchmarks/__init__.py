@@ -1,0 +1,1 @@
+"""Benchmarks: one file for each NAME of `scripts/benchmark NAME`."""

@@ -1,0 +1,21 @@
+"""`python -m ppll_cli.benchmarks NAME [options]`."""
+
+import sys
+
+from ppll_cli.benchmarks import accuracy
+
+NAMES = {"accuracy": accuracy.main}
+
+
+def main() -> None:
+    """Run the benchmark that is named first."""
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in NAMES:
+        possible = ", ".join(NAMES)
+        sys.stderr.write(f"benchmark {name!r}: there is no such one; possible: {possible}\n")
+        sys.exit(2)
+    NAMES[name](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Auxiliary networks made of the backbone's own units, copied in shape with fresh weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.method import Site
+
+
+def later_units(site: Site) -> range:
+    """Indices of the units behind a module, without the model's head, its last unit."""
+    return range(site.stop, len(site.units) - 1)
+
+
+def copy_units(site: Site, indices: Sequence[int], method: str) -> nn.Sequential:
+    """A network that takes a module's features through copies of units.
+
+    A unit whose own input has another shape than what its copy is given is adapted, where the
+    model offers that.
+
+    Args:
+        site: The module.
+        indices: The units to copy, in order.
+        method: Name of the local method, for messages.
+
+    Raises:
+        ConfigError: A unit cannot be copied to where the features differ.
+    """
+    network = nn.Sequential()
+    shape = site.spec.shape
+    for index in indices:
+        copied = _copy(site, index, shape, method)
+        network.append(copied)
+        shape = _output_shape(copied, shape)
+    return network
+
+
+def copy_head(site: Site) -> nn.Module:
+    """The model's head with fresh weights."""
+    return site.units[-1].build()
+
+
+def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
+    unit, before = site.units[index], site.units[index - 1]
+    if unit.reads != before.writes[:1] or len(unit.writes) > 1:
+        problem = f"copies units with one input and one output, and {unit.name!r} is another"
+        raise ConfigError("local", method, problem, "use local=greedy")
+    own = site.features[index - 1].shape
+    if shape == own:
+        return unit.build()
+    if unit.adapt is None:
+        problem = f"cannot copy {unit.name!r}, which takes {list(own)}, to features {list(shape)}"
+        raise ConfigError("local", method, problem, "use local=greedy, or give the Unit `adapt`")
+    return unit.adapt(shape, site.features[index].shape)
+
+
+def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a fresh network makes of features of a shape, found with one sample."""
+    network.eval()  # no statistics of BatchNorm change, nothing is drawn
+    with torch.no_grad():
+        output: torch.Tensor = network(torch.zeros(1, *shape))
+    network.train()
+    return tuple(output.shape[1:])

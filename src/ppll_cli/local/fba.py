@@ -1,0 +1,105 @@
+"""Feature bank augmented auxiliary networks (FBA, arXiv 2406.00446).
+
+The paper's abstract and reviews say what the two parts are for; how they are built here is our own
+reading of them.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import Unit
+from ppll_cli.settings import FeatureBank
+
+
+class FBA(LocalMethod):
+    """A Simple Local Module for each module, and a feature bank that it reads.
+
+    The Simple Local Module is made of the backbone's own parts: the first units of each later
+    resolution stage, then the model's head, all with fresh weights. A resolution stage is a run of
+    units with outputs of one shape; a module in the last of them is trained through the head
+    alone. A model with a single one, a ViT, has the units that follow the module copied.
+
+    The bank has the features of earlier modules in the form that the task keeps (classification:
+    pooled to vectors), without gradient. It travels forward with the activations.
+
+    Args:
+        depth: Units copied from each later resolution stage, 1 or more; of a model with a single
+            one, units copied in all.
+        bank: Which features are banked and how they are fused.
+    """
+
+    def __init__(self, *, bank: FeatureBank, depth: int = 1) -> None:
+        if depth < 1:
+            raise ConfigError("local.depth", depth, "must be at least 1")
+        self.depth, self.bank = depth, bank
+
+    def criterion(self, site: Site) -> Criterion:
+        """The auxiliary network and local loss of a module."""
+        module = copy_units(site, self._copied(site), "fba")
+        head = copy_head(site)
+        banked = self._banked(site)
+        if banked:
+            shapes = [site.at(earlier).spec.shape for earlier in banked]
+            head = site.task.bank_head(head, shapes, self.bank)
+        return Criterion(
+            BankedNetwork(module, head), (site.feature, *map(bank_name, banked)), site.task
+        )
+
+    def exports(self, site: Site) -> Sequence[Unit]:
+        """The module's banked feature, where a later auxiliary network reads it."""
+        later = range(site.module + 1, len(site.modules) - 1)
+        if not any(site.module in self._banked(site.at(module)) for module in later):
+            return ()
+        build = partial(site.task.banked, site.spec.shape)
+        name = bank_name(site.module)
+        return (Unit(name, build, (site.feature,), (name,)),)
+
+    def _copied(self, site: Site) -> list[int]:
+        """Indices of the units that the Simple Local Module copies."""
+        shapes = [spec.shape for spec in site.features[:-1]]
+        later = later_units(site)
+        if len(set(shapes)) == 1:
+            return list(later[: self.depth])
+        copied: list[int] = []
+        shape = site.spec.shape
+        for index in later:
+            if shapes[index] != shape:
+                shape = shapes[index]
+                same = [i for i in later[index - later.start :] if shapes[i] == shape]
+                copied += same[: self.depth]
+        return copied
+
+    def _banked(self, site: Site) -> list[int]:
+        """The earlier modules whose features this one's auxiliary network reads."""
+        if not self.bank.enabled or self.bank.fusion == "none":
+            return []
+        earlier = range(site.module)
+        if self.bank.features == "every":
+            return list(earlier)
+        if self.bank.features == "stage_ends":
+            shapes = [site.at(module).spec.shape for module in range(site.module + 1)]
+            return [module for module in earlier if shapes[module] != shapes[module + 1]]
+        return list(earlier[-self.bank.features :])
+
+
+class BankedNetwork(nn.Module):
+    """A Simple Local Module and its head, which may read banked features as well."""
+
+    def __init__(self, module: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.module, self.head = module, head
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Features, and what is banked, to a prediction."""
+        prediction: Tensor = self.head(self.module(x), *bank)
+        return prediction
+
+
+def bank_name(module: int) -> str:
+    """Name of the tensor in which a module's banked feature travels."""
+    return f"bank.{module}"

@@ -1,0 +1,208 @@
+"""Auxiliary networks of units copied from the rest of the model."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.auglocal import AugLocal
+from ppll_cli.local.method import Site
+from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
+from ppll_cli.models.resnet import Head as ResNetHead
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.vit import Block, Embed, ViT
+from ppll_cli.models.vit import Head as ViTHead
+from ppll_cli.partition.trace import trace
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.values import ValueSpec
+from tests.local.conftest import CLASSES, Train
+
+TASK = Classification(CLASSES)
+GREY = ImageSpec(1, 28, 28)
+ODD = ImageSpec(3, 33, 33)
+SMALL = ImageSpec(3, 12, 12)
+TOKENS = ImageSpec(1, 8, 8)
+SMALL_VIT = ViT(dim=8, depth=6, heads=2, patch=4, mlp_ratio=2.0)
+LINEAR = partial(nn.Linear, 8, 8)
+
+
+def sites(model: CifarResNet | ResNet | ViT, image: ImageSpec) -> list[Site]:
+    """Every unit a module of its own, without the last, which has no auxiliary network."""
+    units = model.units(image, TASK)
+    batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
+    features = [unit.outputs[0] for unit in trace(units, batch)]
+    modules = tuple(range(index, index + 1) for index in range(len(units)))
+    site = Site(0, modules, units, features, image, TASK)
+    return [site.at(module) for module in range(len(units) - 1)]
+
+
+def row(units: int, *stops: int) -> list[Site]:
+    """The sites of modules that end before these units, in a row of like units and a head."""
+    row = [Unit(f"unit.{n}", LINEAR, writes=("x",)) for n in range(units)]
+    row.append(Unit("head", partial(nn.Linear, 8, CLASSES), writes=("prediction",)))
+    modules = tuple(range(a, b) for a, b in pairwise([0, *stops, units + 1]))
+    features = [ValueSpec((8,), torch.float32)] * (units + 1)
+    site = Site(0, modules, row, features, GREY, TASK)
+    return [site.at(module) for module in range(len(stops))]
+
+
+@pytest.mark.parametrize(
+    ("depth", "chosen"),
+    [
+        (1, [7]),
+        (2, [4, 7]),  # 2 + 2.5 and 2 + 5, halves to the even number
+        (3, [4, 5, 7]),  # 2 + 1.67, 2 + 3.33, 2 + 5
+        (4, [3, 4, 6, 7]),  # 2 + 1.25, 2 + 2.5, 2 + 3.75, 2 + 5
+        (5, [3, 4, 5, 6, 7]),
+        (9, [3, 4, 5, 6, 7]),
+    ],
+)
+def test_units_are_chosen_at_equal_distances(depth: int, chosen: list[int]) -> None:
+    """Behind units 0 to 2 there are five, 3 to 7."""
+    (site,) = row(8, 3)
+    assert AugLocal(depth=depth)._chosen(site) == chosen
+
+
+def test_only_the_head_is_left_behind_the_last_of_the_units() -> None:
+    (site,) = row(8, 8)
+    assert AugLocal(depth=3)._chosen(site) == []
+    network = AugLocal(depth=3).criterion(site).head
+    assert isinstance(network, nn.Sequential)
+    assert len(network) == 1
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 70))
+def test_chosen_units_are_in_order_each_once_and_end_with_the_last(
+    units: int, stop: int, depth: int
+) -> None:
+    (site,) = row(units, min(stop, units))
+    chosen = AugLocal(depth=depth)._chosen(site)
+    later = range(min(stop, units), units)
+    assert len(chosen) == min(depth, len(later))
+    assert chosen == sorted(set(chosen) & set(later))
+    assert chosen[-1:] == list(later[-1:])
+
+
+@pytest.mark.parametrize(
+    ("depth", "tau", "depths"),
+    [
+        (2, 0.5, [2, 2, 2, 1, 1]),
+        (6, 0.5, [6, 5, 4, 4, 3]),  # 6, 5.25, 4.5, 3.75, 3, halves to the even number
+        (4, 1.0, [4, 4, 4, 4, 4]),
+        (4, 0.0, [4, 3, 2, 1, 1]),
+        (1, 0.5, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]) -> None:
+    found = row(40, 1, 2, 3, 4, 5)  # units enough behind each
+    method = AugLocal(depth=depth, tau=tau)
+    assert [len(method._chosen(site)) for site in found] == depths
+
+
+def test_a_single_auxiliary_network_has_the_whole_depth() -> None:
+    (site,) = row(40, 5)
+    assert len(AugLocal(depth=6, tau=0.0)._chosen(site)) == 6
+
+
+def everything_is_trained(site: Site, train: Train, depth: int) -> list[nn.Module]:
+    """One backward pass; the parts of the auxiliary network."""
+    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    criterion, feature = train(AugLocal(depth=depth), site)
+    for name, parameter in criterion.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    assert feature.grad is not None
+    assert feature.grad.any()
+    return list(criterion.head.children())
+
+
+@pytest.mark.parametrize(
+    ("model", "image"),
+    [(CifarResNet(depth=14), GREY), (CifarResNet(depth=14), ODD), (ResNet(depth=18), SMALL)],
+)
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_residual_networks(
+    model: CifarResNet | ResNet, image: ImageSpec, depth: int, train: Train
+) -> None:
+    for site in sites(model, image):
+        *copies, head = everything_is_trained(site, train, depth)
+        assert all(isinstance(unit, BasicUnit) for unit in copies)
+        assert isinstance(head, ResNetHead)
+
+
+def test_copies_take_maps_of_any_size_to_the_heads_width() -> None:
+    """layer2.1 and layer3.1 behind the stem: each halves the maps that it gets, once."""
+    stem = sites(CifarResNet(depth=14), ODD)[0]
+    assert AugLocal()._chosen(stem) == [3, 6]
+    x = torch.randn(2, *stem.spec.shape)
+    shapes = []
+    for part in AugLocal().criterion(stem).head.children():
+        x = part(x)
+        shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(32, 17, 17), (64, 9, 9), (CLASSES,)]
+
+
+class AwakeHead(ViTHead):
+    """Its Linear does not start at zero, where nothing before it would have a gradient."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they are
+        self.fc.reset_parameters()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_vision_transformers(monkeypatch: pytest.MonkeyPatch, depth: int, train: Train) -> None:
+    monkeypatch.setattr("ppll_cli.models.vit.Head", AwakeHead)
+    for site in sites(SMALL_VIT, TOKENS):
+        *copies, head = everything_is_trained(site, train, depth)
+        assert all(isinstance(unit, Block) for unit in copies)
+        assert isinstance(head, ViTHead)
+
+
+def test_weights_are_fresh() -> None:
+    site = sites(CifarResNet(depth=14), GREY)[0]
+    one, other = (AugLocal().criterion(site).state_dict() for _ in range(2))
+    assert not torch.equal(one["head.0.conv1.weight"], other["head.0.conv1.weight"])
+
+
+def test_units_that_cannot_be_copied_are_refused() -> None:
+    def embed(channels: int, patch: int) -> partial[Embed]:
+        return partial(Embed, channels, patch, 4, 8, False, 0.0)
+
+    units = [
+        Unit("conv", partial(nn.Conv2d, 1, 4, 3, padding=1), (IMAGE,)),
+        Unit("strided", partial(nn.Conv2d, 4, 4, 2, stride=2)),
+        Unit("embed", embed(4, 4)),
+        Unit("head", partial(ViTHead, 8, CLASSES, "mean"), writes=("prediction",)),
+    ]
+    shapes = [(4, 16, 16), (4, 8, 8), (4, 8), (CLASSES,)]
+    features = [ValueSpec(shape, torch.float32) for shape in shapes]
+    site = Site(0, (range(1), range(1, 4)), units, features, ImageSpec(1, 16, 16), TASK)
+    with pytest.raises(ConfigError) as refusal:
+        AugLocal(depth=1).criterion(site)
+    assert str(refusal.value) == (
+        "local=auglocal: cannot copy 'embed', which takes [4, 8, 8], to features [4, 16, 16]; "
+        "use local=greedy, or give the Unit `adapt`"
+    )
+    AugLocal(depth=2).criterion(site)  # with `strided` before it, it fits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 0}, "local.depth=0: must be at least 1"),
+        ({"depth": -2}, "local.depth=-2: must be at least 1"),
+        ({"tau": -0.1}, "local.tau=-0.1: is out of range; give 0 <= tau <= 1"),
+        ({"tau": 1.5}, "local.tau=1.5: is out of range; give 0 <= tau <= 1"),
+        ({"tau": float("nan")}, "local.tau=nan: is out of range; give 0 <= tau <= 1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        AugLocal(**options)  # type: ignore[arg-type]  # depth is whole in each
+    assert str(refusal.value) == message

@@ -1,0 +1,195 @@
+"""Units of the backbone copied to where other features are."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.method import Site
+from ppll_cli.models.resnet import BasicUnit, CifarResNet, Head
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.partition.trace import trace
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.values import ValueSpec
+
+TASK = Classification(5)
+IMAGES = ImageSpec(3, 16, 16)
+
+
+def of(units: list[Unit], image: ImageSpec = IMAGES) -> Site:
+    """The site behind the first unit."""
+    batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
+    features = [unit.outputs[0] for unit in trace(units, batch)]
+    return Site(0, (range(1), range(1, len(units))), units, features, image, TASK)
+
+
+def resnet(image: ImageSpec = IMAGES) -> Site:
+    """The stem, and behind it layer1.0, layer2.0, layer3.0 and the head."""
+    return of(list(CifarResNet(depth=8).units(image, TASK)), image)
+
+
+def shapes(network: nn.Sequential, x: torch.Tensor) -> list[tuple[int, ...]]:
+    """What each part makes."""
+    found = []
+    for part in network:
+        x = part(x)
+        found.append(tuple(x.shape[1:]))
+    return found
+
+
+def test_later_units_are_those_before_the_head() -> None:
+    site = resnet()
+    assert later_units(site) == range(1, 4)
+    whole = Site(0, (range(4), range(4, 5)), site.units, site.features, IMAGES, TASK)
+    assert not later_units(whole)
+
+
+def test_a_unit_that_fits_is_built_as_it_is() -> None:
+    site = resnet()
+    network = copy_units(site, [1, 2, 3], "test")
+    built = [site.units[index].build() for index in (1, 2, 3)]
+    assert [str(copy) for copy in network] == [str(unit) for unit in built]
+    assert shapes(network, torch.randn(2, 16, 16, 16)) == [(16, 16, 16), (32, 8, 8), (64, 4, 4)]
+
+
+def test_a_unit_may_be_copied_several_times() -> None:
+    network = copy_units(resnet(), [1, 1, 1], "test")
+    assert shapes(network, torch.randn(2, 16, 16, 16)) == [(16, 16, 16)] * 3
+    first, second = (unit.state_dict()["conv1.weight"] for unit in network[:2])
+    assert not torch.equal(first, second)
+
+
+def test_a_unit_that_does_not_fit_is_adapted() -> None:
+    """layer3.0 takes [32, 8, 8]; it gets the stem's [16, 16, 16] and halves it once."""
+    network = copy_units(resnet(), [3], "test")
+    assert isinstance(network[0], BasicUnit)
+    assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8)]
+
+
+def test_each_copy_follows_what_the_one_before_it_made() -> None:
+    """The second copy of layer3.0 still finds larger maps than its own, the third does not."""
+    network = copy_units(resnet(), [3, 3, 3], "test")
+    assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8), (64, 4, 4), (64, 4, 4)]
+
+
+def test_adapt_is_told_both_shapes() -> None:
+    told: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def adapt(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+        told.append((given, wanted))
+        return nn.Linear(given[0], wanted[0])
+
+    site = of(
+        [
+            Unit("first", nn.Sequential, (IMAGE,)),
+            Unit("flat", nn.Flatten),
+            Unit("wide", partial(nn.Linear, 768, 40)),
+            Unit("narrow", partial(nn.Linear, 40, 7), adapt=adapt),
+            Unit("head", partial(nn.Linear, 7, 5), writes=("prediction",)),
+        ]
+    )
+    copy_units(site, [1, 3], "test")
+    assert told == [((768,), (7,))]
+
+
+def test_no_units_pass_the_features_on() -> None:
+    x = torch.randn(2, 16, 16, 16)
+    assert torch.equal(copy_units(resnet(), [], "test")(x), x)
+
+
+def test_the_head_is_the_models_with_fresh_weights() -> None:
+    one, other = (copy_head(resnet()) for _ in range(2))
+    assert isinstance(one, Head)
+    assert one(torch.randn(2, 64, 3, 3)).shape == (2, 5)
+    assert not torch.equal(one.state_dict()["fc.weight"], other.state_dict()["fc.weight"])
+
+
+def test_construction_leaves_no_trace() -> None:
+    """A sample of zeros goes through the copies, in evaluation mode."""
+    network = copy_units(resnet(), [1, 3], "test")
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert not norm.running_mean.any()
+        assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+        assert norm.num_batches_tracked == 0
+    assert all(module.training for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_nothing_is_drawn_beside_the_weights() -> None:
+    """Or what is drawn later would depend on how shapes are found."""
+    units = [
+        Unit("first", nn.Identity, (IMAGE,)),
+        Unit("dropout", nn.Dropout),
+        Unit("head", nn.Flatten, writes=("prediction",)),
+    ]
+    site = of(units)
+    before = torch.random.get_rng_state()
+    copy_units(site, [1], "test")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("indices", [[1, 2, 3], [3], [2, 3]])
+def test_nothing_is_computed_on_the_meta_device(indices: list[int]) -> None:
+    with torch.device("meta"):
+        network = copy_units(resnet(ImageSpec(3, 33, 28)), indices, "test")
+        head = copy_head(resnet())
+        assert head(network(torch.empty(2, 16, 33, 28))).shape == (2, 5)
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
+def test_a_unit_without_adapt_is_refused_where_features_differ() -> None:
+    site = of(
+        [
+            Unit("first", nn.Identity, (IMAGE,)),
+            Unit("half", partial(nn.AvgPool2d, 2)),
+            Unit("end", partial(nn.Conv2d, 3, 3, 1)),
+            Unit("head", nn.Flatten, writes=("prediction",)),
+        ]
+    )
+    assert len(copy_units(site, [1, 2], "test")) == 2
+    with pytest.raises(ConfigError) as refusal:
+        copy_units(site, [2], "test")
+    assert str(refusal.value) == (
+        "local=test: cannot copy 'end', which takes [3, 8, 8], to features [3, 16, 16]; "
+        "use local=greedy, or give the Unit `adapt`"
+    )
+
+
+class Pair(nn.Module):
+    """Two outputs."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Unit("odd", nn.Identity, reads=("x", IMAGE)),
+        Unit("odd", nn.Identity, reads=(IMAGE,)),
+        Unit("odd", Pair, writes=("x", "skip")),
+    ],
+    ids=["two inputs", "reads another", "two outputs"],
+)
+def test_units_that_are_no_link_of_a_chain_are_refused(odd: Unit) -> None:
+    units = [
+        Unit("first", nn.Identity, (IMAGE,)),
+        odd,
+        Unit("head", nn.Flatten, writes=("prediction",)),
+    ]
+    features = [ValueSpec((3, 16, 16), torch.float32)] * 3
+    site = Site(0, (range(1), range(1, 3)), units, features, IMAGES, TASK)
+    with pytest.raises(ConfigError) as refusal:
+        copy_units(site, [1], "test")
+    assert str(refusal.value) == (
+        "local=test: copies units with one input and one output, and 'odd' is another; "
+        "use local=greedy"
+    )

@@ -1,0 +1,188 @@
+"""Simple Local Modules and the feature bank."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.fba import FBA, BankedNetwork
+from ppll_cli.local.method import Site, module_exports
+from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
+from ppll_cli.models.resnet import Head as ResNetHead
+from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit
+from ppll_cli.models.vit import Block, Embed, ViT
+from ppll_cli.models.vit import Head as ViTHead
+from ppll_cli.partition.trace import trace
+from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks.classification import Classification, Pool
+from ppll_cli.values import ValueSpec
+from tests.other_task import OtherTask
+
+TASK = Classification(5)
+OFF = FeatureBank(enabled=False)
+RESNET = CifarResNet(depth=14)  # stem | layer1.0 layer1.1 | layer2.0 layer2.1 | layer3.0 layer3.1
+VIT = ViT(dim=8, depth=4, heads=2, patch=4, mlp_ratio=2.0)
+
+
+def sites(model: Model, size: int = 12) -> list[Site]:
+    """Every unit a module, but the head, which belongs to the last."""
+    image = ImageSpec(1, size, size)
+    units = model.units(image, TASK)
+    batch = {IMAGE: ValueSpec((1, size, size), torch.float32)}
+    features = [unit.outputs[0] for unit in trace(units, batch)]
+    starts = [*range(len(units) - 1), len(units)]
+    modules = tuple(range(start, stop) for start, stop in pairwise(starts))
+    site = Site(0, modules, units, features, image, TASK)
+    return [site.at(module) for module in range(len(modules))]
+
+
+def bank(**options: object) -> FeatureBank:
+    return FeatureBank.model_validate({"enabled": True, **options})
+
+
+def copied(method: FBA, site: Site) -> list[nn.Module]:
+    """The units that the Simple Local Module is made of."""
+    network = method.criterion(site).head
+    assert isinstance(network, BankedNetwork)
+    return list(network.module.children())
+
+
+def names_read(method: FBA, site: Site) -> list[str]:
+    return [name for name in method.criterion(site).reads if name not in ("x", "label")]
+
+
+def exported(method: FBA, site: Site) -> list[str]:
+    return [unit.name for unit in module_exports(method, site)]
+
+
+def widths(units: list[nn.Module]) -> list[int]:
+    assert all(isinstance(unit, BasicUnit) for unit in units)
+    return [unit.conv2.out_channels for unit in units]  # type: ignore[union-attr, misc]
+
+
+def test_the_local_module_has_the_first_unit_of_each_later_resolution_stage() -> None:
+    at = sites(RESNET)
+    found = [widths(copied(FBA(bank=OFF), site)) for site in at[:-1]]
+    assert found == [[32, 64], [32, 64], [32, 64], [64], [64], []]
+
+
+def test_deeper_local_modules() -> None:
+    """More units of each later stage, as many as it has."""
+    method = FBA(bank=OFF, depth=3)
+    assert widths(copied(method, sites(RESNET)[0])) == [32, 32, 64, 64]
+    assert widths(copied(method, sites(RESNET)[3])) == [64, 64]
+
+
+def test_the_stem_of_a_bottleneck_net_is_a_resolution_stage_of_its_own() -> None:
+    """It makes 64 channels and the first group four times as many."""
+    site = sites(ResNet(depth=50), size=16)[0]
+    assert len(copied(FBA(bank=OFF), site)) == 4
+
+
+@pytest.mark.parametrize(("module", "depth", "count"), [(0, 1, 1), (0, 3, 3), (2, 3, 2), (3, 2, 1)])
+def test_a_vit_has_one_resolution_stage(module: int, depth: int, count: int) -> None:
+    units = copied(FBA(bank=OFF, depth=depth), sites(VIT)[module])
+    assert len(units) == count
+    assert all(isinstance(unit, Block) for unit in units)
+    assert not any(isinstance(unit, Embed) for unit in units)
+
+
+@pytest.mark.parametrize(("model", "head"), [(RESNET, ResNetHead), (VIT, ViTHead)])
+def test_the_head_is_a_copy_of_the_models(model: Model, head: type) -> None:
+    for site in sites(model)[:-1]:
+        network = FBA(bank=OFF).criterion(site).head
+        assert isinstance(network, BankedNetwork)
+        assert isinstance(network.head, head)
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "made"),
+    [
+        ({}, [[], [0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]], [0, 1, 2, 3, 4]),
+        ({"features": 1}, [[], [0], [1], [2], [3], [4]], [0, 1, 2, 3, 4]),
+        ({"features": 2}, [[], [0], [0, 1], [1, 2], [2, 3], [3, 4]], [0, 1, 2, 3, 4]),
+        ({"features": "stage_ends"}, [[], [], [], [2], [2], [2, 4]], [2, 4]),
+        ({"fusion": "none"}, [[]] * 6, []),
+        ({"enabled": False}, [[]] * 6, []),
+    ],
+)
+def test_what_is_banked(options: dict[str, object], read: list[list[int]], made: list[int]) -> None:
+    """Stem and layer1 make one shape, layer2 another, layer3 a third."""
+    at = sites(RESNET)
+    method = FBA(bank=bank(**options))
+    assert [names_read(method, site) for site in at[:-1]] == [
+        [f"bank.{number}" for number in numbers] for numbers in read
+    ]
+    assert [exported(method, site) for site in at] == [
+        [f"bank.{site.module}"] if site.module in made else [] for site in at
+    ]
+
+
+def test_nothing_is_banked_that_no_auxiliary_network_reads() -> None:
+    """The last module with an auxiliary network has no later one; the model's head reads none."""
+    at = sites(RESNET)
+    assert exported(FBA(bank=bank()), at[-2]) == []
+    two = Site(0, (range(3), range(3, 8)), at[0].units, at[0].features, at[0].image, TASK)
+    assert exported(FBA(bank=bank()), two) == []
+
+
+@pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
+def test_banked_features_are_pooled(model: Model) -> None:
+    for site in sites(model)[:-2]:
+        (unit,) = module_exports(FBA(bank=bank()), site)
+        assert unit.reads == (site.feature,)
+        x = torch.randn(3, *site.spec.shape)
+        assert torch.equal(unit.build()(x), Pool(len(site.spec.shape))(x))
+
+
+@pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
+@pytest.mark.parametrize(
+    "options", [{}, {"fusion": "add"}, {"shared_head": False}, {"features": 1}]
+)
+def test_every_parameter_has_a_gradient(model: Model, options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    at = sites(model)
+    for site in at[:-1]:
+        criterion = FBA(bank=bank(**options)).criterion(site)
+        for parameter in criterion.parameters():  # a ViT's head starts at zero
+            nn.init.normal_(parameter, std=0.1)
+        values: dict[str, Tensor] = {"label": torch.arange(6) % 5}
+        for name in criterion.features:
+            values[name] = torch.rand(6, *site.spec.shape, requires_grad=name == "x")
+        for name in names_read(FBA(bank=bank(**options)), site):
+            width = at[int(name.removeprefix("bank."))].spec.shape
+            values[name] = torch.rand(6, width[0] if len(width) == 3 else width[-1])
+        loss, prediction = criterion(values)
+        assert prediction.shape == (6, 5)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in criterion.parameters())
+        assert values["x"].grad is not None
+
+
+class _PlainHead(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))[:, :5]
+
+
+def test_a_head_that_does_not_say_where_it_pools_is_refused() -> None:
+    at = sites(RESNET)
+    units = [*at[0].units[:-1], Unit("head", _PlainHead, writes=("prediction",))]
+    site = Site(1, at[0].modules, units, at[0].features, at[0].image, TASK)
+    FBA(bank=OFF).criterion(site)
+    with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, does not say"):
+        FBA(bank=bank()).criterion(site)
+
+
+def test_what_a_bank_keeps_is_the_tasks_affair() -> None:
+    at = sites(RESNET)
+    other = Site(0, at[0].modules, at[0].units, at[0].features, at[0].image, OtherTask())
+    (unit,) = module_exports(FBA(bank=bank()), other)
+    x = torch.randn(2, 16, 12, 12)
+    assert torch.equal(unit.build()(x), x)
+
+
+def test_depth_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match=r"^local\.depth=0: must be at least 1"):
+        FBA(bank=OFF, depth=0)

@@ -1,0 +1,42 @@
+"""A task that is not classification."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.settings import FeatureBank
+from ppll_cli.values import ValueSpec
+
+
+class OtherTask:
+    """Predict a number."""
+
+    metric = "distance"
+    targets: Mapping[str, ValueSpec] = {"target": ValueSpec((), torch.float32)}
+
+    def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error."""
+        return (prediction - values["target"]).square().mean()
+
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The loss."""
+        return self.loss(prediction, values).double()[None]
+
+    def score(self, sums: list[float]) -> float:
+        """As it is."""
+        return sums[0]
+
+    def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
+        """A number for each sample."""
+        return nn.Linear(shape[0], 1)
+
+    def banked(self, shape: tuple[int, ...]) -> nn.Module:
+        """As it is."""
+        return nn.Identity()
+
+    def bank_head(
+        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    ) -> nn.Module:
+        """The head alone."""
+        return head
