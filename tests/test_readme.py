@@ -18,6 +18,27 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"^\$ scripts/run(.*)$", README, re.MULTILINE)))
 
 
+def expand(name: str) -> list[str]:
+    """`a{1,2}` is a1 and a2, as in a shell."""
+    found = re.fullmatch(r"(.*)\{(.*)\}(.*)", name)
+    return [f"{found[1]}{part}{found[3]}" for part in found[2].split(",")] if found else [name]
+
+
+def test_the_table_of_presets_names_each_of_them() -> None:
+    table = README[README.index("### Presets") :]
+    rows = re.findall(r"^\| `(\S+)` \|", table, re.MULTILINE)
+    named = [name for row in rows for name in expand(row)]
+    conf = Path(__file__).parents[1] / "conf"
+    assert sorted(named) == sorted(path.stem for path in (conf / "experiment").glob("*.yaml"))
+
+
+def test_the_table_of_methods_names_each_of_them() -> None:
+    table = README[README.index("## Local learning") : README.index("### What they learn")]
+    rows = re.findall(r"^\| `(\S+)` \|", table, re.MULTILINE)
+    conf = Path(__file__).parents[1] / "conf"
+    assert sorted(rows) == sorted(path.stem for path in (conf / "local").glob("*.yaml"))
+
+
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 7
 
@@ -48,7 +69,9 @@ def test_the_model_of_the_loading_example_is_the_default_one() -> None:
     assert shapes == {name: tensor.shape for name, tensor in expected.state_dict().items()}
 
 
-@pytest.mark.parametrize("group", ["model", "data", "schedule", "local", "partition", "optim", "fba"])
+@pytest.mark.parametrize(
+    "group", ["model", "data", "schedule", "local", "partition", "optim", "fba"]
+)
 def test_the_table_names_every_option(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[2]))

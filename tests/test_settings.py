@@ -225,3 +225,38 @@ def test_threads_per_worker(
     for schedule in ("ppll", "bp"):
         found = parse({"gpus": gpus, "threads": threads}, f"schedule={schedule}")
         assert found.threads_per_worker == expected
+
+
+def test_a_feature_bank_selects_the_method_that_reads_it() -> None:
+    assert "bank" not in composed()["local"]
+    for overrides in (["fba=on"], ["local=fba", "fba=on"]):
+        config = composed(*overrides)
+        assert config["local"]["_target_"] == "ppll_cli.local.fba.FBA"
+        assert config["local"]["bank"] == config["fba"]
+        assert settings.parse(config).fba.enabled
+    alone = settings.parse(composed("local=fba"))
+    assert alone.local["bank"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("method", ["greedy", "dgl", "infopro"])
+def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^fba=on: the local method, .*{method}.*; leave") as e:
+        settings.parse(composed("fba=on", f"local={method}"))
+    assert "reads no feature bank" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fba.features": "all"}, "fba.features=all: must be"),
+        ({"fba.features": 0}, "fba.features=0: must be"),
+        ({"fba.fusion": "mean"}, "fba.fusion=mean: must be 'concatenate', 'add' or 'none'"),
+        (
+            {"fba.fusion": "add", "fba.shared_head": False},
+            "fba.shared_head=False: is for fba.fusion=concatenate",
+        ),
+    ],
+)
+def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        parse(changes, "fba=on")

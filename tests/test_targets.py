@@ -193,3 +193,9 @@ def test_values_become_what_the_annotation_says() -> None:
     made = of(Odd, size=[1, 2], folder="here", module=None)
     assert (made.size, made.folder, made.module) == ((1, 2), Path("here"), None)
     assert refusal(Odd, size=[1], folder="here", module=None).key == "group.size"
+
+
+def test_a_class_without_a_signature() -> None:
+    """Found as a traceback: what is written in C may have none."""
+    with pytest.raises(ConfigError, match=r"^group\._target_=collections\.OrderedDict: cannot be"):
+        make("group", {"_target_": "collections.OrderedDict"})

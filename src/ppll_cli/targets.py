@@ -27,7 +27,10 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
     path = config.get("_target_")
     target = _locate(f"{group}._target_", path)
     arguments = {key: value for key, value in config.items() if key != "_target_"}
-    parameters = _parameters(target)
+    try:
+        parameters, signature = _parameters(target), inspect.signature(target)
+    except ValueError as error:  # what is written in C may have no signature
+        raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
     for key, value in arguments.items():
         if key not in parameters:
             known = ", ".join(parameters) or "none"
@@ -36,7 +39,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
             )
         arguments[key] = _checked(f"{group}.{key}", value, parameters[key])
     try:
-        inspect.signature(target).bind(**arguments)
+        signature.bind(**arguments)
         return target(**arguments)
     except TypeError as error:
         if missing := re.search(r"missing .*argument.*?: '(\w+)'", str(error)):

@@ -1,14 +1,14 @@
 """What the tests of local methods share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.models.unit import ImageSpec, Unit
-from ppll_cli.tasks.classification import Classification
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.tasks.classification import LABEL, Classification
 from ppll_cli.values import ValueSpec
 
 CLASSES = 5
@@ -47,6 +47,30 @@ def site(shape: tuple[int, ...]) -> Site:
     )
 
 
+def batch_at(site: Site) -> dict[str, Tensor]:
+    """The feature, which takes a gradient, with labels and normalised images."""
+    feature = torch.randn(BATCH, *site.spec.shape, requires_grad=True)
+    image = site.image
+    pixels = torch.rand(BATCH, image.channels, image.height, image.width)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (image.mean, image.std))
+    labels = torch.arange(BATCH) % CLASSES
+    return {site.feature: feature, LABEL: labels, IMAGE: (pixels - mean) / std}
+
+
+def assert_trained(criterion: Criterion, values: Mapping[str, Tensor]) -> None:
+    """Check that a backward pass reaches every parameter, and the feature."""
+    loss, prediction = criterion(values)
+    assert prediction.shape == (BATCH, CLASSES)
+    loss.backward()
+    for name, parameter in criterion.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    (feature,) = criterion.features
+    gradient = values[feature].grad
+    assert gradient is not None
+    assert gradient.any()
+
+
 Train = Callable[[LocalMethod, Site], tuple[Criterion, Tensor]]
 
 
@@ -59,13 +83,13 @@ def train() -> Train:
 
     def train(method: LocalMethod, site: Site) -> tuple[Criterion, Tensor]:
         criterion = method.criterion(site)
-        feature = torch.randn(BATCH, *site.spec.shape, requires_grad=True)
-        values = {site.feature: feature, "label": torch.arange(BATCH) % CLASSES}
+        values = batch_at(site)
+        del values[IMAGE]
         assert set(criterion.reads) == values.keys()
         loss, prediction = criterion(values)
         assert prediction.shape == (BATCH, CLASSES)
         torch.testing.assert_close(loss, site.task.loss(prediction, values))
         loss.backward()
-        return criterion, feature
+        return criterion, values[site.feature]
 
     return train

@@ -20,6 +20,7 @@ from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.partition.trace import trace
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.values import ValueSpec
+from tests.conftest import Runner
 from tests.local.conftest import CLASSES, Train
 
 TASK = Classification(CLASSES)
@@ -122,10 +123,12 @@ def everything_is_trained(site: Site, train: Train, depth: int) -> list[nn.Modul
 
 
 @pytest.mark.parametrize(
-    ("model", "image"),
-    [(CifarResNet(depth=14), GREY), (CifarResNet(depth=14), ODD), (ResNet(depth=18), SMALL)],
+    ("model", "image", "depth"),
+    [
+        *((CifarResNet(depth=14), image, depth) for image in (GREY, ODD) for depth in (1, 2, 5)),
+        (ResNet(depth=18), SMALL, 2),
+    ],
 )
-@pytest.mark.parametrize("depth", [1, 2, 5])
 def test_residual_networks(
     model: CifarResNet | ResNet, image: ImageSpec, depth: int, train: Train
 ) -> None:
@@ -206,3 +209,18 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         AugLocal(**options)  # type: ignore[arg-type]  # depth is whole in each
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model=resnet", "model.depth=14"],
+        ["model=vit", "model.dim=16", "model.depth=6", "model.heads=2"],
+    ],
+)
+def test_it_trains_in_a_pipeline(run: Runner, model: list[str]) -> None:
+    data = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
+    options = ["local=auglocal", "local.modules=4", "batch_size=6", "max_steps=4"]
+    summary = run(*model, *data, *options).summary
+    assert (summary["status"], summary["steps"], summary["modules"]) == ("completed", 4, 4)
+    assert [module["aux_params"] > 0 for module in summary["per_module"]] == [True] * 3 + [False]

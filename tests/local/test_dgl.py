@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.dgl import DGL, AdaptivePool, AsMap
+from ppll_cli.local.dgl import DGL, AdaptivePool
 from ppll_cli.local.method import Site
 from ppll_cli.values import ValueSpec
 from tests.local.conftest import Train
@@ -59,24 +59,6 @@ def test_what_the_perceptron_reads_of_a_small_map(
 def test_hidden_must_be_positive(hidden: int) -> None:
     with pytest.raises(ConfigError, match=rf"^local\.hidden={hidden}: must be at least 1"):
         DGL(hidden=hidden)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "size"), [(16, (4, 4)), (17, (4, 4)), (7, (7, 1)), (1, (1, 1)), (2, (1, 1))]
-)
-def test_tokens_are_laid_out_as_they_were_cut(tokens: int, size: tuple[int, int]) -> None:
-    x = torch.randn(2, tokens, 3)
-    as_map = AsMap()(x)
-    assert as_map.shape == (2, 3, *size)
-    patches = x[:, 1:] if tokens in (17, 2) else x  # a class token is left out
-    for patch in range(size[0] * size[1]):
-        row, column = divmod(patch, size[1])
-        assert torch.equal(as_map[:, :, row, column], patches[:, patch])
-
-
-def test_vectors_are_maps_of_one_pixel() -> None:
-    x = torch.randn(2, 3)
-    assert torch.equal(AsMap()(x)[:, :, 0, 0], x)
 
 
 @pytest.mark.parametrize(

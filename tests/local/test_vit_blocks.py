@@ -58,6 +58,22 @@ def test_depth_by_module() -> None:
     assert [len(module) for module in found] == [2, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [("2-0", [2, 1, 0]), ("1-1", [1, 1, 1]), ("0-4", [0, 2, 4]), ("3-2", [3, 2, 2])],
+)
+def test_depth_falls_along_the_modules(depth: str, expected: list[int]) -> None:
+    method = ViTBlocks(depth=depth)
+    found = [blocks(module_criterion(method, site)) for site in sites(small(), MODULES)]
+    assert [len(module) for module in found] == [*expected, 0]
+
+
+@pytest.mark.parametrize("depth", ["2", "2-", "a-b", "-1-0", "2-1-0"])
+def test_what_is_no_schedule(depth: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no schedule; give FRONT-BACK, for example 2-0$"):
+        ViTBlocks(depth=depth)
+
+
 def test_blocks_are_shaped_like_the_one_behind_the_module() -> None:
     """And like the last one, where only the head is behind it."""
 

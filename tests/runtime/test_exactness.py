@@ -33,6 +33,70 @@ def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None
         assert_same(pipelined.tensors(), expected)
 
 
+EVERY_UNIT = {"resnet": [*RESNET, *SGD, "local.modules=8"], "vit": [*VIT, "local.modules=6"]}
+METHODS = {
+    "predsim": ["local=predsim"],
+    "infopro": ["local=infopro"],
+    "contrastive": ["local=infopro", "local.loss=contrastive"],
+    "auglocal": ["local=auglocal"],
+    "slm": ["local=fba"],
+    "fba": ["fba=on"],
+    "fba last two": ["fba=on", "fba.features=2", "fba.fusion=add"],
+}
+
+
+@pytest.mark.parametrize("model", EVERY_UNIT)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_the_same_in_a_pipeline(run: Runner, model: str, method: str) -> None:
+    """With every unit a module; the image and the bank pass through stages without a reader."""
+    case = [*METHODS[method], *EVERY_UNIT[model], FEW_STEPS, *DATA]
+    expected = run("schedule=ll", "gpus=1", *case)
+    pipelined = run("schedule=ppll", "gpus=3", *case)
+    assert_same(pipelined.tensors(), expected.tensors())
+    for mine, other in zip(
+        pipelined.summary["per_module"], expected.summary["per_module"], strict=True
+    ):
+        assert mine == other
+
+
+@pytest.mark.parametrize("model", EVERY_UNIT)
+def test_the_ablation_without_fusion_is_the_local_module_alone(run: Runner, model: str) -> None:
+    case = ["gpus=2", *EVERY_UNIT[model], FEW_STEPS, *DATA]
+    alone = run("local=fba", *case)
+    assert_same(run("fba=on", "fba.fusion=none", *case).tensors(), alone.tensors())
+    assert alone.summary["edges"][0]["names"] == ["label", "x"]
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("predsim", [["label", "x"]] * 2),
+        # By default the last of eight modules' auxiliary networks has no decoder.
+        ("infopro", [["image", "label", "x"], ["label", "x"]]),
+        ("fba", [[*(f"bank.{n}" for n in range(m)), "label", "x"] for m in (3, 6)]),
+        ("fba last two", [[f"bank.{m - 2}", f"bank.{m - 1}", "label", "x"] for m in (3, 6)]),
+    ],
+)
+def test_what_a_method_asks_for_travels_and_nothing_else(
+    run: Runner, method: str, names: list[list[str]]
+) -> None:
+    """Stages of 3, 3 and 2 modules. What travels has a size, and that is what is reported."""
+    case = [*METHODS[method], *EVERY_UNIT["resnet"], "max_steps=5", "eval_every=9", *DATA]
+    summary = run("gpus=3", *case, "data.drop_last=true").summary
+    edges = summary["edges"]
+    assert [edge["names"] for edge in edges] == names
+    channels = {0: 16, 1: 16, 2: 16, 3: 32, 4: 32, 5: 64}  # of what each module makes
+    side = {2: 8, 5: 2}
+    for edge, last in zip(edges, (2, 5), strict=True):
+        values = {"image": 3 * 8 * 8, "x": channels[last] * side[last] ** 2, "label": 2}
+        size = sum(
+            values[name] if name in values else channels[int(name.removeprefix("bank."))]
+            for name in edge["names"]
+        )
+        samples = 5 * 8 + 7  # five batches, and the test set once
+        assert edge["bytes_sent"] == 4 * size * samples
+
+
 @pytest.mark.parametrize("gpus", [2, 3])
 def test_modules_that_follow_the_stages_are_the_same_for_ll(run: Runner, gpus: int) -> None:
     overrides = [f"gpus={gpus}", STEPS, *DATA, *VIT, "partition=params"]

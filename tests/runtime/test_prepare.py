@@ -162,3 +162,20 @@ def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFi
         prepared(*SMALL)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not caplog.records
+
+
+def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None:
+    """InfoPro's has a decoder beside its head, which reads the image."""
+    modules = ["gpus=1", "schedule=ll", "local.modules=4"]
+    (first, *_), resnet = (
+        prepared(
+            *DATA, "batch_size=8", "device=cpu", "model=resnet32", "model.depth=8", *choice
+        ).auxiliary_costs
+        for choice in (["local=infopro", *modules], ["local=greedy", *modules])
+    )
+    # 8 x 8 maps with 16 channels: a convolution to 4 x 4, the perceptron, and two to the image.
+    head = 2 * (9 * 16 * 32 * 4 * 4 + 32 * 128 + 128 * 10)
+    decoder = 2 * (9 * 16 * 12 * 8 * 8 + 9 * 12 * 3 * 8 * 8)
+    assert first.flops == head + decoder
+    assert resnet[0].flops == 2 * 16 * 10
+    assert resnet[-1].params == resnet[-1].flops == 0

@@ -1,38 +1,13 @@
 """Decoupled greedy learning (Belilovsky et al., 2020)."""
 
 from itertools import pairwise
-from math import isqrt
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-
-
-class AsMap(nn.Module):
-    """Features as maps [B, C, H, W].
-
-    Our reading for transformers: patch tokens [B, T, D] are laid out as the square that they were
-    cut from, and a class token in front of them is left out; tokens that make no square become one
-    column. Vectors [B, D] become maps of one pixel.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of any shape to maps."""
-        if x.dim() == 2:
-            return x[:, :, None, None]
-        if x.dim() == 4:
-            return x
-        batch, tokens, width = x.shape
-        side = isqrt(tokens)
-        if side * side == tokens:
-            return x.transpose(1, 2).reshape(batch, width, side, side)
-        side = isqrt(tokens - 1)
-        if side * side == tokens - 1:
-            return x[:, 1:].transpose(1, 2).reshape(batch, width, side, side)
-        return x.transpose(1, 2)[..., None]
+from ppll_cli.local.parts import AsMap, map_shape
 
 
 class AdaptivePool(nn.Module):
@@ -78,14 +53,12 @@ class DGL(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
-        shape = site.spec.shape
-        channels = shape[0] if len(shape) == 3 else shape[-1]
+        channels, height, width = map_shape(site.spec.shape)
         convolutions: list[nn.Module] = []
         for _ in range(3):
             convolution = nn.Conv2d(channels, channels, 1, bias=False)
             convolutions += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
         convolutions = [AsMap(), AdaptivePool(divisor=4), *convolutions, AdaptivePool(size=2)]
-        height, width = AsMap()(torch.empty(1, *shape, device="meta")).shape[2:]
         pooled = min(2, max(1, height // 4)) * min(2, max(1, width // 4))
         hidden = self.hidden or pooled * channels
         perceptron: list[nn.Module] = []

@@ -79,7 +79,10 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     method = make("local", local)
     if not isinstance(method, LocalMethod):
         raise ConfigError(
-            "local._target_", local["_target_"], "is no LocalMethod", "derive it from that class"
+            "local._target_",
+            local["_target_"],
+            "is no LocalMethod",
+            f"derive it from {LocalMethod.__module__}.LocalMethod",
         )
     partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
     layout = _layout(settings, schedule, units, partitions, traced)

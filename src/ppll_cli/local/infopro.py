@@ -1,0 +1,270 @@
+"""Information propagation (InfoPro: Wang et al., 2021, arXiv 2101.10832).
+
+Legend: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
+from ppll_cli.models.unit import IMAGE, ImageSpec
+from ppll_cli.tasks.classification import LABEL, Pool, classes_of
+
+Loss = Literal["softmax", "contrastive"]
+
+WEIGHTS = {
+    2: (5.0, 1.0, 0.0, 0.0),
+    3: (6.0, 0.0, 1.0, 2.0),  # ours, as of 4: of 2 the last pair stands for no module
+    4: (6.0, 0.0, 1.0, 2.0),
+    8: (5.0, 0.0, 0.0, 2.0),
+    16: (5.0, 0.05, 0.2, 0.5),
+}
+"""By the number of modules, reconstruction's and classification's weight at the first auxiliary
+network, then at the last: those of InfoPro's own commands for ResNet-32 on CIFAR-10, which train
+the contrastive loss (github.com/blackfeather-wang/InfoPro-Pytorch)."""
+
+
+class InfoPro(LocalMethod):
+    """Each module keeps what is in the image and what tells the classes apart.
+
+    The loss is l1 * reconstruction + l2 * classification, with weights that change linearly from
+    the first auxiliary network to the last. Reconstruction is a `Decoder`'s. Classification reads
+    convolutions of 3x3 positions, each with BatchNorm and ReLU, the mean over positions, and a
+    perceptron with one hidden layer (the paper's "1c2f"); its loss is cross-entropy (`softmax`), or
+    a `contrastive_loss` between samples.
+
+    Where l1 is 0 there is no decoder. Where l2 is 0 the classifier would stay as it was drawn; here
+    it is trained with weight 1 as a `Probe`, so that the module is trained by reconstruction alone
+    and still has an accuracy (ours).
+
+    Args:
+        loss: Of the classification. Contrastive learning predicts nothing: a Linear `Probe` on its
+            vectors, trained by cross-entropy beside it, gives the module's accuracy (ours).
+        weights: l1 and l2 at the first auxiliary network, then at the last; null is what `WEIGHTS`
+            has for the number of modules, or for the nearest, of two the smaller (ours).
+        width: A convolution doubles the channels, with stride 2, up to this many. Features that
+            have as many or more are taken to this many, with stride 1 (of more: ours).
+        hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
+        convolutions: How many the classification has.
+        decoder_width: Channels inside the decoder.
+        temperature: Of the contrastive loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Loss = "softmax",
+        weights: list[float] | None = None,
+        width: int = 64,
+        hidden: int = 128,
+        convolutions: int = 1,
+        decoder_width: int = 12,
+        temperature: float = 0.07,
+    ) -> None:
+        if loss not in get_args(Loss):
+            raise ConfigError("local.loss", loss, "is unknown", "possible: softmax, contrastive")
+        if weights is not None:
+            _check_weights(weights)
+        sizes = {"width": width, "hidden": hidden, "convolutions": convolutions}
+        for key, value in {**sizes, "decoder_width": decoder_width}.items():
+            if value < 1:
+                raise ConfigError(f"local.{key}", value, "must be at least 1")
+        if not (isfinite(temperature) and temperature > 0):
+            raise ConfigError("local.temperature", temperature, "must be finite and above 0")
+        self.loss, self.weights, self.temperature = loss, weights, temperature
+        self.width, self.hidden, self.convolutions = width, hidden, convolutions
+        self.decoder_width = decoder_width
+
+    def criterion(self, site: Site) -> Criterion:
+        """The auxiliary network and local loss of a module."""
+        classes = classes_of(site.task, "infopro", key="local")
+        weights = self.weights_at(site)
+        if not any(weights):
+            raise ConfigError(
+                "local.weights",
+                self.weights,
+                f"are both 0 at module {site.module}, which nothing would train",
+                "give one that is above 0 at each end",
+            )
+        channels, _, _ = map_shape(site.spec.shape)
+        decoder = Decoder(channels, site.image, self.decoder_width) if weights[0] else None
+        if self.loss == "softmax":
+            return InfoProCriterion(self._head(channels, classes), decoder, site, weights)
+        probe = Probe(nn.Linear(self.hidden, classes))
+        head = self._head(channels, self.hidden)
+        return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature)
+
+    def weights_at(self, site: Site) -> tuple[float, float]:
+        """l1 and l2 of a module."""
+        weights = self.weights
+        if weights is None:
+            count = len(site.modules)
+            weights = [*WEIGHTS[min(WEIGHTS, key=lambda known: abs(known - count))]]
+        first_l1, first_l2, last_l1, last_l2 = weights
+        last = site.progress
+        first = 1 - last
+        return first * first_l1 + last * last_l1, first * first_l2 + last * last_l2
+
+    def _head(self, channels: int, outputs: int) -> nn.Module:
+        layers: list[nn.Module] = [AsMap()]
+        for _ in range(self.convolutions):
+            inputs, stride = channels, 2 if channels < self.width else 1
+            channels = min(2 * channels, self.width)
+            convolution = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        perceptron = [nn.Linear(channels, self.hidden), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, Pool(3), *perceptron, nn.Linear(self.hidden, outputs))
+
+
+def _check_weights(weights: list[float]) -> None:
+    remedy = "give l1 and l2 of the first auxiliary network, then of the last, or null"
+    if len(weights) != 4:
+        raise ConfigError("local.weights", weights, f"has {len(weights)} numbers, not 4", remedy)
+    if not all(isfinite(weight) and weight >= 0 for weight in weights):
+        raise ConfigError("local.weights", weights, "must be finite and not negative", remedy)
+
+
+class Decoder(nn.Module):
+    """How much of the image a map has lost: the loss of a network that paints it.
+
+    Features are enlarged to the image's size, bilinearly, corners on corners; a 3x3 convolution,
+    BatchNorm, ReLU and a 3x3 convolution make the logit of each pixel. The loss is binary
+    cross-entropy between these and the pixels in [0, 1].
+
+    Args:
+        channels: C of the map.
+        image: What is painted.
+        width: Channels between the two convolutions.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, image: ImageSpec, width: int) -> None:
+        super().__init__()
+        self.size = (image.height, image.width)
+        self.network = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),  # BatchNorm takes a bias away
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, image.channels, 3, padding=1),
+        )
+        for name, numbers in (("mean", image.mean), ("std", image.std)):
+            tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, tensor, persistent=False)  # known from the data set
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """The mean loss, in float32, of features and the normalised images [B, C, H, W]."""
+        enlarged = F.interpolate(AsMap()(x), self.size, mode="bilinear", align_corners=True)
+        logits = self.network(enlarged).float()
+        return F.binary_cross_entropy_with_logits(logits, self.pixels(image))
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Normalised images to float32 in [0, 1].
+
+        Padding comes before normalisation, so only rounding could leave that range; a user's own
+        data set may do it otherwise.
+        """
+        return (image.float() * self.std + self.mean).clamp(0, 1)
+
+
+class InfoProCriterion(Criterion):
+    """Reconstruction beside classification by cross-entropy.
+
+    Args:
+        head: The classifier.
+        decoder: None where reconstruction has no weight.
+        site: Where both are attached.
+        weights: l1 and l2.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        decoder: Decoder | None,
+        site: Site,
+        weights: tuple[float, float],
+    ) -> None:
+        self_taught = weights[1] == 0
+        super().__init__(Probe(head) if self_taught else head, (site.feature,), site.task)
+        self.weights = (weights[0], 1.0 if self_taught else weights[1])
+        self.decoder = decoder
+        if decoder is not None:
+            self.reads = (*self.reads, IMAGE)
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The mean loss over the batch, a scalar, and logits [B, classes]."""
+        loss, prediction = self.classify(values)
+        if self.decoder is not None:
+            (feature,) = self.features
+            loss = loss + self.weights[0] * self.decoder(values[feature], values[IMAGE])
+        return loss, prediction
+
+    def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of classification, weighted, and logits [B, classes]."""
+        loss, prediction = super().forward(values)
+        return self.weights[1] * loss, prediction
+
+
+class ContrastiveCriterion(InfoProCriterion):
+    """Reconstruction beside contrastive learning.
+
+    Args:
+        head: From features to vectors.
+        decoder: None where reconstruction has no weight.
+        site: Where both are attached.
+        weights: l1 and l2.
+        probe: From vectors to logits.
+        temperature: Of the contrastive loss.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        decoder: Decoder | None,
+        site: Site,
+        weights: tuple[float, float],
+        probe: Probe,
+        temperature: float,
+    ) -> None:
+        super().__init__(head, decoder, site, weights)
+        self.probe, self.temperature = probe, temperature
+
+    def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The contrastive loss, weighted, with the probe's; and the probe's logits."""
+        (feature,) = self.features
+        vectors = F.normalize(self.head(values[feature]).float(), dim=1)
+        prediction = self.probe(vectors)
+        loss = contrastive_loss(vectors, values[LABEL], self.temperature)
+        return self.weights[1] * loss + self.task.loss(prediction, values), prediction
+
+
+def contrastive_loss(vectors: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, L_out).
+
+    Each sample is to find those of its own class among all others: the mean over these of
+    -log softmax of the products with all others, divided by the temperature. A sample without
+    another of its class is left out of the mean over samples (InfoPro's code counts it as 0); where
+    that leaves none, the loss is 0.
+
+    Args:
+        vectors: [B, D], of length 1.
+        labels: int64 [B].
+        temperature: Above 0.
+    """
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    alike = (labels[:, None] == labels) & ~itself
+    products = gram(vectors) / temperature
+    # Minus infinity would do as well, but for a single sample, whose softmax would be NaN.
+    others = products.masked_fill(itself, torch.finfo(products.dtype).min)
+    found = torch.where(alike, F.log_softmax(others, dim=1), 0).sum(dim=1)
+    wanted = alike.sum(dim=1)
+    losses = -found / wanted.clamp(min=1)
+    return losses.sum() / (wanted > 0).sum().clamp(min=1)

@@ -1,0 +1,399 @@
+"""Information propagation: reconstruction beside classification."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.data.augment import normalise
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.infopro import (
+    ContrastiveCriterion,
+    Decoder,
+    InfoPro,
+    InfoProCriterion,
+    Loss,
+    contrastive_loss,
+)
+from ppll_cli.local.method import Site
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.tasks.classification import LABEL, Classification
+from ppll_cli.values import ValueSpec, empty
+from tests.local.conftest import BATCH, CLASSES, assert_trained, batch_at
+from tests.other_task import OtherTask
+
+LOSSES: list[Loss] = ["softmax", "contrastive"]
+COLOUR = ImageSpec(3, 6, 5, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+
+
+def sites(modules: int, shape: tuple[int, ...] = (8, 4, 4)) -> list[Site]:
+    """The ends of modules of one unit each, without the last, which has no auxiliary network."""
+    units = [Unit(f"unit.{n}", nn.Identity) for n in range(modules)]
+    ranges = tuple(range(n, n + 1) for n in range(modules))
+    features = [ValueSpec(shape, torch.float32)] * modules
+    site = Site(0, ranges, units, features, COLOUR, Classification(CLASSES))
+    return [site.at(module) for module in range(modules - 1)]
+
+
+def built(method: InfoPro, site: Site) -> InfoProCriterion:
+    criterion = method.criterion(site)
+    assert isinstance(criterion, InfoProCriterion)
+    return criterion
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("weights", "convolutions"),
+    [(None, 1), (None, 3), ([0.5, 2, 0, 0], 1), ([3, 0, 0, 0], 1), ([0, 2, 0, 0], 1)],
+)
+def test_everything_is_trained(
+    site: Site, loss: Loss, weights: list[float] | None, convolutions: int
+) -> None:
+    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    method = InfoPro(loss=loss, weights=weights, convolutions=convolutions)
+    assert_trained(method.criterion(site), batch_at(site))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_neither_feature_nor_image_is_changed_in_place(site: Site, loss: Loss) -> None:
+    values = batch_at(site)
+    before = {name: tensor.detach().clone() for name, tensor in values.items()}
+    InfoPro(loss=loss).criterion(site)(values)
+    assert all(torch.equal(values[name], before[name]) for name in before)
+
+
+def layers(network: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of the weights, and of convolutions the stride."""
+    return [
+        (*m.weight.shape, *(m.stride[:1] if isinstance(m, nn.Conv2d) else ()))
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("channels", "convolutions", "expected"),
+    [
+        (16, 1, [(32, 16, 3, 3, 2)]),
+        (32, 1, [(64, 32, 3, 3, 2)]),
+        (64, 1, [(64, 64, 3, 3, 1)]),
+        (16, 3, [(32, 16, 3, 3, 2), (64, 32, 3, 3, 2), (64, 64, 3, 3, 1)]),
+        (48, 1, [(64, 48, 3, 3, 2)]),
+        (128, 2, [(64, 128, 3, 3, 1), (64, 64, 3, 3, 1)]),
+    ],
+)
+def test_layers_of_the_classifier(
+    channels: int, convolutions: int, expected: list[tuple[int, ...]]
+) -> None:
+    (site,) = sites(2, (channels, 4, 4))
+    width = expected[-1][0]
+    softmax = built(InfoPro(convolutions=convolutions), site)
+    assert layers(softmax.head) == [*expected, (128, width), (CLASSES, 128)]
+    contrastive = built(InfoPro(loss="contrastive", convolutions=convolutions), site)
+    assert isinstance(contrastive, ContrastiveCriterion)
+    assert layers(contrastive.head) == [*expected, (128, width), (128, 128)]
+    assert layers(contrastive.probe) == [(CLASSES, 128)]
+
+
+def test_widths_are_options() -> None:
+    (site,) = sites(2)
+    criterion = built(InfoPro(width=10, hidden=7, decoder_width=5), site)
+    assert layers(criterion.head) == [(10, 8, 3, 3, 2), (7, 10), (CLASSES, 7)]
+    assert criterion.decoder is not None
+    assert layers(criterion.decoder) == [(5, 8, 3, 3, 1), (3, 5, 3, 3, 1)]
+    contrastive = built(InfoPro(loss="contrastive", width=10, hidden=7), site)
+    assert layers(contrastive.head) == [(10, 8, 3, 3, 2), (7, 10), (7, 7)]
+
+
+def weights(method: InfoPro, modules: int) -> list[tuple[float, float]]:
+    return [method.weights_at(site) for site in sites(modules)]
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (2, [(5, 1)]),
+        (3, [(6, 0), (1, 2)]),
+        (4, [(6, 0), (3.5, 1), (1, 2)]),
+        (5, [(6, 0), (13 / 3, 2 / 3), (8 / 3, 4 / 3), (1, 2)]),
+        (8, [(5 - n * 5 / 6, n / 3) for n in range(7)]),
+        (16, [(5 - n * 4.8 / 14, 0.05 + n * 0.45 / 14) for n in range(15)]),
+    ],
+)
+def test_weights_change_linearly(modules: int, expected: list[tuple[float, float]]) -> None:
+    assert weights(InfoPro(), modules) == [pytest.approx(pair) for pair in expected]
+
+
+@pytest.mark.parametrize(
+    ("modules", "like"),
+    [(5, 4), (6, 4), (7, 8), (11, 8), (12, 8), (13, 16), (40, 16)],
+)
+def test_other_numbers_of_modules_have_the_nearest_ones_weights(modules: int, like: int) -> None:
+    found, expected = weights(InfoPro(), modules), weights(InfoPro(), like)
+    assert (found[0], found[-1]) == (expected[0], expected[-1])
+
+
+def test_weights_can_be_given() -> None:
+    method = InfoPro(weights=[1, 2, 3, 8])
+    assert weights(method, 4) == [(1, 2), (2, 5), (3, 8)]
+    assert weights(method, 2) == [(1, 2)]
+
+
+@pytest.mark.parametrize("modules", range(2, 20))
+def test_null_trains_every_module(modules: int) -> None:
+    assert all(any(pair) for pair in weights(InfoPro(), modules))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_image_is_read_only_where_it_is_painted(loss: Loss) -> None:
+    found = [built(InfoPro(loss=loss), site) for site in sites(8)]
+    assert [IMAGE in criterion.reads for criterion in found] == [True] * 6 + [False]
+    assert [criterion.decoder is not None for criterion in found] == [True] * 6 + [False]
+    assert found[-1].reads == ("x", LABEL)
+    assert not [name for name in found[0].state_dict() if "mean" in name.split(".")]
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.5, 2.0), (0.0, 2.0), (3.0, 0.0)])
+def test_the_loss_is_the_weighted_sum(site: Site, l1: float, l2: float) -> None:
+    values = batch_at(site)
+    feature, image = values[site.feature], values[IMAGE]
+    criterion = built(InfoPro(weights=[l1, l2, 0, 0]), site)
+    loss, prediction = criterion(values)
+    expected = (l2 or 1.0) * site.task.loss(prediction, values)
+    if criterion.decoder is not None:
+        expected = expected + l1 * criterion.decoder(feature, image)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.5, 2.0), (0.0, 2.0), (3.0, 0.0)])
+def test_the_probes_loss_stands_beside_the_contrastive_one(
+    site: Site, l1: float, l2: float
+) -> None:
+    torch.manual_seed(0)
+    values = batch_at(site)
+    feature, image = values[site.feature], values[IMAGE]
+    criterion = built(InfoPro(loss="contrastive", weights=[l1, l2, 0, 0], temperature=0.2), site)
+    loss, prediction = criterion(values)
+    vectors = F.normalize(criterion.head(feature), dim=1)
+    expected = site.task.loss(prediction, values)
+    expected = expected + (l2 or 1.0) * contrastive_loss(vectors, values[LABEL], 0.2)
+    if criterion.decoder is not None:
+        expected = expected + l1 * criterion.decoder(feature, image)
+    torch.testing.assert_close(loss, expected)
+
+
+def gradient(output: Tensor, feature: Tensor) -> Tensor | None:
+    (found,) = torch.autograd.grad(output, feature, allow_unused=True)
+    return found
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_reconstruction_alone_trains_the_module_where_l2_is_zero(site: Site, loss: Loss) -> None:
+    values = batch_at(site)
+    feature = values[site.feature]
+    criterion = built(InfoPro(loss=loss, weights=[2, 0, 0, 0]), site)
+    assert criterion.decoder is not None
+    found = gradient(criterion(values)[0], feature)
+    expected = gradient(2 * criterion.decoder(feature, values[IMAGE]), feature)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_only_softmax_trains_the_module_by_its_prediction(site: Site, loss: Loss) -> None:
+    torch.manual_seed(0)
+    values = batch_at(site)
+    _, prediction = InfoPro(loss=loss).criterion(site)(values)
+    assert prediction.requires_grad
+    found = gradient(prediction.square().sum(), values[site.feature])
+    assert (found is None) == (loss == "contrastive")
+
+
+@pytest.mark.parametrize("image", [COLOUR, replace(COLOUR, mean=(0.3,), std=(0.2,))])
+def test_what_is_painted_are_the_original_pixels(image: ImageSpec) -> None:
+    """All values that a byte has, in every channel."""
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (image.mean, image.std))
+    target = Decoder(8, image, 12).pixels(normalise(pixels, mean, std))
+    torch.testing.assert_close(target, pixels / 255, atol=1e-6, rtol=0)
+
+
+def test_pixels_outside_the_range_are_taken_to_its_ends() -> None:
+    """A user's own data set may pad with what is neither black nor white."""
+    image = torch.tensor([-0.6, -0.5, 0.0, 1.5, 1.6]).view(1, 1, 1, 5)
+    pixels = Decoder(8, ImageSpec(1, 1, 5, (0.25,), (0.5,)), 12).pixels(image)
+    assert pixels.flatten().tolist() == [0, 0, 0.25, 1, 1]
+
+
+def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:
+    """A decoder that has painted everything in one grey of logit 1."""
+    image = batch_at(site)[IMAGE]
+    decoder = Decoder(8, site.image, 12)
+    last = decoder.network[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    nn.init.zeros_(last.weight)
+    nn.init.ones_(last.bias)
+    loss = decoder(torch.randn(BATCH, *site.spec.shape), image)
+    grey = 1 / (1 + math.exp(-1))
+    pixels = (image.double() * 0.5 + 0.25).flatten().tolist()
+    expected = [-p * math.log(grey) - (1 - p) * math.log(1 - grey) for p in pixels]
+    assert loss.item() == pytest.approx(statistics.fmean(expected), rel=1e-5)
+
+
+def test_features_are_laid_over_the_image_corner_on_corner() -> None:
+    decoder = Decoder(1, ImageSpec(1, 5, 9), 1)
+    decoder.network = nn.Sequential(nn.Identity())
+    x = torch.tensor([[0.0, 4.0], [8.0, 12.0]])[None, None]
+    seen: list[Tensor] = []
+    decoder.network.register_forward_hook(lambda _module, inputs, _output: seen.extend(inputs))
+    decoder(x, torch.zeros(1, 1, 5, 9))
+    expected = [[2.0 * row + 0.5 * column for column in range(9)] for row in range(5)]
+    torch.testing.assert_close(seen[0][0, 0], torch.tensor(expected))
+
+
+def slow_contrastive(
+    vectors: Sequence[Sequence[float]], labels: Sequence[int], temperature: float
+) -> float:
+    """The loss, one pair of samples after the other."""
+    losses = []
+    for anchor, vector in enumerate(vectors):
+        others = [n for n in range(len(vectors)) if n != anchor]
+        products = {
+            n: sum(a * b for a, b in zip(vector, vectors[n], strict=True)) / temperature
+            for n in others
+        }
+        total = sum(math.exp(product) for product in products.values())
+        alike = [n for n in others if labels[n] == labels[anchor]]
+        if alike:
+            logs = [math.log(math.exp(products[n]) / total) for n in alike]
+            losses.append(-statistics.fmean(logs))
+    return statistics.fmean(losses)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0], [0, 1, 2, 3, 4, 1], [3, 3]])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_contrastive_loss(labels: list[int], temperature: float) -> None:
+    vectors = F.normalize(torch.randn(len(labels), 4), dim=1)
+    loss = contrastive_loss(vectors, torch.tensor(labels), temperature)
+    expected = slow_contrastive(vectors.double().tolist(), labels, temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")  # slower is fine here
+def test_a_batch_in_which_no_two_are_alike_has_no_contrastive_loss(labels: list[int]) -> None:
+    vectors = F.normalize(torch.randn(len(labels), 4), dim=1).requires_grad_()
+    with torch.autograd.detect_anomaly():
+        loss = contrastive_loss(vectors, torch.tensor(labels), 0.07)
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert vectors.grad is not None
+    assert torch.equal(vectors.grad, torch.zeros_like(vectors))
+
+
+def test_a_low_temperature_does_not_overflow() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    loss = contrastive_loss(vectors, torch.tensor([0, 1, 0]), 1e-4)
+    assert loss.item() == pytest.approx((2 / 1e-4 + math.log(2)) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("given", [None, [0, 1, 0, 0], [1, 0, 0, 0]])
+def test_it_is_measured_with_one_sample_on_the_meta_device(
+    site: Site, loss: Loss, given: list[float] | None
+) -> None:
+    with torch.device("meta"):
+        criterion = InfoPro(loss=loss, weights=given).criterion(site).eval()
+    image = ValueSpec((1, 8, 8), torch.float32)
+    specs = {site.feature: site.spec, IMAGE: image, **site.task.targets}
+    value, prediction = criterion({name: empty(specs[name]) for name in criterion.reads})
+    assert value.shape == ()
+    assert prediction.shape == (1, CLASSES)
+    assert value.is_meta
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_are_computed_in_float32_under_autocast(site: Site, loss: Loss) -> None:
+    torch.manual_seed(0)
+    values = batch_at(site)
+    feature = values[site.feature]
+    criterion = built(InfoPro(loss=loss, weights=[2, 3, 0, 0]), site)
+    assert criterion.decoder is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        found, prediction = criterion(values)
+        head, painted = criterion.head(feature), criterion.decoder(feature, values[IMAGE])
+    assert head.dtype == prediction.dtype == torch.bfloat16
+    assert painted.dtype == torch.float32
+    expected = 2 * painted.item()
+    if loss == "softmax":
+        expected += 3 * F.cross_entropy(prediction.double(), values[LABEL]).item()
+    else:
+        vectors = F.normalize(head.double(), dim=1).tolist()
+        expected += F.cross_entropy(prediction.double(), values[LABEL]).item()
+        expected += 3 * slow_contrastive(vectors, values[LABEL].tolist(), 0.07)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "local.loss=hinge: is unknown; possible: softmax, contrastive"),
+        ({"width": 0}, "local.width=0: must be at least 1"),
+        ({"hidden": -1}, "local.hidden=-1: must be at least 1"),
+        ({"convolutions": 0}, "local.convolutions=0: must be at least 1"),
+        ({"decoder_width": 0}, "local.decoder_width=0: must be at least 1"),
+        ({"temperature": 0.0}, "local.temperature=0.0: must be finite and above 0"),
+        ({"temperature": math.inf}, "local.temperature=inf: must be finite and above 0"),
+        ({"temperature": math.nan}, "local.temperature=nan: must be finite and above 0"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        InfoPro(**options)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "has 0 numbers, not 4"),
+        ([1, 1, 1], "has 3 numbers, not 4"),
+        ([1, 1, -0.5, 1], "must be finite and not negative"),
+        ([1, math.inf, 1, 1], "must be finite and not negative"),
+        ([math.nan, 1, 1, 1], "must be finite and not negative"),
+    ],
+)
+def test_bad_weights(given: list[float], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        InfoPro(weights=given)
+    assert str(caught.value) == (
+        f"local.weights={given}: {problem}; "
+        "give l1 and l2 of the first auxiliary network, then of the last, or null"
+    )
+
+
+@pytest.mark.parametrize(("given", "module"), [([0, 0, 1, 1], 0), ([1, 1, 0, 0], 2)])
+def test_a_module_that_nothing_would_train_is_refused(given: list[float], module: int) -> None:
+    method, ends = InfoPro(weights=given), sites(4)
+    with pytest.raises(ConfigError) as caught:
+        method.criterion(ends.pop(module))
+    assert str(caught.value) == (
+        f"local.weights={given}: are both 0 at module {module}, which nothing would train; "
+        "give one that is above 0 at each end"
+    )
+    for site in ends:
+        method.criterion(site)
+
+
+@pytest.mark.parametrize("shape", [(8,)])
+def test_other_tasks_are_refused(site: Site) -> None:
+    with pytest.raises(ConfigError) as caught:
+        InfoPro().criterion(replace(site, task=OtherTask()))
+    assert str(caught.value) == (
+        "local=infopro: is for classification; choose a data set with class labels"
+    )

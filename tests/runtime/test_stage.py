@@ -1,0 +1,169 @@
+"""What a stage computes: local learning keeps every gradient inside its module."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli import settings
+from ppll_cli.errors import AttachedError
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import Unit
+from ppll_cli.runtime.prepare import prepare
+from ppll_cli.runtime.stage import Stage, StageChunk
+from ppll_cli.tasks.task import Task
+from tests.conftest import compose_config
+
+METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
+CHOICES = [[f"local={method}"] for method in METHODS]
+CHOICES += [["local=infopro", "local.loss=contrastive"], ["fba=on"], ["fba=on", "fba.fusion=add"]]
+CHOICES += [["fba=on", "fba.shared_head=false"], ["fba=on", "fba.features=1"]]
+MODELS = {
+    "vit": ["model.dim=16", "model.depth=4", "model.heads=2", "model.patch=8"],
+    "resnet": ["model=resnet32", "model.depth=14"],
+}
+DATA = ["data=synthetic", "data.size=16", "data.train_samples=64", "data.test_samples=8"]
+# Weight decay would move what has no gradient.
+SGD = ["optim=sgd", "optim.lr=0.1", "optim.weight_decay=0", "optim.schedule=constant"]
+BATCH = 16
+
+CASES = [
+    pytest.param(model, choice, id=" ".join([model, *choice]))
+    for model in MODELS
+    for choice in CHOICES
+    if model == "vit" or choice != ["local=vit_blocks"]
+]
+
+
+def whole_model(model: str, choice: list[str], modules: int = 6) -> Stage:
+    """All modules in one stage, as `ll` has them."""
+    where = ["device=cpu", "schedule=ll", "gpus=1", f"batch_size={BATCH}"]
+    overrides = [*MODELS[model], *choice, f"local.modules={modules}", *DATA, *SGD, *where]
+    config, _ = compose_config(overrides)
+    job = prepare(settings.parse(config), "unused").job
+    return Stage(job, 0, torch.device("cpu"))
+
+
+def batches(count: int) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        image = torch.rand(BATCH, 3, 16, 16, generator=generator)
+        yield {"image": image, "label": torch.randint(10, (BATCH,), generator=generator)}
+
+
+def train(stage: Stage, steps: int) -> None:
+    for step, batch in enumerate(batches(steps)):
+        stage.begin(training=True, sizes=[BATCH], step=step)
+        stage.put(0, batch)
+        for chunk in stage.chunks:
+            stage.forward(chunk, 0)
+            stage.local_step(chunk, 0, stage.local_loss(chunk, 0))
+        stage.end()
+
+
+def named(chunk: StageChunk) -> dict[str, nn.Parameter]:
+    return {
+        f"{chunk.place.module}.{index}.{name}": parameter
+        for index, network in enumerate(chunk.networks)
+        for name, parameter in network.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(("model", "choice"), CASES)
+def test_every_parameter_moves(model: str, choice: list[str]) -> None:
+    """Of the backbone and of the auxiliary networks; a ViT's head starts at zero, so in 3 steps."""
+    stage = whole_model(model, choice)
+    before = {n: p.detach().clone() for c in stage.chunks for n, p in named(c).items()}
+    train(stage, steps=3)
+    after = {name: p for chunk in stage.chunks for name, p in named(chunk).items()}
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert not still
+
+
+@pytest.mark.parametrize(("model", "choice"), CASES)
+def test_every_gradient_stays_inside_its_module(model: str, choice: list[str]) -> None:
+    """Whenever a module's optimizer steps, only this module's parameters have gradients."""
+    stage = whole_model(model, choice)
+    stepped = []
+
+    def watch(chunk: StageChunk) -> None:
+        def check(*_: object) -> None:
+            for other in stage.chunks:
+                touched = [n for n, p in named(other).items() if p.grad is not None]
+                assert bool(touched) == (other is chunk), touched
+            stepped.append(chunk.place.module)
+
+        assert chunk.optimizer is not None
+        chunk.optimizer.register_step_pre_hook(check)
+
+    for chunk in stage.chunks:
+        watch(chunk)
+    train(stage, steps=1)
+    assert stepped == list(range(6))
+
+
+@pytest.mark.parametrize(("model", "choice"), CASES)
+def test_nothing_that_leaves_a_module_has_a_gradient(model: str, choice: list[str]) -> None:
+    stage = whole_model(model, choice)
+    (batch,) = batches(1)
+    stage.begin(training=True, sizes=[BATCH])
+    stage.put(0, batch)
+    for chunk in stage.chunks:
+        stage.forward(chunk, 0)
+        assert any(tensor.requires_grad for tensor in stage.values[0].values())
+        stage.local_step(chunk, 0, stage.local_loss(chunk, 0))
+        assert not any(tensor.requires_grad for tensor in stage.values[0].values())
+
+
+def test_what_is_not_detached_is_noticed() -> None:
+    stage = whole_model("resnet", ["local=greedy"])
+    (batch,) = batches(1)
+    stage.begin(training=True, sizes=[BATCH])
+    stage.put(0, batch)
+    stage.forward(stage.chunks[0], 0)  # and no local update, which would detach
+    with pytest.raises(AttachedError, match=r"^module 1 would read what is not detached: x$"):
+        stage.forward(stage.chunks[1], 0)
+
+
+class _Halves(nn.Module):
+    """A criterion's head that reads the feature and what earlier modules exported."""
+
+    def __init__(self, task: Task, shapes: list[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(task.smallest_head(shape) for shape in shapes)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        heads = zip(self.heads, features, strict=True)
+        return torch.stack([head(x) for head, x in heads]).sum(dim=0)
+
+
+class WholeMaps(LocalMethod):
+    """A user's own method: whole maps of earlier modules, not even detached by itself."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """One head for each map."""
+        earlier = [site.at(module) for module in range(site.module)]
+        names = (site.feature, *(f"map.{other.module}" for other in earlier))
+        shapes = [site.spec.shape, *(other.spec.shape for other in earlier)]
+        return Criterion(_Halves(site.task, shapes), names, site.task)
+
+    def exports(self, site: Site) -> list[Unit]:
+        """The map itself."""
+        return [Unit(f"map.{site.module}", nn.Identity, (site.feature,), (f"map.{site.module}",))]
+
+
+def test_a_users_own_method_is_one_class() -> None:
+    choice = ["local._target_=tests.runtime.test_stage.WholeMaps"]
+    stage = whole_model("resnet", choice)
+    train(stage, steps=2)
+    values: Mapping[str, Tensor] = {}
+    (batch,) = batches(1)
+    stage.begin(training=True, sizes=[BATCH])
+    stage.put(0, batch)
+    stage.forward(stage.chunks[0], 0)
+    values = stage.values[0]
+    assert torch.equal(values["map.0"], values["x"])
+    assert values["x"].requires_grad
+    assert not values["map.0"].requires_grad

@@ -1,0 +1,214 @@
+"""The presets of conf/experiment: what they say, and that each of them trains."""
+
+import re
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import pytest
+
+from ppll_cli import settings
+from ppll_cli.app import conf_dir
+from ppll_cli.runtime.prepare import Prepared, prepare
+from ppll_cli.targets import make
+from tests.conftest import Runner, compose_config
+
+FILES = {path.stem: path for path in (conf_dir() / "experiment").glob("*.yaml")}
+
+VIT = [f"ppll_vit_base_{data}_{s}" for data in ("cifar10", "svhn", "stl10") for s in ("s2", "s4")]
+PPLL_RESNET = [f"ppll_resnet32_{ks}" for ks in ("k16s2", "k16s4", "k8s2", "k4s2")]
+COMPARED = [
+    f"{method}_{model}_k{k}"
+    for method, model, k in product(
+        ("infopro", "dgl"), ("resnet32", "resnet110"), ("2", "4", "8", "16")
+    )
+]
+RESNET = [*PPLL_RESNET, *COMPARED]
+
+
+def modules_of(name: str) -> int:
+    """The k that a preset of residual networks has in its name."""
+    return int(re.findall(r"k(\d+)", name)[0])
+
+
+# Modules of each stage.
+STAGES = {
+    **{name: [5, 7] if name.endswith("s2") else [2, 3, 3, 4] for name in VIT},
+    "ppll_resnet32_k16s2": [9, 7],
+    "ppll_resnet32_k16s4": [8, 3, 2, 3],
+    "ppll_resnet32_k8s2": [4, 4],
+    "ppll_resnet32_k4s2": [2, 2],
+    # Stages are uniform by units, and InfoPro's sixteen modules are smaller in front.
+    **{name: {2: [1, 1], 4: [2, 2], 8: [4, 4], 16: [9, 7]}[modules_of(name)] for name in COMPARED},
+}
+
+SGD = {"name": "sgd", "momentum": 0.9, "clip_norm": None}
+VIT_OPTIM: Mapping[str, object] = SGD | {
+    "lr": 8e-4,
+    "nesterov": False,
+    "weight_decay": 5e-5,
+    "schedule": "step",
+    "milestones": [80, 120],
+    "gamma": 0.1,
+    "warmup_epochs": 0,
+}
+RESNET_OPTIM: Mapping[str, object] = SGD | {
+    "lr": 0.8,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+    "warmup_epochs": 10,
+}
+RESNET110_WEIGHTS = {2: [5, 0.5, 0, 0], 4: [1, 0, 0, 1], 8: [5, 0, 0, 1], 16: [5, 0, 0.5, 1]}
+
+
+def synthetic(name: str, train_samples: int) -> list[str]:
+    """Random images as large as the preset's, in the place of its data."""
+    size = 96 if "stl10" in name else 32
+    samples = [f"data.train_samples={train_samples}", "data.test_samples=4"]
+    return [f"experiment={name}", "data=synthetic", f"data.size={size}", *samples, "device=cpu"]
+
+
+def prepared(name: str, *overrides: str) -> Prepared:
+    batch_size = 128 if name in VIT else 1024
+    config, _ = compose_config([*synthetic(name, batch_size), *overrides])
+    return prepare(settings.parse(config), "unused")
+
+
+def modules(result: Prepared) -> list[list[str]]:
+    return [[result.units[index] for index in units] for units in result.job.layout.modules]
+
+
+def modules_of_stages(result: Prepared) -> list[int]:
+    return [len(result.job.layout.chunks(stage)) for stage in range(result.job.stages)]
+
+
+def assert_optimizer(result: Prepared, expected: Mapping[str, object]) -> None:
+    values = result.job.optim.model_dump()
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_these_are_all() -> None:
+    assert sorted(FILES) == sorted([*VIT, *RESNET])
+    assert STAGES.keys() == FILES.keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_is_accepted(name: str) -> None:
+    config, choices = compose_config([f"experiment={name}"])
+    settings.parse(config)
+    for group in ("model", "data", "local", "schedule"):
+        arguments = {k: v for k, v in config[group].items() if k not in ("modules", "cuts")}
+        make(group, arguments if group == "local" else config[group])
+    assert choices["schedule"] == "ppll"
+    package, comment = FILES[name].read_text().splitlines()[:2]
+    assert package == "# @package _global_"
+    assert re.match(r"# .*arXiv \d{4}\.\d{5}", comment)
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_vision_transformers(name: str) -> None:
+    config, choices = compose_config([f"experiment={name}"])
+    assert choices["data"] == name.split("_")[3]
+    data = config["data"]
+    assert (data["mean"], data["std"], data["pad"], data["flip"]) == ([0.5], [0.5], 0, False)
+
+    result = prepared(name)
+    assert modules(result) == [
+        ["embed", "blocks.0"],
+        *([f"blocks.{block}"] for block in range(1, 11)),
+        ["blocks.11", "head"],
+    ]
+    assert modules_of_stages(result) == STAGES[name]
+    assert (result.job.course.epochs, result.job.course.batch_size) == (160, 128)
+    assert_optimizer(result, VIT_OPTIM)
+
+    block, head = result.unit_costs[1].params, result.unit_costs[-1].params
+    assert block == 12 * 768**2 + 13 * 768  # of the base size
+    depths = [2, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0]
+    auxiliary = [depth * block + head for depth in depths]
+    assert [cost.params for cost in result.auxiliary_costs] == [*auxiliary, 0]
+
+
+@pytest.mark.parametrize("name", RESNET)
+def test_residual_networks(name: str) -> None:
+    method, model, *_ = name.split("_")
+    k = modules_of(name)
+    config, choices = compose_config([f"experiment={name}"])
+    assert (choices["model"], choices["data"]) == (model, "cifar10")
+    assert choices["local"] == ("dgl" if method == "dgl" else "infopro")
+    weights = RESNET110_WEIGHTS[k] if (method, model) == ("infopro", "resnet110") else None
+    assert config["local"].get("weights") == weights
+    data = config["data"]
+    assert (data["pad"], data["pad_mode"], data["flip"]) == (4, "reflect", True)
+
+    result = prepared(name)
+    assert len(modules(result)) == k
+    starts = [units[0] for units in modules(result)[1:]]
+    assert starts == list(make("model", config["model"]).partitions[f"K{k}"])
+    assert modules_of_stages(result) == STAGES[name]
+    epochs = 400 if method == "ppll" else 160
+    assert (result.job.course.epochs, result.job.course.batch_size) == (epochs, 1024)
+    assert_optimizer(result, RESNET_OPTIM)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [
+        ("ppll_resnet32_k16s2", ["layer2.3"]),
+        ("ppll_resnet32_k16s4", ["layer2.2", "layer3.0", "layer3.2"]),
+    ],
+)
+def test_cuts_of_sixteen_modules(name: str, cuts: list[str]) -> None:
+    """Module 0 is the stem, module i the i-th residual unit."""
+    result = prepared(name)
+    assert [result.units[units.start] for units in result.job.layout.stages[1:]] == cuts
+    residual = [f"layer{group}.{unit}" for group in (1, 2, 3) for unit in range(5)]
+    assert modules(result) == [["stem"], *([unit] for unit in residual[:-1]), ["layer3.4", "head"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["ppll_vit_base_svhn_s4", "ppll_resnet32_k16s4", "dgl_resnet32_k8"]
+)
+def test_one_device_trains_the_same_modules(name: str) -> None:
+    result = prepared(name, "schedule=ll")
+    assert modules(result) == modules(prepared(name))
+    assert modules_of_stages(result) == [len(modules(result))]
+
+
+def test_the_command_line_has_the_last_word() -> None:
+    overrides = [
+        *("data=digits", "data.pad=1", "model=resnet110", "local=greedy", "local.cuts=K4"),
+        *("partition=params", "partition.cuts=null", "schedule=ll", "optim=adamw", "optim.lr=0.5"),
+        *("epochs=3", "gpus=3"),
+    ]
+    config, choices = compose_config(["experiment=ppll_resnet32_k16s2", *overrides])
+    settings.parse(config)
+    given: dict[str, Any] = dict(override.split("=") for override in overrides)
+    groups = {key: value for key, value in given.items() if key in choices}
+    assert len(groups) == 6
+    assert {group: choices[group] for group in groups} == groups
+    assert (config["data"]["pad"], config["local"]["cuts"]) == (1, "K4")
+    assert (config["optim"]["name"], config["optim"]["lr"]) == ("adamw", 0.5)
+    assert (config["epochs"], config["gpus"]) == (3, 3)
+
+
+def test_a_recipe_can_be_taken_alone() -> None:
+    config, choices = compose_config(["+recipe=infopro_cifar10", "model=resnet18", "local=fba"])
+    settings.parse(config)
+    assert (choices["model"], choices["local"], choices["data"]) == ("resnet18", "fba", "cifar10")
+    assert (config["epochs"], config["batch_size"], config["optim"]["lr"]) == (160, 1024, 0.8)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_trains(run: Runner, name: str) -> None:
+    overrides = [*synthetic(name, 8), "batch_size=4", "max_steps=2"]
+    if name in VIT:
+        # Its own width makes 86 million parameters, and the auxiliary networks' beside them: six
+        # runs would take minutes. Depth, heads and cuts stay.
+        overrides.append("model.dim=48")
+    summary = run(*overrides).summary
+    assert (summary["status"], summary["steps"]) == ("completed", 2)
+    assert [len(stage["modules"]) for stage in summary["stages"]] == STAGES[name]
+    assert summary["modules"] == sum(STAGES[name])
+    assert all(0 <= module["test"]["accuracy"] <= 1 for module in summary["per_module"])
