@@ -249,7 +249,10 @@ def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
     ("changes", "message"),
     [
         ({"fba.features": "all"}, "fba.features=all: must be"),
-        ({"fba.features": 0}, "fba.features=0: must be"),
+        (
+            {"fba.features": 0},
+            "fba.features=0: must be 'every' or 'stage_ends', or must be greater than or equal",
+        ),
         ({"fba.fusion": "mean"}, "fba.fusion=mean: must be 'concatenate', 'add' or 'none'"),
         (
             {"fba.fusion": "add", "fba.shared_head": False},

@@ -181,13 +181,14 @@ def parse(config: Mapping[str, Any]) -> Settings:
 
 def _config_error(error: ValidationError) -> ConfigError:
     """The first complaint of pydantic as our own."""
-    detail = error.errors()[0]
-    parts = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+    detail, *others = error.errors()
+    parts = _place(detail["loc"])
     if detail["type"] == "extra_forbidden":
         return ConfigError(".".join(parts), detail["input"], "there is no such key")
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # Of a value that may also be null, pydantic names the type as the last part of the place.
+    # Of a value that may be of several types, pydantic complains for each, and names the type as
+    # the last part of the place.
     keys = [part for part in parts if part.isidentifier() or part.isdigit()]
     known: Any = Settings
     place: list[str] = []
@@ -197,7 +198,13 @@ def _config_error(error: ValidationError) -> ConfigError:
                 break
             known = known.model_fields[key].annotation
             place.append(key)
-    return ConfigError(".".join(place), detail["input"], describe(detail["msg"]))
+    same = [other for other in others if _place(other["loc"])[: len(place)] == place]
+    problem = ", or ".join(describe(each["msg"]) for each in (detail, *same))
+    return ConfigError(".".join(place), detail["input"], problem)
+
+
+def _place(location: tuple[int | str, ...]) -> list[str]:
+    return [str(part) for part in location if not str(part).startswith("function-")]
 
 
 def usable_cores() -> int:
