@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ppll_cli import settings
-from ppll_cli.benchmarks import accuracy
+from ppll_cli.benchmarks import accuracy, runs
 from ppll_cli.benchmarks.runs import RunFailedError
 from tests.conftest import compose_config
 
@@ -23,7 +23,7 @@ def test_what_it_runs_composes(row: accuracy.Row) -> None:
         parsed = settings.parse(config)
         assert parsed.threads is not None
         if row.method in accuracy.METHODS:
-            assert parsed.local["modules"] == row.modules
+            assert len(parsed.local["cuts"]) + 1 == row.modules
             assert choices["schedule"] == ("ll" if overrides == row.overrides else "ppll")
 
 
@@ -77,8 +77,9 @@ def test_it_goes_on_where_it_was_stopped(ran: list[str]) -> None:
     accuracy.main(["--methods", "greedy"])
     assert len(ran) == 7
     written = json.loads(Path("outputs/benchmark/accuracy.json").read_text())
-    assert written["machine"]["cores"] >= 1
-    assert written["rows"]["greedy 2 trained"]["module_accuracies"] == [0.5, 0.75]
+    row = written["rows"]["greedy 2 trained"]
+    assert row["machine"]["cores"] >= 1
+    assert row["module_accuracies"] == [0.5, 0.75]
     table = Path("outputs/benchmark/accuracy.md").read_text()
     assert "| greedy | 2 | 0.7500 | 2,000 | 25% of the backbone | 123 | 5 / ? |" in table
 
@@ -87,4 +88,13 @@ def test_other_settings_are_other_results(ran: list[str]) -> None:
     accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1"])
     assert ran == ["bp-1-trained"]
     accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1", "--long"])
+    assert ran == ["bp-1-trained"] * 2
+
+
+def test_another_program_makes_other_results(
+    ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1"])
+    monkeypatch.setattr(runs, "source", lambda: "another")
+    accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1"])
     assert ran == ["bp-1-trained"] * 2

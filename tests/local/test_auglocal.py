@@ -92,10 +92,10 @@ def test_chosen_units_are_in_order_each_once_and_end_with_the_last(
 @pytest.mark.parametrize(
     ("depth", "tau", "depths"),
     [
-        (2, 0.5, [2, 2, 2, 1, 1]),
-        (6, 0.5, [6, 5, 4, 4, 3]),  # 6, 5.25, 4.5, 3.75, 3, halves to the even number
-        (4, 1.0, [4, 4, 4, 4, 4]),
-        (4, 0.0, [4, 3, 2, 1, 1]),
+        (2, 0.5, [2, 2, 2, 2, 2]),
+        (6, 0.5, [6, 5, 5, 4, 4]),  # 6, 5.375, 4.75, 4.125, 3.5, halves to the even number
+        (4, 0.0, [4, 4, 4, 4, 4]),
+        (4, 1.0, [4, 3, 2, 2, 1]),
         (1, 0.5, [1, 1, 1, 1, 1]),
     ],
 )
@@ -103,6 +103,13 @@ def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]
     found = row(40, 1, 2, 3, 4, 5)  # units enough behind each
     method = AugLocal(depth=depth, tau=tau)
     assert [len(method._chosen(site)) for site in found] == depths
+
+
+def test_depths_are_those_of_the_papers_code() -> None:
+    """What its ResNet-32 has for 16 modules, a depth of 5 and a pyramid coefficient of 0.5."""
+    found = row(40, *range(1, 16))
+    method = AugLocal(depth=5, tau=0.5)
+    assert [len(method._chosen(site)) for site in found] == [5] * 4 + [4] * 7 + [3] * 4
 
 
 def test_a_single_auxiliary_network_has_the_whole_depth() -> None:

@@ -1,6 +1,10 @@
 """Units into modules and stages, and what crosses the cuts."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -8,6 +12,7 @@ from torch import nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import Unit
 from ppll_cli.partition.layout import Chunk, Edge, Layout, cut_at, edges, group
+from ppll_cli.values import ValueSpec
 
 NAMES = ["stem", "a", "b", "head"]
 
@@ -68,11 +73,19 @@ def unit(arrow: str) -> Unit:
     return Unit(arrow, nn.Identity, reads, writes)
 
 
+NUMBER = ValueSpec((), torch.float32)
+
+
+def anything(units: Sequence[object]) -> list[Mapping[str, ValueSpec]]:
+    """Whatever is there before each unit is a number."""
+    return [defaultdict(lambda: NUMBER) for _ in units]
+
+
 def crossing(*arrows: str, readers: dict[int, list[str]], backward: bool = True) -> list[str]:
     """With every unit a stage of its own: `names / gradients` of each edge."""
     stages = [range(index, index + 1) for index in range(len(arrows))]
     ends = {index: [unit(f"{' '.join(names)} >")] for index, names in readers.items()}
-    found = edges([unit(arrow) for arrow in arrows], stages, ends, backward)
+    found = edges([unit(arrow) for arrow in arrows], stages, ends, anything(arrows), backward)
     return [f"{' '.join(edge.names)} / {' '.join(edge.gradients)}".strip() for edge in found]
 
 
@@ -129,9 +142,10 @@ def test_a_loss_that_reads_an_early_output() -> None:
 def test_edges_are_those_between_stages() -> None:
     units = [unit(arrow) for arrow in CHAIN]
     loss = [unit("prediction label >")]
-    assert edges(units, [range(4)], {3: loss}, backward=True) == []
-    two = edges(units, [range(3), range(3, 4)], {3: loss}, backward=True)
-    assert two == [Edge(("label", "x"), ("x",))]
+    specs = [{"x": ValueSpec((index,), torch.float32), "label": NUMBER} for index in range(4)]
+    assert edges(units, [range(4)], {3: loss}, specs, backward=True) == []
+    two = edges(units, [range(3), range(3, 4)], {3: loss}, specs, backward=True)
+    assert two == [Edge(("label", "x"), (NUMBER, specs[3]["x"]), ("x",))]
 
 
 names = st.lists(st.sampled_from("abcd"), max_size=3, unique=True).map(tuple)
@@ -147,7 +161,7 @@ def test_what_a_module_makes_for_later_losses_crosses_to_the_last_of_them() -> N
         3: [unit("prediction label >")],
     }
     stages = [range(index, index + 1) for index in range(4)]
-    assert [edge.names for edge in edges(units, stages, ends, backward=False)] == [
+    assert [edge.names for edge in edges(units, stages, ends, anything(units), backward=False)] == [
         ("bank.0", "label", "x"),
         ("bank.0", "bank.1", "label", "x"),
         ("label", "x"),
@@ -157,8 +171,8 @@ def test_what_a_module_makes_for_later_losses_crosses_to_the_last_of_them() -> N
 def test_what_a_loss_reads_of_its_own_module_does_not_cross() -> None:
     units = [unit(arrow) for arrow in CHAIN]
     ends = {0: [unit("x > bank.0"), unit("bank.0 label >")], 3: [unit("prediction >")]}
-    two = edges(units, [range(1), range(1, 4)], ends, backward=False)
-    assert two == [Edge(("x",), ())]
+    two = edges(units, [range(1), range(1, 4)], ends, anything(units), backward=False)
+    assert two == [Edge(("x",), (NUMBER,), ())]
 
 
 @given(models, st.dictionaries(st.integers(0, 9), names), st.booleans())
@@ -174,7 +188,8 @@ def test_a_name_crosses_if_a_reader_behind_the_cut_sees_what_was_bound_before_it
 
     uses = [(i, i, name) for i, unit in enumerate(units) for name in unit.reads]
     uses += [(i, i + 1, name) for i in readers if i < len(units) for name in readers[i]]
-    for edge, stage in zip(edges(units, stages, ends, backward), stages[1:], strict=True):
+    found = edges(units, stages, ends, anything(units), backward)
+    for edge, stage in zip(found, stages[1:], strict=True):
         cut = stage.start
         expected = {name for i, stop, name in uses if i >= cut and bound_at(name, stop) < cut}
         assert edge.names == tuple(sorted(expected))

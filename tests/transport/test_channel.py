@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppll_cli.runtime import forkserver
-from ppll_cli.transport.channel import Receiver, Sender
+from ppll_cli.transport.channel import Receiver, Sender, aligned
 from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.ring import RingTransport
 
 LIMIT_S = 30.0
 """How long what must come may take; far more than it does."""
@@ -23,7 +24,15 @@ Channel = tuple[Sender, Receiver]
 Open = Callable[[int, Tensors], Channel]
 """Opens a channel, given its slots and the largest tensors that it will carry."""
 
-TRANSPORTS: dict[str, Open] = {"naive": lambda slots, _: NaiveTransport(depth=0).channel(slots)}
+
+def size_of(tensors: Tensors) -> int:
+    return sum(aligned(tensor.nbytes) for tensor in tensors.values())
+
+
+TRANSPORTS: dict[str, Open] = {
+    "naive": lambda slots, _: NaiveTransport(depth=0).channel(slots, 0),
+    "ring": lambda slots, largest: RingTransport(depth=0).channel(slots, size_of(largest)),
+}
 
 every_transport = pytest.mark.parametrize("open_channel", TRANSPORTS.values(), ids=TRANSPORTS)
 
@@ -198,20 +207,21 @@ def echo(receiver: Receiver, sender: Sender) -> None:
 @pytest.fixture
 def other_process(
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Callable[[Receiver, Sender], None]]:
+) -> Iterator[Callable[..., None]]:
     """Starts `echo`; it has ended well when the test is over."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # it imports this module
     assert __name__ in sys.modules
     forkserver.start()
     started = []
 
-    def start(receiver: Receiver, sender: Sender) -> None:
+    def start(receiver: Receiver, sender: Sender, *ours: object) -> None:
         process = forkserver.context().Process(target=echo, args=(receiver, sender), daemon=True)
         process.start()
-        started.append(process)
+        # Our ends live as long as the process, which may still give the last slot back.
+        started.append((process, ours))
 
     yield start
-    for process in started:
+    for process, _ in started:
         process.join(LIMIT_S)
         if process.exitcode is None:
             process.kill()
@@ -220,12 +230,12 @@ def other_process(
 
 @every_transport
 def test_there_and_back_across_processes(
-    open_channel: Open, other_process: Callable[[Receiver, Sender], None]
+    open_channel: Open, other_process: Callable[..., None]
 ) -> None:
     everything = {f"{case} {n}": t for case, tensors in CASES.items() for n, t in tensors.items()}
     sender, far_receiver = open_channel(2, everything)
     far_sender, receiver = open_channel(1, everything)
-    other_process(far_receiver, far_sender)
+    other_process(far_receiver, far_sender, sender, receiver)
     for case, tensors in CASES.items():
         changed = {f"{case} {name}": tensor.clone() for name, tensor in tensors.items()}
         put(sender, case, changed)
@@ -240,12 +250,12 @@ def test_there_and_back_across_processes(
 
 @every_transport
 def test_backpressure_across_processes(
-    open_channel: Open, other_process: Callable[[Receiver, Sender], None]
+    open_channel: Open, other_process: Callable[..., None]
 ) -> None:
     """The other one sends message 0 back, holds 1 because its way back is full, and 2 waits."""
     sender, far_receiver = open_channel(2, {"x": counting(3)})
     far_sender, receiver = open_channel(1, {"x": counting(3)})
-    other_process(far_receiver, far_sender)
+    other_process(far_receiver, far_sender, sender, receiver)
     for number in range(3):
         put(sender, number, {"x": torch.full((3,), float(number))})
     assert not sender.wait(0.1)

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import ppll_cli
+from ppll_cli.app import conf_dir
 from ppll_cli.settings import usable_cores
 
 
@@ -22,16 +25,16 @@ class RunFailedError(Exception):
 class Results:
     """The results of a benchmark in a JSON file, written anew after each row.
 
-    A row is found again as long as it was made with the same overrides; so a benchmark that was
-    stopped goes on where it was.
+    A row is found again as long as it was made with the same overrides, on the same machine and by
+    the same program; so a benchmark that was stopped goes on where it was.
 
     Args:
         path: The file; what it holds is read.
-        conditions: What holds for all rows, for the reader.
     """
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
-        self.path, self.conditions = path, dict(conditions)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.conditions = {"machine": machine(), "source": source()}
         self.rows: dict[str, dict[str, Any]] = {}
         self._lock = Lock()
         if path.exists():
@@ -40,15 +43,16 @@ class Results:
     def find(self, name: str, overrides: Sequence[str]) -> dict[str, Any] | None:
         """The row of this name, if it was made with these overrides."""
         row = self.rows.get(name)
-        return row if row is not None and row["overrides"] == list(overrides) else None
+        wanted = {"overrides": list(overrides), **self.conditions}
+        return row if row is not None and wanted.items() <= row.items() else None
 
     def add(self, name: str, overrides: Sequence[str], row: Mapping[str, Any]) -> None:
         """Keep a row."""
         with self._lock:
-            self.rows[name] = {"overrides": list(overrides), **row}
+            self.rows[name] = {"overrides": list(overrides), **row, **self.conditions}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self.path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps({**self.conditions, "rows": self.rows}, indent=2))
+            unfinished.write_text(json.dumps({"rows": self.rows}, indent=2))
             unfinished.rename(self.path)
 
 
@@ -73,6 +77,16 @@ def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
         raise RunFailedError(f"{' '.join(overrides)} ended with {done.returncode}: {said}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return summary
+
+
+def source() -> str:
+    """A hash of the program and its configuration, without the benchmarks."""
+    package = Path(ppll_cli.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.parent.name != "benchmarks"]
+    digest = sha256()
+    for path in sorted([*files, *conf_dir().rglob("*.yaml")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def machine() -> dict[str, Any]:

@@ -12,12 +12,13 @@ class AugLocal(LocalMethod):
     stand at equal distances, so that features are prepared for what the whole rest of the model
     does to them, and the last of the n is always among them. Where there are no more than d, all
     are copied. A model whose head is not the paper's mean over positions and Linear has its own
-    head copied (ours).
+    head copied, and a single copied unit has no BatchNorm between it and the Linear (both ours).
 
     Args:
         depth: d of the first module, 1 or more.
-        tau: What part of `depth` is left at the last module with an auxiliary network, from 0 to
-            1. In between d falls linearly, rounded; it is never less than 1.
+        tau: How far d has fallen towards 1 at the last module with an auxiliary network, from 0,
+            where it is the same for all, to 1. In between it falls linearly, rounded, as in the
+            paper's code (github.com/ChenxiangMA/AugLocal).
     """
 
     def __init__(self, *, depth: int = 2, tau: float = 0.5) -> None:
@@ -42,4 +43,5 @@ class AugLocal(LocalMethod):
 
     def _depth(self, site: Site) -> int:
         """How many units a module's auxiliary network copies, where there are as many."""
-        return max(1, round(self.depth * (1 - (1 - self.tau) * site.progress)))
+        fallen = self.tau * site.progress
+        return max(1, round(self.depth * (1 - fallen) + fallen))

@@ -8,6 +8,7 @@ from typing import Protocol
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import Unit
 from ppll_cli.partition.solver import balance
+from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class Edge:
 
     Attributes:
         names: Names of the tensors that travel downstream, sorted.
+        specs: What each of them is like.
         gradients: Those of them whose gradients travel back, sorted.
     """
 
     names: tuple[str, ...]
+    specs: tuple[ValueSpec, ...]
     gradients: tuple[str, ...]
 
 
@@ -104,6 +107,7 @@ def edges(
     units: Sequence[Unit],
     stages: Sequence[range],
     ends: Mapping[int, Sequence[Access]],
+    specs: Sequence[Mapping[str, ValueSpec]],
     backward: bool,
 ) -> list[Edge]:
     """What must cross each cut: all that is read behind it and made before it.
@@ -113,6 +117,7 @@ def edges(
         stages: The units of each stage.
         ends: For the last unit of each module, what follows it there, in order: units that make
             values for later losses, and the module's own loss.
+        specs: For each unit, what is there before it.
         backward: Whether gradients travel back for what units have made.
 
     Returns:
@@ -129,5 +134,7 @@ def edges(
     for stage in stages[1:]:
         made = {name for unit in units[: stage.start] for name in unit.writes}
         names = tuple(sorted(live_before[stage.start]))
-        result.append(Edge(names, tuple(n for n in names if n in made) if backward else ()))
+        here = tuple(specs[stage.start][name] for name in names)
+        gradients = tuple(name for name in names if name in made) if backward else ()
+        result.append(Edge(names, here, gradients))
     return result

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
@@ -13,7 +13,15 @@ from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
 from ppll_cli.targets import make
 from ppll_cli.tasks.task import Task
+from ppll_cli.transport.channel import message_bytes
 from ppll_cli.values import ValueSpec
+
+
+class Room(NamedTuple):
+    """How many slots a channel has, and how many bytes each."""
+
+    slots: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,22 @@ class Job:
         norms = self.optim.clip_norm is not None and not self.local_learning
         return Place(stage, self.stages, chunks, microbatches, norms)
 
-    def channels(self) -> dict[Channel, int]:
-        """The channels between neighbouring stages, and how many slots each has."""
+    def channels(self) -> dict[Channel, Room]:
+        """The channels between neighbouring stages, and how much each holds."""
         schedule = self.make_schedule()
-        slots = {}
-        for stage in range(self.stages - 1):
+        samples = self.course.evaluation_size  # no micro-batch has more
+        rooms = {}
+        for stage, edge in enumerate(self.edges):
+            specs = dict(zip(edge.names, edge.specs, strict=True))
             place = self.place(stage + 1, schedule.microbatches)
-            slots[Channel(stage, stage + 1)] = schedule.held(place) + self.depth
+            slots = schedule.held(place) + self.depth
+            rooms[Channel(stage, stage + 1)] = Room(slots, message_bytes(specs.values(), samples))
             if not schedule.local:  # of the gradients that travel back, the one in hand is held
-                slots[Channel(stage + 1, stage)] = 1 + self.depth
-        return slots
+                back = [specs[name] for name in edge.gradients]
+                rooms[Channel(stage + 1, stage)] = Room(
+                    1 + self.depth, message_bytes(back, samples)
+                )
+        return rooms
 
     def make_schedule(self) -> Schedule:
         """The schedule."""

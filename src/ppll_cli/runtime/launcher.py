@@ -94,8 +94,8 @@ def _channels(
     """For each stage, its ends of the channels to and from its neighbours."""
     senders: list[dict[int, Sender]] = [{} for _ in range(job.stages)]
     receivers: list[dict[int, Receiver]] = [{} for _ in range(job.stages)]
-    for (source, target), slots in job.channels().items():
-        senders[source][target], receivers[target][source] = transport.channel(slots)
+    for (source, target), room in job.channels().items():
+        senders[source][target], receivers[target][source] = transport.channel(*room)
     return senders, receivers
 
 

@@ -88,8 +88,8 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     layout = _layout(settings, schedule, units, partitions, traced)
     features = tuple(unit.outputs[0] for unit in traced)
     site = Site(0, layout.modules, units, features, image, task)
-    ends, auxiliary = _module_ends(method, site, traced, batch)
-    crossing = edges(units, layout.stages, ends, backward=not schedule.local)
+    ends, specs, auxiliary = _module_ends(method, site, traced, batch)
+    crossing = edges(units, layout.stages, ends, specs, backward=not schedule.local)
 
     job = Job(
         model=settings.model,
@@ -303,14 +303,16 @@ def _stages(
 
 def _module_ends(
     method: LocalMethod, site: Site, traced: Sequence[TracedUnit], batch: Mapping[str, ValueSpec]
-) -> tuple[dict[int, list[Access]], tuple[Cost, ...]]:
-    """What follows the last unit of each module, and what its auxiliary network costs."""
+) -> tuple[dict[int, list[Access]], list[dict[str, ValueSpec]], tuple[Cost, ...]]:
+    """What follows the modules' last units, what is there before each unit, auxiliary costs."""
     ends: dict[int, list[Access]] = {}
+    before = []
     costs = []
     specs = dict(batch)
     for module, indices in enumerate(site.modules):
         here = site.at(module)
         for index in indices:
+            before.append(dict(specs))
             specs.update(zip(site.units[index].writes, traced[index].outputs, strict=True))
         exports = module_exports(method, here)
         for unit, made in zip(exports, trace(exports, specs), strict=True):
@@ -321,7 +323,7 @@ def _module_ends(
         assert isinstance(criterion, Criterion)
         ends[indices.stop - 1] = [*exports, criterion]
         costs.append(cost)
-    return ends, tuple(costs)
+    return ends, before, tuple(costs)
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:

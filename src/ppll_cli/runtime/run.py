@@ -19,6 +19,8 @@ from ppll_cli.runtime.prepare import prepare
 from ppll_cli.runtime.summary import summarise
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make
+from ppll_cli.transport.channel import Transport
+from ppll_cli.transport.naive import NaiveTransport
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +58,16 @@ class Run:
             WorkerFailedError: A worker failed; the summary has been written.
             Interrupted: A second signal came; the summary has been written.
         """
-        transport = make("transport", self.settings.transport)
+        transport: Transport = make("transport", self.settings.transport)
         self.prepared = prepare(self.settings, str(self.run_dir))
         self._write_config()
         for note in self.prepared.notes:
             log.info(note)
         job = self.prepared.job
+        size = sum(room.slots * room.size for room in job.channels().values())
+        if obstacle := transport.obstacle(size, job.devices):
+            log.warning("transport=%s: %s; naive is used", self.choices["transport"], obstacle)
+            transport = NaiveTransport(depth=transport.depth)
         self.console = Console(job.task.metric, job.course.epochs)
         path = self.run_dir / "metrics.jsonl"
         with Metrics(path, job.task, len(job.layout.modules)) as self.metrics:

@@ -158,6 +158,7 @@ def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
     job = prepared.job
     schedule = job.make_schedule()
     places = [job.place(stage, schedule.microbatches) for stage in range(job.stages)]
+    rooms = job.channels()
 
     def cost(stage: int, instruction: Instruction) -> float:
         report = reports[stage]
@@ -165,7 +166,7 @@ def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
 
     def makespan_s(batches: int) -> float:
         streams = [list(schedule.batch(place)) * batches for place in places]
-        return simulate(streams, cost, job.channels().__getitem__).makespan_s
+        return simulate(streams, cost, lambda channel: rooms[channel].slots).makespan_s
 
     few, many = 4 * job.stages, 8 * job.stages  # the difference leaves filling and draining out
     batch_s = (makespan_s(many) - makespan_s(few)) / (many - few)

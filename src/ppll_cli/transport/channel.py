@@ -9,12 +9,30 @@ Waiting is apart from the rest and bounded, so that a worker can tell how long i
 in between.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Protocol
 
 from torch import Tensor
 
+from ppll_cli.values import ValueSpec
+
 Header = object
+
+ALIGNMENT = 64
+"""Bytes to whose multiples the tensors of a message are aligned, as torch aligns its own: kernels
+may take another path, with other bits, for memory that is not."""
+
+
+def aligned(size: int) -> int:
+    """The next multiple of the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
+    """How many bytes of a slot such tensors take; any message has room for a number (a norm)."""
+    sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
+    return max(ALIGNMENT, sum(sizes))
 
 
 class Sender(Protocol):
@@ -64,6 +82,18 @@ class Transport(Protocol):
 
     depth: int
 
-    def channel(self, slots: int) -> tuple[Sender, Receiver]:
-        """The two ends of a new channel."""
+    def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
+        """Why it cannot work here; None if it can.
+
+        Args:
+            size: Bytes of all slots of all channels.
+            devices: Of all stages.
+        """
+        ...
+
+    def channel(self, slots: int, size: int) -> tuple[Sender, Receiver]:
+        """The two ends of a new channel, whose messages have `size` bytes at most.
+
+        Each tensor counts with its size rounded up to 64 bytes.
+        """
         ...

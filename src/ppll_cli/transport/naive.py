@@ -5,7 +5,7 @@ handle), and the receiver maps it. A second pipe carries the slots that are give
 and one consumer need no lock, so the ends of two pipes are all that there is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 
 import torch.multiprocessing
@@ -76,7 +76,11 @@ class NaiveTransport:
     def __init__(self, *, depth: int) -> None:
         self.depth = depth
 
-    def channel(self, slots: int) -> tuple[NaiveSender, NaiveReceiver]:
+    def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
+        """Nothing is in its way."""
+        return None
+
+    def channel(self, slots: int, size: int) -> tuple[NaiveSender, NaiveReceiver]:
         """The two ends of a new channel."""
         receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
         receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
