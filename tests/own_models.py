@@ -92,6 +92,18 @@ class ReadsLabel:
         return [Unit("flat", nn.Flatten, ("image",)), Unit("cheat", nn.Identity, ("label",))]
 
 
+class Writes:
+    """The first unit binds a name anew that losses read."""
+
+    def __init__(self, *, written: str) -> None:
+        self.written = written
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Identity, Flatten."""
+        first = Unit("first", nn.Identity, ("image",), (self.written,))
+        return [first, Unit("flat", nn.Flatten, (self.written,))]
+
+
 class Nested:
     """One unit's name lies inside the other's."""
 

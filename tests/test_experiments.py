@@ -194,7 +194,7 @@ def test_the_command_line_has_the_last_word() -> None:
 
 
 def test_a_recipe_can_be_taken_alone() -> None:
-    config, choices = compose_config(["+recipe=infopro_cifar10", "model=resnet18", "local=fba"])
+    config, choices = compose_config(["recipe=infopro_cifar10", "model=resnet18", "local=fba"])
     settings.parse(config)
     assert (choices["model"], choices["local"], choices["data"]) == ("resnet18", "fba", "cifar10")
     assert (config["epochs"], config["batch_size"], config["optim"]["lr"]) == (160, 1024, 0.8)

@@ -240,7 +240,9 @@ def test_a_feature_bank_selects_the_method_that_reads_it() -> None:
 
 @pytest.mark.parametrize("method", ["greedy", "dgl", "infopro"])
 def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^fba=on: the local method, .*{method}.*; leave") as e:
+    with pytest.raises(
+        ConfigError, match=rf"^fba=on: the local method, .*{method}.*; use local=fba"
+    ) as e:
         settings.parse(composed("fba=on", f"local={method}"))
     assert "reads no feature bank" in str(e.value)
 
@@ -263,3 +265,10 @@ def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
 def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         parse(changes, "fba=on")
+
+
+def test_options_of_a_feature_bank_that_is_off_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^fba\.features=3: is for fba=on$"):
+        parse({"fba.features": 3}, "local=fba")
+    with pytest.raises(ConfigError, match=r"^local\.bank=.*: is not what `fba` says$"):
+        parse({"local.bank": {"enabled": True}}, "local=fba")

@@ -99,6 +99,9 @@ class FeatureBank(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.enabled and len(self.model_fields_set) > 1:
+            key, *_ = sorted(self.model_fields_set - {"enabled"})
+            raise ConfigError(f"fba.{key}", getattr(self, key), "is for fba=on")
         if not self.shared_head and self.fusion != "concatenate":
             raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
         return self
@@ -171,8 +174,10 @@ def parse(config: Mapping[str, Any]) -> Settings:
             "fba",
             "on",
             f"the local method, {settings.local.get('_target_')}, reads no feature bank",
-            "leave `local` out, or use local=fba",
+            "use local=fba",
         )
+    if settings.local.get("bank", config["fba"]) != config["fba"]:
+        raise ConfigError("local.bank", settings.local["bank"], "is not what `fba` says")
     depth = settings.transport.get("depth")
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")

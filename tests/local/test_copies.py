@@ -101,7 +101,7 @@ def test_no_units_pass_the_features_on() -> None:
 
 
 def test_the_head_is_the_models_with_fresh_weights() -> None:
-    one, other = (copy_head(resnet()) for _ in range(2))
+    one, other = (copy_head(resnet(), "test") for _ in range(2))
     assert isinstance(one, Head)
     assert one(torch.randn(2, 64, 3, 3)).shape == (2, 5)
     assert not torch.equal(one.state_dict()["fc.weight"], other.state_dict()["fc.weight"])
@@ -140,7 +140,7 @@ def test_nothing_is_drawn_beside_the_weights() -> None:
 def test_nothing_is_computed_on_the_meta_device(indices: list[int]) -> None:
     with torch.device("meta"):
         network = copy_units(resnet(ImageSpec(3, 33, 28)), indices, "test")
-        head = copy_head(resnet())
+        head = copy_head(resnet(), "test")
         assert head(network(torch.empty(2, 16, 33, 28))).shape == (2, 5)
     assert all(parameter.is_meta for parameter in network.parameters())
 
@@ -193,3 +193,22 @@ def test_units_that_are_no_link_of_a_chain_are_refused(odd: Unit) -> None:
         "local=test: copies units with one input and one output, and 'odd' is another; "
         "use local=greedy"
     )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Unit("head", nn.Flatten, (IMAGE,), ("prediction",)),
+        Unit("head", nn.Flatten, ("x", IMAGE), ("prediction",)),
+        Unit("head", nn.Flatten, writes=("prediction", "more")),
+    ],
+)
+def test_a_head_that_is_not_the_end_of_a_chain_is_refused(head: Unit) -> None:
+    first = Unit("first", nn.Identity, (IMAGE,))
+    spec = ValueSpec((3, 16, 16), torch.float32)
+    modules = (range(1), range(1, 2))
+    site = Site(0, modules, [first, head], [spec] * 2, ImageSpec(3, 16, 16), TASK)
+    with pytest.raises(
+        ConfigError, match=r"^local=test: copies units with one .*'head' is another"
+    ):
+        copy_head(site, "test")

@@ -75,6 +75,14 @@ def test_deeper_local_modules() -> None:
     assert widths(copied(method, sites(RESNET)[3])) == [64, 64]
 
 
+def test_a_shape_that_comes_back_is_another_resolution_stage() -> None:
+    shapes = [(8, 4, 4), (8, 4, 4), (16, 2, 2), (16, 2, 2), (8, 4, 4), (8, 4, 4), (16, 2, 2)]
+    units = [Unit(str(number), nn.Identity) for number in range(8)]
+    features = [ValueSpec(shape, torch.float32) for shape in (*shapes, (5,))]
+    site = Site(0, (range(1), range(1, 8)), units, features, ImageSpec(1, 4, 4), TASK)
+    assert FBA(bank=OFF, depth=3)._copied(site) == [2, 3, 4, 5, 6]
+
+
 def test_the_stem_of_a_bottleneck_net_is_a_resolution_stage_of_its_own() -> None:
     """It makes 64 channels and the first group four times as many."""
     site = sites(ResNet(depth=50), size=16)[0]

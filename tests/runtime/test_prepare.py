@@ -1,14 +1,19 @@
 """What is refused before a worker starts, and what a job is made of."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from ppll_cli import settings
 from ppll_cli.errors import ConfigError
+from ppll_cli.local.greedy import Greedy
+from ppll_cli.local.method import Site
+from ppll_cli.models.unit import Unit
 from ppll_cli.runtime.prepare import Prepared, prepare
-from tests.conftest import compose_config
+from tests.conftest import compose_config, own_model
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
 SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
@@ -162,6 +167,67 @@ def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFi
         prepared(*SMALL)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_model_may_not_write_what_losses_read(name: str) -> None:
+    """A target that units have made would have a gradient."""
+    with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', which losses read as"):
+        prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
+
+
+class _Exports(Greedy):
+    """Greedy, with something exported."""
+
+    unit = Unit("more", partial(nn.Linear, 16, 2), writes=("more",))
+
+    def exports(self, site: Site) -> list[Unit]:
+        return [self.unit]
+
+
+class ExportsParameters(_Exports):
+    """Which nothing would train."""
+
+
+class ExportsTheFeature(_Exports):
+    """Under the name that the next module reads."""
+
+    unit = Unit("more", nn.Identity)
+
+
+class ExportsUnderAUnitsName(_Exports):
+    """Whose keys would be the unit's."""
+
+    unit = Unit("blocks.0", nn.Identity, writes=("more",))
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        (ExportsParameters, "local=more: what it exports, 'more', has parameters"),
+        (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
+        (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
+    ],
+)
+def test_what_a_method_may_not_export(method: type, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["fba=on", "gpus=2"], "fba=on: nothing reads a feature bank here; no module has an ea"),
+        (["fba=on", "schedule=bp"], "fba=on: nothing reads a feature bank here; it is for ll and"),
+        (["fba=on", "gpus=3"], None),
+        (["fba=on", "gpus=2", "fba.fusion=none"], None),
+        (["local=fba", "gpus=2"], None),
+    ],
+)
+def test_a_bank_that_nothing_reads_is_told(overrides: list[str], note: str | None) -> None:
+    notes = [line for line in prepared(*SMALL, *overrides).notes if line.startswith("fba")]
+    assert len(notes) == (note is not None)
+    assert all(line.startswith(note or "") for line in notes)
 
 
 def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None:

@@ -31,7 +31,7 @@ class AugLocal(LocalMethod):
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
         network = copy_units(site, self._chosen(site), "auglocal")
-        return Criterion(network.append(copy_head(site)), (site.feature,), site.task)
+        return Criterion(network.append(copy_head(site, "auglocal")), (site.feature,), site.task)
 
     def _chosen(self, site: Site) -> list[int]:
         """Indices of the units to copy."""

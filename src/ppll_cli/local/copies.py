@@ -37,16 +37,19 @@ def copy_units(site: Site, indices: Sequence[int], method: str) -> nn.Sequential
     return network
 
 
-def copy_head(site: Site) -> nn.Module:
-    """The model's head with fresh weights."""
+def copy_head(site: Site, method: str) -> nn.Module:
+    """The model's head, its last unit, with fresh weights.
+
+    Raises:
+        ConfigError: It takes or makes more than one tensor.
+    """
+    _check_chained(site, len(site.units) - 1, method)
     return site.units[-1].build()
 
 
 def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
-    unit, before = site.units[index], site.units[index - 1]
-    if unit.reads != before.writes[:1] or len(unit.writes) > 1:
-        problem = f"copies units with one input and one output, and {unit.name!r} is another"
-        raise ConfigError("local", method, problem, "use local=greedy")
+    _check_chained(site, index, method)
+    unit = site.units[index]
     own = site.features[index - 1].shape
     if shape == own:
         return unit.build()
@@ -54,6 +57,14 @@ def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Mod
         problem = f"cannot copy {unit.name!r}, which takes {list(own)}, to features {list(shape)}"
         raise ConfigError("local", method, problem, "use local=greedy, or give the Unit `adapt`")
     return unit.adapt(shape, site.features[index].shape)
+
+
+def _check_chained(site: Site, index: int, method: str) -> None:
+    """Check that a unit takes what the one before it makes, and makes one tensor."""
+    unit, before = site.units[index], site.units[index - 1]
+    if unit.reads != before.writes[:1] or len(unit.writes) > 1:
+        problem = f"copies units with one input and one output, and {unit.name!r} is another"
+        raise ConfigError("local", method, problem, "use local=greedy")
 
 
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,10 +28,20 @@ class AdaptivePool(nn.Module):
         height, width = (max(1, n // self.divisor) for n in x.shape[2:])
         if self.size is not None:
             height, width = min(height, self.size), min(width, self.size)
+        # What adaptive_avg_pool2d computes, with a backward that is deterministic on CUDA too.
         if x.shape[2] % height == 0 and x.shape[3] % width == 0:
-            # The same, and unlike adaptive pooling it has a deterministic backward on CUDA.
             return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
-        return F.adaptive_avg_pool2d(x, (height, width))
+        rows, columns = _averages(x.shape[2], height, x), _averages(x.shape[3], width, x)
+        return rows @ x @ columns.T
+
+
+def _averages(size: int, windows: int, like: Tensor) -> Tensor:
+    """[windows, size]: row i takes the mean over window i of as many that cover a side."""
+    window = torch.arange(windows, device=like.device)[:, None]
+    position = torch.arange(size, device=like.device)
+    first, behind = window * size // windows, ((window + 1) * size + windows - 1) // windows
+    inside = ((position >= first) & (position < behind)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class DGL(LocalMethod):

@@ -6,6 +6,7 @@ reading of them.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class FBA(LocalMethod):
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
         module = copy_units(site, self._copied(site), "fba")
-        head = copy_head(site)
+        head = copy_head(site, "fba")
         banked = self._banked(site)
         if banked:
             shapes = [site.at(earlier).spec.shape for earlier in banked]
@@ -70,8 +71,8 @@ class FBA(LocalMethod):
         for index in later:
             if shapes[index] != shape:
                 shape = shapes[index]
-                same = [i for i in later[index - later.start :] if shapes[i] == shape]
-                copied += same[: self.depth]
+                stage = takewhile(lambda i: shapes[i] == shape, range(index, later.stop))  # noqa: B023
+                copied += list(stage)[: self.depth]
         return copied
 
     def _banked(self, site: Site) -> list[int]:

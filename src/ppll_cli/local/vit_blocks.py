@@ -37,7 +37,7 @@ class ViTBlocks(LocalMethod):
             )
         block = min(site.stop, later_units(site).stop - 1)
         network = copy_units(site, [block] * self._depth(site), "vit_blocks")
-        return Criterion(network.append(copy_head(site)), (site.feature,), site.task)
+        return Criterion(network.append(copy_head(site, "vit_blocks")), (site.feature,), site.task)
 
     def _depth(self, site: Site) -> int:
         if self._ends is not None:

@@ -24,6 +24,7 @@ from ppll_cli.runtime.job import Job
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make
+from ppll_cli.tasks.task import Task
 from ppll_cli.values import ValueSpec, empty
 
 
@@ -70,7 +71,7 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
 
     model: Model = make("model", settings.model)
     units = tuple(model.units(image, task))
-    _check_units(units)
+    _check_units(units, task)
     shape = (image.channels, image.height, image.width)
     batch = {IMAGE: ValueSpec(shape, torch.float32), **task.targets}
     traced = trace(units, batch)
@@ -112,6 +113,10 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
         deterministic=settings.deterministic,
         run_dir=run_dir,
     )
+    exported = any(len(end) > 1 for end in ends.values())
+    if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
+        reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
+        notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
     costs = tuple(unit.cost for unit in traced)
     names = tuple(unit.name for unit in units)
     _check_batch_norm(course, schedule, names, costs, auxiliary)
@@ -185,7 +190,7 @@ def _course(
     )
 
 
-def _check_units(units: Sequence[Unit]) -> None:
+def _check_units(units: Sequence[Unit], task: Task) -> None:
     """Check what a user's own model returns."""
     if not units or not all(isinstance(unit, Unit) for unit in units):
         raise ConfigError("model", "", "its units() must return a list of at least one Unit")
@@ -200,6 +205,10 @@ def _check_units(units: Sequence[Unit]) -> None:
                 f"unit {unit.name!r} reads {missing[0]!r}, which nothing before it makes",
                 f"there are {', '.join(sorted(known))}",
             )
+        for name in unit.writes:
+            if name == IMAGE or name in task.targets:
+                problem = f"unit {unit.name!r} writes {name!r}, which losses read as it was loaded"
+                raise ConfigError("model", "", problem, "use another name")
         known.update(unit.writes)
 
 
@@ -316,6 +325,7 @@ def _module_ends(
             specs.update(zip(site.units[index].writes, traced[index].outputs, strict=True))
         exports = module_exports(method, here)
         for unit, made in zip(exports, trace(exports, specs), strict=True):
+            _check_export(unit, made, [*specs, *(unit.name for unit in site.units)])
             specs.update(zip(unit.writes, made.outputs, strict=True))
         criterion, cost = measure(
             partial(module_criterion, method, here), partial(_run_criterion, specs)
@@ -324,6 +334,17 @@ def _module_ends(
         ends[indices.stop - 1] = [*exports, criterion]
         costs.append(cost)
     return ends, before, tuple(costs)
+
+
+def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
+    """Check what a user's own local method makes for later losses."""
+    problem = ""
+    if made.cost.params:
+        problem = f"what it exports, {unit.name!r}, has parameters, which nothing would train"
+    elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
+        problem = f"it exports {clash[0]!r}, which the model has already"
+    if problem:
+        raise ConfigError("local", unit.name, problem)
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:

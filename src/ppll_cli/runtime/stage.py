@@ -113,7 +113,8 @@ class Stage:
         chunk = StageChunk(place, [(unit, build_unit(unit, job.seed)) for unit in units], [], None)
         if place.ends_module:
             method, site = make("local", job.local), site.at(place.module)
-            chunk.exports = [(unit, unit.build()) for unit in module_exports(method, site)]
+            exports = module_exports(method, site)
+            chunk.exports = [(unit, build_unit(unit, job.seed)) for unit in exports]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.auxiliary_weights(job.seed, place.module))
                 chunk.criterion = module_criterion(method, site)
