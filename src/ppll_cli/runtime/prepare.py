@@ -1,31 +1,27 @@
 """From settings to a job: everything that can be checked before a worker starts is checked here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import (
-    Criterion,
     LocalMethod,
     Site,
-    module_criterion,
-    module_exports,
 )
 from ppll_cli.models.unit import IMAGE, Model, Unit, check_names
-from ppll_cli.partition.layout import Access, Layout, cut_at, edges, group
-from ppll_cli.partition.solver import balance
-from ppll_cli.partition.trace import Cost, TracedUnit, measure, trace
+from ppll_cli.partition.layout import edges
+from ppll_cli.partition.trace import Cost, trace
+from ppll_cli.runtime.cutting import cut, weights
+from ppll_cli.runtime.ends import Ends
 from ppll_cli.runtime.items import Course, split_batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make
 from ppll_cli.tasks.task import Task
-from ppll_cli.values import ValueSpec, empty
+from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)
@@ -85,11 +81,16 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
             "is no LocalMethod",
             f"derive it from {LocalMethod.__module__}.LocalMethod",
         )
-    partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
-    layout = _layout(settings, schedule, units, partitions, traced)
+    names = tuple(unit.name for unit in units)
+    costs = tuple(unit.cost for unit in traced)
     features = tuple(unit.outputs[0] for unit in traced)
-    site = Site(0, layout.modules, units, features, image, task)
-    ends, specs, auxiliary = _module_ends(method, site, traced, batch)
+    finder = Ends(method, Site(0, (), units, features, image, task), traced, batch)
+    partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
+    balanced = weights(settings.partition, costs, finder.cost, settings.batch_size)
+    layout = cut(settings, schedule, names, partitions, balanced)
+    found, specs = finder.all(layout.modules)
+    auxiliary = tuple(end.cost for end in found)
+    ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
     crossing = edges(units, layout.stages, ends, specs, backward=not schedule.local)
 
     job = Job(
@@ -117,8 +118,6 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
         reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
-    costs = tuple(unit.cost for unit in traced)
-    names = tuple(unit.name for unit in units)
     _check_batch_norm(course, schedule, names, costs, auxiliary)
     return Prepared(job, names, costs, auxiliary, emulated, tuple(notes))
 
@@ -210,147 +209,6 @@ def _check_units(units: Sequence[Unit], task: Task) -> None:
                 problem = f"unit {unit.name!r} writes {name!r}, which losses read as it was loaded"
                 raise ConfigError("model", "", problem, "use another name")
         known.update(unit.writes)
-
-
-def _layout(
-    settings: Settings,
-    schedule: Schedule,
-    units: Sequence[Unit],
-    partitions: Mapping[str, Sequence[str]],
-    traced: Sequence[TracedUnit],
-) -> Layout:
-    names = [unit.name for unit in units]
-    whole = range(len(units))
-    asked = settings.stages_asked
-    modules = _fixed_modules(settings, names, partitions) if schedule.local else None
-    atoms = modules or [range(index, index + 1) for index in whole]
-    if schedule.one_stage and (modules or not schedule.local):
-        return Layout(tuple(modules or [whole]), (whole,))
-    if asked > len(units):
-        raise ConfigError(
-            "gpus", asked, f"the model has only {len(units)} units", f"use at most {len(units)}"
-        )
-    if asked > len(atoms):
-        raise ConfigError(
-            "gpus",
-            asked,
-            f"there are only {len(atoms)} modules",
-            f"use gpus={len(atoms)} at most, or local.modules={asked} at least",
-        )
-    stages = _stages(settings, names, atoms, traced)
-    if not schedule.local:
-        return Layout((whole,), tuple(stages))
-    return Layout(tuple(modules or stages), (whole,) if schedule.one_stage else tuple(stages))
-
-
-def _fixed_modules(
-    settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
-) -> list[range] | None:
-    """The modules that `local.cuts` or `local.modules` fix."""
-    given, count = settings.local.get("cuts"), settings.local.get("modules")
-    if given is not None:
-        cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
-        if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
-            problem = "must be a list of names of units, or the name of a partition of the model"
-            raise ConfigError("local.cuts", given, problem)
-        if count is not None and count != len(cuts) + 1:
-            raise ConfigError(
-                "local.modules", count, f"local.cuts makes {len(cuts) + 1}", "give one of the two"
-            )
-        return cut_at(names, cuts, "local.cuts")
-    if count is None:
-        return None
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
-        raise ConfigError(
-            "local.modules", count, f"must be a whole number from 1 to {len(names)}, the units"
-        )
-    return balance([1.0] * len(names), count)
-
-
-def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
-    """The units that start modules 2 to k in the model's partition of this name."""
-    if name not in partitions:
-        names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
-        remedy = f"{names}; or give a list of names of units"
-        raise ConfigError("local.cuts", name, "is no partition of the model", remedy)
-    return list(partitions[name])
-
-
-def _stages(
-    settings: Settings,
-    names: Sequence[str],
-    atoms: Sequence[range],
-    traced: Sequence[TracedUnit],
-) -> list[range]:
-    stages = settings.stages_asked
-    if settings.partition.name == "manual":
-        assert settings.partition.cuts is not None
-        cuts = settings.partition.cuts
-        if len(cuts) != stages - 1:
-            raise ConfigError(
-                "partition.cuts",
-                f"[{','.join(cuts)}]",
-                f"makes {len(cuts) + 1} stages, but there are {stages}",
-                f"give {stages - 1} cuts, or gpus={len(cuts) + 1}",
-            )
-        starts = {atom.start for atom in atoms}
-        for cut in cuts:
-            if cut in names and names.index(cut) not in starts:
-                possible = ", ".join(names[start] for start in sorted(starts) if start)
-                raise ConfigError(
-                    "partition.cuts",
-                    f"[{','.join(cuts)}]",
-                    f"{cut!r} is inside a module",
-                    f"cut at {possible}",
-                )
-        return cut_at(names, cuts, "partition.cuts")
-    weigh: Callable[[int], float] = lambda _: 1.0  # noqa: E731
-    if settings.partition.name == "params":
-        weigh = lambda index: traced[index].cost.params  # noqa: E731
-    return group(atoms, [sum(map(weigh, atom)) for atom in atoms], stages)
-
-
-def _module_ends(
-    method: LocalMethod, site: Site, traced: Sequence[TracedUnit], batch: Mapping[str, ValueSpec]
-) -> tuple[dict[int, list[Access]], list[dict[str, ValueSpec]], tuple[Cost, ...]]:
-    """What follows the modules' last units, what is there before each unit, auxiliary costs."""
-    ends: dict[int, list[Access]] = {}
-    before = []
-    costs = []
-    specs = dict(batch)
-    for module, indices in enumerate(site.modules):
-        here = site.at(module)
-        for index in indices:
-            before.append(dict(specs))
-            specs.update(zip(site.units[index].writes, traced[index].outputs, strict=True))
-        exports = module_exports(method, here)
-        for unit, made in zip(exports, trace(exports, specs), strict=True):
-            _check_export(unit, made, [*specs, *(unit.name for unit in site.units)])
-            specs.update(zip(unit.writes, made.outputs, strict=True))
-        criterion, cost = measure(
-            partial(module_criterion, method, here), partial(_run_criterion, specs)
-        )
-        assert isinstance(criterion, Criterion)
-        ends[indices.stop - 1] = [*exports, criterion]
-        costs.append(cost)
-    return ends, before, tuple(costs)
-
-
-def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
-    """Check what a user's own local method makes for later losses."""
-    problem = ""
-    if made.cost.params:
-        problem = f"what it exports, {unit.name!r}, has parameters, which nothing would train"
-    elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
-        problem = f"it exports {clash[0]!r}, which the model has already"
-    if problem:
-        raise ConfigError("local", unit.name, problem)
-
-
-def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
-    assert isinstance(criterion, Criterion)
-    criterion({name: empty(specs[name]) for name in criterion.reads})
-    return criterion
 
 
 def _check_batch_norm(

@@ -1,0 +1,112 @@
+"""What follows the last unit of each module: what it makes for later losses, and its own loss."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.method import (
+    Criterion,
+    LocalMethod,
+    Site,
+    module_criterion,
+    module_exports,
+)
+from ppll_cli.models.unit import Unit
+from ppll_cli.partition.layout import Access
+from ppll_cli.partition.trace import Cost, TracedUnit, measure, trace
+from ppll_cli.values import ValueSpec, empty
+
+
+@dataclass(frozen=True)
+class ModuleEnd:
+    """The end of a module.
+
+    Attributes:
+        follows: What stands behind the module's last unit, in order.
+        cost: Of its auxiliary network.
+    """
+
+    follows: tuple[Access, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Finds what stands at the ends of modules, without memory.
+
+    Args:
+        method: How modules are trained.
+        site: The model; its modules do not count.
+        traced: What each unit makes.
+        batch: What a batch carries.
+    """
+
+    method: LocalMethod
+    site: Site
+    traced: Sequence[TracedUnit]
+    batch: Mapping[str, ValueSpec]
+
+    def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
+        """The end of each module, and for each unit what is there before it.
+
+        Raises:
+            ConfigError: The method does not apply to the model, or exports what it may not.
+        """
+        specs = dict(self.batch)
+        before: list[dict[str, ValueSpec]] = []
+        found = []
+        for here, exports in self._walk(modules, specs, before):
+            criterion, cost = self._measure(here, specs)
+            found.append(ModuleEnd((*exports, criterion), cost))
+        return found, before
+
+    def cost(self, modules: Sequence[range], module: int) -> Cost:
+        """What the auxiliary network of one module costs."""
+        specs = dict(self.batch)
+        here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
+        return self._measure(here, specs)[1]
+
+    def _walk(
+        self,
+        modules: Sequence[range],
+        specs: dict[str, ValueSpec],
+        before: list[dict[str, ValueSpec]],
+    ) -> Iterator[tuple[Site, Sequence[Unit]]]:
+        """Each module's site and exports, with what is there at its end in `specs`."""
+        units = self.site.units
+        for module, indices in enumerate(modules):
+            here = replace(self.site, module=module, modules=tuple(modules))
+            for index in indices:
+                before.append(dict(specs))
+                specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
+            exports = module_exports(self.method, here)
+            for unit, made in zip(exports, trace(exports, specs), strict=True):
+                _check_export(unit, made, [*specs, *(unit.name for unit in units)])
+                specs.update(zip(unit.writes, made.outputs, strict=True))
+            yield here, exports
+
+    def _measure(self, here: Site, specs: Mapping[str, ValueSpec]) -> tuple[Criterion, Cost]:
+        build = partial(module_criterion, self.method, here)
+        criterion, cost = measure(build, partial(_run_criterion, specs))
+        assert isinstance(criterion, Criterion)
+        return criterion, cost
+
+
+def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
+    """Check what a user's own local method makes for later losses."""
+    problem = ""
+    if made.cost.params:
+        problem = f"what it exports, {unit.name!r}, has parameters, which nothing would train"
+    elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
+        problem = f"it exports {clash[0]!r}, which the model has already"
+    if problem:
+        raise ConfigError("local", unit.name, problem)
+
+
+def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
+    assert isinstance(criterion, Criterion)
+    criterion({name: empty(specs[name]) for name in criterion.reads})
+    return criterion
