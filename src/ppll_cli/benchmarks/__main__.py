@@ -2,9 +2,9 @@
 
 import sys
 
-from ppll_cli.benchmarks import accuracy
+from ppll_cli.benchmarks import accuracy, transport
 
-NAMES = {"accuracy": accuracy.main}
+NAMES = {"accuracy": accuracy.main, "transport": transport.main}
 
 
 def main() -> None:
