@@ -14,6 +14,7 @@ from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
 from ppll_cli.targets import make
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.transport import ring
 from tests.conftest import Runner, assert_same, compose_config, own_model
 
 DIGITS = ["data=digits", "model.dim=32", "model.depth=2", "model.heads=2", "model.patch=2"]
@@ -153,3 +154,15 @@ def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
 def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(*own_model(name), *TINY)
+
+
+def test_a_ring_that_cannot_be_made_gives_way(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is found before a worker starts: memory that is not there would kill one later."""
+    monkeypatch.setattr(ring, "_free_bytes", lambda: 1000)
+    summary = run(*TINY).summary
+    assert summary["status"] == "completed"
+    assert "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; naive is used" in (
+        caplog.text
+    )

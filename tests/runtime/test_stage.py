@@ -14,7 +14,7 @@ from ppll_cli.models.unit import Unit
 from ppll_cli.runtime.prepare import prepare
 from ppll_cli.runtime.stage import Stage, StageChunk
 from ppll_cli.tasks.task import Task
-from tests.conftest import compose_config
+from tests.conftest import compose_config, own_model
 
 METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
 CHOICES = [[f"local={method}"] for method in METHODS]
@@ -125,6 +125,25 @@ def test_what_is_not_detached_is_noticed() -> None:
     stage.forward(stage.chunks[0], 0)  # and no local update, which would detach
     with pytest.raises(AttachedError, match=r"^module 1 would read what is not detached: x$"):
         stage.forward(stage.chunks[1], 0)
+
+
+def test_gradients_that_leave_do_not_lie_in_the_slot_of_those_that_came() -> None:
+    """Of a tensor that only passes through, that is; the slot is given back before it is sent."""
+    where = ["device=cpu", "schedule=gpipe", "gpus=3", f"batch_size={BATCH}"]
+    config, _ = compose_config([*own_model("Skipping"), *DATA, *SGD, *where])
+    stage = Stage(prepare(settings.parse(config), "unused").job, 1, torch.device("cpu"))
+    assert stage.inputs_edge is not None
+    assert stage.outputs_edge is not None
+    assert "skip" in stage.inputs_edge.gradients
+    assert "skip" in stage.outputs_edge.gradients
+    stage.begin(training=True, sizes=[BATCH])
+    tensors = {name: torch.rand(BATCH, 8) for name in stage.inputs_edge.gradients}
+    stage.put(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
+    stage.forward(stage.chunks[0], 0)
+    received = {name: torch.rand(BATCH, 8) for name in stage.outputs_edge.gradients}
+    stage.backward(0, received)
+    slots = {gradient.data_ptr() for gradient in received.values()}
+    assert not slots & {gradient.data_ptr() for gradient in stage.input_gradients(0).values()}
 
 
 class _Halves(nn.Module):
