@@ -65,7 +65,7 @@ class Optim(_Section):
 class Partition(_Section):
     """How modules are grouped into stages."""
 
-    name: Literal["uniform", "params", "flops", "manual"]
+    name: Literal["uniform", "params", "flops", "profile", "manual"]
     cuts: list[str] | None
 
     @model_validator(mode="after")

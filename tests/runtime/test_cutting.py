@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 
@@ -94,8 +95,10 @@ def test_what_is_balanced() -> None:
     def auxiliary(modules: Sequence[range], module: int) -> Cost:
         return Cost(8 * module, len(modules), ())
 
+    profile: Any = None  # nothing is measured
+
     uniform, params, by_flops = (
-        weights(Partition(name=name, cuts=None), units, auxiliary, 4)
+        weights(Partition(name=name, cuts=None), units, auxiliary, 4, profile)
         for name in ("uniform", "params", "flops")
     )
     assert (uniform.units, params.units) == ([1, 1], [100, 0])

@@ -15,6 +15,7 @@ from typing import Any
 
 import ppll_cli
 from ppll_cli.app import conf_dir
+from ppll_cli.machine import processor
 from ppll_cli.settings import usable_cores
 
 
@@ -95,19 +96,10 @@ def machine() -> dict[str, Any]:
 
     found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": found,
         "python": platform.python_version(),
         "torch": version("torch"),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -12,6 +12,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.partition.layout import Layout, cut_at, group
 from ppll_cli.partition.solver import balance, solve
 from ppll_cli.partition.trace import Cost
+from ppll_cli.runtime.profile import Profile
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Partition, Settings
 
@@ -33,14 +34,20 @@ class Weights:
     Attributes:
         units: Of each unit.
         auxiliary: Of a module's auxiliary network, given all modules; None where it does not count.
+        copy: Of what crosses the cut before a unit; None where it does not count.
     """
 
     units: Sequence[float]
     auxiliary: Callable[[Sequence[range], int], float] | None = None
+    copy: Callable[[int], float] | None = None
 
 
 def weights(
-    partition: Partition, units: Sequence[Cost], auxiliary: AuxiliaryCost, batch_size: int
+    partition: Partition,
+    units: Sequence[Cost],
+    auxiliary: AuxiliaryCost,
+    batch_size: int,
+    profile: Profile,
 ) -> Weights:
     """What the partition that is chosen balances.
 
@@ -49,7 +56,11 @@ def weights(
         units: What each unit costs.
         auxiliary: What an auxiliary network costs.
         batch_size: Samples over which an optimizer's step is spread.
+        profile: Measures how long things take.
     """
+    if partition.name == "profile":
+        times = [profile.unit(index) for index in range(len(units))]
+        return Weights(times, profile.auxiliary, profile.copy)
     if partition.name == "params":
         return Weights([unit.params for unit in units])
     if partition.name == "flops":
@@ -104,10 +115,7 @@ def cut(
     elif schedule.local and modules is None:
         stages = _stages_as_modules(weights, asked)
     else:
-        costs = [sum(weights.units[index] for index in atom) for atom in atoms]
-        if modules and weights.auxiliary:
-            costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
-        stages = group(atoms, costs, asked)
+        stages = _grouped(weights, atoms, modules, asked)
     if not schedule.local:
         return Layout((whole,), tuple(stages))
     return Layout(tuple(modules or stages), (whole,) if schedule.one_stage else tuple(stages))
@@ -170,6 +178,17 @@ def _manual(settings: Settings, names: Sequence[str], atoms: Sequence[range]) ->
     return cut_at(names, cuts, "partition.cuts")
 
 
+def _grouped(
+    weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
+) -> list[range]:
+    """Stages of units, or of fixed modules with their auxiliary networks."""
+    costs = [sum(weights.units[index] for index in atom) for atom in atoms]
+    if modules and weights.auxiliary:
+        costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
+    copies = [0.0, *map(weights.copy, (atom.start for atom in atoms[1:]))] if weights.copy else []
+    return group(atoms, costs, stages, copies)
+
+
 def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
     """Stages that are modules: what an auxiliary network costs depends on where the cut is."""
     count = len(weights.units)
@@ -188,6 +207,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
         return auxiliary([*early, *(range(stop + r.start, stop + r.stop) for r in late)], module)
 
     def cost(module: int, start: int, stop: int) -> float:
-        return sum(weights.units[start:stop]) + at_end(module, stop)
+        sent = weights.copy(stop) if weights.copy and stop < count else 0.0
+        return sum(weights.units[start:stop]) + at_end(module, stop) + sent
 
     return solve(cost, count, stages)

@@ -1,6 +1,6 @@
 """What follows the last unit of each module: what it makes for later losses, and its own loss."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -59,15 +59,31 @@ class Ends:
         before: list[dict[str, ValueSpec]] = []
         found = []
         for here, exports in self._walk(modules, specs, before):
-            criterion, cost = self._measure(here, specs)
+            build = partial(module_criterion, self.method, here)
+            criterion, cost = measure(build, partial(_run_criterion, specs))
+            assert isinstance(criterion, Criterion)
             found.append(ModuleEnd((*exports, criterion), cost))
         return found, before
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:
         """What the auxiliary network of one module costs."""
+        build, specs = self.criterion(modules, module)
+        return measure(build, partial(_run_criterion, specs))[1]
+
+    def criterion(
+        self, modules: Sequence[range], module: int
+    ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
+        """What makes the criterion of one module, and what is there to be read by it."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
-        return self._measure(here, specs)[1]
+        return partial(module_criterion, self.method, here), specs
+
+    def before(self, index: int) -> dict[str, ValueSpec]:
+        """What a batch has and units have made before a unit."""
+        specs = dict(self.batch)
+        for unit, made in zip(self.site.units[:index], self.traced, strict=False):
+            specs.update(zip(unit.writes, made.outputs, strict=True))
+        return specs
 
     def _walk(
         self,
@@ -87,12 +103,6 @@ class Ends:
                 _check_export(unit, made, [*specs, *(unit.name for unit in units)])
                 specs.update(zip(unit.writes, made.outputs, strict=True))
             yield here, exports
-
-    def _measure(self, here: Site, specs: Mapping[str, ValueSpec]) -> tuple[Criterion, Cost]:
-        build = partial(module_criterion, self.method, here)
-        criterion, cost = measure(build, partial(_run_criterion, specs))
-        assert isinstance(criterion, Criterion)
-        return criterion, cost
 
 
 def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:

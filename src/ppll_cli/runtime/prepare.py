@@ -1,15 +1,17 @@
 """From settings to a job: everything that can be checked before a worker starts is checked here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
+from ppll_cli.data.dataset import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import (
     LocalMethod,
     Site,
 )
+from ppll_cli.machine import processor
 from ppll_cli.models.unit import IMAGE, Model, Unit, check_names
 from ppll_cli.partition.layout import edges
 from ppll_cli.partition.trace import Cost, trace
@@ -17,6 +19,7 @@ from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.ends import Ends
 from ppll_cli.runtime.items import Course, split_batch
 from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.profile import Profile, report, source_digest
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make
@@ -86,8 +89,27 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     features = tuple(unit.outputs[0] for unit in traced)
     finder = Ends(method, Site(0, (), units, features, image, task), traced, batch)
     partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
-    balanced = weights(settings.partition, costs, finder.cost, settings.batch_size)
+    profile = Profile(
+        ends=finder,
+        optim=settings.optim,
+        samples=course.evaluation_size,
+        device=torch.device(devices[0]),
+        threads=settings.threads_per_worker,
+        bf16=settings.precision == "bf16",
+        conditions={
+            "model": settings.model,
+            "local": local,
+            "image": asdict(image),
+            "source": source_digest(model, method),
+            "processor": processor(),
+        },
+        folder=cache_root().parent / "profile",
+    )
+    balanced = weights(settings.partition, costs, finder.cost, settings.batch_size, profile)
     layout = cut(settings, schedule, names, partitions, balanced)
+    if settings.partition.name == "profile":
+        notes += report(profile, layout, schedule, _stages_are_modules(settings, schedule))
+        profile.save()
     found, specs = finder.all(layout.modules)
     auxiliary = tuple(end.cost for end in found)
     ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
@@ -120,6 +142,12 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
     _check_batch_norm(course, schedule, names, costs, auxiliary)
     return Prepared(job, names, costs, auxiliary, emulated, tuple(notes))
+
+
+def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
+    """Whether what is trained depends on where the partition cuts."""
+    fixed = settings.local.get("modules") is not None or settings.local.get("cuts") is not None
+    return schedule.local and not fixed
 
 
 def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:
