@@ -112,8 +112,16 @@ def test_concatenate_joins_them(shared_head: bool) -> None:
     vector = torch.cat([head.pooled(x), *projected], dim=1)
     if shared_head:
         assert fused.mix is not None
+        nn.init.normal_(fused.mix.weight)
         vector = fused.mix(vector)
     torch.testing.assert_close(fused(x, *banked), head.fc(vector))
+
+
+def test_fusion_begins_with_the_head_alone() -> None:
+    head = _Head()
+    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=True)
+    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
+    torch.testing.assert_close(fused(x, *banked), head(x))
 
 
 def test_a_bank_keeps_vectors() -> None:

@@ -64,7 +64,8 @@ class FusedHead(nn.Module):
 
     Each banked vector is projected to the head's width D by Linear and ReLU. `add` sums them and
     the head's own vector; `concatenate` joins all, and a Linear takes them back to D, so that the
-    classifier behind it is shaped like the model's.
+    classifier behind it is shaped like the model's. This Linear begins by passing the head's own
+    vector on and leaving the bank out: training lets it in as far as it helps.
 
     Args:
         head: A copy of the model's head, width D.
@@ -81,7 +82,11 @@ class FusedHead(nn.Module):
         self.head, self.fusion = head, fusion
         width, joined = head.fc.in_features, head.fc.in_features * (1 + len(widths))
         self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
-        self.mix = nn.Linear(joined, width) if fusion == "concatenate" and shared_head else None
+        self.mix: nn.Linear | None = None
+        if fusion == "concatenate" and shared_head:
+            self.mix = nn.Linear(joined, width)
+            nn.init.eye_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
         if not shared_head:
             head.fc = nn.Linear(joined, head.fc.out_features)
 
