@@ -1,5 +1,6 @@
 """README stays true: its commands compose, and its pictures are the program's."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -77,3 +78,29 @@ def test_the_table_names_every_option(group: str) -> None:
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[2]))
     conf = Path(__file__).parents[1] / "conf"
     assert named == {path.stem for path in (conf / group).glob("*.yaml")}
+
+
+def test_accuracies_are_those_that_were_measured() -> None:
+    """Of README and of the page, to the digits that they show."""
+    docs = Path(__file__).parents[1] / "docs" / "benchmarks"
+    measured = json.loads((docs / "accuracy.json").read_text())["rows"]
+    table = README[README.index("### What they learn") : README.index("### Presets")]
+    named = {"`local=fba` (no bank)": "fba off", "`fba=on`": "fba on", "back-propagation": "bp"}
+    rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|(.*)\|(.*)\|$", table, re.MULTILINE)
+    assert len(rows) == 8
+    for label, *cells in rows:
+        method = named.get(label, label.strip("`"))
+        for modules, cell in zip((1,) if method == "bp" else (2, 4, 8), cells, strict=False):
+            assert cell.strip() == f"{measured[f'{method} {modules} trained']['accuracy']:.3f}"
+    page = (docs / "accuracy.md").read_text()
+    lines = re.findall(
+        r"^\| (.+) \| (\d) \| (0\.\d+) \| (.+) \| .* \| (\d+) \| ", page, re.MULTILINE
+    )
+    assert len(lines) == 22
+    for method, modules, accuracy, parameters, speed in lines:
+        trained = measured[f"{method} {modules} trained"]
+        assert (accuracy, parameters) == (
+            f"{trained['accuracy']:.4f}",
+            f"{trained['aux_params']:,}",
+        )
+        assert speed == f"{measured[f'{method} {modules} speed']['samples_per_second']:.0f}"
