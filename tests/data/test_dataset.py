@@ -109,7 +109,7 @@ def test_loading_gives_splits_and_what_models_ask_for(options: Options) -> None:
     assert splits["train"].labels.dtype == torch.int64
     assert splits["train"].labels.tolist() == [n % 5 for n in range(40)]
     assert dataset.task == Classification(5)
-    assert dataset.image_spec(splits) == ImageSpec(3, 4, 4)
+    assert dataset.image_spec(splits) == ImageSpec(3, 4, 4, mean=(0.5,), std=(0.25,))
 
 
 def test_the_held_out_part_is_fixed_and_disjoint(options: Options) -> None:

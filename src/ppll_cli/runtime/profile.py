@@ -9,7 +9,8 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -53,12 +54,15 @@ class Profile:
     bf16: bool
     conditions: Mapping[str, Any]
     folder: Path | None
-    _known: dict[str, float] = field(default_factory=dict)
     _new: bool = False
 
-    def __post_init__(self) -> None:
-        if self._file is not None and self._file.exists():
-            self._known = json.loads(self._file.read_text())
+    @cached_property
+    def _known(self) -> dict[str, float]:
+        """What was measured, now or before; the device is first asked for here."""
+        if self._file is None or not self._file.exists():
+            return {}
+        known: dict[str, float] = json.loads(self._file.read_text())
+        return known
 
     @property
     def _file(self) -> Path | None:
