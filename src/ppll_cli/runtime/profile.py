@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -26,7 +25,7 @@ from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Optim
 from ppll_cli.values import ValueSpec
 
-WARMUP, REPETITIONS = 2, 7
+WARMUP, REPETITIONS = 3, 12
 
 Action = Callable[[], object]
 
@@ -114,7 +113,10 @@ class Profile:
             self._file.write_text(json.dumps(self._known, indent=2) + "\n")
 
     def _timed(self, name: str, action: Callable[[], Action]) -> float:
-        """The median time of what `action` returns, unless it is known."""
+        """The least time of what `action` returns, unless it is known.
+
+        Whatever else the machine does only adds to a time, and by no means evenly.
+        """
         if name not in self._known:
             with self._as_a_worker():
                 repeat = action()
@@ -123,7 +125,7 @@ class Profile:
                     start = self._now()
                     repeat()
                     seconds.append(self._now() - start)
-            self._known[name] = median(seconds[WARMUP:])
+            self._known[name] = min(seconds[WARMUP:])
             self._new = True
         return self._known[name]
 
