@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
+from ppll_cli.runtime import prepare as preparing
 from ppll_cli.runtime.prepare import Prepared, prepare
 from tests.conftest import compose_config, own_model
 
@@ -245,3 +247,15 @@ def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None
     assert first.flops == head + decoder
     assert resnet[0].flops == 2 * 16 * 10
     assert resnet[-1].params == resnet[-1].flops == 0
+
+
+def test_only_a_profile_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home folder was refused whatever the partition was."""
+
+    def homeless() -> Path:
+        raise ConfigError("data.root", "null", "there is no home folder to keep data in")
+
+    monkeypatch.setattr(preparing, "cache_root", homeless)
+    prepared(*SMALL)
+    with pytest.raises(ConfigError, match="there is no home folder"):
+        prepared(*SMALL, "partition=profile")

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Protocol
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import Unit
-from ppll_cli.partition.solver import solve
+from ppll_cli.partition.solver import balance
 from ppll_cli.values import ValueSpec
 
 
@@ -91,7 +91,7 @@ def group(
     atoms: Sequence[range],
     costs: Sequence[float],
     stages: int,
-    copies: Sequence[float] = (),
+    sent: Sequence[float] = (),
 ) -> list[range]:
     """Group atoms (units, or fixed modules) into stages, so that the dearest stage is cheapest.
 
@@ -99,19 +99,14 @@ def group(
         atoms: The units of each atom.
         costs: The cost of each atom.
         stages: How many stages.
-        copies: What a stage that begins with an atom costs the stage before it, for each atom;
+        sent: What a stage that begins with an atom costs the stage before it, for each atom;
             empty where that costs nothing.
 
     Returns:
         The units of each stage.
     """
-    sums = list(accumulate(costs, initial=0.0))
-    sent = [*(copies or [0.0] * len(atoms)), 0.0]
-    slack = 1e-9 * sums[-1]  # rounding in the sums must not tell two equal stages apart
-    found = solve(
-        lambda _, start, stop: sums[stop] - sums[start] + sent[stop], len(atoms), stages, slack
-    )
-    return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in found]
+    parts = balance(costs, stages, sent)
+    return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
 
 
 def edges(

@@ -47,17 +47,21 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
     return result
 
 
-def balance(costs: Sequence[float], groups: int) -> list[range]:
+def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
     """Cut so that the dearest group is cheapest (`solve`), a group costing what its items do.
 
     Args:
         costs: Cost of each item, not negative, in any unit.
         groups: How many groups, from 1 to the number of items.
+        sent: What a cut before each item costs the group in front of it; empty where it is free.
     """
     sums = list(accumulate(costs, initial=0.0))
     # Rounding in the sums must not tell two equal groups apart.
     slack = 1e-9 * sums[-1]
-    return solve(lambda _, start, stop: sums[stop] - sums[start], len(costs), groups, slack)
+    ends = [*(sent or [0.0] * len(costs)), 0.0]
+    return solve(
+        lambda _, start, stop: sums[stop] - sums[start] + ends[stop], len(costs), groups, slack
+    )
 
 
 def _least_maximum(cost: Cost, items: int, groups: int) -> float:

@@ -47,7 +47,7 @@ def weights(
     units: Sequence[Cost],
     auxiliary: AuxiliaryCost,
     batch_size: int,
-    profile: Profile,
+    profile: Profile | None,
 ) -> Weights:
     """What the partition that is chosen balances.
 
@@ -56,9 +56,9 @@ def weights(
         units: What each unit costs.
         auxiliary: What an auxiliary network costs.
         batch_size: Samples over which an optimizer's step is spread.
-        profile: Measures how long things take.
+        profile: Measures how long things take, for `profile`.
     """
-    if partition.name == "profile":
+    if profile is not None:
         times = [profile.unit(index) for index in range(len(units))]
         return Weights(times, profile.auxiliary, profile.copy)
     if partition.name == "params":

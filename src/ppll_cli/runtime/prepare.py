@@ -89,25 +89,27 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     features = tuple(unit.outputs[0] for unit in traced)
     finder = Ends(method, Site(0, (), units, features, image, task), traced, batch)
     partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
-    profile = Profile(
-        ends=finder,
-        optim=settings.optim,
-        samples=course.evaluation_size,
-        device=torch.device(devices[0]),
-        threads=settings.threads_per_worker,
-        bf16=settings.precision == "bf16",
-        conditions={
-            "model": settings.model,
-            "local": local,
-            "image": asdict(image),
-            "source": source_digest(model, method),
-            "processor": processor(),
-        },
-        folder=cache_root().parent / "profile",
-    )
+    profile = None
+    if settings.partition.name == "profile":
+        profile = Profile(
+            ends=finder,
+            optim=settings.optim,
+            samples=course.evaluation_size,
+            device=torch.device(devices[0]),
+            threads=settings.threads_per_worker,
+            bf16=settings.precision == "bf16",
+            conditions={
+                "model": settings.model,
+                "local": local,
+                "image": asdict(image),
+                "source": source_digest(model, method),
+                "processor": processor(),
+            },
+            folder=cache_root().parent / "profile",
+        )
     balanced = weights(settings.partition, costs, finder.cost, settings.batch_size, profile)
     layout = cut(settings, schedule, names, partitions, balanced)
-    if settings.partition.name == "profile":
+    if profile is not None:
         notes += report(profile, layout, schedule, _stages_are_modules(settings, schedule))
         profile.save()
     found, specs = finder.all(layout.modules)

@@ -42,7 +42,7 @@ class Profile:
         threads: CPU threads, as a worker will have.
         bf16: Under bfloat16 autocast.
         conditions: Whatever else the times depend on, for the cache.
-        folder: Where times are kept for the next run; None keeps none.
+        folder: Where times are kept for the next run.
     """
 
     ends: Ends
@@ -52,21 +52,19 @@ class Profile:
     threads: int
     bf16: bool
     conditions: Mapping[str, Any]
-    folder: Path | None
+    folder: Path
     _new: bool = False
 
     @cached_property
     def _known(self) -> dict[str, float]:
-        """What was measured, now or before; the device is first asked for here."""
-        if self._file is None or not self._file.exists():
-            return {}
-        known: dict[str, float] = json.loads(self._file.read_text())
+        """What was measured, now or before."""
+        known: dict[str, float] = {}
+        if self._file.exists():
+            known = json.loads(self._file.read_text())
         return known
 
-    @property
-    def _file(self) -> Path | None:
-        if self.folder is None:
-            return None
+    @cached_property
+    def _file(self) -> Path:
         own = {"samples": self.samples, "device": str(self.device), "threads": self.threads}
         own |= {"bf16": self.bf16, "optim": self.optim.name, "torch": torch.__version__}
         if self.device.type == "cuda":
@@ -86,9 +84,9 @@ class Profile:
 
     def auxiliary(self, modules: Sequence[range], module: int) -> float:
         """Seconds of a module's auxiliary network and local loss."""
-        build, specs = self.ends.criterion(modules, module)
 
         def action() -> Action:
+            build, specs = self.ends.criterion(modules, module)
             criterion = build()
             values = {name: self._values(specs[name]) for name in criterion.reads}
             return self._training(criterion, lambda network: network(values)[0])
@@ -108,7 +106,7 @@ class Profile:
 
     def save(self) -> None:
         """Keep the times."""
-        if self._new and self._file is not None:
+        if self._new:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(json.dumps(self._known, indent=2) + "\n")
 
