@@ -1,5 +1,6 @@
 """The command line, as a user meets it: in a process of its own."""
 
+import contextlib
 import json
 import os
 import select
@@ -29,6 +30,15 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     )
 
 
+def command_lines() -> list[str]:
+    """Of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_text())
+    return found
+
+
 def ppll_run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     with start(*arguments, cwd=cwd) as process:
         out, err = process.communicate(timeout=100)
@@ -38,6 +48,15 @@ def ppll_run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 def run_dir(cwd: Path) -> Path:
     (found,) = cwd.glob("outputs/*/*/")
     return found
+
+
+def test_a_refused_run_leaves_no_fork_server(tmp_path: Path) -> None:
+    """It is started before the configuration is checked, and imports torch for seconds."""
+    with start("gpus=0", cwd=tmp_path) as process:
+        assert process.wait(timeout=100) == 2
+        # Its command line has the places that it imports from, the caller's folder among them.
+        ours = [line for line in command_lines() if str(tmp_path) in line]
+        assert not [line for line in ours if "forkserver" in line]
 
 
 def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:

@@ -48,9 +48,23 @@ def _main(arguments: list[str]) -> None:
         return
     sys.path.append(str(Path.cwd()))  # where a user's own `_target_` stands
     overrides = [a for a in arguments if _is_override(a)]
+    options = [a for a in arguments if not _is_override(a)]
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
-    sys.argv[1:] = overrides + [a for a in arguments if not _is_override(a)]
+    sys.argv[1:] = overrides + options
 
+    from ppll_cli.runtime import forkserver
+
+    if {*options} <= {"-m", "--multirun"}:
+        forkserver.start()  # it imports torch while the configuration is composed and checked here
+    try:
+        _hydra_main(arguments, overrides)
+    except (ConfigError, KeyboardInterrupt):
+        forkserver.stop()
+        raise
+
+
+def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
+    """Have Hydra compose the configuration, and run with it."""
     import argparse
 
     import hydra
@@ -112,7 +126,6 @@ def _run(cfg: "DictConfig") -> float | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli import settings
-    from ppll_cli.runtime import forkserver
     from ppll_cli.targets import make
 
     hydra_config = HydraConfig.get()
@@ -126,7 +139,6 @@ def _run(cfg: "DictConfig") -> float | None:
         parsed = settings.parse(config)
         for group in ("schedule", "data"):  # what their classes refuse needs no torch
             make(group, config[group])
-        forkserver.start()  # it imports torch while this process does
 
         from ppll_cli.runtime.run import Run
 

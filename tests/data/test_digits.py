@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from ppll_cli.data import digits
 from ppll_cli.data.digits import Digits
 
 Options = Callable[..., dict[str, Any]]
@@ -45,3 +48,24 @@ def test_the_shipped_normalisation_is_that_of_the_training_images(options: Optio
     images = Digits(**options()).load()["train"].images.double() / 255
     assert images.mean().item() == pytest.approx(CONFIG.mean[0], abs=5e-5)
     assert images.std().item() == pytest.approx(CONFIG.std[0], abs=5e-5)
+
+
+def test_they_are_read_without_importing_scikit_learn(options: Options) -> None:
+    script = (
+        "import sys; from ppll_cli.data.digits import Digits; "
+        f"Digits(**{options()!r}).load(); print('sklearn' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_another_place_of_the_file_is_no_matter(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Digits(**options()).load()["test"]
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    found = Digits(**options()).load()["test"]
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)

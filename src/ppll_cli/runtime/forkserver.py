@@ -1,8 +1,11 @@
 """The process that workers are forked from: it imports torch once for all of them."""
 
 import multiprocessing
+import os
+import signal
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 
 def context() -> ForkServerContext:
@@ -17,3 +20,11 @@ def start() -> None:
     """
     context().set_forkserver_preload(["ppll_cli.runtime.preload"])
     forkserver.ensure_running()
+
+
+def stop() -> None:
+    """End the fork server at once, where it turns out that no worker is needed."""
+    server: Any = forkserver._forkserver  # the library offers no way to end it
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()  # reaps it

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -177,7 +178,13 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a checkpoint and an end, the second ends at once."""
+    """The first SIGINT or SIGTERM asks for a checkpoint and an end, the second ends at once.
+
+    Signals come to a program's main thread; in another one there is nothing to handle.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop.value:

@@ -2,12 +2,12 @@
 
 import signal
 
-# Making an optimizer imports this, seconds that every worker would spend for itself.
-import torch._dynamo  # noqa: F401
-
-import ppll_cli.runtime.process  # noqa: F401
-
 # A terminal or a batch system signals the whole process group. What is to stop, and when, is for
-# the parent to decide.
+# the parent to decide. First, because the imports take seconds.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+# Making an optimizer imports this, seconds that every worker would spend for itself.
+import torch._dynamo  # noqa: E402, F401
+
+import ppll_cli.runtime.process  # noqa: E402, F401
