@@ -1,20 +1,26 @@
-"""What every transport's channels do, in one process and across two."""
+"""What every transport's channels do: in one process, across two, and between CUDA devices."""
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ppll_cli.runtime import forkserver
-from ppll_cli.transport.channel import Receiver, Sender, aligned
+from ppll_cli.transport import ring
+from ppll_cli.transport.channel import Receiver, Sender, Transport, aligned
+from ppll_cli.transport.memory import DeviceMemory
 from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.order import HostOrder
 from ppll_cli.transport.ring import RingTransport
+from tests.transport.far import FarReceiver, Uploading, serve
 
 LIMIT_S = 30.0
 """How long what must come may take; far more than it does."""
@@ -24,17 +30,110 @@ Channel = tuple[Sender, Receiver]
 Open = Callable[[int, Tensors], Channel]
 """Opens a channel, given its slots and the largest tensors that it will carry."""
 
+DEVICES = torch.cuda.device_count()
+
 
 def size_of(tensors: Tensors) -> int:
     return sum(aligned(tensor.nbytes) for tensor in tensors.values())
 
 
-TRANSPORTS: dict[str, Open] = {
-    "naive": lambda slots, _: NaiveTransport(depth=0).channel(slots, 0),
-    "ring": lambda slots, largest: RingTransport(depth=0).channel(slots, size_of(largest)),
+@dataclass(frozen=True)
+class Kind:
+    """A way to make channels, and where their two ends are."""
+
+    transport: Transport
+    source: str = "cpu"
+    target: str = "cpu"
+    two_processes: bool = True
+
+    def ends(self, slots: int, largest: Tensors, back: bool = False) -> Channel:
+        """Of a new channel; neither is open. The way back begins where the other one ends."""
+        source, target = (self.target, self.source) if back else (self.source, self.target)
+        sender, receiver = self.transport.channel(slots, size_of(largest), source, target)
+        return sender if source == "cpu" else Uploading(sender, source), receiver
+
+
+class OfferedRing(RingTransport):
+    """A ring on CPU whose memory the consumer makes, as it does on CUDA."""
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[ring.RingSender, ring.RingReceiver]:
+        memories = DeviceMemory(slots * size, target), DeviceMemory(slots * size, target)
+        return ring.ring(slots, size, memories, (HostOrder(), HostOrder()))
+
+
+class PinnedRing(RingTransport):
+    """As if CUDA memory could not be shared."""
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[ring.RingSender, ring.RingReceiver]:
+        with mock.patch.object(ring, "cannot_share", return_value="a test says so"):
+            return super().channel(slots, size, source, target)
+
+
+NAIVE, RING, PINNED = NaiveTransport(depth=0), RingTransport(depth=0), PinnedRing(depth=0)
+
+ON_CPU = {
+    "naive": Kind(NAIVE),
+    "ring": Kind(RING),
+    "ring, offered": Kind(OfferedRing(depth=0)),
+}
+IN_ONE_PROCESS = {
+    "naive, one process": Kind(NAIVE, two_processes=False),
+    "ring, one process": Kind(RING, two_processes=False),
+}
+ON_CUDA = {
+    "naive, cuda": Kind(NAIVE, "cuda:0", "cuda:0"),
+    "ring, cuda": Kind(RING, "cuda:0", "cuda:0"),
+    "ring, pinned": Kind(PINNED, "cuda:0", "cuda:0"),
+}
+ON_TWO = {
+    "naive, two devices": Kind(NAIVE, "cuda:0", "cuda:1"),
+    "ring, two devices": Kind(RING, "cuda:0", "cuda:1"),
+    "ring, two devices, pinned": Kind(PINNED, "cuda:0", "cuda:1"),
 }
 
-every_transport = pytest.mark.parametrize("open_channel", TRANSPORTS.values(), ids=TRANSPORTS)
+
+def each(kinds: Mapping[str, Kind], devices: int = 0) -> list[Any]:
+    """Parameters of a test; skipped where there are fewer CUDA devices."""
+    reason = f"there are {DEVICES} CUDA devices, and this takes {devices}"
+    marks = pytest.mark.skipif(devices > DEVICES, reason=reason)
+    return [pytest.param(kind, id=name, marks=marks) for name, kind in kinds.items()]
+
+
+BETWEEN_PROCESSES = [*each(ON_CPU), *each(ON_CUDA, 1), *each(ON_TWO, 2)]
+
+every_kind = pytest.mark.parametrize("kind", [*BETWEEN_PROCESSES, *each(IN_ONE_PROCESS)])
+between_processes = pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Connection]:
+    """Another process, which uses receivers as it is told to."""
+    forkserver.start()
+    here, there = torch.multiprocessing.Pipe()
+    process = forkserver.context().Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    yield here
+    here.send(None)
+    process.join(LIMIT_S)
+    assert process.exitcode == 0
+
+
+@pytest.fixture
+def open_channel(kind: Kind, commands: Connection) -> Open:
+    def open_channel(slots: int, largest: Tensors) -> Channel:
+        sender, receiver = kind.ends(slots, largest)
+        if kind.two_processes:
+            receiver = FarReceiver(commands, receiver)
+        receiver.open()
+        sender.open()
+        return sender, receiver
+
+    return open_channel
 
 
 def counting(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,7 +167,7 @@ def assert_same(received: Tensors, sent: Tensors) -> None:
         assert received[name].dtype == tensor.dtype
         assert received[name].shape == tensor.shape
         assert received[name].stride() == tensor.stride()
-        assert torch.equal(received[name], tensor)
+        assert torch.equal(received[name].cpu(), tensor)
 
 
 def put(sender: Sender, header: object, tensors: Tensors) -> None:
@@ -81,7 +180,7 @@ def take(receiver: Receiver) -> tuple[object, dict[str, Tensor]]:
     return receiver.receive()
 
 
-@every_transport
+@every_kind
 @pytest.mark.parametrize("case", CASES)
 def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None:
     sender, receiver = open_channel(1, CASES[case])
@@ -91,7 +190,7 @@ def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None
     assert_same(tensors, CASES[case])
 
 
-@every_transport
+@every_kind
 def test_a_shorter_last_batch(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {"x": counting(4, 3)})
     for samples in (4, 3, 1, 4):
@@ -102,7 +201,7 @@ def test_a_shorter_last_batch(open_channel: Open) -> None:
         receiver.release()
 
 
-@every_transport
+@every_kind
 def test_the_sender_may_change_its_tensors_afterwards(open_channel: Open) -> None:
     tensor = counting(3, 4)
     sender, receiver = open_channel(1, {"x": tensor})
@@ -111,7 +210,7 @@ def test_the_sender_may_change_its_tensors_afterwards(open_channel: Open) -> Non
     assert_same(take(receiver)[1], {"x": counting(3, 4)})
 
 
-@every_transport
+@every_kind
 def test_gradients_do_not_cross(open_channel: Open) -> None:
     weight = counting(3).requires_grad_()
     sender, receiver = open_channel(2, {"weight": weight})
@@ -121,7 +220,7 @@ def test_gradients_do_not_cross(open_channel: Open) -> None:
     assert not take(receiver)[1]["weight"].requires_grad
 
 
-@every_transport
+@every_kind
 def test_peek_leaves_the_message(open_channel: Open) -> None:
     sender, receiver = open_channel(2, {"x": counting(2)})
     put(sender, "first", {"x": counting(2)})
@@ -134,7 +233,7 @@ def test_peek_leaves_the_message(open_channel: Open) -> None:
     assert receiver.peek() == "second"
 
 
-@every_transport
+@every_kind
 def test_wait_says_that_nothing_is_there(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {})
     assert not receiver.wait(0.0)
@@ -143,7 +242,7 @@ def test_wait_says_that_nothing_is_there(open_channel: Open) -> None:
     assert not receiver.wait(0.0)
 
 
-@every_transport
+@every_kind
 @pytest.mark.parametrize("slots", [1, 2, 5])
 def test_a_slot_is_free_again_once_it_is_released(open_channel: Open, slots: int) -> None:
     sender, receiver = open_channel(slots, {"x": counting(2)})
@@ -158,7 +257,7 @@ def test_a_slot_is_free_again_once_it_is_released(open_channel: Open, slots: int
     assert not sender.wait(0.0)
 
 
-@every_transport
+@every_kind
 def test_bytes_sent(open_channel: Open) -> None:
     tensors = {"x": counting(4, 3), "label": counting(4, dtype=torch.int64)}
     sender, _ = open_channel(3, tensors)
@@ -169,8 +268,8 @@ def test_bytes_sent(open_channel: Open) -> None:
     assert sender.bytes_sent == (4 * 3 * 4 + 4 * 8) + 0 + 2 * 3 * 4
 
 
-@every_transport
-@settings(max_examples=30)
+@every_kind
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])  # stateless
 @given(st.integers(1, 4), st.lists(st.sampled_from(["send", "receive", "release"])))
 def test_a_channel_is_a_bounded_queue(open_channel: Open, slots: int, steps: list[str]) -> None:
     """Against a model; whatever is held keeps its values."""
@@ -199,24 +298,24 @@ def test_a_channel_is_a_bounded_queue(open_channel: Open, slots: int, steps: lis
 
 def echo(receiver: Receiver, sender: Sender) -> None:
     """The other process: sends everything back until it is told to end."""
+    receiver.open()
+    sender.open()
     while (message := take(receiver))[0] != "end":
         put(sender, *message)
         receiver.release()
 
 
 @pytest.fixture
-def other_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Callable[..., None]]:
+def start_echo() -> Iterator[Callable[..., None]]:
     """Starts `echo`; it has ended well when the test is over."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # it imports this module
-    assert __name__ in sys.modules
     forkserver.start()
-    started = []
+    started: list[tuple[Any, object]] = []
 
-    def start(receiver: Receiver, sender: Sender, *ours: object) -> None:
+    def start(receiver: Receiver, sender: Sender, *ours: Sender | Receiver) -> None:
         process = forkserver.context().Process(target=echo, args=(receiver, sender), daemon=True)
         process.start()
+        for end in ours:
+            end.open()
         # Our ends live as long as the process, which may still give the last slot back.
         started.append((process, ours))
 
@@ -228,15 +327,14 @@ def other_process(
         assert process.exitcode == 0
 
 
-@every_transport
-def test_there_and_back_across_processes(
-    open_channel: Open, other_process: Callable[..., None]
-) -> None:
+@between_processes
+def test_there_and_back(kind: Kind, start_echo: Callable[..., None]) -> None:
+    """What the other one has just received it sends on, and gives the slot back at once."""
     everything = {f"{case} {n}": t for case, tensors in CASES.items() for n, t in tensors.items()}
-    sender, far_receiver = open_channel(2, everything)
-    far_sender, receiver = open_channel(1, everything)
-    other_process(far_receiver, far_sender, sender, receiver)
-    for case, tensors in CASES.items():
+    sender, far_receiver = kind.ends(2, everything)
+    far_sender, receiver = kind.ends(1, everything, back=True)
+    start_echo(far_receiver, far_sender, sender, receiver)
+    for case, tensors in [*CASES.items()] * 3:
         changed = {f"{case} {name}": tensor.clone() for name, tensor in tensors.items()}
         put(sender, case, changed)
         for tensor in changed.values():
@@ -248,14 +346,12 @@ def test_there_and_back_across_processes(
     put(sender, "end", {})
 
 
-@every_transport
-def test_backpressure_across_processes(
-    open_channel: Open, other_process: Callable[..., None]
-) -> None:
+@between_processes
+def test_backpressure(kind: Kind, start_echo: Callable[..., None]) -> None:
     """The other one sends message 0 back, holds 1 because its way back is full, and 2 waits."""
-    sender, far_receiver = open_channel(2, {"x": counting(3)})
-    far_sender, receiver = open_channel(1, {"x": counting(3)})
-    other_process(far_receiver, far_sender, sender, receiver)
+    sender, far_receiver = kind.ends(2, {"x": counting(3)})
+    far_sender, receiver = kind.ends(1, {"x": counting(3)}, back=True)
+    start_echo(far_receiver, far_sender, sender, receiver)
     for number in range(3):
         put(sender, number, {"x": torch.full((3,), float(number))})
     assert not sender.wait(0.1)
@@ -265,3 +361,16 @@ def test_backpressure_across_processes(
         assert tensors["x"].tolist() == [float(number)] * 3
         receiver.release()
     put(sender, "end", {})
+
+
+@pytest.mark.parametrize("kind", [pytest.param(Kind(OfferedRing(depth=0)), id="ring, offered")])
+def test_no_slot_is_free_before_its_memory_is_there(kind: Kind, commands: Connection) -> None:
+    sender, receiver = kind.ends(2, {"x": counting(3)})
+    sender.open()
+    assert not sender.wait(0.0)
+    far = FarReceiver(commands, receiver)
+    far.open()
+    put(sender, None, {"x": counting(3)})
+    put(sender, None, {"x": counting(3)})
+    assert not sender.wait(0.0)
+    assert_same(take(far)[1], {"x": counting(3)})

@@ -1,11 +1,17 @@
 """What only the ring does: messages lie in the slots themselves."""
 
+import logging
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from ppll_cli.transport import ring
 from ppll_cli.transport.channel import ALIGNMENT, message_bytes
-from ppll_cli.transport.ring import RingTransport
+from ppll_cli.transport.memory import HostMemory
+from ppll_cli.transport.order import HostOrder, Tensors
+from ppll_cli.transport.ring import RingReceiver, RingSender, RingTransport
 from ppll_cli.values import ValueSpec
 
 WAIT_S = 10.0
@@ -13,7 +19,7 @@ WAIT_S = 10.0
 
 def test_a_receiver_reads_in_place() -> None:
     """No copy is made: what is received lies in the ring's memory, each tensor aligned."""
-    sender, receiver = RingTransport(depth=0).channel(2, 512)
+    sender, receiver = RingTransport(depth=0).channel(2, 2 * ALIGNMENT)
     seen = []
     for number in range(4):
         assert sender.wait(WAIT_S)
@@ -24,15 +30,16 @@ def test_a_receiver_reads_in_place() -> None:
         seen.append((tensors["x"].data_ptr(), tensors["y"].data_ptr()))
         receiver.release()
     assert seen[0] == seen[2] != seen[1] == seen[3]
-    assert seen[1][0] - seen[0][0] == 512
+    assert seen[1][0] - seen[0][0] == 2 * ALIGNMENT
 
 
 def test_a_message_that_does_not_fit_is_refused() -> None:
-    sender, _ = RingTransport(depth=0).channel(1, 128)
+    sender, _ = RingTransport(depth=0).channel(1, 1000)
     assert sender.wait(WAIT_S)
-    with pytest.raises(ValueError, match=r"^\{'x': \[65\]\} take 320 bytes; a slot has 128$"):
-        sender.send(None, {"x": torch.zeros(65)})
-    sender.send(None, {"x": torch.zeros(32)})
+    message = r"^\{'x': \[300\]\} take 1536 bytes; a slot has 1024$"
+    with pytest.raises(ValueError, match=message):
+        sender.send(None, {"x": torch.zeros(300)})
+    sender.send(None, {"x": torch.zeros(256)})
 
 
 def test_any_message_has_room_for_a_norm() -> None:
@@ -49,16 +56,137 @@ def test_how_large_a_message_is() -> None:
         ValueSpec((), torch.int64),
         ValueSpec((9, 9), torch.bool),
     ]
-    assert message_bytes(specs, samples=8) == 128 + 64 + 704
+    assert message_bytes(specs, samples=8) == 512 + 512 + 1024
+
+
+class Recording:
+    """An order that says what is asked of it, and what the other end could see of it by then.
+
+    Args:
+        name: Of the end.
+        seen: What is said.
+    """
+
+    def __init__(self, name: str, seen: list[str]) -> None:
+        self._name, self._seen = name, seen
+        self._made: set[int] = set()
+        self.visible: Callable[[], bool] = lambda: False
+
+    def learn(self, handle: bytes) -> None:
+        self._seen.append(f"{self._name} learns {handle.decode()}")
+
+    def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
+        assert not self.visible(), "the token went before the slot was filled"
+        HostOrder().fill(slot, views, tensors)
+        self._seen.append(f"{self._name} fills {slot}")
+        return self._handle(slot)
+
+    def take(self, slot: int) -> None:
+        self._seen.append(f"{self._name} takes {slot}")
+
+    def give_back(self, slot: int) -> bytes:
+        assert not self.visible(), "the slot was given back before that was in order"
+        self._seen.append(f"{self._name} gives back {slot}")
+        return self._handle(slot)
+
+    def _handle(self, slot: int) -> bytes:
+        first = slot not in self._made
+        self._made.add(slot)
+        return f"{self._name} {slot}".encode() if first else b""
+
+
+@pytest.fixture
+def recorded() -> tuple[RingSender, RingReceiver, list[str]]:
+    """A ring of two slots, and what its orders say."""
+    seen: list[str] = []
+    orders = Recording("producer", seen), Recording("consumer", seen)
+    memory = HostMemory(torch.zeros(2 * ALIGNMENT, dtype=torch.uint8), pinned=False)
+    sender, receiver = ring.ring(2, ALIGNMENT, (memory, memory), orders)
+    orders[0].visible = lambda: receiver.wait(0.0)
+    return sender, receiver, seen
+
+
+def pass_on(sender: RingSender, receiver: RingReceiver, tensor: Tensor) -> Tensor:
+    assert sender.wait(WAIT_S)
+    sender.send(None, {"x": tensor})
+    assert receiver.wait(WAIT_S)
+    return receiver.receive()[1]["x"]
+
+
+def test_each_slot_is_ordered_in_its_turn(
+    recorded: tuple[RingSender, RingReceiver, list[str]],
+) -> None:
+    """Each end learns the other's event of a slot with the first token after it was made."""
+    sender, receiver, seen = recorded
+    for number in range(3):
+        received = pass_on(sender, receiver, torch.full((3,), float(number)))
+        assert received.tolist() == [number] * 3
+        receiver.release()
+    first = ["fills 0", "learns producer 0", "takes 0", "gives back 0"]
+    second = ["learns consumer 0", "fills 1", "learns producer 1", "takes 1", "gives back 1"]
+    third = ["learns consumer 1", "fills 0", "takes 0", "gives back 0"]
+    names = {"fills": "producer", "takes": "consumer", "gives": "consumer"}
+
+    def who(line: str) -> str:
+        if line.startswith("learns"):
+            return "consumer" if "producer" in line else "producer"
+        return names[line.split()[0]]
+
+    assert seen == [f"{who(line)} {line}" for line in [*first, *second, *third]]
+
+
+def test_slots_are_given_back_in_the_order_in_which_they_came(
+    recorded: tuple[RingSender, RingReceiver, list[str]],
+) -> None:
+    sender, receiver, seen = recorded
+    for number in range(2):
+        pass_on(sender, receiver, torch.full((3,), float(number)))
+    assert not sender.wait(0.0)
+    seen.clear()
+    receiver.release()
+    receiver.release()
+    assert seen == ["consumer gives back 0", "consumer gives back 1"]
 
 
 def test_what_stands_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = RingTransport(depth=2)
     monkeypatch.setattr(ring, "_free_bytes", lambda: 100 << 20)
     assert transport.obstacle(80 << 20, ["cpu", "cpu"]) is None
-    assert transport.obstacle(99 << 20, ["cpu"]) == (
-        "its slots take 99 MiB, and /dev/shm has 100 MiB left"
-    )
-    assert transport.obstacle(1, ["cuda:0", "cuda:1"]) == "it is for CPU workers"
+    full = "its slots take 99 MiB, and /dev/shm has 100 MiB left"
+    assert transport.obstacle(99 << 20, ["cpu"]) == full
     monkeypatch.setattr(ring, "_free_bytes", lambda: None)
     assert transport.obstacle(99 << 40, ["cpu"]) is None
+
+
+def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport, devices = RingTransport(depth=2), ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setattr(ring, "_free_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(ring, "cannot_share", lambda: None)
+    monkeypatch.setattr(ring, "cannot_reach", lambda one, other: None)
+    assert transport.obstacle(99 << 20, devices) is None
+    full = "its slots take 99 MiB, and /dev/shm has 100 MiB left"
+    monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "no way")
+    assert transport.obstacle(99 << 20, devices) == full
+    assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) is None
+    monkeypatch.setattr(ring, "cannot_share", lambda: "not shared")
+    assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) == full
+
+
+def test_why_host_memory_is_used_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is asked of a device: the ends are opened by the workers."""
+    monkeypatch.setattr(ring, "cannot_share", lambda: None)
+    monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "there is no way")
+    transport = RingTransport(depth=1)
+    with caplog.at_level(logging.WARNING):
+        for source, target in (("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")):
+            sender, _receiver = transport.channel(2, 100, source, target)
+            assert sender.wait(0.0)  # its memory is there already
+    assert caplog.messages == ["transport=ring: there is no way; pinned host memory is used"]
+
+
+def test_memory_on_a_device_is_not_made_in_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "cannot_share", lambda: None)
+    sender, _receiver = RingTransport(depth=1).channel(2, 100, "cuda:0", "cuda:0")
+    assert not sender.wait(0.0)

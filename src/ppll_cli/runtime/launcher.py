@@ -17,6 +17,7 @@ from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.worker import Links, StopFlag
 from ppll_cli.transport.channel import Receiver, Sender, Transport
+from ppll_cli.transport.memory import remove_left
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,9 @@ def _channels(
     senders: list[dict[int, Sender]] = [{} for _ in range(job.stages)]
     receivers: list[dict[int, Receiver]] = [{} for _ in range(job.stages)]
     for (source, target), room in job.channels().items():
-        senders[source][target], receivers[target][source] = transport.channel(*room)
+        senders[source][target], receivers[target][source] = transport.channel(
+            *room, job.devices[source], job.devices[target]
+        )
     return senders, receivers
 
 
@@ -174,6 +177,8 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
         for watched in workers:
             watched.process.join(LEAVE_S)
             watched.reports.close()
+            if watched.process.pid is not None:
+                remove_left(watched.process.pid)
 
 
 @contextmanager

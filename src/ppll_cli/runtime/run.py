@@ -20,7 +20,8 @@ from ppll_cli.runtime.summary import summarise
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make
 from ppll_cli.transport.channel import Transport
-from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.choice import usable
+from ppll_cli.transport.descriptors import check_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,16 @@ class Run:
         for note in self.prepared.notes:
             log.info(note)
         job = self.prepared.job
-        size = sum(room.slots * room.size for room in job.channels().values())
-        if obstacle := transport.obstacle(size, job.devices):
-            log.warning("transport=%s: %s; naive is used", self.choices["transport"], obstacle)
-            transport = NaiveTransport(depth=transport.depth)
+        name, channels = self.choices["transport"], job.channels()
+        size = sum(room.slots * room.size for room in channels.values())
+        transport = usable(name, transport, size, job.devices)
+        check_descriptors(
+            name,
+            transport,
+            job.stages,
+            [(*channel, room.slots) for channel, room in channels.items()],
+            tensors=max((len(edge.names) for edge in job.edges), default=0),
+        )
         self.console = Console(job.task.metric, job.course.epochs)
         path = self.run_dir / "metrics.jsonl"
         with Metrics(path, job.task, len(job.layout.modules)) as self.metrics:

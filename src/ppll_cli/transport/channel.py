@@ -7,9 +7,12 @@ arrive with the shapes, dtypes and strides that they were sent with.
 
 Waiting is apart from the rest and bounded, so that a worker can tell how long it waited and look up
 in between.
+
+The ends are made in the parent and go to the workers as these start. What belongs to a device is
+made there, by `open`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Protocol
 
@@ -19,9 +22,9 @@ from ppll_cli.values import ValueSpec
 
 Header = object
 
-ALIGNMENT = 64
-"""Bytes to whose multiples the tensors of a message are aligned, as torch aligns its own: kernels
-may take another path, with other bits, for memory that is not."""
+ALIGNMENT = 512
+"""Bytes to whose multiples the tensors of a message are aligned, as torch aligns its own (on CPU 64
+would do): kernels may take another path, with other bits, for memory that is not."""
 
 
 def aligned(size: int) -> int:
@@ -44,17 +47,28 @@ class Sender(Protocol):
 
     bytes_sent: int
 
+    def open(self) -> None:
+        """Make what is needed in this process; once, in its main thread, before all else."""
+        ...
+
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a slot is free; whether one is."""
+        """Wait until a slot is free; whether one is. None is before the other end is open."""
         ...
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message; only after `wait` returned True. The tensors may change afterwards."""
+        """Send a message; only after `wait` returned True.
+
+        The tensors may be changed and freed afterwards; on CUDA by what is queued afterwards.
+        """
         ...
 
 
 class Receiver(Protocol):
     """The consumer's end."""
+
+    def open(self) -> None:
+        """Make what is needed in this process; once, in its main thread, before all else."""
+        ...
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message is there; whether one is."""
@@ -65,11 +79,14 @@ class Receiver(Protocol):
         ...
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """The next message; only after `wait` returned True."""
+        """The next message; only after `wait` returned True. On CUDA the current stream waits."""
         ...
 
     def release(self) -> None:
-        """Give the slot of the oldest message that was received and not released back."""
+        """Give the slot of the oldest message that was received and not released back.
+
+        On CUDA what is queued on the current stream may still read it.
+        """
         ...
 
 
@@ -82,7 +99,7 @@ class Transport(Protocol):
 
     depth: int
 
-    def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
+    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Why it cannot work here; None if it can.
 
         Args:
@@ -91,9 +108,25 @@ class Transport(Protocol):
         """
         ...
 
-    def channel(self, slots: int, size: int) -> tuple[Sender, Receiver]:
-        """The two ends of a new channel, whose messages have `size` bytes at most.
+    def descriptors(self, slots: int, tensors: int) -> int:
+        """How many file descriptors an end of a channel takes at most.
 
-        Each tensor counts with its size rounded up to 64 bytes.
+        Args:
+            slots: Of the channel.
+            tensors: How many a message has at most.
+        """
+        ...
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[Sender, Receiver]:
+        """The two ends of a new channel.
+
+        Args:
+            slots: How many messages it holds.
+            size: Bytes of a message at most; each tensor counts with its size rounded up to the
+                alignment.
+            source: The producer's device.
+            target: The consumer's device.
         """
         ...

@@ -1,38 +1,37 @@
 """The plain way: a fresh tensor in shared memory for each message.
 
 `torch.multiprocessing` moves a tensor that is sent into shared memory (on CUDA it makes an IPC
-handle), and the receiver maps it. A second pipe carries the slots that are given back. One producer
-and one consumer need no lock, so the ends of two pipes are all that there is.
+handle and orders the streams), and the receiver maps it.
 """
 
-from collections.abc import Iterable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Mapping, Sequence
 
-import torch.multiprocessing
 from torch import Tensor
 
 from ppll_cli.transport.channel import Header
+from ppll_cli.transport.devices import cannot_share
+from ppll_cli.transport.pipes import Ends, FreeSlots, open_pipes
 
 
 class NaiveSender:
     """The producer's end; see `channel.Sender`."""
 
-    def __init__(self, messages: Connection, returned: Connection, slots: int) -> None:
-        self._messages, self._returned, self._free = messages, returned, slots
+    def __init__(self, ends: Ends, slots: int) -> None:
+        self._messages, self._free = ends.messages, FreeSlots(ends.returned, slots)
         self.bytes_sent = 0
+
+    def open(self) -> None:
+        """There is nothing to make."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a slot is free; whether one is."""
-        while self._returned.poll(timeout_s if self._free == 0 else 0):
-            self._returned.recv_bytes()
-            self._free += 1
-        return self._free > 0
+        return self._free.wait(timeout_s, lambda _: 1)
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send copies of the tensors."""
         # A copy, because sending moves a tensor's storage into memory that the receiver shares.
         fresh = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self._free -= 1
+        self._free.count -= 1
         # Apart, so that a receiver that looks at the header does not map the tensors yet.
         self._messages.send(header)
         self._messages.send(fresh)
@@ -42,9 +41,12 @@ class NaiveSender:
 class NaiveReceiver:
     """The consumer's end; see `channel.Receiver`."""
 
-    def __init__(self, messages: Connection, returned: Connection) -> None:
-        self._messages, self._returned = messages, returned
+    def __init__(self, ends: Ends) -> None:
+        self._messages, self._returned = ends
         self._header: Header | None = None
+
+    def open(self) -> None:
+        """There is nothing to make."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message is there; whether one is."""
@@ -63,7 +65,7 @@ class NaiveReceiver:
 
     def release(self) -> None:
         """Give a slot back; the memory goes with the last reference to the tensors."""
-        self._returned.send_bytes(b"\0")
+        self._returned.send_bytes(b"")
 
 
 class NaiveTransport:
@@ -76,15 +78,18 @@ class NaiveTransport:
     def __init__(self, *, depth: int) -> None:
         self.depth = depth
 
-    def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
-        """Nothing is in its way."""
-        return None
+    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
+        """CUDA memory that other processes cannot be given stands in its way."""
+        on_cuda = len(devices) > 1 and any(device != "cpu" for device in devices)
+        return cannot_share() if on_cuda else None
 
-    def channel(self, slots: int, size: int) -> tuple[NaiveSender, NaiveReceiver]:
+    def descriptors(self, slots: int, tensors: int) -> int:
+        """Two pipes' ends, and one for each tensor that is sent or held."""
+        return 2 + slots * tensors
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[NaiveSender, NaiveReceiver]:
         """The two ends of a new channel."""
-        receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
-        receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
-        return (
-            NaiveSender(send_messages, receive_returned, slots),
-            NaiveReceiver(receive_messages, send_returned),
-        )
+        producer, consumer = open_pipes()
+        return NaiveSender(producer, slots), NaiveReceiver(consumer)

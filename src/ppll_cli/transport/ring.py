@@ -3,23 +3,32 @@
 A sender copies its tensors into a slot, and a token goes through a pipe; the receiver computes on
 the slot in place. The token has the header and the number of the layout, the names, dtypes, shapes
 and strides of the tensors, which are spelled out when they are used for the first time. Slots are
-used in turn and given back in the order in which they were received, so nothing names one. One
-producer and one consumer need no lock, so the ends of two pipes and the memory are all there is.
+used in turn and given back in the order in which they were received, so nothing names one.
+
+Where the slots are (`memory`) and how the two ends take turns with one (`order`) depends on the
+devices. Between CPU workers they are in shared memory, and nothing is needed beside the tokens.
+Between CUDA workers they are on the consumer's device, or, where its memory cannot be shared with
+the producer's process or reached from its device, in pinned host memory, from which the receiver
+copies; events order the two ends in either.
 """
 
+import logging
 import pickle
-import select
 import shutil
-from collections.abc import Iterable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
-import torch.multiprocessing
+import torch
 from torch import Tensor
 
 from ppll_cli.transport.channel import ALIGNMENT, Header, aligned
+from ppll_cli.transport.devices import cannot_reach, cannot_share
+from ppll_cli.transport.memory import SHARED_MEMORY, DeviceMemory, HostMemory, Memory
+from ppll_cli.transport.order import CudaOrder, HostOrder, Order
+from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet, open_pipes
 
-SHARED_MEMORY = "/dev/shm"
+log = logging.getLogger(__name__)
 
 
 class _Tensor(NamedTuple):
@@ -32,70 +41,70 @@ class _Tensor(NamedTuple):
 
 
 _Layout = tuple[_Tensor, ...]
+_Token = tuple[int, Header, bytes, _Layout | None]
+"""A layout's number, the header, and what is told once: the slot's event, and the layout."""
 
 
-class _Slots:
-    """The memory, seen from either end, and which slot comes next.
+class Slots:
+    """The slots, seen from either end, and which one comes next.
 
     Args:
-        memory: uint8 [slots * size], shared.
-        slots: How many.
+        memory: Where they are.
+        count: How many.
         size: Bytes of each.
     """
 
-    def __init__(self, memory: Tensor, slots: int, size: int) -> None:
-        self.memory, self.slots, self.size = memory, slots, size
+    def __init__(self, memory: Memory, count: int, size: int) -> None:
+        self.memory, self.count, self.size = memory, count, size
         self._next = 0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
 
-    def next(self, number: int, layout: _Layout) -> dict[str, Tensor]:
-        """The tensors of the next slot, laid out in a way that has this number."""
-        slot, self._next = self._next, (self._next + 1) % self.slots
+    def next(self, number: int, layout: _Layout) -> tuple[int, dict[str, Tensor]]:
+        """The next slot and its tensors, laid out in a way that has this number."""
+        slot, self._next = self._next, (self._next + 1) % self.count
         views = self._views.get((slot, number))
         if views is None:
             views = self._views[slot, number] = self._lay_out(slot * self.size, layout)
-        return views
+        return slot, views
 
     def _lay_out(self, start: int, layout: _Layout) -> dict[str, Tensor]:
+        memory = self.memory.tensor
+        assert memory is not None
         views = {}
-        storage = self.memory.untyped_storage()
         for name, dtype, shape, stride in layout:
-            view: Tensor = torch.empty(0, dtype=dtype)
-            views[name] = view.set_(storage, start // dtype.itemsize, shape, stride)
+            view: Tensor = torch.empty(0, dtype=dtype, device=memory.device)
+            views[name] = view.set_(
+                memory.untyped_storage(), start // dtype.itemsize, shape, stride
+            )
             start += aligned(view.nbytes)
         return views
-
-
-class _End:
-    """A pipe's end of which one can see quickly whether something can be read."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._poll: select.poll | None = None  # made where it is used: it cannot be sent
-
-    def ready(self, timeout_s: float) -> bool:
-        """Wait until something can be read; whether it can."""
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self.connection.fileno(), select.POLLIN)
-        return bool(self._poll.poll(1000 * timeout_s))
 
 
 class RingSender:
     """The producer's end; see `channel.Sender`."""
 
-    def __init__(self, messages: Connection, returned: Connection, slots: _Slots) -> None:
-        self._messages, self._returned, self._slots = messages, _End(returned), slots
-        self._free = slots.slots
-        self._layouts: dict[_Layout, int] = {}
+    def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
+        self._messages, self._slots, self._order = ends.messages, slots, order
+        self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
+        self._layouts: dict[_Layout, tuple[int, int]] = {}  # its number, and the tensors' bytes
         self.bytes_sent = 0
+
+    def open(self) -> None:
+        """Open the memory, where it is there already."""
+        self._slots.memory.open()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a slot is free; whether one is."""
-        while self._returned.ready(timeout_s if self._free == 0 else 0):
-            self._returned.connection.recv_bytes()
-            self._free += 1
-        return self._free > 0
+        return self._free.wait(timeout_s, self._take)
+
+    def _take(self, word: bytes) -> int:
+        """Take what comes back, the memory before all else; returns how many slots it frees."""
+        if self._slots.memory.tensor is None:
+            self._slots.memory.accept(word)
+            return self._slots.count
+        if word:
+            self._order.learn(word)
+        return 1
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors into the next slot.
@@ -107,17 +116,18 @@ class RingSender:
             _Tensor(name, tensor.dtype, tuple(tensor.shape), _strides(tensor))
             for name, tensor in tensors.items()
         )
-        number = self._layouts.get(layout)
-        token: tuple[Any, ...] = (number, header)
-        if number is None:
+        known, spelled_out = self._layouts.get(layout), None
+        if known is None:
             self._check_size(tensors)
-            number = self._layouts[layout] = len(self._layouts)
-            token = (number, header, layout)
-        views = self._slots.next(number, layout)
-        for name, tensor in tensors.items():
-            views[name].copy_(tensor.detach())
-            self.bytes_sent += tensor.numel() * tensor.itemsize
-        self._free -= 1
+            size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+            known = self._layouts[layout] = len(self._layouts), size
+            spelled_out = layout
+        number, size = known
+        slot, views = self._slots.next(number, layout)
+        handle = self._order.fill(slot, views, tensors)
+        self.bytes_sent += size
+        self._free.count -= 1
+        token: _Token = (number, header, handle, spelled_out)
         # Connection.send would make a pickler of its own that knows tensors, which there are none.
         self._messages.send_bytes(pickle.dumps(token, pickle.HIGHEST_PROTOCOL))
 
@@ -129,12 +139,23 @@ class RingSender:
 
 
 class RingReceiver:
-    """The consumer's end; see `channel.Receiver`. What it receives lies in the slot itself."""
+    """The consumer's end; see `channel.Receiver`.
 
-    def __init__(self, messages: Connection, returned: Connection, slots: _Slots) -> None:
-        self._messages, self._returned, self._slots = _End(messages), returned, slots
+    What it receives lies in the slot itself, or in a copy on a device that cannot compute there.
+    """
+
+    def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
+        self._messages, self._returned = Inlet(ends.messages), ends.returned
+        self._slots, self._order, self._device = slots, order, device
         self._layouts: list[_Layout] = []
-        self._token: tuple[Any, ...] | None = None
+        self._token: _Token | None = None
+        self._oldest = 0
+
+    def open(self) -> None:
+        """Open the memory, and offer it to the producer where that does not have it."""
+        offer = self._slots.memory.offer()
+        if offer:
+            self._returned.send_bytes(offer)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message is there; whether one is."""
@@ -142,27 +163,38 @@ class RingReceiver:
 
     def peek(self) -> Header:
         """The header of the next message."""
+        return self._peek()[1]
+
+    def _peek(self) -> _Token:
         if self._token is None:
             # What a worker of the same run has written, as with multiprocessing's own messages.
-            self._token = pickle.loads(self._messages.connection.recv_bytes())
-            self._layouts += self._token[2:]
-        return self._token[1]
+            token: Any = pickle.loads(self._messages.connection.recv_bytes())
+            self._token = token
+        return self._token
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """The next message; its tensors are the slot's until that is released."""
-        header = self.peek()
-        assert self._token is not None
-        number, self._token = self._token[0], None
-        views = self._slots.next(number, self._layouts[number])
-        return header, {name: view.detach() for name, view in views.items()}
+        number, header, handle, layout = self._peek()
+        self._token = None
+        if layout is not None:
+            self._layouts.append(layout)
+        if handle:
+            self._order.learn(handle)
+        slot, views = self._slots.next(number, self._layouts[number])
+        self._order.take(slot)
+        if self._device is None:
+            return header, {name: view.detach() for name, view in views.items()}
+        device = self._device
+        return header, {name: view.to(device, non_blocking=True) for name, view in views.items()}
 
     def release(self) -> None:
         """Give the oldest slot back."""
-        self._returned.send_bytes(b"\0")
+        slot, self._oldest = self._oldest, (self._oldest + 1) % self._slots.count
+        self._returned.send_bytes(self._order.give_back(slot))
 
 
 class RingTransport:
-    """Channels of slots in shared memory.
+    """Channels of slots that are made once.
 
     Args:
         depth: How many slots each channel has beyond those that a schedule holds.
@@ -170,28 +202,75 @@ class RingTransport:
 
     def __init__(self, *, depth: int) -> None:
         self.depth = depth
+        self._told: set[str] = set()
 
-    def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
+    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Why channels of `size` bytes in all cannot be made here; None if they can."""
-        if any(device != "cpu" for device in devices):
-            return "it is for CPU workers"
+        pairs = combinations(dict.fromkeys(devices), 2)
+        on_cuda = "cpu" not in devices
+        if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):
+            return None
         free = _free_bytes()
         # Memory that is not there is only noticed when it is touched, and kills the process then.
         if free is not None and size > 0.9 * free:
             return f"its slots take {size >> 20} MiB, and {SHARED_MEMORY} has {free >> 20} MiB left"
         return None
 
-    def channel(self, slots: int, size: int) -> tuple[RingSender, RingReceiver]:
+    def descriptors(self, slots: int, tensors: int) -> int:
+        """Two pipes' ends, and the memory."""
+        return 3
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[RingSender, RingReceiver]:
         """The two ends of a new channel."""
         size = max(ALIGNMENT, aligned(size))
-        memory = torch.zeros(slots * size, dtype=torch.uint8)
-        memory.share_memory_()  # type: ignore[no-untyped-call]
-        receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
-        receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
-        return (
-            RingSender(send_messages, receive_returned, _Slots(memory, slots, size)),
-            RingReceiver(receive_messages, send_returned, _Slots(memory, slots, size)),
-        )
+        if "cpu" in (source, target):
+            host = _on_host(slots * size, pinned=False)
+            return ring(slots, size, host, (HostOrder(), HostOrder()))
+        obstacle = cannot_share() or cannot_reach(source, target)
+        aside = obstacle is not None or source != target
+        orders = CudaOrder(source, target, aside), CudaOrder(target, source, aside)
+        if obstacle is not None:
+            self._tell(f"{obstacle}; pinned host memory is used")
+            return ring(slots, size, _on_host(slots * size, pinned=True), orders, target)
+        there = DeviceMemory(slots * size, target), DeviceMemory(slots * size, target)
+        return ring(slots, size, there, orders)
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            log.warning("transport=ring: %s", line)
+        self._told.add(line)
+
+
+def ring(
+    slots: int,
+    size: int,
+    memories: tuple[Memory, Memory],
+    orders: tuple[Order, Order],
+    device: str | None = None,
+) -> tuple[RingSender, RingReceiver]:
+    """The two ends of a new ring.
+
+    Args:
+        slots: How many.
+        size: Bytes of each.
+        memories: As the producer's end sees it, and the consumer's.
+        orders: Likewise.
+        device: Where the receiver copies what comes; None: it is read in place.
+    """
+    producer, consumer = open_pipes()
+    theirs, ours = (Slots(memory, slots, size) for memory in memories)
+    return (
+        RingSender(producer, theirs, orders[0]),
+        RingReceiver(consumer, ours, orders[1], device),
+    )
+
+
+def _on_host(size: int, pinned: bool) -> tuple[HostMemory, HostMemory]:
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return HostMemory(tensor, pinned), HostMemory(tensor, pinned)
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:

@@ -1,0 +1,84 @@
+"""A receiver in another process, used as if it were in this one.
+
+What a test finds of a channel between two processes, or on CUDA, is then found by the same lines as
+within one. On CUDA there is no other way: a process cannot open what it has itself shared.
+"""
+
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor
+
+from ppll_cli.transport.channel import Header, Receiver, Sender
+
+
+def serve(commands: Connection) -> None:
+    """The other process: calls what it is told to on the receiver that it was last given."""
+    receiver: Receiver
+    while (command := commands.recv()) is not None:
+        name, *arguments = command
+        if name == "use":
+            (receiver,) = arguments
+            receiver.open()
+            commands.send(None)
+        elif name == "receive":
+            header, tensors = receiver.receive()
+            commands.send((header, {name: _copy(tensor) for name, tensor in tensors.items()}))
+        else:
+            commands.send(getattr(receiver, name)(*arguments))
+
+
+class FarReceiver:
+    """Has a receiver's methods called in the other process. What it receives are copies on CPU."""
+
+    def __init__(self, commands: Connection, receiver: Receiver) -> None:
+        self._commands, self._receiver = commands, receiver
+
+    def open(self) -> None:
+        self._call("use", self._receiver)
+
+    def wait(self, timeout_s: float) -> bool:
+        return bool(self._call("wait", timeout_s))
+
+    def peek(self) -> Header:
+        return self._call("peek")
+
+    def receive(self) -> tuple[Header, dict[str, Tensor]]:
+        received = self._call("receive")
+        assert isinstance(received, tuple)
+        return received
+
+    def release(self) -> None:
+        self._call("release")
+
+    def _call(self, *command: object) -> object:
+        self._commands.send(command)
+        assert self._commands.poll(60.0), f"no answer to {command}"
+        return self._commands.recv()
+
+
+class Uploading:
+    """Sends tensors that are on CPU from a device, where they do not last."""
+
+    def __init__(self, sender: Sender, device: str) -> None:
+        self._sender, self._device = sender, device
+        self.bytes_sent = 0
+
+    def open(self) -> None:
+        self._sender.open()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._sender.wait(timeout_s)
+
+    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
+        there = {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
+        self._sender.send(header, there)
+        self.bytes_sent = self._sender.bytes_sent
+        for tensor in there.values():
+            tensor.detach().zero_()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copy = torch.empty_like(tensor, device="cpu")
+    return copy.copy_(tensor)

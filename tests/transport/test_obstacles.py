@@ -1,0 +1,223 @@
+"""What stands in the way of a transport, and how that is found before training starts."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.transport import descriptors, devices, memory, ring
+from ppll_cli.transport.channel import Transport
+from ppll_cli.transport.choice import usable
+from ppll_cli.transport.descriptors import OWN, check_descriptors, raise_limit
+from ppll_cli.transport.memory import HostMemory, remove_left
+from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.ring import RingTransport
+
+CUDA = ["cuda:0", "cuda:1"]
+
+
+@pytest.fixture(autouse=True)
+def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in devices.ALLOCATOR_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.parametrize("variable", devices.ALLOCATOR_VARIABLES)
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("expandable_segments:True", "expandable_segments:True"),
+        ("max_split_size_mb:64, expandable_segments : True", "expandable_segments : True"),
+        ("backend:cudaMallocAsync", "backend:cudaMallocAsync"),
+        ("expandable_segments:False,backend:native", None),
+        ("", None),
+    ],
+)
+def test_memory_that_cannot_be_shared(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, found: str | None
+) -> None:
+    monkeypatch.setenv(variable, value)
+    reason = f"{variable} has {found}, and such CUDA memory cannot be shared"
+    assert devices.cannot_share() == (found and reason)
+
+
+def test_devices_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: other == "cuda:2")
+    assert devices.cannot_reach("cuda:1", "cuda:1") is None
+    assert devices.cannot_reach("cuda:0", "cuda:2") is None
+    reason = "there is no peer access between cuda:0 and cuda:1"
+    assert devices.cannot_reach("cuda:1", "cuda:0") == reason
+
+
+def test_a_transport_that_works_is_used() -> None:
+    for transport in (RingTransport(depth=1), NaiveTransport(depth=1)):
+        assert usable("it", transport, 1000, ["cpu", "cpu"]) is transport
+
+
+def test_a_ring_without_room_gives_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ring, "_free_bytes", lambda: 3 << 20)
+    used = usable("ring", RingTransport(depth=3), 5 << 20, ["cpu", "cpu"])
+    assert isinstance(used, NaiveTransport)
+    assert used.depth == 3
+    assert caplog.messages == [
+        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; naive is used"
+    ]
+
+
+def refusal(name: str, transport: Transport, size: int = 1000) -> str:
+    with pytest.raises(ConfigError) as refused:
+        usable(name, transport, size, CUDA)
+    return str(refused.value)
+
+
+def test_naive_without_memory_that_can_be_shared_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    assert refusal("naive", NaiveTransport(depth=1)) == (
+        "transport=naive: PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory "
+        "cannot be shared; use transport=ring, or unset the variable"
+    )
+    alone = NaiveTransport(depth=1)
+    assert usable("naive", alone, 0, ["cuda:0"]) is alone  # nothing travels
+    ring_used = RingTransport(depth=1)
+    assert usable("ring", ring_used, 1000, CUDA) is ring_used  # on pinned host memory
+
+
+def test_neither_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setattr(ring, "_free_bytes", lambda: 3 << 20)
+    assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
+        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; nor can naive be used: "
+        "PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory cannot be shared; "
+        "make room there, or unset the variable"
+    )
+
+
+class Limits:
+    """The limit on file descriptors, which no test changes."""
+
+    def __init__(self, soft: int, hard: int) -> None:
+        self.now = (soft, hard)
+
+    def getrlimit(self, which: int) -> tuple[int, int]:
+        assert which == resource.RLIMIT_NOFILE
+        return self.now
+
+    def setrlimit(self, which: int, limits: tuple[int, int]) -> None:
+        assert which == resource.RLIMIT_NOFILE
+        self.now = limits
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    """200 now, and 1000 where it is asked for; 10 are open."""
+    limits = Limits(200, 1000)
+    monkeypatch.setattr(resource, "getrlimit", limits.getrlimit)
+    monkeypatch.setattr(resource, "setrlimit", limits.setrlimit)
+    monkeypatch.setattr(descriptors, "_open_now", lambda: 10)
+    return limits
+
+
+def chain(workers: int, slots: int) -> list[tuple[int, int, int]]:
+    return [(stage, stage + 1, slots) for stage in range(workers - 1)]
+
+
+def test_the_limit_is_raised(limits: Limits) -> None:
+    assert raise_limit() == 1000
+    assert limits.now == (1000, 1000)
+
+
+def test_a_limit_that_cannot_be_raised(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(which: int, new: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_limit() == 200
+
+
+def test_no_limit(limits: Limits) -> None:
+    limits.now = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    check_descriptors("naive", NaiveTransport(depth=1), 9, chain(9, slots=10**6), tensors=10)
+
+
+def test_descriptors_of_the_parent(limits: Limits) -> None:
+    """1000 suffice for 108 workers: 10 + 128 + 108 * 3 + 107 * 5 = 997."""
+    transport = RingTransport(depth=1)
+    check_descriptors("ring", transport, 108, chain(108, slots=3), tensors=2)
+    with pytest.raises(ConfigError) as refused:
+        check_descriptors("ring", transport, 109, chain(109, slots=3), tensors=2)
+    assert str(refused.value) == (
+        "gpus=109: the parent process needs 1005 file descriptors, and may have 1000; allow more "
+        "(`ulimit -n 1005`, which may need an administrator) or use fewer gpus"
+    )
+
+
+def test_descriptors_of_a_worker(limits: Limits) -> None:
+    """Each tensor in a slot takes one from naive; the worker in the middle has two ends."""
+    check_descriptors("naive", NaiveTransport(depth=1), 3, chain(3, slots=200), tensors=2)
+    with pytest.raises(ConfigError) as refused:
+        check_descriptors("naive", NaiveTransport(depth=1), 3, chain(3, slots=300), tensors=2)
+    needed = OWN + 2 * (2 + 300 * 2)
+    assert str(refused.value) == (
+        f"transport=naive: a worker needs {needed} file descriptors, and may have 1000; allow more "
+        f"(`ulimit -n {needed}`, which may need an administrator) or use transport=ring"
+    )
+    check_descriptors("ring", RingTransport(depth=1), 3, chain(3, slots=300), tensors=2)
+    limits.now = (100, 100)
+    with pytest.raises(ConfigError, match=r"^transport=ring: a worker .* an administrator\)$"):
+        check_descriptors("ring", RingTransport(depth=1), 3, chain(3, slots=300), tensors=2)
+
+
+def test_one_worker_needs_few(limits: Limits) -> None:
+    check_descriptors("ring", RingTransport(depth=1), 1, [], tensors=0)
+
+
+def test_what_a_worker_left_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path)
+    for name in ("torch_12_3_0", "torch_123_4_0", "other_12_1_0"):
+        (tmp_path / name).touch()
+    remove_left(12)
+    assert {path.name for path in tmp_path.iterdir()} == {"torch_123_4_0", "other_12_1_0"}
+
+
+class Runtime:
+    """CUDA's, as far as it pins memory."""
+
+    def __init__(self, error: int) -> None:
+        self._error = error
+        self.registered: list[tuple[int, int, int]] = []
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        self.registered.append((address, size, flags))
+        return self._error
+
+
+def test_both_ends_pin_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(error=0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    tensor = torch.zeros(4096, dtype=torch.uint8)
+    producer, consumer = HostMemory(tensor, pinned=True), HostMemory(tensor, pinned=True)
+    producer.open()
+    assert consumer.offer() == b""
+    portable = 1
+    assert runtime.registered == [(tensor.data_ptr(), 4096, portable)] * 2
+
+
+def test_memory_that_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(error=2))
+    memory = HostMemory(torch.zeros(3 << 20, dtype=torch.uint8), pinned=True)
+    message = r"^3 MiB of host memory cannot be pinned: CUDA error 2$"
+    with pytest.raises(RuntimeError, match=message):
+        memory.open()
+
+
+def test_memory_of_cpu_workers_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(error=0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    HostMemory(torch.zeros(1, dtype=torch.uint8), pinned=False).open()
+    assert not runtime.registered

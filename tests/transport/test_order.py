@@ -1,0 +1,279 @@
+"""How CUDA streams are ordered, without a device.
+
+`Cuda` stands for the runtime: what is queued on a stream is done later, whenever the test lets the
+stream go on, and an event means its last record. The real code runs on top of it; only what it does
+to tensors is queued as well.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ppll_cli.transport.memory import HostMemory
+from ppll_cli.transport.order import CudaOrder
+from ppll_cli.transport.ring import RingReceiver, RingSender, ring
+
+WAIT_S = 10.0
+SIZE = 512
+
+
+class Stream:
+    """What was queued and is not done, in order: each says whether it could be done now."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.queue: deque[Callable[[], bool]] = deque()
+
+    def put(self, action: Callable[[], object]) -> None:
+        self.queue.append(lambda: (action(), True)[1])
+
+    def wait_event(self, event: "Event") -> None:
+        record = event.records
+        self.queue.append(lambda: event.done >= record)
+
+    def wait_stream(self, other: "Stream") -> None:
+        event = Event()
+        event.record(other)
+        self.wait_event(event)
+
+    def go_on(self) -> bool:
+        """Do the next thing, if it can be done."""
+        if self.queue and self.queue[0]():
+            self.queue.popleft()
+            return True
+        return False
+
+
+class Event:
+    """Counts how often it was recorded, and how many of these are done."""
+
+    opened: dict[bytes, "Event"] = {}  # noqa: RUF012 - what all processes share
+
+    def __init__(self, interprocess: bool = False) -> None:
+        self.records = self.done = 0
+        self._interprocess = interprocess
+
+    def record(self, stream: Stream) -> None:
+        self.records += 1
+        record = self.records
+        stream.put(lambda: setattr(self, "done", record))
+
+    def ipc_handle(self) -> bytes:
+        assert self._interprocess
+        handle = str(id(self)).encode()
+        assert handle not in self.opened, "a handle is made once"
+        self.opened[handle] = self
+        return handle
+
+    @classmethod
+    def from_ipc_handle(cls, device: torch.device, handle: bytes) -> "Event":
+        assert device.type == "cuda"
+        return cls.opened[handle]
+
+
+class Cuda:
+    """Devices by name, each with a current stream."""
+
+    def __init__(self) -> None:
+        self.current: dict[torch.device, Stream] = {}
+        self.others: list[Stream] = []
+        self._inside: list[Stream] = []
+
+    def current_stream(self, device: torch.device) -> Stream:
+        return self._inside[-1] if self._inside else self.current.setdefault(device, Stream())
+
+    def make_stream(self, device: torch.device, priority: int) -> Stream:
+        self.others.append(Stream())
+        return self.others[-1]
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        self._inside.append(stream)
+        yield
+        self._inside.pop()
+
+    @property
+    def streams(self) -> list[Stream]:
+        return [*self.current.values(), *self.others]
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cuda]:
+    """Puts a new one in the place of the runtime."""
+
+    def new() -> Cuda:
+        cuda = Cuda()
+        Event.opened.clear()
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", cuda.make_stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", cuda.current_stream)
+        monkeypatch.setattr(torch.cuda, "stream", cuda.stream)
+        return cuda
+
+    return new
+
+
+class Order(CudaOrder):
+    """Queues what is done to tensors."""
+
+    def __init__(self, cuda: Cuda, device: str, other: str, aside: bool) -> None:
+        super().__init__(device, other, aside)
+        self.cuda, self.on = cuda, torch.device(device)
+        self.kept: list[tuple[Tensor, object]] = []
+
+    def _snapshot(self, tensor: Tensor) -> Tensor:
+        snapshot = torch.full_like(tensor, -1)  # memory that was in use before
+        self._copy(snapshot, tensor)
+        return snapshot
+
+    def _copy(self, view: Tensor, tensor: Tensor) -> None:
+        self.cuda.current_stream(self.on).put(lambda: view.copy_(tensor))
+
+    def _keep(self, tensor: Tensor, stream: object) -> None:
+        self.kept.append((tensor, stream))
+
+
+def make_ring(
+    cuda: Cuda, slots: int, source: str, target: str, aside: bool
+) -> tuple[RingSender, RingReceiver, Order, Order]:
+    """On a device's memory that is, here, in this process."""
+    memory = HostMemory(torch.zeros(slots * SIZE, dtype=torch.uint8), pinned=False)
+    producer = Order(cuda, source, target, aside)
+    consumer = Order(cuda, target, source, aside)
+    sender, receiver = ring(slots, SIZE, (memory, memory), (producer, consumer))
+    return sender, receiver, producer, consumer
+
+
+class Program:
+    """Stages on devices, each in a process with a host of its own, one ring behind the other.
+
+    The first one sends 1, 2, 3 and so on; each next one adds 10 times what it receives to a sum of
+    its own, sends on what it has received, and gives the slot back. Every host runs ahead of its
+    device, and whatever may be changed after a call is changed.
+    """
+
+    def __init__(self, cuda: Cuda, devices: list[str], slots: list[int], aside: bool) -> None:
+        self.cuda, self.devices = cuda, [torch.device(device) for device in devices]
+        pairs = zip(devices, devices[1:], slots, strict=False)
+        self.rings = [make_ring(cuda, n, one, other, aside) for one, other, n in pairs]
+        self.sums = [torch.zeros(()) for _ in devices]
+        self.sent = 0
+        self.received = [0] * len(devices)
+        self.held: list[Tensor | None] = [None] * len(devices)
+
+    def step(self, stage: int) -> None:
+        """The host of a stage does the next thing that it can do without waiting."""
+        stream = self.cuda.current_stream(self.devices[stage])
+        last = stage == len(self.devices) - 1
+        room = last or self.rings[stage][0].wait(0.0)
+        if stage == 0:
+            if room:
+                self._begin(stream)
+            return
+        receiver, held = self.rings[stage - 1][1], self.held[stage]
+        if held is None:
+            if receiver.wait(0.0):
+                self.held[stage] = receiver.receive()[1]["x"]
+                self.received[stage] += 1
+        elif room:
+            total = self.sums[stage]
+            stream.put(lambda: total.add_(10 * held))
+            if not last:
+                self.rings[stage][0].send(None, {"x": held})
+            receiver.release()
+            self.held[stage] = None
+
+    def _begin(self, stream: Stream) -> None:
+        self.sent += 1
+        tensor, value = torch.full((), -1.0), float(self.sent)
+        stream.put(lambda: tensor.fill_(value))
+        self.rings[0][0].send(None, {"x": tensor})
+        stream.put(lambda: tensor.fill_(-1.0))
+
+    def finish(self) -> None:
+        """Let all that can still be done be done, streams and hosts in turn."""
+        for _ in range(4 * self.sent + 4):
+            while any(stream.go_on() for stream in self.cuda.streams):
+                pass
+            for stage in range(1, len(self.devices)):
+                self.step(stage)
+        assert not any(stream.queue for stream in self.cuda.streams), "streams wait in a circle"
+
+
+@pytest.mark.parametrize("aside", [False, True])
+@settings(
+    max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # stateless
+@given(data=st.data())
+def test_every_value_arrives_whatever_runs_ahead(
+    patched: Callable[[], Cuda], aside: bool, data: st.DataObject
+) -> None:
+    """With any slots, and any order in which hosts and streams get to go on."""
+    cuda = patched()
+    slots = data.draw(st.lists(st.integers(1, 3), min_size=2, max_size=2), "slots")
+    program = Program(cuda, ["cuda:0", "cuda:1", "cuda:2"], slots, aside)
+    for turn in data.draw(st.lists(st.integers(0, 7), min_size=20, max_size=80), "turns"):
+        if turn < 3:
+            program.step(turn)
+        elif turn - 3 < len(cuda.streams):
+            while cuda.streams[turn - 3].go_on():
+                pass
+    program.finish()
+    expected = 10.0 * sum(range(1, program.sent + 1))
+    assert [float(total) for total in program.sums[1:]] == [expected, expected]
+
+
+def test_no_host_waits_for_a_device(patched: Callable[[], Cuda]) -> None:
+    """Two messages through one slot are queued at both ends before any device does anything."""
+    cuda = patched()
+    program = Program(cuda, ["cuda:0", "cuda:1"], [1], aside=True)
+    for _ in range(2):
+        program.step(0)
+        program.step(1)
+        program.step(1)
+    assert program.sent == program.received[1] == 2
+    assert float(program.sums[1]) == 0
+    program.finish()
+    assert float(program.sums[1]) == 30
+
+
+def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
+    """The first turn waits for no event of the other end, and handles go once."""
+    cuda = patched()
+    sender, receiver, producer, consumer = make_ring(cuda, 1, "cuda:0", "cuda:1", aside=True)
+    lengths = []
+    for _ in range(3):
+        assert sender.wait(WAIT_S)
+        sender.send(None, {"x": torch.ones(3)})
+        assert receiver.wait(WAIT_S)
+        receiver.receive()
+        receiver.release()
+        ours, theirs = cuda.current.values()
+        (side,) = cuda.others
+        lengths.append((len(ours.queue), len(side.queue), len(theirs.queue)))
+        for stream in (ours, side, theirs):
+            while stream.go_on():
+                pass
+    # Of the producer: a snapshot, and an event for its side stream; there a wait for that, a copy
+    # and a record, and from the second turn on a wait for the slot. Of the consumer: a wait and a
+    # record.
+    assert lengths == [(2, 3, 2), (2, 4, 2), (2, 4, 2)]
+    assert len(Event.opened) == 2
+    assert [stream for _, stream in producer.kept] == [side] * 3
+    assert not consumer.kept
+
+
+def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]) -> None:
+    cuda = patched()
+    sender, receiver, producer, _ = make_ring(cuda, 1, "cuda:0", "cuda:0", aside=False)
+    assert sender.wait(WAIT_S)
+    sender.send(None, {"x": torch.ones(3)})
+    assert not cuda.others
+    assert not producer.kept
+    assert [len(stream.queue) for stream in cuda.current.values()] == [2]
+    assert receiver.wait(WAIT_S)
