@@ -144,6 +144,7 @@ class Settings(_Section):
     eval_every: Count
     precision: Literal["fp32", "bf16"]
     deterministic: bool
+    compile: bool
 
     @property
     def stages_asked(self) -> int:

@@ -1,10 +1,12 @@
+import threading
 from collections.abc import Callable
+from queue import Queue
 from typing import Any
 
 import pytest
 import torch
 
-from ppll_cli.data.batches import Batches, steps_per_epoch
+from ppll_cli.data.batches import Ahead, Batches, steps_per_epoch
 from ppll_cli.data.synthetic import Synthetic
 from ppll_cli.errors import ConfigError
 
@@ -119,3 +121,55 @@ def test_evaluation_goes_in_order_without_augmentation(make: Callable[..., Batch
 
 def test_the_data_stay_bytes(make: Callable[..., Batches]) -> None:
     assert {split.images.dtype for split in make().splits.values()} == {torch.uint8}
+
+
+@pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 3)])
+def test_batches_made_ahead_are_the_same(
+    make: Callable[..., Batches], start: tuple[int, int]
+) -> None:
+    plain, ahead = make(**AUGMENTED), Ahead(make(**AUGMENTED), threads=1)
+    steps = [divmod(step, 4) for step in range(4 * start[0] + start[1], 14)]
+    for epoch, batch in steps:
+        expected, found = plain.train(epoch, batch), ahead.train(epoch, batch)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    held_out = plain.evaluation("test", 1, 4)
+    assert torch.equal(ahead.evaluation("test", 1, 4)["image"], held_out["image"])
+
+
+def test_the_next_batch_is_made_without_being_asked_for(
+    make: Callable[..., Batches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, made = make(), Queue[tuple[int, int, str]]()
+    plain = batches.train
+
+    def train(epoch: int, batch: int) -> dict[str, torch.Tensor]:
+        made.put((epoch, batch, threading.current_thread().name))
+        return plain(epoch, batch)
+
+    monkeypatch.setattr(batches, "train", train)
+    ahead = Ahead(batches, threads=1)
+    for batch in range(batches.steps_per_epoch):
+        ahead.train(0, batch)
+    seen = [made.get(timeout=30) for _ in range(batches.steps_per_epoch + 1)]
+    assert [place[:2] for place in seen] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert threading.main_thread().name not in {name for _, _, name in seen}
+
+
+def test_what_goes_wrong_ahead_is_raised_where_the_batch_is_asked_for(
+    make: Callable[..., Batches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = make()
+    plain = batches.train
+
+    def train(epoch: int, batch: int) -> dict[str, torch.Tensor]:
+        if batch == 2:
+            raise OSError("the file is gone")
+        return plain(epoch, batch)
+
+    monkeypatch.setattr(batches, "train", train)
+    ahead = Ahead(batches, threads=1)
+    ahead.train(0, 0)
+    ahead.train(0, 1)
+    with pytest.raises(OSError, match="the file is gone"):
+        ahead.train(0, 2)

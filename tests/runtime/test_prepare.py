@@ -153,6 +153,22 @@ def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
     assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
 
 
+def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "usable_cores", lambda: 4)
+    assert not [n for n in prepared(*SMALL, "gpus=2", "threads=2").notes if "cores" in n]
+    (note,) = [n for n in prepared(*SMALL, "gpus=3", "threads=2").notes if "cores" in n]
+    assert note == "3 worker(s) with 2 thread(s) each share 4 cores: they will wait for one another"
+
+
+def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"compile=True: .*C.. compiler.*install g"):
+        prepared(*SMALL, "compile=true")
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "my-compiler" else None)
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert prepared(*SMALL, "compile=true").job.compiled
+
+
 def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """For `bp` and `ll` too, or the comparison with `ppll` would not be at equal conditions."""
     monkeypatch.setattr(settings, "usable_cores", lambda: 8)

@@ -166,3 +166,16 @@ def test_a_ring_that_cannot_be_made_gives_way(
     assert "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; naive is used" in (
         caplog.text
     )
+
+
+@pytest.mark.timeout(400)  # a C++ compiler works here
+def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
+    """A last batch of another size included."""
+    case = [*TINY, "data.train_samples=16", "model.dim=16", "model.depth=1", "max_steps=6"]
+    plain, compiled = run(*case), run(*case, "compile=true")
+    assert compiled.summary["train"]["loss"] == pytest.approx(
+        plain.summary["train"]["loss"], rel=1e-3
+    )
+    expected = plain.tensors()
+    for name, tensor in compiled.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)

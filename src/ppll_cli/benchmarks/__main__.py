@@ -2,9 +2,9 @@
 
 import sys
 
-from ppll_cli.benchmarks import accuracy, transport
+from ppll_cli.benchmarks import accuracy, startup, transport
 
-NAMES = {"accuracy": accuracy.main, "transport": transport.main}
+NAMES = {"accuracy": accuracy.main, "startup": startup.main, "transport": transport.main}
 
 
 def main() -> None:

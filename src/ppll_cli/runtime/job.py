@@ -47,6 +47,7 @@ class Job:
         seed: Of all that is drawn.
         bf16: Compute under bfloat16 autocast.
         deterministic: Use deterministic kernels only.
+        compiled: Networks are compiled by torch.compile.
         run_dir: Where results go.
     """
 
@@ -68,6 +69,7 @@ class Job:
     seed: int
     bf16: bool
     deterministic: bool
+    compiled: bool
     run_dir: str
 
     @property

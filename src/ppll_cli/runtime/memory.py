@@ -1,5 +1,6 @@
-"""How much memory a worker uses."""
+"""How much memory a worker uses, and how it is kept."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -33,6 +34,21 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self._device)
         peak = _status("VmHWM")
         return None if peak is None or self._before is None else max(0, peak - self._before)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have this process, and those forked from it, keep memory that was freed for the next use.
+
+    By default glibc gives large pieces back to the system and gets them again for the next batch,
+    page by page, which cost ResNet-32 about a twelfth of its time. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_MAX, 0)
 
 
 def _status(field: str) -> int | None:

@@ -1,5 +1,7 @@
 """From settings to a job: everything that can be checked before a worker starts is checked here."""
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -21,7 +23,7 @@ from ppll_cli.runtime.items import Course, split_batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.profile import Profile, report, source_digest
 from ppll_cli.schedules.schedule import Schedule
-from ppll_cli.settings import Settings
+from ppll_cli.settings import Settings, usable_cores
 from ppll_cli.targets import make
 from ppll_cli.tasks.task import Task
 from ppll_cli.values import ValueSpec
@@ -60,6 +62,8 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     devices, emulated = _devices(
         settings, 1 if schedule.one_stage else settings.stages_asked, notes
     )
+
+    _check_processors(settings, devices, notes)
 
     dataset = make("data", settings.data)
     dataset.prepare()
@@ -136,6 +140,7 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
         seed=settings.seed,
         bf16=settings.precision == "bf16",
         deterministic=settings.deterministic,
+        compiled=settings.compile,
         run_dir=run_dir,
     )
     exported = any(len(end) > 1 for end in ends.values())
@@ -187,6 +192,25 @@ def _devices(settings: Settings, stages: int, notes: list[str]) -> tuple[tuple[s
             f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
         )
     return tuple(f"cuda:{stage % found}" for stage in range(stages)), found < stages
+
+
+def _check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
+    """What workers on CPU need of this machine."""
+    if "cpu" not in devices:
+        return
+    if settings.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise ConfigError(
+            "compile",
+            True,
+            "torch.compile needs a C++ compiler for workers on CPU, and found none",
+            "install g++, name one in the environment variable CXX, or use compile=false",
+        )
+    cores, busy = usable_cores(), settings.threads_per_worker * len(devices)
+    if busy > cores:
+        notes.append(
+            f"{len(devices)} worker(s) with {settings.threads_per_worker} thread(s) each share "
+            f"{cores} cores: they will wait for one another"
+        )
 
 
 def _course(

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 import torch
 
 from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.placing import prepare_compiler
 from ppll_cli.runtime.worker import Links, Worker
 
 
@@ -50,6 +51,8 @@ def _set_up(job: Job, index: int) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    if job.compiled:
+        prepare_compiler()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Nothing of ours draws from these; what a user's code draws is at least the same every time.

@@ -15,6 +15,7 @@ from ppll_cli.partition.layout import Chunk, Edge
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.learning_rate import learning_rate
 from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
+from ppll_cli.runtime.placing import placed
 from ppll_cli.targets import make
 
 
@@ -119,7 +120,7 @@ class Stage:
                 torch.manual_seed(seeding.auxiliary_weights(job.seed, place.module))
                 chunk.criterion = module_criterion(method, site)
         for network in chunk.networks:
-            network.to(self.device)
+            placed(network, self.device, job.compiled)
         if chunk.parameters:
             chunk.optimizer = make_optimizer(job.optim, chunk.parameters)
         return chunk

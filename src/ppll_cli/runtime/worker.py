@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppll_cli.data.batches import Batches
+from ppll_cli.data.batches import Ahead, Batches
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_batch
 from ppll_cli.runtime.job import Job
@@ -71,12 +71,12 @@ class Worker:
         self.memory = PeakMemory(self.device)
         self.schedule = job.make_schedule()
         self.stage = Stage(job, index, self.device)
-        self.batches: Batches | None = None
+        self.batches: Batches | Ahead | None = None
         if index == 0:
             dataset = make("data", job.data)
-            self.batches = dataset.batches(
-                dataset.load(), job.course.batch_size, job.seed, self.device
-            )
+            batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
+            # On CUDA this process is ahead of its device anyway.
+            self.batches = Ahead(batches, job.threads) if self.device.type == "cpu" else batches
         buffered = job.depth * (job.stages - 1)
         self.recorder = Recorder(
             self.device,
@@ -115,6 +115,8 @@ class Worker:
 
     def run(self) -> None:
         """Execute everything that flows through the pipeline."""
+        for end in (*self.links.receivers.values(), *self.links.senders.values()):
+            end.open()
         self.report("ready")
         for item in self._items():
             self.item = item
