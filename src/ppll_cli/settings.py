@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.names import meant
 from ppll_cli.targets import describe
 
 
@@ -22,6 +23,8 @@ Finite = Annotated[float, AfterValidator(_finite)]
 Positive = Annotated[Finite, Field(gt=0)]
 NotNegative = Annotated[Finite, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads: more than any machine has
+Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
 Group = dict[str, Any]
 
 
@@ -41,6 +44,8 @@ class Optim(_Section):
             (epochs), or along a cosine to zero.
         warmup_epochs: Over which the learning rate rises linearly.
         clip_norm: The greatest gradient norm of a module; null does not clip.
+        nonfinite: At a loss that is no finite number: stop the run, or skip each step whose
+            gradients are none.
     """
 
     name: Literal["sgd", "adamw"]
@@ -50,10 +55,11 @@ class Optim(_Section):
     nesterov: bool = False
     betas: Annotated[list[Annotated[Finite, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     schedule: Literal["constant", "step", "cosine"]
-    warmup_epochs: NotNegative
-    milestones: list[NotNegative]
-    gamma: Positive
+    warmup_epochs: Epochs
+    milestones: list[Epochs]
+    gamma: Annotated[Positive, Field(le=1)]
     clip_norm: Positive | None
+    nonfinite: Literal["stop", "skip"]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,10 +120,11 @@ class Tracker(_Section):
 
 
 class CheckpointSettings(_Section):
-    """When to save, and how many to keep."""
+    """When to save, how many of the newest to keep, and whether to keep the best one as well."""
 
     every: Count | None
     keep: Count
+    best: bool
 
 
 class Settings(_Section):
@@ -133,10 +140,11 @@ class Settings(_Section):
     transport: Group
     tracker: Tracker
     checkpoint: CheckpointSettings
-    gpus: Count | None
+    gpus: Workers | None
     device: Literal["auto", "cuda", "cpu"]
     oversubscribe: bool
-    threads: Count | None
+    threads: Workers | None
+    resume: str | None
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     epochs: Count
     max_steps: Count | None
@@ -144,6 +152,7 @@ class Settings(_Section):
     eval_every: Count
     precision: Literal["fp32", "bf16"]
     deterministic: bool
+    progress_limit: Positive | None
     compile: bool
 
     @property
@@ -190,7 +199,9 @@ def _config_error(error: ValidationError) -> ConfigError:
     detail, *others = error.errors()
     parts = _place(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return ConfigError(".".join(parts), detail["input"], "there is no such key")
+        names = _fields(parts[:-1])
+        remedy = meant(parts[-1], names) + f"there are {', '.join(names)}"
+        return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
     # Of a value that may be of several types, pydantic complains for each, and names the type as
@@ -207,6 +218,14 @@ def _config_error(error: ValidationError) -> ConfigError:
     same = [other for other in others if _place(other["loc"])[: len(place)] == place]
     problem = ", or ".join(describe(each["msg"]) for each in (detail, *same))
     return ConfigError(".".join(place), detail["input"], problem)
+
+
+def _fields(place: list[str]) -> list[str]:
+    """Names of the keys in a section."""
+    section: Any = Settings
+    for key in place:
+        section = section.model_fields[key].annotation
+    return list(section.model_fields)
 
 
 def _place(location: tuple[int | str, ...]) -> list[str]:

@@ -2,9 +2,15 @@
 
 import sys
 
-from ppll_cli.benchmarks import accuracy, startup, transport
+from ppll_cli.benchmarks import accuracy, scaling, schedules, startup, transport
 
-NAMES = {"accuracy": accuracy.main, "startup": startup.main, "transport": transport.main}
+NAMES = {
+    "accuracy": accuracy.main,
+    "scaling": scaling.main,
+    "schedules": schedules.main,
+    "startup": startup.main,
+    "transport": transport.main,
+}
 
 
 def main() -> None:

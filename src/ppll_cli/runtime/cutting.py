@@ -7,12 +7,14 @@ stages that the partition cuts are the modules.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
+from math import prod
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.partition.layout import Layout, cut_at, group
 from ppll_cli.partition.solver import balance, solve
 from ppll_cli.partition.trace import Cost
-from ppll_cli.runtime.profile import Profile
+from ppll_cli.runtime.profile import Measured, Profile
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Partition, Settings
 
@@ -59,8 +61,7 @@ def weights(
         profile: Measures how long things take, for `profile`.
     """
     if profile is not None:
-        times = [profile.unit(index) for index in range(len(units))]
-        return Weights(times, profile.auxiliary, profile.copy)
+        return _measured_weights(profile, len(units), batch_size)
     if partition.name == "params":
         return Weights([unit.params for unit in units])
     if partition.name == "flops":
@@ -72,6 +73,30 @@ def weights(
             [flops(unit) for unit in units], lambda modules, m: flops(auxiliary(modules, m))
         )
     return Weights([1.0] * len(units))
+
+
+def _measured_weights(profile: Profile, units: int, batch_size: int) -> Weights:
+    """Seconds for as many samples as the profile has; a step is spread over the whole batch."""
+
+    def seconds(part: Measured) -> float:
+        step_s = part.params * profile.step_s * profile.samples / batch_size
+        return part.forward_s + part.backward_s + step_s
+
+    @cache
+    def copy(stop: int) -> float:
+        """Of what unit `stop` reads, which crosses the cut before it."""
+        specs = profile.ends.before(stop)
+        sizes = (
+            prod(specs[name].shape) * specs[name].dtype.itemsize
+            for name in profile.ends.site.units[stop].reads
+        )
+        return profile.copy(profile.samples * sum(sizes))
+
+    return Weights(
+        [seconds(profile.unit(index)) for index in range(units)],
+        lambda modules, module: seconds(profile.auxiliary(modules, module)),
+        copy,
+    )
 
 
 def cut(
@@ -142,7 +167,7 @@ def _fixed_modules(
         raise ConfigError(
             "local.modules", count, f"must be a whole number from 1 to {len(names)}, the units"
         )
-    return balance([1.0] * len(names), count)
+    return _even(len(names), count)
 
 
 def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
@@ -186,6 +211,9 @@ def _grouped(
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
     copies = [0.0, *map(weights.copy, (atom.start for atom in atoms[1:]))] if weights.copy else []
+    if len(set(costs)) == 1 and not copies:
+        parts = _even(len(atoms), stages)
+        return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
     return group(atoms, costs, stages, copies)
 
 
@@ -193,7 +221,8 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
     """Stages that are modules: what an auxiliary network costs depends on where the cut is."""
     count = len(weights.units)
     if weights.auxiliary is None:
-        return balance(weights.units, stages)
+        even = len(set(weights.units)) == 1
+        return _even(count, stages) if even else balance(weights.units, stages)
     auxiliary = weights.auxiliary
 
     @cache
@@ -202,8 +231,8 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
             return float("inf")  # no partition has it there
-        early = balance([1.0] * stop, module + 1)
-        late = balance([1.0] * units_left, modules_left) if modules_left else []
+        early = _even(stop, module + 1)
+        late = _even(units_left, modules_left) if modules_left else []
         return auxiliary([*early, *(range(stop + r.start, stop + r.stop) for r in late)], module)
 
     def cost(module: int, start: int, stop: int) -> float:
@@ -211,3 +240,10 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
         return sum(weights.units[start:stop]) + at_end(module, stop) + sent
 
     return solve(cost, count, stages)
+
+
+def _even(items: int, groups: int) -> list[range]:
+    """What `balance` makes of items that cost the same, for models too deep to search all cuts."""
+    size, longer = divmod(items, groups)
+    starts = [group * size + min(group, longer) for group in range(groups + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]

@@ -52,6 +52,7 @@ class Course:
         eval_every: Epochs between evaluations; the end is always evaluated.
         checkpoint_every: Optimizer steps between checkpoints; null: each epoch. The end always
             has one.
+        checkpoint_best: Have one after each evaluation as well.
     """
 
     samples: Mapping[str, int]
@@ -62,6 +63,7 @@ class Course:
     max_steps: int | None
     eval_every: int
     checkpoint_every: int | None
+    checkpoint_best: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,16 +95,19 @@ class Course:
         sizes = self.batch_sizes()
         step = start
         saved = None
+        if step == self.steps:  # what is left of a run that ended while it was evaluated
+            yield from self._evaluation(step, (step - 1) // len(sizes) + 1)
         while step < self.steps and not stop():
             epoch, batch = divmod(step, len(sizes))
             yield TrainBatch(step, epoch, batch, sizes[batch])
             step += 1
             epoch_ends = batch + 1 == len(sizes)
             ends = step == self.steps
-            if ends or (epoch_ends and (epoch + 1) % self.eval_every == 0):
+            evaluated = ends or (epoch_ends and (epoch + 1) % self.eval_every == 0)
+            if evaluated:
                 yield from self._evaluation(step, epoch + 1)
             due = epoch_ends if self.checkpoint_every is None else step % self.checkpoint_every == 0
-            if due and not ends:
+            if (due or (evaluated and self.checkpoint_best)) and not ends:
                 yield Checkpoint(step, epoch + 1)
                 saved = step
         if saved != step:

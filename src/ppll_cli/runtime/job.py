@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppll_cli.local.method import Site
@@ -48,7 +49,10 @@ class Job:
         bf16: Compute under bfloat16 autocast.
         deterministic: Use deterministic kernels only.
         compiled: Networks are compiled by torch.compile.
+        progress_limit_s: How long an instruction may take; None for ever.
         run_dir: Where results go.
+        start: Optimizer steps that were done before.
+        checkpoint: The folder in which their result is; None at step 0.
     """
 
     model: Mapping[str, Any]
@@ -70,7 +74,10 @@ class Job:
     bf16: bool
     deterministic: bool
     compiled: bool
+    progress_limit_s: float | None
     run_dir: str
+    start: int = 0
+    checkpoint: Path | None = None
 
     @property
     def stages(self) -> int:
@@ -83,13 +90,14 @@ class Job:
 
         Fewer than five batches in all have no steady state.
         """
-        steps = self.course.steps
+        steps = self.course.steps - self.start
         return min(10, steps // 5) if steps >= 5 else steps
 
     def place(self, stage: int, microbatches: int) -> Place:
         """Where a stage's instructions for a training batch are executed."""
         chunks = len(self.layout.chunks(stage))
-        norms = self.optim.clip_norm is not None and not self.local_learning
+        needed = self.optim.clip_norm is not None or self.optim.nonfinite == "skip"
+        norms = needed and not self.local_learning
         return Place(stage, self.stages, chunks, microbatches, norms)
 
     def channels(self) -> dict[Channel, Room]:

@@ -8,25 +8,23 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ppll_cli.data.dataset import cache_root
-from ppll_cli.errors import ConfigError
-from ppll_cli.local.method import (
-    LocalMethod,
-    Site,
-)
+from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.machine import processor
-from ppll_cli.models.unit import IMAGE, Model, Unit, check_names
 from ppll_cli.partition.layout import edges
-from ppll_cli.partition.trace import Cost, trace
+from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
-from ppll_cli.runtime.ends import Ends
+from ppll_cli.runtime.fingerprint import source_digest
 from ppll_cli.runtime.items import Course, split_batch
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.profile import Profile, report, source_digest
+from ppll_cli.runtime.pace import Pipeline
+from ppll_cli.runtime.predict import report
+from ppll_cli.runtime.profile import Profile
+from ppll_cli.runtime.subject import Subject, examine
+from ppll_cli.schedules.instructions import Forward, Instruction
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings, usable_cores
-from ppll_cli.targets import make
-from ppll_cli.tasks.task import Task
-from ppll_cli.values import ValueSpec
+from ppll_cli.simulate import simulate
+from ppll_cli.targets import blaming, make
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,13 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
     """
     notes: list[str] = []
     schedule: Schedule = make("schedule", settings.schedule)
+    if not isinstance(schedule, Schedule):
+        raise ConfigError(
+            "schedule._target_",
+            settings.schedule["_target_"],
+            "is no Schedule",
+            f"derive it from {Schedule.__module__}.Schedule",
+        )
     _note_schedule(settings, schedule, notes)
     devices, emulated = _devices(
         settings, 1 if schedule.one_stage else settings.stages_asked, notes
@@ -65,74 +70,94 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
 
     _check_processors(settings, devices, notes)
 
-    dataset = make("data", settings.data)
-    dataset.prepare()
-    splits = dataset.load()
-    samples = {name: len(split) for name, split in splits.items()}
-    image, task = dataset.image_spec(splits), dataset.task
-    course = _course(settings, schedule, samples, dataset.drop_last)
-
-    model: Model = make("model", settings.model)
-    units = tuple(model.units(image, task))
-    _check_units(units, task)
-    shape = (image.channels, image.height, image.width)
-    batch = {IMAGE: ValueSpec(shape, torch.float32), **task.targets}
-    traced = trace(units, batch)
-
-    local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    method = make("local", local)
-    if not isinstance(method, LocalMethod):
-        raise ConfigError(
-            "local._target_",
-            local["_target_"],
-            "is no LocalMethod",
-            f"derive it from {LocalMethod.__module__}.LocalMethod",
-        )
-    names = tuple(unit.name for unit in units)
-    costs = tuple(unit.cost for unit in traced)
-    features = tuple(unit.outputs[0] for unit in traced)
-    finder = Ends(method, Site(0, (), units, features, image, task), traced, batch)
-    partitions: Mapping[str, Sequence[str]] = getattr(model, "partitions", {})
+    subject = examine(settings)
     profile = None
-    if settings.partition.name == "profile":
-        profile = Profile(
-            ends=finder,
-            optim=settings.optim,
-            samples=course.evaluation_size,
-            device=torch.device(devices[0]),
-            threads=settings.threads_per_worker,
-            bf16=settings.precision == "bf16",
-            conditions={
-                "model": settings.model,
-                "local": local,
-                "image": asdict(image),
-                "source": source_digest(model, method),
-                "processor": processor(),
-            },
-            folder=cache_root().parent / "profile",
-        )
-    balanced = weights(settings.partition, costs, finder.cost, settings.batch_size, profile)
-    layout = cut(settings, schedule, names, partitions, balanced)
+    if settings.partition.name == "profile" and _partitions(settings, schedule):
+        profile = profile_of(settings, subject, devices[0])
+    job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
+    _check_instructions(job)
     if profile is not None:
-        notes += report(profile, layout, schedule, _stages_are_modules(settings, schedule))
+        stages_are_modules = _stages_are_modules(settings, schedule)
+        notes += report(job, subject.names, profile, stages_are_modules)
         profile.save()
-    found, specs = finder.all(layout.modules)
+    return Prepared(job, subject.names, subject.costs, auxiliary, emulated, tuple(notes))
+
+
+def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
+    """What measures the units of a subject, for whole batches."""
+    return Profile(
+        ends=subject.ends,
+        model=settings.model,
+        optim=settings.optim,
+        samples=settings.batch_size,
+        device=torch.device(device),
+        threads=settings.threads_per_worker,
+        bf16=settings.precision == "bf16",
+        compiled=settings.compile,
+        conditions={
+            "local": subject.local,
+            "image": asdict(subject.image),
+            "source": source_digest(subject.model, subject.method),
+            "processor": processor(),
+        },
+        folder=cache_root().parent / "profile",
+    )
+
+
+def assemble(
+    settings: Settings,
+    subject: Subject,
+    schedule: Schedule,
+    devices: tuple[str, ...],
+    profile: Profile | None,
+    run_dir: str,
+    notes: list[str],
+) -> tuple[Job, tuple[Cost, ...]]:
+    """Cut the model into stages, and say what each is to do.
+
+    Args:
+        settings: The configuration.
+        subject: What is trained.
+        schedule: How.
+        devices: One for each stage.
+        profile: Measures what partition=profile balances, and is not needed otherwise.
+        run_dir: Where results go.
+        notes: What the user should be told is added here.
+
+    Returns:
+        The job, and what each module's auxiliary network costs.
+
+    Raises:
+        ConfigError: The settings do not fit the subject.
+    """
+    course = _course(settings, schedule, subject.samples, subject.drop_last)
+    if settings.partition.name != "profile":
+        profile = None
+    balanced = weights(
+        settings.partition,
+        subject.costs,
+        subject.ends.cost,
+        settings.batch_size,
+        profile and profile.at(course.evaluation_size),
+    )
+    layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
+    found, specs = subject.at_ends(layout.modules)
     auxiliary = tuple(end.cost for end in found)
     ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
-    crossing = edges(units, layout.stages, ends, specs, backward=not schedule.local)
+    crossing = edges(subject.units, layout.stages, ends, specs, backward=not schedule.local)
 
     job = Job(
         model=settings.model,
         data=settings.data,
-        local=local,
+        local=subject.local,
         schedule=settings.schedule,
         local_learning=schedule.local,
         optim=settings.optim,
         course=course,
-        image=image,
-        task=task,
+        image=subject.image,
+        task=subject.task,
         layout=layout,
-        features=features,
+        features=tuple(subject.ends.site.features),
         edges=tuple(crossing),
         depth=settings.transport["depth"],
         devices=devices,
@@ -141,14 +166,21 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
         bf16=settings.precision == "bf16",
         deterministic=settings.deterministic,
         compiled=settings.compile,
+        progress_limit_s=settings.progress_limit,
         run_dir=run_dir,
     )
     exported = any(len(end) > 1 for end in ends.values())
     if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
         reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
-    _check_batch_norm(course, schedule, names, costs, auxiliary)
-    return Prepared(job, names, costs, auxiliary, emulated, tuple(notes))
+    _check_batch_norm(course, schedule, subject.names, subject.costs, auxiliary)
+    return job, auxiliary
+
+
+def _partitions(settings: Settings, schedule: Schedule) -> bool:
+    """Whether the partition has anything to decide."""
+    several = settings.stages_asked > 1
+    return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
@@ -192,6 +224,17 @@ def _devices(settings: Settings, stages: int, notes: list[str]) -> tuple[tuple[s
             f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
         )
     return tuple(f"cuda:{stage % found}" for stage in range(stages)), found < stages
+
+
+def device_of(settings: Settings) -> str:
+    """The device of a single worker.
+
+    Raises:
+        ConfigError: There is none such here, or it lacks something.
+    """
+    (device,), _ = _devices(settings, 1, [])
+    _check_processors(settings, (device,), [])
+    return device
 
 
 def _check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
@@ -240,29 +283,27 @@ def _course(
         max_steps=settings.max_steps,
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint.every,
+        checkpoint_best=settings.checkpoint.best,
     )
 
 
-def _check_units(units: Sequence[Unit], task: Task) -> None:
-    """Check what a user's own model returns."""
-    if not units or not all(isinstance(unit, Unit) for unit in units):
-        raise ConfigError("model", "", "its units() must return a list of at least one Unit")
-    check_names([unit.name for unit in units])
-    known = {IMAGE}
-    for unit in units:
-        missing = [name for name in unit.reads if name not in known]
-        if missing:
-            raise ConfigError(
-                "model",
-                "",
-                f"unit {unit.name!r} reads {missing[0]!r}, which nothing before it makes",
-                f"there are {', '.join(sorted(known))}",
-            )
-        for name in unit.writes:
-            if name == IMAGE or name in task.targets:
-                problem = f"unit {unit.name!r} writes {name!r}, which losses read as it was loaded"
-                raise ConfigError("model", "", problem, "use another name")
-        known.update(unit.writes)
+def _check_instructions(job: Job) -> None:
+    """Run two batches on a clock: a schedule of a user's own may wait for ever, or leave work out."""
+    key, path = "schedule._target_", job.schedule["_target_"]
+    try:
+        with blaming(key, path, "its instructions"):
+            pipeline = Pipeline.of(job)
+            streams = [[*stream, *stream] for stream in pipeline.streams]
+            simulate(streams, lambda *_: 0.0, lambda channel: pipeline.slots[channel])
+    except (ScheduleError, DeadlockError) as error:
+        raise ConfigError(key, path, " ".join(str(error).split())) from None
+    for stage, stream in enumerate(pipeline.streams):
+        if strange := [each for each in stream if not isinstance(each, Instruction)]:
+            problem = f"stage {stage} is told {strange[0]!r}, which is no instruction"
+            raise ConfigError(key, path, problem, f"see {Forward.__module__}")
+        computed = {each.chunk for each in stream if isinstance(each, Forward)}
+        if missing := {*range(len(job.layout.chunks(stage)))} - computed:
+            raise ConfigError(key, path, f"stage {stage} never computes chunk {min(missing)}")
 
 
 def _check_batch_norm(

@@ -9,10 +9,10 @@ from typing import Any, TypeGuard
 
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.runtime.pace import Pipeline
 from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import Settings
-from ppll_cli.simulate import simulate
 
 Report = Mapping[str, Any]
 
@@ -155,21 +155,12 @@ def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
     """The simulator's speed for the mean times that the run's own instructions took."""
     if not reports or not all(_steady(report) for report in reports):
         return None
-    job = prepared.job
-    schedule = job.make_schedule()
-    places = [job.place(stage, schedule.microbatches) for stage in range(job.stages)]
-    rooms = job.channels()
 
     def cost(stage: int, instruction: Instruction) -> float:
         report = reports[stage]
         return float(report["instruction_s"].get(instruction, 0.0) / report["batches"])
 
-    def makespan_s(batches: int) -> float:
-        streams = [list(schedule.batch(place)) * batches for place in places]
-        return simulate(streams, cost, lambda channel: rooms[channel].slots).makespan_s
-
-    few, many = 4 * job.stages, 8 * job.stages  # the difference leaves filling and draining out
-    batch_s = (makespan_s(many) - makespan_s(few)) / (many - few)
+    batch_s = Pipeline.of(prepared.job).steady(cost).batch_s
     return float(reports[-1]["samples"] / reports[-1]["batches"] / batch_s)
 
 

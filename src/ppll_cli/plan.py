@@ -1,0 +1,281 @@
+"""ppll-plan: what each schedule would do on how many devices, before any of it is run.
+
+Units are measured once; every schedule's own instructions then run on a clock. Nothing heavy is
+imported before it is needed: `--help` and the refusal of a wrong configuration do without torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from ppll_cli.app import conf_dir, register_resolvers
+from ppll_cli.errors import ConfigError, WorkerFailedError
+from ppll_cli.settings import Settings, parse, usable_cores
+from ppll_cli.targets import make
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from rich.table import Table
+
+    from ppll_cli.runtime.planning import Row
+
+SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "ppll")
+GPUS = (1, 2, 4, 8)
+FEW = 2
+"""Up to so many stages, what each needs is shown; of more, the largest number."""
+
+DESCRIPTION = """\
+Measures the units of a model, and predicts for each schedule and number of devices: samples per
+second, bubble, speed-up over back-propagation on one device, memory, and what crosses the cuts.
+"""
+EPILOG = """\
+Overrides are those of ppll-run, with its configuration groups. `gpus` and `schedule` may be lists,
+as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll`. More devices than there are here
+are simulated as equal ones. Times are kept in the user's cache folder for the next plan.
+
+Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 failed.
+"""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"ppll-plan: {error}\n")
+        sys.exit(2)
+    except WorkerFailedError as error:
+        sys.stderr.write(f"ppll-plan: {error}\n{error.report.get('traceback', '')}".rstrip() + "\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    options = _options(arguments)
+    sys.path.append(str(Path.cwd()))  # where a user's own `_target_` stands
+    _show(Plan.compose(overrides_of(options)), options.bandwidth, options.latency)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-plan --help")
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="ppll-plan",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for ppll-run")
+    parser.add_argument(
+        "--bandwidth",
+        type=_positive,
+        metavar="BYTES",
+        help="of a link between stages, per second; without it, messages are copied as measured",
+    )
+    parser.add_argument(
+        "--latency", type=_positive, metavar="SECONDS", help="of a message on that link"
+    )
+    parser.add_argument(
+        "--config-dir", metavar="FOLDER", help="with more options for the configuration groups"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.latency is not None and options.bandwidth is None:
+        parser.error("--latency is of a link: give its --bandwidth as well")
+    if options.config_dir is not None and not Path(options.config_dir).is_dir():
+        parser.error("--config-dir: there is no such folder")
+    return options
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """What Hydra is given."""
+    overrides: list[str] = list(options.overrides)
+    if options.config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]")
+    return overrides
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for.
+
+    Attributes:
+        gpus: How many devices, each of them.
+        configs: For each schedule the configuration, as plain data.
+        choices: The option chosen in each configuration group.
+    """
+
+    gpus: tuple[int, ...]
+    configs: Mapping[str, Mapping[str, Any]]
+    choices: Mapping[str, str]
+
+    @classmethod
+    def compose(cls, overrides: Sequence[str]) -> Self:
+        """Compose the configuration of each schedule.
+
+        Raises:
+            ConfigError: It cannot be composed, or is wrong whatever the number of devices.
+        """
+        from ppll_cli.explain import explain
+
+        try:
+            plan = cls._compose(overrides)
+        except ConfigError:
+            raise
+        except Exception as error:  # of Hydra or OmegaConf
+            found = explain(error, overrides, conf_dir())
+            remedy = found.remedy.replace("see ppll-run", "see ppll-plan")
+            remedy = remedy.replace("--cfg job", "ppll-run --cfg job")
+            raise ConfigError(found.key, found.value, found.problem, remedy) from None
+        for name, config in plan.configs.items():
+            plan.settings(name, plan.gpus[0])
+            for group in ("schedule", "data"):  # what their classes refuse needs no torch
+                make(group, config[group])
+        return plan
+
+    @classmethod
+    def _compose(cls, overrides: Sequence[str]) -> Self:
+        from hydra import compose, initialize_config_dir
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from omegaconf import OmegaConf
+
+        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES}
+        given = []
+        for text, override in zip(
+            overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
+        ):
+            if override.key_or_group in lists and not override.is_delete():
+                lists[override.key_or_group] = _values(override)
+            elif override.is_sweep_override():
+                value = override.get_value_string()
+                problem = "only gpus and schedule may be lists here"
+                raise ConfigError(override.key_or_group, value, problem, "choose one")
+            else:
+                given.append(text)
+        gpus = lists["gpus"]
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in gpus):
+            problem = "must be whole numbers from 1 on"
+            raise ConfigError("gpus", ",".join(map(str, gpus)), problem, "as in gpus=1,2,4,8")
+        register_resolvers()
+        configs: dict[str, Mapping[str, Any]] = {}
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            for name in lists["schedule"]:
+                composed = compose("config", [*given, f"schedule={name}"], return_hydra_config=True)
+                choices = {k: str(v) for k, v in composed.hydra.runtime.choices.items()}
+                ours = OmegaConf.masked_copy(
+                    composed, [str(key) for key in composed if key != "hydra"]
+                )
+                config: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+                configs[str(name)] = config
+        return cls(gpus, configs, choices)
+
+    def settings(self, name: str, gpus: int) -> Settings:
+        """The settings of a run: every worker has the same threads, whatever `gpus` is.
+
+        As many as the largest number of devices that this machine's cores can stand for leaves
+        each; more devices are simulated.
+        """
+        config = self.configs[name]
+        cores = usable_cores()
+        largest = max((n for n in self.gpus if n <= cores), default=cores)
+        threads = config["threads"] if config["threads"] is not None else max(1, cores // largest)
+        return parse({**config, "gpus": gpus, "threads": threads})
+
+
+def _values(override: "Override") -> tuple[Any, ...]:
+    """The values of an override that may be a list of either kind."""
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+    values = values if isinstance(values, list) else [values]
+    return tuple(dict.fromkeys(_number(value) for value in values))
+
+
+def _number(value: Any) -> Any:
+    """Hydra gives the values of some lists as text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _show(plan: Plan, bandwidth: float | None, latency: float | None) -> None:
+    from ppll_cli.runtime import forkserver
+
+    forkserver.start()  # it imports torch while this process does
+
+    from rich.console import Console
+
+    from ppll_cli.runtime.planning import Planner
+    from ppll_cli.runtime.predict import Link
+
+    link: Link | None = None if bandwidth is None else Link(bandwidth, latency or 0.0)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=120)
+    with Console(stderr=True).status("measuring units ..."):
+        planner = Planner(plan.settings, list(plan.configs), link)
+        tables = {gpus: planner.rows(gpus) for gpus in plan.gpus}
+        planner.check()
+    console.print(planner.title(plan.choices))
+    for gpus, rows in tables.items():
+        console.print(_table(gpus, rows))
+    for note in planner.notes(plan.gpus):
+        console.print(note)
+
+
+def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
+    from rich.table import Table
+
+    known = {name: row for name, row in rows.items() if row.prediction is not None}
+    best = max(known, key=lambda name: known[name].speed_up, default=None)
+    wins = f": {best} wins, {known[best].speed_up:.2f} x bp" if best else ""
+    columns = ["schedule", "samples/s", "bubble", "x bp", "stage ms"]
+    columns += ["activations MB", "parameters MB", "edges MB/s"]
+    table = Table(*columns, title=f"gpus={gpus}{wins}", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in rows.items():
+        found = row.prediction
+        if found is None:
+            table.add_row(name, row.obstacle)
+            continue
+        table.add_row(
+            name,
+            f"{found.samples_per_second:.0f}",
+            f"{found.bubble_fraction:.3f}",
+            f"{row.speed_up:.2f}",
+            _each(found.stage_s, lambda seconds: f"{1e3 * seconds:.0f}"),
+            _each(found.activation_bytes, _mega),
+            _each(found.parameter_bytes, _mega),
+            _each(found.edge_bytes_per_second, _mega),
+            style="bold" if name == best else None,
+        )
+    return table
+
+
+def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
+    """What each stage or edge has, or, of many, the most."""
+    if len(values) > FEW:
+        return f"<= {text(max(values))}"
+    return " / ".join(map(text, values))
+
+
+def _mega(size: float) -> str:
+    return f"{size / 1e6:.3g}"
+
+
+if __name__ == "__main__":
+    main()

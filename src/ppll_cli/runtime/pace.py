@@ -1,0 +1,134 @@
+"""The pace of a pipeline that has been filled, and how its stages' work overlaps. No torch."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Self
+
+from ppll_cli.runtime.job import Job
+from ppll_cli.schedules.instructions import Instruction
+from ppll_cli.schedules.rules import Channel
+from ppll_cli.simulate import Cost, Event, simulate
+
+FILLED, BATCHES = 2, 4
+"""A pipeline's pace is taken between these batches. Whatever instructions cost, it does not change
+from the second batch on: with two slots or more in each channel the slowest stage, or where each
+batch is drained the way through all of them, sets it at once."""
+
+Times = dict[Instruction, float]
+"""A number for each instruction of a stage in a batch; 0 for those that are left out."""
+
+
+@dataclass(frozen=True)
+class Steady:
+    """A pipeline that has been filled.
+
+    Attributes:
+        batch_s: How long it takes from one batch to the next.
+        events: For each stage, its instructions for a batch.
+        peak_live: For each stage, the most forwards that waited for their backward at once.
+    """
+
+    batch_s: float
+    events: list[list[Event]]
+    peak_live: list[int]
+
+    @property
+    def busy_s(self) -> list[float]:
+        """For each stage, how long it works for a batch."""
+        return [sum(event.end_s - event.start_s for event in events) for events in self.events]
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Share of the stages' time in which they wait."""
+        total_s = self.batch_s * len(self.events)
+        return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
+
+
+class Pipeline:
+    """What the stages of a job do for a training batch, over and over.
+
+    Args:
+        streams: The instructions of each stage.
+        slots: How many each channel has.
+    """
+
+    def __init__(
+        self, streams: Sequence[Sequence[Instruction]], slots: Mapping[Channel, int]
+    ) -> None:
+        self.streams, self.slots = streams, slots
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """A job's."""
+        schedule = job.make_schedule()
+        places = [job.place(stage, schedule.microbatches) for stage in range(job.stages)]
+        rooms = job.channels()
+        streams = [list(schedule.batch(place)) for place in places]
+        return cls(streams, {channel: room.slots for channel, room in rooms.items()})
+
+    def steady(self, cost: Cost) -> Steady:
+        """Run batches on a clock until the pipeline is filled."""
+        streams = [list(stream) * BATCHES for stream in self.streams]
+        run = simulate(streams, cost, lambda channel: self.slots[channel])
+
+        def end_s(batches: int) -> float:
+            last = [batches * len(stream) - 1 for stream in self.streams]
+            return max(events[n].end_s for events, n in zip(run.events, last, strict=True))
+
+        return Steady(
+            batch_s=(end_s(BATCHES) - end_s(FILLED)) / (BATCHES - FILLED),
+            events=[e[-len(s) :] for e, s in zip(run.events, self.streams, strict=True)],
+            peak_live=run.peak_live,
+        )
+
+
+def company(steady: Steady, limit: int) -> list[Times]:
+    """For each stage's instructions, how many other stages compute meanwhile, on the average.
+
+    Every stage repeats its batch at the pipeline's pace, so all of them are laid on one batch's
+    time, from 0 to `batch_s`, round and round.
+
+    Args:
+        steady: The pipeline.
+        limit: More than so many others count as so many.
+    """
+    period_s = steady.batch_s
+    pieces = [[_wrapped(e, period_s) for e in events] for events in steady.events]
+    changes: dict[float, int] = {0.0: 0, period_s: 0}
+    for start_s, end_s in (span for stage in pieces for spans in stage for span in spans):
+        changes[start_s] = changes.get(start_s, 0) + 1
+        changes[end_s] = changes.get(end_s, 0) - 1
+    times_s = sorted(changes)
+    busy = list(accumulate(changes[time_s] for time_s in times_s))
+    others = [min(limit, max(0, count - 1)) for count in busy]
+    areas = [
+        0.0,
+        *accumulate(n * (b - a) for n, (a, b) in zip(others, pairwise(times_s), strict=False)),
+    ]
+
+    def area(time_s: float) -> float:
+        at = bisect_right(times_s, time_s) - 1
+        return areas[at] + others[at] * (time_s - times_s[at])
+
+    result = []
+    for events, stage in zip(steady.events, pieces, strict=True):
+        crowds: Times = {}
+        for event, spans in zip(events, stage, strict=True):
+            if lasted_s := sum(b - a for a, b in spans):
+                crowds[event.instruction] = sum(area(b) - area(a) for a, b in spans) / lasted_s
+        result.append(crowds)
+    return result
+
+
+def _wrapped(event: Event, period_s: float) -> list[tuple[float, float]]:
+    """An event's time on a clock that begins anew after each period."""
+    length_s = min(event.end_s - event.start_s, period_s)
+    if length_s <= 0:
+        return []
+    start_s = event.start_s % period_s
+    end_s = start_s + length_s
+    if end_s <= period_s:
+        return [(start_s, end_s)]
+    return [(start_s, period_s), (0.0, end_s - period_s)]

@@ -1,0 +1,291 @@
+"""Predictions against closed formulas, with costs that all differ where the formula allows it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppll_cli import settings
+from ppll_cli.runtime import predict as predicting
+from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.pace import Pipeline, Steady, company
+from ppll_cli.runtime.predict import Link, Prediction, bp_batch_s, instruction_times, predict
+from ppll_cli.runtime.prepare import assemble
+from ppll_cli.runtime.profile import Measured
+from ppll_cli.runtime.subject import Subject, examine
+from ppll_cli.schedules.gpipe import GPipe
+from ppll_cli.schedules.instructions import Forward, Instruction, LocalUpdate, Step
+from ppll_cli.schedules.one_f_one_b import OneFOneB
+from ppll_cli.schedules.pp import NaivePipeline
+from ppll_cli.schedules.ppll import PPLL
+from ppll_cli.schedules.rules import Channel
+from ppll_cli.schedules.schedule import Place, Schedule
+from ppll_cli.simulate import Event, simulate
+from ppll_cli.targets import make
+from tests.conftest import compose_config
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
+SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
+SMALL += ["threads=1"]
+UNITS = 6
+TOKENS = 5 * 16 * 4
+"""Bytes of what crosses a cut for one sample, the label left out."""
+
+NOTHING = Measured(0.0, 0.0, 0, 0)
+
+
+@dataclass
+class Source:
+    """A profile whose times are given: seconds by unit, forward and backward."""
+
+    forward_s: Sequence[float] = (1.0,) * UNITS
+    backward_s: Sequence[float] = (2.0,) * UNITS
+    loss: Measured = NOTHING
+    copy_s: float = 0.0
+    step_s: float = 0.0
+    spared_s: float = 0.0
+    slower: float = 1.0
+    parameter_bytes: float = 16.0
+    samples: int = 8
+    neighbours: int = 0
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def at(self, samples: int, neighbours: int = 0) -> "Source":
+        self.asked.append((samples, neighbours))
+        share = samples / 8 * (self.slower if neighbours else 1.0)
+        forward_s, backward_s = (
+            [share * seconds for seconds in times] for times in (self.forward_s, self.backward_s)
+        )
+        loss = self.loss._replace(
+            forward_s=share * self.loss.forward_s, backward_s=share * self.loss.backward_s
+        )
+        return Source(
+            forward_s,
+            backward_s,
+            loss,
+            self.copy_s,
+            self.step_s,
+            spared_s=share * self.spared_s,
+            samples=samples,
+        )
+
+    def unit(self, index: int, first: bool = False) -> Measured:
+        saved, backward_s = self.samples * 100 * (index + 1), self.backward_s[index]
+        backward_s -= first * self.spared_s
+        return Measured(self.forward_s[index], backward_s, saved, 10 * (index + 1))
+
+    def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
+        return self.loss
+
+    def copy(self, size: int) -> float:
+        return self.copy_s
+
+
+@cache
+def config(schedule: str) -> dict[str, Any]:
+    return compose_config([*SMALL, f"schedule={schedule}"])[0]
+
+
+@cache
+def subject() -> Subject:
+    return examine(settings.parse(config("bp")))
+
+
+def job(
+    schedule: str, gpus: int, microbatches: int | None = None, modules: int | None = None
+) -> Job:
+    chosen = {**config(schedule), "gpus": gpus}
+    if microbatches is not None:
+        chosen["schedule"] = {**chosen["schedule"], "microbatches": microbatches}
+    chosen["local"] = {**chosen["local"], "modules": modules}
+    parsed = settings.parse(chosen)
+    made: Schedule = make("schedule", parsed.schedule)
+    devices = ("cpu",) * (1 if made.one_stage else gpus)
+    return assemble(parsed, subject(), made, devices, None, "unused", [])[0]
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine on which nothing computes beside what is measured."""
+    monkeypatch.setattr(predicting, "usable_cores", lambda: 1)
+
+
+def batch_s(found: Prediction) -> float:
+    return 8 / found.samples_per_second
+
+
+DIFFERENT = Source(
+    forward_s=(1.0, 2.5, 0.5, 3.0, 1.5, 0.25),
+    backward_s=(2.0, 3.5, 1.25, 5.0, 2.75, 0.5),
+    loss=Measured(0.125, 0.375, 40, 7),
+    copy_s=0.0625,
+    step_s=0.01,
+)
+
+
+def test_ppll_goes_at_the_pace_of_its_slowest_stage() -> None:
+    """Stages 0-1, 2-3 and 4-5 (uniform): forward, backward, loss, step, and a copy but the last."""
+    found = predict(job("ppll", 3), DIFFERENT)
+    totals = []
+    for first in (0, 2, 4):
+        units = sum(DIFFERENT.forward_s[first : first + 2]) + sum(
+            DIFFERENT.backward_s[first : first + 2]
+        )
+        params = 10 * (first + 1) + 10 * (first + 2) + 7
+        totals.append(units + 0.5 + 0.01 * params + 0.0625 * (first < 4))
+    assert found.stage_s == pytest.approx(totals)
+    assert batch_s(found) == pytest.approx(max(totals))
+    assert found.bubble_fraction == pytest.approx(1 - sum(totals) / (3 * max(totals)))
+
+
+def test_a_module_makes_no_gradients_for_its_inputs() -> None:
+    """Which spares its first unit something, under ll once a module; never so under bp."""
+    source = Source(spared_s=0.25)
+    for schedule, spared in (("bp", 0), ("pp", 0), ("ll", 3)):
+        found = predict(job(schedule, 3), source)
+        assert batch_s(found) == pytest.approx(3.0 * UNITS - 0.25 * spared)
+    assert predict(job("ppll", 3), source).stage_s == pytest.approx([6.0 - 0.25] * 3)
+
+
+@pytest.mark.parametrize("schedule", ["bp", "pp", "ll"])
+def test_what_runs_one_thing_at_a_time_takes_the_sum(schedule: str) -> None:
+    """Under pp an earlier stage still steps while the next batch begins behind it: never here."""
+    found = predict(job(schedule, 3), DIFFERENT)
+    units = sum(DIFFERENT.forward_s) + sum(DIFFERENT.backward_s)
+    steps = 0.01 * 10 * (1 + 2 + 3 + 4 + 5 + 6)
+    if schedule == "pp":
+        # Both copies, there and back. Of the steps only the first stage's is in the way.
+        assert batch_s(found) == pytest.approx(units + 0.5 + 4 * 0.0625 + 0.01 * 10 * 3)
+    elif schedule == "bp":
+        assert batch_s(found) == pytest.approx(units + 0.5 + steps + 0.07)
+        assert bp_batch_s(UNITS, DIFFERENT) == pytest.approx(units + 0.5 + steps)
+    else:
+        assert batch_s(found) == pytest.approx(units + 3 * (0.5 + 0.07) + steps)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+@pytest.mark.parametrize("gpus", [2, 3, 6])
+def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: int) -> None:
+    """Even stages: (M + K - 1) times a micro-batch, and a bubble of (K - 1) / (M + K - 1)."""
+    source = Source()
+    found = predict(job(schedule, gpus, microbatches), source)
+    stage = 3.0 * UNITS / gpus / microbatches
+    assert batch_s(found) == pytest.approx((microbatches + gpus - 1) * stage)
+    assert found.bubble_fraction == pytest.approx((gpus - 1) / (microbatches + gpus - 1))
+    assert {samples for samples, _ in source.asked} == {8 // microbatches}
+
+
+def test_smaller_micro_batches_take_less() -> None:
+    """8 samples in 3 parts are 3, 3 and 2."""
+    (first, _) = instruction_times(job("gpipe", 2, 3), Source().at(3), [3, 3, 2])
+    assert [first[Forward(0, m)] for m in range(3)] == pytest.approx([9 / 8, 9 / 8, 6 / 8])
+
+
+def test_a_slow_link_sets_the_pace() -> None:
+    size = 8 * (TOKENS + 8)
+    found = predict(job("ppll", 2), Source(), Link(size / 100.0, latency_s=7.0))
+    assert batch_s(found) == pytest.approx(3 * 3.0 + 100.0 + 7.0)
+    assert found.edge_bytes_per_second == [pytest.approx(size / batch_s(found))]
+
+
+def test_gradients_cross_the_cuts_as_well() -> None:
+    found = predict(job("pp", 2), Source())
+    assert found.edge_bytes_per_second == [pytest.approx(8 * (2 * TOKENS + 8) / batch_s(found))]
+
+
+def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under pp nothing does; under ppll everything; under gpipe what lies between the bubbles."""
+    monkeypatch.setattr(predicting, "usable_cores", lambda: 2)
+    source = Source(slower=1.5)
+    assert batch_s(predict(job("pp", 2), source)) == pytest.approx(18.0)
+    assert batch_s(predict(job("bp", 2), source)) == pytest.approx(18.0)
+    assert batch_s(predict(job("ppll", 2), source)) == pytest.approx(1.5 * 9.0)
+    # M = 2, forward 1.5 s and backward 3 s a micro-batch: stage 0's first forward and its last
+    # backward, and so the last stage's, have nobody beside them.
+    found = batch_s(predict(job("gpipe", 2, 2), source))
+    assert found == pytest.approx(1.5 + 1.5 * 1.5 + 1.5 + 3.0 + 1.5 * 3.0 + 3.0, rel=0.02)
+    assert (8, 1) in source.asked
+    # Two stages more than there are cores have no other neighbours than those.
+    assert batch_s(predict(job("ppll", 3), source)) == pytest.approx(1.5 * 6.0)
+
+
+def test_memory() -> None:
+    """Units save 100, 200, ... bytes a sample and have 10, 20, ... parameters."""
+    saved = [100 * (index + 1) for index in range(UNITS)]
+    image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
+    source = Source(loss=Measured(0.0, 0.0, 8 * 5, 3))
+    pp, gpipe, one, ll, ppll = (
+        predict(job(name, 2, modules=3), source) for name in ("pp", "gpipe", "1f1b", "ll", "ppll")
+    )
+    assert pp.activation_bytes == [8 * (600 + image), 8 * (1500 + token) + 40]
+    # Four micro-batches of two samples.
+    assert gpipe.activation_bytes == [8 * (600 + image), 4 * (2 * 1500 + 40) + 8 * token]
+    assert one.activation_bytes == [2 * 2 * 600 + 8 * image, 2 * 1500 + 40 + 2 * token]
+    modules = [sum(saved[start : start + 2]) for start in (0, 2, 4)]
+    assert ll.activation_bytes == [8 * (max(modules) + image) + 40]
+    assert ppll.activation_bytes == [
+        8 * (max(modules[:2]) + image) + 40,
+        8 * (modules[2] + token) + 40,
+    ]
+    assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6), 16 * (50 + 60 + 3)]
+    assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3)]
+
+
+costs_s = st.floats(0.0, 10.0)
+KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline]
+
+
+@given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+def test_the_pace_is_that_of_many_batches(
+    data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
+) -> None:
+    """Whatever instructions cost, few batches tell what a long run settles at."""
+    schedule = kind(microbatches=microbatches)
+    chunks = data.draw(st.integers(1, 2)) if schedule.local else 1
+    places = [Place(s, stages, chunks, schedule.microbatches) for s in range(stages)]
+    streams = [list(schedule.batch(place)) for place in places]
+    times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
+    slots = {}
+    for s in range(1, stages):
+        slots[Channel(s - 1, s)] = schedule.held(places[s]) + depth
+        slots[Channel(s, s - 1)] = 1 + depth
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return times[stage, instruction]
+
+    few, many = 5 * stages, 10 * stages
+    makespans_s = [
+        simulate([s * n for s in streams], cost, lambda channel: slots[channel]).makespan_s
+        for n in (few, many)
+    ]
+    found = Pipeline(streams, slots).steady(cost)
+    expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
+    assert found.batch_s == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
+
+
+def test_company() -> None:
+    """Two stages at a pace of 10 s: 0 to 6, and 4 to 9 and from 9 on to 11, which is 1."""
+    steady = Steady(
+        batch_s=10.0,
+        events=[
+            [Event(Forward(0, 0), 0.0, 6.0)],
+            [Event(Forward(0, 0), 4.0, 9.0), Event(LocalUpdate(0, 0), 9.0, 11.0)],
+        ],
+        peak_live=[1, 1],
+    )
+    first, second = company(steady, 1)
+    assert first == {Forward(0, 0): pytest.approx((2 + 1) / 6)}
+    assert second == {Forward(0, 0): pytest.approx(2 / 5), LocalUpdate(0, 0): pytest.approx(0.5)}
+
+
+def test_company_has_a_limit() -> None:
+    """What takes no time has none."""
+    stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(), 1.0, 1.0)]
+    steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
+    assert company(steady, 2) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
+    assert company(steady, 9) == [{Forward(0, 0): pytest.approx(4.0)}] * 5

@@ -1,0 +1,210 @@
+"""ppll-plan, as a user meets it and from within."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppll_cli import plan as planning
+from ppll_cli.errors import ConfigError
+from ppll_cli.plan import GPUS, SCHEDULES, Plan
+from ppll_cli.runtime import timing
+from ppll_cli.runtime.planning import Planner
+
+ROOT = Path(__file__).parents[1]
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
+
+
+def ppll_plan(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "ppll_cli.plan", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
+    result = ppll_plan("--latency=1e-5", "gpus=1,2,64", *TINY, "--bandwidth=1e9", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("model=vit (4 units) data=synthetic batch_size=8 fp32 on ")
+    titles = [line for line in lines if line.startswith("gpus=") and " wins, " in line]
+    assert [title.split(":")[0] for title in titles] == ["gpus=1", "gpus=2", "gpus=64"]
+    for name in SCHEDULES:
+        rows = [line for line in lines if re.match(rf"[│|] {name} ", line)]
+        assert len(rows) == 3
+        assert ("more stages than units" in rows[2]) == (name != "bp")
+        for row in rows[:2]:
+            cells = [cell.strip() for cell in re.split("[│|]", row)[1:-1]]
+            assert cells[0] == name
+            assert float(cells[1]) > 0
+            assert 0 <= float(cells[2]) < 1
+            assert float(cells[3]) > 0
+    assert any(line.startswith("bp on one device: ") for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["gpus=1,x"], "gpus=1,x: must be whole numbers from 1 on"),
+        (["gpus=2,0"], "gpus=2,0: must be whole numbers from 1 on"),
+        (["gpus=1,"], "arguments=gpus=1,: mismatched input"),
+        (["model=vit,resnet32"], "model=vit,resnet32: only gpus and schedule may be lists here"),
+        (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
+        (["modle=vit"], "modle=vit: there is no such key; did you mean model? ppll-run --cfg job"),
+        (["schedule=ppll,pppl"], "schedule=pppl: there is no such option; did you mean ppll?"),
+        (["optim.lr=-1"], "optim.lr=-1: must be greater than 0"),
+        (["model.dim=${nothing}"], "model.dim=${nothing}: Interpolation key 'nothing' not found"),
+        (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
+        (["--multirun"], "arguments=--multirun: unrecognized arguments: --multirun; see ppll-plan"),
+        (["--bandwidth=0"], "arguments=--bandwidth=0: argument --bandwidth: '0' is not a positive"),
+        (["--latency=1"], "arguments=--latency=1: --latency is of a link: give its --bandwidth"),
+        (["--config-dir=none"], "arguments=--config-dir=none: --config-dir: there is no such"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ppll-plan", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        planning.main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (complaint,) = err.splitlines()
+    assert complaint.startswith(f"ppll-plan: {line}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["gpus=1,x"], ["model=vti"], ["optim.lr=-1"]])
+def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+    script = (
+        "import atexit, sys; from ppll_cli.plan import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        f"sys.argv[1:] = {arguments!r}; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        ([], GPUS),
+        (["gpus=4"], (4,)),
+        (["gpus=8,2,8"], (8, 2)),
+        (["gpus=[1,2]"], (1, 2)),
+        (["gpus=range(1,4)"], (1, 2, 3)),
+    ],
+)
+def test_lists_of_devices(given: list[str], gpus: tuple[int, ...]) -> None:
+    assert Plan.compose([*given, "schedule=bp"]).gpus == gpus
+
+
+def test_schedules() -> None:
+    plan = Plan.compose(["schedule=gpipe,ppll", "schedule.microbatches=8", "model=resnet32"])
+    assert list(plan.configs) == ["gpipe", "ppll"]
+    assert plan.settings("gpipe", 4).schedule["microbatches"] == 8
+    assert (plan.choices["model"], plan.settings("ppll", 4).gpus) == ("resnet32", 4)
+    assert tuple(Plan.compose([]).configs) == SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "threads"),
+    [
+        (["gpus=1,2,4,64"], 16, 4),  # as ppll-run gpus=4 has; 64 do not fit
+        (["gpus=2"], 2, 1),
+        (["gpus=64"], 2, 1),
+        (["gpus=1"], 2, 2),
+        (["gpus=1,2", "threads=3"], 2, 3),
+    ],
+)
+def test_all_workers_have_the_same_threads(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(planning, "usable_cores", lambda: cores)
+    plan = Plan.compose([*given, "schedule=bp"])
+    assert {plan.settings("bp", gpus).threads for gpus in plan.gpus} == {threads}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where times are kept; few are taken."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
+    return tmp_path / "ppll-run" / "profile"
+
+
+def planner(*overrides: str) -> Planner:
+    plan = Plan.compose([*TINY, "threads=1", *overrides])
+    return Planner(plan.settings, list(plan.configs))
+
+
+def test_a_second_plan_measures_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = planner("schedule=bp,gpipe,ppll").rows(2)
+    # Whole batches and micro-batches, each alone and, where there are cores, beside a neighbour.
+    assert len(list(cache.iterdir())) in (2, 4)
+    monkeypatch.delattr("ppll_cli.runtime.profile.Chain")
+    monkeypatch.delattr("ppll_cli.runtime.profile.repeat")
+    assert planner("schedule=bp,gpipe,ppll").rows(2) == first
+    assert first["bp"].speed_up == pytest.approx(1.0)
+
+
+def test_obstacles(cache: Path) -> None:
+    found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
+    rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
+    assert [row.obstacle for row in rows[4].values()] == [
+        *["a batch of 8 samples cannot be split into more parts"] * 2,
+        "",
+        "more stages than modules",
+    ]
+    assert rows[5]["ppll"].obstacle == "more stages than units"
+    assert rows[2]["ppll"].prediction is not None
+    found.check()
+
+
+def test_a_plan_without_any_row_is_refused(cache: Path) -> None:
+    found = planner("schedule=ppll,pp")
+    found.rows(5)
+    with pytest.raises(ConfigError, match="gpus=5: the model has only 4 units; use at most 4"):
+        found.check()
+
+
+def test_how_the_tables_came_about(cache: Path) -> None:
+    found = planner("schedule=bp,gpipe")
+    found.rows(1)
+    notes = "\n".join(found.notes([1, 4096]))
+    assert "gpus=4096: simulated as equal devices" in notes
+    assert "batches are split by gpipe into 4: BatchNorm" in notes
+    assert "local losses" not in notes
+
+
+def test_more_options_for_the_groups(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    lines = ["defaults: [vit]", "depth: 5"]
+    (tmp_path / "model" / "mine.yaml").write_text("\n".join(lines))
+    options = planning._options(["model=mine", "--config-dir", str(tmp_path)])
+    assert Plan.compose(planning.overrides_of(options)).settings("bp", 1).model["depth"] == 5
