@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppll_cli import settings
 from ppll_cli.app import conf_dir, register_resolvers
+from ppll_cli.resume import recorded
 from ppll_cli.runtime.run import Run
 
 # How long an example takes says nothing on a machine that others use as well.
@@ -61,10 +62,20 @@ def run(tmp_path: Path) -> Runner:
     def run(*overrides: str) -> Result:
         config, choices = compose_config(["threads=1", "device=cpu", *overrides])
         run_dir = tmp_path / f"run-{next(numbers)}"
-        run_dir.mkdir()
+        run_dir.mkdir(exist_ok=True)
         return Result(Run(settings.parse(config), config, choices, run_dir).execute(), run_dir)
 
     return run
+
+
+def resumed(before: Result, *overrides: str) -> Result:
+    """Goes on with a run, in its directory, as the program does for `resume=RUN_DIR`."""
+    given = [f"resume={before.run_dir}", *overrides]
+    recording = recorded(given)
+    assert recording is not None
+    config, choices = recording.changed(*compose_config(recording.arguments(given)), given)
+    continued = Run(settings.parse(config), config, choices, before.run_dir, resumed=True)
+    return Result(continued.execute(), before.run_dir)
 
 
 def own_model(name: str, **options: object) -> list[str]:

@@ -12,11 +12,13 @@ from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import classes_of
 from ppll_cli.tasks.task import Task
 
+Act = Callable[[], float | None]
+
 
 class _Layer(nn.Module):
     """A Linear layer that does something to the process in its third training pass."""
 
-    def __init__(self, width: int, outputs: int, act: Callable[[], None] | None = None) -> None:
+    def __init__(self, width: int, outputs: int, act: "Act | None" = None) -> None:
         super().__init__()
         self.linear = nn.Linear(width, outputs)
         self.act = act
@@ -26,7 +28,7 @@ class _Layer(nn.Module):
         if self.training:
             self.passes += 1
         if self.passes == 3 and self.act is not None:
-            self.act()
+            return self.linear(x.flatten(1)) * (self.act() or 1.0)  # type: ignore[no-any-return]
         out: Tensor = self.linear(x.flatten(1))
         return out
 
@@ -35,11 +37,30 @@ def _raise() -> None:
     raise ArithmeticError("the third pass is too much")
 
 
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _hang() -> None:
+    while True:  # the parent must end it: that is the test
+        pass
+
+
+def _blow_up() -> float:
+    return float("nan")
+
+
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-ACTS: dict[str, Callable[[], None]] = {"raise": _raise, "kill": _kill}
+ACTS: dict[str, Act] = {
+    "raise": _raise,
+    "kill": _kill,
+    "stop": _stop,
+    "hang": _hang,
+    "blow_up": _blow_up,
+}
 
 
 class Faulty:

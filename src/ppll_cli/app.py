@@ -4,18 +4,26 @@ Nothing heavy is imported before it is needed: `--help`, `--cfg job` and the ref
 configuration do without torch.
 """
 
+import gc
 import logging
 import os
 import shutil
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli import __version__
-from ppll_cli.errors import ConfigError, Interrupted, PpllError, WorkerFailedError
+from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.runtime import forkserver
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from omegaconf import DictConfig
+
+    from ppll_cli.resume import Recorded
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +33,33 @@ def main() -> NoReturn:
 
     Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         _main(sys.argv[1:])
     except ConfigError as error:
         _complain(str(error))
         sys.exit(2)
-    except WorkerFailedError:  # shown and logged where it was caught
+    except (WorkerFailedError, RunFailedError):  # shown and logged where they were caught
         sys.exit(1)
     except Interrupted as error:
         _complain(str(error))
         sys.exit(128 + error.signal)
-    except KeyboardInterrupt:  # before any worker was started
-        sys.exit(130)
+    finally:
+        gc.freeze()  # else Python goes through all that torch has made once more before it ends
     sys.exit(0)
+
+
+def _leave(number: int, _: "FrameType | None") -> NoReturn:
+    """End at once, while there are no workers: those who have some handle signals themselves.
+
+    An exception would come out of any line, of an import too, and be told or swallowed there.
+    """
+    forkserver.kill()
+    with suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, f"ppll-run: {Interrupted(number)}\n".encode())
+    os._exit(128 + number)
 
 
 def _main(arguments: list[str]) -> None:
@@ -52,15 +74,12 @@ def _main(arguments: list[str]) -> None:
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
     sys.argv[1:] = overrides + options
 
-    from ppll_cli.runtime import forkserver
-
     if {*options} <= {"-m", "--multirun"}:
         forkserver.start()  # it imports torch while the configuration is composed and checked here
     try:
         _hydra_main(arguments, overrides)
-    except (ConfigError, KeyboardInterrupt):
+    finally:
         forkserver.stop()
-        raise
 
 
 def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
@@ -71,12 +90,15 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli.explain import explain
+    from ppll_cli.resume import recorded
 
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
     began = False
+    before: Recorded | None = None
+    made: set[Path] | None = None
     failures: list[PpllError] = []
 
     def task(cfg: "DictConfig") -> float | None:
@@ -84,23 +106,38 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
         nonlocal began
         began = True
         try:
-            return _run(cfg)
+            return _run(cfg, before, overrides, made)
         except OmegaConfBaseException as error:
             failures.append(explain(error, arguments, conf_dir()))
+        except Interrupted as error:
+            failures.insert(0, error)
+            raise KeyboardInterrupt from None  # Hydra does not go on with a sweep's next job
         except PpllError as error:
             failures.append(error)
         return None
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:
-        _check_run_dir(overrides)
+        before = recorded(overrides)
+        if before is None:
+            made = _check_run_dir(overrides)
+        elif {"-m", "--multirun"} & {*arguments}:
+            raise ConfigError("resume", before.run_dir, "is for a single run", "drop --multirun")
+        else:
+            options = sys.argv[1 + len(overrides) :]
+            sys.argv[1:] = before.arguments(overrides) + options
         run()
     except ConfigError:
         raise
+    except KeyboardInterrupt:
+        if not failures:
+            raise
     except Exception as error:  # of Hydra, OmegaConf, a parser or the file system
         if began:
             raise
         raise explain(error, arguments, conf_dir()) from None
+    finally:
+        _remove_sweeps()
     if failures:
         raise failures[0]
 
@@ -119,7 +156,12 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
-def _run(cfg: "DictConfig") -> float | None:
+def _run(
+    cfg: "DictConfig",
+    before: "Recorded | None",
+    overrides: list[str],
+    made: set[Path] | None,
+) -> float | None:
     """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -132,23 +174,29 @@ def _run(cfg: "DictConfig") -> float | None:
     run_dir = Path(hydra_config.runtime.output_dir)
     choices = {k: str(v) for k, v in hydra_config.runtime.choices.items() if "hydra" not in k}
     ours = {".hydra", f"{hydra_config.job.name}.log"}
-    if strangers := sorted({path.name for path in run_dir.iterdir()} - ours):
+    strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
+    if strangers and before is None:
         raise ConfigError("hydra.run.dir", run_dir, f"holds {strangers[0]}", "choose a new folder")
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        if before is not None:
+            config, choices = before.changed(config, choices, overrides)
         parsed = settings.parse(config)
         for group in ("schedule", "data"):  # what their classes refuse needs no torch
             make(group, config[group])
 
         from ppll_cli.runtime.run import Run
 
-        summary = Run(parsed, config, choices, run_dir).execute()
+        summary = Run(parsed, config, choices, run_dir, resumed=before is not None).execute()
     except WorkerFailedError as error:
         log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))
         raise
+    except RunFailedError as error:
+        log.error("ppll-run: %s\n  to go on: ppll-run resume=%s", error, run_dir)
+        raise
     except (ConfigError, OmegaConfBaseException):
         if not (run_dir / "config.json").exists():  # nothing ran here
-            _remove(run_dir, ours)
+            _remove(run_dir, ours, made)
         raise
     result = summary["test"] or {}
     metric: float | None = next((v for k, v in result.items() if k != "loss"), None)
@@ -159,34 +207,77 @@ def _is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
-def _check_run_dir(overrides: list[str]) -> None:
-    """Refuse a folder that holds something before Hydra writes into it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
+def _check_run_dir(overrides: list[str]) -> set[Path] | None:
+    """Refuse a folder that holds something before Hydra writes into it.
 
+    Returns:
+        The folders that Hydra will make; None where the command line does not name one.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    made = None
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.key_or_group == "hydra.run.dir":
-            value = OmegaConf.create({"dir": override.value()}).dir
-            if Path(value).is_dir() and any(Path(value).iterdir()):
+            value = override.value()
+            if isinstance(value, str) and "${" in value:
+                value = _run_dir(overrides)
+                if value is None:
+                    return None
+            if not isinstance(value, str):
+                raise ConfigError("hydra.run.dir", value, "is not the name of a folder")
+            folder = Path(value).absolute()
+            if folder.is_dir() and any(folder.iterdir()):
                 raise ConfigError(
                     "hydra.run.dir", value, "exists and is not empty", "choose a new folder"
                 )
+            made = {path for path in (folder, *folder.parents) if not path.exists()}
+    return made
 
 
-def _remove(run_dir: Path, ours: set[str]) -> None:
+def _run_dir(overrides: list[str]) -> str | None:
+    """The folder that `hydra.run.dir` names by an interpolation; None where Hydra alone can say."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf.errors import OmegaConfBaseException
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides, return_hydra_config=True)
+        try:
+            return str(config.hydra.run.dir)
+        except OmegaConfBaseException:
+            return None
+
+
+def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
     """Remove what Hydra made for a run that was refused, and folders that are empty then."""
     for name in ours:
         path = run_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for folder in (run_dir, *run_dir.parents):
-        made = folder == run_dir or folder.is_relative_to(Path.cwd() / "outputs")
-        if not made or any(folder.iterdir()):
+    _remove_empty(run_dir, made)
+
+
+def _remove_empty(folder: Path, made: set[Path] | None) -> None:
+    """Remove a folder and its parents, as far as they are empty and were made for the run."""
+    outputs = Path.cwd() / "outputs"
+    for path in (folder, *folder.parents):
+        ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
+        if not ours or any(path.iterdir()):
             return
-        folder.rmdir()
+        path.rmdir()
+
+
+def _remove_sweeps() -> None:
+    """Remove what Hydra notes of a sweep, where all its jobs were refused."""
+    for folder in Path.cwd().glob(f"outputs/sweeps/*/*-{os.getpid()}"):
+        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+            _remove_empty(folder, None)
 
 
 def _refuse_arguments(_: object, message: str) -> NoReturn:
-    raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-run --help")
+    remedy = "see ppll-run --help"
+    if message.startswith("unrecognized"):
+        remedy = f"keys are given as KEY=VALUE, without dashes; {remedy}"
+    raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)
 
 
 def _failure_screen(error: WorkerFailedError, log_file: Path) -> str:
@@ -196,9 +287,13 @@ def _failure_screen(error: WorkerFailedError, log_file: Path) -> str:
     for key in ("phase", "batch", "shapes"):
         if report.get(key):
             lines.append(f"  {key}: {report[key]}")
+    for stage, doing in report.get("others", {}).items():
+        lines.append(f"  stage {stage} meanwhile: {doing}")
     lines.append(f"  log: {log_file}")
+    lines.append(f"  to go on: ppll-run resume={log_file.parent}")
     return "\n".join([*lines, report.get("traceback", "")]).rstrip()
 
 
 def _complain(message: str) -> None:
-    sys.stderr.write(f"ppll-run: {message}\n")
+    """One line, whatever was in the value that is wrong."""
+    sys.stderr.write(f"ppll-run: {' '.join(message.splitlines())}\n")

@@ -49,6 +49,28 @@ class AttachedError(PpllError):
         return AttachedError, (self.module, self.names)
 
 
+class NonFiniteError(PpllError):
+    """Raised when a loss is no finite number, before the step that would spread it.
+
+    Args:
+        step: Optimizer steps before the batch; None where it is not known exactly.
+        module: The module whose loss it is.
+        norm: The largest gradient norm of any of its parameters, if it was still there.
+    """
+
+    def __init__(self, step: int | None, module: int, norm: float | None) -> None:
+        self.step, self.module, self.norm = step, module, norm
+        when = "of a recent step" if step is None else f"of step {step}"
+        seen = "" if norm is None else f"; its largest gradient norm is {norm:.3g}"
+        super().__init__(
+            f"the loss of module {module} {when} is no finite number{seen}; try a smaller optim.lr,"
+            " optim.warmup_epochs, optim.clip_norm=1 or optim.nonfinite=skip"
+        )
+
+    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[int | None, int, float | None]]:
+        return NonFiniteError, (self.step, self.module, self.norm)
+
+
 class WorkerFailedError(PpllError):
     """Raised when a worker failed, after all workers have been stopped (exit 1).
 
@@ -62,6 +84,10 @@ class WorkerFailedError(PpllError):
 
     def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
         return WorkerFailedError, (self.report,)
+
+
+class RunFailedError(PpllError):
+    """Raised when the run failed outside of its workers, which have been stopped (exit 1)."""
 
 
 class Interrupted(PpllError):  # noqa: N818 - it is not an error of anything

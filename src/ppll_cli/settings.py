@@ -179,6 +179,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
     microbatches = settings.schedule.get("microbatches")
     if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
         raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
+    _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
     if settings.fba.enabled and "bank" not in settings.local:
         raise ConfigError(
             "fba",
@@ -192,6 +193,16 @@ def parse(config: Mapping[str, Any]) -> Settings:
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")
     return settings
+
+
+def _check_modules(count: Any, cuts: Any) -> None:
+    """Check how modules are asked for, also where the schedule has none."""
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise ConfigError("local.modules", count, "must be a whole number from 1 on, or null")
+    names = cuts if isinstance(cuts, list) else [cuts]
+    if cuts is not None and not all(isinstance(name, str) for name in names):
+        problem = "must be a list of names of units, or the name of a partition of the model"
+        raise ConfigError("local.cuts", cuts, problem)
 
 
 def _config_error(error: ValidationError) -> ConfigError:

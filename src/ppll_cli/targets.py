@@ -2,14 +2,23 @@
 
 import inspect
 import json
+import logging
+import os
 import re
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from ppll_cli.errors import ConfigError
+from ppll_cli.errors import ConfigError, PpllError
+from ppll_cli.names import meant
+
+log = logging.getLogger(__name__)
 
 
 def make(group: str, config: Mapping[str, Any]) -> Any:
@@ -33,19 +42,66 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
     for key, value in arguments.items():
         if key not in parameters:
-            known = ", ".join(parameters) or "none"
-            raise ConfigError(
-                f"{group}.{key}", value, f"{path} has no such option", f"it has {known}"
-            )
+            remedy = meant(key, parameters) + f"it has {', '.join(parameters) or 'none'}"
+            raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
         arguments[key] = _checked(f"{group}.{key}", value, parameters[key])
     try:
         signature.bind(**arguments)
-        return target(**arguments)
+        with blaming(f"{group}._target_", path, "making it"):
+            return target(**arguments)
     except TypeError as error:
         if missing := re.search(r"missing .*argument.*?: '(\w+)'", str(error)):
             problem = f"{path} needs a value for it"
             raise ConfigError(f"{group}.{missing[1]}", "", problem) from None
         raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
+
+
+@contextmanager
+def blaming(key: str, value: object, doing: str) -> Iterator[None]:
+    """Run what a user may have written; where it fails, the configuration that named it is wrong.
+
+    Args:
+        key: What named it.
+        value: The value of that key.
+        doing: What is done with it, for the message.
+
+    Raises:
+        ConfigError: Anything was raised that is not the program's own.
+    """
+    try:
+        yield
+    except PpllError:
+        raise
+    except Exception as error:
+        log.debug("%s=%s: %s", key, value, doing, exc_info=True)
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this and its caller's
+        places = [(frame.filename, frame.lineno) for frame in frames]
+        theirs = [(file, line) for file, line in places if _is_theirs(file)]
+        where = f"see line {theirs[-1][1]} of {theirs[-1][0]}" if theirs else ""
+        raise ConfigError(key, value, f"{doing} raised {_first_line(error)}", where) from error
+
+
+def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
+    """Check that an object offers what is asked of it.
+
+    Raises:
+        ConfigError: It lacks something.
+    """
+    for name in names:
+        if not hasattr(made, name):
+            raise ConfigError(key, path, f"is of no use here: it has no {name!r}", remedy)
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether a user may have written a file of code: it is not installed, and not ours."""
+    elsewhere = (str(Path(__file__).parent), sys.prefix, sys.base_prefix)
+    return os.path.isabs(file) and not file.startswith(elsewhere)
+
+
+def _first_line(error: BaseException) -> str:
+    """An exception with the first line of what it says."""
+    message = str(error).strip().partition("\n")[0]
+    return type(error).__name__ + (message and f": {message}")
 
 
 def _checked(key: str, value: Any, annotation: Any) -> Any:
@@ -75,12 +131,27 @@ def _locate(key: str, path: object) -> Any:
         raise ConfigError(key, path, "is not the dotted path of a class")
     module, _, name = path.rpartition(".")
     try:
-        target = getattr(import_module(module), name)
+        found = import_module(module)
     except (ImportError, AttributeError) as error:
         raise ConfigError(key, path, f"cannot be imported ({error})") from None
+    except (Exception, SystemExit) as error:  # of a user's module, as it is executed
+        problem = f"cannot be imported ({_first_line(error)})"
+        raise ConfigError(key, path, problem) from error
+    try:
+        target = getattr(found, name)
+    except AttributeError as error:
+        remedy = meant(name, vars(found)).strip()
+        raise ConfigError(key, path, f"cannot be imported ({error})", remedy) from None
     if not callable(target):
         raise ConfigError(key, path, "is not a class")
     return target
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:  # a name that exists for type checkers only: its class must judge by itself
+        return {}
 
 
 def _parameters(target: Any) -> dict[str, Any]:
@@ -92,7 +163,7 @@ def _parameters(target: Any) -> dict[str, Any]:
     for function in functions:
         if function is object.__init__:
             break
-        hints = get_type_hints(function)
+        hints = _hints(function)
         parameters = inspect.signature(function).parameters
         for name, parameter in parameters.items():
             if name == "self" or parameter.kind in (

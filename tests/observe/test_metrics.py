@@ -110,3 +110,107 @@ def test_last_step_is_the_latest_of_any_line(metrics: Metrics) -> None:
     for step in (10, 50, 40):  # a late stage reports after an early one is ahead
         metrics.add(report(0, "train", step=step))
     assert metrics.last_step == 50
+
+
+# Going back
+
+STEPS = (10, 20, 30)
+
+
+def recorded(tmp_path: Path) -> tuple[Metrics, dict[int, dict[str, Any]]]:
+    """What was measured in a run, and the state after each of its epochs."""
+    states = {}
+    with Metrics(tmp_path / "metrics.jsonl", Classification(3), MODULES) as metrics:
+        for epoch, step in enumerate(STEPS, 1):
+            for module in (0, 2):
+                for split in ("train", "test"):
+                    loss = 0.1 * step + module
+                    metrics.add(report(module, split, step=step, epoch=epoch, loss=loss))
+            states[step] = json.loads(json.dumps(metrics.state()))
+    return metrics, states
+
+
+def again(metrics: Metrics) -> Metrics:
+    """Of the run that goes on."""
+    return Metrics(metrics.path, metrics.task, metrics.modules)
+
+
+@pytest.mark.parametrize(("step", "kept"), [(30, 12), (29, 8), (20, 8), (15, 4), (9, 0), (0, 0)])
+def test_going_back_drops_lines_past_a_step(tmp_path: Path, step: int, kept: int) -> None:
+    before, states = recorded(tmp_path)
+    lines = before.path.read_text().splitlines(keepends=True)
+    metrics = again(before)
+    metrics.go_back(step, states.get(step, {}), evaluated=True)
+    assert metrics.path.read_text() == "".join(lines[:kept])  # byte for byte, in their order
+    assert metrics.last_step == (step // 10 * 10 if kept else 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_going_back_finds_what_there_was(tmp_path: Path, step: int) -> None:
+    before, states = recorded(tmp_path)
+    metrics = again(before)
+    metrics.go_back(step, states[step], evaluated=True)
+    assert metrics.state() == states[step]
+    assert metrics.train_loss == (0.1 * step + 2) / 10
+    assert metrics.result("test") == {"loss": (0.1 * step + 2) / 10, "accuracy": 0.4}
+    assert metrics.result("test", module=0) == {"loss": 0.1 * step / 10, "accuracy": 0.4}
+    assert metrics.result("val") is None
+
+
+def test_the_loss_of_half_an_epoch_is_kept(tmp_path: Path) -> None:
+    with Metrics(tmp_path / "m", Classification(3), MODULES) as before:
+        before.add(report(2, "train", epoch=1, step=9, loss=1e9))
+        before.add(report(2, "train", epoch=2, step=12, loss=20.0))
+        state = before.state()
+        before.add(report(2, "train", epoch=2, step=14, loss=1e9))
+    metrics = again(before)
+    metrics.go_back(12, state, evaluated=True)
+    with metrics:
+        metrics.add(report(2, "train", epoch=2, step=20, loss=1.0, samples=2))
+    assert metrics.train_loss == 21.0 / 12
+    assert [line["step"] for line in written(metrics)] == [9, 12, 20]
+
+
+def test_an_evaluation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
+    """And only that: not the ones before it, and not the training until there."""
+    before, states = recorded(tmp_path)
+    metrics = again(before)
+    metrics.go_back(20, states[20], evaluated=False)
+    kept = [(line["step"], line["split"]) for line in written(metrics)]
+    assert kept == [(10, "train"), (10, "test")] * 2 + [(20, "train")] * 2
+    assert metrics.result("test") == {"loss": (0.1 * 10 + 2) / 10, "accuracy": 0.4}
+    assert metrics.train_loss == (0.1 * 20 + 2) / 10
+    assert metrics.last_step == 20
+
+
+def test_going_back_to_the_start_forgets_everything(tmp_path: Path) -> None:
+    before, _ = recorded(tmp_path)
+    with before:  # step 0 could have lines only of a file that is not ours
+        before.add(report(2, "train", step=0))
+    metrics = again(before)
+    metrics.go_back(0, {}, evaluated=True)
+    assert metrics.path.read_text() == ""
+    assert (metrics.train_loss, metrics.result("test"), metrics.last_step) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    "end", [b'{"step": 20, "ep', b'{"step": 20}'[:-1], b"\0" * 9, b"\xff\n", b"7\n", b"[]\n", b"\n"]
+)
+def test_what_is_no_line_is_dropped(tmp_path: Path, end: bytes) -> None:
+    """A run that was killed leaves half a line, a machine that went down anything."""
+    before, states = recorded(tmp_path)
+    whole = before.path.read_bytes()
+    before.path.write_bytes(whole + end)
+    metrics = again(before)
+    metrics.go_back(30, states[30], evaluated=True)
+    assert metrics.path.read_bytes() == whole
+    with metrics:
+        metrics.add(report(2, "train", step=40))
+    assert len(written(metrics)) == 13
+
+
+def test_there_may_be_no_file(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m", Classification(3), MODULES)
+    metrics.go_back(10, {}, evaluated=True)
+    assert metrics.path.read_text() == ""

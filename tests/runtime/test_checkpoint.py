@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppll_cli.runtime.checkpoint import finish, save_stage, write_model
+from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.checkpoint import (
+    Checkpoint,
+    SavedTensors,
+    finish,
+    go_back,
+    newest,
+    save_stage,
+    write_model,
+)
 
 TENSORS = {
     "model.stem.weight": torch.arange(6.0).reshape(2, 3),
@@ -123,3 +134,175 @@ def test_the_model_is_the_backbone_under_its_own_names(tmp_path: Path) -> None:
     write_model(save(tmp_path, 4, [NAMES]), path)  # again, over the old one
     assert_equal(load_file(path), backbone)
     assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "parts", [[NAMES], [NAMES[:2], NAMES[2:]], [NAMES[:1], [], NAMES[1:]]], ids=len
+)
+def test_every_partition_is_read_the_same(tmp_path: Path, parts: list[list[str]]) -> None:
+    with SavedTensors(save(tmp_path, 3, parts)) as tensors:
+        assert set(tensors.names) == set(NAMES)
+        assert_equal({name: tensors[name] for name in tensors.names}, TENSORS)
+        with pytest.raises(KeyError):
+            tensors["model.stem"]
+
+
+# The newest that is whole
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+    save_stage(tmp_path, 4, 0, TENSORS)
+    assert newest(tmp_path) is None
+
+
+def test_the_newest_is_found_with_what_it_says(tmp_path: Path) -> None:
+    save(tmp_path, 9, [NAMES])
+    file = save_stage(tmp_path, 10, 0, TENSORS)
+    state = {"number": 2, "loss": 0.1 + 0.2, "samples": 7}
+    folder = finish(tmp_path, 10, 2, [file], keep=2, cuts=["blocks.1", "head"], metrics=state)
+    assert newest(tmp_path) == Checkpoint(folder, 10, ("blocks.1", "head"), state)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def rewrite(**changes: object) -> Callable[[Path], None]:
+    """A manifest that says something else, and has a checksum of that if it is a whole one."""
+
+    def write(path: Path) -> None:
+        manifest = {**json.loads(path.read_text()), **changes}
+        del manifest["sha256"]
+        text = json.dumps(manifest, sort_keys=True)
+        manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        path.write_text(json.dumps(manifest))
+
+    return write
+
+
+def text(content: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "problem"),
+    [
+        ("stage-0.safetensors", truncate, "stage-0.safetensors has"),
+        ("stage-1.safetensors", truncate, "stage-1.safetensors has"),
+        ("stage-0.safetensors", text(""), "stage-0.safetensors has 0 bytes instead of"),
+        ("stage-0.safetensors", flip, "stage-0.safetensors does not have its checksum"),
+        ("stage-1.safetensors", flip, "stage-1.safetensors does not have its checksum"),
+        ("stage-1.safetensors", Path.unlink, "stage-1.safetensors is missing"),
+        ("manifest.json", Path.unlink, "its manifest cannot be read"),
+        ("manifest.json", truncate, "its manifest cannot be read"),
+        ("manifest.json", text("no JSON"), "its manifest cannot be read"),
+        ("manifest.json", text("[1]"), "its manifest cannot be read"),
+        ("manifest.json", text("null"), "its manifest cannot be read"),
+        ("manifest.json", text('{"format": 1}'), "its manifest cannot be read"),
+        ("manifest.json", text('{"format": "1"}'), "its manifest cannot be read"),
+        ("manifest.json", rewrite(files=[1]), "its manifest cannot be read"),
+        ("manifest.json", rewrite(step=7), "it is the checkpoint of step 7"),
+    ],
+)
+@pytest.mark.parametrize("others", [1, 0])
+def test_what_is_broken_is_told_and_not_used(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
+    problem: str,
+    others: int,
+) -> None:
+    if others:
+        save(tmp_path, 8, [NAMES])
+    broken = save(tmp_path, 9, [NAMES[:2], NAMES[2:]])
+    damage(broken / name)
+    found = newest(tmp_path)
+    assert (found.step if found else None) == (8 if others else None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{broken} is not used: {problem}")
+    assert "\n" not in record.getMessage()
+
+
+def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
+    """A flipped bit in a number is still JSON, and would be a wrong loss in the summary."""
+    save(tmp_path, 8, [NAMES])
+    file = save_stage(tmp_path, 9, 0, TENSORS)
+    folder = finish(tmp_path, 9, 1, [file], keep=2, cuts=["head"], metrics={"loss": 12.5})
+    manifest = folder / "manifest.json"
+    written = manifest.read_text()
+    for old, new in (("12.5", "12.7"), ("head", "heaf"), ('"epoch": 1', '"epoch": 3')):
+        assert old in written
+        manifest.write_text(written.replace(old, new))
+        found = newest(tmp_path)
+        assert found is not None
+        assert found.step == 8
+    manifest.write_text(written)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 9
+
+
+def test_a_checkpoint_of_a_later_program_is_refused(tmp_path: Path) -> None:
+    """Whatever else stands in it: nothing older is taken in its place."""
+    save(tmp_path, 8, [NAMES])
+    text('{"format": 2}')(save(tmp_path, 9, [NAMES]) / "manifest.json")
+    with pytest.raises(ConfigError) as error:
+        newest(tmp_path)
+    assert str(error.value) == (
+        f"resume={tmp_path}: step-9 has format 2, and this program knows 1; use a newer ppll-run"
+    )
+
+
+def names(run_dir: Path) -> set[str]:
+    """What stands in the folder of checkpoints; of a link, that it leads somewhere."""
+    return {path.name for path in (run_dir / "checkpoints").iterdir() if path.exists()}
+
+
+def test_going_back_removes_what_is_later(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        save(tmp_path, step, [NAMES], keep=3)
+    (tmp_path / "checkpoints" / "step-10" / "manifest.json").unlink()
+    to = newest(tmp_path)
+    assert to is not None
+    go_back(tmp_path, to)
+    assert names(tmp_path) == {"step-8", "step-9", "last"}
+    assert (tmp_path / "checkpoints" / "last").readlink() == Path("step-9")
+    go_back(tmp_path, to)  # there is nothing more to remove
+    assert names(tmp_path) == {"step-8", "step-9", "last"}
+
+
+def test_going_back_to_the_start_removes_everything(tmp_path: Path) -> None:
+    go_back(tmp_path, None)  # where there is not even a folder
+    for step in (8, 10):
+        save(tmp_path, step, [NAMES])
+    go_back(tmp_path, None)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_going_back_needs_no_links(tmp_path: Path) -> None:
+    """Of a copy to where there are none."""
+    save(tmp_path, 8, [NAMES])
+    (tmp_path / "checkpoints" / "last").unlink()
+    to = newest(tmp_path)
+    go_back(tmp_path, to)
+    assert names(tmp_path) == {"step-8", "last"}
+
+
+def test_a_moved_run_is_whole(tmp_path: Path) -> None:
+    save(tmp_path / "here", 8, [NAMES])
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    found = newest(tmp_path / "there")
+    assert found is not None
+    assert found.folder == tmp_path / "there" / "checkpoints" / "step-8"
+    assert_equal(saved(tmp_path / "there" / "checkpoints" / "last"), TENSORS)

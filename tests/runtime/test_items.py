@@ -152,6 +152,48 @@ def test_resumed_from_any_checkpoint_the_rest_is_the_same(course: Course) -> Non
             assert list(course.items(never, start=item.step)) == items[index + 1 :]
 
 
+@given(courses, st.integers(0, 99))
+def test_stopped_anywhere_the_rest_is_trained_once(course: Course, stop: int) -> None:
+    """And everything that the run that was not stopped evaluates and saves."""
+    stop = min(stop, course.steps)
+    whole = list(course.items(never))
+    before = list(course.items(after(stop)))
+    rest = list(course.items(never, start=stop))
+    for kind in (TrainBatch, Checkpoint, Evaluate):
+        wanted = [item for item in whole if isinstance(item, kind)]
+        made = [item for item in (*before, *rest) if isinstance(item, kind)]
+        assert [item for item in wanted if item not in made] == []
+        if kind is TrainBatch:
+            assert made == wanted
+    steps = [item.step for item in rest if isinstance(item, Checkpoint)]
+    assert len(steps) == len(set(steps))
+    assert steps[-1] == course.steps
+
+
+@pytest.mark.parametrize(
+    ("course", "start", "expected"),
+    [
+        (COURSE, 0, "4 4 2 v t c 4 4 2 v t c end"),
+        (COURSE, 1, "4 2 v t c 4 4 2 v t c end"),
+        (COURSE, 3, "4 4 2 v t c end"),
+        (COURSE, 5, "2 v t c end"),
+        (COURSE, 6, "v t c end"),  # it may have died after the checkpoint: the result is made again
+        (replace(COURSE, max_steps=4), 3, "4 v t c end"),  # steps count from the beginning
+        (replace(COURSE, max_steps=4), 4, "v t c end"),
+        (replace(COURSE, checkpoint_every=2), 3, "4 c 4 2 v t c end"),
+        (replace(COURSE, eval_every=2), 2, "2 c 4 4 2 v t c end"),
+        (replace(COURSE, drop_last=True), 3, "4 v t c end"),
+    ],
+)
+def test_resumed(course: Course, start: int, expected: str) -> None:
+    assert line(course, start) == expected
+
+
+@pytest.mark.parametrize(("start", "epoch"), [(1, 1), (3, 1), (4, 2)])
+def test_stopped_at_once_after_resuming(start: int, epoch: int) -> None:
+    assert list(COURSE.items(after(0), start)) == [Checkpoint(start, epoch), End(start)]
+
+
 @given(courses)
 def test_steps(course: Course) -> None:
     items = list(course.items(never))

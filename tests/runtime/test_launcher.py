@@ -2,13 +2,14 @@
 
 import json
 import multiprocessing
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from ppll_cli.errors import ConfigError, WorkerFailedError
-from tests.conftest import Runner, own_model
+from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from tests.conftest import Runner, assert_same, own_model
 
 DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_samples=8"]
 
@@ -43,6 +44,84 @@ def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
     with pytest.raises(WorkerFailedError, match=r"the worker process is gone \(killed by SIGKILL"):
         run("schedule=ppll", "gpus=3", *faulty(unit, "kill"))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
+    with pytest.raises(
+        WorkerFailedError, match=r"is stopped: no sign of life for 9|10 s"
+    ) as failure:
+        run("schedule=ppll", "gpus=3", *faulty("second", "stop"))
+    report = failure.value.report
+    assert report["stage"] == 1
+    assert report["phase"].startswith("Forward")
+    assert "step=2" in report["batch"]
+    assert "ReceiveActivations" in report["others"][2] or "TrainBatch" in report["others"][2]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_computes_for_ever_ends_the_run(run: Runner) -> None:
+    with pytest.raises(
+        WorkerFailedError, match=r"no progress for \d+ s; the limit is 2 s"
+    ) as failure:
+        run("schedule=gpipe", "gpus=3", "progress_limit=2", *faulty("third", "hang"))
+    assert failure.value.report["stage"] == 2  # and not those that wait for it
+
+
+def norm_of(message: str) -> float:
+    found = re.search(r"largest gradient norm is (\S+);", message)
+    assert found is not None
+    return float(found[1])
+
+
+@pytest.mark.parametrize(("schedule", "module"), [("ppll", 1), ("ll", 1), ("bp", 0), ("gpipe", 0)])
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
+    run: Runner, tmp_path: Path, schedule: str, module: int
+) -> None:
+    case = [*faulty("second", "blow_up"), "local.modules=3", "checkpoint.every=1"]
+    with pytest.raises(WorkerFailedError, match=f"loss of module {module} of step 2 is") as failure:
+        run(f"schedule={schedule}", "schedule.microbatches=1", "gpus=3", *case)
+    assert norm_of(str(failure.value)) == float("inf")
+    saved = {path.name for path in (tmp_path / "run-0" / "checkpoints").glob("step-*")}
+    assert saved == {"step-1", "step-2"}
+
+
+@pytest.mark.parametrize("clip", ["null", "0.5"])
+def test_a_step_that_is_skipped_is_skipped_on_all_stages(
+    run: Runner, caplog: pytest.LogCaptureFixture, clip: str
+) -> None:
+    case = [*faulty("second", "blow_up"), "optim.nonfinite=skip", f"optim.clip_norm={clip}"]
+    case += ["epochs=1", "optim.warmup_epochs=0"]
+    whole = run("schedule=bp", *case)
+    assert all(tensor.isfinite().all() for tensor in whole.tensors().values())
+    assert "stage 0: step 2 of module 0 is skipped" in caplog.text
+    piped = run("schedule=pp", "gpus=3", *case)
+    assert_same(piped.tensors(), whole.tensors())
+
+
+def test_a_module_skips_alone(run: Runner) -> None:
+    case = [*faulty("third", "blow_up"), "optim.nonfinite=skip", "local.modules=3", "epochs=1"]
+    one, piped = run("schedule=ll", *case), run("schedule=ppll", "gpus=3", *case)
+    assert_same(piped.tensors(), one.tensors())
+    steps = {n: float(t) for n, t in one.tensors().items() if n.endswith("weight.step")}
+    assert sorted(set(steps.values())) == [7, 8]
+
+
+def test_metrics_that_cannot_be_written_end_the_run(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "run-0").mkdir()
+    (tmp_path / "run-0" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunFailedError, match="No space left on device"):
+        run(*DATA, "batch_size=8", "epochs=1")
+    assert not multiprocessing.active_children()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "run-0").mkdir()
+    (tmp_path / "run-0" / "checkpoints").write_text("in the way")
+    with pytest.raises(WorkerFailedError, match="Error: ") as failure:
+        run(*DATA, "batch_size=8", "epochs=1")
+    assert "Checkpoint" in failure.value.report["phase"]
 
 
 def test_a_failed_run_leaves_a_summary_that_says_so(run: Runner, tmp_path: Path) -> None:

@@ -179,3 +179,20 @@ def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
     expected = plain.tensors()
     for name, tensor in compiled.tensors().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
+
+
+def test_the_best_checkpoint_is_kept(run: Runner) -> None:
+    case = [*DIGITS, "batch_size=64", "epochs=6", "eval_every=1", "optim.lr=0.02"]
+    result = run(*case, "checkpoint.best=true", "checkpoint.keep=1", "checkpoint.every=1000")
+    lines = [json.loads(x) for x in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        line["step"]: line["accuracy"]
+        for line in lines
+        if line["split"] == "test" and line["module"] is None
+    }
+    assert len(found) == 6
+    best = min(step for step in found if found[step] == max(found.values()))
+    folder = result.run_dir / "checkpoints"
+    assert (folder / "best").resolve().name == f"step-{best}"
+    assert (folder / "best" / "manifest.json").exists()
+    assert {path.name for path in folder.glob("step-*")} == {f"step-{best}", f"step-{max(found)}"}

@@ -2,12 +2,13 @@
 
 import sys
 
-from ppll_cli.benchmarks import accuracy, scaling, schedules, startup, transport
+from ppll_cli.benchmarks import accuracy, scaling, schedules, soak, startup, transport
 
 NAMES = {
     "accuracy": accuracy.main,
     "scaling": scaling.main,
     "schedules": schedules.main,
+    "soak": soak.main,
     "startup": startup.main,
     "transport": transport.main,
 }

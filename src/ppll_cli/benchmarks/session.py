@@ -23,7 +23,7 @@ LIMIT_S = 120.0
 LEAVE_S = 10.0
 """How long what a run leaves behind may take to be gone."""
 
-LOOK_S = 0.003
+LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,15 @@ class Session:
             return self._popen.wait(limit_s)
         return None
 
-    def wait_until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> bool:
+    def wait_until(
+        self, condition: Callable[[], bool], limit_s: float = LIMIT_S, look_s: float = LOOK_S
+    ) -> bool:
         """Wait until something is the case; whether it is before the program's end."""
         end_s = monotonic() + limit_s
         while self.status is None and monotonic() < end_s:
             if condition():
                 return True
-            sleep(LOOK_S)
+            sleep(look_s)
         return False
 
     def left(self) -> list[str]:
@@ -142,7 +144,7 @@ class Session:
             left += [f"{SHARED_MEMORY / name}" for name in _unused(self._before)]
             if not left or monotonic() > end_s:
                 return left
-            sleep(LOOK_S)
+            sleep(10 * LOOK_S)  # it reads all of /proc
 
 
 def ppll_run(*arguments: str) -> list[str]:

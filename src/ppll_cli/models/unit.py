@@ -88,9 +88,16 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
         ConfigError: Two units share a name, or one's name lies inside another's (`a` and `a.b`).
     """
-    for index, name in enumerate(names):
-        for other in names[:index]:
-            if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
-                raise ConfigError(
-                    "model", name, f"is a unit beside {other!r}", "give each a name of its own"
-                )
+    taken: set[str] = set()
+    inside: dict[str, str] = {}  # for each folder that names lie in, the first of them
+    for name in names:
+        parts = name.split(".")
+        folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]
+        other = next((each for each in (*folders, name) if each in taken), inside.get(name))
+        if other is not None:
+            raise ConfigError(
+                "model", name, f"is a unit beside {other!r}", "give each a name of its own"
+            )
+        taken.add(name)
+        for folder in folders:
+            inside.setdefault(folder, name)

@@ -1,8 +1,9 @@
 """The metrics file, and what is kept of it for the summary."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,9 @@ class Metrics:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # Closing writes what could not be written before; that has been told then.
+        with suppress(OSError) if error is not None else nullcontext():
+            self._file.close()
 
     def add(self, report: Mapping[str, Any]) -> Line:
         """Write the line of a report, and return it."""
@@ -80,6 +83,39 @@ class Metrics:
         self._file.flush()
         return line
 
+    def state(self) -> dict[str, Any]:
+        """What the lines in the file do not say, as plain data."""
+        return asdict(self._epoch)
+
+    def go_back(self, step: int, state: Mapping[str, Any], evaluated: bool) -> None:
+        """Forget what was measured after this step; to be called before the file is opened.
+
+        Args:
+            step: Optimizer steps done; 0 forgets everything.
+            state: What `state` was then.
+            evaluated: Whether an evaluation after that step counts; else it is to be made again.
+        """
+        kept = [
+            line
+            for line in _lines(self.path)
+            if step and line["step"] <= step and (evaluated or not _ends_at(line, step))
+        ]
+        self.latest = {(line["split"], line["module"]): line for line in kept}
+        self.last_step = max((line["step"] for line in kept), default=0)
+        self._epoch = _Epoch(**state)
+        unfinished = self.path.with_suffix(".unfinished")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.rename(self.path)
+
+    def history(self, split: str) -> dict[int, float]:
+        """The model's metric in each evaluation of a split so far, by optimizer steps."""
+        found = {}
+        for line in _lines(self.path):
+            value = line[self.task.metric]
+            if line["split"] == split and line["module"] is None and value is not None:
+                found[line["step"]] = value
+        return found
+
     @property
     def train_loss(self) -> float | None:
         """The model's mean loss over the last epoch, as far as it went."""
@@ -91,6 +127,23 @@ class Metrics:
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
         return line and {key: line[key] for key in ("loss", self.task.metric)}
+
+
+def _ends_at(line: Line, step: int) -> bool:
+    return bool(line["split"] != "train" and line["step"] == step)
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The whole lines of a metrics file."""
+    if not path.exists():
+        return
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
 
 
 def finite(number: float) -> float | None:

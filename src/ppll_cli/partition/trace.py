@@ -72,6 +72,9 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
         inputs = [empty(specs[name]) for name in unit.reads]
         result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
         outputs = result if isinstance(result, tuple) else (result,)
+        if len(outputs) != len(unit.writes):
+            writes = ", ".join(unit.writes)
+            raise ValueError(f"{unit.name!r} writes {writes}, and returned {len(outputs)} value(s)")
         traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced

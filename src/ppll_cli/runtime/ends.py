@@ -17,6 +17,7 @@ from ppll_cli.local.method import (
 from ppll_cli.models.unit import Unit
 from ppll_cli.partition.layout import Access
 from ppll_cli.partition.trace import Cost, TracedUnit, measure, trace
+from ppll_cli.targets import blaming
 from ppll_cli.values import ValueSpec, empty
 
 
@@ -60,15 +61,35 @@ class Ends:
         found = []
         for here, exports in self._walk(modules, specs, before):
             build = partial(module_criterion, self.method, here)
-            criterion, cost = measure(build, partial(_run_criterion, specs))
-            assert isinstance(criterion, Criterion)
+            criterion, cost = self._measured(build, specs, here)
             found.append(ModuleEnd((*exports, criterion), cost))
         return found, before
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:
         """What the auxiliary network of one module costs."""
         build, specs = self.criterion(modules, module)
-        return measure(build, partial(_run_criterion, specs))[1]
+        here = replace(self.site, module=module, modules=tuple(modules))
+        return self._measured(build, specs, here)[1]
+
+    def _measured(
+        self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
+    ) -> tuple[Criterion, Cost]:
+        """The criterion of a module, and what it costs."""
+        key, value = "local._target_", self._path
+        doing = f"the auxiliary network of module {here.module}"
+        if here.is_last:  # what fails there is not the method's
+            key, value = "model", here.units[-1].name
+            doing = f"the loss of what it makes of {specs[here.feature].shape}"
+        with blaming(key, value, doing):
+            criterion, cost = measure(build, partial(_run_criterion, specs))
+        if not isinstance(criterion, Criterion):
+            raise ConfigError(key, value, "its criterion() must return a Criterion")
+        return criterion, cost
+
+    @property
+    def _path(self) -> str:
+        """Of the method's class."""
+        return f"{type(self.method).__module__}.{type(self.method).__qualname__}"
 
     def criterion(
         self, modules: Sequence[range], module: int
@@ -98,8 +119,10 @@ class Ends:
             for index in indices:
                 before.append(dict(specs))
                 specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
-            exports = module_exports(self.method, here)
-            for unit, made in zip(exports, trace(exports, specs), strict=True):
+            with blaming("local._target_", self._path, f"what module {module} exports"):
+                exports = module_exports(self.method, here)
+                made_of = trace(exports, specs)
+            for unit, made in zip(exports, made_of, strict=True):
                 _check_export(unit, made, [*specs, *(unit.name for unit in units)])
                 specs.update(zip(unit.writes, made.outputs, strict=True))
             yield here, exports
@@ -117,6 +140,6 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
-    assert isinstance(criterion, Criterion)
-    criterion({name: empty(specs[name]) for name in criterion.reads})
+    if isinstance(criterion, Criterion):
+        criterion({name: empty(specs[name]) for name in criterion.reads})
     return criterion

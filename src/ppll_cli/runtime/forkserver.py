@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
-from multiprocessing import forkserver
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
@@ -23,8 +25,34 @@ def start() -> None:
 
 
 def stop() -> None:
-    """End the fork server at once, where it turns out that no worker is needed."""
+    """End the fork server at once, where no worker is needed any more."""
     server: Any = forkserver._forkserver  # the library offers no way to end it
     if server._forkserver_pid is not None:
-        os.kill(server._forkserver_pid, signal.SIGKILL)
+        kill()
         server._stop()  # reaps it
+
+
+def kill() -> None:
+    """End the fork server, from a signal handler too; the program must leave after that."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+
+
+def lives() -> dict[int, str]:
+    """The processes of multiprocessing's own: their names, by what `wait` finds ready at their end.
+
+    It is the end of a pipe that only they read.
+    """
+    server: Any = forkserver._forkserver
+    tracker: Any = resource_tracker._resource_tracker
+    found = {server._forkserver_alive_fd: "fork server", tracker._fd: "resource tracker"}
+    return {descriptor: name for descriptor, name in found.items() if descriptor is not None}
+
+
+def gone(limit_s: float) -> str | None:
+    """The name of one of multiprocessing's own processes that is gone, or is after so long."""
+    servers = lives()
+    ended = wait(list(servers), limit_s)
+    return next((name for end, name in servers.items() if end in ended), None)

@@ -1,20 +1,22 @@
 """The launcher: starts the workers, watches them, and gathers what they report."""
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
 from typing import Any
 
-from ppll_cli.errors import Interrupted, WorkerFailedError
+from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
 from ppll_cli.runtime.worker import Links, StopFlag
 from ppll_cli.transport.channel import Receiver, Sender, Transport
 from ppll_cli.transport.memory import remove_left
@@ -27,6 +29,9 @@ LEAVE_S = 5.0
 SETTLE_S = 0.3
 """How long to wait, after a failure, for the process that may be its cause to be gone."""
 
+FORGOTTEN = 255
+"""What multiprocessing gives as the exit status of a worker when its fork server is gone."""
+
 Report = dict[str, Any]
 
 
@@ -37,6 +42,7 @@ class _Watched:
     stage: int
     process: ForkServerProcess
     reports: Connection
+    pulse: Pulse
     done: Report | None = None
     failed: bool = False
 
@@ -64,6 +70,7 @@ def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) 
 
     Raises:
         WorkerFailedError: A worker failed; all have been stopped.
+        RunFailedError: A process of multiprocessing's own is gone; the workers have been stopped.
         Interrupted: A second signal came; all have been stopped.
     """
     forkserver.start()
@@ -74,20 +81,38 @@ def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) 
     with _stop_on_signal(stop), _none_left(workers):
         for stage in range(job.stages):
             here, there = context.Pipe()
-            links = Links(senders[stage], receivers[stage], there, stop)
+            pulse: Pulse = context.RawValue(Pulse)
+            pulse.begin("starting", FORKED_LIMIT_S)
+            links = Links(senders[stage], receivers[stage], there, stop, pulse)
             started = context.Process(
                 target=process.main, args=(job, stage, links), name=f"ppll-stage-{stage}"
             )
-            started.start()
+            _start(started)
             there.close()
-            workers.append(_Watched(stage, started, here))
+            workers.append(_Watched(stage, started, here, pulse))
+        watch = Watch([watched.pulse for watched in workers])
         while not all(watched.done for watched in workers):
-            _watch(job, workers, on_report)
+            _watch(job, workers, watch, on_report)
         for watched in workers:
-            watched.reports.send_bytes(b"leave")
+            with suppress(OSError):  # it was killed when all was done
+                watched.reports.send_bytes(b"leave")
         for watched in workers:
             watched.process.join(LEAVE_S)
         return Ending([w.done for w in workers if w.done], stop.value or None)
+
+
+def _start(worker: ForkServerProcess) -> None:
+    """Have the fork server start a worker."""
+    try:
+        worker.start()
+    except (EOFError, ConnectionError) as error:
+        raise _lost("fork server") from error
+
+
+def _lost(name: str) -> RunFailedError:
+    return RunFailedError(
+        f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
+    )
 
 
 def _channels(
@@ -103,18 +128,23 @@ def _channels(
     return senders, receivers
 
 
-def _watch(job: Job, workers: list[_Watched], on_report: Callable[[Report], None]) -> None:
+def _watch(
+    job: Job, workers: list[_Watched], watch: Watch, on_report: Callable[[Report], None]
+) -> None:
     """Wait until something happens, and deal with it."""
     ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
     sentinels = [watched.process.sentinel for watched in workers]
-    wait([*ends, *sentinels], timeout=1.0)
+    wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0)
     failures = _failures(job, workers, on_report)
+    for stage, error in watch.late():
+        failures.append(_failure(job, workers[stage], error))
     if failures:
         # A worker that was killed made no report, but its neighbours may have stumbled over it.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
         failures += _failures(job, workers, on_report)
         root = min(failures, key=lambda failure: ("traceback" in failure, failure["time"]))
-        raise WorkerFailedError(root)
+        others = {w.stage: str(w.pulse) for w in workers if w.stage != root["stage"]}
+        raise WorkerFailedError({**root, "others": others})
 
 
 def _failures(
@@ -123,9 +153,13 @@ def _failures(
     """Deal with all reports that are there, and return those of failures."""
     failures: list[Report] = []
     ready = wait([watched.process.sentinel for watched in workers], timeout=0)
+    # Of workers one hears through the fork server; without it all of them seem to be dead.
+    forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
+    if name := forkserver.gone(SETTLE_S if forgotten else 0):
+        raise _lost(name)
     for watched in workers:
         died = watched.process.sentinel in ready
-        for report in _read(watched.reports, wait_for_end=died):
+        for report in _read(watched.reports, LEAVE_S if died else 0):
             if report["kind"] == "done":
                 watched.done = report
             elif report["kind"] == "failed":
@@ -141,28 +175,39 @@ def _failures(
     return failures
 
 
-def _read(reports: Connection, wait_for_end: bool) -> Iterator[Report]:
+def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
     """All reports that are there; of a dead worker, up to the end of its pipe."""
-    try:
-        while reports.poll(LEAVE_S if wait_for_end else 0):
+    end_s = time.monotonic() + limit_s
+    with suppress(EOFError, OSError):  # the latter where it ended in the midst of a report
+        while reports.poll(max(0.0, end_s - time.monotonic())):
             yield reports.recv()
-    except (EOFError, ConnectionResetError):
-        return
 
 
 def _death(job: Job, watched: _Watched) -> Report:
-    """The report of a worker that could not make one."""
+    """The report of a worker that ended without one."""
     watched.process.join(LEAVE_S)
     code = watched.process.exitcode
     how = f"exit status {code}"
     if code is not None and code < 0:
         how = f"killed by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += "; if nobody did, the system was out of memory"
+    return _failure(job, watched, f"the worker process is gone ({how})")
+
+
+def _failure(job: Job, watched: _Watched, error: str) -> Report:
+    """What is known of a worker that says nothing itself."""
+    doing, item = (
+        text.decode(errors="replace") for text in (watched.pulse.doing, watched.pulse.item)
+    )
     return {
         "kind": "failed",
         "stage": watched.stage,
         "time": time.time(),
         "device": job.devices[watched.stage],
-        "error": f"the worker process is gone ({how})",
+        "phase": doing or "starting",
+        "batch": item or None,
+        "error": error,
     }
 
 
@@ -173,12 +218,30 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
         yield
     finally:
         for watched in workers:
-            watched.process.kill()  # they heed no other signal, and have nothing to put in order
+            _kill(watched)  # they heed no other signal, and have nothing to put in order
         for watched in workers:
             watched.process.join(LEAVE_S)
+            _is_gone(watched, LEAVE_S)
             watched.reports.close()
             if watched.process.pid is not None:
                 remove_left(watched.process.pid)
+
+
+def _kill(watched: _Watched) -> None:
+    watched.process.kill()
+    # Without the fork server multiprocessing takes every worker for dead, and does nothing.
+    if watched.process.exitcode is not None and not _is_gone(watched, 0):
+        assert watched.process.pid is not None
+        os.kill(watched.process.pid, signal.SIGKILL)
+
+
+def _is_gone(watched: _Watched, limit_s: float) -> bool:
+    """Whether a worker is gone, and with it the other end of its pipe; what is in it is lost."""
+    with suppress(EOFError, OSError):
+        while watched.reports.poll(limit_s):
+            watched.reports.recv_bytes()
+        return False
+    return True
 
 
 @contextmanager

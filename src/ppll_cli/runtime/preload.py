@@ -1,6 +1,19 @@
 """Imported by the fork server, and only there: what is done here, every worker inherits."""
 
+import ctypes
 import signal
+import sys
+
+
+def _end_with_parent(number: int) -> None:
+    """Have the kernel send this signal when the thread that started this process is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+# The server notices the end of its parent once it listens; the imports take seconds. Not for
+# longer, because that thread may end before the program does.
+_end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals the whole process group. What is to stop, and when, is for
 # the parent to decide. First, because the imports take seconds.
@@ -18,3 +31,4 @@ import ppll_cli.runtime.process  # noqa: E402, F401
 from ppll_cli.runtime.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
+_end_with_parent(0)

@@ -288,13 +288,14 @@ def _course(
 
 
 def _check_instructions(job: Job) -> None:
-    """Run two batches on a clock: a schedule of a user's own may wait for ever, or leave work out."""
+    """Run two batches on a clock: a user's own schedule may wait for ever, or leave work out."""
     key, path = "schedule._target_", job.schedule["_target_"]
     try:
         with blaming(key, path, "its instructions"):
             pipeline = Pipeline.of(job)
             streams = [[*stream, *stream] for stream in pipeline.streams]
-            simulate(streams, lambda *_: 0.0, lambda channel: pipeline.slots[channel])
+            most = max(map(len, streams))  # more slots make no difference
+            simulate(streams, lambda *_: 0.0, lambda channel: min(pipeline.slots[channel], most))
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
     for stage, stream in enumerate(pipeline.streams):

@@ -14,6 +14,7 @@ import torch
 
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.placing import prepare_compiler
+from ppll_cli.runtime.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
 from ppll_cli.runtime.worker import Links, Worker
 
 
@@ -30,13 +31,15 @@ class _ReportHandler(logging.Handler):
 
 def main(job: Job, index: int, links: Links) -> None:
     """Run a stage's worker; its reports, the last one among them, go to the parent."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    links.pulse.begin("starting", STARTING_LIMIT_S)
+    threading.Thread(target=_stay_with_parent, args=(links.pulse,), daemon=True).start()
     worker: Worker | None = None
     try:
         _set_up(job, index)
         worker = Worker(job, index, links)
         logging.getLogger().addHandler(_ReportHandler(worker.report))
         worker.run()
+        links.pulse.begin("done", None)
         while not links.parent.poll(1.0):  # the last tensors live as long as this process
             pass
     except Exception as error:
@@ -60,10 +63,13 @@ def _set_up(job: Job, index: int) -> None:
     torch.manual_seed(job.seed)
 
 
-def _leave_with_parent() -> None:
+def _stay_with_parent(pulse: Pulse) -> None:
+    """Show that this process lives, and end it when the parent is gone."""
     parent = parent_process()
     assert parent is not None
-    wait([parent.sentinel])
+    pulse.beat()
+    while not wait([parent.sentinel], timeout=BEAT_S):
+        pulse.beat()
     os._exit(1)
 
 

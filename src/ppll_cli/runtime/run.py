@@ -6,19 +6,22 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
+from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.resume import CONFIG_FORMAT
 from ppll_cli.runtime import checkpoint
-from ppll_cli.runtime.checkpoint import SavedFile
+from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
 from ppll_cli.runtime.launcher import Report, launch
-from ppll_cli.runtime.prepare import prepare
+from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.summary import summarise
 from ppll_cli.settings import Settings
-from ppll_cli.targets import make
+from ppll_cli.targets import make, require
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import check_descriptors
@@ -34,6 +37,7 @@ class Run:
         config: The same as plain data, for the record.
         choices: The option chosen in each group.
         run_dir: Where results go; the folder exists, with nothing of another run in it.
+        resumed: Go on with the run that is there.
     """
 
     def __init__(
@@ -42,9 +46,12 @@ class Run:
         config: Mapping[str, Any],
         choices: Mapping[str, str],
         run_dir: Path,
+        resumed: bool = False,
     ) -> None:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
+        self.resumed = resumed
         self._saved: dict[int, list[SavedFile]] = {}
+        self._metrics_then: dict[int, dict[str, Any]] = {}
         self._ready = 0
         self._started_s = time.perf_counter()
 
@@ -57,13 +64,15 @@ class Run:
         Raises:
             ConfigError: The configuration is wrong; no worker was started.
             WorkerFailedError: A worker failed; the summary has been written.
+            RunFailedError: Something else did; the summary has been written where it can be.
             Interrupted: A second signal came; the summary has been written.
         """
         transport: Transport = make("transport", self.settings.transport)
-        self.prepared = prepare(self.settings, str(self.run_dir))
-        self._write_config()
-        for note in self.prepared.notes:
-            log.info(note)
+        path = self.settings.transport["_target_"]
+        remedy = f"see {Transport.__module__}.Transport"
+        require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
+        start = checkpoint.newest(self.run_dir) if self.resumed else None
+        self.prepared = _prepared(self.settings, self.run_dir, start)
         job = self.prepared.job
         name, channels = self.choices["transport"], job.channels()
         size = sum(room.slots * room.size for room in channels.values())
@@ -75,15 +84,26 @@ class Run:
             [(*channel, room.slots) for channel, room in channels.items()],
             tensors=max((len(edge.names) for edge in job.edges), default=0),
         )
+        if not self.resumed:
+            self._write_config()
+        for note in self.prepared.notes:
+            log.info(note)
         self.console = Console(job.task.metric, job.course.epochs)
-        path = self.run_dir / "metrics.jsonl"
-        with Metrics(path, job.task, len(job.layout.modules)) as self.metrics:
+        self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
+        if self.resumed:
+            self._go_back(start)
+        with self.metrics:
             try:
                 ending = launch(job, transport, self._on_report)
-            except (WorkerFailedError, Interrupted) as error:
-                status = "failed" if isinstance(error, WorkerFailedError) else "interrupted"
+            except (WorkerFailedError, RunFailedError, Interrupted) as error:
+                status = "interrupted" if isinstance(error, Interrupted) else "failed"
                 self._finish([], status, error=str(error))
                 raise
+            except OSError as error:
+                problem = f"{error.strerror or error}: {error.filename or self.run_dir}"
+                with suppress(OSError):
+                    self._finish([], "failed", error=problem)
+                raise RunFailedError(f"results cannot be written: {problem}") from error
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
         self.console.end(summary, _short(self.run_dir))
@@ -100,12 +120,53 @@ class Run:
         elif report["kind"] == "metrics":
             self.console.metrics(self.metrics.add(report))
         elif report["kind"] == "saved":
-            files = self._saved.setdefault(report["step"], [])
-            files.append(report["file"])
-            if len(files) == self.prepared.job.stages:
-                step, keep = report["step"], self.settings.checkpoint.keep
-                checkpoint.finish(self.run_dir, step, report["epoch"], files, keep)
-                del self._saved[step]
+            self._on_saved(report)
+
+    def _on_saved(self, report: Report) -> None:
+        """A stage has written its part of a checkpoint."""
+        job, step = self.prepared.job, report["step"]
+        if report["stage"] == job.stages - 1:  # whose metrics until there have come before
+            self._metrics_then[step] = self.metrics.state()
+        files = self._saved.setdefault(step, [])
+        files.append(report["file"])
+        if len(files) == job.stages:
+            cuts = [self.prepared.units[module.start] for module in job.layout.modules[1:]]
+            checkpoint.finish(
+                self.run_dir,
+                step,
+                report["epoch"],
+                self._saved.pop(step),
+                self.settings.checkpoint.keep,
+                cuts,
+                self._metrics_then.pop(step),
+                best=self.settings.checkpoint.best and self._is_best(step),
+            )
+
+    def _is_best(self, step: int) -> bool:
+        """Whether the evaluation of a step found a better metric than the checkpoint's kept."""
+        split = "val" if "val" in self.prepared.job.course.samples else "test"
+        found = self.metrics.history(split)
+        kept = checkpoint.best_step(self.run_dir)
+        now, best = found.get(step), found.get(kept) if kept is not None else None
+        return now is not None and (best is None or now > best)
+
+    def _go_back(self, start: Checkpoint | None) -> None:
+        """Have the run directory as it was at the checkpoint that the run goes on from."""
+        if start is None:
+            log.warning("no checkpoint is there: the run starts again at step 0")
+        else:
+            log.info("going on after step %d, from %s", start.step, _short(start.folder))
+        step = start.step if start else 0
+        self.metrics.go_back(
+            step, start.metrics if start else {}, evaluated=step < self.prepared.job.course.steps
+        )
+        checkpoint.go_back(self.run_dir, start)
+        self._drop_unfinished()  # it may be of more stages than there are now
+
+    def _drop_unfinished(self) -> None:
+        """Remove checkpoints that were never finished."""
+        for unfinished in self.run_dir.glob("checkpoints/.step-*"):
+            shutil.rmtree(unfinished)
 
     def _finish(
         self, reports: list[Report], status: str, error: str | None = None
@@ -120,8 +181,7 @@ class Run:
         last = self.run_dir / "checkpoints" / "last"
         if last.exists():
             checkpoint.write_model(last, self.run_dir / "model.safetensors")
-        for unfinished in self.run_dir.glob("checkpoints/.step-*"):
-            shutil.rmtree(unfinished)
+        self._drop_unfinished()
         text = json.dumps(summary, indent=2, allow_nan=False)
         unfinished_summary = self.run_dir / "summary.json.unfinished"
         unfinished_summary.write_text(text + "\n")
@@ -129,7 +189,7 @@ class Run:
         return summary
 
     def _write_config(self) -> None:
-        record = {**self.config, "choices": dict(self.choices)}
+        record = {**self.config, "choices": dict(self.choices), "format": CONFIG_FORMAT}
         record["threads"] = self.prepared.job.threads
         try:
             with (self.run_dir / "config.json").open("x") as file:
@@ -138,6 +198,17 @@ class Run:
             raise ConfigError(
                 "hydra.run.dir", self.run_dir, "is in use by another run", "choose another folder"
             ) from None
+
+
+def _prepared(settings: Settings, run_dir: Path, start: Checkpoint | None) -> Prepared:
+    """The job, from a checkpoint on if there is one; its modules are those that were trained."""
+    if start is None:
+        return prepare(settings, str(run_dir))
+    if settings.local.get("cuts") is None and settings.local.get("modules") is None:
+        local = {**settings.local, "cuts": list(start.cuts)}
+        settings = settings.model_copy(update={"local": local})
+    prepared = prepare(settings, str(run_dir))
+    return replace(prepared, job=replace(prepared.job, start=start.step, checkpoint=start.folder))
 
 
 def _short(path: Path) -> Path:

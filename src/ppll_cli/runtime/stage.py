@@ -1,22 +1,27 @@
 """The part of a model that one worker holds, and what it computes."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from math import inf, isnan
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli import seeding
-from ppll_cli.errors import AttachedError
+from ppll_cli.errors import AttachedError, NonFiniteError
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.partition.layout import Chunk, Edge
+from ppll_cli.runtime.checkpoint import SavedTensors
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.learning_rate import learning_rate
 from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
 from ppll_cli.runtime.placing import placed
 from ppll_cli.targets import make
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,6 +56,7 @@ class StageChunk:
         criterion: The loss at a module's end; its parameters are the auxiliary network.
         optimizer: Of all parameters; none where there are none.
         sums: What was measured in training, and by split in evaluation, and not yet reported.
+        nonfinite: Whether a loss of the batch in hand is no finite number, as far as one looks.
     """
 
     place: Chunk
@@ -59,6 +65,7 @@ class StageChunk:
     criterion: Criterion | None
     optimizer: torch.optim.Optimizer | None = None
     sums: dict[str, Sums] = field(default_factory=dict)
+    nonfinite: bool = False
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -212,10 +219,11 @@ class Stage:
         gradients = [outputs[name].grad for name in names]
         if names:
             torch.autograd.backward([values[name] for name in names], gradients)
-        parameters = chunk.parameters
-        if self.job.optim.clip_norm is not None:
-            clip(parameters, self.job.optim.clip_norm, squared_norm(parameters))
-        self._step_optimizer(chunk)
+        parameters, optim = chunk.parameters, self.job.optim
+        total = None
+        if optim.clip_norm is not None or optim.nonfinite == "skip":
+            total = squared_norm(parameters)
+        self._step_optimizer(chunk, total)
         for name in outputs:
             values[name] = values[name].detach()
 
@@ -262,10 +270,7 @@ class Stage:
     def step(self, total: Tensor | None) -> None:
         """The optimizer's step for all units, clipped by the squared norm of the whole model."""
         for chunk in self.chunks:
-            if total is not None:
-                assert self.job.optim.clip_norm is not None
-                clip(chunk.parameters, self.job.optim.clip_norm, total)
-            self._step_optimizer(chunk)
+            self._step_optimizer(chunk, total)
 
     def measure(self, chunk: StageChunk, micro_batch: int, split: str) -> None:
         """Loss and metric of a module on an evaluation batch."""
@@ -295,6 +300,20 @@ class Stage:
                             found[f"optimizer.{prefix}.{name}.{key}"] = value
         return found
 
+    def restore(self, saved: SavedTensors) -> None:
+        """Take parameters, buffers and optimizer states from a checkpoint of any partition."""
+        for chunk in self.chunks:
+            for prefix, network in self._named_networks(chunk):
+                state = {name: saved[f"{prefix}.{name}"] for name in network.state_dict()}
+                network.load_state_dict(state)
+                for name, parameter in network.named_parameters():
+                    start = f"optimizer.{prefix}.{name}."
+                    keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
+                    for key in keys:
+                        if "." not in key and chunk.optimizer is not None:
+                            tensor = _like(parameter, saved[start + key])
+                            chunk.optimizer.state[parameter][key] = tensor
+
     def _named_networks(self, chunk: StageChunk) -> Iterator[tuple[str, nn.Module]]:
         for unit, network in chunk.units:
             yield f"model.{unit.name}", network
@@ -310,12 +329,27 @@ class Stage:
             with torch.no_grad():
                 measures = self.job.task.measure(prediction, values)
         chunk.add("train", loss, self.sizes[micro_batch], measures)
+        # On CUDA reading it would stop the host; there it is seen where losses are reported.
+        if self.device.type == "cpu" and self.job.optim.nonfinite == "stop":
+            chunk.nonfinite = chunk.nonfinite or not bool(loss.isfinite())
         assert isinstance(loss, Tensor)
         return loss
 
-    def _step_optimizer(self, chunk: StageChunk) -> None:
+    def _step_optimizer(self, chunk: StageChunk, total: Tensor | None) -> None:
+        """A step, unless gradients whose squared norm is `total` are not to be followed."""
+        optim = self.job.optim
+        if chunk.nonfinite:
+            norms = [float(p.grad.norm()) for p in chunk.parameters if p.grad is not None]
+            largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
+            raise NonFiniteError(self._step, chunk.place.module, largest)
         if chunk.optimizer is None:
             return
+        if total is not None and optim.nonfinite == "skip" and not total.isfinite():
+            log.warning("step %d of module %d is skipped", self._step, chunk.place.module)
+            chunk.optimizer.zero_grad(set_to_none=True)
+            return
+        if total is not None and optim.clip_norm is not None:
+            clip(chunk.parameters, optim.clip_norm, total)
         course = self.job.course
         rate = learning_rate(self.job.optim, self._step, course.steps_per_epoch, course.epochs)
         for group in chunk.optimizer.param_groups:
@@ -334,6 +368,13 @@ class Stage:
         if self.device.type == "cuda":
             generator = torch.cuda.default_generators[self.device.index or 0]
         generator.manual_seed(seed)
+
+
+def _like(parameter: Tensor, saved: Tensor) -> Tensor:
+    """A state on the parameter's device, and in its memory format if it has its shape."""
+    if saved.shape != parameter.shape:
+        return saved.to(parameter.device)
+    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
 
 def _apply(unit: Unit, network: nn.Module, values: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ppll_cli.data.batches import Ahead, Batches
+from ppll_cli.errors import NonFiniteError
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.memory import PeakMemory
+from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, Pulse
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.runtime.stage import Stage
 from ppll_cli.schedules import instructions as do
@@ -40,12 +43,14 @@ class Links:
         receivers: By the stage that sends.
         parent: Reports go there; the word to leave comes from there.
         stop: Set by the parent when the run is to stop early.
+        pulse: What the parent sees of this worker while it reports nothing.
     """
 
     senders: Mapping[int, Sender]
     receivers: Mapping[int, Receiver]
     parent: Connection
     stop: StopFlag
+    pulse: Pulse
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Worker:
         self.memory = PeakMemory(self.device)
         self.schedule = job.make_schedule()
         self.stage = Stage(job, index, self.device)
+        if job.checkpoint is not None:
+            with checkpoint.SavedTensors(job.checkpoint) as saved:
+                self.stage.restore(saved)
         self.batches: Batches | Ahead | None = None
         if index == 0:
             dataset = make("data", job.data)
@@ -115,11 +123,13 @@ class Worker:
 
     def run(self) -> None:
         """Execute everything that flows through the pipeline."""
-        for end in (*self.links.receivers.values(), *self.links.senders.values()):
+        ends: list[Sender | Receiver] = [*self.links.receivers.values()]
+        for end in [*ends, *self.links.senders.values()]:
             end.open()
         self.report("ready")
         for item in self._items():
             self.item = item
+            self.links.pulse.take(str(item))
             if isinstance(item, TrainBatch):
                 self._train(item)
             else:
@@ -148,14 +158,17 @@ class Worker:
             self._report_training()
 
     def _execute(self, stream: Iterator[do.Instruction]) -> None:
+        limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
         for instruction in stream:
             self.instruction = instruction
+            self.links.pulse.begin(str(instruction), limit_s)
             self._table[type(instruction)](instruction)
 
     def _items(self) -> Iterator[Item]:
         """What comes next: stage 0 decides, the others read it off the next message."""
         if self.index == 0:
-            yield from self.job.course.items(lambda: bool(self.links.stop.value))
+            stop = self.links.stop
+            yield from self.job.course.items(lambda: bool(stop.value), self.job.start)
             return
         receiver = self.links.receivers[self.index - 1]
         while not isinstance(self.item, do.End):
@@ -247,7 +260,7 @@ class Worker:
         # and a thread ends it when the parent is gone.
         with self.recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):
-                pass
+                self.links.pulse.get_on()
 
     def _current(self) -> Item:
         assert self.item is not None
@@ -297,6 +310,7 @@ class Worker:
         self._report_metrics(mark.split, mark.step, mark.epoch)
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
+        self.links.pulse.begin("saving", SAVING_LIMIT_S)
         file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
@@ -332,6 +346,8 @@ class Worker:
             if sums is None:
                 continue
             loss, measures = float(sums.loss), torch.as_tensor(sums.measures).tolist()
+            if split == "train" and not isfinite(loss) and self.job.optim.nonfinite == "stop":
+                raise NonFiniteError(None, chunk.place.module, None)
             self.report(
                 "metrics",
                 split=split,

@@ -1,0 +1,246 @@
+"""`resume=RUN_DIR`: what a run was configured with, and what may be another way now.
+
+The configuration comes from the run's own `config.json` alone, and only keys on the command line
+count as changes. Of what stands in the folder nothing is executed: a class that is not ours is
+taken from the command line. Imports no torch.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+from ppll_cli.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CONFIG_FORMAT = 1
+"""Of `config.json`. A program refuses what a later one wrote."""
+
+GROUPS = (
+    "model",
+    "data",
+    "partition",
+    "schedule",
+    "local",
+    "fba",
+    "optim",
+    "transport",
+    "tracker",
+)
+
+FREE = {
+    "gpus",
+    "partition",
+    "transport",
+    "device",
+    "oversubscribe",
+    "threads",
+    "tracker",
+    "max_steps",
+    "progress_limit",
+    "eval_every",
+    "checkpoint",
+    "data.root",
+    "data.download",
+}
+"""Keys, and groups of keys, that change nothing in what is trained."""
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run that is to go on.
+
+    Attributes:
+        run_dir: Its directory.
+        config: The configuration that it was started with, resolved.
+        choices: The option chosen in each group.
+    """
+
+    run_dir: Path
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]
+
+    def arguments(self, overrides: Sequence[str]) -> list[str]:
+        """What Hydra is to compose: the same options, with the changes on the command line."""
+        own = [f"{group}={self.choices[group]}" for group in GROUPS]
+        # OmegaConf reads this once more than Hydra does: what would be an interpolation is escaped.
+        folder = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(self.run_dir))
+        quoted = QuotedString(folder, Quote.single).with_quotes()
+        where = [f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+        return [*own, *overrides, *where]
+
+    def changed(
+        self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The recorded configuration with the changes that the command line asks for.
+
+        Args:
+            composed: What Hydra made of `arguments`.
+            choices: The option of each group in it.
+            overrides: What stood on the command line.
+
+        Raises:
+            ConfigError: A change is not possible, or a class is not on the command line.
+        """
+        config = json.loads(json.dumps(self.config))
+        chosen = dict(self.choices)
+        for override in _parsed(overrides):
+            key, given = override.key_or_group, override.value()
+            if re.match(r"(resume|hydra)\b", key):
+                continue
+            if key in choices and not isinstance(given, dict):  # an option of a group
+                if choices[key] == self.choices.get(key):
+                    continue
+                if key not in GROUPS:  # it may set any key
+                    raise _refused(key, given, self.choices.get(key))
+                chosen[key] = choices[key]
+            for inner in _keys(key, given):
+                value, before = _at(composed, inner), _at(self.config, inner)
+                if value != before:
+                    self._check_free(inner, _text(override), value)
+                    _set(config, inner, value)
+        _check_classes(config, composed)
+        if (threads := config.get("threads")) != self.config.get("threads"):
+            log.warning(
+                "threads=%s: sums may be in another order than before, and so have other bits",
+                _shown(threads),
+            )
+        config["resume"] = str(self.run_dir)
+        return config, chosen
+
+    def _check_free(self, key: str, override: str, value: Any) -> None:
+        """Refuse a change of what is trained, and to leave out what a run needs."""
+        free = any(key == free or key.startswith(free + ".") for free in FREE)
+        given, before = override.partition("=")[2], _at(self.config, key)
+        if key == "epochs" and value is not _ABSENT:
+            if _at(self.config, "optim.schedule") != "cosine":
+                return
+            raise _refused(key, given, before, "and its learning rate depends on it")
+        if value is _ABSENT or not free:
+            raise _refused(key, given, self.choices.get(key, before))
+
+
+def recorded(overrides: Sequence[str]) -> Recorded | None:
+    """The run that `resume=` names on the command line, if it does.
+
+    Raises:
+        ConfigError: It is no run, or one of a later program; or something else says where results
+            go.
+    """
+    given = {override.key_or_group: override for override in _parsed(overrides)}
+    if "resume" not in given or given["resume"].value() is None:
+        return None
+    run_dir = Path(str(given["resume"].value()))
+    for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
+        if key in given:
+            value = _text(given[key]).partition("=")[2]
+            raise ConfigError(key, value, "resume says where results go", "leave it out")
+    if not run_dir.is_dir():
+        raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
+    try:
+        config = json.loads((run_dir / "config.json").read_text())
+        choices = config.pop("choices")
+        version = config.pop("format", CONFIG_FORMAT)
+        # An option is a name, never a path, with which Hydra would find a file anywhere.
+        whole = all(re.fullmatch(r"\w[\w-]*", choices[group]) for group in GROUPS)
+        whole = whole and {*GROUPS} <= {*config}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        problem = "it holds no config.json of a run"
+        raise ConfigError(
+            "resume", run_dir, problem, "give the folder that a run printed at its end"
+        )
+    if not isinstance(version, int) or version > CONFIG_FORMAT:
+        problem = f"its config.json has format {version}, and this program knows {CONFIG_FORMAT}"
+        raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
+    return Recorded(run_dir.absolute(), config, choices)
+
+
+def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
+    """Refuse to import what only the folder names."""
+    for key, target in _targets(config, ""):
+        if _at(composed, key) != target:
+            raise ConfigError(
+                key,
+                target,
+                "a class that no option names is not taken from a run directory",
+                f"give {key}={target} again, beside resume",
+            )
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    return parsed
+
+
+def _text(override: Override) -> str:
+    """As it stood on the command line."""
+    return override.input_line or ""
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a key with dots."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return _ABSENT
+        node = node[part]
+    return node
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        if not isinstance(config.get(part), dict):
+            config[part] = {}
+        config = config[part]
+    config[last] = value
+
+
+def _keys(key: str, value: Any) -> Iterator[str]:
+    """The keys that an override gives: those inside a dictionary, which Hydra merges."""
+    if not isinstance(value, dict):
+        yield key
+        return
+    for name, inner in value.items():
+        yield from _keys(f"{key}.{name}", inner)
+
+
+def _refused(key: str, given: object, before: Any, reason: str = "") -> ConfigError:
+    return ConfigError(
+        key,
+        given,
+        f"the run was started with {_shown(before)}" + (reason and f", {reason}"),
+        "leave it as it is, or start a new run; free to change are " + ", ".join(sorted(FREE)),
+    )
+
+
+def _shown(value: Any) -> str:
+    """As it is written on a command line."""
+    if value is _ABSENT:
+        return "no such key"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All `_target_`s, with their keys."""
+    if not isinstance(node, Mapping):
+        return
+    for name, value in node.items():
+        inner = f"{key}.{name}" if key else str(name)
+        if name == "_target_":
+            yield inner, str(value)
+        else:
+            yield from _targets(value, inner)

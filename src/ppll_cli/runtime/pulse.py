@@ -1,0 +1,100 @@
+"""Two clocks of each worker, in shared memory: that it lives, and that it gets on.
+
+A thread of the worker turns the first one; a process that is stopped turns none. Its main thread
+turns the second one with each instruction, and while it waits for another stage: whoever waits is
+not the one that hangs. Times are of the monotonic clock, which all processes share.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+ALIVE_LIMIT_S = 8.0
+"""After so long without a sign of life a process is stopped, or its machine is far too busy."""
+
+FORKED_LIMIT_S = 60.0
+"""A process is there, but shows that it lives only when it has imported what describes its job."""
+
+STARTING_LIMIT_S = 900.0
+SAVING_LIMIT_S = 900.0
+COMPILING_LIMIT_S = 3600.0
+
+BEAT_S = 1.0
+
+_OWN_GAP_S = 3.0
+"""The parent looks every second; when it did not for so long, it was stopped itself."""
+
+_TEXT = 200
+
+
+class Pulse(ctypes.Structure):
+    """A worker's clocks, and what it does.
+
+    Attributes:
+        alive_s: When it last showed that it lives; 0 before it first did.
+        progress_s: When it last got on.
+        limit_s: How long it may take for what it does; 0 for ever.
+        doing: What it does.
+        item: For which batch or mark.
+    """
+
+    _fields_ = (
+        ("alive_s", ctypes.c_double),
+        ("progress_s", ctypes.c_double),
+        ("limit_s", ctypes.c_double),
+        ("doing", ctypes.c_char * _TEXT),
+        ("item", ctypes.c_char * _TEXT),
+    )
+    alive_s: float
+    progress_s: float
+    limit_s: float
+    doing: bytes
+    item: bytes
+
+    def beat(self) -> None:
+        """The process lives."""
+        self.alive_s = monotonic()
+
+    def get_on(self) -> None:
+        """The main thread gets on with what it does."""
+        self.progress_s = monotonic()
+
+    def begin(self, doing: str, limit_s: float | None) -> None:
+        """The main thread begins something else, for which it may take so long."""
+        self.doing = doing.encode()[: _TEXT - 1]
+        self.limit_s = limit_s or 0.0
+        self.progress_s = monotonic()
+
+    def take(self, item: str) -> None:
+        """What follows is for this batch or mark."""
+        self.item = item.encode()[: _TEXT - 1]
+
+    def __str__(self) -> str:
+        doing, item = (text.decode(errors="replace") for text in (self.doing, self.item))
+        return f"{doing} of {item}" if item else doing or "starting"
+
+
+class Watch:
+    """The parent's look at the clocks.
+
+    Args:
+        pulses: Of all stages.
+    """
+
+    def __init__(self, pulses: Sequence[Pulse]) -> None:
+        self._pulses = pulses
+        self._looked_s = self._since_s = monotonic()
+
+    def late(self) -> Iterator[tuple[int, str]]:
+        """The stages whose clocks stand still, and what is to be said of them."""
+        now = monotonic()
+        if now - self._looked_s > _OWN_GAP_S:
+            self._since_s = now  # all clocks count anew
+        self._looked_s = now
+        for stage, pulse in enumerate(self._pulses):
+            silent_s = now - max(pulse.alive_s, self._since_s)
+            stuck_s = now - max(pulse.progress_s, self._since_s)
+            if pulse.alive_s and silent_s > ALIVE_LIMIT_S:
+                yield stage, f"the worker process is stopped: no sign of life for {silent_s:.0f} s"
+            elif pulse.limit_s and stuck_s > pulse.limit_s:
+                yield stage, f"no progress for {stuck_s:.0f} s; the limit is {pulse.limit_s:g} s"
