@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hypothesis import HealthCheck, given
@@ -24,7 +25,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import nn
 
-from ppll_cli import app, settings
+from ppll_cli import app
 from ppll_cli.data.dataset import Arrays, ImageDataset, Part
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
@@ -81,6 +82,8 @@ def refusal(
     monkeypatch.setattr(forkserver, "start", lambda: None)
     monkeypatch.setattr(forkserver, "stop", lambda: None)
     monkeypatch.setattr(running, "launch", lambda *_: pytest.fail("workers were started"))
+    # Hydra composes everything once more, only to find out whether this is a sweep.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def refusal(arguments: Sequence[str]) -> str:
         before = sorted(Path().rglob("*"))
@@ -511,12 +514,10 @@ MODELS = [
     row("patch", ["model.patch=3"], "model.patch=3", "possible: 1, 2, 4, 8"),
     row("patch-large", ["model.patch=16"], "model.patch=16", "possible: 1, 2, 4, 8"),
     row("dim", ["model.dim=-4"], "model.dim=-4", "give 1 or more"),
-    row("depth", [f"model.depth={10**20}"], f"model.depth={10**20}", "give 1 to 1000"),
     row("dropout", ["model.dropout=1.0"], "model.dropout=1.0", "give 0 <= p < 1"),
     row("pooling", ["model.pooling=max"], "model.pooling=max", "'cls' or 'mean'"),
     row("mlp_ratio", ["model.mlp_ratio=nan"], "model.mlp_ratio=nan", "give a positive number"),
     row("resnet-depth", [*RESNET, "model.depth=33"], "model.depth=33", "nearest: 32, 38"),
-    row("resnet-deep", [*RESNET, "model.depth=6002"], "model.depth=6002", "give 8 to 1202"),
     row(
         "family-depth",
         ["model=resnet18", "model.depth=19", "data=synthetic"],
@@ -846,45 +847,6 @@ class Started(Exception):  # noqa: N818 - it is what should happen
     """Workers would be started."""
 
 
-@examples(
-    max_examples=150,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data())
-def test_any_value_of_any_key_is_taken_or_refused(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A value that nobody thought of is no traceback either."""
-    base = data.draw(st.sampled_from(BASES))
-    small = [] if base[0].startswith("model") else ["model.dim=16", "model.depth=3"]
-    config, choices = composed((*TINY, *small, *base))
-    path = data.draw(st.sampled_from(sorted(keys_of(config))))
-    value = data.draw(st.sampled_from(JUNK))
-    config = json.loads(json.dumps(config))
-    section = config
-    for name in path[:-1]:
-        section = section[name]
-    section[path[-1]] = value
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
-        patch.setattr(running, "launch", raise_started)
-        try:
-            run_dir = tmp_path_factory.mktemp("run")
-            running.Run(settings.parse(config), config, choices, run_dir).execute()
-        except Started:
-            return
-        except ConfigError as error:
-            assert "\n" not in str(error)  # noqa: PT017
-            assert error.key  # noqa: PT017
-            assert error.problem  # noqa: PT017
-
-
-def raise_started(*_: object) -> None:
-    raise Started
-
-
 @cache
 def composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     return compose_config(list(overrides))
@@ -941,7 +903,7 @@ def combinations(draw: st.DrawFn) -> list[str]:
 
 
 @examples(
-    max_examples=25,
+    max_examples=6,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -951,22 +913,24 @@ def test_any_combination_trains_or_is_refused(
     overrides: list[str], run: Runner, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     started_s = time.monotonic()
+    found: dict[str, Any] | ConfigError
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
         try:
-            summary = run(*overrides).summary
+            found = run(*overrides).summary
         except ConfigError as error:
-            given_keys = {override.partition("=")[0].partition(".")[0] for override in overrides}
-            assert "\n" not in str(error)  # noqa: PT017
-            assert error.key.partition(".")[0] in given_keys  # noqa: PT017
-            return
-        finally:
-            assert time.monotonic() - started_s < LIMIT_S
-            assert not multiprocessing.active_children()
+            found = error
+    assert time.monotonic() - started_s < LIMIT_S
+    assert not multiprocessing.active_children()
+    if isinstance(found, ConfigError):
+        groups = {override.partition("=")[0].partition(".")[0] for override in overrides}
+        assert "\n" not in str(found)
+        assert found.key.partition(".")[0] in groups
+        return
     asked = dict(override.split("=", 1) for override in overrides)
     samples = SAMPLES - (HELD_OUT if "data.val_fraction" in asked else 0)
     batch_size = int(asked["batch_size"])
     per_epoch = samples // batch_size if "data.drop_last" in asked else -(-samples // batch_size)
     steps = min(2, int(asked.get("epochs", 15)) * per_epoch)
-    assert (summary["status"], summary["steps"]) == ("completed", steps)
-    assert summary["test"]["loss"] is not None
+    assert (found["status"], found["steps"]) == ("completed", steps)
+    assert found["test"]["loss"] is not None

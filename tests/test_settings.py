@@ -150,7 +150,7 @@ def test_every_option_that_is_shipped(override: str) -> None:
     st.fixed_dictionaries(
         {},
         optional={
-            "gpus": st.none() | st.integers(1),
+            "gpus": st.none() | st.integers(1, 4096),
             "seed": st.integers(0, 2**63 - 1),
             "epochs": st.integers(1),
             "max_steps": st.none() | st.integers(1),

@@ -59,7 +59,7 @@ class Optim(_Section):
     milestones: list[Epochs]
     gamma: Annotated[Positive, Field(le=1)]
     clip_norm: Positive | None
-    nonfinite: Literal["stop", "skip"]
+    nonfinite: Literal["stop", "skip"] = "stop"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -45,15 +45,15 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
             remedy = meant(key, parameters) + f"it has {', '.join(parameters) or 'none'}"
             raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
         arguments[key] = _checked(f"{group}.{key}", value, parameters[key])
-    try:
-        signature.bind(**arguments)
-        with blaming(f"{group}._target_", path, "making it"):
+    with blaming(f"{group}._target_", path, "making it"):
+        try:
+            signature.bind(**arguments)
             return target(**arguments)
-    except TypeError as error:
-        if missing := re.search(r"missing .*argument.*?: '(\w+)'", str(error)):
-            problem = f"{path} needs a value for it"
-            raise ConfigError(f"{group}.{missing[1]}", "", problem) from None
-        raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
+        except TypeError as error:
+            if missing := re.search(r"missing .*argument.*?: '(\w+)'", str(error)):
+                problem = f"{path} needs a value for it"
+                raise ConfigError(f"{group}.{missing[1]}", "", problem) from None
+            raise
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
 @pytest.mark.timeout(60)
 def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
     with pytest.raises(
-        WorkerFailedError, match=r"is stopped: no sign of life for 9|10 s"
+        WorkerFailedError, match=r"is stopped: no sign of life for \d+ s"
     ) as failure:
         run("schedule=ppll", "gpus=3", *faulty("second", "stop"))
     report = failure.value.report
