@@ -21,6 +21,7 @@ from torch import Tensor
 from ppll_cli.runtime.chain import Chain, Part, Work
 from ppll_cli.runtime.ends import Ends
 from ppll_cli.runtime.fingerprint import digest, structure
+from ppll_cli.runtime.memory import keep_freed_memory, return_freed_memory
 from ppll_cli.runtime.neighbours import neighbours
 from ppll_cli.runtime.placing import placed, prepare_compiler
 from ppll_cli.runtime.timing import Stopwatch, batch_like, repeat, time_criterion
@@ -273,9 +274,10 @@ class Profile:
 
     @contextmanager
     def _as_a_worker(self) -> Iterator[None]:
-        """With a worker's threads, and nothing drawn from this process's own generator."""
+        """With a worker's threads and memory, and nothing drawn from this process's generator."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         if self.compiled:
             prepare_compiler()
         try:
@@ -283,6 +285,7 @@ class Profile:
                 yield
         finally:
             torch.set_num_threads(threads)
+            return_freed_memory()
 
     def _measured(self, key: str) -> Measured:
         known = self._known[key]
