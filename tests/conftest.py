@@ -74,7 +74,7 @@ def resumed(before: Result, *overrides: str) -> Result:
     recording = recorded(given)
     assert recording is not None
     config, choices = recording.changed(*compose_config(recording.arguments(given)), given)
-    continued = Run(settings.parse(config), config, choices, before.run_dir, resumed=True)
+    continued = Run(settings.parse(config), config, choices, before.run_dir, recording)
     return Result(continued.execute(), before.run_dir)
 
 

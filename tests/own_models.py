@@ -54,12 +54,17 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _exhaust() -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)  # a PiB, which no address space has
+
+
 ACTS: dict[str, Act] = {
     "raise": _raise,
     "kill": _kill,
     "stop": _stop,
     "hang": _hang,
     "blow_up": _blow_up,
+    "exhaust": _exhaust,
 }
 
 

@@ -245,13 +245,21 @@ def test_a_folder_that_is_no_run_is_refused(folder: Path, text: bytes) -> None:
 @pytest.mark.parametrize("group", ["model", "transport", "tracker"])
 @pytest.mark.parametrize(
     "choice",
-    [None, 1, ["vit"], "", "../../evil", "/tmp/evil", "evil/vit", "vit,vit", "vit.yaml", "vit\n"],
+    [None, 1, ["vit"], "", "../../evil", "/tmp/evil", "evil/../../x", "./x", "vit,vit", "vit\n"],
 )
-def test_an_option_is_a_name_and_nothing_else(folder: Path, group: str, choice: object) -> None:
+def test_an_option_is_a_name_inside_its_group(folder: Path, group: str, choice: object) -> None:
     """A path would have Hydra compose, and interpolate, a file that someone else put there."""
     spoil_choice(folder, group, choice)
     with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
         recorded([f"resume={folder}"])
+
+
+@pytest.mark.parametrize("choice", ["mine/vit", "vit.v2", "a/b-1/c_2"])
+def test_an_option_may_be_in_a_folder(folder: Path, choice: str) -> None:
+    spoil_choice(folder, "model", choice)
+    before = recorded([f"resume={folder}"])
+    assert before is not None
+    assert before.choices["model"] == choice
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -273,6 +281,8 @@ def test_a_later_format_is_refused(folder: Path, version: object) -> None:
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="resume='': names no folder; give a run directory"):
+        recorded(["resume="])
     for name in ("nothing", "file"):
         with pytest.raises(ConfigError, match="there is no such folder; give a run directory"):
             recorded([f"resume={tmp_path / name}"])
@@ -390,6 +400,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     [
         (["resume=run", "seed=5"], "seed=5: the run was started with 0; leave it as it is"),
         (["resume=run", "--multirun", "gpus=1,2"], "resume=RUN: is for a single run; drop"),
+        (["resume=run", "--cfg", "job"], "resume=RUN: --cfg does not show what a run recorded; s"),
         (["resume=run", "local=none"], "local=none: there is no such option; there are auglocal"),
         (["resume=run", "max_steps=0"], "max_steps=0: must be greater than or equal to 1"),
         (["resume=broken"], "resume=broken: it holds no config.json of a run"),

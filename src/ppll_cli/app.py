@@ -90,7 +90,7 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli.explain import explain
-    from ppll_cli.resume import recorded
+    from ppll_cli.resume import CONFIG_FILE, recorded
 
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -123,6 +123,9 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
             made = _check_run_dir(overrides)
         elif {"-m", "--multirun"} & {*arguments}:
             raise ConfigError("resume", before.run_dir, "is for a single run", "drop --multirun")
+        elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows only what is on the command line
+            problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
+            raise ConfigError("resume", before.run_dir, problem, f"see {there}")
         else:
             options = sys.argv[1 + len(overrides) :]
             sys.argv[1:] = before.arguments(overrides) + options
@@ -168,6 +171,7 @@ def _run(
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli import settings
+    from ppll_cli.resume import CONFIG_FILE
     from ppll_cli.targets import make
 
     hydra_config = HydraConfig.get()
@@ -187,15 +191,18 @@ def _run(
 
         from ppll_cli.runtime.run import Run
 
-        summary = Run(parsed, config, choices, run_dir, resumed=before is not None).execute()
+        summary = Run(parsed, config, choices, run_dir, before).execute()
     except WorkerFailedError as error:
         log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))
         raise
     except RunFailedError as error:
-        log.error("ppll-run: %s\n  to go on: ppll-run resume=%s", error, run_dir)
+        log.error("ppll-run: %s\n%s", error, _to_go_on(run_dir))
+        raise
+    except Interrupted:
+        log.info(_to_go_on(run_dir))
         raise
     except (ConfigError, OmegaConfBaseException):
-        if not (run_dir / "config.json").exists():  # nothing ran here
+        if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
             _remove(run_dir, ours, made)
         raise
     result = summary["test"] or {}
@@ -290,8 +297,12 @@ def _failure_screen(error: WorkerFailedError, log_file: Path) -> str:
     for stage, doing in report.get("others", {}).items():
         lines.append(f"  stage {stage} meanwhile: {doing}")
     lines.append(f"  log: {log_file}")
-    lines.append(f"  to go on: ppll-run resume={log_file.parent}")
+    lines.append(_to_go_on(log_file.parent))
     return "\n".join([*lines, report.get("traceback", "")]).rstrip()
+
+
+def _to_go_on(run_dir: Path) -> str:
+    return f"  to go on: ppll-run resume={run_dir}"
 
 
 def _complain(message: str) -> None:

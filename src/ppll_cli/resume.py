@@ -5,10 +5,12 @@ count as changes. Of what stands in the folder nothing is executed: a class that
 taken from the command line. Imports no torch.
 """
 
+import fcntl
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,11 @@ from ppll_cli.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
+"""In a run directory; who holds its lock is the one process that may write there."""
+
 CONFIG_FORMAT = 1
-"""Of `config.json`. A program refuses what a later one wrote."""
+"""Of that file. A program refuses what a later one wrote."""
 
 GROUPS = (
     "model",
@@ -63,11 +68,13 @@ class Recorded:
         run_dir: Its directory.
         config: The configuration that it was started with, resolved.
         choices: The option chosen in each group.
+        cuts: Names of the units that start modules 2 to k; None where an older program ran.
     """
 
     run_dir: Path
     config: Mapping[str, Any]
     choices: Mapping[str, str]
+    cuts: tuple[str, ...] | None = None
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """What Hydra is to compose: the same options, with the changes on the command line."""
@@ -139,7 +146,10 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     given = {override.key_or_group: override for override in _parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
         return None
-    run_dir = Path(str(given["resume"].value()))
+    name = str(given["resume"].value())
+    if not name:
+        raise ConfigError("resume", "''", "names no folder", "give a run directory")
+    run_dir = Path(name)
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
             value = _text(given[key]).partition("=")[2]
@@ -147,11 +157,13 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     if not run_dir.is_dir():
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
     try:
-        config = json.loads((run_dir / "config.json").read_text())
+        config = json.loads((run_dir / CONFIG_FILE).read_text())
         choices = config.pop("choices")
         version = config.pop("format", CONFIG_FORMAT)
-        # An option is a name, never a path, with which Hydra would find a file anywhere.
-        whole = all(re.fullmatch(r"\w[\w-]*", choices[group]) for group in GROUPS)
+        cuts = config.pop("cuts", None)
+        # With a path of another kind, Hydra would find a file anywhere.
+        whole = all(re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", choices[group]) for group in GROUPS)
+        whole = whole and (cuts is None or all(isinstance(cut, str) for cut in cuts))
         whole = whole and {*GROUPS} <= {*config}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
@@ -163,7 +175,25 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     if not isinstance(version, int) or version > CONFIG_FORMAT:
         problem = f"its config.json has format {version}, and this program knows {CONFIG_FORMAT}"
         raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
-    return Recorded(run_dir.absolute(), config, choices)
+    return Recorded(run_dir.absolute(), config, choices, None if cuts is None else tuple(cuts))
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Be the only process that runs in a directory; the lock ends with the process.
+
+    Raises:
+        ConfigError: Another one does.
+    """
+    with (run_dir / CONFIG_FILE).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = "another process goes on with this run"
+            raise ConfigError("resume", run_dir, problem, "wait for its end, or end it") from None
+        except OSError as error:  # a file system that has no locks
+            log.warning("%s cannot be locked (%s): let only one process run there", run_dir, error)
+        yield
 
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:

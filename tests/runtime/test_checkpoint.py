@@ -101,10 +101,18 @@ def test_the_newest_are_kept_and_last_leads_to_the_newest(tmp_path: Path) -> Non
         assert (checkpoints / "last").readlink() == Path(f"step-{step}")
 
 
-def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
-    save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
-    folder = save(tmp_path, 3, [NAMES])
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "stage-0.safetensors"}
+def test_a_step_that_is_saved_again_never_ceases_to_exist(tmp_path: Path) -> None:
+    """A run that goes on saves the step at which it began once more, if it makes no other."""
+    folder = save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
+    inode = folder.stat().st_ino
+    files = [save_stage(tmp_path, 3, 0, TENSORS)]
+    assert finish(tmp_path, 3, 1, files, keep=1, metrics={"loss": 2.0}) == folder
+    assert folder.stat().st_ino == inode
+    assert {path.name for path in folder.parent.iterdir()} == {"step-3", "last"}
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.metrics == {"loss": 2.0}
+    assert_equal(saved(folder), TENSORS)
 
 
 def test_tensors_of_every_kind_can_be_saved(tmp_path: Path) -> None:
@@ -165,7 +173,7 @@ def test_the_newest_is_found_with_what_it_says(tmp_path: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-2])
 
 
 def flip(path: Path) -> None:

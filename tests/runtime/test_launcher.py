@@ -38,6 +38,15 @@ def test_a_worker_that_raises_ends_the_run(
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_without_memory_says_what_needs_less(run: Runner) -> None:
+    with pytest.raises(
+        WorkerFailedError, match=r"; out of memory: a smaller batch_size, "
+    ) as failure:
+        run("gpus=3", *faulty("second", "exhaust"))
+    assert failure.value.report["stage"] == 1
+    assert failure.value.report["phase"].startswith("Forward")
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("unit", ["first", "third"])
 def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ppll_cli import settings
 from ppll_cli.errors import ConfigError, Interrupted
+from ppll_cli.resume import locked
 from ppll_cli.runtime.run import Run
 from tests.conftest import Result, Runner, assert_same, compose_config, own_model, resumed
 
@@ -292,6 +293,16 @@ def test_without_a_checkpoint_it_starts_again(
     assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
 
 
+def test_modules_that_followed_the_stages_are_kept_without_a_checkpoint_too(
+    unbroken: Callable[[str], Result], copied: Callable[[str], Result]
+) -> None:
+    """Other stages would be other modules, and so another training."""
+    name = "ppll, modules as stages"
+    broken = copied(name)
+    remove_all(broken)
+    assert_as_if_unbroken(resumed(broken, "gpus=2"), unbroken(name))
+
+
 def test_what_a_dead_run_left_unfinished_is_not_taken_for_a_part(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:
@@ -344,6 +355,49 @@ def test_a_completed_run_is_evaluated_again_and_nothing_else(
     assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
     kept = {path.name for path in (result.run_dir / "checkpoints").iterdir()}
     assert kept == {"step-20", "step-25", "last"}
+
+
+def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_it_is(
+    unbroken: Callable[[str], Result], tmp_path: Path
+) -> None:
+    """What it was asked the second time is not recorded."""
+    stopped = train(tmp_path / "run", *CASES["ppll"][0], "max_steps=4")
+    further = resumed(stopped, "max_steps=7")
+    again = resumed(stopped)
+    assert again.summary["steps"] == 7
+    assert_same(again.tensors(), further.tensors())
+    assert again.summary["test"] == further.summary["test"] != stopped.summary["test"]
+    evaluated = [line["step"] for line in lines(again) if line["split"] == "test"]
+    assert {*evaluated} == {4, 7}
+    assert_each_once(again)
+
+
+def test_only_one_process_goes_on_with_a_run(copied: Callable[[str], Result]) -> None:
+    result = copied("ppll")
+    before = contents(result.run_dir)
+    with locked(result.run_dir), pytest.raises(ConfigError, match="another process goes on with"):
+        resumed(result)
+    assert contents(result.run_dir) == before
+    resumed(result)
+
+
+def test_a_run_that_goes_on_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_report = Run._on_report
+    refused: list[str] = []
+
+    def report(run: Run, report: dict[str, Any]) -> None:
+        if not refused:
+            with pytest.raises(ConfigError) as error, locked(run.run_dir):
+                raise AssertionError("it is not")
+            refused.append(error.value.key)
+        on_report(run, report)
+
+    monkeypatch.setattr(Run, "_on_report", report)
+    result = train(tmp_path / "run", *CASES["bp"][0], "max_steps=1")
+    assert refused == ["resume"]
+    refused.clear()
+    resumed(result, "max_steps=2")
+    assert refused == ["resume"]
 
 
 def test_a_refused_change_leaves_the_run_as_it_is(copied: Callable[[str], Result]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import ppll_cli
 from ppll_cli.app import conf_dir
+from ppll_cli.files import write_json
 from ppll_cli.machine import processor
 from ppll_cli.settings import usable_cores
 
@@ -52,9 +53,7 @@ class Results:
         with self._lock:
             self.rows[name] = {"overrides": list(overrides), **row, **self.conditions}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps({"rows": self.rows}, indent=2))
-            unfinished.rename(self.path)
+            write_json(self.path, {"rows": self.rows})
 
 
 def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:

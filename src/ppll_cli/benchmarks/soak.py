@@ -20,6 +20,7 @@ from random import Random
 from time import monotonic, sleep
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -116,8 +117,8 @@ class Plan:
 
     def when(self) -> str:
         """For the table."""
-        at = "" if self.moment == "start-up" else f" at step {self.step}"
-        return f"{self.moment}{at} + {1e3 * self.delay_s:.0f} ms"
+        at = "" if self.moment == "start-up" else f" {self.step}"
+        return f"{self.moment}{at} + {self.delay_s:.2f} s"
 
 
 @dataclass
@@ -418,18 +419,20 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _print(outcomes: Sequence[Outcome], result: dict[str, Any], console: Console) -> None:
-    table = Table("run", "fault", "moment", "status", "detection", "resumed from", "")
+    table = Table("run", "fault", "moment", "status", "ended", "from", "", box=SIMPLE_HEAD)
     for outcome in outcomes:
         plan = outcome.plan
         to = f"{plan.kind} {_stage(plan)}" if plan.kind in TO_A_WORKER else plan.kind
         time = "" if outcome.detection_s is None else f"{outcome.detection_s:.2f} s"
         step = outcome.resumed_from
-        resumed = "anew" if outcome.recovered and step is None else str(step or 0)
-        said = "; ".join(outcome.notes) or "recovered"
+        anew = "anew" if outcome.recovered else ""
+        resumed = anew if step is None else str(step)
+        said = "; ".join(outcome.notes) or "good"
         table.add_row(plan.case, to, plan.when(), str(outcome.status), time, resumed, said)
     console.print(table)
+    longest_s = result["longest_detection_s"]
     console.print(
-        f"{result['runs']} runs: {result['faults_injected']} faults injected, "
-        f"{result['detected']} detected (the longest took {result['longest_detection_s']:.1f} s), "
+        f"{result['runs']} runs: {result['faults_injected']} faults injected, {result['detected']} "
+        f"detected (the longest took {0.0 if longest_s is None else longest_s:.1f} s), "
         f"{result['recovered']} recovered, {result['leaks']} leaks"
     )

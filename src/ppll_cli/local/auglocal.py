@@ -3,6 +3,7 @@
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copy_head, copy_units, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import check_depth
 
 
 class AugLocal(LocalMethod):
@@ -22,8 +23,7 @@ class AugLocal(LocalMethod):
     """
 
     def __init__(self, *, depth: int = 2, tau: float = 0.5) -> None:
-        if depth < 1:
-            raise ConfigError("local.depth", depth, "must be at least 1")
+        check_depth("local.depth", depth)
         if not 0 <= tau <= 1:
             raise ConfigError("local.tau", tau, "is out of range", "give 0 <= tau <= 1")
         self.depth, self.tau = depth, tau

@@ -10,10 +10,9 @@ from itertools import takewhile
 
 from torch import Tensor, nn
 
-from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copy_head, copy_units, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.models.unit import Unit
+from ppll_cli.models.unit import Unit, check_depth
 from ppll_cli.settings import FeatureBank
 
 
@@ -35,8 +34,7 @@ class FBA(LocalMethod):
     """
 
     def __init__(self, *, bank: FeatureBank, depth: int = 1) -> None:
-        if depth < 1:
-            raise ConfigError("local.depth", depth, "must be at least 1")
+        check_depth("local.depth", depth)
         self.depth, self.bank = depth, bank
 
     def criterion(self, site: Site) -> Criterion:

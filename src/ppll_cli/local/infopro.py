@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
-from ppll_cli.models.unit import IMAGE, ImageSpec
+from ppll_cli.models.unit import IMAGE, ImageSpec, check_depth
 from ppll_cli.tasks.classification import LABEL, Pool, classes_of
 
 Loss = Literal["softmax", "contrastive"]
@@ -72,8 +72,9 @@ class InfoPro(LocalMethod):
             raise ConfigError("local.loss", loss, "is unknown", "possible: softmax, contrastive")
         if weights is not None:
             _check_weights(weights)
-        sizes = {"width": width, "hidden": hidden, "convolutions": convolutions}
-        for key, value in {**sizes, "decoder_width": decoder_width}.items():
+        check_depth("local.convolutions", convolutions)
+        sizes = {"width": width, "hidden": hidden, "decoder_width": decoder_width}
+        for key, value in sizes.items():
             if value < 1:
                 raise ConfigError(f"local.{key}", value, "must be at least 1")
         if not (isfinite(temperature) and temperature > 0):

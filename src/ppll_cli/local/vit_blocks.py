@@ -3,6 +3,7 @@
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copy_head, copy_units, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import check_depth
 
 
 class ViTBlocks(LocalMethod):
@@ -20,9 +21,9 @@ class ViTBlocks(LocalMethod):
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:
         self._ends = _schedule(depth) if isinstance(depth, str) else None
-        depths = depth if isinstance(depth, list) else self._ends or [depth]
-        if any(isinstance(number, int) and number < 0 for number in depths):
-            raise ConfigError("local.depth", depth, "must not be negative", "0 is the head alone")
+        for number in self._ends or (depth if isinstance(depth, list) else [depth]):
+            assert isinstance(number, int)
+            check_depth("local.depth", number, least=0)
         self.depth = depth
 
     def criterion(self, site: Site) -> Criterion:

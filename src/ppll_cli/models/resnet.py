@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
 from ppll_cli.tasks.classification import ClassifierHead, Pool, classes_of
 from ppll_cli.tasks.task import Task
 
@@ -220,6 +220,7 @@ class CifarResNet:
             raise ConfigError(
                 "model.depth", self.depth, "is not 6n + 2", f"nearest: {below}, {below + 6}"
             )
+        check_depth("model.depth", self.depth)
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:

@@ -14,6 +14,9 @@ from ppll_cli.tasks.task import Task
 IMAGE = "image"
 """The name under which every batch carries its images, float [B, C, H, W], normalised."""
 
+MOST_LAYERS = 4096
+"""In a row of equal ones: far more than any network has."""
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -80,6 +83,18 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.unit_weights(seed, unit.name))
         return unit.build()
+
+
+def check_depth(key: str, depth: int, least: int = 1) -> None:
+    """Refuse a number of equal layers that leaves none, or that would be built for ever.
+
+    Raises:
+        ConfigError: It is less than the least, or above `MOST_LAYERS`.
+    """
+    if depth < least:
+        raise ConfigError(key, depth, f"must be at least {least}")
+    if depth > MOST_LAYERS:
+        raise ConfigError(key, depth, "are too many layers to build", f"use at most {MOST_LAYERS}")
 
 
 def check_names(names: Sequence[str]) -> None:

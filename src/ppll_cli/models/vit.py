@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Task
 
@@ -182,8 +182,9 @@ class ViT:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "patch"):
+        for name in ("dim", "heads", "patch"):
             _require_positive(name, getattr(self, name))
+        check_depth("model.depth", self.depth)
         for name in ("dropout", "attention_dropout"):
             _require_probability(name, getattr(self, name))
         if not (math.isfinite(self.mlp_ratio) and self.hidden >= 1):

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ppll_cli.files import write_text
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
@@ -85,7 +86,7 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What the lines in the file do not say, as plain data."""
-        return asdict(self._epoch)
+        return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
     def go_back(self, step: int, state: Mapping[str, Any], evaluated: bool) -> None:
         """Forget what was measured after this step; to be called before the file is opened.
@@ -102,10 +103,9 @@ class Metrics:
         ]
         self.latest = {(line["split"], line["module"]): line for line in kept}
         self.last_step = max((line["step"] for line in kept), default=0)
-        self._epoch = _Epoch(**state)
-        unfinished = self.path.with_suffix(".unfinished")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        unfinished.rename(self.path)
+        lost = {"loss": nan} if state.get("loss", 0.0) is None else {}
+        self._epoch = _Epoch(**{**state, **lost})
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def history(self, split: str) -> dict[int, float]:
         """The model's metric in each evaluation of a split so far, by optimizer steps."""

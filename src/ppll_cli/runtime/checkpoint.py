@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -139,23 +140,24 @@ def finish(
         The checkpoint's folder.
     """
     unfinished = _unfinished(run_dir, step)
+    folder = unfinished.with_name(f"step-{step}")
+    written = [asdict(file) for file in files]
+    there = folder.exists()
+    if there:  # the run went on from it and made no step since: only the metrics are new
+        written = json.loads((folder / "manifest.json").read_text())["files"]
+        shutil.rmtree(unfinished)
     manifest = {
         "format": FORMAT,
         "step": step,
         "epoch": epoch,
         "cuts": list(cuts),
         "metrics": metrics or {},
-        "files": sorted((asdict(file) for file in files), key=lambda file: str(file["name"])),
+        "files": sorted(written, key=lambda file: str(file["name"])),
     }
     manifest["sha256"] = _digest(manifest)
-    with (unfinished / "manifest.json").open("w") as file:
-        json.dump(manifest, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    folder = unfinished.with_name(f"step-{step}")
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    write_json((folder if there else unfinished) / "manifest.json", manifest)
+    if not there:
+        unfinished.rename(folder)
     _name("last", folder)
     if best:
         _name("best", folder)

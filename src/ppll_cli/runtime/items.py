@@ -95,7 +95,7 @@ class Course:
         sizes = self.batch_sizes()
         step = start
         saved = None
-        if step == self.steps:  # what is left of a run that ended while it was evaluated
+        if step >= self.steps:  # it did them all before, or more, and is evaluated where it is
             yield from self._evaluation(step, (step - 1) // len(sizes) + 1)
         while step < self.steps and not stop():
             epoch, batch = divmod(step, len(sizes))

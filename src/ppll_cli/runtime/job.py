@@ -90,7 +90,7 @@ class Job:
 
         Fewer than five batches in all have no steady state.
         """
-        steps = self.course.steps - self.start
+        steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
     def place(self, stage: int, microbatches: int) -> Place:

@@ -1,6 +1,7 @@
 """Imported by the fork server, and only there: what is done here, every worker inherits."""
 
 import ctypes
+import gc
 import signal
 import sys
 
@@ -31,4 +32,5 @@ import ppll_cli.runtime.process  # noqa: E402, F401
 from ppll_cli.runtime.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
+gc.freeze()  # what is imported stays: nobody needs to go through it, least of all at the end
 _end_with_parent(0)

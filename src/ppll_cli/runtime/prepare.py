@@ -47,6 +47,11 @@ class Prepared:
     emulated: bool
     notes: tuple[str, ...]
 
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Names of the units that start modules 2 to k."""
+        return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
+
 
 def prepare(settings: Settings, run_dir: str) -> Prepared:
     """Build the job.

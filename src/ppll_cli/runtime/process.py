@@ -16,6 +16,7 @@ from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.placing import prepare_compiler
 from ppll_cli.runtime.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
 from ppll_cli.runtime.worker import Links, Worker
+from ppll_cli.transport.memory import remove_left
 
 
 class _ReportHandler(logging.Handler):
@@ -43,7 +44,10 @@ def main(job: Job, index: int, links: Links) -> None:
         while not links.parent.poll(1.0):  # the last tensors live as long as this process
             pass
     except Exception as error:
-        links.parent.send(_failure(job, index, worker, error))
+        try:
+            links.parent.send(_failure(job, index, worker, error))
+        except OSError:  # the parent is gone, and that may be the whole failure
+            remove_left(os.getpid())
         raise SystemExit(1) from None
 
 
@@ -70,7 +74,21 @@ def _stay_with_parent(pulse: Pulse) -> None:
     pulse.beat()
     while not wait([parent.sentinel], timeout=BEAT_S):
         pulse.beat()
+    remove_left(os.getpid())  # as the parent would have
     os._exit(1)
+
+
+def _said(error: Exception) -> str:
+    """The exception, and what helps where memory ran out."""
+    said = f"{type(error).__name__}: {error}"
+    # On CPU torch has no exception of its own for it.
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if out_of_memory or "can't allocate memory" in str(error):
+        said += (
+            "; out of memory: a smaller batch_size, more schedule.microbatches where the schedule "
+            "splits batches, precision=bf16 or more gpus need less on each device"
+        )
+    return said
 
 
 def _failure(job: Job, index: int, worker: Worker | None, error: Exception) -> dict[str, object]:
@@ -87,6 +105,6 @@ def _failure(job: Job, index: int, worker: Worker | None, error: Exception) -> d
         "phase": "starting" if worker is None else str(worker.instruction),
         "batch": None if worker is None else str(worker.item),
         "shapes": shapes,
-        "error": f"{type(error).__name__}: {error}",
+        "error": _said(error),
         "traceback": traceback.format_exc(),
     }

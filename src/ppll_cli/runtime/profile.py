@@ -5,7 +5,6 @@ counted or drawn when it begins.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppll_cli.files import write_json
 from ppll_cli.runtime.chain import Chain, Part, Work
 from ppll_cli.runtime.ends import Ends
 from ppll_cli.runtime.fingerprint import digest, structure
@@ -319,7 +319,5 @@ class Profile:
     def _write(self) -> None:
         if self._new:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self._file.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps(self._known, indent=2) + "\n")
-            unfinished.rename(self._file)
+            write_json(self._file, self._known)
             self._new = False

@@ -6,15 +6,16 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.files import write_json
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.metrics import Metrics
-from ppll_cli.resume import CONFIG_FORMAT
+from ppll_cli.resume import CONFIG_FILE, CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
 from ppll_cli.runtime.launcher import Report, launch
@@ -37,7 +38,7 @@ class Run:
         config: The same as plain data, for the record.
         choices: The option chosen in each group.
         run_dir: Where results go; the folder exists, with nothing of another run in it.
-        resumed: Go on with the run that is there.
+        before: The run that is there and goes on, if one does.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Run:
         config: Mapping[str, Any],
         choices: Mapping[str, str],
         run_dir: Path,
-        resumed: bool = False,
+        before: Recorded | None = None,
     ) -> None:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
-        self.resumed = resumed
+        self.before = before
         self._saved: dict[int, list[SavedFile]] = {}
         self._metrics_then: dict[int, dict[str, Any]] = {}
         self._ready = 0
@@ -71,8 +72,15 @@ class Run:
         path = self.settings.transport["_target_"]
         remedy = f"see {Transport.__module__}.Transport"
         require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
-        start = checkpoint.newest(self.run_dir) if self.resumed else None
-        self.prepared = _prepared(self.settings, self.run_dir, start)
+        with ExitStack() as held:
+            if self.before is not None:
+                held.enter_context(locked(self.run_dir))
+            return self._execute(held, transport)
+
+    def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
+        """The same, with a lock of the run directory in the stack once it is this run's."""
+        start = None if self.before is None else checkpoint.newest(self.run_dir)
+        self.prepared = self._prepare(start)
         job = self.prepared.job
         name, channels = self.choices["transport"], job.channels()
         size = sum(room.slots * room.size for room in channels.values())
@@ -84,13 +92,14 @@ class Run:
             [(*channel, room.slots) for channel, room in channels.items()],
             tensors=max((len(edge.names) for edge in job.edges), default=0),
         )
-        if not self.resumed:
+        if self.before is None:
             self._write_config()
+            held.enter_context(locked(self.run_dir))
         for note in self.prepared.notes:
             log.info(note)
         self.console = Console(job.task.metric, job.course.epochs)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
-        if self.resumed:
+        if self.before is not None:
             self._go_back(start)
         with self.metrics:
             try:
@@ -112,6 +121,21 @@ class Run:
             raise Interrupted(ending.signal)
         return summary
 
+    def _prepare(self, start: Checkpoint | None) -> Prepared:
+        """The job, from a checkpoint on if there is one; its modules are those of the beginning."""
+        settings, cuts = self.settings, None
+        if self.before is not None:
+            cuts = self.before.cuts if start is None else start.cuts
+        fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
+        if cuts is not None and not fixed:
+            local = {**settings.local, "cuts": list(cuts)}
+            settings = settings.model_copy(update={"local": local})
+        prepared = prepare(settings, str(self.run_dir))
+        if start is None:
+            return prepared
+        job = replace(prepared.job, start=start.step, checkpoint=start.folder)
+        return replace(prepared, job=job)
+
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
             self._ready += 1
@@ -130,14 +154,13 @@ class Run:
         files = self._saved.setdefault(step, [])
         files.append(report["file"])
         if len(files) == job.stages:
-            cuts = [self.prepared.units[module.start] for module in job.layout.modules[1:]]
             checkpoint.finish(
                 self.run_dir,
                 step,
                 report["epoch"],
                 self._saved.pop(step),
                 self.settings.checkpoint.keep,
-                cuts,
+                self.prepared.cuts,
                 self._metrics_then.pop(step),
                 best=self.settings.checkpoint.best and self._is_best(step),
             )
@@ -182,33 +205,20 @@ class Run:
         if last.exists():
             checkpoint.write_model(last, self.run_dir / "model.safetensors")
         self._drop_unfinished()
-        text = json.dumps(summary, indent=2, allow_nan=False)
-        unfinished_summary = self.run_dir / "summary.json.unfinished"
-        unfinished_summary.write_text(text + "\n")
-        unfinished_summary.rename(self.run_dir / "summary.json")
+        write_json(self.run_dir / "summary.json", summary)
         return summary
 
     def _write_config(self) -> None:
         record = {**self.config, "choices": dict(self.choices), "format": CONFIG_FORMAT}
         record["threads"] = self.prepared.job.threads
+        record["cuts"] = list(self.prepared.cuts)
         try:
-            with (self.run_dir / "config.json").open("x") as file:
+            with (self.run_dir / CONFIG_FILE).open("x") as file:
                 json.dump(record, file, indent=2)
         except FileExistsError:
             raise ConfigError(
                 "hydra.run.dir", self.run_dir, "is in use by another run", "choose another folder"
             ) from None
-
-
-def _prepared(settings: Settings, run_dir: Path, start: Checkpoint | None) -> Prepared:
-    """The job, from a checkpoint on if there is one; its modules are those that were trained."""
-    if start is None:
-        return prepare(settings, str(run_dir))
-    if settings.local.get("cuts") is None and settings.local.get("modules") is None:
-        local = {**settings.local, "cuts": list(start.cuts)}
-        settings = settings.model_copy(update={"local": local})
-    prepared = prepare(settings, str(run_dir))
-    return replace(prepared, job=replace(prepared.job, start=start.step, checkpoint=start.folder))
 
 
 def _short(path: Path) -> Path:

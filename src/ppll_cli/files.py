@@ -1,0 +1,34 @@
+"""Files that are replaced as a whole or not at all. Imports nothing heavy."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, or replace it, so that no crash leaves a part of it under its name.
+
+    Raises:
+        OSError: It cannot be written; what was there before still is.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same for what JSON can say: neither infinity nor NaN.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: It holds infinity or NaN.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,210 @@
+"""A run and its processes, of which some are killed, stopped or told to end, from outside."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing import Pipe, RawValue
+from pathlib import Path
+from time import monotonic, sleep
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppll_cli.benchmarks.session import Session, ppll_run
+from ppll_cli.runtime import process
+from ppll_cli.runtime.pulse import Pulse
+from ppll_cli.runtime.worker import Links
+from tests.conftest import own_model
+
+ROOT = Path(__file__).parents[1]
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+DATA += ["batch_size=8", "device=cpu", "threads=1", "epochs=100000", "eval_every=1"]
+VIT = ["model.dim=16", "model.depth=2", "model.heads=2"]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
+
+Start = Callable[[list[str]], Session]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a program in a session of its own, of which nothing outlives the test."""
+    with ExitStack() as sessions:
+
+        def start(command: list[str]) -> Session:
+            session = Session(command, tmp_path / "printed", {"PYTHONPATH": str(ROOT)})
+            return sessions.enter_context(session)
+
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The run directory."""
+    return tmp_path / "run"
+
+
+def training(folder: Path, *overrides: str) -> list[str]:
+    return ppll_run(*DATA, *overrides, f"hydra.run.dir={folder}")
+
+
+def wait_for_training(session: Session) -> None:
+    assert session.wait_until(lambda: "epoch 1/" in session.printed()), session.printed()
+
+
+def wait_for_server(session: Session) -> None:
+    """Wait until the fork server is in the midst of its imports."""
+
+    def imports() -> bool:
+        server = session.server()
+        return server is not None and "libtorch" in Path(f"/proc/{server.pid}/maps").read_text()
+
+    assert session.wait_until(imports), session.printed()
+
+
+def status_of(folder: Path) -> object:
+    return json.loads((folder / "summary.json").read_text())["status"]
+
+
+@pytest.mark.parametrize("moment", ["start-up", "training"])
+def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, moment: str) -> None:
+    session = start(training(folder, *VIT, "gpus=2"))
+    if moment == "training":
+        wait_for_training(session)
+        assert len(session.workers()) == 2
+    else:
+        wait_for_server(session)
+    session.signal(signal.SIGKILL, session.pid)
+    assert session.wait() == -signal.SIGKILL
+    assert session.left() == []
+
+
+def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It once printed how it could not report that it could not report."""
+    monkeypatch.setattr(process, "_stay_with_parent", lambda pulse: None)
+    here, there = Pipe()
+    here.close()
+    job: Any = SimpleNamespace(devices=("cpu",))  # fails as soon as it is used
+    with pytest.raises(SystemExit):
+        process.main(job, 0, Links({}, {}, there, RawValue("b", 0), Pulse()))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
+    start: Start, folder: Path
+) -> None:
+    session = start(training(folder, *VIT, "gpus=3"))
+    wait_for_training(session)
+    session.signal(signal.SIGKILL, session.workers()[1].pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
+    assert cause.startswith("stage 1 (cpu): the worker process is gone (killed by SIGKILL")
+    assert [line.partition(": ")[0] for line in screen] == [
+        "  phase",
+        "  batch",
+        "  stage 0 meanwhile",
+        "  stage 2 meanwhile",
+        "  log",
+        "  to go on",
+    ]
+    assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
+    assert screen[-1].endswith(f": ppll-run resume={folder}")
+    assert status_of(folder) == "failed"
+
+
+@pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])
+def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
+    start: Start, folder: Path, name: str
+) -> None:
+    """Without the fork server all workers seem to be dead, and are not."""
+    session = start(training(folder, *VIT, "gpus=2"))
+    wait_for_training(session)
+    (found,) = [
+        each
+        for each in session.processes()
+        if each.parent == session.pid and f"multiprocessing.{name}" in each.command
+    ]
+    session.signal(signal.SIGKILL, found.pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    named = name.replace("forkserver", "fork server").replace("_", " ")
+    assert f"ppll-run: multiprocessing's {named} is gone" in session.printed()
+    assert f"ppll-run resume={folder}" in session.printed()
+    assert "Traceback" not in session.printed()
+    assert status_of(folder) == "failed"
+
+
+def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path) -> None:
+    sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={folder}"]
+    session = start(ppll_run(*DATA, *VIT, "gpus=2", *sweep))
+    wait_for_training(session)
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait() == 128 + signal.SIGINT
+    assert session.left() == []
+    assert status_of(folder / "0") == "interrupted"
+    assert (folder / "0" / "checkpoints" / "last" / "manifest.json").exists()
+    assert not (folder / "1").exists()
+
+
+def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> None:
+    """The first one waits for a batch that never ends."""
+    model = own_model("Faulty", unit="second", act="hang")
+    session = start(training(folder, *model, "gpus=3", "checkpoint.every=2"))
+    assert session.wait_until((folder / "checkpoints" / "step-2").exists), session.printed()
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait_until(lambda: "once more to stop at once" in session.printed())
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait(10) == 128 + signal.SIGINT
+    assert session.left() == []
+    assert f"to go on: ppll-run resume={folder}" in session.printed()
+    assert "Traceback" not in session.printed()
+    assert status_of(folder) == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_start_up_ends_it_at_once(
+    start: Start, folder: Path, number: signal.Signals
+) -> None:
+    session = start(training(folder, *VIT, "gpus=2"))
+    wait_for_server(session)
+    session.signal(number, session.pid)
+    assert session.wait() == 128 + number
+    assert session.left() == []
+    assert session.printed() == f"ppll-run: stopped by signal {number}\n"
+
+
+SHORT_CLOCKS = """
+import sys
+from ppll_cli.runtime import pulse
+pulse.ALIVE_LIMIT_S, pulse._OWN_GAP_S = 3.0, 1.5
+if __name__ == "__main__":
+    from ppll_cli.app import main
+    main()
+"""
+
+
+def test_a_run_that_was_stopped_as_a_whole_goes_on(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    """Ctrl-Z and fg, longer than a worker may show no sign of life."""
+    script = tmp_path / "short_clocks.py"
+    script.write_text(SHORT_CLOCKS)
+    _, _, _, *arguments = training(folder, *VIT, "gpus=2")
+    session = start([sys.executable, str(script), *arguments])
+    wait_for_training(session)
+    os.killpg(session.pid, signal.SIGSTOP)
+    stopped_s, printed = monotonic(), session.printed()
+    while monotonic() < stopped_s + 3.5:
+        sleep(0.1)
+    os.killpg(session.pid, signal.SIGCONT)
+    assert session.wait_until(lambda: session.printed().count("\n") > printed.count("\n") + 1)
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait() == 128 + signal.SIGINT, session.printed()
+    assert session.left() == []
