@@ -104,3 +104,24 @@ def test_accuracies_are_those_that_were_measured() -> None:
             f"{trained['aux_params']:,}",
         )
         assert speed == f"{measured[f'{method} {modules} speed']['samples_per_second']:.0f}"
+
+
+def test_speeds_are_those_that_were_measured() -> None:
+    """Of the page, to the digits that it shows."""
+    docs = Path(__file__).parents[1] / "docs" / "benchmarks"
+    page = (docs / "speed.md").read_text()
+    models = json.loads((docs / "schedules.json").read_text())["models"]
+    ratios = re.findall(
+        r"^\| (\w+) \| (\d\.\d\d) \| [\d.]* \| (\d\.\d\d) \| [\d.]* \|$", page, re.MULTILINE
+    )
+    assert len(ratios) == 6
+    speeds = re.findall(r"^\| (\w+) \| ([\d.]+) \(.*\) \| ([\d.]+) \(.*\) \|$", page, re.MULTILINE)
+    assert {name for name, *_ in speeds} == {*models["vit"]["samples_per_second"]}
+    for number, found in enumerate(models.values(), 1):
+        for row in ratios:
+            assert row[number] == f"{found[row[0]]:.2f}"
+        for row in speeds:
+            assert row[number] == f"{found['samples_per_second'][row[0]]:.1f}"
+    soak = json.loads((docs / "soak.json").read_text())
+    assert f"{soak['runs']} runs with a random fault each" in page
+    assert (soak["detected"], soak["recovered"], soak["leaks"]) == (soak["runs"], soak["runs"], 0)
