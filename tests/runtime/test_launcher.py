@@ -7,8 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from ppll_cli.data.batches import Batches
+from ppll_cli.data.dataset import Split
+from ppll_cli.data.synthetic import Synthetic
 from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from ppll_cli.local.greedy import Greedy
+from ppll_cli.local.method import Criterion, Site
 from tests.conftest import Runner, assert_same, own_model
 
 DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_samples=8"]
@@ -35,6 +42,69 @@ def test_a_worker_that_raises_ends_the_run(
     assert report["shapes"]["label"] == [8 if schedule != "gpipe" else 2]
     assert "ArithmeticError" in report["traceback"]
     assert time.monotonic() - started < 30
+    assert not multiprocessing.active_children()
+
+
+class FailsToStart(Synthetic):
+    """Whose files are gone by the time that a worker wants them."""
+
+    def load(self) -> dict[str, Split]:
+        """In the parent only."""
+        if multiprocessing.parent_process() is not None:
+            raise ArithmeticError("the files are gone")
+        return super().load()
+
+
+class FailsToLoad(Synthetic):
+    """Whose third batch cannot be made."""
+
+    def batches(
+        self, splits: dict[str, Split], batch_size: int, seed: int, device: torch.device
+    ) -> Batches:
+        """With two batches that can."""
+        made = super().batches(splits, batch_size, seed, device)
+        train = made.train
+
+        def failing(epoch: int, batch: int) -> dict[str, Tensor]:
+            if batch == 2:
+                raise ArithmeticError("the third batch is too much")
+            return train(epoch, batch)
+
+        made.train = failing  # type: ignore[method-assign]
+        return made
+
+
+class FailsToLearn(Greedy):
+    """Whose losses cannot be computed in a worker."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """The smallest head, and what fails behind it."""
+        head = super().criterion(site).head
+        return Criterion(nn.Sequential(head, _Fails()), (site.feature,), site.task)
+
+
+class _Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if multiprocessing.parent_process() is not None:
+            raise ArithmeticError("the loss is too much")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "phase", "error"),
+    [
+        ("data._target_=tests.runtime.test_launcher.FailsToStart", 0, "starting", "files are gone"),
+        ("data._target_=tests.runtime.test_launcher.FailsToLoad", 0, "NextBatch", "third batch is"),
+        ("local._target_=tests.runtime.test_launcher.FailsToLearn", 0, "LocalUpdate", "the loss"),
+    ],
+)
+def test_whatever_raises_in_a_worker_ends_the_run(
+    run: Runner, override: str, stage: int, phase: str, error: str
+) -> None:
+    with pytest.raises(WorkerFailedError, match=error) as failure:
+        run("gpus=3", *own_model("Idle"), *DATA, "batch_size=8", override)
+    assert failure.value.report["stage"] == stage
+    assert failure.value.report["phase"].startswith(phase)
     assert not multiprocessing.active_children()
 
 
