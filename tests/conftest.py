@@ -60,7 +60,8 @@ def run(tmp_path: Path) -> Runner:
     numbers = count()
 
     def run(*overrides: str) -> Result:
-        config, choices = compose_config(["threads=1", "device=cpu", *overrides])
+        usual = ["threads=1", "device=cpu", "timeline=false"]  # pictures have tests of their own
+        config, choices = compose_config([*usual, *overrides])
         run_dir = tmp_path / f"run-{next(numbers)}"
         run_dir.mkdir(exist_ok=True)
         return Result(Run(settings.parse(config), config, choices, run_dir).execute(), run_dir)

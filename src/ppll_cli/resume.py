@@ -50,6 +50,7 @@ FREE = {
     "tracker",
     "max_steps",
     "progress_limit",
+    "timeline",
     "eval_every",
     "checkpoint",
     "data.root",

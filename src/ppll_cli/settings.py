@@ -154,6 +154,7 @@ class Settings(_Section):
     deterministic: bool
     progress_limit: Positive | None
     compile: bool
+    timeline: bool = True  # runs of before it existed can be resumed
 
     @property
     def stages_asked(self) -> int:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ppll_cli.observe.timeline import Span
 from ppll_cli.runtime import recorder
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.schedules.instructions import Backward, Forward
@@ -27,16 +28,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Script:
     """A recorder, and a stage whose every batch has 8 samples and takes 10 s."""
 
-    def __init__(self, clock: Clock, warmup: int = 0, skip: int = 0) -> None:
+    def __init__(self, clock: Clock, warmup: int = 0, skip: int = 0, traced: int = 0) -> None:
         self.clock = clock
         self.steady_at: list[float] = []
+        self.step = 0
         self.recorder = Recorder(
-            torch.device("cpu"), warmup, skip, lambda: self.steady_at.append(clock.now_s)
+            torch.device("cpu"), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
         )
 
     def batches(self, count: int) -> None:
         for _ in range(count):
-            self.recorder.begin_batch()
+            self.recorder.begin_batch(self.step)
+            self.step += 1
             with self.recorder.waiting("starved"):
                 self.clock.now_s += 1
             with self.recorder.working("compute", FORWARD):
@@ -122,3 +125,37 @@ def test_parts_and_the_whole_are_of_the_same_time(clock: Clock) -> None:
     totals = script.recorder.totals
     assert (totals.wall_s, totals.spent_s["starved"]) == (40.0, 22.0)
     assert totals.spent_s["compute"] / totals.wall_s == 0.25
+
+
+@pytest.mark.parametrize(
+    ("warmup", "traced", "segments", "steps"),
+    [
+        (0, 0, [5], []),
+        (0, 2, [5], [0, 1]),
+        (3, 2, [9], [3, 4]),
+        (3, 2, [5, 5], [3, 4]),
+        (3, 2, [4, 5], [4, 5]),  # one batch is not enough where two in a row can be had
+        (0, 4, [1, 3, 2], [1, 2, 3]),  # the most that there are in a row
+        (9, 2, [5], []),
+    ],
+)
+def test_which_batches_are_traced(
+    clock: Clock, warmup: int, traced: int, segments: list[int], steps: list[int]
+) -> None:
+    script = Script(clock, warmup, traced=traced)
+    for batches in segments:
+        script.batches(batches)
+        script.evaluation()
+    trace = script.recorder.trace
+    assert [span.step for span in trace if span.instruction == BACKWARD] == steps
+    assert len(trace) == 3 * len(steps)
+
+
+def test_a_trace_says_when_what_was_done(clock: Clock) -> None:
+    script = Script(clock, warmup=1, traced=1)
+    script.batches(3)
+    assert script.recorder.trace == [
+        Span(110.0, 111.0, "starved", None, 1),
+        Span(111.0, 113.0, "compute", FORWARD, 1),
+        Span(113.0, 116.0, "compute", BACKWARD, 1),
+    ]

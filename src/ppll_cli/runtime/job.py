@@ -51,6 +51,7 @@ class Job:
         compiled: Networks are compiled by torch.compile.
         progress_limit_s: How long an instruction may take; None for ever.
         run_dir: Where results go.
+        traced: Some batches of the steady state are traced, for a timeline.
         start: Optimizer steps that were done before.
         checkpoint: The folder in which their result is; None at step 0.
     """
@@ -76,6 +77,7 @@ class Job:
     compiled: bool
     progress_limit_s: float | None
     run_dir: str
+    traced: bool = False
     start: int = 0
     checkpoint: Path | None = None
 

@@ -173,6 +173,7 @@ def assemble(
         compiled=settings.compile,
         progress_limit_s=settings.progress_limit,
         run_dir=run_dir,
+        traced=settings.timeline,
     )
     exported = any(len(end) > 1 for end in ends.values())
     if settings.fba.enabled and settings.fba.fusion != "none" and not exported:

@@ -4,6 +4,8 @@ A run is made of segments: training batches with no evaluation or checkpoint bet
 batches of a process are left out (warm-up), and of each segment so many that what had been waiting
 in the channels upstream is used up: it was made while this stage did something else, and would make
 it look faster than it is.
+
+The first batches that are counted can be traced as well: span by span, as a timeline shows them.
 """
 
 from collections import defaultdict
@@ -11,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
+from ppll_cli.observe.timeline import Span
 from ppll_cli.schedules.instructions import Instruction
 
 
@@ -25,7 +29,8 @@ class Totals:
         batches: How many training batches.
         samples: How many samples they had.
         wall_s: How long they took together.
-        spent_s: By kind ("compute", "auxiliary", "starved", "blocked", "data", "transfer").
+        spent_s: By kind ("compute", "auxiliary", "optimizer", "starved", "blocked", "data",
+            "transfer").
         instruction_s: By instruction, the time it took without waiting.
     """
 
@@ -44,27 +49,45 @@ class Recorder:
         warmup: Batches to leave out at the start of the process.
         skip: Batches to leave out at the start of each segment.
         on_steady: Called once, when the steady state begins.
+        traced: How many batches in a row to trace; fewer where no segment has so many.
+
+    Attributes:
+        totals: What was counted.
+        trace: What was traced, in the order in which it ended.
     """
 
     def __init__(
-        self, device: torch.device, warmup: int, skip: int, on_steady: Callable[[], None]
+        self,
+        device: torch.device,
+        warmup: int,
+        skip: int,
+        on_steady: Callable[[], None],
+        traced: int = 0,
     ) -> None:
         self.totals = Totals()
+        self.trace: list[Span] = []
+        self._most_traced = self._in_trace = 0
+        self._trace: list[Span] = []
+        self._traced = traced
+        self._step = 0
         self._cuda = device if device.type == "cuda" else None
         self._warmup, self._skip, self._on_steady = warmup, skip, on_steady
         self._seen = 0
         self._in_segment = 0
         self._counting_since: float | None = None
-        self._events: list[tuple[str, Instruction | None, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[_Queued] = []
+        self._zero: tuple[float, torch.cuda.Event] | None = None
 
-    def begin_batch(self) -> None:
-        """A training batch begins; its header is there."""
+    def begin_batch(self, step: int) -> None:
+        """A training batch begins, after so many optimizer steps; its header is there."""
+        self._step = step
         if self._counting_since is None and (
             self._seen >= self._warmup and self._in_segment >= min(self._skip, self._seen)
         ):
             if self.totals.batches == 0:
                 self._on_steady()
             self._counting_since = self._now()
+            self._begin_trace()
 
     def end_batch(self, samples: int) -> None:
         """The training batch ends."""
@@ -73,6 +96,10 @@ class Recorder:
         if self._counting_since is not None:
             self.totals.batches += 1
             self.totals.samples += samples
+            if self._tracing:
+                self._in_trace += 1
+                if not self._tracing:
+                    self._end_trace()
 
     def end_segment(self) -> None:
         """Something else than a training batch begins."""
@@ -80,6 +107,7 @@ class Recorder:
             self.totals.wall_s += self._now() - self._counting_since
             self._counting_since = None
             self.collect()
+            self._end_trace()
         self._in_segment = 0
 
     def waiting(self, kind: str) -> AbstractContextManager[None]:
@@ -93,9 +121,16 @@ class Recorder:
     def collect(self) -> None:
         """Add up what the device has done so far; on CUDA this waits for it."""
         if self._events:
-            self._events[-1][-1].synchronize()
-        for kind, instruction, first, last in self._events:
+            self._events[-1].last.synchronize()
+        for kind, instruction, first, last, step, traced in self._events:
             self._add(kind, instruction, first.elapsed_time(last) / 1000)
+            if traced:
+                assert self._zero is not None
+                zero_s, zero = self._zero
+                start_s, end_s = (
+                    zero_s + zero.elapsed_time(event) / 1000 for event in (first, last)
+                )
+                self._trace.append(Span(start_s, end_s, kind, instruction, step))
         self._events.clear()
 
     @contextmanager
@@ -103,15 +138,36 @@ class Recorder:
         if self._counting_since is None:
             yield
         elif self._cuda is None:
-            start = perf_counter()
+            start_s = perf_counter()
             yield
-            self._add(kind, instruction, perf_counter() - start)
+            end_s = perf_counter()
+            self._add(kind, instruction, end_s - start_s)
+            if self._tracing:
+                self._trace.append(Span(start_s, end_s, kind, instruction, self._step))
         else:
             first, last = _event(), _event()
             first.record()
             yield
             last.record()
-            self._events.append((kind, instruction, first, last))
+            self._events.append(_Queued(kind, instruction, first, last, self._step, self._tracing))
+
+    @property
+    def _tracing(self) -> bool:
+        return self._in_trace < self._traced
+
+    def _begin_trace(self) -> None:
+        """A segment's counted batches begin; it may have more of them than those before."""
+        self._trace = []
+        self._in_trace = 0 if self._most_traced < self._traced else self._traced
+        if self._cuda is not None and self._tracing:
+            self._zero = perf_counter(), _event()  # the device is idle now
+            self._zero[1].record()
+
+    def _end_trace(self) -> None:
+        self.collect()
+        if self._in_trace > self._most_traced:
+            self.trace, self._most_traced = self._trace, self._in_trace
+        self._in_trace = self._traced
 
     def _add(self, kind: str, instruction: Instruction | None, seconds: float) -> None:
         self.totals.spent_s[kind] += seconds
@@ -122,6 +178,17 @@ class Recorder:
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
         return perf_counter()
+
+
+class _Queued(NamedTuple):
+    """A span on a CUDA device, of which the times are not known yet."""
+
+    kind: str
+    instruction: Instruction | None
+    first: torch.cuda.Event
+    last: torch.cuda.Event
+    step: int
+    traced: bool
 
 
 def _event() -> torch.cuda.Event:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.files import write_json
+from ppll_cli.observe import timeline
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.resume import CONFIG_FILE, CONFIG_FORMAT, Recorded, locked
@@ -206,7 +207,18 @@ class Run:
             checkpoint.write_model(last, self.run_dir / "model.safetensors")
         self._drop_unfinished()
         write_json(self.run_dir / "summary.json", summary)
+        self._draw(reports, summary)
         return summary
+
+    def _draw(self, reports: list[Report], summary: Mapping[str, Any]) -> None:
+        """Write the timeline, where enough was traced; a run does not fail for a picture."""
+        lanes = [report["trace"] for report in reports]
+        if not lanes or not all(lanes):
+            return
+        try:
+            timeline.write(self.run_dir, lanes, summary["devices"], timeline.title(summary))
+        except Exception as error:
+            log.warning("the timeline could not be written: %s", error, exc_info=True)
 
     def _write_config(self) -> None:
         record = {**self.config, "choices": dict(self.choices), "format": CONFIG_FORMAT}

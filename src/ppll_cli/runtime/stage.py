@@ -210,22 +210,23 @@ class Stage:
             loss.backward()  # type: ignore[no-untyped-call]
         return detached
 
-    def local_step(
-        self, chunk: StageChunk, micro_batch: int, outputs: Mapping[str, Tensor]
-    ) -> None:
-        """A module's backward from the gradients of its outputs, and its optimizer's step."""
+    def local_backward(self, micro_batch: int, outputs: Mapping[str, Tensor]) -> None:
+        """A module's backward from the gradients of its outputs, which are detached then."""
         values = self.values[micro_batch]
         names = [name for name, output in outputs.items() if output.grad is not None]
         gradients = [outputs[name].grad for name in names]
         if names:
             torch.autograd.backward([values[name] for name in names], gradients)
+        for name in outputs:
+            values[name] = values[name].detach()
+
+    def local_step(self, chunk: StageChunk) -> None:
+        """The step of a module's optimizer."""
         parameters, optim = chunk.parameters, self.job.optim
         total = None
         if optim.clip_norm is not None or optim.nonfinite == "skip":
             total = squared_norm(parameters)
         self._step_optimizer(chunk, total)
-        for name in outputs:
-            values[name] = values[name].detach()
 
     def loss(self, chunk: StageChunk, micro_batch: int) -> None:
         """The task's loss, weighted by the micro-batch's share of the batch."""

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
-from ppll_cli.runtime.pace import Pipeline
+from ppll_cli.runtime.pace import Pipeline, Steady
 from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import Settings
@@ -40,6 +40,7 @@ def summarise(
     job = prepared.job
     course = job.course
     step = reports[-1]["step"] if reports else metrics.last_step
+    predicted = _prediction(prepared, reports)
     return {
         "status": status,
         "schedule": choices["schedule"],
@@ -70,7 +71,9 @@ def summarise(
         "edges": list(_edges(prepared, reports)),
         "pipeline": {
             "bubble_fraction": _bubble(reports),
-            "predicted_samples_per_second": _prediction(prepared, reports),
+            "predicted_bubble_fraction": predicted and predicted.bubble_fraction,
+            "predicted_samples_per_second": predicted
+            and reports[-1]["samples"] / reports[-1]["batches"] / predicted.batch_s,
         },
         "versions": {
             "ppll_run": ppll_cli.__version__,
@@ -104,7 +107,7 @@ def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str,
             "device": job.devices[index],
             "units": [prepared.units[unit] for unit in units],
             "modules": [chunk.module for chunk in job.layout.chunks(index)],
-            "compute_fraction": _fraction(report, "compute"),
+            "compute_fraction": _fraction(report, "compute", "optimizer"),
             "aux_fraction": _fraction(report, "auxiliary"),
             "starved_fraction": _fraction(report, "starved"),
             "blocked_fraction": _fraction(report, "blocked"),
@@ -135,10 +138,10 @@ def _rate(report: Report) -> float | None:
     return report["samples"] / report["wall_s"] if _steady(report) else None
 
 
-def _fraction(report: Report | None, kind: str) -> float | None:
+def _fraction(report: Report | None, *kinds: str) -> float | None:
     if report is None or not _steady(report):
         return None
-    return float(report["spent_s"].get(kind, 0.0) / report["wall_s"])
+    return float(sum(report["spent_s"].get(kind, 0.0) for kind in kinds) / report["wall_s"])
 
 
 def _bubble(reports: Sequence[Report]) -> float | None:
@@ -151,8 +154,8 @@ def _bubble(reports: Sequence[Report]) -> float | None:
     return float(sum(waits) / sum(report["wall_s"] for report in reports))
 
 
-def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
-    """The simulator's speed for the mean times that the run's own instructions took."""
+def _prediction(prepared: Prepared, reports: Sequence[Report]) -> Steady | None:
+    """What the simulator makes of the mean times that the run's own instructions took."""
     if not reports or not all(_steady(report) for report in reports):
         return None
 
@@ -160,8 +163,7 @@ def _prediction(prepared: Prepared, reports: Sequence[Report]) -> float | None:
         report = reports[stage]
         return float(report["instruction_s"].get(instruction, 0.0) / report["batches"])
 
-    batch_s = Pipeline.of(prepared.job).steady(cost).batch_s
-    return float(reports[-1]["samples"] / reports[-1]["batches"] / batch_s)
+    return Pipeline.of(prepared.job).steady(cost)
 
 
 def _git_commit() -> str | None:

@@ -27,6 +27,9 @@ from ppll_cli.transport.channel import Receiver, Sender
 REPORT_EVERY = 50
 """Training metrics are reported after this many steps, and at the end of an epoch."""
 
+TRACED = 4
+"""Batches of the steady state that a timeline shows, and as many more as are on their way."""
+
 
 class StopFlag(Protocol):
     """Shared memory in which the parent asks for a stop."""
@@ -91,6 +94,7 @@ class Worker:
             warmup=job.warmup,
             skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
+            traced=TRACED + buffered if job.traced else 0,
         )
         self.item: Item | None = None
         self.instruction: do.Instruction | None = None
@@ -146,7 +150,7 @@ class Worker:
 
     def _train(self, item: TrainBatch) -> None:
         sizes = split_batch(item.samples, self.schedule.microbatches)
-        self.recorder.begin_batch()
+        self.recorder.begin_batch(item.step)
         self._since.setdefault("train", time.perf_counter())
         self.stage.begin(training=True, sizes=sizes, step=item.step)
         self._execute(self.schedule.batch(self.job.place(self.index, len(sizes))))
@@ -278,7 +282,9 @@ class Worker:
         with self.recorder.working(kind, instruction):
             outputs = self.stage.local_loss(chunk, instruction.micro_batch)
         with self.recorder.working("compute", instruction):
-            self.stage.local_step(chunk, instruction.micro_batch, outputs)
+            self.stage.local_backward(instruction.micro_batch, outputs)
+        with self.recorder.working("optimizer", instruction):
+            self.stage.local_step(chunk)
 
     def _loss(self, instruction: do.Loss) -> None:
         with self.recorder.working("compute", instruction):
@@ -291,11 +297,11 @@ class Worker:
 
     def _add_norms(self, instruction: do.AddNorms) -> None:
         before = self._norms if self.index > 0 else None
-        with self.recorder.working("compute", instruction):
+        with self.recorder.working("optimizer", instruction):
             self._norms = self.stage.add_norms(before)
 
     def _step(self, instruction: do.Step) -> None:
-        with self.recorder.working("compute", instruction):
+        with self.recorder.working("optimizer", instruction):
             self.stage.step(self._norms)
         self._norms = None
 
@@ -326,6 +332,7 @@ class Worker:
             instruction_s=dict(totals.instruction_s),
             bytes_sent={peer: sender.bytes_sent for peer, sender in self.links.senders.items()},
             peak_memory_bytes=self.memory.read(),
+            trace=self.recorder.trace,
         )
 
     # Reports

@@ -1,0 +1,204 @@
+"""What each stage did in a few batches of the steady state: for Perfetto, and as a picture."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ppll_cli.files import write_json
+from ppll_cli.schedules.instructions import Forward, Instruction, Loss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "forward": "#56B4E9",
+    "backward": "#0072B2",
+    "auxiliary": "#E69F00",
+    "optimizer": "#009E73",
+    "data": "#999999",
+    "receive": "#F0E442",
+    "send": "#CC79A7",
+    "idle": "#FFFFFF",
+}
+"""By category: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
+
+LANE_INCHES = 0.55
+MOST_INCHES = 40.0
+LABEL_SHARE = 0.012
+"""Bars of at least this share of the picture's width bear the number of their batch."""
+
+
+class Span(NamedTuple):
+    """A piece of a stage's time.
+
+    Attributes:
+        start_s: When it began, on the clock that all stages share.
+        end_s: When it ended.
+        kind: "compute", "auxiliary", "optimizer", "starved", "blocked", "data" or "transfer".
+        instruction: What for; None where the stage waited.
+        step: Optimizer steps before the batch.
+    """
+
+    start_s: float
+    end_s: float
+    kind: str
+    instruction: Instruction | None
+    step: int
+
+    @property
+    def category(self) -> str:
+        """One of `COLOURS`."""
+        if self.kind in ("starved", "blocked"):
+            return "idle"
+        if self.kind == "compute":
+            return "forward" if isinstance(self.instruction, Forward | Loss) else "backward"
+        if self.kind == "transfer":
+            sends = type(self.instruction).__name__.startswith("Send")
+            return "send" if sends else "receive"
+        return self.kind
+
+
+Lanes = Sequence[Sequence[Span]]
+"""For each stage, its spans."""
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """A run's schedule, its speed, and its bubble as measured and as predicted."""
+    rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
+    splits = f", {summary['microbatches']} micro-batches" if summary["microbatches"] > 1 else ""
+    bubbles = ", ".join(
+        f"{pipeline[key]:.3f} {how}"
+        for key, how in (
+            ("bubble_fraction", "measured"),
+            ("predicted_bubble_fraction", "predicted"),
+        )
+        if pipeline[key] is not None
+    )
+    return (
+        f"{summary['schedule']}{splits}: {summary['model']} on {summary['data']}, "
+        f"batches of {summary['batch_size']}"
+        + (f", {rate:.0f} samples/s" if rate is not None else "")
+        + (f"; bubble {bubbles}" if bubbles else "")
+    )
+
+
+def write(folder: Path, lanes: Lanes, devices: Sequence[str], title: str) -> None:
+    """Write `timeline.json` and `timeline.png`.
+
+    Args:
+        folder: Where.
+        lanes: The spans of each stage.
+        devices: Of each stage.
+        title: Of the picture.
+
+    Raises:
+        OSError: One of them cannot be written.
+    """
+    write_json(folder / "timeline.json", trace(lanes, devices, title))
+    picture(folder / "timeline.png", lanes, devices, title)
+
+
+def trace(lanes: Lanes, devices: Sequence[str], title: str) -> dict[str, Any]:
+    """A Chrome trace, which Perfetto opens: a thread for each stage, times in microseconds."""
+    zero_s = min(span.start_s for spans in lanes for span in spans)
+    events: list[dict[str, Any]] = []
+    for stage, (spans, device) in enumerate(zip(lanes, devices, strict=True)):
+        names = {"name": f"stage {stage} ({device})"}
+        events.append({"name": "thread_name", "ph": "M", "pid": 0, "tid": stage, "args": names})
+        for span in spans:
+            fields = _fields(span.instruction)
+            what = span.kind if span.instruction is None else type(span.instruction).__name__
+            events.append(
+                {
+                    "name": what,
+                    "cat": span.category,
+                    "ph": "X",
+                    "ts": round(1e6 * (span.start_s - zero_s), 3),
+                    "dur": round(1e6 * (span.end_s - span.start_s), 3),
+                    "pid": 0,
+                    "tid": stage,
+                    "args": {"batch": span.step, "kind": span.kind, **fields},
+                }
+            )
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"title": title}}
+
+
+def _fields(instruction: Instruction | None) -> Mapping[str, int]:
+    """An instruction's numbers: its chunk, its micro-batch, its peer."""
+    slots = getattr(type(instruction), "__slots__", ())
+    return {name: getattr(instruction, name) for name in slots}
+
+
+def window(lanes: Lanes) -> tuple[float, float]:
+    """The time that all stages were traced in; all that was, where there is no such time."""
+    starts = [min(span.start_s for span in spans) for spans in lanes]
+    ends = [max(span.end_s for span in spans) for spans in lanes]
+    if max(starts) < min(ends):
+        return max(starts), min(ends)
+    return min(starts), max(ends)
+
+
+def picture(path: Path, lanes: Lanes, devices: Sequence[str], title: str) -> None:
+    """Draw a lane for each stage; the number of its batch stands on each bar that has room."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    start_s, end_s = window(lanes)
+    height = min(MOST_INCHES, 1.6 + LANE_INCHES * len(lanes))
+    figure = Figure(figsize=(14, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for stage, spans in enumerate(lanes):
+        _draw(axes, stage, list(_clipped(spans, start_s, end_s)), end_s - start_s)
+    axes.set_xlim(0, 1e3 * (end_s - start_s))
+    axes.set_ylim(len(lanes) - 0.5, -0.5)
+    axes.set_yticks(range(len(lanes)), [f"stage {n}\n{d}" for n, d in enumerate(devices)])
+    axes.set_xlabel("milliseconds; the numbers are those of batches; white: waiting")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11)
+    handles = [
+        Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=category)
+        for category, colour in COLOURS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, format="png", dpi=110)
+    unfinished.rename(path)
+
+
+def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Span]:
+    """What lies between two times, from the first of them on."""
+    for span in spans:
+        first, last = max(span.start_s, start_s), min(span.end_s, end_s)
+        if first < last:
+            yield span._replace(start_s=first - start_s, end_s=last - start_s)
+
+
+def _draw(axes: "Axes", stage: int, spans: Sequence[Span], width_s: float) -> None:
+    for category, colour in COLOURS.items():
+        found = [span for span in spans if span.category == category]
+        axes.broken_barh(
+            [(1e3 * span.start_s, 1e3 * (span.end_s - span.start_s)) for span in found],
+            (stage - 0.38, 0.76),
+            facecolors=colour,
+            edgecolors="black" if category != "idle" else "#BBBBBB",
+            linewidth=0.3,
+        )
+    for span in spans:
+        wide = span.end_s - span.start_s >= LABEL_SHARE * width_s
+        if wide and span.category in ("forward", "backward", "auxiliary"):
+            middle_ms = 1e3 * (span.start_s + span.end_s) / 2
+            dark = span.category == "backward"
+            axes.text(
+                middle_ms,
+                stage,
+                str(span.step),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+                clip_on=True,
+            )

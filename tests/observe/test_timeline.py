@@ -1,0 +1,151 @@
+"""Timelines: what is in the file, and what is seen in the picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from ppll_cli.observe import timeline
+from ppll_cli.observe.timeline import COLOURS, Span
+from ppll_cli.schedules.instructions import (
+    Backward,
+    Forward,
+    LocalUpdate,
+    Loss,
+    NextBatch,
+    ReceiveActivations,
+    SendActivations,
+    Step,
+)
+from tests.conftest import Runner
+
+FORWARD, SEND, RECEIVE = Forward(0, 0), SendActivations(1, 0, 0), ReceiveActivations(0, 0, 0)
+
+LANES = [
+    [
+        Span(10.0, 10.5, "data", NextBatch(), 7),
+        Span(10.5, 12.0, "compute", FORWARD, 7),
+        Span(12.0, 12.5, "blocked", None, 7),
+        Span(12.5, 13.0, "transfer", SEND, 7),
+        Span(13.0, 14.0, "auxiliary", LocalUpdate(0, 0), 7),
+    ],
+    [
+        Span(11.0, 12.0, "starved", None, 6),
+        Span(12.0, 12.25, "transfer", RECEIVE, 6),
+        Span(12.25, 15.0, "compute", Backward(0, 0), 6),
+        Span(15.0, 16.0, "optimizer", Step(), 6),
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "instruction", "category"),
+    [
+        ("compute", Forward(0, 0), "forward"),
+        ("compute", Loss(0, 0), "forward"),
+        ("compute", Backward(0, 0), "backward"),
+        ("compute", LocalUpdate(0, 0), "backward"),
+        ("auxiliary", LocalUpdate(0, 0), "auxiliary"),
+        ("optimizer", LocalUpdate(0, 0), "optimizer"),
+        ("transfer", SEND, "send"),
+        ("transfer", RECEIVE, "receive"),
+        ("data", NextBatch(), "data"),
+        ("starved", None, "idle"),
+        ("starved", RECEIVE, "idle"),  # on CUDA it is the device that waits
+        ("blocked", None, "idle"),
+    ],
+)
+def test_what_a_span_counts_as(kind: str, instruction: Any, category: str) -> None:
+    assert Span(0.0, 1.0, kind, instruction, 0).category == category
+
+
+def test_the_trace_has_all_stages_on_one_clock() -> None:
+    events = timeline.trace(LANES, ["cpu", "cuda:1"], "a title")["traceEvents"]
+    names = [event["args"]["name"] for event in events if event["ph"] == "M"]
+    assert names == ["stage 0 (cpu)", "stage 1 (cuda:1)"]
+    spans = [event for event in events if event["ph"] == "X"]
+    assert len(spans) == 9
+    starved = next(event for event in spans if event["name"] == "starved")
+    assert (starved["tid"], starved["ts"], starved["dur"]) == (1, 1e6, 1e6)
+    sent = next(event for event in spans if event["cat"] == "send")
+    assert sent["name"] == "SendActivations"
+    assert sent["args"] == {
+        "batch": 7,
+        "kind": "transfer",
+        "peer": 1,
+        "chunk": 0,
+        "micro_batch": 0,
+    }
+
+
+def test_the_picture_shows_the_time_in_which_all_stages_were_traced() -> None:
+    assert timeline.window(LANES) == (11.0, 14.0)
+    apart = [[Span(0.0, 1.0, "compute", FORWARD, 0)], [Span(3.0, 4.0, "compute", FORWARD, 0)]]
+    assert timeline.window(apart) == (0.0, 4.0)
+
+
+def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
+    timeline.write(tmp_path, LANES, ["cpu", "cpu"], "a title")
+    image = imread(tmp_path / "timeline.png")[:, :, :3]
+    for category in COLOURS:
+        near = np.abs(image - np.array(to_rgb(COLOURS[category]))).max(axis=2) < 0.02
+        found = int(near.sum())
+        assert found > 200, f"{category}: {found} pixels"  # the legend alone has 300
+    backward = np.abs(image - np.array(to_rgb(COLOURS["backward"]))).max(axis=2) < 0.02
+    auxiliary = np.abs(image - np.array(to_rgb(COLOURS["auxiliary"]))).max(axis=2) < 0.02
+    assert backward.sum() > 1.4 * auxiliary.sum()  # 1.75 s of it are seen, and 1 s
+
+
+def test_a_title_says_how_fast_and_how_idle() -> None:
+    summary = {
+        "schedule": "gpipe",
+        "model": "vit",
+        "data": "digits",
+        "batch_size": 64,
+        "microbatches": 4,
+        "train": {"samples_per_second": 510.2},
+        "pipeline": {"bubble_fraction": 0.1731, "predicted_bubble_fraction": 0.1629},
+    }
+    assert timeline.title(summary) == (
+        "gpipe, 4 micro-batches: vit on digits, batches of 64, 510 samples/s; "
+        "bubble 0.173 measured, 0.163 predicted"
+    )
+    short = {**summary, "train": {"samples_per_second": None}, "microbatches": 1}
+    short["pipeline"] = {"bubble_fraction": None, "predicted_bubble_fraction": None}
+    assert timeline.title(short) == "gpipe: vit on digits, batches of 64"
+
+
+def test_every_run_leaves_its_timeline(run: Runner) -> None:
+    found = run("model.depth=2", "max_steps=20", "timeline=true", "data.eval_limit=8")
+    assert imread(found.run_dir / "timeline.png").shape[1] > 1000
+    saved = json.loads((found.run_dir / "timeline.json").read_text())
+    spans = [event for event in saved["traceEvents"] if event["ph"] == "X"]
+    assert {event["tid"] for event in spans} == {0, 1}
+    assert {event["cat"] for event in spans} >= {"forward", "backward", "auxiliary", "optimizer"}
+    # Stage 1 works on a batch only after stage 0 has sent it.
+    sent = {e["args"]["batch"]: e["ts"] for e in spans if e["cat"] == "send"}
+    received = {e["args"]["batch"]: e["ts"] + e["dur"] for e in spans if e["cat"] == "receive"}
+    both = sorted(sent.keys() & received.keys())
+    assert len(both) >= 2
+    assert all(sent[batch] <= received[batch] for batch in both)
+
+
+def test_a_timeline_can_be_switched_off(run: Runner) -> None:
+    found = run("model.depth=2", "max_steps=10", "timeline=false", "data.eval_limit=8")
+    assert not list(found.run_dir.glob("timeline.*"))
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(timeline, "picture", full)
+    found = run("model.depth=2", "max_steps=10", "timeline=true", "data.eval_limit=8")
+    assert found.summary["status"] == "completed"
+    assert "the timeline could not be written: [Errno 28] No space left" in caplog.text
