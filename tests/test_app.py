@@ -1,12 +1,16 @@
 """The command line, as a user meets it: in a process of its own."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -109,18 +113,6 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     assert os.readlink(folder / "checkpoints" / "last") == "step-10"
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5])
-def test_figures_of_the_steady_state_need_five_steps(tmp_path: Path, steps: int) -> None:
-    ppll_run(f"max_steps={steps}", "schedule=gpipe", *TINY, cwd=tmp_path)
-    summary = json.loads((run_dir(tmp_path) / "summary.json").read_text())
-    assert (summary["status"], summary["steps"]) == ("completed", steps)
-    assert summary["test"]["loss"] > 0
-    known = summary["train"]["samples_per_second"] is not None
-    assert known == (steps >= 5)
-    assert (summary["pipeline"]["bubble_fraction"] is not None) == known
-    assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -209,48 +201,71 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    """It comes to the whole process group, as from a terminal, from `timeout` or a batch system."""
+def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
+    """It comes to the whole process group, as from `timeout` or a batch system."""
     with start("epochs=100000", "eval_every=1", *TINY, cwd=tmp_path) as process:
         assert process.stdout is not None
-        assert "epoch 1/" in process.stdout.readline()  # training is under way
-        os.killpg(process.pid, number)
+        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+            assert line, "the run has ended"
+        os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    folder = run_dir(tmp_path)
+    assert process.returncode == 128 + signal.SIGTERM
+    check_interrupted(run_dir(tmp_path))
+
+
+def check_interrupted(folder: Path) -> None:
+    """A run that was stopped after a checkpoint."""
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert os.readlink(folder / "checkpoints" / "last") == f"step-{summary['steps']}"
     assert (folder / "model.safetensors").exists()
 
 
-def processes_of_session(session: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals are others elsewhere")
+def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
+    """Ctrl-C is pressed; what is logged of it stands above the display, once it is gone alone."""
+    terminal, theirs = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
+    arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll_cli", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "xterm-256color"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: os.login_tty(theirs),
+    )
+    os.close(theirs)
+    printed = read_until(terminal, "█")  # a display
+    os.write(terminal, b"\x03")
+    printed += read_until(terminal, None)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    check_interrupted(tmp_path / "run")
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert text.index("█ compute  ▓ auxiliary") > text.index("output: ")
+    assert printed.count("stopping after the batch in hand") == 1
+    colours = re.findall(r"\x1b\[[0-9;]*m", printed)
+    assert colours  # dim headers remain
+    assert not [code for code in colours if re.search(r"[\[;](3[0-7]|9[0-7])[;m]", code)]
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is to be seen
+    end = printed[printed.rindex("\x1b[2K") :]
+    assert "█" not in end
+    assert [line for line in end.splitlines() if line.startswith("test accuracy ")]
+
+
+def read_until(terminal: int, text: str | None) -> str:
+    """What a terminal shows until there is this text, or until its program has ended."""
+    seen = b""
+    while text is None or text not in seen.decode(errors="replace"):
+        assert select.select([terminal], [], [], 60.0)[0], seen.decode(errors="replace")
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it is gone by now
-            continue
-        if int(fields[3]) == session:
-            found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
-def test_a_killed_parent_takes_its_workers_with_it(tmp_path: Path) -> None:
-    """Under a fork server the kernel's parent-death signal would not reach them."""
-    with start("epochs=100000", "eval_every=1", "gpus=3", *TINY, cwd=tmp_path) as process:
-        assert process.stdout is not None
-        assert "epoch 1/" in process.stdout.readline()
-        everyone = processes_of_session(process.pid)
-        assert len(everyone) >= 5  # this one, the fork server, three workers
-        descriptors = [os.pidfd_open(pid) for pid in everyone]
-        process.kill()
-        for descriptor in descriptors:
-            ended, _, _ = select.select([descriptor], [], [], 10)
-            os.close(descriptor)
-            assert ended
+            seen += os.read(terminal, 65536)
+        except OSError:  # the program has ended
+            assert text is None, seen.decode(errors="replace")
+            break
+    return seen.decode(errors="replace")
 
 
 def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:

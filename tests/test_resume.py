@@ -441,7 +441,8 @@ def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
     case = [*TINY, "epochs=100000", "eval_every=1", "local.modules=3", "model.dropout=0.1"]
     with start(*case, cwd=tmp_path) as process:
         assert process.stdout is not None
-        assert "epoch 1/" in process.stdout.readline()  # training is under way
+        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+            assert line, "the run has ended"
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -473,7 +474,7 @@ def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
 
 
 def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
-    """This run died before its first checkpoint; it is completed, and resumed once more."""
+    """This run died before its first checkpoint, and is completed."""
     options = tmp_path / "conf" / "model"
     options.mkdir(parents=True)
     (options / "mine.yaml").write_text("_target_: tests.own_models.Skipping\nwidth: 9\n")
@@ -486,11 +487,10 @@ def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
     result = ppll_run("resume=run", cwd=tmp_path)
     assert result.returncode == 2
     assert "model=mine: there is no such option" in result.stderr
-    for told in ("the run starts again at step 0", "going on after step 2, from "):
-        result = ppll_run("--config-dir=conf", "resume=run", cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert told in result.stderr
-        assert "completed after 2 steps" in result.stdout
+    result = ppll_run("--config-dir=conf", "resume=run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the run starts again at step 0" in result.stderr
+    assert "completed after 2 steps" in result.stdout
     assert (folder / "config.json").read_bytes() == config
     # What is an option's own is as it was then, whatever stands in its file now.
     assert load_file(folder / "model.safetensors")["first.a.weight"].shape == (4, 3 * 8 * 8)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -171,6 +172,7 @@ def _run(
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli import settings
+    from ppll_cli.changes import changes
     from ppll_cli.resume import CONFIG_FILE
     from ppll_cli.targets import make
 
@@ -191,7 +193,8 @@ def _run(
 
         from ppll_cli.runtime.run import Run
 
-        summary = Run(parsed, config, choices, run_dir, before).execute()
+        changed = partial(changes, config, choices)
+        summary = Run(parsed, config, choices, run_dir, before, changed).execute()
     except WorkerFailedError as error:
         log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))
         raise

@@ -1,13 +1,33 @@
 """What a run prints."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ppll_cli.observe.console import Console
+from ppll_cli.observe.facts import RunFacts, StageFacts
 
+FACTS = RunFacts(
+    metric="accuracy",
+    epochs=8,
+    start=0,
+    steps=80,
+    steps_per_epoch=10,
+    batch_size=64,
+    stages=[
+        StageFacts("cuda:0", ["stem", "blocks.0"], [0, 1], 1_500, 3000, 0),
+        StageFacts("cuda:1", ["head"], [2], 500, 1000, 3),
+    ],
+)
 LINE = {"step": 40, "epoch": 4, "module": None, "loss": 0.25, "accuracy": 0.875}
+STAGE = {
+    "compute_fraction": 0.75,
+    "aux_fraction": 0.125,
+    "starved_fraction": 0.0625,
+    "blocked_fraction": 0.0,
+}
 SUMMARY: dict[str, Any] = {
     "status": "completed",
     "steps": 40,
@@ -16,12 +36,20 @@ SUMMARY: dict[str, Any] = {
     "train": {"seconds": 12.34, "samples_per_second": 1234.5},
     "test": {"loss": 0.25, "accuracy": 0.875},
     "pipeline": {"bubble_fraction": 0.125},
+    "per_module": [
+        {"units": ["stem"], "params": 1000, "aux_params": 50, "test": {"accuracy": 0.5}},
+        {"units": ["blocks.0", "head"], "params": 900, "aux_params": 0, "test": None},
+    ],
+    "stages": [
+        {"index": 0, "device": "cuda:0", "peak_memory_bytes": 2_000_000_000, **STAGE},
+        {"index": 1, "device": "cuda:1", "peak_memory_bytes": None, **STAGE},
+    ],
 }
 Capture = pytest.CaptureFixture[str]
 
 
 def test_an_evaluation_is_shown_with_the_training_before_it(capsys: Capture) -> None:
-    console = Console("accuracy", epochs=8)
+    console = Console(FACTS)
     console.metrics({**LINE, "split": "train", "loss": 1.5})
     console.metrics({**LINE, "split": "val"})
     console.metrics({**LINE, "split": "test", "loss": None})
@@ -32,21 +60,21 @@ def test_an_evaluation_is_shown_with_the_training_before_it(capsys: Capture) -> 
 
 
 def test_an_evaluation_with_no_training_before_it(capsys: Capture) -> None:
-    Console("psnr", epochs=1).metrics({**LINE, "split": "test", "psnr": 30.0})
-    expected = "epoch 4/1  step 40  test loss 0.2500  test psnr 30.0000\n"
+    Console(replace(FACTS, metric="psnr")).metrics({**LINE, "split": "test", "psnr": 30.0})
+    expected = "epoch 4/8  step 40  test loss 0.2500  test psnr 30.0000\n"
     assert capsys.readouterr().out == expected
 
 
 def test_local_modules_are_not_shown(capsys: Capture) -> None:
-    console = Console("accuracy", epochs=8)
+    console = Console(FACTS)
     console.metrics({**LINE, "split": "test", "module": 0})
     console.metrics({**LINE, "split": "train", "module": 0, "loss": 9.0})
     assert capsys.readouterr().out == ""
 
 
 def test_the_end(capsys: Capture) -> None:
-    Console("accuracy", epochs=8).end(SUMMARY, Path("outputs/x"))
-    first, last = capsys.readouterr().out.splitlines()
+    Console(FACTS).end(SUMMARY, Path("outputs/x"))
+    *_, first, last = capsys.readouterr().out.splitlines()
     assert first == (
         "completed after 40 steps in 12.3 s: 1234 samples/s in the steady state, bubble 0.1250, "
         "cuda:0, cuda:1"
@@ -63,8 +91,8 @@ def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
         "test": None,
         "pipeline": {"bubble_fraction": None},
     }
-    Console("accuracy", epochs=8).end(unknown, Path("outputs/x"))
-    first, last = capsys.readouterr().out.splitlines()
+    Console(FACTS).end(unknown, Path("outputs/x"))
+    *_, first, last = capsys.readouterr().out.splitlines()
     assert first == (
         "interrupted after 40 steps in 0.0 s: unknown samples/s in the steady state, "
         "bubble unknown, emulated on cuda:0, cuda:1"
@@ -75,5 +103,51 @@ def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
 def test_a_path_is_printed_as_it_is(capsys: Capture) -> None:
     """In one line, however long; nothing in it is taken for a colour or an emoji."""
     path = Path(f"/{'long' * 60}/[red]/:smile:/x")
-    Console("accuracy", epochs=8).end(SUMMARY, path)
+    Console(FACTS).end(SUMMARY, path)
     assert capsys.readouterr().out.splitlines()[-1] == f"test accuracy 0.8750 in {path}"
+
+
+def test_the_beginning(capsys: Capture) -> None:
+    Console(FACTS).begin(["schedule=ll", "epochs=8"], Path("outputs/x"))
+    settings, names, first, second, output = capsys.readouterr().out.splitlines()
+    assert settings == "settings: schedule=ll epochs=8"
+    assert names.split() == ["stage", "device", "units", "modules", "parameters", "FLOPs"]
+    assert first.split() == [
+        "0",
+        "cuda:0",
+        "stem",
+        "to",
+        "blocks.0",
+        "(2)",
+        "0",
+        "to",
+        "1",
+        "1,500",
+        "75%",
+    ]
+    assert second.split() == ["1", "cuda:1", "head", "(1)", "2", "500", "25%"]
+    assert output == "output: outputs/x"
+
+
+def test_a_run_without_a_setting_of_its_own(capsys: Capture) -> None:
+    Console(FACTS).begin([], Path("outputs/x"))
+    assert capsys.readouterr().out.startswith("settings: the defaults\n")
+
+
+def test_the_end_says_what_stages_did_and_modules_learned(capsys: Capture) -> None:
+    Console(FACTS).end(SUMMARY, Path("outputs/x"), then="ppll-run schedule=bp")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:-2] == [
+        ["module", "units", "parameters", "auxiliary", "test", "accuracy"],
+        ["0", "stem", "1,000", "50", "0.5000"],
+        ["1", "blocks.0", "to", "head", "900", "0", "unknown"],
+        ["stage", "device", "compute", "auxiliary", "starved", "blocked", "memory"],
+        ["0", "cuda:0", "0.750", "0.125", "0.062", "0.000", "2.0", "GB"],
+        ["1", "cuda:1", "0.750", "0.125", "0.062", "0.000", "unknown"],
+        ["next:", "ppll-run", "schedule=bp"],
+    ]
+
+
+def test_one_module_has_no_table(capsys: Capture) -> None:
+    Console(FACTS).end({**SUMMARY, "per_module": SUMMARY["per_module"][:1]}, Path("outputs/x"))
+    assert capsys.readouterr().out.startswith("stage ")

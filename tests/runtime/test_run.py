@@ -196,3 +196,14 @@ def test_the_best_checkpoint_is_kept(run: Runner) -> None:
     assert (folder / "best").resolve().name == f"step-{best}"
     assert (folder / "best" / "manifest.json").exists()
     assert {path.name for path in folder.glob("step-*")} == {f"step-{best}", f"step-{max(found)}"}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_figures_of_the_steady_state_need_five_steps(run: Runner, steps: int) -> None:
+    summary = run(*TINY, "schedule=gpipe", "model.depth=2", f"max_steps={steps}").summary
+    assert (summary["status"], summary["steps"]) == ("completed", steps)
+    assert summary["test"]["loss"] > 0
+    known = summary["train"]["samples_per_second"] is not None
+    assert known == (steps >= 5)
+    assert (summary["pipeline"]["bubble_fraction"] is not None) == known
+    assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -60,13 +60,19 @@ class Ending:
     signal: int | None
 
 
-def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) -> Ending:
+def launch(
+    job: Job,
+    transport: Transport,
+    on_report: Callable[[Report], None],
+    on_start: Callable[[Sequence[Pulse]], None] = lambda _: None,
+) -> Ending:
     """Run a job to its end.
 
     Args:
         job: What to run.
         transport: Makes the channels between the workers.
         on_report: Told each report of a worker as it comes, except the last.
+        on_start: Given what can be seen of the workers, once they have been started.
 
     Raises:
         WorkerFailedError: A worker failed; all have been stopped.
@@ -90,7 +96,9 @@ def launch(job: Job, transport: Transport, on_report: Callable[[Report], None]) 
             _start(started)
             there.close()
             workers.append(_Watched(stage, started, here, pulse))
-        watch = Watch([watched.pulse for watched in workers])
+        pulses = [watched.pulse for watched in workers]
+        on_start(pulses)
+        watch = Watch(pulses)
         while not all(watched.done for watched in workers):
             _watch(job, workers, watch, on_report)
         for watched in workers:

@@ -40,6 +40,26 @@ class PeakMemory:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
+class CurrentMemory:
+    """The memory in use now, in the terms of `PeakMemory`, from this process's size at its start.
+
+    CUDA: what tensors have allocated; null until something is on the device, which this does not
+    begin to use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = _status("VmRSS")
+
+    def read(self) -> int | None:
+        """In bytes; null where it is unknown."""
+        if self._device.type == "cuda":
+            started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            return torch.cuda.memory_allocated(self._device) if started else None
+        now = _status("VmRSS")
+        return None if now is None or self._before is None else max(0, now - self._before)
+
+
 def keep_freed_memory() -> None:
     """Have this process, and those forked from it, keep memory that was freed for the next use.
 

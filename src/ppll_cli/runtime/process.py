@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 import torch
 
 from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.memory import CurrentMemory
 from ppll_cli.runtime.placing import prepare_compiler
 from ppll_cli.runtime.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
 from ppll_cli.runtime.worker import Links, Worker
@@ -33,7 +34,8 @@ class _ReportHandler(logging.Handler):
 def main(job: Job, index: int, links: Links) -> None:
     """Run a stage's worker; its reports, the last one among them, go to the parent."""
     links.pulse.begin("starting", STARTING_LIMIT_S)
-    threading.Thread(target=_stay_with_parent, args=(links.pulse,), daemon=True).start()
+    memory = CurrentMemory(torch.device(job.devices[index]))
+    threading.Thread(target=_stay_with_parent, args=(links.pulse, memory), daemon=True).start()
     worker: Worker | None = None
     try:
         _set_up(job, index)
@@ -67,13 +69,13 @@ def _set_up(job: Job, index: int) -> None:
     torch.manual_seed(job.seed)
 
 
-def _stay_with_parent(pulse: Pulse) -> None:
+def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:
     """Show that this process lives, and end it when the parent is gone."""
     parent = parent_process()
     assert parent is not None
     pulse.beat()
     while not wait([parent.sentinel], timeout=BEAT_S):
-        pulse.beat()
+        pulse.beat(memory.read())
     remove_left(os.getpid())  # as the parent would have
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Two clocks of each worker, in shared memory: that it lives, and that it gets on.
+"""What the parent sees of each worker, in shared memory: two clocks, and how far it is.
 
 A thread of the worker turns the first one; a process that is stopped turns none. Its main thread
 turns the second one with each instruction, and while it waits for another stage: whoever waits is
@@ -6,8 +6,10 @@ not the one that hangs. Times are of the monotonic clock, which all processes sh
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from time import monotonic
+
+from ppll_cli.observe.progress import KINDS, Look
 
 ALIVE_LIMIT_S = 8.0
 """After so long without a sign of life a process is stopped, or its machine is far too busy."""
@@ -36,6 +38,12 @@ class Pulse(ctypes.Structure):
         limit_s: How long it may take for what it does; 0 for ever.
         doing: What it does.
         item: For which batch or mark.
+        step: Optimizer steps done.
+        sent: Messages sent to the next stage.
+        received: Messages received from the stage before.
+        memory_bytes: How much memory it uses; -1 where that is unknown.
+        counted_s: Of the steady state, as far as what was done in it is known.
+        spent_s: On each of `KINDS`, in that time.
     """
 
     _fields_ = (
@@ -44,16 +52,29 @@ class Pulse(ctypes.Structure):
         ("limit_s", ctypes.c_double),
         ("doing", ctypes.c_char * _TEXT),
         ("item", ctypes.c_char * _TEXT),
+        ("step", ctypes.c_int64),
+        ("sent", ctypes.c_int64),
+        ("received", ctypes.c_int64),
+        ("memory_bytes", ctypes.c_int64),
+        ("counted_s", ctypes.c_double),
+        ("spent_s", ctypes.c_double * len(KINDS)),
     )
     alive_s: float
     progress_s: float
     limit_s: float
     doing: bytes
     item: bytes
+    step: int
+    sent: int
+    received: int
+    memory_bytes: int
+    counted_s: float
+    spent_s: MutableSequence[float]
 
-    def beat(self) -> None:
-        """The process lives."""
+    def beat(self, memory_bytes: int | None = None) -> None:
+        """The process lives, and uses so much memory."""
         self.alive_s = monotonic()
+        self.memory_bytes = -1 if memory_bytes is None else memory_bytes
 
     def get_on(self) -> None:
         """The main thread gets on with what it does."""
@@ -68,6 +89,23 @@ class Pulse(ctypes.Structure):
     def take(self, item: str) -> None:
         """What follows is for this batch or mark."""
         self.item = item.encode()[: _TEXT - 1]
+
+    def spend(self, counted_s: float, spent_s: Mapping[str, float]) -> None:
+        """The steady state has lasted so long, and was spent on this."""
+        self.counted_s = counted_s
+        for index, kind in enumerate(KINDS):
+            self.spent_s[index] = spent_s.get(kind, 0.0)
+
+    def look(self) -> Look:
+        """How far the worker is."""
+        return Look(
+            self.step,
+            self.sent,
+            self.received,
+            None if self.memory_bytes < 0 else self.memory_bytes,
+            self.counted_s,
+            dict(zip(KINDS, self.spent_s, strict=True)),
+        )
 
     def __str__(self) -> str:
         doing, item = (text.decode(errors="replace") for text in (self.doing, self.item))

@@ -77,6 +77,7 @@ class Recorder:
         self._counting_since: float | None = None
         self._events: list[_Queued] = []
         self._zero: tuple[float, torch.cuda.Event] | None = None
+        self._collected_s = 0.0
 
     def begin_batch(self, step: int) -> None:
         """A training batch begins, after so many optimizer steps; its header is there."""
@@ -110,6 +111,14 @@ class Recorder:
             self._end_trace()
         self._in_segment = 0
 
+    @property
+    def counted_s(self) -> float:
+        """How long the batches took of which the totals know what was done in that time."""
+        if self._events:
+            return self._collected_s
+        since = self._counting_since
+        return self.totals.wall_s + (0.0 if since is None else perf_counter() - since)
+
     def waiting(self, kind: str) -> AbstractContextManager[None]:
         """Time in which the device, for want of anything to do, waits for another stage."""
         return self._span(kind, None)
@@ -132,6 +141,7 @@ class Recorder:
                 )
                 self._trace.append(Span(start_s, end_s, kind, instruction, step))
         self._events.clear()
+        self._collected_s = self.counted_s
 
     @contextmanager
     def _span(self, kind: str, instruction: Instruction | None) -> Iterator[None]:

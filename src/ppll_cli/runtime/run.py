@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,16 @@ from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFail
 from ppll_cli.files import write_json
 from ppll_cli.observe import timeline
 from ppll_cli.observe.console import Console
+from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.resume import CONFIG_FILE, CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
 from ppll_cli.runtime.launcher import Report, launch
 from ppll_cli.runtime.prepare import Prepared, prepare
+from ppll_cli.runtime.pulse import Pulse
 from ppll_cli.runtime.summary import summarise
+from ppll_cli.schedules.rules import Channel
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make, require
 from ppll_cli.transport.channel import Transport
@@ -40,6 +43,7 @@ class Run:
         choices: The option chosen in each group.
         run_dir: Where results go; the folder exists, with nothing of another run in it.
         before: The run that is there and goes on, if one does.
+        changes: Finds the overrides that make the configuration from the defaults, for the user.
     """
 
     def __init__(
@@ -49,9 +53,11 @@ class Run:
         choices: Mapping[str, str],
         run_dir: Path,
         before: Recorded | None = None,
+        changes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
-        self.before = before
+        self.before, self._find_changes = before, changes
+        self.changes: Sequence[str] = ()
         self._saved: dict[int, list[SavedFile]] = {}
         self._metrics_then: dict[int, dict[str, Any]] = {}
         self._ready = 0
@@ -98,13 +104,13 @@ class Run:
             held.enter_context(locked(self.run_dir))
         for note in self.prepared.notes:
             log.info(note)
-        self.console = Console(job.task.metric, job.course.epochs)
+        self.console = Console(self._facts())
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         if self.before is not None:
             self._go_back(start)
-        with self.metrics:
+        with self.metrics, self.console:
             try:
-                ending = launch(job, transport, self._on_report)
+                ending = launch(job, transport, self._on_report, self._on_start)
             except (WorkerFailedError, RunFailedError, Interrupted) as error:
                 status = "interrupted" if isinstance(error, Interrupted) else "failed"
                 self._finish([], status, error=str(error))
@@ -116,7 +122,7 @@ class Run:
                 raise RunFailedError(f"results cannot be written: {problem}") from error
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
-        self.console.end(summary, _short(self.run_dir))
+        self.console.end(summary, _short(self.run_dir), self._worth_trying())
         if early:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
@@ -136,6 +142,47 @@ class Run:
             return prepared
         job = replace(prepared.job, start=start.step, checkpoint=start.folder)
         return replace(prepared, job=job)
+
+    def _facts(self) -> RunFacts:
+        """What the user is shown of the run."""
+        prepared, job = self.prepared, self.prepared.job
+        rooms = job.channels()
+        stages = []
+        for index, units in enumerate(job.layout.stages):
+            modules = [chunk.module for chunk in job.layout.chunks(index)]
+            costs = [prepared.unit_costs[unit] for unit in units]
+            costs += [prepared.auxiliary_costs[module] for module in modules]
+            stages.append(
+                StageFacts(
+                    job.devices[index],
+                    [prepared.units[unit] for unit in units],
+                    modules,
+                    sum(cost.params for cost in costs),
+                    sum(cost.flops for cost in costs),
+                    rooms[Channel(index - 1, index)].slots if index else 0,
+                )
+            )
+        course = job.course
+        return RunFacts(
+            job.task.metric,
+            course.epochs,
+            job.start,
+            course.steps,
+            course.steps_per_epoch,
+            course.batch_size,
+            stages,
+        )
+
+    def _worth_trying(self) -> str:
+        """The command that sets this run beside the other schedules."""
+        own = [change for change in self.changes if not change.startswith(("schedule", "gpus="))]
+        gpus = f"gpus={max(2, self.settings.stages_asked)}"
+        return " ".join(["ppll-run --multirun schedule=bp,ll,gpipe,ppll", gpus, *own])
+
+    def _on_start(self, pulses: Sequence[Pulse]) -> None:
+        self.changes = self._find_changes()  # while the workers set themselves up
+        self.console.begin(self.changes, _short(self.run_dir))
+        self.console.watch(lambda: [pulse.look() for pulse in pulses])
 
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":

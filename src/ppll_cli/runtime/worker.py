@@ -158,6 +158,8 @@ class Worker:
         self.recorder.end_batch(item.samples)
         self.last_train = item
         done = item.step + 1
+        self.links.pulse.step = done
+        self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
         if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
             self._report_training()
 
@@ -245,6 +247,8 @@ class Worker:
             header, tensors = receiver.receive()
             expected = Header(self._current(), micro_batch)
             assert header == expected, f"expected {expected} from stage {peer}, got {header}"
+            if peer < self.index:
+                self.links.pulse.received += 1
             return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def _send(
@@ -258,6 +262,8 @@ class Worker:
         self._wait(sender, "blocked")
         with self.recorder.working("transfer", instruction):
             sender.send(Header(self._current(), micro_batch), tensors)
+        if peer > self.index:
+            self.links.pulse.sent += 1
 
     def _wait(self, end: Sender | Receiver, kind: str) -> None:
         # Other stages are never judged here: the parent ends this process when one of them fails,

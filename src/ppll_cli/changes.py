@@ -1,0 +1,68 @@
+"""In what a configuration differs from the defaults, as the overrides that would make it."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+PRESETS = ("recipe", "experiment")
+"""Groups whose options choose options of other groups."""
+
+WITHOUT = ("resume", "hydra")
+
+_PLAIN = re.compile(r"[\w./+-]+")
+
+
+def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
+    """The overrides that make this configuration from the defaults, quoted for a shell.
+
+    Hydra must be initialised.
+
+    Args:
+        config: The configuration, resolved.
+        choices: The option chosen in each group.
+    """
+    given: list[str] = []
+    defaults, usual = _compose(given)
+    for groups in (PRESETS, tuple(choices)):
+        chosen = [f"{g}={choices[g]}" for g in groups if choices.get(g) != usual.get(g)]
+        if chosen:
+            given += chosen
+            defaults, usual = _compose(given)
+    before, now = (dict(_leaves(each)) for each in (defaults, config))
+    for key, value in now.items():
+        if key in WITHOUT or (key in before and before[key] == value):
+            continue
+        given.append(shlex.quote(f"{'' if key in before else '+'}{key}={_text(value)}"))
+    given += [f"~{key}" for key in before if key not in now and key not in WITHOUT]
+    return given
+
+
+def _compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A configuration, resolved, and the option chosen in each group."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    composed = compose("config", list(overrides), return_hydra_config=True)
+    choices = {k: str(v) for k, v in composed.hydra.runtime.choices.items() if "hydra" not in k}
+    keys = [str(key) for key in composed if key != "hydra"]
+    config: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
+    return config, choices
+
+
+def _leaves(node: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else "'" + value.replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return json.dumps(value)

@@ -1,0 +1,48 @@
+"""What is known of a run before it starts, for those who show it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage.
+
+    Attributes:
+        device: Where it is.
+        units: Names of its units, in order.
+        modules: Numbers of its modules.
+        params: Parameters, those of auxiliary networks included.
+        flops: Of a sample's forward, auxiliary networks included.
+        slots: Messages that fit on the way to it; 0 for the first stage.
+    """
+
+    device: str
+    units: Sequence[str]
+    modules: Sequence[int]
+    params: int
+    flops: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run.
+
+    Attributes:
+        metric: Name of the task's metric.
+        epochs: How many it has.
+        start: Optimizer steps that were done before.
+        steps: Optimizer steps at its end.
+        steps_per_epoch: Optimizer steps of an epoch.
+        batch_size: Samples of a training batch.
+        stages: Its stages.
+    """
+
+    metric: str
+    epochs: int
+    start: int
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    stages: Sequence[StageFacts]

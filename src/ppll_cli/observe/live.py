@@ -1,0 +1,191 @@
+"""What a terminal shows while a run goes on, and the thread that keeps it up to date."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Event, Thread
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from ppll_cli.observe.facts import RunFacts, StageFacts
+from ppll_cli.observe.progress import Now, StageNow
+
+UNITS_FROM, QUEUE_FROM = 100, 64
+"""Columns of a window from which on there is room for units, and for queues and memory."""
+
+BAR, SHORTEST = 40, 8
+"""Columns of a bar, at most and at least."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a stage's bar; told apart by its letter where there is no colour."""
+
+    name: str
+    kinds: tuple[str, ...]
+    block: str
+    letter: str
+    style: str
+
+
+SHARES = (
+    Share("compute", ("compute", "optimizer"), "█", "#", "blue"),
+    Share("auxiliary", ("auxiliary",), "▓", "+", "yellow"),
+    Share("starved", ("starved",), "░", ".", "bright_black"),
+    Share("blocked", ("blocked",), "▒", "x", "magenta"),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """A run at one moment, as wide as the window allows.
+
+    Attributes:
+        facts: The run.
+        now: How far it is.
+        results: What was measured last.
+    """
+
+    facts: RunFacts
+    now: Now
+    results: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Rich's tables and bars would look the same, and take several times as long.
+        width, blocks = options.max_width, not options.ascii_only
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(self._head(width, blocks))
+        if self.results:
+            text.append(f"{self.results}\n")
+        rows = [
+            [
+                str(index),
+                stage.device,
+                *_wide(width, few(stage.units), _queue(stage, now), size(now.memory_bytes)),
+            ]
+            for index, (stage, now) in enumerate(
+                zip(self.facts.stages, self.now.stages, strict=True)
+            )
+        ]
+        names = ["stage", "device", *_wide(width, "units", "queue", "memory")]
+        columns = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+        room = max(SHORTEST, min(BAR, width - sum(columns) - 2 * len(columns)))
+        text.append(f"{_padded(names, columns)}time\n", style="dim")
+        for row, now in zip(rows, self.now.stages, strict=True):
+            text.append(_padded(row, columns))
+            append_bar(text, now.shares, room, blocks)
+            text.append("\n")
+        append_legend(text, blocks)
+        yield text
+
+    def _head(self, width: int, blocks: bool) -> str:
+        facts, now = self.facts, self.now
+        first, rest = f"epoch {epoch(facts, now)}", "  ".join(_pace(facts, now))
+        room = min(BAR, width - len(first) - len(rest) - 4)
+        if room < SHORTEST:
+            return f"{first}  {rest}\n"
+        done = round(room * now.step / facts.steps)
+        bar = ("━" if blocks else "=") * done + ("─" if blocks else "-") * (room - done)
+        return f"{first}  {bar}  {rest}\n"
+
+
+def _padded(cells: Sequence[str], columns: Sequence[int]) -> str:
+    return "".join(f"{cell:{width}}  " for cell, width in zip(cells, columns, strict=True))
+
+
+def epoch(facts: RunFacts, now: Now) -> str:
+    """The number of the epoch in hand, counted from 1, and how many there are."""
+    return f"{min(facts.epochs, now.step // facts.steps_per_epoch + 1)}/{facts.epochs}"
+
+
+def _pace(facts: RunFacts, now: Now) -> list[str]:
+    pace = [f"step {now.step}/{facts.steps}", _speed(facts, now), left(now)]
+    return [text for text in pace if text]
+
+
+def line(facts: RunFacts, now: Now) -> str:
+    """The same in one plain line."""
+    return "  ".join([f"epoch {epoch(facts, now)}", *_pace(facts, now)])
+
+
+def _speed(facts: RunFacts, now: Now) -> str:
+    rate = now.steps_per_second
+    return "" if rate is None else f"{rate * facts.batch_size:.0f} samples/s"
+
+
+def left(now: Now) -> str:
+    """How long the rest takes."""
+    if now.left_s is None:
+        return ""
+    minutes, seconds = divmod(round(now.left_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left"
+
+
+def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
+    """The cells for which a window has room."""
+    cells = [units] if width >= UNITS_FROM else []
+    return cells + ([queue, memory] if width >= QUEUE_FROM else [])
+
+
+def few(names: Sequence[str]) -> str:
+    """The first and the last of several names."""
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+
+def _queue(stage: StageFacts, state: StageNow) -> str:
+    return f"{min(state.queued, stage.slots)}/{stage.slots}" if stage.slots else ""
+
+
+def size(count: int | None) -> str:
+    """A number of bytes; nothing where it is unknown."""
+    if count is None:
+        return ""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
+    """A bar of what a stage spends its time on; the rest of its width is everything else."""
+    if shares is None:
+        text.append("not known yet", style="dim")
+        return
+    whole, drawn = 0.0, 0
+    for share in SHARES:
+        whole += sum(shares[kind] for kind in share.kinds)
+        end = round(width * min(1.0, whole))
+        text.append((share.block if blocks else share.letter) * (end - drawn), style=share.style)
+        drawn = end
+
+
+def append_legend(text: Text, blocks: bool) -> None:
+    """What the parts of a bar mean."""
+    for share in SHARES:
+        text.append(share.block if blocks else share.letter, style=share.style)
+        text.append(f" {share.name}  ", style="dim")
+
+
+class Ticker(Thread):
+    """Does something every few seconds until it is stopped, in a hundredth of a core at most.
+
+    Args:
+        every_s: How many seconds lie between, or more where it takes long.
+        tick: What to do; given the time, on a clock that does not go back.
+    """
+
+    def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:
+        super().__init__(name="ppll-display", daemon=True)
+        self._every_s, self._tick, self._stopped = every_s, tick, Event()
+
+    def run(self) -> None:
+        """Tick."""
+        pause_s = self._every_s
+        while not self._stopped.wait(pause_s):
+            before_s = time.thread_time()
+            self._tick(time.monotonic())
+            pause_s = max(self._every_s, 100 * (time.thread_time() - before_s))
+
+    def stop(self) -> None:
+        """End it, after the tick in hand."""
+        self._stopped.set()
+        self.join()

@@ -1,0 +1,144 @@
+"""What a terminal shows while a run goes on."""
+
+import io
+import time
+from threading import Event
+
+import pytest
+from rich.console import Console
+
+from ppll_cli.observe.facts import RunFacts, StageFacts
+from ppll_cli.observe.live import BAR, Ticker, View, epoch, left, line
+from ppll_cli.observe.progress import KINDS, Now, StageNow
+
+FACTS = RunFacts(
+    metric="accuracy",
+    epochs=10,
+    start=0,
+    steps=200,
+    steps_per_epoch=20,
+    batch_size=64,
+    stages=[
+        StageFacts("cuda:0", ["stem", "blocks.0", "blocks.1"], [0], 1000, 2000, 0),
+        StageFacts("cuda:1", ["head"], [1], 10, 20, 3),
+    ],
+)
+
+
+def shares(**given: float) -> dict[str, float]:
+    return {kind: given.get(kind, 0.0) for kind in KINDS}
+
+
+NOW = Now(
+    step=50,
+    steps_per_second=12.5,
+    left_s=3723.0,
+    stages=(
+        StageNow(shares(compute=0.4, optimizer=0.1, auxiliary=0.25), 0, 1_500_000_000),
+        StageNow(shares(compute=0.25, starved=0.5, blocked=0.25), 2, None),
+    ),
+)
+
+
+def shown(now: Now, width: int, encoding: str = "utf-8", results: str = "") -> list[str]:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    Console(file=file, width=width, force_terminal=True, no_color=True).print(
+        View(FACTS, now, results)
+    )
+    file.flush()
+    text = raw.getvalue().decode(encoding)
+    return [text.rstrip() for text in _without_escapes(text).splitlines()]
+
+
+def _without_escapes(text: str) -> str:
+    while "\x1b[" in text:
+        before, _, after = text.partition("\x1b[")
+        text = before + after.partition("m")[2]
+    return text
+
+
+def test_a_wide_window() -> None:
+    head, results, names, first, second, legend = shown(NOW, 120, results="train loss 0.25")
+    assert head == (
+        f"epoch 3/10  {'━' * (BAR // 4)}{'─' * (BAR - BAR // 4)}  step 50/200  800 samples/s  "
+        "1:02:03 left"
+    )
+    assert results == "train loss 0.25"
+    assert names.split() == ["stage", "device", "units", "queue", "memory", "time"]
+    assert first.split()[:7] == ["0", "cuda:0", "stem", "to", "blocks.1", "1.5", "GB"]
+    assert first.endswith("█" * (BAR // 2) + "▓" * (BAR // 4))
+    assert "2/3" in second
+    assert second.endswith("█" * (BAR // 4) + "░" * (BAR // 2) + "▒" * (BAR // 4))
+    assert legend == "█ compute  ▓ auxiliary  ░ starved  ▒ blocked"
+
+
+@pytest.mark.parametrize("width", [24, 40, 62, 64, 80, 99, 100, 200])
+def test_any_window_has_room_for_every_line(width: int) -> None:
+    lines = shown(NOW, width, results="train loss 0.25  " * 10)
+    assert len(lines) == 6
+    assert all(len(line) <= width for line in lines)
+    assert ("units" in lines[2], "queue" in lines[2]) == (width >= 100, width >= 64)
+
+
+def test_a_terminal_without_such_characters_gets_letters() -> None:
+    *_, first, second, legend = shown(NOW, 120, encoding="ascii")
+    assert first.endswith("#" * (BAR // 2) + "+" * (BAR // 4))
+    assert second.endswith("#" * (BAR // 4) + "." * (BAR // 2) + "x" * (BAR // 4))
+    assert legend == "# compute  + auxiliary  . starved  x blocked"
+
+
+def test_before_anything_is_known() -> None:
+    nothing = Now(0, None, None, (StageNow(None, 0, None),) * 2)
+    head, _, first, _, _ = shown(nothing, 80)
+    assert head == f"epoch 1/10  {'─' * BAR}  step 0/200"
+    assert first.endswith("not known yet")
+
+
+def test_a_plain_line() -> None:
+    assert line(FACTS, NOW) == "epoch 3/10  step 50/200  800 samples/s  1:02:03 left"
+
+
+def test_the_last_epoch_stays_the_last() -> None:
+    assert epoch(FACTS, Now(200, None, None, ())) == "10/10"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (0.4, "0:00:00 left"), (59.6, "0:01:00 left")]
+)
+def test_what_is_left(seconds: float | None, text: str) -> None:
+    assert left(Now(1, None, seconds, ())) == text
+
+
+def test_a_ticker_ticks_until_it_is_stopped() -> None:
+    ticked = Event()
+    times: list[float] = []
+
+    def tick(now_s: float) -> None:
+        times.append(now_s)
+        ticked.set()
+
+    ticker = Ticker(0.001, tick)
+    ticker.start()
+    assert ticked.wait(10.0)
+    ticker.stop()
+    assert not ticker.is_alive()
+    seen = len(times)
+    assert times[-1] <= time.monotonic()
+    assert len(times) == seen
+
+
+def test_a_tick_that_takes_long_is_made_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The display takes a hundredth of a core at most."""
+    spent = iter([0.0, 0.25])
+    monkeypatch.setattr(time, "thread_time", lambda: next(spent))
+    ticker = Ticker(0.5, lambda _: None)
+    pauses: list[float] = []
+
+    def wait(pause_s: float) -> bool:
+        pauses.append(pause_s)
+        return len(pauses) == 2
+
+    monkeypatch.setattr(ticker._stopped, "wait", wait)
+    ticker.run()
+    assert pauses == [0.5, 25.0]
