@@ -274,8 +274,12 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     result = ppll_run(*sweep, *TINY, cwd=tmp_path)
     assert result.returncode == 2
     assert "gpus=9: the model has only 4 units" in result.stderr
-    done = sorted(path.parent.name for path in tmp_path.glob("outputs/sweeps/*/*/*/summary.json"))
-    assert done == ["0", "2"]
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert sorted(path.parent.name for path in folder.glob("*/summary.json")) == ["0", "2"]
+    lines = (folder / "comparison.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in lines[1:]] == ["completed", "refused"] * 2
+    assert (folder / "comparison.png").exists()
+    assert "1 refused: gpus=9: the model has only 4 units" in result.stdout
 
 
 OWN_METHOD = '''

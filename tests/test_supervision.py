@@ -87,7 +87,7 @@ def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It once printed how it could not report that it could not report."""
-    monkeypatch.setattr(process, "_stay_with_parent", lambda pulse: None)
+    monkeypatch.setattr(process, "_stay_with_parent", lambda *_: None)
     here, there = Pipe()
     here.close()
     job: Any = SimpleNamespace(devices=("cpu",))  # fails as soon as it is used

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli import __version__
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 from ppll_cli.runtime import forkserver
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli.explain import explain
-    from ppll_cli.resume import CONFIG_FILE, recorded
+    from ppll_cli.resume import recorded
+    from ppll_cli.sweep import CompareRuns
 
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -108,8 +110,11 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
         began = True
         try:
             return _run(cfg, before, overrides, made)
-        except OmegaConfBaseException as error:
-            failures.append(explain(error, arguments, conf_dir()))
+        except (ConfigError, OmegaConfBaseException) as error:
+            if not isinstance(error, ConfigError):
+                error = explain(error, arguments, conf_dir())
+            _note_refusal(error)
+            failures.append(error)
         except Interrupted as error:
             failures.insert(0, error)
             raise KeyboardInterrupt from None  # Hydra does not go on with a sweep's next job
@@ -144,6 +149,9 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
         _remove_sweeps()
     if failures:
         raise failures[0]
+    if CompareRuns.failed:  # where a launcher has jobs run in other processes
+        log.error("ppll-run: %d of the sweep's jobs failed", CompareRuns.failed)
+        raise RunFailedError(f"{CompareRuns.failed} of the sweep's jobs failed")
 
 
 def register_resolvers() -> None:
@@ -168,12 +176,13 @@ def _run(
 ) -> float | None:
     """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli import settings
     from ppll_cli.changes import changes
-    from ppll_cli.resume import CONFIG_FILE
+    from ppll_cli.objective import value
     from ppll_cli.targets import make
 
     hydra_config = HydraConfig.get()
@@ -194,7 +203,8 @@ def _run(
         from ppll_cli.runtime.run import Run
 
         changed = partial(changes, config, choices)
-        summary = Run(parsed, config, choices, run_dir, before, changed).execute()
+        run = Run(parsed, config, choices, run_dir, before, changed)
+        summary = run.execute()
     except WorkerFailedError as error:
         log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))
         raise
@@ -208,9 +218,27 @@ def _run(
         if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
             _remove(run_dir, ours, made)
         raise
-    result = summary["test"] or {}
-    metric: float | None = next((v for k, v in result.items() if k != "loss"), None)
-    return metric
+    tunes = "basic" not in hydra_config.runtime.choices["hydra/sweeper"]
+    if tunes and hydra_config.mode is RunMode.MULTIRUN and run.objective.startswith("test."):
+        log.warning(
+            "objective=%s: the sweeper tunes on the test set, whose results will be too good; "
+            "data.val_fraction=0.1 holds a part of the training set out",
+            run.objective,
+        )
+    return value(run.objective, summary)
+
+
+def _note_refusal(error: ConfigError) -> None:
+    """Have a sweep remember a job that was refused, which leaves no folder of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from ppll_cli.sweep import refuse
+
+    config = HydraConfig.get()
+    ran = (Path(config.runtime.output_dir) / CONFIG_FILE).exists()
+    if config.mode is RunMode.MULTIRUN and not ran:
+        refuse(Path(config.sweep.dir), config.job.num, list(config.overrides.task), str(error))
 
 
 def _is_override(argument: str) -> bool:
@@ -278,8 +306,10 @@ def _remove_empty(folder: Path, made: set[Path] | None) -> None:
 def _remove_sweeps() -> None:
     """Remove what Hydra notes of a sweep, where all its jobs were refused."""
     for folder in Path.cwd().glob(f"outputs/sweeps/*/*-{os.getpid()}"):
-        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
+        left = {path.name for path in folder.iterdir()}
+        if left <= {"multirun.yaml", REFUSED_FILE}:
+            for name in left:
+                (folder / name).unlink()
             _remove_empty(folder, None)
 
 

@@ -19,11 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.observe.runs import CONFIG_FILE
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
-"""In a run directory; who holds its lock is the one process that may write there."""
 
 CONFIG_FORMAT = 1
 """Of that file. A program refuses what a later one wrote."""
@@ -51,6 +49,7 @@ FREE = {
     "max_steps",
     "progress_limit",
     "timeline",
+    "objective",
     "eval_every",
     "checkpoint",
     "data.root",

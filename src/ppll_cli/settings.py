@@ -154,7 +154,9 @@ class Settings(_Section):
     deterministic: bool
     progress_limit: Positive | None
     compile: bool
-    timeline: bool = True  # runs of before it existed can be resumed
+    # Runs of before these existed can be resumed.
+    objective: str | None = None
+    timeline: bool = True
 
     @property
     def stages_asked(self) -> int:

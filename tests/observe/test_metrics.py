@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.observe import metrics as metrics_module
 from ppll_cli.observe.metrics import Metrics, finite
 from ppll_cli.tasks.classification import Classification
 
@@ -52,8 +53,33 @@ def test_a_line(metrics: Metrics) -> None:
         "loss": 2.0,
         "accuracy": 0.4,
         "samples_per_second": 20.0,
+        "seconds": line["seconds"],
     }
     assert written(metrics) == [line]  # at once, not when the file is closed
+
+
+def test_seconds_of_training_go_on_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start-up does not count, and neither does what a run did that was gone back on."""
+    now_s = [100.0]
+    monkeypatch.setattr(metrics_module, "perf_counter", lambda: now_s[0])
+
+    def train(metrics: Metrics, *steps: int) -> list[float]:
+        now_s[0] += 60.0
+        metrics.begin()
+        seconds = []
+        with metrics:
+            for step in steps:
+                now_s[0] += 2.0
+                seconds.append(metrics.add(report(2, "test", step=step))["seconds"])
+        return seconds
+
+    first = Metrics(tmp_path / "m", Classification(3), MODULES)
+    assert train(first, 10, 20, 30) == [2.0, 4.0, 6.0]
+    again = Metrics(tmp_path / "m", Classification(3), MODULES)
+    again.go_back(20, {}, evaluated=True)
+    assert train(again, 30, 40) == [6.0, 8.0]
 
 
 def test_the_last_modules_lines_are_the_models_own(metrics: Metrics) -> None:

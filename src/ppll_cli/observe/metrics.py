@@ -6,6 +6,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite, nan
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,6 +48,8 @@ class Metrics:
     modules: int
     latest: dict[tuple[str, int | None], Line] = field(default_factory=dict)
     last_step: int = 0
+    _began_s: float = field(default_factory=perf_counter)
+    _before_s: float = 0.0
     _epoch: _Epoch = field(default_factory=_Epoch)
 
     def __enter__(self) -> Self:
@@ -63,6 +66,10 @@ class Metrics:
         with suppress(OSError) if error is not None else nullcontext():
             self._file.close()
 
+    def begin(self) -> None:
+        """Training begins, or goes on: seconds count from here."""
+        self._began_s = perf_counter()
+
     def add(self, report: Mapping[str, Any]) -> Line:
         """Write the line of a report, and return it."""
         own = report["module"] == self.modules - 1
@@ -75,6 +82,7 @@ class Metrics:
             "loss": finite(report["loss"] / report["samples"]),
             self.task.metric: finite(self.task.score(report["measures"])),
             "samples_per_second": finite(report["samples"] / max(report["seconds"], 1e-9)),
+            "seconds": round(self._before_s + perf_counter() - self._began_s, 3),
         }
         if own and report["split"] == "train":
             self._epoch.add(report)
@@ -103,6 +111,7 @@ class Metrics:
         ]
         self.latest = {(line["split"], line["module"]): line for line in kept}
         self.last_step = max((line["step"] for line in kept), default=0)
+        self._before_s = max((line.get("seconds", 0.0) for line in kept), default=0.0)
         lost = {"loss": nan} if state.get("loss", 0.0) is None else {}
         self._epoch = _Epoch(**{**state, **lost})
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ppll_cli import objective
 from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.files import write_json
 from ppll_cli.observe import timeline
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.metrics import Metrics
-from ppll_cli.resume import CONFIG_FILE, CONFIG_FORMAT, Recorded, locked
+from ppll_cli.observe.runs import CONFIG_FILE
+from ppll_cli.resume import CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
 from ppll_cli.runtime.launcher import Report, launch
@@ -44,6 +46,10 @@ class Run:
         run_dir: Where results go; the folder exists, with nothing of another run in it.
         before: The run that is there and goes on, if one does.
         changes: Finds the overrides that make the configuration from the defaults, for the user.
+
+    Attributes:
+        objective: The key of the summary whose number is the run's result for a sweeper; set once
+            the run has been prepared.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Run:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
         self.before, self._find_changes = before, changes
         self.changes: Sequence[str] = ()
+        self.objective = ""
         self._saved: dict[int, list[SavedFile]] = {}
         self._metrics_then: dict[int, dict[str, Any]] = {}
         self._ready = 0
@@ -99,13 +106,15 @@ class Run:
             [(*channel, room.slots) for channel, room in channels.items()],
             tensors=max((len(edge.names) for edge in job.edges), default=0),
         )
+        self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
+        blank = summarise(self.settings, self.choices, self.prepared, self.metrics)
+        self.objective = objective.chosen(self.settings.objective, blank, job.task.metric)
         if self.before is None:
             self._write_config()
             held.enter_context(locked(self.run_dir))
         for note in self.prepared.notes:
             log.info(note)
         self.console = Console(self._facts())
-        self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         if self.before is not None:
             self._go_back(start)
         with self.metrics, self.console:
@@ -189,6 +198,7 @@ class Run:
             self._ready += 1
             if self._ready == self.prepared.job.stages:
                 self._started_s = time.perf_counter()
+                self.metrics.begin()
         elif report["kind"] == "metrics":
             self.console.metrics(self.metrics.add(report))
         elif report["kind"] == "saved":

@@ -22,9 +22,9 @@ def summarise(
     choices: Mapping[str, str],
     prepared: Prepared,
     metrics: Metrics,
-    reports: Sequence[Report],
-    status: str,
-    seconds: float,
+    reports: Sequence[Report] = (),
+    status: str = "running",
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     """What is known of a run at its end.
 
@@ -33,8 +33,8 @@ def summarise(
         choices: The option chosen in each group.
         prepared: The job, and what its parts cost.
         metrics: What was measured.
-        reports: The last report of each worker; none of a run that failed.
-        status: completed, interrupted or failed.
+        reports: The last report of each worker; none of a run that failed, or is yet to begin.
+        status: completed, interrupted or failed; before that, running.
         seconds: How long the workers trained, evaluation and checkpoints included.
     """
     job = prepared.job

@@ -1,0 +1,87 @@
+"""ppll-compare: runs side by side, read from their directories.
+
+Neither torch nor Hydra is imported, and nothing is run.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe.comparison import Comparison, compare
+
+DESCRIPTION = """\
+Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
+time to a metric, memory. Interrupted and failed runs are listed with what is known of them; runs
+that differ in model, data, batch size, epochs, precision or device are marked.
+"""
+EPILOG = """\
+Writes comparison.csv, comparison.md and comparison.png into the folder, where one is given, or
+into the current directory.
+
+Exit status: 0 done; 2 the input is wrong, said in one line.
+"""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"ppll-compare: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-compare --help")
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        prog="ppll-compare",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the three files")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise ConfigError("RUN_OR_SWEEP_DIR", folder, "there is no such folder")
+    comparison = compare(options.folders)
+    if not comparison.rows:
+        where = " ".join(map(str, options.folders))
+        raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run")
+    output = options.output
+    if output is None:
+        output = options.folders[0] if len(options.folders) == 1 else Path()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        comparison.write(output)
+    except OSError as error:
+        problem = f"cannot be written to: {error.strerror or error}"
+        raise ConfigError("--output", output, problem, "give another folder") from None
+    show(comparison, output)
+
+
+def show(comparison: Comparison, folder: Path) -> None:
+    """Print a comparison, and where it was written to."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    console.print(comparison.table())
+    for note in comparison.notes:
+        console.print(note)
+    console.print(f"{folder / 'comparison'}.md, .csv and .png", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Runs side by side: the numbers, what may be compared, and the picture."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from rich.console import Console
+
+from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.comparison_picture import COLOURS
+from tests.conftest import Runner
+from tests.observe.test_runs import line, write
+
+CONFIG: dict[str, Any] = {
+    "model": {"_target_": "m.M", "depth": 4},
+    "data": {"_target_": "d.D", "root": "/here"},
+    "local": {"_target_": "l.L", "modules": None},
+    "optim": {"lr": 0.1},
+    "batch_size": 64,
+    "epochs": 2,
+    "max_steps": None,
+    "precision": "fp32",
+    "device": "auto",
+    "threads": 1,
+    "gpus": 2,
+}
+CHOICES = {"model": "vit", "data": "digits", "local": "greedy"}
+
+
+def make(
+    folder: Path,
+    schedule: str,
+    rate: float | None = 100.0,
+    *,
+    gpus: int = 2,
+    threads: int = 1,
+    device: str = "cpu",
+    status: str = "completed",
+    accuracies: tuple[float, ...] = (),
+    config: dict[str, Any] | None = None,
+    choices: dict[str, str] | None = None,
+    **summary: Any,
+) -> None:
+    stages = [{"peak_memory_bytes": 1000 * (n + 1), "aux_fraction": 0.25 * n} for n in range(gpus)]
+    metrics = [line(10 * n, a, seconds=2.0 * n) for n, a in enumerate(accuracies, 1)]
+    write(
+        folder,
+        config={
+            **CONFIG,
+            **(config or {}),
+            "choices": {**CHOICES, "schedule": schedule, **(choices or {})},
+        },
+        summary={
+            "status": status,
+            "schedule": schedule,
+            "gpus": gpus,
+            "threads": threads,
+            "device": device,
+            "emulated": False,
+            "modules": 2,
+            "train": {"samples_per_second": rate},
+            "pipeline": {"bubble_fraction": 0.125},
+            "test": {"loss": 0.5, "accuracy": 0.75},
+            "stages": stages,
+            **summary,
+        },
+        metrics="".join(metrics),
+    )
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(compare([folder]).csv())))
+
+
+def test_speed_ups_are_over_the_fastest_of_the_same_conditions(tmp_path: Path) -> None:
+    make(tmp_path / "0", "bp", 80.0, gpus=1)
+    make(tmp_path / "1", "bp", 100.0, gpus=1, threads=2)
+    make(tmp_path / "2", "ll", 50.0, gpus=1)
+    make(tmp_path / "3", "gpipe", 120.0)
+    make(tmp_path / "4", "ppll", 150.0)
+    found = rows(tmp_path)
+    assert [row["speed_up_over_bp"] for row in found] == ["0.8", "1.0", "0.5", "1.2", "1.5"]
+    assert [row["speed_up_over_ll"] for row in found] == ["1.6", "2.0", "1.0", "2.4", "3.0"]
+    assert [row["threads"] for row in found] == ["1", "2", "1", "1", "1"]
+    assert [row["peak_memory_bytes"] for row in found] == ["1000", "1000", "1000", "2000", "2000"]
+    assert [row["aux_fraction"] for row in found] == ["0.0", "0.0", "0.0", "0.125", "0.125"]
+    assert not [note for note in compare([tmp_path]).notes if "flatters" in note]
+
+
+def test_local_learning_is_compared_to_that_of_the_same_modules(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ll", 50.0, gpus=1)
+    make(tmp_path / "1", "ppll", 100.0, modules=4)
+    make(tmp_path / "2", "ppll", 100.0, config={"local": {"_target_": "l.Other"}})
+    make(tmp_path / "3", "ppll", 100.0)
+    assert [row["speed_up_over_ll"] for row in rows(tmp_path)] == ["1.0", "", "", "2.0"]
+
+
+def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Path) -> None:
+    make(tmp_path / "bp", "bp", 80.0, gpus=1)
+    make(tmp_path / "ppll", "ppll", 120.0)
+    notes = [note for note in compare([tmp_path]).notes if "flatters" in note]
+    assert notes == [
+        "x bp flatters ppll (2 threads against 1): on a CPU, add a back-propagation that has all "
+        "the threads, schedule=bp gpus=1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"config": {"batch_size": 32}}, "batch_size is 32 and not 64"),
+        ({"config": {"epochs": 9}}, "epochs is 9 and not 2"),
+        ({"config": {"precision": "bf16"}}, "precision is bf16 and not fp32"),
+        ({"config": {"model": {"depth": 8}}}, "model.depth is 8 and not 4"),
+        ({"choices": {"data": "svhn"}}, "data is svhn and not digits"),
+        ({"device": "cuda"}, "device is cuda and not cpu"),
+        ({"emulated": True}, "emulated is true and not false"),
+    ],
+)
+def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
+    tmp_path: Path, other: dict[str, Any], said: str
+) -> None:
+    make(tmp_path / "0", "bp", 100.0, gpus=1, threads=2, accuracies=(0.5,))
+    make(tmp_path / "1", "ppll", 150.0, accuracies=(0.75,))
+    make(tmp_path / "2", "bp", 1000.0, gpus=1, accuracies=(0.1,), **other)
+    found = compare([tmp_path])
+    assert [row.name for row in found.rows] == ["0", "1", "2*"]
+    assert f"* 2 is not comparable to most: {said}" in found.notes
+    assert found.rows[1].over_bp == 1.5
+    assert found.target == 0.5
+    assert [row["comparable"] for row in rows(tmp_path)] == ["True", "True", "False"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"config": {"data": {"_target_": "d.D", "root": "/there"}}}, {"threads": 2}]
+)
+def test_what_changes_nothing_is_comparable(tmp_path: Path, other: dict[str, Any]) -> None:
+    make(tmp_path / "0", "bp", gpus=1)
+    make(tmp_path / "1", "ppll", **other)
+    assert [row.name for row in compare([tmp_path]).rows] == ["0", "1"]
+
+
+def test_the_time_to_what_every_comparable_run_reached(tmp_path: Path) -> None:
+    """Each run's own last value would favour those that end badly."""
+    make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75, 0.875))
+    make(tmp_path / "1", "ppll", accuracies=(0.25, 0.5, 0.8, 0.7))
+    make(tmp_path / "2", "ll", gpus=1, accuracies=(0.5, 0.6), status="interrupted")
+    found = compare([tmp_path])
+    assert found.target == 0.6
+    assert [row.seconds_to_target for row in found.rows] == [4.0, 6.0, 4.0]
+    assert [row.best for row in found.rows] == [0.875, 0.8, 0.6]
+
+
+def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ppll", config={"optim": {"lr": 0.1}})
+    make(tmp_path / "1", "bp", config={"optim": {"lr": 0.2}}, gpus=1)
+    assert [row.differs for row in compare([tmp_path]).rows] == ["optim.lr=0.1", "optim.lr=0.2"]
+
+
+def test_another_option_of_a_group_is_named_and_not_spelled_out(tmp_path: Path) -> None:
+    other = {"_target_": "l.Deep", "modules": 4, "depth": 2}
+    make(tmp_path / "0", "ppll")
+    make(tmp_path / "1", "ppll", config={"local": other}, choices={"local": "deep"})
+    found = [row.differs for row in compare([tmp_path]).rows]
+    assert found == ["local=greedy", "local=deep local.modules=4"]
+
+
+def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
+    make(tmp_path / "0", "bp", gpus=1)
+    make(tmp_path / "1", "gpipe", None, status="failed", error="stage 1: it broke\nat length")
+    make(tmp_path / "2", "ppll", 50.0, status="interrupted")
+    write(tmp_path / "3", config={**CONFIG, "choices": {**CHOICES, "schedule": "ll"}})
+    write(tmp_path, refused='{"job": 4, "overrides": ["gpus=0"], "error": "gpus=0: none"}\n')
+    found = compare([tmp_path])
+    statuses = [row.run.status for row in found.rows]
+    assert statuses == ["completed", "failed", "interrupted", "running", "refused"]
+    assert [row.run.name for row in found.failed] == ["1", "4"]
+    assert "1 failed: stage 1: it broke" in found.notes
+    assert "4 refused: gpus=0: none" in found.notes
+    assert found.rows[4].differs == "gpus=0"
+    found.write(tmp_path)
+
+
+def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ppll", None, pipeline={}, stages=[], test=None)
+    (row,) = rows(tmp_path)
+    empty = {key for key, value in row.items() if not value}
+    assert empty == {
+        "settings",
+        "samples_per_second",
+        "speed_up_over_bp",
+        "speed_up_over_ll",
+        "bubble_fraction",
+        "seconds_to_target",
+        "best_metric",
+        "peak_memory_bytes",
+        "aux_fraction",
+    }
+
+
+def test_markdown_has_the_columns_that_hold_something(tmp_path: Path) -> None:
+    make(tmp_path / "a|b", "ppll", 150.4, accuracies=(0.5,))
+    text = compare([tmp_path]).markdown().splitlines()
+    assert text[0] == (
+        "| run | status | schedule | gpus | samples/s | bubble | s to accuracy 0.5 | best accuracy "
+        "| peak MB | auxiliary |"
+    )
+    assert text[2] == ("| a\\|b | completed | ppll | 2 | 150 | 0.125 | 2.0 | 0.5000 | 0 | 0.125 |")
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_table_fits_its_window(tmp_path: Path, width: int) -> None:
+    for number in range(3):
+        make(tmp_path / str(number), "ppll", config={"optim": {"lr": number}})
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(compare([tmp_path]).table())
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert width == 60 or len(lines) == 4
+
+
+def pixels(image: Any, colour: str) -> int:
+    return int((np.abs(image - np.array(to_rgb(colour))).max(axis=2) < 0.02).sum())
+
+
+def test_a_bar_is_as_long_as_its_run_is_fast(tmp_path: Path) -> None:
+    """Memory and curves are left out: speed is the only thing drawn in the schedules' colours."""
+    make(tmp_path / "0", "bp", 100.0, gpus=1, stages=[])
+    make(tmp_path / "1", "ppll", 150.0, stages=[])
+    make(tmp_path / "2", "ll", 50.0, gpus=1, stages=[])
+    compare([tmp_path]).write(tmp_path)
+    image = imread(tmp_path / "comparison.png")[:, :, :3]
+    ppll, ll = (pixels(image, COLOURS[name]) for name in ("ppll", "ll"))
+    assert ppll == pytest.approx(3 * ll, rel=0.05)
+    assert ll > 1000
+
+
+def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
+    make(tmp_path / "one" / "0", "ppll")
+    for number in range(12):
+        make(tmp_path / "dozen" / str(number), "ppll", accuracies=(0.5, 0.6))
+    heights = []
+    for name in ("one", "dozen"):
+        compare([tmp_path / name]).write(tmp_path / name)
+        heights.append(imread(tmp_path / name / "comparison.png").shape[0])
+    assert heights[0] < heights[1]
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    found: Comparison = compare([tmp_path])
+    assert (list(found.rows), found.failed, found.target) == ([], [], None)
+
+
+def test_real_runs(run: Runner, tmp_path: Path) -> None:
+    small = ["model.depth=2", "max_steps=10", "data.eval_limit=8"]
+    bp = run("schedule=bp", "gpus=1", *small)
+    ppll = run("schedule=ppll", *small)
+    one, other = compare([bp.run_dir, ppll.run_dir]).rows
+    assert (one.run.name, other.run.name) == ("run-0", "run-1")
+    assert (one.over_bp, one.unequal, other.unequal) == (1.0, {}, {})
+    assert other.over_bp is not None
+    rates = [each.summary["train"]["samples_per_second"] for each in (ppll, bp)]
+    assert other.over_bp == rates[0] / rates[1]
+    assert other.best == ppll.summary["test"]["accuracy"]
+    assert other.run.evaluations[0].seconds is not None
+    assert 0 < other.run.evaluations[0].seconds <= ppll.summary["train"]["seconds"]
