@@ -282,38 +282,6 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     assert "1 refused: gpus=9: the model has only 4 units" in result.stdout
 
 
-OWN_METHOD = '''
-from torch import nn
-
-from ppll_cli.local.method import Criterion, LocalMethod, Site
-
-
-class Wide(LocalMethod):
-    """Two Linear layers on the pooled features."""
-
-    def __init__(self, *, width: int) -> None:
-        self.width = width
-
-    def criterion(self, site: Site) -> Criterion:
-        hidden = nn.Linear(site.spec.shape[-1], self.width)
-        head = nn.Sequential(hidden, site.task.smallest_head((5, self.width)))
-        return Criterion(head, (site.feature,), site.task)
-'''
-
-
-def test_a_local_method_of_a_users_own_is_one_class_and_one_yaml(tmp_path: Path) -> None:
-    (tmp_path / "wide.py").write_text(OWN_METHOD)
-    (tmp_path / "conf" / "local").mkdir(parents=True)
-    keys = "_target_: wide.Wide\nmodules: null\ncuts: null\nwidth: 3\n"
-    (tmp_path / "conf" / "local" / "wide.yaml").write_text(keys)
-    arguments = ["--config-dir=conf", "local=wide", "local.width=7", "max_steps=2", *TINY]
-    result = ppll_run(*arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    summary = json.loads((run_dir(tmp_path) / "summary.json").read_text())
-    assert summary["local"] == "wide"
-    assert summary["per_module"][0]["aux_params"] == 16 * 7 + 7 + 7 * 10 + 10
-
-
 def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
     arguments = ["local._target_=fractions.Fraction", "device=cpu"]
     result = ppll_run(*arguments, cwd=tmp_path)
