@@ -158,7 +158,8 @@ def register_resolvers() -> None:
     """What our configuration asks of OmegaConf: `pid` tells runs of one second apart."""
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
 
 
 def conf_dir() -> Path:
