@@ -186,7 +186,7 @@ def _run(
         if before is not None:
             config, choices = before.changed(config, choices, overrides)
         parsed = settings.parse(config)
-        for group in ("schedule", "data"):  # what their classes refuse needs no torch
+        for group in ("schedule", "data", "tracker"):  # what their classes refuse needs no torch
             make(group, config[group])
 
         from ppll_cli.runtime.run import Run

@@ -15,6 +15,7 @@ from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFail
 from ppll_cli.files import write_json
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.observe.tracker import Tracked, guarded
 from ppll_cli.resume import CONFIG_FILE, CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
@@ -72,6 +73,7 @@ class Run:
         path = self.settings.transport["_target_"]
         remedy = f"see {Transport.__module__}.Transport"
         require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
+        self.tracker = guarded(self.choices["tracker"], self.settings.tracker)
         with ExitStack() as held:
             if self.before is not None:
                 held.enter_context(locked(self.run_dir))
@@ -101,6 +103,7 @@ class Run:
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         if self.before is not None:
             self._go_back(start)
+        self.tracker.start(self._tracked())
         with self.metrics:
             try:
                 ending = launch(job, transport, self._on_report)
@@ -142,7 +145,9 @@ class Run:
             if self._ready == self.prepared.job.stages:
                 self._started_s = time.perf_counter()
         elif report["kind"] == "metrics":
-            self.console.metrics(self.metrics.add(report))
+            line = self.metrics.add(report)
+            self.console.metrics(line)
+            self.tracker.metrics(line)
         elif report["kind"] == "saved":
             self._on_saved(report)
 
@@ -206,7 +211,12 @@ class Run:
             checkpoint.write_model(last, self.run_dir / "model.safetensors")
         self._drop_unfinished()
         write_json(self.run_dir / "summary.json", summary)
+        self.tracker.end(summary)
         return summary
+
+    def _tracked(self) -> Tracked:
+        job, resumed = self.prepared.job, self.before is not None
+        return Tracked(self.run_dir, self.config, self.choices, job.task.metric, job.start, resumed)
 
     def _write_config(self) -> None:
         record = {**self.config, "choices": dict(self.choices), "format": CONFIG_FORMAT}
