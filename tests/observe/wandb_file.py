@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ BLOCK = 32768
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a `.wandb` file: a header of 7 bytes, then a LevelDB log."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    # Which names the module has depends on the version of protobuf; type checkers see none.
+    make: Any = import_module("wandb.proto.wandb_internal_pb2").Record
     data, at, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
@@ -24,7 +25,7 @@ def records(path: Path) -> Iterator[Any]:
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # the whole record, or its last chunk
-            record = Record()
+            record = make()
             record.ParseFromString(parts)
             parts = b""
             yield record

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars
+from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars, tree
 
 
 class TensorboardTracker:
@@ -58,7 +58,7 @@ class TensorboardTracker:
     def end(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the timeline's picture."""
         self._picture("timeline", self._tracked.run_dir / "timeline.png", summary["steps"])
-        lines = "\n".join(f"{key}: {value}" for key, value in flat(summary))
+        lines = "\n".join(f"{key}: {value}" for key, value in flat(tree(summary)).items())
         self._writer.add_text("summary", _as_code(lines), summary["steps"])
         self._writer.close()
 

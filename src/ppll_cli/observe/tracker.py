@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -249,14 +249,24 @@ def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What JSON can say as pairs: `stages.0.compute_fraction`; a list of words is one string."""
+def tree(value: Any) -> Any:
+    """What JSON can say as dictionaries alone, keys of lists being their indices.
+
+    A list of words is one string, and what is not known is left out.
+    """
+    if isinstance(value, list):
+        if not any(isinstance(inner, Mapping | list) for inner in value):
+            return ", ".join(str(inner) for inner in value)
+        value = dict(enumerate(value))
     if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
-        yield from flat(dict(enumerate(value)), key)
-    elif isinstance(value, list):
-        yield key, ", ".join(str(inner) for inner in value)
-    elif value is not None:
-        yield key, value
+        return {str(key): tree(inner) for key, inner in value.items() if inner is not None}
+    return value
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree as pairs: `stages.0.compute_fraction`."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        below = isinstance(inner, Mapping)
+        found |= flat(inner, f"{prefix}{key}.") if below else {prefix + key: inner}
+    return found

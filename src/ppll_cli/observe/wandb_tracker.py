@@ -9,17 +9,18 @@ import json
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.files import write_json
-from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars
+from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, stage_scalars, tree
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ EXIT_CODES = {"completed": 0, "interrupted": 255}
 
 RESOLVED = ("gpus", "device", "threads", "modules", "microbatches", "emulated")
 """Keys of the summary that say what a configuration became; panels group by a config's keys."""
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Upload(BaseModel):
@@ -76,12 +75,16 @@ class WandbTracker:
         tags: list[str],
         notes: str | None = None,
         upload: Upload,
-        init_timeout_s: Seconds = 30.0,
-        finish_timeout_s: Seconds = 30.0,
+        init_timeout_s: float = 30.0,
+        finish_timeout_s: float = 30.0,
     ) -> None:
         if not project or any(sign in project for sign in "/\\#?%:"):
             problem = "must be a name without / \\ # ? % or :"
             raise ConfigError("tracker.project", project or "''", problem)
+        limits = {"init_timeout_s": init_timeout_s, "finish_timeout_s": finish_timeout_s}
+        for key, limit in limits.items():
+            if not 0 < limit <= threading.TIMEOUT_MAX / 4:  # wandb takes 0 for no limit
+                raise ConfigError(f"tracker.{key}", limit, "must be a number of seconds above 0")
         if find_spec("wandb") is None:
             raise ConfigError("tracker", "wandb", "wandb is not installed", "pip install wandb")
         self._entity, self._project, self._mode = entity, project, mode
@@ -130,7 +133,7 @@ class WandbTracker:
             {"resolved": {key: summary[key] for key in RESOLVED if key in summary}},
             allow_val_change=True,
         )
-        run.summary.update(dict(flat(summary)))
+        run.summary.update(tree(summary))  # whose pages show keys with dots
         if (picture := folder / "timeline.png").exists():
             run.log({"step": summary["steps"], "timeline": wandb.Image(str(picture))})
         if self._upload.timeline:
