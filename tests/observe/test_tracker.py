@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli import settings
 from ppll_cli.errors import ConfigError
 from ppll_cli.observe.tracker import (
     Guarded,
@@ -29,6 +31,7 @@ from tests.conftest import Runner, compose_config, resumed
 from tests.observe.conftest import STAGES, SUMMARY, line
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "trackers.md").read_text()
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
 TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epochs=2"]
 
@@ -286,8 +289,7 @@ class Broken(NoTracker):
 def test_the_tracker_of_the_page_is_told_of_a_run(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (ROOT / "docs" / "trackers.md").read_text()
-    code = re.search(r"```python\n(# my_tracker\.py\n.*?)```", page, re.DOTALL)
+    code = re.search(r"```python\n(# my_tracker\.py\n.*?)```", PAGE, re.DOTALL)
     assert code
     (tmp_path / "my_tracker.py").write_text(code[1])
     monkeypatch.syspath_prepend(tmp_path)
@@ -300,3 +302,39 @@ def test_the_tracker_of_the_page_is_told_of_a_run(
     assert rows[0] == "step,seconds,key,value"
     assert any(",test/accuracy," in row for row in rows)
     assert any(",module_0/train/loss," in row for row in rows)
+
+
+COMMANDS = re.findall(r"^\$ scripts/run (.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "my_tracker" not in c])
+def test_commands_of_the_page_compose(command: str) -> None:
+    words = [word for word in shlex.split(command) if word != "--multirun"]
+    config, choices = compose_config(
+        [re.sub(r"^(schedule|gpus)=(.*?),.*", r"\1=\2", w) for w in words]
+    )
+    settings.parse(config)
+    guarded(choices["tracker"], config["tracker"])
+
+
+def test_the_page_names_every_option() -> None:
+    config, _ = compose_config(["tracker=wandb"])
+    upload = {f"upload.{key}" for key in config["tracker"]["upload"]}
+    keys = {*config["tracker"], *upload} - {"_target_", "upload"}
+    assert {key for key in keys if f"`tracker.{key}`" not in PAGE} == set()
+
+
+def test_what_the_environment_says_to_wandb_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "PROJECT": "p",
+        "ENTITY": "e",
+        "MODE": "offline",
+        "NAME": "n",
+        "RUN_GROUP": "g",
+        "DIR": "/d",
+    }
+    for key, value in said.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    config, _ = compose_config(["tracker=wandb", "tracker.name=mine"])
+    keys = ("project", "entity", "mode", "name", "group", "dir")
+    assert [config["tracker"][key] for key in keys] == ["p", "e", "offline", "mine", "g", "/d"]

@@ -40,7 +40,7 @@ def workspace(entity: str, project: str, name: str, metric: str, baseline: str |
     def by(key: str, title: str, summary: str = RUN_SPEED) -> Any:
         return wr.BarPlot(
             title=title,
-            metrics=[wr.SummaryMetric(summary)],
+            metrics=[summary],  # bars read the summary
             groupby=wr.Config(key),
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
@@ -93,9 +93,7 @@ def workspace(entity: str, project: str, name: str, metric: str, baseline: str |
             ),
             wr.BarPlot(
                 title="most bytes of each stage",
-                metrics=[
-                    wr.SummaryMetric(f"stages.{k}.peak_memory_bytes") for k in range(STAGES_SHOWN)
-                ],
+                metrics=[f"stages.{k}.peak_memory_bytes" for k in range(STAGES_SHOWN)],
             ),
         ],
     }
