@@ -93,8 +93,9 @@ def test_a_finished_sweep(tmp_path: Path) -> None:
 def test_a_run_of_the_program(run: Runner) -> None:
     """With a stop, and on from there."""
     result = run("tracker=tensorboard", "local.modules=2", "max_steps=4", *TINY)
-    (test,) = scalars(result.run_dir / "tensorboard", "test/accuracy")
-    assert test == (4, pytest.approx(result.summary["test"]["accuracy"]))
+    ((step, value),) = scalars(result.run_dir / "tensorboard", "test/accuracy")
+    assert step == 4
+    assert value == pytest.approx(result.summary["test"]["accuracy"])
     resumed(result, "max_steps=6")
     steps = [step for step, _ in scalars(result.run_dir / "tensorboard", "module_0/test/loss")]
     assert steps == [4, 6]

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ppll_cli.observe.wandb_tracker import Upload, WandbTracker
 from tests.conftest import Runner, resumed
 from tests.observe.conftest import STAGES, SUMMARY, draw, line
 from tests.observe.wandb_file import Recorded, recorded
+from tests.observe.wandb_server import Server, wandb_server
 
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
 TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epochs=2"]
@@ -197,6 +200,56 @@ def test_a_server_that_does_not_answer(
     assert services() == []
 
 
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server, and a key for it."""
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield server
+
+
+def test_with_a_key_a_run_is_online(
+    tmp_path: Path, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    track(tmp_path, 1, 2, entity="me", tags=["a"])
+    identity = json.loads((tmp_path / "wandb-run.json").read_text())["id"]
+    assert {run["name"] for run in server.runs} == {identity}
+    run = server.runs[0]
+    assert (run["project"], run["entity"], run["jobType"]) == ("p", "me", "gpipe")
+    assert [row["step"] for row in server.rows] == [1, 2]
+    assert capfd.readouterr().out == ""
+    assert services() == []
+
+
+def test_a_network_that_is_gone_at_the_end(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs the time that was allowed, and nothing that was measured."""
+    guarded = guard(finish_timeout_s=1.0)
+    guarded.start(tracked(tmp_path))
+    guarded.metrics(line(1))
+    _wait_until(lambda: bool(server.runs))
+    server.dead.set()
+    guarded.metrics(line(2))
+    began_s = time.monotonic()
+    guarded.end(SUMMARY)
+    assert time.monotonic() - began_s < 10
+    (found,) = recorded(tmp_path)
+    assert [row["step"] for row in found.rows] == [1, 2]
+    (folder,) = tmp_path.glob("wandb/run-*")
+    said = f"wandb was not done uploading after 1 s; for the rest: wandb sync {folder}"
+    assert messages(caplog) == [said]
+    assert services() == []
+
+
+def _wait_until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
 def test_a_folder_that_cannot_be_written_to(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -234,11 +287,12 @@ def test_a_process_of_wandb_that_hangs_is_ended(
 KILLED = """
 import os, signal
 from pathlib import Path
-from tests.observe.test_wandb_tracker import guard, line, services, tracked
+from tests.observe.test_wandb_tracker import *
+from tests.observe.test_wandb_tracker import _wait_until
 guarded = guard(mode="offline")
 guarded.start(tracked(Path("run")))
 guarded.metrics(line(1))
-while not list(Path("run").glob("wandb/*/*.wandb")): pass
+_wait_until(lambda: any(found.rows for found in recorded(Path("run"))), 10)  # before it ends
 print(services()[0], flush=True)
 signal.pause()
 """
@@ -246,6 +300,7 @@ signal.pause()
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
 def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> None:
+    """What was measured stays."""
     (tmp_path / "run").mkdir()
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "src")])
@@ -262,6 +317,8 @@ def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> N
         ended, _, _ = select.select([service], [], [], 10)
         os.close(service)
     assert ended
+    (found,) = recorded(tmp_path / "run")
+    assert [row["step"] for row in found.rows] == [1]
 
 
 def test_a_run_of_the_program(run: Runner) -> None:

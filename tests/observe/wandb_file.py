@@ -22,6 +22,8 @@ def records(path: Path) -> Iterator[Any]:
             at += room
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)  # behind a checksum
+        if at + 7 + length > len(data):  # it is still being written
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # the whole record, or its last chunk

@@ -207,6 +207,7 @@ class WandbTracker:
                     silent=True,
                     x_disable_stats=True,
                     x_save_requirements=False,
+                    x_transaction_log_flush_interval=1.0,  # of 15 s; lost when this is killed
                 ),
                 **of_run,
             )
