@@ -15,6 +15,7 @@ import pytest
 
 from ppll_cli import settings
 from ppll_cli.errors import ConfigError
+from ppll_cli.observe import tracker as module
 from ppll_cli.observe.tracker import (
     Guarded,
     Moment,
@@ -88,8 +89,20 @@ def test_everything_is_told_in_order_by_one_thread(tmp_path: Path) -> None:
     assert 0 <= last.unix_s - one.unix_s < 60
 
 
-def test_times_are_those_of_the_measurement(tmp_path: Path) -> None:
+def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
+    """What a tracker imports would compete with the steps that the speed is measured by."""
+    tracker = Noted()
+    guard = Guarded(tracker, "noted")
+    guard.start(tracked(tmp_path))
+    assert tracker.told == [("start", tmp_path)]
+    guard.end(SUMMARY)
+
+
+def test_times_are_those_of_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not those at which a tracker that is slow to start hears of it."""
+    monkeypatch.setattr(module, "START_LIMIT_S", 0.01)
     goes_on = threading.Event()
     tracker = Noted(lambda name: _wait(goes_on) if name == "start" else None)
     guard = Guarded(tracker, "noted")
