@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli import settings
+from ppll_cli.plan import Plan
 from tests.conftest import compose_config
 from tests.test_app import ppll_run
 
@@ -62,9 +63,24 @@ def test_commands_compose(page: str, command: str) -> None:
     """Of a sweep, every value of every list."""
     words = [word for word in shlex.split(command, comments=True) if not word.startswith("-")]
     words = [word for word in words if not word.startswith(("resume=", "hydra/", "hydra."))]
+    words = [word for word in words if "(" not in word]  # for a sweeper that is not installed
     for choice in range(max(word.count(",") + 1 for word in [*words, ""])):
         overrides = [_chosen(word, choice) for word in words]
         settings.parse(compose_config(overrides)[0])
+
+
+PLANS = [
+    (page.name, command)
+    for page in PAGES
+    for command in re.findall(r"^\$ \.venv/bin/ppll-plan(.*)$", page.read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "command"), PLANS)
+def test_plans_compose(page: str, command: str) -> None:
+    words = shlex.split(command)
+    plan = Plan.compose([word for word in words if not word.startswith("-")])
+    assert len(plan.gpus) > 1
 
 
 def _chosen(word: str, choice: int) -> str:
