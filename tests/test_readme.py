@@ -58,7 +58,8 @@ def test_the_model_of_the_loading_example_is_the_default_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["model", "data", "schedule", "local", "partition", "optim", "fba", "transport"]
+    "group",
+    ["model", "data", "schedule", "local", "partition", "optim", "fba", "transport", "tracker"],
 )
 def test_the_table_names_every_option(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))

@@ -158,7 +158,8 @@ def register_resolvers() -> None:
     """What our configuration asks of OmegaConf: `pid` tells runs of one second apart."""
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
 
 
 def conf_dir() -> Path:
@@ -197,7 +198,7 @@ def _run(
         if before is not None:
             config, choices = before.changed(config, choices, overrides)
         parsed = settings.parse(config)
-        for group in ("schedule", "data"):  # what their classes refuse needs no torch
+        for group in ("schedule", "data", "tracker"):  # what their classes refuse needs no torch
             make(group, config[group])
 
         from ppll_cli.runtime.run import Run
@@ -213,6 +214,8 @@ def _run(
         raise
     except Interrupted:
         log.info(_to_go_on(run_dir))
+        if hydra_config.mode is RunMode.MULTIRUN:
+            log.info("  the sweep until now: ppll-compare %s", hydra_config.sweep.dir)
         raise
     except (ConfigError, OmegaConfBaseException):
         if not (run_dir / CONFIG_FILE).exists():  # nothing ran here

@@ -165,6 +165,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
         whole = all(re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", choices[group]) for group in GROUPS)
         whole = whole and (cuts is None or all(isinstance(cut, str) for cut in cuts))
         whole = whole and {*GROUPS} <= {*config}
+        if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
+            config["tracker"] = {"_target_": "ppll_cli.observe.tracker.NoTracker"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

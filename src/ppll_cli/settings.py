@@ -113,12 +113,6 @@ class FeatureBank(_Section):
         return self
 
 
-class Tracker(_Section):
-    """Who else is told of the run's metrics."""
-
-    name: Literal["none"]
-
-
 class CheckpointSettings(_Section):
     """When to save, how many of the newest to keep, and whether to keep the best one as well."""
 
@@ -138,7 +132,7 @@ class Settings(_Section):
     fba: FeatureBank
     optim: Optim
     transport: Group
-    tracker: Tracker
+    tracker: Group
     checkpoint: CheckpointSettings
     gpus: Workers | None
     device: Literal["auto", "cuda", "cpu"]

@@ -5,16 +5,15 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.compare import show
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.runs import REFUSED_FILE
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from ppll_cli.observe.tracker import guarded, sweep_name
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +45,23 @@ class CompareRuns(Callback):
 
     failed: ClassVar[int] = 0
 
-    def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """All jobs have ended."""
         folder = Path(config.hydra.sweep.dir)
+        if self._compare(folder):
+            tracker: Any = OmegaConf.to_container(config.tracker, resolve=True)
+            name = str(config.hydra.runtime.choices.tracker)
+            guarded(name, tracker).sweep(folder, sweep_name(folder))
+
+    def _compare(self, folder: Path) -> bool:
+        """Show the comparison and write it, where there is something to compare."""
         comparison = compare([folder])
         type(self).failed = len(comparison.failed)
         if all(row.run.status == "refused" for row in comparison.rows):
-            return
+            return False
         try:
             comparison.write(folder)
         except OSError as error:
             log.warning("the comparison could not be written: %s", error)
         show(comparison, folder)
+        return True

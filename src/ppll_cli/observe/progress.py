@@ -46,6 +46,17 @@ class StageNow:
     queued: int
     memory_bytes: int | None
 
+    def fields(self) -> dict[str, float | None]:
+        """The same under the names that `summary.json` has for the whole run."""
+        parts = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
+        parts |= {kind: (kind,) for kind in ("starved", "blocked")}
+        shares = self.shares
+        found: dict[str, float | None] = {
+            f"{name}_fraction": None if shares is None else sum(shares[kind] for kind in kinds)
+            for name, kinds in parts.items()
+        }
+        return {**found, "memory_bytes": self.memory_bytes}
+
 
 @dataclass(frozen=True)
 class Now:

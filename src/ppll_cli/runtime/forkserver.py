@@ -20,6 +20,10 @@ def start() -> None:
 
     This module imports no torch, so that it can be called before anything heavy is imported here.
     """
+    known = (None, *multiprocessing.get_all_start_methods())
+    if multiprocessing.get_start_method(allow_none=True) not in known:
+        # In a process of joblib's it is one of joblib's own, which workers would be told to use.
+        multiprocessing.set_start_method("forkserver", force=True)
     context().set_forkserver_preload(["ppll_cli.runtime.preload"])
     forkserver.ensure_running()
 

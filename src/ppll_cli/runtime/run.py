@@ -18,7 +18,9 @@ from ppll_cli.observe import timeline
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.observe.progress import Look, Progress
 from ppll_cli.observe.runs import CONFIG_FILE
+from ppll_cli.observe.tracker import Tracked, guarded
 from ppll_cli.resume import CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
@@ -86,6 +88,7 @@ class Run:
         path = self.settings.transport["_target_"]
         remedy = f"see {Transport.__module__}.Transport"
         require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
+        self.tracker = guarded(self.choices["tracker"], self.settings.tracker)
         with ExitStack() as held:
             if self.before is not None:
                 held.enter_context(locked(self.run_dir))
@@ -117,6 +120,7 @@ class Run:
         self.console = Console(self._facts())
         if self.before is not None:
             self._go_back(start)
+        self.tracker.start(self._tracked())
         with self.metrics, self.console:
             try:
                 ending = launch(job, transport, self._on_report, self._on_start)
@@ -131,7 +135,8 @@ class Run:
                 raise RunFailedError(f"results cannot be written: {problem}") from error
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
-        self.console.end(summary, _short(self.run_dir), self._worth_trying())
+        then = None if self._tracked().sweep else self._worth_trying()
+        self.console.end(summary, _short(self.run_dir), then)
         if early:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
@@ -191,7 +196,12 @@ class Run:
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
         self.changes = self._find_changes()  # while the workers set themselves up
         self.console.begin(self.changes, _short(self.run_dir))
-        self.console.watch(lambda: [pulse.look() for pulse in pulses])
+        self._pulses = pulses
+        self._progress = Progress(self.prepared.job.start, self.prepared.job.course.steps)
+        self.console.watch(self._looks)
+
+    def _looks(self) -> list[Look]:
+        return [pulse.look() for pulse in self._pulses]
 
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
@@ -200,7 +210,13 @@ class Run:
                 self._started_s = time.perf_counter()
                 self.metrics.begin()
         elif report["kind"] == "metrics":
-            self.console.metrics(self.metrics.add(report))
+            line = self.metrics.add(report)
+            self.console.metrics(line)
+            self.tracker.metrics(line)
+            if line["split"] == "train" and line["module"] is None:
+                now = self._progress.update(time.monotonic(), self._looks())
+                stages = [{"index": n, **stage.fields()} for n, stage in enumerate(now.stages)]
+                self.tracker.stages(line["step"], stages, line["seconds"])
         elif report["kind"] == "saved":
             self._on_saved(report)
 
@@ -265,6 +281,7 @@ class Run:
         self._drop_unfinished()
         write_json(self.run_dir / "summary.json", summary)
         self._draw(reports, summary)
+        self.tracker.end(summary)
         return summary
 
     def _draw(self, reports: list[Report], summary: Mapping[str, Any]) -> None:
@@ -276,6 +293,10 @@ class Run:
             timeline.write(self.run_dir, lanes, summary["devices"], timeline.title(summary))
         except Exception as error:
             log.warning("the timeline could not be written: %s", error, exc_info=True)
+
+    def _tracked(self) -> Tracked:
+        job, resumed = self.prepared.job, self.before is not None
+        return Tracked(self.run_dir, self.config, self.choices, job.task.metric, job.start, resumed)
 
     def _write_config(self) -> None:
         record = {**self.config, "choices": dict(self.choices), "format": CONFIG_FORMAT}

@@ -1,0 +1,164 @@
+"""`scripts/wandb_dashboard`: a page of wandb that compares the speed of runs.
+
+Its panels read what `tracker=wandb` records. They cannot divide one run's speed by another's: the
+speed-up comes from the table that a finished sweep logs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ppll_cli.errors import ConfigError
+
+STAGES_SHOWN = 8
+"""Panels name their metrics; a stage that a run does not have is not drawn."""
+
+RUN_SPEED = "train.samples_per_second"
+"""In a run's summary: of its steady state."""
+
+
+def workspace(entity: str, project: str, name: str, metric: str, baseline: str | None) -> Any:
+    """The page.
+
+    Args:
+        entity: The user or team.
+        project: Of wandb.
+        name: What the page is called.
+        metric: The task's.
+        baseline: The identity of the wandb run to which the list of runs shows differences.
+    """
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    def over_time(title: str, *keys: str) -> Any:
+        return wr.LinePlot(
+            title=title, x="train_seconds", y=list(keys), title_x="seconds of training"
+        )
+
+    def by(key: str, title: str, summary: str = RUN_SPEED) -> Any:
+        return wr.BarPlot(
+            title=title,
+            metrics=[summary],  # bars read the summary
+            groupby=wr.Config(key),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+            orientation="v",
+        )
+
+    speed_up = wr.CustomChart(
+        query={"summaryTable": {"tableKey": "comparison"}},
+        chart_name="wandb/bar/v0",
+        chart_fields={"label": "schedule", "value": "speed_up_over_bp"},
+        chart_strings={"title": "speed-up over bp, of a sweep's runs"},
+    )
+    sections = {
+        "Speed": [
+            by("choices.schedule", "samples/s by schedule"),
+            by("resolved.gpus", "samples/s by gpus"),
+            wr.ScatterPlot(
+                title="samples/s over gpus",
+                x=wr.Config("resolved.gpus"),
+                y=wr.SummaryMetric(RUN_SPEED),
+            ),
+            over_time("samples/s while training", "train/samples_per_second"),
+        ],
+        "Speed-up": [
+            speed_up,
+            wr.MediaBrowser(title="comparison", media_keys=["comparison_picture"]),
+            wr.RunComparer(diff_only=True),
+        ],
+        "Utilisation": [
+            by("choices.schedule", "bubble by schedule", "pipeline.bubble_fraction"),
+            over_time("bubble", "pipeline/bubble_fraction"),
+            *(
+                over_time(title, *(f"stage_{k}/{key}" for k in range(STAGES_SHOWN)))
+                for title, key in (
+                    ("computing", "compute_fraction"),
+                    ("starved", "starved_fraction"),
+                    ("blocked", "blocked_fraction"),
+                )
+            ),
+            wr.MediaBrowser(title="timeline", media_keys=["timeline"]),
+        ],
+        "Learning": [
+            over_time(f"test {metric}", f"test/{metric}"),
+            over_time("test loss", "test/loss"),
+            wr.LinePlot(title=f"test {metric} over steps", x="step", y=[f"test/{metric}"]),
+        ],
+        "Memory": [
+            over_time(
+                "bytes of each stage", *(f"stage_{k}/memory_bytes" for k in range(STAGES_SHOWN))
+            ),
+            wr.BarPlot(
+                title="most bytes of each stage",
+                metrics=[f"stages.{k}.peak_memory_bytes" for k in range(STAGES_SHOWN)],
+            ),
+        ],
+    }
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=[
+            ws.Section(name=title, panels=panels, is_open=True)
+            for title, panels in sections.items()
+        ],
+        runset_settings=ws.RunsetSettings(
+            baseline_run=baseline,
+            pinned_columns=[
+                "config:choices.schedule",
+                "config:resolved.gpus",
+                f"summary:{RUN_SPEED}",
+                "summary:pipeline.bubble_fraction",
+                f"summary:test.{metric}",
+            ],
+        ),
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Make the page, or print it.
+
+    Raises:
+        ConfigError: wandb or its key is missing, or the page cannot be made.
+    """
+    parser = argparse.ArgumentParser(prog="scripts/wandb_dashboard", description=__doc__)
+    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""))
+    parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ppll-run"))
+    parser.add_argument("--name", default="ppll-run: speed")
+    parser.add_argument("--metric", default="accuracy", help="the task's (default: accuracy)")
+    parser.add_argument("--baseline", metavar="RUN_ID", help="a wandb run to show differences to")
+    parser.add_argument("--dry-run", action="store_true", help="print the page as JSON")
+    given = parser.parse_args(arguments)
+    try:
+        import wandb
+        import wandb_workspaces  # noqa: F401
+    except ImportError as error:
+        remedy = "pip install 'ppll-run[dashboard]'"
+        raise ConfigError("wandb_dashboard", error.name, "is not installed", remedy) from None
+    if not given.dry_run:
+        if not wandb.login(prompt=False):
+            remedy = "wandb login, or set WANDB_API_KEY; --dry-run needs none"
+            raise ConfigError("wandb_dashboard", "", "no key of wandb is configured", remedy)
+        given.entity = given.entity or wandb.Api().default_entity
+    page = workspace(given.entity, given.project, given.name, given.metric, given.baseline)
+    if given.dry_run:
+        spec = page._to_model().spec  # as it would be sent
+        sys.stdout.write(spec.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")
+        return
+    try:
+        page.save()
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError("wandb_dashboard", given.project, said) from error
+    sys.stdout.write(f"{page.url}\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"scripts/wandb_dashboard: {error}\n")
+        sys.exit(2)

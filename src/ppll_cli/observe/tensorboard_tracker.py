@@ -1,0 +1,87 @@
+"""`tracker=tensorboard`: event files, written by torch's own writer.
+
+It is imported when the run starts, in the tracker's thread.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars, tree
+
+
+class TensorboardTracker:
+    """Writes what TensorBoard shows.
+
+    Args:
+        dir: The folder for the event files, of this run alone; null is `tensorboard` in the run
+            directory.
+    """
+
+    def __init__(self, *, dir: str | None = None) -> None:  # noqa: A002 - as for wandb
+        if find_spec("tensorboard") is None:
+            problem, remedy = "tensorboard is not installed", "pip install tensorboard"
+            raise ConfigError("tracker", "tensorboard", problem, remedy)
+        self._dir = dir
+
+    def start(self, run: Tracked) -> None:
+        """Open the files; of a run that goes on, what was written after its checkpoint is hidden.
+
+        Evaluations at the checkpoint's own step stay.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._tracked = run
+        self._writer: Any = SummaryWriter(
+            self._dir or str(run.run_dir / "tensorboard"),
+            purge_step=run.step + 1 if run.resumed else None,
+            flush_secs=10,
+        )
+        config = json.dumps({**run.config, "choices": dict(run.choices)}, indent=2)
+        self._writer.add_text("config", _as_code(config), run.step)
+
+    def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
+        """Write a line's numbers."""
+        self._write(line["step"], line_scalars(line), at)
+
+    def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
+        """Write what the stages do."""
+        self._write(step, stage_scalars(stages), at)
+
+    def _write(self, step: int, values: Mapping[str, float], at: Moment) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step, walltime=at.unix_s)
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary and the timeline's picture."""
+        self._picture("timeline", self._tracked.run_dir / "timeline.png", summary["steps"])
+        lines = "\n".join(f"{key}: {value}" for key, value in flat(tree(summary)).items())
+        self._writer.add_text("summary", _as_code(lines), summary["steps"])
+        self._writer.close()
+
+    def sweep(self, folder: Path, name: str) -> None:
+        """Write what compares the runs of a sweep, beside them."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self._dir or str(folder / "tensorboard"))
+        self._picture("comparison", folder / "comparison.png", 0)
+        if (table := folder / "comparison.csv").exists():
+            self._writer.add_text("comparison", _as_code(table.read_text()), 0)
+        self._writer.close()
+
+    def _picture(self, key: str, path: Path, step: int) -> None:
+        if path.exists():
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._writer.add_image(key, pixels, step, dataformats="HWC")
+
+
+def _as_code(text: str) -> str:
+    """As TensorBoard's Markdown shows it unchanged."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

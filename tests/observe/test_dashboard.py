@@ -1,0 +1,71 @@
+"""The page that compares speed, as it would be sent to wandb."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe import dashboard
+from ppll_cli.observe.tracker import line_scalars, stage_scalars
+from tests.observe.conftest import STAGES, line
+
+
+def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own: the library's import warns of what it uses."""
+    command = [sys.executable, "-m", "ppll_cli.observe.dashboard", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def panels(page: dict[str, Any]) -> list[dict[str, Any]]:
+    sections = page["section"]["panelBankConfig"]["sections"]
+    return [panel for section in sections for panel in section["panels"]]
+
+
+def test_its_panels_read_what_runs_record() -> None:
+    result = make("--dry-run", "--metric", "accuracy", "--baseline", "abc", "--entity", "me")
+    assert (result.returncode, result.stderr) == (0, "")
+    page = json.loads(result.stdout)
+    names = [section["name"] for section in page["section"]["panelBankConfig"]["sections"]]
+    assert names == ["Speed", "Speed-up", "Utilisation", "Learning", "Memory"]
+    lines = [line(1, samples_per_second=1.0), line(1, split="test")]
+    recorded = {key for it in lines for key in line_scalars(it)} | {*stage_scalars(STAGES)}
+    recorded = {key.replace("stage_0/", "stage_N/") for key in recorded}
+    curves = [
+        panel["config"] for panel in panels(page) if panel["viewType"] == "Run History Line Plot"
+    ]
+    assert len(curves) == 9
+    for curve in curves:
+        first = curve["metrics"][0].replace("stage_0/", "stage_N/")
+        assert first in recorded
+        assert curve["xAxis"] in ("train_seconds", "step")
+    grouped = [panel["config"].get("groupBy") for panel in panels(page)]
+    assert {"choices.value.schedule", "resolved.value.gpus"} <= {*grouped}
+    assert '"speed_up_over_bp"' in result.stdout
+    assert page["section"]["runSets"][0]["baselineRunId"]
+
+
+def test_without_a_key_it_says_so_in_a_line() -> None:
+    result = make()
+    assert (result.returncode, result.stdout) == (2, "")
+    (complaint,) = result.stderr.splitlines()
+    assert complaint.endswith(
+        "no key of wandb is configured; wandb login, or set WANDB_API_KEY; --dry-run needs none"
+    )
+
+
+def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(
+        ConfigError, match=r"wandb_workspaces: is not installed; pip install 'ppll-"
+    ):
+        dashboard.main(["--dry-run"])
+
+
+def test_the_script_installs_what_it_needs() -> None:
+    root = Path(__file__).parents[2]
+    assert 'set_up "[dashboard]"' in (root / "scripts" / "wandb_dashboard").read_text()
+    assert "\ndashboard = [" in (root / "pyproject.toml").read_text()

@@ -1,0 +1,325 @@
+"""A tracker is told of a run, and can do it no harm."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe import tracker as module
+from ppll_cli.observe.tracker import (
+    Guarded,
+    Moment,
+    NoTracker,
+    Tracked,
+    flat,
+    guarded,
+    line_scalars,
+    stage_scalars,
+    tree,
+)
+from ppll_cli.resume import recorded
+from tests.conftest import Runner, compose_config, resumed
+from tests.observe.conftest import STAGES, SUMMARY, line
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "trackers.md").read_text()
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
+TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epochs=2"]
+
+
+class Noted(NoTracker):
+    """Remembers what it is told, and does as it is bidden."""
+
+    def __init__(self, act: Callable[[str], None] = lambda _: None) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self.threads: set[int] = set()
+        self._act = act
+
+    def _note(self, name: str, told: Any) -> None:
+        self.told.append((name, told))
+        self.threads.add(threading.get_ident())
+        self._act(name)
+
+    def start(self, run: Tracked) -> None:
+        self._note("start", run.run_dir)
+
+    def metrics(self, line: Any, at: Moment) -> None:
+        self._note("metrics", (line["step"], at))
+
+    def stages(self, step: int, stages: Any, at: Moment) -> None:
+        self._note("stages", (step, at))
+
+    def end(self, summary: Any) -> None:
+        self._note("end", summary["status"])
+
+    def sweep(self, folder: Path, name: str) -> None:
+        self._note("sweep", (folder, name))
+
+
+def tracked(run_dir: Path, **changes: Any) -> Tracked:
+    return Tracked(run_dir, {}, {"schedule": "ppll"}, "accuracy", **changes)
+
+
+def told_of_a_run(tracker: Noted, run_dir: Path) -> None:
+    guard = Guarded(tracker, "noted")
+    guard.start(tracked(run_dir))
+    guard.metrics(line(1))
+    guard.stages(1, STAGES, 0.75)
+    guard.metrics(line(2))
+    guard.end(SUMMARY)
+
+
+def test_everything_is_told_in_order_by_one_thread(tmp_path: Path) -> None:
+    tracker = Noted()
+    told_of_a_run(tracker, tmp_path)
+    assert [name for name, _ in tracker.told] == ["start", "metrics", "stages", "metrics", "end"]
+    assert len(tracker.threads - {threading.get_ident()}) == 1
+    (_, one), (_, other), (_, last) = (told for _, told in tracker.told[1:4])
+    assert (one.train_s, other.train_s, last.train_s) == (0.5, 0.75, 1.0)
+    assert 0 <= last.unix_s - one.unix_s < 60
+
+
+def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
+    """What a tracker imports would compete with the steps that the speed is measured by."""
+    tracker = Noted()
+    guard = Guarded(tracker, "noted")
+    guard.start(tracked(tmp_path))
+    assert tracker.told == [("start", tmp_path)]
+    guard.end(SUMMARY)
+
+
+def test_times_are_those_of_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those at which a tracker that is slow to start hears of it."""
+    monkeypatch.setattr(module, "START_LIMIT_S", 0.01)
+    goes_on = threading.Event()
+    tracker = Noted(lambda name: _wait(goes_on) if name == "start" else None)
+    guard = Guarded(tracker, "noted")
+    guard.start(tracked(tmp_path))
+    guard.metrics(line(1))
+    before_s = time.time()
+    goes_on.set()
+    guard.end(SUMMARY)
+    _, at = tracker.told[1][1]
+    assert at.unix_s <= before_s
+
+
+@pytest.mark.parametrize("method", ["start", "metrics", "stages", "end"])
+@pytest.mark.parametrize("error", [ArithmeticError, SystemExit])
+def test_what_a_tracker_raises_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, error: type[BaseException]
+) -> None:
+    def act(name: str) -> None:
+        if name == method:
+            raise error("it is\nbroken")
+
+    tracker = Noted(act)
+    told_of_a_run(tracker, tmp_path)
+    assert caplog.messages == [
+        f"tracker=noted is lost: {error.__name__}: it is broken; the run goes on without it"
+    ]
+    assert [name for name, _ in tracker.told].index(method) == len(tracker.told) - 1
+
+
+def test_a_tracker_that_hangs_is_left_and_ends_what_it_started(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+
+    class Hanging(Noted):
+        limit_s = 0.1
+
+        def abandon(self) -> None:
+            self.told.append(("abandon", None))
+            released.set()
+
+    tracker = Hanging(lambda name: _break(released) if name == "metrics" else None)
+    told_of_a_run(tracker, tmp_path)
+    assert caplog.messages == [
+        "tracker=noted is lost: it is not done 0.1 s after the end; the run goes on without it"
+    ]
+    assert [name for name, _ in tracker.told] == ["start", "metrics", "abandon"]
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
+def _break(released: threading.Event) -> None:
+    _wait(released)
+    raise ConnectionError("its other end is gone")  # is not told: it is lost already
+
+
+def test_a_sweep_is_told_of_alone(tmp_path: Path) -> None:
+    tracker = Noted()
+    Guarded(tracker, "noted").sweep(tmp_path, "2026-11-25/12-00-00")
+    assert tracker.told == [("sweep", (tmp_path, "2026-11-25/12-00-00"))]
+
+
+@pytest.mark.parametrize("depth", ["0", "ppll/4"])
+def test_the_runs_of_a_sweep_know_it(tmp_path: Path, depth: str) -> None:
+    folder = tmp_path / "2026-11-25" / "12-00-00-77"
+    (folder / depth).mkdir(parents=True)
+    assert tracked(folder / depth).sweep is None
+    (folder / "multirun.yaml").touch()
+    assert tracked(folder / depth).sweep == "2026-11-25/12-00-00-77"
+
+
+def test_keys() -> None:
+    assert line_scalars(line(3)) == {"train/loss": 1.5, "train/accuracy": 0.5}
+    local = line(3, module=2, split="test", loss=None, samples_per_second=10.0)
+    assert line_scalars(local) == {
+        "module_2/test/accuracy": 0.5,
+        "module_2/test/samples_per_second": 10.0,
+    }
+    assert stage_scalars(STAGES) == {
+        "stage_0/compute_fraction": 0.5,
+        "stage_0/starved_fraction": 0.25,
+        "stage_0/blocked_fraction": 0.0,
+        "stage_0/memory_bytes": 1000.0,
+        "stage_1/compute_fraction": 0.5,
+        "stage_1/starved_fraction": 0.25,
+        "stage_1/blocked_fraction": 0.125,
+        "stage_1/memory_bytes": 1000.0,
+        "pipeline/bubble_fraction": 0.3125,
+    }
+    unknown = [STAGES[0], {**STAGES[1], "blocked_fraction": None}]
+    assert "pipeline/bubble_fraction" not in stage_scalars(unknown)
+    assert stage_scalars([]) == {}
+
+
+def test_a_summary_as_pairs() -> None:
+    nested = {"a": {"b": None, "c": [1, {"d": 0}]}, "e": ["x", "y"], "f": []}
+    assert tree(nested) == {"a": {"c": {"0": 1, "1": {"d": 0}}}, "e": "x, y", "f": ""}
+    assert flat(tree(nested)) == {"a.c.0": 1, "a.c.1.d": 0, "e": "x, y", "f": ""}
+
+
+def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
+    """Of the trackers' libraries; a run without them would pay for them as well."""
+    script = (
+        "import sys\n"
+        "from ppll_cli.observe.tensorboard_tracker import TensorboardTracker\n"
+        "from ppll_cli.observe.wandb_tracker import Upload, WandbTracker\n"
+        "TensorboardTracker(), WandbTracker(project='p', tags=[], upload=Upload())\n"
+        "print({'wandb', 'tensorboard', 'torch'} & {*sys.modules})\n"
+        "import ppll_cli.runtime.run\n"
+        "print({'wandb', 'tensorboard'} & {*sys.modules})"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["set()", "set()"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["tracker.name=x"], "tracker.name=x: ppll_cli.observe.tracker.NoTracker has no such"),
+        (["tracker._target_=fractions.Fraction"], "is of no use here: it has no 'start'; see ppll"),
+        (["tracker=wandb", "tracker.mode=on"], "tracker.mode=on: must be 'online', 'offline'"),
+        (["tracker=wandb", "tracker.project=''"], "tracker.project='': must be a name without"),
+        (["tracker=wandb", "tracker.project=a/b"], "tracker.project=a/b: must be a name without"),
+        (["tracker=wandb", "tracker.tags=x"], "tracker.tags=x: must be a valid list"),
+        (
+            ["tracker=wandb", "tracker.finish_timeout_s=0"],
+            "tracker.finish_timeout_s=0.0: must be a number of",
+        ),
+        (["tracker=wandb", "tracker.upload.timeline=1"], "tracker.upload={'timeline': 1"),
+        (["tracker=wandb", "tracker.upload.x=true"], "tracker.upload={'timeline': False"),
+        (["tracker=tensorboard", "tracker.dir=3"], "tracker.dir=3: must be a valid string"),
+    ],
+)
+def test_wrong_options_are_refused(overrides: list[str], complaint: str) -> None:
+    config, choices = compose_config([f"++{o}" if "." in o else o for o in overrides])
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        guarded(choices["tracker"], config["tracker"])
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    config, _ = compose_config([f"tracker={name}"])
+    with pytest.raises(ConfigError) as caught:
+        guarded(name, config["tracker"])
+    said = f"tracker={name}: {name} is not installed; pip install {name}"
+    assert str(caught.value) == said
+
+
+def test_a_run_of_an_older_program_goes_on(run: Runner) -> None:
+    """Its config.json has a tracker's name where there is a class now."""
+    result = run("max_steps=2", *TINY)
+    file = result.run_dir / "config.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "tracker": {"name": "none"}}))
+    before = recorded([f"resume={result.run_dir}"])
+    assert before is not None
+    assert before.config["tracker"] == {"_target_": "ppll_cli.observe.tracker.NoTracker"}
+    assert resumed(result, "max_steps=4").summary["steps"] == 4
+
+
+def test_a_broken_tracker_does_not_stop_training(
+    run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    target = "tracker._target_=tests.observe.test_tracker.Broken"
+    result = run("max_steps=2", target, *TINY)
+    assert result.summary["status"] == "completed"
+    assert caplog.messages == [
+        "tracker=none is lost: OSError: nobody there; the run goes on without it"
+    ]
+
+
+class Broken(NoTracker):
+    """Cannot even start."""
+
+    def start(self, run: Tracked) -> None:
+        raise OSError("nobody there")
+
+
+def test_the_tracker_of_the_page_is_told_of_a_run(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.search(r"```python\n(# my_tracker\.py\n.*?)```", PAGE, re.DOTALL)
+    assert code
+    (tmp_path / "my_tracker.py").write_text(code[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "tracker._target_=my_tracker.CsvTracker"
+    result = run("local.modules=2", target, "+tracker.name=seen.csv", *TINY)
+    rows = (result.run_dir / "seen.csv").read_text().splitlines()
+    lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    numbers = [line_scalars(json.loads(text)) for text in lines]
+    assert len(rows) == 1 + sum(len(found) for found in numbers)
+    assert rows[0] == "step,seconds,key,value"
+    assert any(",test/accuracy," in row for row in rows)
+    assert any(",module_0/train/loss," in row for row in rows)
+
+
+def test_the_page_names_every_option() -> None:
+    config, _ = compose_config(["tracker=wandb"])
+    upload = {f"upload.{key}" for key in config["tracker"]["upload"]}
+    keys = {*config["tracker"], *upload} - {"_target_", "upload"}
+    assert {key for key in keys if f"`tracker.{key}`" not in PAGE} == set()
+
+
+def test_what_the_environment_says_to_wandb_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "PROJECT": "p",
+        "ENTITY": "e",
+        "MODE": "offline",
+        "NAME": "n",
+        "RUN_GROUP": "g",
+        "DIR": "/d",
+    }
+    for key, value in said.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    config, _ = compose_config(["tracker=wandb", "tracker.name=mine"])
+    keys = ("project", "entity", "mode", "name", "group", "dir")
+    assert [config["tracker"][key] for key in keys] == ["p", "e", "offline", "mine", "g", "/d"]

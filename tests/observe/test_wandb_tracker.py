@@ -1,0 +1,344 @@
+"""What wandb is told, read back from the files that it records offline."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.observe import wandb_tracker
+from ppll_cli.observe.tracker import Guarded, Tracked
+from ppll_cli.observe.wandb_tracker import Upload, WandbTracker
+from tests.conftest import Runner, resumed
+from tests.observe.conftest import STAGES, SUMMARY, draw, line
+from tests.observe.wandb_file import Recorded, recorded
+from tests.observe.wandb_server import Server, wandb_server
+
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
+TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epochs=2"]
+CONFIG = {"optim": {"lr": 0.1}, "gpus": None}
+
+
+def guard(**options: Any) -> Guarded:
+    given = {"project": "p", "tags": [], "upload": Upload(), **options}
+    return Guarded(WandbTracker(**given), "wandb")
+
+
+def tracked(run_dir: Path, **changes: Any) -> Tracked:
+    return Tracked(run_dir, CONFIG, {"schedule": "gpipe", "model": "vit"}, "accuracy", **changes)
+
+
+def track(run_dir: Path, *steps: int, resumed: bool = False, **options: Any) -> Recorded:
+    """A run with these steps, and what the last wandb run in its directory says."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    guarded = guard(**options)
+    guarded.start(tracked(run_dir, resumed=resumed))
+    for step in steps:
+        guarded.metrics(line(step))
+    guarded.end(SUMMARY)
+    return recorded(run_dir)[-1]
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the program says; wandb has a log of its own."""
+    return [it.getMessage() for it in caplog.records if it.name.startswith("ppll_cli")]
+
+
+def services() -> list[int]:
+    """Processes of wandb that this one has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, fields = stat.read_text().rpartition(")")
+        except OSError:  # it is gone by now
+            continue
+        if "(wandb-core" in name and int(fields.split()[1]) == os.getpid():
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sweeps" / "2026-11-25" / "12-00-00" / "0"
+    folder.mkdir(parents=True)
+    (folder.parent / "multirun.yaml").touch()
+    draw(folder / "timeline.png")
+    guarded = guard(tags=["a", "b"], notes="slow")
+    guarded.start(tracked(folder))
+    guarded.metrics(line(3, samples_per_second=100.0))
+    guarded.metrics(line(3, module=0, split="test", loss=None))
+    guarded.stages(4, STAGES, 2.5)
+    guarded.end(SUMMARY)
+    (found,) = recorded(folder)
+    run = found.run
+    assert (run.project, run.run_group, run.job_type) == ("p", "2026-11-25/12-00-00", "gpipe")
+    assert (run.display_name, list(run.tags), run.notes) == ("0", ["a", "b"], "slow")
+    assert run.run_id == json.loads((folder / "wandb-run.json").read_text())["id"]
+    assert found.config["optim"] == {"lr": 0.1}
+    assert found.config["choices"] == {"schedule": "gpipe", "model": "vit"}
+    assert found.config["resolved"] == {"gpus": 2}
+
+    first, second, third, last = found.rows
+    assert (first["step"], first["train/loss"], first["train/accuracy"]) == (3, 1.5, 0.5)
+    assert first["train/samples_per_second"] == 100
+    assert second["module_0/test/accuracy"] == 0.5
+    assert "module_0/test/loss" not in second
+    assert (third["step"], third["stage_0/memory_bytes"]) == (4, 1000)
+    assert third["pipeline/bubble_fraction"] == 0.3125
+    assert [row["train_seconds"] for row in (first, second, third)] == [1.5, 1.5, 2.5]
+    assert 0 <= third["_timestamp"] - first["_timestamp"] < 60
+    assert (last["step"], last["timeline/width"], last["timeline/height"]) == (9, 3, 2)
+    pictures = list(folder.glob("wandb/offline-*/files/media/images/timeline*.png"))
+    assert [file.read_bytes() for file in pictures] == [(folder / "timeline.png").read_bytes()]
+
+    assert found.metrics["*"].step_metric == "step"
+    assert found.metrics["*"].options.step_sync
+    assert found.metrics["train_seconds"].options.hidden
+    assert found.summary["test"] == {"accuracy": 0.75}
+    assert found.summary["stages"] == {"0": {"index": 0, "units": "a, b"}}
+    assert (found.exit_code, found.artifacts, found.statistics) == (0, [], 0)
+    assert capfd.readouterr().out == ""
+    assert services() == []
+
+
+@pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])
+def test_how_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, code: int
+) -> None:
+    monkeypatch.setitem(SUMMARY, "status", status)
+    found = track(tmp_path, 1)
+    assert (found.exit_code, found.summary["status"]) == (code, status)
+    assert found.run.run_group == ""
+
+
+def test_files_are_uploaded_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-9").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "last").symlink_to("step-9")
+    for name in ("checkpoints/step-9/stage-0.safetensors", "model.safetensors", "timeline.json"):
+        (tmp_path / name).write_text(name)
+    timeline, checkpoint = track(
+        tmp_path, 1, upload=Upload(timeline=True, checkpoint=True)
+    ).artifacts
+    assert (timeline.type, checkpoint.type) == ("timeline", "checkpoint")
+    assert [entry.path for entry in timeline.manifest.contents] == ["timeline.json"]
+    entries = sorted(entry.path for entry in checkpoint.manifest.contents)
+    assert entries == ["model.safetensors", "step-9/stage-0.safetensors"]
+
+
+def test_a_resumed_run_goes_on_with_the_same_one(tmp_path: Path) -> None:
+    track(tmp_path, 1, 2)
+    (folder,) = (path for path in (tmp_path / "wandb").glob("offline-run-*"))
+    # Its name has the second of its start, in which this test may make both.
+    shutil.move(folder, folder.with_name("offline-run-20200101_000000-x"))
+    track(tmp_path, 3, resumed=True)
+    first, second = recorded(tmp_path)
+    assert first.run.run_id == second.run.run_id
+    assert [row["step"] for row in second.rows] == [3]
+    fresh = track(tmp_path / "other", 1, resumed=True)  # it had another tracker before
+    assert fresh.run.run_id != first.run.run_id
+
+
+def test_a_finished_sweep_is_a_run_of_its_own(tmp_path: Path) -> None:
+    draw(tmp_path / "comparison.png")
+    (tmp_path / "comparison.csv").write_text("schedule,speedup,note\nbp,1.0,\nppll,1.75,fast\n")
+    guard().sweep(tmp_path, "2026-11-25/12-00-00")
+    (found,) = recorded(tmp_path)
+    assert (found.run.run_group, found.run.job_type) == ("2026-11-25/12-00-00", "comparison")
+    assert found.rows[0]["comparison_picture/width"] == 3
+    (table,) = tmp_path.glob("wandb/offline-*/files/media/table/comparison*.table.json")
+    said = json.loads(table.read_text())
+    assert said["columns"] == ["schedule", "speedup", "note"]
+    assert said["data"] == [["bp", 1.0, None], ["ppll", 1.75, "fast"]]
+    assert services() == []
+
+
+def test_disabled_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    guarded = guard(mode="disabled")
+    guarded.start(tracked(tmp_path))
+    guarded.metrics(line(1))
+    guarded.end(SUMMARY)
+    assert not list(tmp_path.glob("wandb/*run-*"))
+    assert messages(caplog) == []
+
+
+@pytest.mark.parametrize(("mode", "level"), [(None, "INFO"), ("online", "WARNING")])
+def test_without_a_key_a_run_is_recorded_offline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: Any, level: str
+) -> None:
+    caplog.set_level("INFO", wandb_tracker.__name__)
+    track(tmp_path, 1, mode=mode)
+    first, last = messages(caplog)
+    assert "recorded offline: no key is configured" in first
+    assert level in [it.levelname for it in caplog.records if it.getMessage() == first]
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert last == f"to upload what wandb recorded: wandb sync {folder}"
+
+
+def test_a_server_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is recorded offline; wandb would have raised, and left its process."""
+    import wandb
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        # It asks the server as well, for a fixed 10 s.
+        monkeypatch.setattr(wandb, "login", lambda prompt: not prompt)
+        found = track(tmp_path, 1, 2, mode="online", init_timeout_s=0.5)
+    assert [row["step"] for row in found.rows] == [1, 2]
+    (said,) = messages(caplog)
+    assert said.startswith("wandb: recorded offline: ")
+    assert services() == []
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server, and a key for it."""
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield server
+
+
+def test_with_a_key_a_run_is_online(
+    tmp_path: Path, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    track(tmp_path, 1, 2, entity="me", tags=["a"])
+    identity = json.loads((tmp_path / "wandb-run.json").read_text())["id"]
+    assert {run["name"] for run in server.runs} == {identity}
+    run = server.runs[0]
+    assert (run["project"], run["entity"], run["jobType"]) == ("p", "me", "gpipe")
+    assert [row["step"] for row in server.rows] == [1, 2]
+    assert capfd.readouterr().out == ""
+    assert services() == []
+
+
+def test_a_network_that_is_gone_at_the_end(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs the time that was allowed, and nothing that was measured."""
+    guarded = guard(finish_timeout_s=1.0)
+    guarded.start(tracked(tmp_path))
+    guarded.metrics(line(1))
+    _wait_until(lambda: bool(server.runs))
+    server.dead.set()
+    guarded.metrics(line(2))
+    began_s = time.monotonic()
+    guarded.end(SUMMARY)
+    assert time.monotonic() - began_s < 10
+    (found,) = recorded(tmp_path)
+    assert [row["step"] for row in found.rows] == [1, 2]
+    (folder,) = tmp_path.glob("wandb/run-*")
+    said = f"wandb was not done uploading after 1 s; for the rest: wandb sync {folder}"
+    assert messages(caplog) == [said]
+    assert services() == []
+
+
+def _wait_until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guarded = guard()
+    guarded.start(tracked(tmp_path / "nothing"))
+    guarded.end(SUMMARY)
+    (said,) = messages(caplog)
+    assert said.startswith("tracker=wandb is lost: FileNotFoundError: ")
+
+
+def test_a_process_of_wandb_that_hangs_is_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a run nor the program's end waits for it for ever."""
+    guarded = guard(mode="offline")
+    guarded._limit_s = 3.0
+    tracker: Any = guarded._tracker
+    start = tracker.start
+
+    def start_and_stop(run: Tracked) -> None:
+        start(run)
+        (service,) = services()
+        os.kill(service, signal.SIGSTOP)
+
+    monkeypatch.setattr(tracker, "start", start_and_stop)
+    guarded.start(tracked(tmp_path))
+    guarded.metrics(line(1))
+    guarded.end(SUMMARY)
+    lost, how = messages(caplog)
+    assert lost.startswith("tracker=wandb is lost: it is not done 3 s after the end")
+    assert how.startswith(f"what wandb was not told: wandb sync {tmp_path / 'wandb'}")
+    assert services() == []
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from tests.observe.test_wandb_tracker import *
+from tests.observe.test_wandb_tracker import _wait_until
+guarded = guard(mode="offline")
+guarded.start(tracked(Path("run")))
+guarded.metrics(line(1))
+_wait_until(lambda: any(found.rows for found in recorded(Path("run"))), 10)  # before it ends
+print(services()[0], flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
+def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> None:
+    """What was measured stays."""
+    (tmp_path / "run").mkdir()
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "src")])
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        service = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+        ended, _, _ = select.select([service], [], [], 10)
+        os.close(service)
+    assert ended
+    (found,) = recorded(tmp_path / "run")
+    assert [row["step"] for row in found.rows] == [1]
+
+
+def test_a_run_of_the_program(run: Runner) -> None:
+    """With a stop, and on from there."""
+    result = run("tracker=wandb", "local.modules=2", "max_steps=4", *TINY)
+    (found,) = recorded(result.run_dir)
+    text = (result.run_dir / "metrics.jsonl").read_text()
+    lines = [json.loads(each) for each in text.splitlines()]
+    losses = [row.get("train/loss") for row in found.rows if "train/loss" in row]
+    own = [it for it in lines if (it["split"], it["module"]) == ("train", None)]
+    assert losses == [pytest.approx(it["loss"]) for it in own]
+    assert any("module_0/test/accuracy" in row for row in found.rows)
+    assert found.run.job_type == "ppll"
+    assert found.config["model"]["depth"] == 2
+    assert found.config["resolved"]["gpus"] == result.summary["gpus"]
+    rate = result.summary["train"]["samples_per_second"]
+    assert found.summary["train"].get("samples_per_second") == rate
+    assert found.summary["test"]["accuracy"] == result.summary["test"]["accuracy"]
+    resumed(result, "max_steps=6")
+    first, second = recorded(result.run_dir)
+    assert first.run.run_id == second.run.run_id
+    assert {row["step"] for row in second.rows} == {6}
+    assert services() == []
