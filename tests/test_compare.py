@@ -33,6 +33,18 @@ def test_a_sweep_gets_its_comparison(
         assert (tmp_path / f"comparison.{end}").stat().st_size > 0
 
 
+def test_a_run_directory_gets_nothing_that_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run", "bp", gpus=1)
+    before = sorted((tmp_path / "run").iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, "run") == 0
+    assert sorted((tmp_path / "run").iterdir()) == before
+    assert capsys.readouterr().out.splitlines()[-1] == "comparison.md, .csv and .png"
+    assert (tmp_path / "comparison.md").exists()
+
+
 def test_several_folders_are_compared_in_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,5 +91,7 @@ def test_neither_torch_nor_hydra_is_imported(tmp_path: Path) -> None:
         "print([name for name in ('torch', 'hydra', 'omegaconf') if name in sys.modules])\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
     assert result.stdout.splitlines()[-1] == "[]"

@@ -18,8 +18,8 @@ time to a metric, memory. Interrupted and failed runs are listed with what is kn
 that differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
-Writes comparison.csv, comparison.md and comparison.png into the folder, where one is given, or
-into the current directory.
+Writes comparison.csv, comparison.md and comparison.png: for one folder that holds runs, into that
+folder, else into the current directory. The last line says where.
 
 Exit status: 0 done; 2 the input is wrong, said in one line.
 """
@@ -54,14 +54,13 @@ def _main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     for folder in options.folders:
         if not folder.is_dir():
-            raise ConfigError("RUN_OR_SWEEP_DIR", folder, "there is no such folder")
+            problem = "there is no such folder"
+            raise ConfigError("RUN_OR_SWEEP_DIR", folder, problem, "give a run directory")
     comparison = compare(options.folders)
     if not comparison.rows:
         where = " ".join(map(str, options.folders))
-        raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run")
-    output = options.output
-    if output is None:
-        output = options.folders[0] if len(options.folders) == 1 else Path()
+        raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run", "give a run directory")
+    output = options.output or _output(comparison, options.folders)
     try:
         output.mkdir(parents=True, exist_ok=True)
         comparison.write(output)
@@ -71,13 +70,20 @@ def _main(arguments: Sequence[str]) -> None:
     show(comparison, output)
 
 
+def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
+    """A folder of runs has room for their comparison; a run's own is left as it is."""
+    of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
+    refused = any(row.run.status == "refused" for row in comparison.rows)
+    return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
+
+
 def show(comparison: Comparison, folder: Path) -> None:
     """Print a comparison, and where it was written to."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
     console = Console(highlight=False, markup=False, emoji=False, width=width)
-    console.print(comparison.table())
+    console.print(comparison)
     for note in comparison.notes:
         console.print(note)
     console.print(f"{folder / 'comparison'}.md, .csv and .png", soft_wrap=True)

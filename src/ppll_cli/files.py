@@ -12,10 +12,19 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written; what was there before still is.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for what is no text.
+
+    Raises:
+        OSError: It cannot be written; what was there before still is.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("w") as file:
-            file.write(text)
+        with unfinished.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)

@@ -20,11 +20,13 @@ CONFIG: dict[str, Any] = {
     "model": {"_target_": "m.M", "depth": 4},
     "data": {"_target_": "d.D", "root": "/here"},
     "local": {"_target_": "l.L", "modules": None},
+    "fba": {"enabled": False},
     "optim": {"lr": 0.1},
     "batch_size": 64,
     "epochs": 2,
     "max_steps": None,
     "precision": "fp32",
+    "compile": False,
     "device": "auto",
     "threads": 1,
     "gpus": 2,
@@ -63,6 +65,7 @@ def make(
             "device": device,
             "emulated": False,
             "modules": 2,
+            "steps": 20,
             "train": {"samples_per_second": rate},
             "pipeline": {"bubble_fraction": 0.125},
             "test": {"loss": 0.5, "accuracy": 0.75},
@@ -97,7 +100,19 @@ def test_local_learning_is_compared_to_that_of_the_same_modules(tmp_path: Path) 
     make(tmp_path / "1", "ppll", 100.0, modules=4)
     make(tmp_path / "2", "ppll", 100.0, config={"local": {"_target_": "l.Other"}})
     make(tmp_path / "3", "ppll", 100.0)
-    assert [row["speed_up_over_ll"] for row in rows(tmp_path)] == ["1.0", "", "", "2.0"]
+    make(tmp_path / "4", "ppll", 100.0, config={"fba": {"enabled": True}})
+    assert [row["speed_up_over_ll"] for row in rows(tmp_path)] == ["1.0", "", "", "2.0", ""]
+
+
+def test_modules_are_what_they_became_however_they_were_asked_for(tmp_path: Path) -> None:
+    """By number, by default, or by another partition: the same training where the cuts are."""
+    make(tmp_path / "0", "ll", 50.0, gpus=1, config={"cuts": ["a"]})
+    asked = {"_target_": "l.L", "modules": 2}
+    make(tmp_path / "1", "ppll", 100.0, config={"cuts": ["a"], "local": asked})
+    make(tmp_path / "2", "ppll", 100.0, config={"cuts": ["b"]})
+    parts = [{"units": ["stem", "x"]}, {"units": ["a", "head"]}]
+    make(tmp_path / "3", "ppll", 100.0, config={"cuts": None}, per_module=parts)
+    assert [row["speed_up_over_ll"] for row in rows(tmp_path)] == ["1.0", "2.0", "", "2.0"]
 
 
 def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Path) -> None:
@@ -120,6 +135,8 @@ def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Pat
         ({"choices": {"data": "svhn"}}, "data is svhn and not digits"),
         ({"device": "cuda"}, "device is cuda and not cpu"),
         ({"emulated": True}, "emulated is true and not false"),
+        ({"config": {"compile": True}}, "compile is true and not false"),
+        ({"steps": 40}, "steps is 40 and not 20"),
     ],
 )
 def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
@@ -136,6 +153,43 @@ def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
     assert [row["comparable"] for row in rows(tmp_path)] == ["True", "True", "False"]
 
 
+def test_what_is_unknown_of_a_run_speaks_against_nothing(tmp_path: Path) -> None:
+    """One that has only begun has no device yet; an older program's has fewer keys."""
+    make(tmp_path / "0", "bp", gpus=1)
+    make(tmp_path / "1", "ppll", 150.0, config={"model": {"_target_": "m.M", "depth": 4, "new": 1}})
+    write(tmp_path / "2", config={**CONFIG, "choices": {**CHOICES, "schedule": "ll"}})
+    make(tmp_path / "3", "ppll", 150.0)
+    (tmp_path / "3" / "config.json").unlink()
+    found = compare([tmp_path])
+    assert [row.name for row in found.rows] == ["0", "1", "2", "3"]
+    assert [row.over_bp for row in found.rows] == [1.0, 1.5, None, 1.5]
+
+
+def test_of_another_option_only_the_option_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "0", "bp", gpus=1)
+    make(tmp_path / "1", "ppll")
+    other = {"config": {"model": {"depth": 8}}, "choices": {"model": "resnet32"}}
+    make(tmp_path / "2", "ppll", **other)  # type: ignore[arg-type]
+    assert [*compare([tmp_path]).rows[2].unequal] == ["model"]
+
+
+def test_where_most_runs_have_begun_only_those_that_ended_count_as_most(tmp_path: Path) -> None:
+    for number, device in enumerate(["cuda", "cpu", "cpu"]):
+        make(tmp_path / str(number), "ppll", device=device)
+    for number in (3, 4, 5):
+        write(tmp_path / str(number), config={**CONFIG, "choices": CHOICES})
+    assert [row.name for row in compare([tmp_path]).rows] == ["0*", "1", "2", "3", "4", "5"]
+
+
+def test_the_baseline_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "slow", "bp", 80.0, gpus=1)
+    make(tmp_path / "fast", "bp", 100.0, gpus=1, threads=2)
+    make(tmp_path / "ppll", "ppll", 150.0)
+    first = compare([tmp_path]).notes[0]
+    said = "x bp: over the fastest back-propagation under the same conditions, fast (2 threads)"
+    assert first == said
+
+
 @pytest.mark.parametrize(
     "other", [{"config": {"data": {"_target_": "d.D", "root": "/there"}}}, {"threads": 2}]
 )
@@ -149,11 +203,33 @@ def test_the_time_to_what_every_comparable_run_reached(tmp_path: Path) -> None:
     """Each run's own last value would favour those that end badly."""
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75, 0.875))
     make(tmp_path / "1", "ppll", accuracies=(0.25, 0.5, 0.8, 0.7))
-    make(tmp_path / "2", "ll", gpus=1, accuracies=(0.5, 0.6), status="interrupted")
+    make(tmp_path / "2", "ll", gpus=1, accuracies=(0.5, 0.6))
     found = compare([tmp_path])
     assert found.target == 0.6
     assert [row.seconds_to_target for row in found.rows] == [4.0, 6.0, 4.0]
     assert [row.best for row in found.rows] == [0.875, 0.8, 0.6]
+
+
+def test_a_run_that_did_not_complete_sets_no_target(tmp_path: Path) -> None:
+    """What an interrupted run happened to have last is nothing to reach."""
+    make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75))
+    make(tmp_path / "1", "ppll", accuracies=(0.1,), status="interrupted")
+    make(tmp_path / "2", "ppll", accuracies=(0.8,), status="interrupted")
+    found = compare([tmp_path])
+    assert found.target == 0.75
+    assert [row.seconds_to_target for row in found.rows] == [4.0, None, 2.0]
+
+
+def test_another_metric_is_not_timed_against_this_one(tmp_path: Path) -> None:
+    make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75))
+    make(tmp_path / "1", "ppll", accuracies=(0.75,))
+    make(tmp_path / "2", "ppll", accuracies=(30.0,))
+    file = tmp_path / "2" / "metrics.jsonl"
+    file.write_text(file.read_text().replace("accuracy", "psnr"))
+    found = compare([tmp_path])
+    assert (found.metric, found.target) == ("test accuracy", 0.75)
+    assert [row.seconds_to_target for row in found.rows] == [4.0, 2.0, None]
+    assert "* 2 is not comparable to most: metric is test psnr and not test accuracy" in found.notes
 
 
 def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
@@ -188,6 +264,7 @@ def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
 
 def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll", None, pipeline={}, stages=[], test=None)
+    assert compare([tmp_path]).metric == "metric"
     (row,) = rows(tmp_path)
     empty = {key for key, value in row.items() if not value}
     assert empty == {
@@ -207,21 +284,43 @@ def test_markdown_has_the_columns_that_hold_something(tmp_path: Path) -> None:
     make(tmp_path / "a|b", "ppll", 150.4, accuracies=(0.5,))
     text = compare([tmp_path]).markdown().splitlines()
     assert text[0] == (
-        "| run | status | schedule | gpus | samples/s | bubble | s to accuracy 0.5 | best accuracy "
-        "| peak MB | auxiliary |"
+        "| run | status | schedule | gpus | samples/s | bubble | s to test accuracy 0.5 | "
+        "best test accuracy | peak MB | auxiliary |"
     )
     assert text[2] == ("| a\\|b | completed | ppll | 2 | 150 | 0.125 | 2.0 | 0.5000 | 0 | 0.125 |")
 
 
-@pytest.mark.parametrize("width", [60, 200])
-def test_a_table_fits_its_window(tmp_path: Path, width: int) -> None:
-    for number in range(3):
-        make(tmp_path / str(number), "ppll", config={"optim": {"lr": number}})
+def printed(comparison: Comparison, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(compare([tmp_path]).table())
-    lines = console.export_text().splitlines()
+    console.print(comparison)
+    return console.export_text().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_in_a_narrow_window_tables_stand_one_below_the_other(tmp_path: Path, width: int) -> None:
+    """And each number is whole, whatever the width."""
+    for number in range(3):
+        config = {"optim": {"lr": number}}
+        make(tmp_path / str(number), "ppll", 1234.0 + number, accuracies=(0.5,), config=config)
+    found = compare([tmp_path])
+    lines = printed(found, width)
     assert all(len(line) <= width for line in lines)
-    assert width == 60 or len(lines) == 4
+    words = [word for line in lines for word in line.split()]
+    for number in range(3):
+        rows = [line for line in lines if line.startswith(f"{number} ")]
+        assert all(row.split()[0] == str(number) for row in rows)
+        assert len(rows) == {40: 3, 60: 2, 80: 2, 120: 1, 200: 1}[width]
+        assert str(1234 + number) in words
+    assert words.count("completed") == words.count("0.5000") == 3
+    assert width != 200 or len(lines) == 4
+
+
+def test_a_long_name_is_broken_and_not_cut(tmp_path: Path) -> None:
+    name = "a-name-of-a-run-that-is-longer-than-a-third-of-the-window"
+    make(tmp_path / name, "ppll")
+    lines = printed(compare([tmp_path]), 60)
+    first = lines[1 : next(n for n, line in enumerate(lines) if n > 1 and line.startswith("run"))]
+    assert "".join(line[:20].strip() for line in first).startswith(name)
 
 
 def pixels(image: Any, colour: str) -> int:
@@ -249,6 +348,13 @@ def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
         compare([tmp_path / name]).write(tmp_path / name)
         heights.append(imread(tmp_path / name / "comparison.png").shape[0])
     assert heights[0] < heights[1]
+
+
+def test_a_name_is_no_formula(tmp_path: Path) -> None:
+    """What stands between two dollars would be one, and most are wrong ones."""
+    make(tmp_path / "_$x_{$", "ppll", accuracies=(0.5,))
+    compare([tmp_path]).write(tmp_path)
+    assert (tmp_path / "comparison.png").stat().st_size > 0
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:

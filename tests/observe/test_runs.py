@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ppll_cli.observe.runs import Evaluation, find
+
+CONFIG: dict[str, Any] = {"choices": {}}
+"""By which a folder is known as a run's."""
 
 
 def write(folder: Path, **files: object) -> Path:
@@ -22,27 +26,28 @@ def line(step: int, value: float | None, split: str = "test", **more: object) ->
 
 def test_runs_lie_anywhere_and_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 1):
-        write(tmp_path / "sweep" / str(number), config={})
-    write(tmp_path / "sweep" / ".hydra", config={})
+        write(tmp_path / "sweep" / str(number), config=CONFIG)
+    write(tmp_path / "sweep" / ".hydra", config=CONFIG)
     write(tmp_path / "sweep", refused=json.dumps({"job": 3, "overrides": ["gpus=0"]}) + "\n")
     found = find([tmp_path])
-    assert [run.name for run in found] == ["3", "sweep/1", "sweep/2", "sweep/10"]
+    assert [run.name for run in found] == ["sweep/1", "sweep/2", "sweep/3", "sweep/10"]
     assert [run.name for run in find([tmp_path / "sweep"])] == ["1", "2", "3", "10"]
 
 
 def test_what_is_inside_a_run_is_no_run(tmp_path: Path) -> None:
-    write(write(tmp_path / "run", config={}) / "wandb", config={})
+    write(write(tmp_path / "run", config=CONFIG) / "wandb", config=CONFIG)
     assert len(find([tmp_path])) == 1
 
 
 def test_how_a_run_ended(tmp_path: Path) -> None:
-    write(tmp_path / "a", config={}, summary={"status": "completed", "schedule": "bp"})
+    write(tmp_path / "a", config=CONFIG, summary={"status": "completed", "schedule": "bp"})
     write(tmp_path / "b", config={"choices": {"schedule": "ll"}})
-    write(tmp_path / "c", config={}, summary={"status": "failed", "error": "stage 1: it broke"})
-    write(tmp_path / "d", config={}, summary="{ this was cut o")
+    write(tmp_path / "c", config=CONFIG, summary={"status": "failed", "error": "stage 1: it broke"})
+    write(tmp_path / "d", config=CONFIG, summary="{ this was cut o")
     refused = {"job": 7, "overrides": ["gpus=0", "seed=1"], "error": "gpus=0: too few"}
     write(tmp_path, refused=json.dumps(refused) + "\n{ cut")
     refusal, *runs = find([tmp_path])
+    assert refusal.name == "7"
     assert [run.status for run in runs] == ["completed", "running", "failed", "running"]
     assert [run.schedule for run in runs] == ["bp", "ll", "?", "?"]
     assert runs[2].error == "stage 1: it broke"
@@ -59,17 +64,75 @@ def test_evaluations_are_those_of_the_models_own_head(tmp_path: Path) -> None:
         line(30, 0.75, seconds=4.0),
         '{"step": 40, "acc',
     ]
-    (run,) = find([write(tmp_path / "run", config={}, metrics="".join(metrics))])
+    (run,) = find([write(tmp_path / "run", config=CONFIG, metrics="".join(metrics))])
     assert run.evaluations == [Evaluation(10, 2.0, 0.5), Evaluation(30, 4.0, 0.75)]
 
 
 def test_a_held_out_part_goes_before_the_test_set(tmp_path: Path) -> None:
     metrics = line(10, 0.5) + line(10, 0.25, "val")
-    (run,) = find([write(tmp_path / "run", config={}, metrics=metrics)])
+    (run,) = find([write(tmp_path / "run", config=CONFIG, metrics=metrics)])
     assert run.evaluations == [Evaluation(10, None, 0.25)]
+    assert run.metric == "val accuracy"
+
+
+def test_the_metric_is_known_from_the_summary_too(tmp_path: Path) -> None:
+    summary = {"status": "completed", "schedule": "bp", "test": {"loss": 1.0, "psnr": 30.0}}
+    (run,) = find([write(tmp_path / "run", summary=summary)])
+    assert run.metric == "test psnr"
+
+
+def test_times_of_a_run_that_an_older_program_began_are_unknown(tmp_path: Path) -> None:
+    """Its later lines count from where the newer program went on with it."""
+    metrics = line(10, 0.5) + line(20, 0.75, seconds=2.0)
+    (run,) = find([write(tmp_path / "run", config=CONFIG, metrics=metrics)])
+    assert run.evaluations == [Evaluation(10, None, 0.5), Evaluation(20, None, 0.75)]
+
+
+def test_a_run_that_goes_on_after_its_summary_is_running(tmp_path: Path) -> None:
+    summary = {"status": "interrupted", "schedule": "bp", "steps": 20}
+    for name, step in (("ended", 20), ("resumed", 21)):
+        metrics = line(step, 0.5, "train")
+        write(tmp_path / name, config=CONFIG, summary=summary, metrics=metrics)
+    assert [run.status for run in find([tmp_path])] == ["interrupted", "running"]
+
+
+def test_other_programs_have_a_config_json_as_well(tmp_path: Path) -> None:
+    write(tmp_path / "other", config={"architectures": ["ViT"]})
+    write(tmp_path / "list", config=[1])
+    write(tmp_path / "ours" / "0", config=CONFIG)
+    assert [run.name for run in find([tmp_path])] == ["ours/0"]
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """One to a folder above it would lead round and round."""
+    write(tmp_path / "0", config=CONFIG)
+    (tmp_path / "latest").symlink_to(tmp_path / "0")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert [run.name for run in find([tmp_path])] == ["0"]
+    (named,) = find([tmp_path / "latest"])  # but what is asked for may be one
+    assert named.folder == tmp_path / "0"
+
+
+def test_a_run_that_is_found_twice_is_listed_once(tmp_path: Path) -> None:
+    for number in (0, 1):
+        write(tmp_path / "sweep" / str(number), config=CONFIG)
+    found = find([tmp_path / "sweep" / "1", tmp_path / "sweep"])
+    assert [run.name for run in found] == ["sweep/1", "sweep/0"]
+
+
+def test_a_job_that_ran_in_the_end_was_not_refused(tmp_path: Path) -> None:
+    """A sweep may be made again in its folder."""
+    write(tmp_path, refused='{"job": 0}\n{"job": 1, "overrides": ["schedule=ll"]}\n')
+    write(tmp_path / "0", config=CONFIG)
+    found = find([tmp_path])
+    assert [(run.name, run.status) for run in found] == [("0", "running"), ("1", "refused")]
+    assert found[1].schedule == "ll"
 
 
 def test_two_folders_are_told_apart(tmp_path: Path) -> None:
-    write(tmp_path / "one" / "0", config={})
-    write(tmp_path / "two", config={})
+    write(tmp_path / "one" / "0", config=CONFIG)
+    write(tmp_path / "two", config=CONFIG)
     assert [run.name for run in find([tmp_path / "one", tmp_path / "two"])] == ["one/0", "two"]
+    write(tmp_path / "three" / "0", config=CONFIG)
+    both = find([tmp_path / "one" / "0", tmp_path / "three" / "0"])
+    assert [run.name for run in both] == ["one/0", "three/0"]

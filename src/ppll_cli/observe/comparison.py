@@ -2,26 +2,24 @@
 
 import csv
 import io
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from ppll_cli.files import write_text
+from ppll_cli.observe.conditions import conditions, locality, settings, shown, unequal, usual
 from ppll_cli.observe.runs import FoundRun, find
 
-CONDITIONS = ("model", "data", "batch_size", "epochs", "max_steps", "precision", "device")
-"""Runs in which one of these differs are not comparable."""
+GAP = 2
+"""Characters between columns."""
 
-PLACES = {"root", "download"}
-"""Where data are read from changes nothing that is measured."""
-
-OWN = {"schedule", "gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
-"""Keys of a configuration that have a column, or that change nothing worth one."""
+WIDE = 24
+"""Characters of a cell in a narrow window; a longer one is broken."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,9 @@ class Row:
         run: As it was found.
         differs: Settings, beside schedule and gpus, in which the runs differ.
         unequal: Conditions that are others than those of most runs: this run's, and theirs.
+        bps: Back-propagations under the same conditions, the fastest first.
         samples_per_second: In the steady state.
-        over_bp: That speed over the fastest back-propagation's under the same conditions.
+        over_bp: That speed over back-propagation's.
         over_ll: The same over sequential local learning of the same modules.
         bubble: Share of the stages' time in which they waited.
         seconds_to_target: For how long it trained until an evaluation reached the target.
@@ -45,6 +44,7 @@ class Row:
     run: FoundRun
     differs: str
     unequal: Mapping[str, tuple[Any, Any]]
+    bps: Sequence[FoundRun]
     samples_per_second: float | None
     over_bp: float | None
     over_ll: float | None
@@ -94,9 +94,9 @@ class Comparison:
 
     Attributes:
         rows: One for each run.
-        metric: Name of the task's metric.
-        target: The metric whose reaching is timed; None where nothing is known. It is the worst
-            that a comparable run ended with, so that each of them reaches it. This is our own
+        metric: Name of the task's metric and its split, as most runs have it.
+        target: The metric whose reaching is timed; None where nothing is known. It is the lowest
+            that a comparable run completed with, so that each of them reaches it. This is our own
             reading of "time to the final metric": to time each run's own last value would favour
             those that end badly.
         notes: What has to be known to read the table.
@@ -132,12 +132,45 @@ class Comparison:
         ]
         return [c for c in every if any(c.value(row) is not None for row in self.rows)]
 
-    def table(self) -> Table:
-        """For a terminal."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        yield from self.tables(options.max_width)
+
+    def tables(self, width: int) -> Iterator[Table]:
+        """For a window so many characters wide: where one table has no room, one below the other.
+
+        Each begins with the names of the runs. Nothing is left out; long cells are broken.
+        """
         columns = self.columns()
+        texts = [_texts(columns, row) for row in self.rows]
+        cells = {
+            column.name: [cell_len(text[place]) for text in texts]
+            for place, column in enumerate(columns)
+        }
+        whole = {c.name: max(len(c.name), *cells[c.name], 0) for c in columns}
+        if sum(whole.values()) + GAP * (len(columns) - 1) <= width:
+            yield self._table(columns, whole)
+            return
+        words = {c.name: max(map(len, c.name.split()), default=0) for c in columns}
+        most = min(WIDE, width // 3)
+        need = {
+            c.name: max(words[c.name], min(most, max(cells[c.name], default=0))) for c in columns
+        }
+        first, *rest = columns
+        while rest:
+            room, taken = width - need[first.name], 1
+            room -= GAP + need[rest[0].name]
+            while taken < len(rest) and room >= GAP + need[rest[taken].name]:
+                room -= GAP + need[rest[taken].name]
+                taken += 1
+            yield self._table([first, *rest[:taken]], need)
+            rest = rest[taken:]
+
+    def _table(self, columns: Sequence[Column], widths: Mapping[str, int]) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
         for column in columns:
-            table.add_column(column.name, justify="left" if column.left else "right")
+            justify: Literal["left", "right"] = "left" if column.left else "right"
+            width = widths[column.name]
+            table.add_column(column.name, justify=justify, width=width, overflow="fold")
         for row in self.rows:
             table.add_row(*_texts(columns, row))
         return table
@@ -199,90 +232,76 @@ CSV: dict[str, Callable[[Row], Any]] = {
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare all runs that are in these folders, at any depth."""
     runs = find(folders)
-    ran = [run for run in runs if run.config]
-    conditions = {id(run): _conditions(run) for run in ran}
-    most = Counter(map(_key, conditions.values())).most_common(1)
-    usual: Mapping[str, Any] = json.loads(most[0][0]) if most else {}
-    unequal = {
-        id(run): {
-            key: (mine.get(key), usual.get(key))
-            for key in sorted({*mine, *usual})
-            if mine.get(key) != usual.get(key)
-        }
-        for run, mine in ((run, conditions[id(run)]) for run in ran)
-    }
-    equal = [run for run in ran if not unequal[id(run)]]
-    target = min((run.evaluations[-1].value for run in equal if run.evaluations), default=None)
-    settings = {id(run): text for run, text in zip(ran, _settings(ran), strict=True)}
-    rows = [
-        Row(
-            run,
-            " ".join(run.overrides) or settings.get(id(run), ""),
-            unequal.get(id(run), {}),
-            _rate(run),
-            _over(run, [bp for bp in ran if bp.schedule == "bp" and _same(run, bp, conditions)]),
-            _over(run, [ll for ll in ran if _is_ll_of(run, ll, conditions)]),
-            run.get("pipeline", "bubble_fraction"),
-            _time_to(run, target),
-            max((found.value for found in run.evaluations), default=None),
-            [s["peak_memory_bytes"] for s in _stages(run) if s.get("peak_memory_bytes")],
-            _mean([s.get("aux_fraction") for s in _stages(run)]),
-        )
-        for run in runs
-    ]
-    return Comparison(rows, _metric(runs), target, list(_notes(rows, ran, conditions)))
-
-
-def _conditions(run: FoundRun) -> dict[str, Any]:
-    """What has to be the same for two runs to be comparable."""
-    found: dict[str, Any] = {}
-    for key in CONDITIONS:
-        value = run.configured(key)
-        if key == "device":
-            found["device"] = run.get("device") or value
-            found["emulated"] = bool(run.get("emulated"))
-        elif isinstance(value, Mapping):
-            found[key] = run.configured("choices", key)
-            found |= {f"{key}.{k}": v for k, v in value.items() if k not in PLACES | {"_target_"}}
-        else:
-            found[key] = value
-    return found
-
-
-def _key(conditions: Mapping[str, Any]) -> str:
-    return json.dumps(conditions, sort_keys=True)
-
-
-def _same(one: FoundRun, other: FoundRun, conditions: Mapping[int, Mapping[str, Any]]) -> bool:
-    return bool(one.config) and conditions[id(one)] == conditions[id(other)]
-
-
-def _is_ll_of(run: FoundRun, ll: FoundRun, conditions: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Whether it is sequential local learning under the same conditions, for a local run.
-
-    Of the same modules and method; a run that knows no modules is compared to any.
-    """
-    if ll.schedule != "ll" or not _same(run, ll, conditions):
-        return False
-    local = run.schedule in ("ll", "ppll")
-    return not local or all(
-        one == other
-        for one, other in (
-            (run.configured("local"), ll.configured("local")),
-            (run.get("modules"), ll.get("modules")),
-        )
+    ran = [run for run in runs if run.status != "refused"]
+    known = {id(run): conditions(run) for run in ran}
+    ended = {id(run): known[id(run)] for run in ran if run.summary}
+    most = usual(ended or known)
+    differing = {key: unequal(mine, most) for key, mine in known.items()}
+    target = min(
+        (
+            run.evaluations[-1].value
+            for run in ran
+            if run.status == "completed" and run.evaluations and not differing[id(run)]
+        ),
+        default=None,
     )
+
+    def baselines(run: FoundRun, schedule: str) -> list[FoundRun]:
+        """Those with a schedule that may be compared to a run, the fastest first."""
+        local = schedule == "ll" and run.schedule in ("ll", "ppll")
+        comparable = [
+            other
+            for other in ran
+            if other.schedule == schedule
+            and _rate(other)
+            and id(run) in known
+            and not unequal(known[id(run)], known[id(other)])
+            and not (local and unequal(locality(run), locality(other)))
+        ]
+        return sorted(comparable, key=lambda other: _rate(other) or 0.0, reverse=True)
+
+    differs = dict(zip(map(id, ran), settings(ran), strict=True))
+    rows = []
+    for run in runs:
+        others = differing.get(id(run), {})
+        bps, lls = baselines(run, "bp"), baselines(run, "ll")
+        rows.append(
+            Row(
+                run,
+                differs.get(id(run), " ".join(run.overrides)),
+                others,
+                bps,
+                _rate(run),
+                _over(run, bps),
+                _over(run, lls),
+                _number(run.get("pipeline", "bubble_fraction")),
+                None if _other_task(others) else _time_to(run, target),
+                max((found.value for found in run.evaluations), default=None),
+                [int(n) for s in _stages(run) if (n := _number(s.get("peak_memory_bytes")))],
+                _mean([_number(s.get("aux_fraction")) for s in _stages(run)]),
+            )
+        )
+    metric = most.get("metric") or next((run.metric for run in ran if run.metric), "metric")
+    return Comparison(rows, metric, target, list(_notes(rows, metric, target)))
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) else None
 
 
 def _rate(run: FoundRun) -> float | None:
-    rate = run.get("train", "samples_per_second")
-    return rate if isinstance(rate, int | float) else None
+    return _number(run.get("train", "samples_per_second"))
 
 
 def _over(run: FoundRun, baselines: Sequence[FoundRun]) -> float | None:
     rate = _rate(run)
-    rates = [found for found in map(_rate, baselines) if found]
-    return rate / max(rates) if rate is not None and rates else None
+    base = _rate(baselines[0]) if baselines else None
+    return rate / base if rate is not None and base else None
+
+
+def _other_task(others: Mapping[str, Any]) -> bool:
+    """Whether reaching the metric of most would mean something else."""
+    return any(key.partition(".")[0] in ("data", "metric") for key in others)
 
 
 def _time_to(run: FoundRun, target: float | None) -> float | None:
@@ -296,58 +315,8 @@ def _stages(run: FoundRun) -> list[Mapping[str, Any]]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _metric(runs: Sequence[FoundRun]) -> str:
-    for run in runs:
-        for split in ("test", "val"):
-            for name in run.get(split) or ():
-                if name != "loss":
-                    return str(name)
-    return "metric"
-
-
-def _flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        if not before and name in OWN:
-            continue
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{before}{name}.")
-        elif name not in PLACES | {"_target_"} and f"{before}{name}" != "fba.enabled":
-            found[f"{before}{name}"] = value
-    return found
-
-
-def _settings(runs: Sequence[FoundRun]) -> list[str]:
-    """For each run, the settings in which the runs differ, without those that have columns.
-
-    Where they differ in the option of a group, that is named, and of the group's keys those that
-    all options have.
-    """
-    flat = [_flat(run.config) for run in runs]
-    chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
-    groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in OWN]
-    split = [g for g in groups if len({str(c.get(g)) for c in chosen}) > 1]
-    keys = [
-        key
-        for key in dict.fromkeys(key for each in flat for key in each)
-        if len({json.dumps(each.get(key)) for each in flat}) > 1
-        and (key.partition(".")[0] not in split or all(key in each for each in flat))
-    ]
-    return [
-        " ".join(
-            [f"{group}={options.get(group)}" for group in split]
-            + [f"{key}={_shown(each[key])}" for key in keys if each.get(key) is not None]
-        )
-        for each, options in zip(flat, chosen, strict=True)
-    ]
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _texts(columns: Sequence[Column], row: Row) -> list[str]:
@@ -358,38 +327,49 @@ def _texts(columns: Sequence[Column], row: Row) -> list[str]:
     ]
 
 
-def _notes(
-    rows: Sequence[Row], ran: Sequence[FoundRun], conditions: Mapping[int, Mapping[str, Any]]
-) -> Iterator[str]:
-    if any(row.over_bp is not None for row in rows):
-        yield (
-            "x bp: over the fastest back-propagation under the same conditions; x ll: over "
-            "sequential local learning, for local schedules of the same modules"
-        )
+def _notes(rows: Sequence[Row], metric: str, target: float | None) -> Iterator[str]:
+    baselines = {row.bps[0].name: row.bps[0] for row in rows if row.over_bp is not None}
+    if baselines:
+        named = ", ".join(f"{name} ({_plural(_threads(bp))})" for name, bp in baselines.items())
+        yield f"x bp: over the fastest back-propagation under the same conditions, {named}"
     short = []
     for row in rows:
         if row.over_bp is None or row.run.get("device") != "cpu":
             continue
-        threads = [
-            run.get("threads") or 1
-            for run in ran
-            if run.schedule == "bp" and _same(row.run, run, conditions)
-        ]
-        all_threads = (row.gpus or 1) * (row.run.get("threads") or 1)
-        if all_threads > max(threads):
-            short.append(f"{row.run.name} ({all_threads} threads against {max(threads)})")
+        most = max(map(_threads, row.bps))
+        if (wanted := (row.gpus or 1) * _threads(row.run)) > most:
+            short.append(f"{row.run.name} ({_plural(wanted)} against {most})")
     if short:
         yield (
             f"x bp flatters {', '.join(short)}: on a CPU, add a back-propagation that has all the "
             "threads, schedule=bp gpus=1"
         )
+    if any(row.over_ll is not None for row in rows):
+        yield (
+            "x ll: over sequential local learning under the same conditions; for ll and ppll, that "
+            "of the same local method and modules"
+        )
+    if any(row.seconds_to_target is not None for row in rows):
+        yield (
+            f"s to {metric} {target:.4g}: seconds of training, evaluation included, until an "
+            "evaluation reached the lowest value that a comparable run completed with"
+        )
     for row in rows:
         if row.unequal:
             differences = ", ".join(
-                f"{key} is {_shown(mine)} and not {_shown(theirs)}"
+                f"{key} is {shown(mine)} and not {shown(theirs)}"
                 for key, (mine, theirs) in row.unequal.items()
             )
             yield f"* {row.run.name} is not comparable to most: {differences}"
     for row in rows:
         if row.run.error:
             yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"
+
+
+def _threads(run: FoundRun) -> int:
+    """Of each worker."""
+    return int(_number(run.get("threads")) or 1)
+
+
+def _plural(threads: int) -> str:
+    return f"{threads} thread{'' if threads == 1 else 's'}"

@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ppll_cli.files import write_bytes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
     from ppll_cli.observe.comparison import Comparison, Row
 
 COLOURS = {
     "bp": "#000000",
     "ll": "#E69F00",
-    "pp": "#999999",
+    "pp": "#D55E00",
     "gpipe": "#56B4E9",
     "1f1b": "#009E73",
     "ppll": "#0072B2",
@@ -21,6 +25,9 @@ COLOURS = {
 """By schedule: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
 
 OTHER = "#CC79A7"
+LONGEST = 24
+"""Characters of a name; of a longer one the end is shown."""
+
 LINES = ("-", "--", ":", "-.")
 MARKERS = "os^Dvx"
 
@@ -39,25 +46,28 @@ def picture(path: Path, comparison: "Comparison") -> None:
     height = max(3.6, 1.6 + 0.3 * len(rows))
     figure = Figure(figsize=(15, height), layout="constrained")
     FigureCanvasAgg(figure)
-    speed, progress, memory = figure.subplots(1, 3)
+    speed, memory, progress = figure.subplots(1, 3)  # runs are in the same place in the first two
     over = any(row.over_bp is not None for row in rows)
     speeds = [row.over_bp if over else row.samples_per_second for row in rows]
     _bars(speed, rows, speeds, "{:.2f}" if over else "{:.0f}")
-    speed.set_title("speed, times back-propagation" if over else "speed, samples/s", loc="left")
+    speed.set_title(
+        "speed, times back-propagation" if over else "speed, samples/s", loc="left", fontsize=10
+    )
     if over:
         speed.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
     _progress(progress, rows, comparison)
     _memory(memory, rows)
     memory.set_yticklabels([])
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, format="png", dpi=100)
-    unfinished.rename(path)
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    write_bytes(path, image.getvalue())
 
 
 def label(row: "Row") -> str:
     """A run in few words."""
     gpus = "" if row.gpus is None else f" x{row.gpus}"
-    return f"{row.name}  {row.run.schedule}{gpus}"
+    name = row.name if len(row.name) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{row.name[-LONGEST:]}"
+    return f"{name}  {row.run.schedule}{gpus}"
 
 
 def colour(row: "Row") -> str:
@@ -73,40 +83,45 @@ def _bars(axes: "Axes", rows: Sequence["Row"], values: Sequence[float | None], f
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         axes.barh(place, value or 0.0, color=colour(row), height=0.7)
         text = "unknown" if value is None else form.format(value)
-        axes.text((value or 0.0) + 0.01 * largest, place, text, va="center", fontsize=8)
+        _value(axes, (value or 0.0) + 0.01 * largest, place, text)
     axes.set_xlim(0, 1.15 * largest)
-    axes.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
+    labels = [label(row) for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
     _settle(axes, len(rows))
 
 
 def _progress(axes: "Axes", rows: Sequence["Row"], comparison: "Comparison") -> None:
     seen: dict[str, int] = {}
+    drawn: list[tuple[Line2D, str]] = []
     for row in rows:
         points = [(e.seconds, e.value) for e in row.run.evaluations if e.seconds is not None]
         if not points:
             continue
         nth = seen[row.run.schedule] = seen.get(row.run.schedule, -1) + 1
-        axes.plot(
+        (curve,) = axes.plot(
             *zip(*points, strict=True),
             color=colour(row),
             linestyle=LINES[nth % len(LINES)],
             marker=MARKERS[nth % len(MARKERS)],
             markersize=4,
             linewidth=1.4,
-            label=label(row),
         )
-    axes.set_title(f"{comparison.metric} against training seconds", loc="left")
+        drawn.append((curve, label(row)))
+    axes.set_title(f"{comparison.metric} against training seconds", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#EEEEEE")
     axes.set_axisbelow(True)
     if not seen:
-        _nothing(axes)
+        _nothing(axes, "no run has recorded times yet")
         return
     if comparison.target is not None:
         axes.axhline(comparison.target, color="#999999", linewidth=0.8, zorder=0)
     axes.set_xlim(left=0)
-    columns = 1 if len(rows) <= 12 else 2
-    axes.legend(fontsize=7, loc="lower right", framealpha=0.85, ncols=columns)
+    curves, labels = zip(*drawn, strict=True)
+    legend = axes.legend(curves, labels, loc="upper left", fontsize=8, frameon=False)
+    legend.set_bbox_to_anchor((1.0, 1.0))  # beside the panel, where it hides no curve
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is no formula
 
 
 def _memory(axes: "Axes", rows: Sequence["Row"]) -> None:
@@ -122,19 +137,25 @@ def _memory(axes: "Axes", rows: Sequence["Row"]) -> None:
             axes.barh(place, width, left=left, color=colour(row), height=0.7, edgecolor="white")
             left += width
         text = "unknown" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
-        axes.text(left + 0.01 * largest, place, text, va="center", fontsize=8)
+        _value(axes, left + 0.01 * largest, place, text)
     axes.set_xlim(0, 1.15 * largest)
     axes.set_yticks(range(len(rows)))
-    axes.set_title("peak memory, MB: stages, and the largest", loc="left")
+    axes.set_title("peak MB of the stages, and the largest", loc="left", fontsize=10)
     _settle(axes, len(rows))
 
 
+def _value(axes: "Axes", x: float, y: float, text: str) -> None:
+    """A number that a line behind it does not cross out."""
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    axes.text(x, y, text, va="center", fontsize=8, bbox=behind)
+
+
 def _settle(axes: "Axes", rows: int) -> None:
-    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_ylim(max(rows, 4) - 0.4, -0.6)  # few bars are not broad
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _nothing(axes: "Axes") -> None:
+def _nothing(axes: "Axes", why: str = "no data") -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, 0.5, "nothing is known", transform=axes.transAxes, ha="center", color="#666666")
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color="#666666")

@@ -5,7 +5,9 @@ Whatever a folder lacks is unknown; nothing here fails because a run did.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 
 REFUSED_FILE = "refused.jsonl"
 """In a sweep's folder: a line for each job that was refused, and so has no folder of its own."""
+
+SPLITS = ("val", "test")
+"""What is evaluated: a held-out part, where there is one, goes before the test set."""
+
+FIELDS = {"step", "epoch", "split", "module", "stage", "loss", "samples_per_second", "seconds"}
+"""Of a line of metrics; the metric's name is the other one."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class FoundRun:
         folder: The run directory; a refused job's is the sweep's.
         status: completed, interrupted, failed, refused, or running where nothing says how it ended.
         config: What was configured.
-        summary: What `summary.json` holds.
+        summary: What `summary.json` holds; nothing where the run has gone on since.
+        metric: Name of the task's metric, after the split that it is of: test accuracy.
         evaluations: In the order of time, of the held-out part where there is one, else of the test
             set.
         error: Why it failed, or was refused.
@@ -54,6 +63,7 @@ class FoundRun:
     status: str
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
+    metric: str | None = None
     evaluations: Sequence[Evaluation] = ()
     error: str | None = None
     overrides: Sequence[str] = ()
@@ -69,33 +79,52 @@ class FoundRun:
     @property
     def schedule(self) -> str:
         """The schedule's name, as far as it is known."""
-        return str(self.get("schedule") or self.configured("choices", "schedule") or "?")
+        given = [o.partition("=")[2] for o in self.overrides if o.startswith("schedule=")]
+        known = self.get("schedule") or self.configured("choices", "schedule")
+        return str(known or (given[-1] if given else "?"))
 
 
 def find(folders: Sequence[Path]) -> list[FoundRun]:
-    """All runs in these folders, at any depth, in the order of their names."""
-    found = []
-    for folder in folders:
-        for place in sorted(_run_dirs(folder), key=lambda path: _order(path.relative_to(folder))):
-            inside = place.relative_to(folder)
-            name = str(inside) if len(folders) == 1 and inside.parts else _name(folder, inside)
-            found.append(_read(name, place))
-        for file in sorted(folder.rglob(REFUSED_FILE)):
-            found += list(_refused(file))
-    return sorted(found, key=_job) if len(folders) == 1 else found
+    """All runs in these folders, at any depth and each once, in the order of their names."""
+    found: dict[Path, FoundRun] = {}
+    depths: dict[Path, int] = {}
+    for folder in map(Path.resolve, folders):
+        inside = dict(_inside(folder))
+        for place in sorted(inside, key=lambda place: _order(place.relative_to(folder))):
+            found.setdefault(place, inside[place])
+            depths[place] = max(depths.get(place, 0), len(place.relative_to(folder).parts))
+    names = _names(depths, above=len(folders) > 1)
+    return [replace(run, name=names[place]) for place, run in found.items()]
 
 
-def _run_dirs(folder: Path) -> Iterator[Path]:
-    if (folder / CONFIG_FILE).exists() or (folder / SUMMARY_FILE).exists():
-        yield folder
+def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
+    """Runs below a folder, and where each of them is; a refused job, where it would have been."""
+    run = _read(folder)
+    if run is not None:
+        yield folder, run
         return
-    for inner in folder.iterdir():
-        if inner.is_dir() and not inner.name.startswith("."):
-            yield from _run_dirs(inner)
+    yield from _refused(
+        folder / REFUSED_FILE
+    )  # first: what has run since then is no longer refused
+    try:
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError:  # somebody else's
+        return
+    for path in inner:
+        if not path.name.startswith("."):
+            yield from _inside(path)
 
 
-def _name(folder: Path, inside: Path) -> str:
-    return str(Path(folder.resolve().name, inside))
+def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
+    """The path of each run below what was asked for, and as much above as tells them apart."""
+    for more in count(int(above)):
+        names = {
+            place: str(Path(*place.parts[-max(1, depth + more) :]))
+            for place, depth in depths.items()
+        }
+        if len({*names.values()}) == len(names):
+            break
+    return names
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
@@ -103,37 +132,64 @@ def _order(path: Path) -> list[tuple[bool, int, str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 
-def _job(run: FoundRun) -> list[tuple[bool, int, str]]:
-    return _order(Path(run.name))
-
-
-def _read(name: str, folder: Path) -> FoundRun:
+def _read(folder: Path) -> FoundRun | None:
+    """The run whose directory this is, if it is one: others have a `config.json` as well."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
-    status = str(summary.get("status", "running"))
-    error = summary.get("error")
+    if "choices" not in config and not {"status", "schedule"} <= {*summary}:
+        return None
+    lines = list(_objects(folder / METRICS_FILE))
+    if max(map(_step, lines), default=0) > (summary.get("steps") or inf):
+        summary = {}  # it ended, and was resumed since
+    metric, evaluations = _evaluations(lines)
     return FoundRun(
-        name, folder, status, config, summary, _evaluations(folder / METRICS_FILE), error
+        folder.name,
+        folder,
+        str(summary.get("status", "running")),
+        config,
+        summary,
+        metric or _metric(summary),
+        evaluations,
+        None if summary.get("error") is None else str(summary["error"]),
     )
 
 
-def _refused(file: Path) -> Iterator[FoundRun]:
+def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
     for line in _objects(file):
-        overrides = [str(override) for override in line.get("overrides", [])]
+        overrides = [str(override) for override in line.get("overrides") or ()]
         error = str(line.get("error", ""))
         name = str(line.get("job", "?"))
-        yield FoundRun(name, file.parent, "refused", error=error, overrides=overrides)
+        run = FoundRun(name, file.parent, "refused", error=error, overrides=overrides)
+        yield file.parent / name, run
 
 
-def _evaluations(file: Path) -> list[Evaluation]:
-    by_split: dict[str, list[Evaluation]] = {}
-    for line in _objects(file):
-        known = {"step", "epoch", "split", "module", "stage", "loss", "samples_per_second"}
-        metric = next((key for key in line if key not in known and key != "seconds"), None)
-        value, step, seconds = line.get(metric or ""), line.get("step"), line.get("seconds")
-        if line.get("module") is None and isinstance(value, int | float) and step is not None:
-            found = Evaluation(step, seconds, value)
-            by_split.setdefault(str(line.get("split")), []).append(found)
-    return by_split.get("val") or by_split.get("test") or []
+def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
+    """Of the model's own head: the metric with its split, and when it was measured.
+
+    Where some of them have no time, an older program began the run, and no time is known.
+    """
+    found: dict[str, tuple[str, list[Evaluation]]] = {}
+    for line in lines:
+        split, metric = line.get("split"), next((key for key in line if key not in FIELDS), None)
+        if split not in SPLITS or line.get("module") is not None or metric is None:
+            continue
+        if isinstance(line[metric], int | float):
+            made = Evaluation(_step(line), line.get("seconds"), line[metric])
+            found.setdefault(split, (f"{split} {metric}", []))[1].append(made)
+    metric, made_all = next((found[split] for split in SPLITS if split in found), (None, []))
+    if any(made.seconds is None for made in made_all):
+        made_all = [replace(made, seconds=None) for made in made_all]
+    return metric, made_all
+
+
+def _metric(summary: Mapping[str, Any]) -> str | None:
+    """The same, as the summary has it."""
+    names = ((split, name) for split in SPLITS for name in summary.get(split) or ())
+    return next((f"{split} {name}" for split, name in names if name != "loss"), None)
+
+
+def _step(line: Mapping[str, Any]) -> int:
+    step = line.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def _object(file: Path) -> dict[str, Any]:

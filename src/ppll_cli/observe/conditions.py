@@ -1,0 +1,128 @@
+"""In what runs differ: what makes them incomparable, and what a sweep is about."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ppll_cli.observe.runs import FoundRun
+
+Conditions = Mapping[str, Any]
+"""What has to be the same for two runs to be comparable. What is not known of a run, as of one of
+an older program or one that has only begun, has no key, and speaks against nothing."""
+
+KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic")
+
+PLACES = {"root", "download"}
+"""Where data are read from changes nothing that is measured."""
+
+OWN = {"schedule", "gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
+"""Keys of a configuration that have a column, or that change nothing worth one."""
+
+
+def conditions(run: FoundRun) -> Conditions:
+    """Those of a run; where it was resumed with others, its summary has the later ones."""
+    device = run.get("device") or run.configured("device")
+    found = {
+        **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
+        **_options(run, "model", PLACES),
+        **_options(run, "data", PLACES),
+        "device": None if device == "auto" else device,
+        "emulated": run.get("emulated"),
+        "steps": run.get("steps") if run.status == "completed" else None,
+        "metric": run.metric,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def locality(run: FoundRun) -> Conditions:
+    """What else has to be the same for two runs to be the same local learning."""
+    modules = run.get("per_module")
+    cuts = run.configured("cuts")
+    if isinstance(modules, list):
+        cuts = [module["units"][0] for module in modules[1:]]
+    found = {
+        **_options(run, "local", {"modules", "cuts"}),  # what they became counts
+        **_options(run, "fba", set()),
+        "cuts": cuts,
+        "modules": run.get("modules"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
+    """Conditions that differ, with both values; of what follows from others, only the others."""
+    found = {
+        key: (value, theirs[key])
+        for key, value in mine.items()
+        if key in theirs and value != theirs[key]
+    }
+    found = {
+        key: both
+        for key, both in found.items()
+        if "." not in key or key.partition(".")[0] not in found  # of another option than theirs
+    }
+    if len(found) > 1:
+        found.pop("steps", None)
+    return found
+
+
+def usual(runs: Mapping[int, Conditions]) -> Conditions:
+    """The conditions with which most agree; the first such."""
+    every = list(runs.values())
+    return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
+
+
+def settings(runs: Sequence[FoundRun]) -> list[str]:
+    """For each run, the settings in which the runs differ, without those that have columns.
+
+    Where they differ in the option of a group, that is named, and of the group's keys those that
+    all options have.
+    """
+    flat = [_flat(run.config) for run in runs]
+    chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
+    groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in OWN]
+    split = [g for g in groups if len({str(c.get(g)) for c in chosen}) > 1]
+    keys = [
+        key
+        for key in dict.fromkeys(key for each in flat for key in each)
+        if len({json.dumps(each.get(key)) for each in flat}) > 1
+        and (key.partition(".")[0] not in split or all(key in each for each in flat))
+    ]
+    return [
+        " ".join(
+            [f"{group}={options.get(group)}" for group in split]
+            + [f"{key}={shown(each[key])}" for key in keys if each.get(key) is not None]
+        )
+        for each, options in zip(flat, chosen, strict=True)
+    ]
+
+
+def shown(value: Any) -> str:
+    """As it is written on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
+    """The option chosen in a group, and the values of its keys."""
+    values = run.configured(group)
+    known = values if isinstance(values, Mapping) else {}
+    choice = _first(run.get(group), run.configured("choices", group))
+    return {group: choice} | {
+        f"{group}.{key}": value for key, value in known.items() if key not in without
+    }
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        if not before and name in OWN:
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name}.")
+        elif name not in PLACES | {"_target_"} and f"{before}{name}" != "fba.enabled":
+            found[f"{before}{name}"] = value
+    return found
