@@ -194,7 +194,10 @@ class Run:
         return " ".join(["ppll-run --multirun schedule=bp,ll,gpipe,ppll", gpus, *own])
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
-        self.changes = self._find_changes()  # while the workers set themselves up
+        try:  # while the workers set themselves up
+            self.changes = self._find_changes()
+        except Exception as error:  # the configuration is right: this is only for show
+            log.warning("what differs from the defaults is not known: %s", error, exc_info=True)
         self.console.begin(self.changes, _short(self.run_dir))
         self._pulses = pulses
         self._progress = Progress(self.prepared.job.start, self.prepared.job.course.steps)
