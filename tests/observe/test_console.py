@@ -108,9 +108,8 @@ def test_a_path_is_printed_as_it_is(capsys: Capture) -> None:
 
 
 def test_the_beginning(capsys: Capture) -> None:
-    Console(FACTS).begin(["schedule=ll", "epochs=8"], Path("outputs/x"))
-    settings, names, first, second, output = capsys.readouterr().out.splitlines()
-    assert settings == "settings: schedule=ll epochs=8"
+    Console(FACTS).begin(Path("outputs/x"))
+    names, first, second, output = capsys.readouterr().out.splitlines()
     assert names.split() == ["stage", "device", "units", "modules", "parameters", "FLOPs"]
     assert first.split() == [
         "0",
@@ -129,9 +128,11 @@ def test_the_beginning(capsys: Capture) -> None:
     assert output == "output: outputs/x"
 
 
-def test_a_run_without_a_setting_of_its_own(capsys: Capture) -> None:
-    Console(FACTS).begin([], Path("outputs/x"))
-    assert capsys.readouterr().out.startswith("settings: the defaults\n")
+def test_settings(capsys: Capture) -> None:
+    Console(FACTS).settings(["schedule=ll", "epochs=8"])
+    Console(FACTS).settings([])
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["settings: schedule=ll epochs=8", "settings: the defaults"]
 
 
 def test_the_end_says_what_stages_did_and_modules_learned(capsys: Capture) -> None:

@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ppll_cli import settings
 from ppll_cli.data.digits import Digits
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
+from ppll_cli.runtime.run import Run
 from ppll_cli.targets import make
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.transport import ring
@@ -207,3 +209,27 @@ def test_figures_of_the_steady_state_need_five_steps(run: Runner, steps: int) ->
     assert known == (steps >= 5)
     assert (summary["pipeline"]["bubble_fraction"] is not None) == known
     assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])
+
+
+def test_what_is_only_shown_cannot_fail_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown() -> list[str]:
+        raise LookupError("no defaults are here")
+
+    config, choices = compose_config([*TINY, "model.depth=2", "device=cpu", "threads=1"])
+    run = Run(settings.parse(config), config, choices, tmp_path, changes=unknown)
+    assert run.execute()["status"] == "completed"
+    assert "what differs from the defaults is not known: no defaults are here" in caplog.text
+    assert run.objective == "test.accuracy"
+    out = capsys.readouterr().out
+    assert "output: " in out
+    assert "settings: " not in out
+
+
+def test_an_objective_that_does_not_exist_is_refused_before_anything_starts(
+    run: Runner, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"objective=test\.acc: test has no 'acc'; there are "):
+        run(*TINY, "objective=test.acc")
+    assert not list(tmp_path.glob("run-*/*"))

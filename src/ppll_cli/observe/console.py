@@ -45,14 +45,12 @@ class Console:
         self._results: dict[str, str] = {}
         self._spoke_s = 0.0
 
-    def begin(self, changes: Sequence[str], run_dir: Path) -> None:
-        """What is to be run, and where.
-
-        Args:
-            changes: Settings that differ from the defaults.
-            run_dir: Where results go.
-        """
+    def settings(self, changes: Sequence[str]) -> None:
+        """The settings that differ from the defaults."""
         self._say(f"settings: {' '.join(changes) or 'the defaults'}")
+
+    def begin(self, run_dir: Path) -> None:
+        """The stages, and where results go."""
         names = ["stage", "device", "units", "modules", "parameters", "FLOPs"]
         flops = sum(stage.flops for stage in self._facts.stages)
         rows = [

@@ -198,7 +198,9 @@ class Run:
             self.changes = self._find_changes()
         except Exception as error:  # the configuration is right: this is only for show
             log.warning("what differs from the defaults is not known: %s", error, exc_info=True)
-        self.console.begin(self.changes, _short(self.run_dir))
+        else:
+            self.console.settings(self.changes)
+        self.console.begin(_short(self.run_dir))
         self._pulses = pulses
         self._progress = Progress(self.prepared.job.start, self.prepared.job.course.steps)
         self.console.watch(self._looks)
