@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     from torch import Tensor
 
     from ppll_cli.data.batches import Batches
+    from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
 
@@ -182,6 +183,10 @@ class ImageDataset(ABC):
 
         _, channels, height, width = splits["train"].images.shape
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
+
+    def evaluation_form(self, splits: "dict[str, Split]") -> "EvaluationForm | None":
+        """None: evaluation batches are like training batches."""
+        return None
 
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
