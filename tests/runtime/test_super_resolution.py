@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ppll_cli import settings
 from ppll_cli.errors import ConfigError
@@ -100,6 +101,14 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     continued = resumed(stopped, "max_steps=5", "gpus=3")
     assert_same(continued.tensors(), whole.tensors())
     assert quality(continued) == quality(whole)
+    views = [image_bytes(path) for path in sorted((continued.run_dir / "samples").iterdir())]
+    assert views == [image_bytes(path) for path in sorted((whole.run_dir / "samples").iterdir())]
+    assert [size for size, _ in views] == [(4 * 74, 60), (4 * 76, 60)]
+
+
+def image_bytes(path: Path) -> tuple[tuple[int, int], bytes]:
+    with Image.open(path) as image:
+        return image.size, image.tobytes()
 
 
 def test_what_is_reported(run: Runner, data: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
+    from torch import Tensor
 
     from ppll_cli.data.patches import PatchBatches, PictureSplit, Tile
     from ppll_cli.data.picture_cache import Source
@@ -157,6 +158,21 @@ class PictureDataset(ABC):
         width = max(tile.columns.stop - tile.columns.start for tile in tiles)
         image = ImageSpec(3, height, width)
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
+
+    def samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+        """Writes, for each test picture, four views of its middle side by side.
+
+        The small picture's pixels as squares, bicubic enlargement, what the model makes, and the
+        large picture.
+        """
+        from ppll_cli.data.picture_samples import side_by_side
+
+        pictures = self.load()["test"].pictures
+        sources = self.sources("test")[: len(pictures)]
+        folder.mkdir()
+        for source, low, high in zip(sources, pictures.low, pictures.high, strict=True):
+            views = side_by_side(low, high, self.scale, self.overlap, predict)
+            views.save(folder / f"{source.high.stem}.png")
 
     def batches(
         self,

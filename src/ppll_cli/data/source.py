@@ -49,6 +49,10 @@ class Dataset(Protocol):
     `ppll_cli.data.dataset.ImageDataset` has it all for labelled images of one size. What
     `load` returns is the data set's own affair, but for the number of samples of each split:
     `train`, `test`, and `val` where something is held out.
+
+    It may also have a method `samples(predict, folder)`, which is called at the end of a run and
+    writes pictures of what the model makes of the test set into a folder that is not there yet.
+    `predict` takes images and returns the model's prediction.
     """
 
     @property
