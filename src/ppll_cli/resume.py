@@ -54,6 +54,7 @@ FREE = {
     "checkpoint",
     "data.root",
     "data.download",
+    "data.cache",
 }
 """Keys, and groups of keys, that change nothing in what is trained."""
 

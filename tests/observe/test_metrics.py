@@ -10,7 +10,9 @@ import pytest
 
 from ppll_cli.observe import metrics as metrics_module
 from ppll_cli.observe.metrics import Metrics, finite
+from ppll_cli.observe.runs import find
 from ppll_cli.tasks.classification import Classification
+from tests.other_task import OtherTask
 
 MODULES = 3
 
@@ -240,3 +242,15 @@ def test_there_may_be_no_file(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "m", Classification(3), MODULES)
     metrics.go_back(10, {}, evaluated=True)
     assert metrics.path.read_text() == ""
+
+
+def test_a_task_may_report_more_than_its_metric(tmp_path: Path) -> None:
+    """All of it is in the lines and in what the summary takes from them; the metric is first."""
+    with Metrics(tmp_path / "metrics.jsonl", OtherTask(), MODULES) as metrics:
+        line = metrics.add(report(2, "test", measures=[3.0]))
+    assert (line["distance"], line["half"]) == (3.0, 1.5)
+    assert metrics.result("test") == {"loss": 2.0, "distance": 3.0, "half": 1.5}
+    assert metrics.history("test") == {40: 3.0}
+    (tmp_path / "config.json").write_text("{}")
+    (found,) = find([tmp_path])
+    assert [evaluation.value for evaluation in found.evaluations] == [3.0]

@@ -52,7 +52,7 @@ def test_measures_add_up_to_the_accuracy() -> None:
     parts = [slice(0, 3), slice(3, 4)]
     sums = sum(TASK.measure(LOGITS[part], {LABEL: LABELS[part]}) for part in parts)
     assert isinstance(sums, Tensor)
-    assert TASK.score(sums.tolist()) == 0.75
+    assert TASK.score(sums.tolist()) == {"accuracy": 0.75}
 
 
 def test_what_a_batch_carries() -> None:

@@ -1,7 +1,7 @@
 """The same units, trained by what torch itself offers: its pipeline schedules, and DDP.
 
 A trainer is one rank's. Its networks and its optimizer are those that a `Stage` makes for our own
-workers, and its batches come from the same `Batches`.
+workers, and its batches come from the same `BatchMaker`.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -16,7 +16,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from torch.nn.parallel import DistributedDataParallel
 
-from ppll_cli.data.batches import Batches
+from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.models.unit import IMAGE, Unit
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.stage import Stage
@@ -212,17 +212,16 @@ def _example(job: Job, spec: ValueSpec, travels: bool) -> Tensor:
     shape = spec.shape
     if travels and len(shape) == 3:
         shape = (*shape[1:], shape[0])
-    samples = job.course.evaluation_size  # that of a training micro-batch
+    samples = job.microbatch_size
     # A gradient travels back for what needs one.
     return torch.empty((samples, *shape), dtype=spec.dtype, device="meta", requires_grad=travels)
 
 
-def _batches(job: Job, device: torch.device, size: int) -> Batches:
-    dataset = make("data", job.data)
-    batches: Batches = dataset.batches(dataset.load(), size, job.seed, device)
-    return batches
+def _batches(job: Job, device: torch.device, size: int) -> BatchMaker:
+    dataset: Dataset = make("data", job.data)
+    return dataset.batches(dataset.load(), size, job.seed, device)
 
 
-def _batch(batches: Batches, number: int) -> dict[str, Tensor]:
+def _batch(batches: BatchMaker, number: int) -> dict[str, Tensor]:
     """Training batch of this number, counted over all epochs."""
     return batches.train(*divmod(number, batches.steps_per_epoch))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, random_crop, random_flip
 from ppll_cli.data.dataset import ImageDataset, Split
+from ppll_cli.data.source import BatchMaker
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL
@@ -130,7 +131,7 @@ class Ahead:
         threads: CPU threads of the calling worker; torch would give a new thread all cores.
     """
 
-    def __init__(self, batches: Batches, threads: int) -> None:
+    def __init__(self, batches: BatchMaker, threads: int) -> None:
         self._batches, self.evaluation = batches, batches.evaluation
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="batches", initializer=torch.set_num_threads, initargs=(threads,)

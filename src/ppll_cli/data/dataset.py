@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     from torch import Tensor
 
     from ppll_cli.data.batches import Batches
+    from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
 
@@ -133,16 +134,7 @@ class ImageDataset(ABC):
         """
 
     def __post_init__(self) -> None:
-        if self.root is not None and not _readable(self.root):
-            raise ConfigError(
-                "data.root", self.root, "is no folder that can be read", "create it, or give null"
-            )
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(
-                "data.val_fraction", self.val_fraction, "is out of range", "give 0 <= fraction < 1"
-            )
-        if self.eval_limit is not None:
-            check_at_least("eval_limit", self.eval_limit, 1, "or null for all")
+        check_shared(self.root, self.val_fraction, self.eval_limit)
         check_at_least("pad", self.pad, 0)
         if self.pad_mode not in PAD_MODES:
             raise ConfigError(
@@ -182,6 +174,10 @@ class ImageDataset(ABC):
 
         _, channels, height, width = splits["train"].images.shape
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
+
+    def evaluation_form(self, splits: "dict[str, Split]") -> "EvaluationForm | None":
+        """None: evaluation batches are like training batches."""
+        return None
 
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
@@ -233,19 +229,7 @@ class ImageDataset(ABC):
         return arrays
 
     def _hold_out(self, train: Arrays) -> tuple[Arrays, Arrays]:
-        """(kept, held out). What is held out stays in drawn order: its first n are fair too."""
-        samples = len(train.labels)
-        count = round(self.val_fraction * samples)
-        if not 0 < count < samples:
-            raise ConfigError(
-                "data.val_fraction",
-                self.val_fraction,
-                f"holds out {count} of {samples} training samples",
-                "give a fraction that leaves a sample on both sides, or 0 for no `val`",
-            )
-        held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
-        kept = np.ones(samples, dtype=bool)
-        kept[held_out] = False
+        kept, held_out = hold_out(len(train.labels), self.val_fraction)
         return train[kept], train[held_out]
 
 
@@ -255,6 +239,26 @@ def fixed_random(seed: int) -> np.random.RandomState:
     NumPy has frozen the stream of this old class, which it promises for none of its newer ones.
     """
     return np.random.RandomState(seed)
+
+
+def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which training samples are kept, in order, and which are `val`.
+
+    What is held out stays in drawn order: its first n are fair too.
+
+    Raises:
+        ConfigError: Nothing would be left on one side.
+    """
+    count = round(fraction * samples)
+    if not 0 < count < samples:
+        raise ConfigError(
+            "data.val_fraction",
+            fraction,
+            f"holds out {count} of {samples} training samples",
+            "give a fraction that leaves a sample on both sides, or 0 for no `val`",
+        )
+    held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
+    return np.setdiff1d(np.arange(samples), held_out), held_out
 
 
 def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> None:
@@ -269,7 +273,26 @@ def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> Non
         )
 
 
-def _readable(root: str) -> bool:
+def check_shared(root: str | None, val_fraction: float, eval_limit: int | None) -> None:
+    """Checks values that every data set has.
+
+    Raises:
+        ConfigError: One cannot be.
+    """
+    if root is not None and not readable(root):
+        raise ConfigError(
+            "data.root", root, "is no folder that can be read", "create it, or give null"
+        )
+    if not 0 <= val_fraction < 1:
+        raise ConfigError(
+            "data.val_fraction", val_fraction, "is out of range", "give 0 <= fraction < 1"
+        )
+    if eval_limit is not None:
+        check_at_least("eval_limit", eval_limit, 1, "or null for all")
+
+
+def readable(root: str) -> bool:
+    """Whether it is a folder whose files can be listed."""
     folder = os.path.expanduser(root)
     return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
 

@@ -41,17 +41,16 @@ def copy_head(site: Site, method: str) -> nn.Module:
     """The model's head, its last unit, with fresh weights.
 
     Raises:
-        ConfigError: It takes or makes more than one tensor.
+        ConfigError: It makes more than one tensor, or takes more and cannot be adapted to one.
     """
-    _check_chained(site, len(site.units) - 1, method)
-    return site.units[-1].build()
+    return _copy(site, len(site.units) - 1, site.features[-2].shape, method)
 
 
 def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
     _check_chained(site, index, method)
     unit = site.units[index]
     own = site.features[index - 1].shape
-    if shape == own:
+    if shape == own and len(unit.reads) == 1:
         return unit.build()
     if unit.adapt is None:
         problem = f"cannot copy {unit.name!r}, which takes {list(own)}, to features {list(shape)}"
@@ -60,9 +59,10 @@ def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Mod
 
 
 def _check_chained(site: Site, index: int, method: str) -> None:
-    """Check that a unit takes what the one before it makes, and makes one tensor."""
+    """Check that a copy can take what the unit before makes, alone, and makes one tensor."""
     unit, before = site.units[index], site.units[index - 1]
-    if unit.reads != before.writes[:1] or len(unit.writes) > 1:
+    alone = len(unit.reads) == 1 or unit.adapt is not None
+    if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:
         problem = f"copies units with one input and one output, and {unit.name!r} is another"
         raise ConfigError("local", method, problem, "use local=greedy")
 

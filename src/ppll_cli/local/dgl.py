@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, map_shape
+from ppll_cli.tasks.classification import classes_of
 
 
 class AdaptivePool(nn.Module):
@@ -64,6 +65,7 @@ class DGL(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
+        classes_of(site.task, "dgl", key="local")  # its perceptron ends in vectors
         channels, height, width = map_shape(site.spec.shape)
         convolutions: list[nn.Module] = []
         for _ in range(3):

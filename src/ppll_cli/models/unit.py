@@ -51,7 +51,9 @@ class Unit:
         adapt: Like `build`, for an input of another shape: given that shape and the one that the
             unit makes in its place (both without the batch dimension), a module of the same kind.
             Auxiliary networks use it to copy a unit to where the features differ; what its copy
-            makes may still have larger maps. None: the unit takes its own input only.
+            makes may still have larger maps. Of a unit with several inputs, the last ones long
+            skips, it makes a module that takes the first alone. None: the unit takes its own input
+            only.
     """
 
     name: str

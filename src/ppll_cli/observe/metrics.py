@@ -15,6 +15,9 @@ from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
 
+_CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
+"""Keys of a line that say of what it tells; the others are results."""
+
 
 @dataclass
 class _Epoch:
@@ -80,7 +83,7 @@ class Metrics:
             "module": None if own else report["module"],
             "stage": report["stage"],
             "loss": finite(report["loss"] / report["samples"]),
-            self.task.metric: finite(self.task.score(report["measures"])),
+            **{key: finite(v) for key, v in self.task.score(report["measures"]).items()},
             "samples_per_second": finite(report["samples"] / max(report["seconds"], 1e-9)),
             "seconds": round(self._before_s + perf_counter() - self._began_s, 3),
         }
@@ -120,7 +123,7 @@ class Metrics:
         """The model's metric in each evaluation of a split so far, by optimizer steps."""
         found = {}
         for line in _lines(self.path):
-            value = line[self.task.metric]
+            value = line.get(self.task.metric)
             if line["split"] == split and line["module"] is None and value is not None:
                 found[line["step"]] = value
         return found
@@ -132,10 +135,15 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Loss and metric of the latest evaluation, for the model's own head or a module's."""
+        """Loss, metric and what else the task reports, of the latest evaluation of a split.
+
+        Args:
+            split: Which.
+            module: Whose; None is the model's own head.
+        """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
-        return line and {key: line[key] for key in ("loss", self.task.metric)}
+        return line and {key: value for key, value in line.items() if key not in _CONDITIONS}
 
 
 def _ends_at(line: Line, step: int) -> bool:

@@ -33,7 +33,7 @@ class Evaluation:
     Attributes:
         step: Optimizer steps before it.
         seconds: For how long the run had trained; None in runs of older programs.
-        value: The task's metric.
+        value: The task's metric, the first result of a line beside the loss.
     """
 
     step: int

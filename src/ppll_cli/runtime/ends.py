@@ -65,6 +65,13 @@ class Ends:
             found.append(ModuleEnd((*exports, criterion), cost))
         return found, before
 
+    def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
+        """For each unit, what is there before it."""
+        before: list[dict[str, ValueSpec]] = []
+        for _ in self._walk(modules, dict(self.batch), before):
+            pass
+        return before
+
     def cost(self, modules: Sequence[range], module: int) -> Cost:
         """What the auxiliary network of one module costs."""
         build, specs = self.criterion(modules, module)

@@ -46,7 +46,7 @@ class Course:
         samples: How many samples each split has.
         batch_size: Of training batches; the last of an epoch may be shorter.
         drop_last: Leave a shorter last batch out.
-        evaluation_size: Of evaluation batches.
+        evaluation_size: Of evaluation batches; the last one of a split may be shorter.
         epochs: The horizon, also of the learning rate.
         max_steps: Stop after this many optimizer steps, if the horizon is not reached before.
         eval_every: Epochs between evaluations; the end is always evaluated.

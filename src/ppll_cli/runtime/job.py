@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.partition.layout import Edge, Layout
-from ppll_cli.runtime.items import Course
+from ppll_cli.runtime.items import Course, split_batch
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
@@ -54,6 +54,7 @@ class Job:
         traced: Some batches of the steady state are traced, for a timeline.
         start: Optimizer steps that were done before.
         checkpoint: The folder in which their result is; None at step 0.
+        evaluation_edges: What crosses each cut in evaluation, where that is something else.
     """
 
     model: Mapping[str, Any]
@@ -80,6 +81,7 @@ class Job:
     traced: bool = False
     start: int = 0
     checkpoint: Path | None = None
+    evaluation_edges: tuple[Edge, ...] | None = None
 
     @property
     def stages(self) -> int:
@@ -95,6 +97,11 @@ class Job:
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
+    @property
+    def microbatch_size(self) -> int:
+        """Samples of the largest micro-batch."""
+        return split_batch(self.course.batch_size, self.make_schedule().microbatches)[0]
+
     def place(self, stage: int, microbatches: int) -> Place:
         """Where a stage's instructions for a training batch are executed."""
         chunks = len(self.layout.chunks(stage))
@@ -105,13 +112,18 @@ class Job:
     def channels(self) -> dict[Channel, Room]:
         """The channels between neighbouring stages, and how much each holds."""
         schedule = self.make_schedule()
-        samples = self.course.evaluation_size  # no micro-batch has more
+        samples = self.microbatch_size
         rooms = {}
-        for stage, edge in enumerate(self.edges):
+        evaluated = self.evaluation_edges or self.edges
+        for stage, (edge, other) in enumerate(zip(self.edges, evaluated, strict=True)):
             specs = dict(zip(edge.names, edge.specs, strict=True))
+            size = max(
+                message_bytes(edge.specs, samples),
+                message_bytes(other.specs, self.course.evaluation_size),
+            )
             place = self.place(stage + 1, schedule.microbatches)
             slots = schedule.held(place) + self.depth
-            rooms[Channel(stage, stage + 1)] = Room(slots, message_bytes(specs.values(), samples))
+            rooms[Channel(stage, stage + 1)] = Room(slots, size)
             if not schedule.local:  # of the gradients that travel back, the one in hand is held
                 back = [specs[name] for name in edge.gradients]
                 rooms[Channel(stage + 1, stage)] = Room(

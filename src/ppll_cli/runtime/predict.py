@@ -216,7 +216,7 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
         ]
         # The first stage loads a batch as a whole; the others get no more than they hold.
         held = schedule.held(job.place(stage, schedule.microbatches))
-        samples = job.course.evaluation_size * held if stage else job.course.batch_size
+        samples = job.microbatch_size * held if stage else job.course.batch_size
         most = max(saved) if schedule.local else sum(saved)
         result.append(live[stage] * most + samples * entering[stage])
     return result
@@ -255,7 +255,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         profile: What was measured.
         stages_are_modules: Whether what is trained depends on where the partition cuts.
     """
-    whole, samples = job.course.batch_size, job.course.evaluation_size
+    whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)
     measured = profile.at(samples, others)
     where = f"beside {others} other process(es) that compute" if others else "with nothing beside"

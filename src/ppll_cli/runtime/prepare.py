@@ -10,7 +10,7 @@ import torch
 from ppll_cli.data.dataset import cache_root
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.machine import processor
-from ppll_cli.partition.layout import edges
+from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.fingerprint import source_digest
@@ -25,6 +25,7 @@ from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings, usable_cores
 from ppll_cli.simulate import simulate
 from ppll_cli.targets import blaming, make
+from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def assemble(
     Raises:
         ConfigError: The settings do not fit the subject.
     """
-    course = _course(settings, schedule, subject.samples, subject.drop_last)
+    course = _course(settings, schedule, subject)
     if settings.partition.name != "profile":
         profile = None
     balanced = weights(
@@ -143,13 +144,17 @@ def assemble(
         subject.costs,
         subject.ends.cost,
         settings.batch_size,
-        profile and profile.at(course.evaluation_size),
+        profile and profile.at(split_batch(settings.batch_size, schedule.microbatches)[0]),
     )
     layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
     found, specs = subject.at_ends(layout.modules)
     auxiliary = tuple(end.cost for end in found)
     ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
-    crossing = edges(subject.units, layout.stages, ends, specs, backward=not schedule.local)
+
+    def crossing(specs: Sequence[Mapping[str, ValueSpec]]) -> tuple[Edge, ...]:
+        return tuple(edges(subject.units, layout.stages, ends, specs, backward=not schedule.local))
+
+    evaluation = subject.evaluation
 
     job = Job(
         model=settings.model,
@@ -163,7 +168,8 @@ def assemble(
         task=subject.task,
         layout=layout,
         features=tuple(subject.ends.site.features),
-        edges=tuple(crossing),
+        edges=crossing(specs),
+        evaluation_edges=crossing(evaluation.ends.specs(layout.modules)) if evaluation else None,
         depth=settings.transport["depth"],
         devices=devices,
         threads=settings.threads_per_worker,
@@ -262,9 +268,8 @@ def _check_processors(settings: Settings, devices: Sequence[str], notes: list[st
         )
 
 
-def _course(
-    settings: Settings, schedule: Schedule, samples: Mapping[str, int], drop_last: bool
-) -> Course:
+def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
+    samples = subject.samples
     if settings.batch_size > samples["train"]:
         raise ConfigError(
             "batch_size",
@@ -279,12 +284,13 @@ def _course(
             f"a batch of {settings.batch_size} samples cannot be split into more parts",
             f"use at most {settings.batch_size}, or a larger batch_size",
         )
+    largest = split_batch(settings.batch_size, schedule.microbatches)[0]
     return Course(
         samples=samples,
         batch_size=settings.batch_size,
-        drop_last=drop_last,
+        drop_last=subject.drop_last,
         # Memory is planned for training micro-batches, so evaluation takes no larger ones.
-        evaluation_size=split_batch(settings.batch_size, schedule.microbatches)[0],
+        evaluation_size=subject.evaluation.samples if subject.evaluation else largest,
         epochs=settings.epochs,
         max_steps=settings.max_steps,
         eval_every=settings.eval_every,

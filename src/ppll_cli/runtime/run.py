@@ -27,6 +27,7 @@ from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
 from ppll_cli.runtime.launcher import Report, launch
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
+from ppll_cli.runtime.samples import write_samples
 from ppll_cli.runtime.summary import summarise
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.settings import Settings
@@ -283,6 +284,7 @@ class Run:
         last = self.run_dir / "checkpoints" / "last"
         if last.exists():
             checkpoint.write_model(last, self.run_dir / "model.safetensors")
+            self._draw_samples()
         self._drop_unfinished()
         write_json(self.run_dir / "summary.json", summary)
         self._draw(reports, summary)
@@ -298,6 +300,13 @@ class Run:
             timeline.write(self.run_dir, lanes, summary["devices"], timeline.title(summary))
         except Exception as error:
             log.warning("the timeline could not be written: %s", error, exc_info=True)
+
+    def _draw_samples(self) -> None:
+        """Write pictures of what was learnt, where the data set has any; likewise."""
+        try:
+            write_samples(self.prepared.job, self.run_dir)
+        except Exception as error:
+            log.warning("no samples could be written: %s", error, exc_info=True)
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ppll_cli.data.dataset import ImageDataset
+from ppll_cli.data.source import Dataset
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
@@ -18,10 +19,31 @@ from ppll_cli.targets import blaming, make, require
 from ppll_cli.tasks.task import Task
 from ppll_cli.values import ValueSpec
 
-DATA_SET = ("prepare", "load", "image_spec", "batches", "drop_last", "task")
+DATA_SET = (
+    "prepare",
+    "load",
+    "image_spec",
+    "evaluation_form",
+    "batches",
+    "drop_last",
+    "task",
+)
 """What is asked of a data set."""
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluation batches that are not like training batches.
+
+    Attributes:
+        samples: How many samples one has at most.
+        ends: As for training batches.
+    """
+
+    samples: int
+    ends: Ends
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,7 @@ class Subject:
         method: How modules are trained by local losses.
         local: Configuration of the local method's class.
         ends: The units, and what stands at the ends of modules.
+        evaluation: The same for evaluation batches, where they are not like training batches.
     """
 
     samples: Mapping[str, int]
@@ -43,6 +66,7 @@ class Subject:
     method: LocalMethod
     local: Mapping[str, Any]
     ends: Ends
+    evaluation: "Evaluation | None" = None
     _found: dict[tuple[range, ...], Found] = field(default_factory=dict, repr=False)
 
     @property
@@ -94,12 +118,13 @@ def examine(settings: Settings) -> Subject:
         ConfigError: The settings do not fit the data, the model or one another.
     """
     key, path = "data._target_", settings.data.get("_target_")
-    dataset = make("data", settings.data)
+    dataset: Dataset = make("data", settings.data)
     require(key, path, dataset, DATA_SET, f"derive it from {ImageDataset.__module__}.ImageDataset")
     with blaming(key, path, "loading the data"):
         dataset.prepare()
         splits = dataset.load()
         image, task = dataset.image_spec(splits), dataset.task
+        form = dataset.evaluation_form(splits)
 
     key, path = "model._target_", settings.model.get("_target_")
     model: Model = make("model", settings.model)
@@ -107,9 +132,6 @@ def examine(settings: Settings) -> Subject:
     with blaming(key, path, "units()"):
         units = tuple(model.units(image, task))
     _check_units(units, task, path)
-    shape = (image.channels, image.height, image.width)
-    batch = {IMAGE: ValueSpec(shape, torch.float32), **task.targets}
-    traced = _traced(units, batch, path)
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
     method = make("local", local)
@@ -120,14 +142,22 @@ def examine(settings: Settings) -> Subject:
             "is no LocalMethod",
             f"derive it from {LocalMethod.__module__}.LocalMethod",
         )
-    features = tuple(unit.outputs[0] for unit in traced)
+
+    def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
+        shape = (image.channels, image.height, image.width)
+        batch = {IMAGE: ValueSpec(shape, torch.float32), **targets}
+        traced = _traced(units, batch, path)
+        features = tuple(unit.outputs[0] for unit in traced)
+        return Ends(method, Site(0, (), units, features, image, task), traced, batch)
+
     return Subject(
         samples={name: len(split) for name, split in splits.items()},
         drop_last=dataset.drop_last,
         model=model,
         method=method,
         local=local,
-        ends=Ends(method, Site(0, (), units, features, image, task), traced, batch),
+        ends=ends(image, task.targets),
+        evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppll_cli.data.batches import Ahead, Batches
+from ppll_cli.data.batches import Ahead
+from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_batch
@@ -82,9 +83,9 @@ class Worker:
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 self.stage.restore(saved)
-        self.batches: Batches | Ahead | None = None
+        self.batches: BatchMaker | Ahead | None = None
         if index == 0:
-            dataset = make("data", job.data)
+            dataset: Dataset = make("data", job.data)
             batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
             # On CUDA this process is ahead of its device anyway.
             self.batches = Ahead(batches, job.threads) if self.device.type == "cpu" else batches

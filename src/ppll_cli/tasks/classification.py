@@ -124,9 +124,9 @@ class Classification:
         correct = (prediction.argmax(dim=1) == labels).sum().double()
         return torch.stack((correct, torch.full_like(correct, len(labels))))
 
-    def score(self, sums: list[float]) -> float:
+    def score(self, sums: list[float]) -> Mapping[str, float]:
         """Accuracy in [0, 1]."""
-        return sums[0] / sums[1]
+        return {self.metric: sums[0] / sums[1]}
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Pool, Linear."""

@@ -13,7 +13,7 @@ class Task(Protocol):
     """Targets, loss, metric and heads. Nothing outside `tasks` looks further.
 
     Attributes:
-        metric: Name of the metric in reports; higher is better.
+        metric: Name of the metric, one of those that `score` returns; higher is better.
         targets: What a batch carries beside its images, for the loss, by name.
     """
 
@@ -31,8 +31,11 @@ class Task(Protocol):
         """What the metric needs of one batch, float64 [n]; the parts of several batches add up."""
         ...
 
-    def score(self, sums: list[float]) -> float:
-        """The metric, from the sum of what `measure` returned for all batches."""
+    def score(self, sums: list[float]) -> Mapping[str, float]:
+        """What is reported beside the loss, given the sum of what `measure` returned.
+
+        By name, the metric first. What was not measured is left out.
+        """
         ...
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:

@@ -1,0 +1,68 @@
+"""Folders of pictures; by default wallpapers that Debian and Ubuntu have packages of."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.data.dataset import Part, readable
+from ppll_cli.data.picture_cache import Source
+from ppll_cli.data.pictures import PictureDataset
+from ppll_cli.errors import ConfigError
+
+TEST_PICTURES = 3
+SUFFIXES = (".png", ".jpg", ".jpeg")
+PACKAGES = "apt-get install lomiri-wallpapers-16.04 mate-backgrounds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos(PictureDataset):
+    """All pictures in some folders, not below them; the last three by name are for the test.
+
+    Names are compared in lower case, as a file manager lists them.
+
+    Attributes:
+        folders: With .png and .jpg files.
+        longest_side: Larger pictures are reduced so that the longer side has so many pixels: a
+            photograph is sharper so than as it was taken. None: as they are.
+    """
+
+    folders: list[str]
+    longest_side: int | None
+
+    @property
+    def longest(self) -> int | None:  # noqa: D102
+        return self.longest_side
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.longest_side is not None and self.longest_side < 1:
+            raise ConfigError(
+                "data.longest_side", self.longest_side, "must be at least 1", "or null"
+            )
+
+    def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102
+        paths: list[Path] = []
+        for folder in self.folders:
+            if not readable(folder):
+                problem = f"there is no folder {folder} that can be read"
+                remedy = f"name folders of pictures, or install the default ones: {PACKAGES}"
+                raise ConfigError("data.folders", self._given, problem, remedy)
+            files = Path(os.path.expanduser(folder)).iterdir()
+            paths += [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+        paths.sort(key=lambda path: (path.name.lower(), str(path)))
+        if len(paths) <= TEST_PICTURES:
+            raise ConfigError(
+                "data.folders",
+                self._given,
+                f"has {len(paths)} pictures ({', '.join(SUFFIXES)}), of which the last "
+                f"{TEST_PICTURES} by name are for the test",
+                f"name folders with more, or install the default ones: {PACKAGES}",
+            )
+        chosen = paths[:-TEST_PICTURES] if part == "train" else paths[-TEST_PICTURES:]
+        return [Source(path) for path in chosen]
+
+    @property
+    def _given(self) -> str:
+        """The folders as the user would write them."""
+        return f"[{','.join(self.folders)}]"

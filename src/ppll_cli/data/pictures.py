@@ -1,0 +1,196 @@
+"""What a data set of pictures for super-resolution is."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppll_cli.data.dataset import Part, cache_root, check_at_least, check_shared, hold_out
+from ppll_cli.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+    import torch
+    from torch import Tensor
+
+    from ppll_cli.data.patches import PatchBatches, PictureSplit, Tile
+    from ppll_cli.data.picture_cache import Source
+    from ppll_cli.data.source import EvaluationForm
+    from ppll_cli.models.unit import ImageSpec
+    from ppll_cli.tasks.super_resolution import SuperResolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureDataset(ABC):
+    """Pictures of any sizes, small and large. A subclass says which files they are.
+
+    Attributes:
+        root: Folder with the files, where a subclass looks for them there.
+        download: Changes nothing: no data set of pictures is downloaded.
+        cache: Folder in which decoded pictures are kept; None is `pictures` in the cache folder.
+        val_fraction: Part of the training pictures, in [0, 1), that is held out as `val`.
+        drop_last: The last training batch of an epoch is left out where it is shorter.
+        eval_limit: How many pictures `val` and `test` have at most; None is all.
+        scale: By how much height and width are to grow: 2, 3 or 4.
+        patch: Height and width of a training patch, in pixels of the small picture.
+        patches_per_epoch: How many make an epoch.
+        flip: Patches are mirrored and turned by quarters.
+        tile: Height and width of evaluation tiles at most, in pixels of the small picture.
+        overlap: How far a tile reaches beyond those of its pixels that count.
+        mean: Of the pixels in [0, 1], one a channel: models subtract it, and add it at the end.
+    """
+
+    root: str | None
+    download: bool
+    cache: str | None
+    val_fraction: float
+    drop_last: bool
+    eval_limit: int | None
+    scale: int
+    patch: int
+    patches_per_epoch: int
+    flip: bool
+    tile: int
+    overlap: int
+    mean: list[float]
+
+    @abstractmethod
+    def sources(self, part: Part) -> "Sequence[Source]":
+        """The pictures of a part.
+
+        Raises:
+            ConfigError: There are none, or too few.
+        """
+
+    @property
+    def longest(self) -> int | None:
+        """Larger pictures are reduced so that their longer side has so many pixels."""
+        return None
+
+    def __post_init__(self) -> None:
+        check_shared(self.root, self.val_fraction, self.eval_limit)
+        if self.scale not in (2, 3, 4):
+            raise ConfigError("data.scale", self.scale, "is no scale", "choose 2, 3 or 4")
+        for key, least in (("patch", 8), ("patches_per_epoch", 1), ("overlap", 0)):
+            check_at_least(key, getattr(self, key), least)
+        check_at_least("tile", self.tile, 2 * self.overlap + 1, "(more than twice data.overlap)")
+        if len(self.mean) != 3 or not all(0 <= value <= 1 for value in self.mean):
+            raise ConfigError(
+                "data.mean", self.mean, "is no colour", "give three numbers in [0, 1]"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
+
+    def prepare(self) -> None:
+        """Decodes the pictures, if that was not done before."""
+        self.load()
+
+    def load(self) -> "dict[str, PictureSplit]":
+        """`train`, `val` where a fraction is held out, `test`; the same in every run."""
+        from ppll_cli.data.patches import PictureSplit
+        from ppll_cli.data.picture_cache import kept
+
+        folder = Path(os.path.expanduser(self.cache)) if self.cache else cache_root() / "pictures"
+        splits = {}
+        for name, sources in self._divided().items():
+            trained = name == "train"
+            pictures = kept(folder, sources, self.scale, self.longest, not trained)
+            for source, low in zip(sources, pictures.low, strict=True):
+                self._check_size(source.high, low.shape, trained)
+            tiles = () if trained else self._tiles([low.shape for low in pictures.low])
+            splits[name] = PictureSplit(pictures, self.patches_per_epoch if trained else 0, tiles)
+        return splits
+
+    def _divided(self) -> "dict[str, Sequence[Source]]":
+        train = list(self.sources("train"))
+        divided = {"train": train}
+        if self.val_fraction:
+            kept, held_out = hold_out(len(train), self.val_fraction)
+            divided["train"] = [train[number] for number in kept]
+            divided["val"] = [train[number] for number in held_out][: self.eval_limit]
+        divided["test"] = list(self.sources("test"))[: self.eval_limit]
+        return {**divided}
+
+    def _check_size(self, file: Path, small: Sequence[int], trained: bool) -> None:
+        least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
+        if min(small[:2]) < least:
+            size = f"{small[1]}x{small[0]} pixels after division by {self.scale}"
+            need = f"data.patch={self.patch}" if trained else f"SSIM, which needs {least}"
+            problem = f"has {size}, too few for {need}"
+            raise ConfigError("data", file, problem, "remove it, or give a smaller data.patch")
+
+    def _tiles(self, shapes: Sequence[Sequence[int]]) -> "tuple[Tile, ...]":
+        from ppll_cli.data.patches import Tile
+        from ppll_cli.data.tiles import spans
+
+        return tuple(
+            Tile(number, rows, columns)
+            for number, (height, width, _) in enumerate(shapes)
+            for rows in spans(height, self.tile, self.overlap)
+            for columns in spans(width, self.tile, self.overlap)
+        )
+
+    @property
+    def task(self) -> "SuperResolution":
+        """What is learnt from this data set."""
+        from ppll_cli.tasks.super_resolution import SuperResolution
+
+        pictures = max(len(part) for name, part in self._divided().items() if name != "train")
+        return SuperResolution(self.scale, self.patch, pictures, tuple(self.mean), self.overlap)
+
+    def image_spec(self, splits: "Mapping[str, PictureSplit]") -> "ImageSpec":
+        """What training images are like; they are not normalised."""
+        from ppll_cli.models.unit import ImageSpec
+
+        return ImageSpec(3, self.patch, self.patch)
+
+    def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> "EvaluationForm":
+        """One tile at a time."""
+        from ppll_cli.data.source import EvaluationForm
+        from ppll_cli.models.unit import ImageSpec
+
+        tiles = [tile for split in splits.values() for tile in split.tiles]
+        height = max(tile.rows.stop - tile.rows.start for tile in tiles)
+        width = max(tile.columns.stop - tile.columns.start for tile in tiles)
+        image = ImageSpec(3, height, width)
+        return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
+
+    def samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+        """Writes, for each test picture, four views of its middle side by side.
+
+        The small picture's pixels as squares, bicubic enlargement, what the model makes, and the
+        large picture.
+        """
+        from ppll_cli.data.picture_samples import side_by_side
+
+        pictures = self.load()["test"].pictures
+        sources = self.sources("test")[: len(pictures)]
+        folder.mkdir()
+        for source, low, high in zip(sources, pictures.low, pictures.high, strict=True):
+            views = side_by_side(low, high, self.scale, self.overlap, predict)
+            views.save(folder / f"{source.high.stem}.png")
+
+    def batches(
+        self,
+        splits: "Mapping[str, PictureSplit]",
+        batch_size: int,
+        seed: int,
+        device: "torch.device",
+    ) -> "PatchBatches":
+        """What makes the batches of a run from what `load` returned."""
+        from ppll_cli.data.patches import PatchBatches
+
+        return PatchBatches(
+            splits,
+            scale=self.scale,
+            patch=self.patch,
+            turned=self.flip,
+            drop_last=self.drop_last,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )

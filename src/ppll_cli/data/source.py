@@ -1,0 +1,84 @@
+"""What every data set is for a run, whatever its samples are."""
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+    import torch
+    from torch import Tensor
+
+    from ppll_cli.models.unit import ImageSpec
+    from ppll_cli.tasks.task import Task
+    from ppll_cli.values import ValueSpec
+
+
+@dataclass(frozen=True)
+class EvaluationForm:
+    """What evaluation batches are like where they are not like training batches.
+
+    Attributes:
+        image: The largest images.
+        targets: The largest targets, by the names that the task gives them.
+        samples: How many samples a batch has at most.
+    """
+
+    image: "ImageSpec"
+    targets: "Mapping[str, ValueSpec]"
+    samples: int
+
+
+class BatchMaker(Protocol):
+    """Makes the batches of a run, by the names of a batch's tensors."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...  # noqa: D102
+
+    def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
+        """One training batch, which depends on the run's seed and these two numbers alone."""
+        ...
+
+    def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
+        """Batch number `batch` of at most `size` samples, in order and as they are."""
+        ...
+
+
+class Dataset(Protocol):
+    """What the runner asks of a data set; its class's constructor takes the keys of its YAML file.
+
+    `ppll_cli.data.dataset.ImageDataset` has it all for labelled images of one size. What
+    `load` returns is the data set's own affair, but for the number of samples of each split:
+    `train`, `test`, and `val` where something is held out.
+
+    It may also have a method `samples(predict, folder)`, which is called at the end of a run and
+    writes pictures of what the model makes of the test set into a folder that is not there yet.
+    `predict` takes images and returns the model's prediction.
+    """
+
+    @property
+    def drop_last(self) -> bool: ...  # noqa: D102
+
+    @property
+    def task(self) -> "Task": ...  # noqa: D102
+
+    def prepare(self) -> None:
+        """Makes sure that the files exist; in the parent process, before any worker starts."""
+        ...
+
+    def load(self) -> Mapping[str, Sized]:
+        """Reads and checks the data."""
+        ...
+
+    def image_spec(self, splits: Any) -> "ImageSpec":
+        """What the images of training batches are like, given what `load` returned."""
+        ...
+
+    def evaluation_form(self, splits: Any) -> EvaluationForm | None:
+        """What evaluation batches are like; None: like training batches."""
+        ...
+
+    def batches(
+        self, splits: Any, batch_size: int, seed: int, device: "torch.device"
+    ) -> BatchMaker:
+        """What makes the batches of a run from what `load` returned."""
+        ...

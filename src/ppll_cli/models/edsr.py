@@ -1,0 +1,149 @@
+"""EDSR: enhanced deep residual networks for super-resolution (arXiv 1707.02921).
+
+Legend: B batch, C channels, s scale, H height, W width (pixels of the small picture).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, isfinite
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
+from ppll_cli.tasks.picture_quality import RADIUS
+from ppll_cli.tasks.super_resolution import PictureHead, Shift, Upsampler, super_resolution_of
+from ppll_cli.tasks.task import Task
+
+FIRST = "first"
+"""Name of the first features, which the long skip takes to the end."""
+
+
+class First(nn.Module):
+    """The mean is subtracted, and a 3x3 convolution makes the first features.
+
+    Args:
+        width: C of the output.
+        mean: Of the pictures.
+    """
+
+    def __init__(self, width: int, mean: Sequence[float]) -> None:
+        super().__init__()
+        self.shift = Shift([-value for value in mean])
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] to a map [B, width, H, W]."""
+        x: Tensor = self.conv(self.shift(image))
+        return x
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3 convolutions beside a skip, without norms.
+
+    Args:
+        width: C.
+        scale: By what the convolutions' result is multiplied before it is added.
+    """
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W], of the same shape."""
+        y: Tensor = self.conv2(F.relu(self.conv1(x), inplace=True))
+        return x + (y if self.scale == 1 else y * self.scale)
+
+
+class Tail(PictureHead):
+    """A 3x3 convolution, the long skip, and the upsampler.
+
+    Args:
+        width: C of the input.
+        scale: s.
+        mean: Of the pictures.
+    """
+
+    def __init__(self, width: int, scale: int, mean: Sequence[float]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.upsampler = Upsampler(width, scale, mean)
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W], of the same shape."""
+        y: Tensor = self.conv(x)
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDSR:
+    """EDSR for the scale of the data: units `first`, `body.0` ... `body.{depth-1}` and `tail`.
+
+    The first features are read again by `tail`: they travel over stages beside the map, with a
+    gradient under back-propagation, without one from module to module of local learning. The
+    baseline has 16 residual units of 64 channels, 1.37 million parameters for x2; the large one
+    has `depth=32 width=256 res_scale=0.1`. Weights are torch's own, as in the paper's code.
+
+    Attributes:
+        depth: Residual units.
+        width: C of all maps.
+        res_scale: By what a residual unit's result is multiplied before it is added.
+
+    Raises:
+        ConfigError: There is no such network.
+    """
+
+    depth: int = 16
+    width: int = 64
+    res_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_depth("model.depth", self.depth)
+        if self.width < 1:
+            raise ConfigError("model.width", self.width, "must be at least 1")
+        if not (isfinite(self.res_scale) and self.res_scale > 0):
+            problem, remedy = "is out of range", "give a number above 0"
+            raise ConfigError("model.res_scale", self.res_scale, problem, remedy)
+
+    def reach(self, scale: int) -> int:
+        """How far from a pixel lies what it depends on, in pixels of the small picture."""
+        behind = 1 if scale < 4 else 1.5  # the upsampler's convolutions but the last
+        return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
+
+    def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
+        """The units for these pictures.
+
+        Raises:
+            ConfigError: The task is another one, or evaluation tiles overlap too little.
+        """
+        wanted = super_resolution_of(task, "edsr")
+        scale = wanted.scale
+        least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM looks at what is around a pixel
+        if wanted.overlap < least:
+            problem = f"edsr and SSIM look {least} pixels far: pictures evaluated in tiles would "
+            problem += "not be what they are as a whole"
+            raise ConfigError(
+                "data.overlap", wanted.overlap, problem, f"use data.overlap={least}, or more"
+            )
+        width, mean = self.width, wanted.mean
+        body = partial(ResidualUnit, width, self.res_scale)
+        tail = partial(Tail, width, scale, mean)
+        first = Unit("first", partial(First, width, mean), reads=(IMAGE,), writes=(FIRST,))
+        units = [first]
+        for index in range(self.depth):
+            reads = ("x",) if index else (FIRST,)
+            units.append(Unit(f"body.{index}", body, reads=reads, adapt=partial(_same, body)))
+        last = Unit("tail", tail, ("x", FIRST), ("prediction",), adapt=partial(_same, tail))
+        return [*units, last]
+
+
+def _same(
+    build: Callable[[], nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> nn.Module:
+    """A copy: all maps of a net have the same number of channels, and of pixels any will do."""
+    return build()

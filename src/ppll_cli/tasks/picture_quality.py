@@ -1,0 +1,77 @@
+"""How like two pictures are: PSNR and SSIM of the luma, as the field reports them.
+
+Legend: B pictures, H height, W width (pixels).
+"""
+
+import torch
+from torch import Tensor
+
+PEAK = 255.0
+"""What PSNR and SSIM take as the range of values, though luma itself is 16 to 235."""
+
+RADIUS = 5
+"""SSIM looks at windows of 11x11 pixels."""
+
+_SIGMA = 1.5
+_K1, _K2 = 0.01, 0.03
+_LUMA = (65.481, 128.553, 24.966)
+
+
+def luma(pictures: Tensor) -> Tensor:
+    """Y of BT.601, from 16 for black to 235 for white, after rounding to 8 bits as in a file.
+
+    Args:
+        pictures: Red, green and blue in [0, 1], float [B, 3, H, W]; beyond is cut off.
+
+    Returns:
+        float32 [B, H, W].
+    """
+    channels = (pictures.float() * 255).clamp(0, 255).round().unbind(dim=1)
+    red, green, blue = (c * (w / 255) for c, w in zip(channels, _LUMA, strict=True))
+    return red + green + blue + 16
+
+
+def psnr(squared_error: float, pixels: float) -> float:
+    """Peak signal-to-noise ratio in dB.
+
+    Args:
+        squared_error: Summed over the pixels.
+        pixels: How many. An error below a ten-thousandth a pixel counts as that: 88.1 dB.
+    """
+    mean = max(squared_error / pixels, 1e-4)
+    return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))
+
+
+def ssim_map(one: Tensor, other: Tensor) -> Tensor:
+    """Structural similarity around each pixel (Wang et al., 2004), with Gaussian windows.
+
+    As scikit-image computes it with gaussian_weights=True, sigma=1.5 and
+    use_sample_covariance=False; in float64, since variances are differences of large numbers.
+
+    Args:
+        one: Luma, [B, H, W].
+        other: Likewise.
+
+    Returns:
+        float64 [B, H - 10, W - 10]: of the pixels whose window is inside.
+    """
+    x, y = one.double(), other.double()
+    mean_x, mean_y, xx, yy, xy = map(_blur, (x, y, x * x, y * y, x * y))
+    variance_x, variance_y = xx - mean_x * mean_x, yy - mean_y * mean_y
+    covariance = xy - mean_x * mean_y
+    c1, c2 = (_K1 * PEAK) ** 2, (_K2 * PEAK) ** 2
+    above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    below = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return above / below
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Gaussian windows, rows and columns apart; a sum of slices has one order on every device."""
+    offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
+    window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
+    weights: list[float] = (window / window.sum()).tolist()
+    for dimension in (1, 2):
+        length = x.shape[dimension] - 2 * RADIUS
+        parts = [w * x.narrow(dimension, start, length) for start, w in enumerate(weights)]
+        x = torch.stack(parts).sum(dim=0)
+    return x

@@ -1,0 +1,296 @@
+"""Super-resolution: a picture, given a smaller one of the same.
+
+Legend: B batch, C channels, s scale, H height, W width (pixels of the small picture).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks.picture_quality import RADIUS, luma, psnr, ssim_map
+from ppll_cli.tasks.task import Task
+from ppll_cli.values import ValueSpec
+
+TARGET = "target"
+"""The name under which a batch carries the large pictures, float [B, 3, sH, sW] in [0, 1]."""
+
+TILE = "tile"
+"""Of which picture an evaluation sample is a tile, and which of its pixels count, int64 [B, 9].
+
+The picture's number; the first row behind which PSNR counts pixels, the row where it stops, the
+same of columns; then these four for SSIM. Pixels are those of the large picture, counted from the
+tile's corner. Training samples are no tiles: [B, 0].
+"""
+
+BICUBIC = "bicubic"
+"""PSNR and SSIM of the whole picture enlarged bicubically, float64 [B, 2].
+
+On the first tile of a picture; zeros on its others. Training: [B, 0].
+"""
+
+SCALES = (2, 3, 4)
+
+_ROW = 6
+"""Numbers measured of a picture: squared error, pixels, SSIM, pixels of it, BICUBIC."""
+
+
+class Shift(nn.Module):
+    """Adds a constant to each of three channels; it is no parameter and is not saved.
+
+    Args:
+        amounts: What is added, [3].
+    """
+
+    amounts: Tensor
+
+    def __init__(self, amounts: Sequence[float]) -> None:
+        super().__init__()
+        values = torch.tensor([*amounts], dtype=torch.float32)[:, None, None]
+        self.register_buffer("amounts", values, persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """[B, 3, H, W], of the same shape."""
+        return pictures + self.amounts
+
+
+class Upsampler(nn.Module):
+    """EDSR's (arXiv 1707.02921): convolutions and pixel shuffles up to the scale, a convolution.
+
+    Args:
+        channels: C of the map.
+        scale: 2 or 3, in one step, or 4, in two.
+        mean: Of the pictures, which is added at the end.
+    """
+
+    def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:
+        super().__init__()
+        self.channels, self.scale, self.mean = channels, scale, tuple(mean)
+        steps = [scale] if scale == 3 else [2] * round(log2(scale))
+        layers: list[nn.Module] = []
+        for step in steps:
+            layers += [nn.Conv2d(channels, step**2 * channels, 3, padding=1), nn.PixelShuffle(step)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 3, 3, padding=1))
+        self.shift = Shift(mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map [B, C, H, W] to pictures [B, 3, sH, sW]."""
+        pictures: Tensor = self.shift(self.layers(x))
+        return pictures
+
+
+class PictureHead(nn.Module):
+    """The head of a net that makes pictures, in two steps: features to a map, and that to pictures.
+
+    Long skips are added between the two.
+
+    Attributes:
+        upsampler: The second step; a subclass makes it.
+    """
+
+    upsampler: Upsampler
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """Features to a map [B, C, H, W]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
+        """Features, and maps [B, C, H, W] that skipped what made them, to pictures."""
+        y = self.mapped(x)
+        for skip in skips:
+            y = y + skip
+        pictures: Tensor = self.upsampler(y)
+        return pictures
+
+
+class FusedPictureHead(nn.Module):
+    """A head whose map is fused with a feature bank (arXiv 2406.00446; the details are ours).
+
+    Our reading: the bank has the maps that earlier modules made, and stands in for the backbone's
+    long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)), x_0 being what the first module made.
+    Maps with another number of channels than the head's are projected by a 1x1 convolution. `add`
+    sums them and the head's own map; `concatenate` joins all, and a 1x1 convolution takes them
+    back to the head's channels, which begins as that sum's first term: training lets the bank in.
+
+    Args:
+        head: A copy of the model's head.
+        channels: Of the banked maps.
+        fusion: `concatenate` or `add`.
+        shared_head: Whether the upsampler has the shape of the model's; else it reads the joined
+            maps themselves.
+    """
+
+    def __init__(
+        self, head: PictureHead, channels: Sequence[int], fusion: str, shared_head: bool
+    ) -> None:
+        super().__init__()
+        self.head, self.fusion = head, fusion
+        old = head.upsampler
+        width, joined = old.channels, old.channels * (1 + len(channels))
+        self.projections = nn.ModuleList(
+            nn.Identity() if banked == width else nn.Conv2d(banked, width, 1) for banked in channels
+        )
+        self.mix: nn.Conv2d | None = None
+        if fusion == "concatenate" and shared_head:
+            self.mix = nn.Conv2d(joined, width, 1)
+            nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
+            with torch.no_grad():
+                self.mix.weight.copy_(torch.eye(width, joined)[:, :, None, None])
+        elif fusion == "concatenate":
+            head.upsampler = Upsampler(joined, old.scale, old.mean)
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Features, and banked maps [B, C', H, W], to pictures [B, 3, sH, sW]."""
+        maps = [self.head.mapped(x)]
+        maps += [p(b) for p, b in zip(self.projections, bank, strict=True)]
+        fused = torch.stack(maps).sum(dim=0) if self.fusion == "add" else torch.cat(maps, dim=1)
+        if self.mix is not None:
+            fused = self.mix(fused)
+        pictures: Tensor = self.head.upsampler(fused)
+        return pictures
+
+
+@dataclass(frozen=True)
+class SuperResolution:
+    """Predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1, the metric PSNR.
+
+    PSNR and SSIM are those of the luma, without a border of `scale` pixels, of each whole picture,
+    and the mean over pictures is reported; those of bicubic enlargement stand beside. In training,
+    PSNR is that of the mean squared error over whole patches.
+
+    Attributes:
+        scale: By how much height and width grow.
+        patch: Height and width of the small pictures of training batches.
+        pictures: How many an evaluation has at most.
+        mean: Of the pixels, one a channel.
+        overlap: Pixels of small pictures that evaluation tiles have beyond those that count.
+        metric: Its name.
+    """
+
+    scale: int
+    patch: int
+    pictures: int
+    mean: tuple[float, ...]
+    overlap: int
+    metric: str = "psnr"
+
+    @property
+    def targets(self) -> Mapping[str, ValueSpec]:
+        """Of training batches."""
+        return self._targets(self.patch, self.patch, tiles=False)
+
+    def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
+        """Of evaluation batches, given the largest small pictures."""
+        return self._targets(height, width, tiles=True)
+
+    def _targets(self, height: int, width: int, tiles: bool) -> Mapping[str, ValueSpec]:
+        return {
+            TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
+            TILE: ValueSpec((9 if tiles else 0,), torch.int64),
+            BICUBIC: ValueSpec((2 if tiles else 0,), torch.float64),
+        }
+
+    def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Mean absolute difference, in float32 also under autocast."""
+        return F.l1_loss(prediction.float(), values[TARGET])
+
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Of each picture [squared error, pixels, SSIM, its pixels, bicubic PSNR and SSIM].
+
+        One after the other, float64 [6 pictures]; training patches count as one picture, [6].
+        """
+        made, wanted = luma(prediction), luma(values[TARGET])
+        errors = (made - wanted).double().square()
+        tile = values[TILE]
+        if tile.shape[1] == 0:
+            pixels = torch.full((), errors.numel(), dtype=torch.float64, device=errors.device)
+            return F.pad(torch.stack((errors.sum(), pixels)), (0, _ROW - 2))
+        similar = ssim_map(made, wanted)
+        counted = _inside(tile[:, 1:5], errors)
+        compared = _inside(tile[:, 5:9] - RADIUS, similar)
+        sums = [errors * counted, counted, similar * compared, compared]
+        rows = torch.stack([each.sum(dim=(1, 2)) for each in sums], dim=1)
+        rows = torch.cat((rows, values[BICUBIC]), dim=1)
+        numbers = torch.arange(self.pictures, device=tile.device)
+        mine = (tile[:, :1] == numbers)[:, :, None]
+        return torch.where(mine, rows[:, None], 0.0).sum(dim=0).flatten()
+
+    def score(self, sums: list[float]) -> Mapping[str, float]:
+        """PSNR (dB) and SSIM, and those of bicubic enlargement: means over pictures."""
+        rows = [sums[start : start + _ROW] for start in range(0, len(sums), _ROW)]
+        rows = [row for row in rows if row[1]]
+        found = {self.metric: _mean([psnr(row[0], row[1]) for row in rows])}
+        if all(row[3] for row in rows):
+            found["ssim"] = _mean([row[2] / row[3] for row in rows])
+            found["bicubic_psnr"] = _mean([row[4] for row in rows])
+            found["bicubic_ssim"] = _mean([row[5] for row in rows])
+        return found
+
+    def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
+        """A convolution to as many channels as a pixel has parts, and a pixel shuffle."""
+        _check_map("local", "greedy", shape)
+        convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
+        return nn.Sequential(convolution, nn.PixelShuffle(self.scale), Shift(self.mean))
+
+    def banked(self, shape: tuple[int, ...]) -> nn.Module:
+        """The map as it is: a picture's details are nowhere else."""
+        _check_map("fba", "on", shape)
+        return nn.Identity()
+
+    def bank_head(
+        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    ) -> nn.Module:
+        """The head with a `FusedPictureHead` around it."""
+        if not isinstance(head, PictureHead):
+            raise ConfigError(
+                "fba",
+                "on",
+                f"the model's head, {type(head).__name__}, does not say where skips are added",
+                "derive it from ppll_cli.tasks.super_resolution.PictureHead, or use fba=off",
+            )
+        channels = [shape[0] for shape in banked]
+        return FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
+
+
+def _inside(bounds: Tensor, like: Tensor) -> Tensor:
+    """1 within rows and columns, 0 elsewhere.
+
+    Args:
+        bounds: First row, row behind the last, the same of columns, int64 [B, 4].
+        like: [B, H, W].
+
+    Returns:
+        float64 [B, H, W].
+    """
+    rows, columns = (torch.arange(size, device=like.device) for size in like.shape[1:])
+    top, bottom, left, right = (bounds[:, number, None] for number in range(4))
+    within_rows = (rows >= top) & (rows < bottom)
+    within_columns = (columns >= left) & (columns < right)
+    return (within_rows[:, :, None] & within_columns[:, None, :]).double()
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else float("nan")
+
+
+def _check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        problem = f"makes pictures from maps [C, H, W], and a module ends in {list(shape)}"
+        raise ConfigError(key, value, problem, "use a model whose modules end in maps, as edsr")
+
+
+def super_resolution_of(task: Task, name: str) -> SuperResolution:
+    """The task, for `model=name`.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    if not isinstance(task, SuperResolution):
+        remedy = "choose a data set of pictures: data=photos or data=div2k"
+        raise ConfigError("model", name, "is for super-resolution", remedy)
+    return task

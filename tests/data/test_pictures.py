@@ -1,0 +1,245 @@
+"""Pictures for super-resolution: which files, what is kept of them, patches and tiles."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ppll_cli.data.div2k import Div2k
+from ppll_cli.data.patches import PatchBatches, _turned
+from ppll_cli.data.photos import Photos
+from ppll_cli.data.picture_samples import side_by_side
+from ppll_cli.data.pictures import PictureDataset
+from ppll_cli.errors import ConfigError
+from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
+from tests.conftest import compose_config
+from tests.data.picture_files import picture, write_div2k, write_photos
+
+SMALL = {"patch": 8, "patches_per_epoch": 10, "tile": 16, "overlap": 3}
+
+Make = Callable[..., Photos]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Make:
+    """Makes the data set of six small pictures, with changes."""
+    folder = write_photos(tmp_path / "photos")
+    config, _ = compose_config(["data=photos"])
+    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
+    shipped |= {"folders": [str(folder)], "cache": str(tmp_path / "cache"), **SMALL}
+    return lambda **changes: Photos(**(shipped | changes))
+
+
+def batches_of(dataset: PictureDataset, seed: int = 0, batch_size: int = 4) -> PatchBatches:
+    return dataset.batches(dataset.load(), batch_size, seed, torch.device("cpu"))
+
+
+def as_picture(picture: Any) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def test_the_last_three_by_name_are_for_the_test(photos: Make) -> None:
+    dataset = photos()
+    names = {part: [s.high.name for s in dataset.sources(part)] for part in ("train", "test")}
+    assert names == {"train": ["0.png", "1.png", "2.png"], "test": ["3.png", "4.png", "5.png"]}
+    splits = dataset.load()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 10, "test": 3 * 4}
+    assert dataset.task.pictures == 3
+    assert photos(eval_limit=1).task.pictures == 1
+    assert len(photos(eval_limit=1).load()["test"]) == 4
+
+
+def test_pictures_are_held_out(photos: Make) -> None:
+    splits = photos(val_fraction=0.34).load()
+    assert [len(split.pictures) for split in splits.values()] == [2, 1, 3]
+    with pytest.raises(ConfigError, match="holds out 0 of 3"):
+        photos(val_fraction=0.01).load()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_small_pictures_are_bicubic_reductions(photos: Make, scale: int) -> None:
+    split = photos(scale=scale).load()["test"]
+    high, low = split.pictures.high[0], split.pictures.low[0]
+    width, height = 51 - 51 % scale, 37 - 37 % scale
+    assert high.shape == (height, width, 3)
+    assert low.shape == (height // scale, width // scale, 3)
+    reduced = Image.fromarray(np.array(high)).resize(low.shape[1::-1], Image.Resampling.BICUBIC)
+    assert (np.array(reduced) == low).all()
+    assert split.pictures.quality is not None
+    psnr, ssim = split.pictures.quality[0]
+    assert 15 < psnr < 60
+    assert 0.5 < ssim < 1
+
+
+def test_what_is_kept_is_used_again_and_made_anew_for_other_files(
+    photos: Make, tmp_path: Path
+) -> None:
+    first = photos().load()["train"].pictures
+    assert isinstance(first.high[0], np.memmap)
+    kept = {path.name for path in (tmp_path / "cache").iterdir()}
+    photos().prepare()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == kept
+    Image.new("RGB", (60, 60)).save(tmp_path / "photos" / "0.png")
+    assert not photos().load()["train"].pictures.high[0].any()
+
+
+def test_large_pictures_are_reduced(photos: Make) -> None:
+    pictures = photos(longest_side=32).load()["train"].pictures
+    assert [max(high.shape) for high in pictures.high] == [32, 32, 32]
+
+
+def test_patches_are_aligned(photos: Make) -> None:
+    """A patch's small picture is the reduced large one, up to what lies outside of it."""
+    batch = batches_of(photos()).train(0, 0)
+    image, target = batch["image"], batch[TARGET]
+    assert image.shape == (4, 3, 8, 8)
+    assert target.shape == (4, 3, 16, 16)
+    assert batch[TILE].shape == batch[BICUBIC].shape == (4, 0)
+    averaged = torch.nn.functional.avg_pool2d(target, 2)
+    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    assert (averaged[inner] - image[inner]).abs().mean() < 0.03
+    shifted = averaged.roll(1, dims=3)
+    assert (shifted[inner] - image[inner]).abs().mean() > 0.05
+
+
+def test_batches_depend_on_seed_epoch_and_number_alone(photos: Make) -> None:
+    one, other = batches_of(photos()), batches_of(photos())
+    other.train(0, 0)
+    assert torch.equal(one.train(1, 2)[TARGET], other.train(1, 2)[TARGET])
+    assert len(one.train(0, 2)[TARGET]) == 2  # 10 = 4 + 4 + 2
+    assert one.steps_per_epoch == 3
+    assert batches_of(photos(drop_last=True)).steps_per_epoch == 2
+    different = [one.train(0, 1), one.train(1, 0), batches_of(photos(), seed=1).train(0, 0)]
+    assert not any(torch.equal(one.train(0, 0)[TARGET], each[TARGET]) for each in different)
+
+
+def test_patches_are_turned(photos: Make) -> None:
+    """Eight ways, all different."""
+    square = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
+    ways = {_turned(square, turn).tobytes() for turn in range(8)}
+    assert len(ways) == 8
+    straight, turned = (batches_of(photos(flip=flip)).train(0, 0)[TARGET] for flip in (False, True))
+    assert not torch.equal(straight, turned)
+
+
+def test_tiles_make_up_the_pictures(photos: Make) -> None:
+    """Each pixel of the luma's inside counts once."""
+    dataset = photos()
+    splits = dataset.load()
+    batches = batches_of(dataset)
+    pictures = splits["test"].pictures
+    form = dataset.evaluation_form(splits)
+    counts = [np.zeros(high.shape[:2], dtype=int) for high in pictures.high]
+    for number, tile in enumerate(splits["test"].tiles):
+        batch = batches.evaluation("test", number, 1)
+        assert batch[TARGET].shape[2:] == tuple(2 * side for side in batch["image"].shape[2:])
+        assert batch["image"].shape[2] <= form.image.height
+        picture, *rectangles = batch[TILE][0].tolist()
+        top, bottom, left, right = rectangles[:4]
+        down, across = 2 * tile.rows.start, 2 * tile.columns.start
+        counts[picture][down + top : down + bottom, across + left : across + right] += 1
+        wanted = pictures.high[picture][down : down + 32, across : across + 32]
+        assert torch.equal(batch[TARGET][0], as_picture(wanted))
+    for count in counts:
+        assert (count[2:-2, 2:-2] == 1).all()
+        assert count.sum() == count[2:-2, 2:-2].size
+
+
+def test_quality_in_tiles_is_that_of_the_whole(photos: Make) -> None:
+    """Also of SSIM, whose windows reach beyond what counts; bicubic's stands beside."""
+    scores = []
+    for tile in (16, 64):
+        dataset = photos(tile=tile)
+        batches, task = batches_of(dataset), dataset.task
+        sums: Any = 0.0
+        for number in range(len(batches.splits["test"])):
+            values = batches.evaluation("test", number, 1)
+            made = torch.nn.functional.interpolate(values["image"], scale_factor=2)
+            sums = sums + task.measure(made, values)
+        scores.append(task.score(sums.tolist()))
+    # The order of float64 sums is all that differs.
+    assert scores[0] == pytest.approx(scores[1], rel=1e-9)
+    assert scores[0]["bicubic_psnr"] > scores[0]["psnr"]
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_div2k_in_its_published_layout(tmp_path: Path, scale: int) -> None:
+    root = write_div2k(tmp_path / "root" / "DIV2K", scale).parent
+    dataset = div2k(tmp_path, root, scale=scale)
+    splits = dataset.load()
+    assert [len(split.pictures) for split in splits.values()] == [5, 2]
+    low = splits["train"].pictures.low[0]
+    file = root / f"DIV2K/DIV2K_train_LR_bicubic/X{scale}/0001x{scale}.png"
+    assert (np.array(Image.open(file)) == low).all()  # as published, not made by us
+    assert batches_of(dataset).train(0, 0)[TARGET].shape == (4, 3, 8 * scale, 8 * scale)
+
+
+def div2k(tmp_path: Path, root: Path | None, **changes: object) -> Div2k:
+    config, _ = compose_config(["data=div2k"])
+    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
+    given = {"root": str(root), "cache": str(tmp_path / "cache"), **SMALL, **changes}
+    return Div2k(**(shipped | given))
+
+
+def test_div2k_says_where_files_belong(tmp_path: Path) -> None:
+    message = r"data.root=.*no pictures in .*DIV2K_train_HR; unpack .*data.vision.ee.ethz.ch"
+    with pytest.raises(ConfigError, match=message):
+        div2k(tmp_path, tmp_path).load()
+    root = write_div2k(tmp_path / "DIV2K", 2)
+    with pytest.raises(ConfigError, match=r"0001.png has no .*X3/0001x3.png"):
+        div2k(tmp_path, root, scale=3).load()
+
+
+def test_folders_that_are_missing_are_named(photos: Make, tmp_path: Path) -> None:
+    message = r"there is no folder .*nowhere.*apt-get install lomiri-wallpapers-16.04 mate-backgr"
+    with pytest.raises(ConfigError, match=message):
+        photos(folders=[str(tmp_path / "nowhere")]).load()
+    with pytest.raises(ConfigError, match=r"has 3 pictures .* the last 3 by name are for the test"):
+        photos(folders=[str(write_photos(tmp_path / "few", count=3))]).load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": 5}, "data.scale=5: is no scale; choose 2, 3 or 4"),
+        ({"patch": 1}, "data.patch=1: is too small"),
+        ({"tile": 6}, r"data.tile=6: is too small; give at least 7 \(more than twice"),
+        ({"mean": [0.5]}, r"data.mean=\[0.5\]: is no colour"),
+        ({"longest_side": 0}, "data.longest_side=0: must be at least 1"),
+        ({"val_fraction": 1.0}, "data.val_fraction=1.0: is out of range"),
+        ({"eval_limit": 0}, "data.eval_limit=0: is too small"),
+    ],
+)
+def test_options_that_cannot_be(photos: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        photos(**changes)
+
+
+def test_pictures_that_cannot_be_used(photos: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0.png: has 24x20 pixels .* too few for data.patch=21"):
+        photos(patch=21).load()
+    (tmp_path / "photos" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"0.png: cannot be read as a picture"):
+        photos().load()
+
+
+def test_views_of_a_picture_are_aligned() -> None:
+    """A model that doubles each pixel makes the first of the four views."""
+    high = np.array(picture(0, 300, 320))
+    low = np.array(Image.fromarray(high).resize((150, 160), Image.Resampling.BICUBIC))
+    seen = []
+
+    def double(image: Tensor) -> Tensor:
+        seen.append(tuple(image.shape))
+        return torch.nn.functional.interpolate(image, scale_factor=2)
+
+    views = np.split(np.array(side_by_side(low, high, 2, 7, double)), 4, axis=1)
+    assert seen == [(1, 3, 110, 110)]
+    assert (views[0] == views[2]).all()
+    assert (views[3] == high[64:256, 54:246]).all()
+    assert np.abs(views[1].astype(int) - views[3]).mean() < 8

@@ -1,0 +1,105 @@
+"""EDSR: what it is made of, and that tiles of a picture become what the whole becomes."""
+
+from dataclasses import replace
+from math import ceil
+
+import pytest
+import torch
+
+from ppll_cli.data.tiles import spans
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.edsr import EDSR
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.unit import ImageSpec
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.super_resolution import SuperResolution
+
+TASK = SuperResolution(scale=2, patch=48, pictures=1, mean=(0.4, 0.5, 0.6), overlap=72)
+IMAGE = ImageSpec(3, 48, 48)
+
+
+def net(scale: int, **options: int) -> PlainModel:
+    return PlainModel(EDSR(**options).units(IMAGE, replace(TASK, scale=scale)))
+
+
+@pytest.mark.parametrize(("scale", "parameters"), [(2, 1369859), (3, 1554499), (4, 1517571)])
+def test_the_baseline_has_as_many_parameters_as_the_paper_s(scale: int, parameters: int) -> None:
+    """1.37, 1.55 and 1.52 million: those of the authors' code, without its fixed mean shifts."""
+    with torch.device("meta"):
+        found = net(scale)
+    assert sum(parameter.numel() for parameter in found.parameters()) == parameters
+
+
+def test_the_large_one_has_41_million() -> None:
+    units = EDSR(depth=32, width=256, res_scale=0.1).units(IMAGE, TASK)
+    with torch.device("meta"):
+        count = sum(p.numel() for unit in units for p in unit.build().parameters())
+    assert count == 40729603  # the paper's 43 million are for x3
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_mean_is_taken_off_and_added_again(scale: int) -> None:
+    """A net of zeros makes the mean, and pictures of the scale."""
+    model = net(scale, depth=1, width=4)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    made = model(torch.rand(1, 3, 5, 6))
+    assert made.shape == (1, 3, 5 * scale, 6 * scale)
+    assert torch.equal(made[0, :, 0, 0], torch.tensor(TASK.mean))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_tiles_are_pieces_of_the_whole(scale: int) -> None:
+    """To float32's rounding: sums of other shapes are added up in another order."""
+    edsr = EDSR(depth=3, width=6)
+    reach = edsr.reach(scale)
+    units = edsr.units(IMAGE, replace(TASK, scale=scale))
+    model = PlainModel(units).double()  # rounding is then far below what a pixel too few changes
+    picture = torch.rand(1, 3, 40, 55, dtype=torch.float64)
+
+    def joined(overlap: int) -> torch.Tensor:
+        pieces = torch.zeros(1, 3, scale * 40, scale * 55, dtype=torch.float64)
+        for r in spans(40, 2 * reach + 3, overlap):
+            for c in spans(55, 2 * reach + 3, overlap):
+                made = model(picture[:, :, r.start : r.stop, c.start : c.stop])
+                counted = made[
+                    :,
+                    :,
+                    scale * (r.first - r.start) : scale * (r.behind - r.start),
+                    scale * (c.first - c.start) : scale * (c.behind - c.start),
+                ]
+                rows = slice(scale * r.first, scale * r.behind)
+                pieces[:, :, rows, scale * c.first : scale * c.behind] = counted
+        return pieces
+
+    with torch.no_grad():
+        whole = model(picture)
+        torch.testing.assert_close(joined(reach), whole, rtol=0, atol=1e-13)
+        assert (joined(reach - 1) - whole).abs().max() > 1e-10
+
+
+def test_tiles_that_overlap_too_little_are_refused() -> None:
+    edsr = EDSR(depth=16)
+    least = edsr.reach(2) + ceil(5 / 2)
+    edsr.units(IMAGE, replace(TASK, overlap=least))
+    with pytest.raises(ConfigError, match=rf"data.overlap=9: .* use data.overlap={least}, or more"):
+        edsr.units(IMAGE, replace(TASK, overlap=9))
+    assert least <= 40  # the default
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 0}, "model.depth=0: must be at least 1"),
+        ({"width": 0}, "model.width=0: must be at least 1"),
+        ({"res_scale": 0.0}, "model.res_scale=0.0: is out of range"),
+    ],
+)
+def test_refusals(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EDSR(**options)  # type: ignore[arg-type]
+
+
+def test_another_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model=edsr: is for super-resolution; .*data=photos"):
+        EDSR().units(IMAGE, Classification(3))

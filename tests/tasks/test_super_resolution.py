@@ -1,0 +1,163 @@
+"""What is measured of pictures, whole or in tiles, and what heads make them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.data.tiles import spans
+from ppll_cli.errors import ConfigError
+from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.super_resolution import (
+    BICUBIC,
+    TARGET,
+    TILE,
+    FusedPictureHead,
+    PictureHead,
+    SuperResolution,
+    Upsampler,
+    super_resolution_of,
+)
+
+TASK = SuperResolution(scale=2, patch=8, pictures=2, mean=(0.4, 0.5, 0.6), overlap=4)
+SIDE = 40
+
+
+class Head(PictureHead):
+    """The map as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upsampler = Upsampler(4, 2, TASK.mean)
+
+    def mapped(self, x: Tensor) -> Tensor:
+        return x
+
+
+def whole(picture: int, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """Values of a picture in one piece."""
+    height, width = wanted.shape[2:]
+    bounds = [b for border in (2, 7) for side in (height, width) for b in (border, side - border)]
+    return {
+        "made": made,
+        TARGET: wanted,
+        TILE: torch.tensor([[picture, *bounds]]),
+        BICUBIC: torch.tensor([[30.0 + picture, 0.5]], dtype=torch.float64),
+    }
+
+
+def test_numbers_of_pictures_are_averaged() -> None:
+    torch.manual_seed(0)
+    parts = []
+    for number, size in enumerate((SIDE, SIDE + 10)):
+        wanted = torch.rand(1, 3, size, size)
+        parts.append(whole(number, wanted + 0.1 * (number + 1), wanted))
+    sums = [TASK.measure(values.pop("made"), values) for values in parts]
+    scores = [TASK.score(each.tolist()) for each in sums]
+    both = TASK.score((sums[0] + sums[1]).tolist())
+    assert list(both) == ["psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
+    assert both["psnr"] == pytest.approx((scores[0]["psnr"] + scores[1]["psnr"]) / 2)
+    assert both["ssim"] == pytest.approx((scores[0]["ssim"] + scores[1]["ssim"]) / 2)
+    assert both["bicubic_psnr"] == 30.5
+    assert scores[0]["psnr"] > scores[1]["psnr"]
+
+
+def test_the_border_does_not_count() -> None:
+    wanted = torch.full((1, 3, SIDE, SIDE), 0.5)
+    made = wanted.clone()
+    made[:, :, :2], made[:, :, :, -2:] = 0, 1
+    values = whole(0, made, wanted)
+    score = TASK.score(TASK.measure(made, values).tolist())
+    assert score["psnr"] == pytest.approx(88.13, abs=0.01)
+    assert score["ssim"] == pytest.approx(1)
+
+
+def test_training_patches_have_a_psnr_alone() -> None:
+    wanted = torch.rand(3, 3, 16, 16)
+    values = {TARGET: wanted, TILE: torch.empty(3, 0), BICUBIC: torch.empty(3, 0)}
+    black, white = torch.zeros(3, 3, 16, 16), torch.ones(3, 3, 16, 16)
+    measured = TASK.measure(wanted, values) * 2
+    assert measured.tolist() == [0, 2 * 3 * 16 * 16, 0, 0, 0, 0]
+    measured = TASK.measure(black, {**values, TARGET: white})
+    assert TASK.score(measured.tolist()) == {"psnr": pytest.approx(1.33, abs=0.01)}
+    assert TASK.loss(black, {TARGET: white}) == 1
+
+
+def test_targets_of_tiles_are_others() -> None:
+    shapes = {name: spec.shape for name, spec in TASK.targets.items()}
+    assert shapes == {TARGET: (3, 16, 16), TILE: (0,), BICUBIC: (0,)}
+    shapes = {name: spec.shape for name, spec in TASK.tile_targets(20, 30).items()}
+    assert shapes == {TARGET: (3, 40, 60), TILE: (9,), BICUBIC: (2,)}
+
+
+@pytest.mark.parametrize("length", [5, 16, 17, 23, 24, 25, 100])
+def test_each_pixel_counts_in_one_tile(length: int) -> None:
+    pieces = list(spans(length, tile=16, overlap=4))
+    counted = [pixel for piece in pieces for pixel in range(piece.first, piece.behind)]
+    assert counted == list(range(length))
+    for piece in pieces:
+        assert 0 <= piece.start < piece.stop <= length
+        assert piece.stop - piece.start == min(length, 16)
+        assert piece.start == 0 or piece.first - piece.start >= 4
+        assert piece.stop == length or piece.stop - piece.behind >= 4
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_heads_make_pictures_of_the_scale(scale: int) -> None:
+    task = replace(TASK, scale=scale)
+    x = torch.rand(2, 4, 5, 7)
+    for head in (task.smallest_head((4, 5, 7)), Upsampler(4, scale, task.mean)):
+        assert head(x).shape == (2, 3, 5 * scale, 7 * scale)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(head(x)[0, :, 0, 0], torch.tensor(task.mean))
+    assert not any("shift" in name for name in head.state_dict())
+
+
+BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
+
+
+def test_a_concatenated_bank_begins_without_effect() -> None:
+    head = Head()
+    fused = TASK.bank_head(head, [(4, 5, 7), (6, 5, 7)], BANK)
+    x = torch.rand(2, 4, 5, 7)
+    bank = (torch.rand(2, 4, 5, 7), torch.rand(2, 6, 5, 7))
+    torch.testing.assert_close(fused(x, *bank), head(x))
+    fused(x, *bank).sum().backward()
+    assert isinstance(fused, FusedPictureHead)
+    assert fused.mix is not None
+    assert fused.mix.weight.grad is not None
+    assert fused.mix.weight.grad.all()
+
+
+def test_an_added_bank_is_the_long_skip() -> None:
+    """Upsampler(SLM(x) + x_0), with no parameters besides where the channels are the same."""
+    head = Head()
+    fused = TASK.bank_head(head, [(4, 5, 7)], BANK.model_copy(update={"fusion": "add"}))
+    x, first = torch.rand(2, 4, 5, 7), torch.rand(2, 4, 5, 7)
+    torch.testing.assert_close(fused(x, first), head.upsampler(x + first))
+    count = sum(parameter.numel() for parameter in head.parameters())
+    assert sum(parameter.numel() for parameter in fused.parameters()) == count
+
+
+def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
+    fused = TASK.bank_head(Head(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
+    assert isinstance(fused, FusedPictureHead)
+    assert fused.mix is None
+    assert fused.head.upsampler.channels == 8
+    x = torch.rand(2, 4, 5, 7)
+    assert fused(x, x).shape == (2, 3, 10, 14)
+
+
+def test_what_is_for_another_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="local=greedy: makes pictures from maps"):
+        TASK.smallest_head((8,))
+    with pytest.raises(ConfigError, match="fba=on: makes pictures from maps"):
+        TASK.banked((16, 8))
+    with pytest.raises(ConfigError, match=r"derive it from .*PictureHead"):
+        TASK.bank_head(nn.Identity(), [(4, 5, 7)], BANK)
+    with pytest.raises(ConfigError, match="local=dgl: is for classification"):
+        classes_of(TASK, "dgl", key="local")
+    assert super_resolution_of(TASK, "edsr") is TASK
