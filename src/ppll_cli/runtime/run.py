@@ -284,10 +284,11 @@ class Run:
         last = self.run_dir / "checkpoints" / "last"
         if last.exists():
             checkpoint.write_model(last, self.run_dir / "model.safetensors")
-            self._draw_samples()
         self._drop_unfinished()
         write_json(self.run_dir / "summary.json", summary)
         self._draw(reports, summary)
+        if last.exists():
+            self._draw_samples()
         self.tracker.end(summary)
         return summary
 
