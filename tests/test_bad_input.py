@@ -332,7 +332,7 @@ def row(
 
 
 OPTIONS = [
-    row("model", ["model=vti"], "model=vti", "did you mean vit? there are resnet, "),
+    row("model", ["model=vti"], "model=vti", "did you mean vit? there are edsr, resnet, "),
     row("data", ["data=cifar"], "data=cifar", "did you mean cifar10? there are cifar10, digits"),
     row("partition", ["partition=even"], "partition=even", "there are flops, manual, params"),
     row("schedule", ["schedule=gpip"], "schedule=gpip", "did you mean gpipe? there are 1f1b, bp"),
@@ -344,9 +344,9 @@ OPTIONS = [
     row("tracker", ["tracker=wand"], "tracker=wand", "none"),
     row("experiment", ["experiment=no"], "experiment=no", "there are dgl_resnet110_k16"),
     row("recipe", ["recipe=ppll"], "recipe=ppll", "there are infopro_cifar10"),
-    row("empty", ["model="], "model=", "there are resnet"),
-    row("path", ["model=../x"], "model=../x", "there are resnet"),
-    row("null", ["model=null"], "model=null", "there are resnet"),
+    row("empty", ["model="], "model=", "there are edsr, resnet"),
+    row("path", ["model=../x"], "model=../x", "there are edsr, resnet"),
+    row("null", ["model=null"], "model=null", "there are edsr, resnet"),
 ]
 
 KEYS = [

@@ -18,6 +18,7 @@ from ppll_cli.models.resnet import CifarResNet, ResNet
 from ppll_cli.models.unit import ImageSpec, Model, Unit, build_unit
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.super_resolution import SuperResolution
 from tests.other_task import OtherTask
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -26,6 +27,7 @@ LARGE = {"vit_base", "resnet152"}
 """Run without storage, to keep the tests quick."""
 
 IMAGE = ImageSpec(3, 32, 32)
+ENLARGING = SuperResolution(scale=2, patch=32, pictures=1, mean=(0.0, 0.0, 0.0), overlap=64)
 TASK = Classification(10)
 MODELS: Mapping[str, Model] = {
     "vit-cls": ViT(dim=16, depth=2, heads=2, patch=8, dropout=0.1, attention_dropout=0.1),
@@ -163,9 +165,12 @@ def compose(name: str) -> DictConfig:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_builds_and_runs(name: str) -> None:
     model: Model = instantiate(compose(name))
+    task, shape = (ENLARGING, (2, 3, 64, 64)) if name == "edsr" else (TASK, (2, 10))
     with torch.device("meta" if name in LARGE else "cpu"), torch.no_grad():
-        plain = PlainModel(model.units(IMAGE, TASK))
-        assert plain(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+        plain = PlainModel(model.units(IMAGE, task))
+        prediction = plain(torch.zeros(2, 3, 32, 32))
+    assert isinstance(prediction, Tensor)
+    assert prediction.shape == shape
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -251,6 +251,6 @@ def test_a_task_may_report_more_than_its_metric(tmp_path: Path) -> None:
     assert (line["distance"], line["half"]) == (3.0, 1.5)
     assert metrics.result("test") == {"loss": 2.0, "distance": 3.0, "half": 1.5}
     assert metrics.history("test") == {40: 3.0}
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"choices": {}}')
     (found,) = find([tmp_path])
     assert [evaluation.value for evaluation in found.evaluations] == [3.0]

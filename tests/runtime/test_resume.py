@@ -79,9 +79,8 @@ def copied(unbroken: Callable[[str], Result], tmp_path: Path) -> Callable[[str],
 def lines(result: Result) -> list[dict[str, Any]]:
     """Of the metrics file, without what depends on time or on the partition."""
     found = [json.loads(x) for x in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: line[k] for k in line if k not in ("samples_per_second", "stage")} for line in found
-    ]
+    without = {"samples_per_second", "seconds", "stage"}
+    return [{k: line[k] for k in line if k not in without} for line in found]
 
 
 def assert_each_once(result: Result) -> None:
