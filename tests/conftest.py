@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppll_cli import settings
 from ppll_cli.app import conf_dir, register_resolvers
+from ppll_cli.composition import own_choices
 from ppll_cli.resume import recorded
 from ppll_cli.runtime.run import Run
 
@@ -47,7 +48,7 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(composed)
-    choices = {k: str(v) for k, v in HydraConfig.get().runtime.choices.items() if "hydra" not in k}
+    choices = own_choices(composed.hydra.runtime.choices)
     with_hydra: Any = OmegaConf.to_container(composed, resolve=False)
     plain: Any = OmegaConf.create({k: v for k, v in with_hydra.items() if k != "hydra"})
     config: Any = OmegaConf.to_container(plain, resolve=True)

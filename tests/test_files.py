@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.files import write_json, write_text
+from ppll_cli.files import read_json_lines, write_json, write_text
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -35,3 +35,10 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file", float("nan"))
     assert not [*tmp_path.iterdir()]
+
+
+def test_lines_that_are_no_whole_objects_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    assert list(read_json_lines(file)) == []
+    file.write_text('{"a": 1}\n[2]\nnot JSON\n\n{"a": 3}\n{"a": 4')
+    assert list(read_json_lines(file)) == [{"a": 1}, {"a": 3}]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli import __version__
+from ppll_cli.composition import own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 from ppll_cli.runtime import forkserver
@@ -188,7 +189,7 @@ def _run(
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    choices = {k: str(v) for k, v in hydra_config.runtime.choices.items() if "hydra" not in k}
+    choices = own_choices(hydra_config.runtime.choices)
     ours = {".hydra", f"{hydra_config.job.name}.log"}
     strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
     if strangers and before is None:

@@ -3,8 +3,10 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from ppll_cli.composition import composed
 
 PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
@@ -24,12 +26,12 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
         choices: The option chosen in each group.
     """
     given: list[str] = []
-    defaults, usual = _compose(given)
+    defaults, usual = composed(given)
     for groups in (PRESETS, tuple(choices)):
         chosen = [f"{g}={choices[g]}" for g in groups if choices.get(g) != usual.get(g)]
         if chosen:
             given += chosen
-            defaults, usual = _compose(given)
+            defaults, usual = composed(given)
     before, now = (dict(_leaves(each)) for each in (defaults, config))
     for key, value in now.items():
         if key in WITHOUT or (key in before and before[key] == value):
@@ -37,18 +39,6 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
         given.append(shlex.quote(f"{'' if key in before else '+'}{key}={_text(value)}"))
     given += [f"~{key}" for key in before if key not in now and key not in WITHOUT]
     return given
-
-
-def _compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A configuration, resolved, and the option chosen in each group."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    composed = compose("config", list(overrides), return_hydra_config=True)
-    choices = {k: str(v) for k, v in composed.hydra.runtime.choices.items() if "hydra" not in k}
-    keys = [str(key) for key in composed if key != "hydra"]
-    config: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
-    return config, choices
 
 
 def _leaves(node: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

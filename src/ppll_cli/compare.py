@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ppll_cli.arguments import Parser
 from ppll_cli.errors import ConfigError
 from ppll_cli.observe.comparison import Comparison, compare
 
@@ -37,13 +38,8 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-compare --help")
-
-
 def _main(arguments: Sequence[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="ppll-compare",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -1,7 +1,11 @@
-"""Files that are replaced as a whole or not at all. Imports nothing heavy."""
+"""Files that are replaced as a whole or not at all, and what is read of those that grow.
+
+Imports nothing heavy.
+"""
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,23 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file's whole lines; none of a file that is not there.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not path.exists():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ppll_cli.app import conf_dir, register_resolvers
+from ppll_cli.arguments import Parser
+from ppll_cli.composition import composed
 from ppll_cli.errors import ConfigError, WorkerFailedError
 from ppll_cli.settings import Settings, parse, usable_cores
 from ppll_cli.targets import make
@@ -61,13 +63,8 @@ def _main(arguments: Sequence[str]) -> None:
     _show(Plan.compose(overrides_of(options)), options.bandwidth, options.latency)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError("arguments", " ".join(sys.argv[1:]), message, "see ppll-plan --help")
-
-
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="ppll-plan",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -152,9 +149,8 @@ class Plan:
 
     @classmethod
     def _compose(cls, overrides: Sequence[str]) -> Self:
-        from hydra import compose, initialize_config_dir
+        from hydra import initialize_config_dir
         from hydra.core.override_parser.overrides_parser import OverridesParser
-        from omegaconf import OmegaConf
 
         lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES}
         given = []
@@ -177,13 +173,7 @@ class Plan:
         configs: dict[str, Mapping[str, Any]] = {}
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             for name in lists["schedule"]:
-                composed = compose("config", [*given, f"schedule={name}"], return_hydra_config=True)
-                choices = {k: str(v) for k, v in composed.hydra.runtime.choices.items()}
-                ours = OmegaConf.masked_copy(
-                    composed, [str(key) for key in composed if key != "hydra"]
-                )
-                config: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
-                configs[str(name)] = config
+                configs[str(name)], choices = composed([*given, f"schedule={name}"])
         return cls(gpus, configs, choices)
 
     def settings(self, name: str, gpus: int) -> Settings:

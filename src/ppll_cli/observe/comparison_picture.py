@@ -1,12 +1,10 @@
 """A comparison as a picture: speed, accuracy against time, and memory."""
 
-import logging
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppll_cli.files import write_bytes
+from ppll_cli.observe.figures import new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,14 +36,9 @@ def picture(path: Path, comparison: "Comparison") -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = [row for row in comparison.rows if row.run.status != "refused"]
     height = max(3.6, 1.6 + 0.3 * len(rows))
-    figure = Figure(figsize=(15, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(15, height)
     speed, memory, progress = figure.subplots(1, 3)  # runs are in the same place in the first two
     over = any(row.over_bp is not None for row in rows)
     speeds = [row.over_bp if over else row.samples_per_second for row in rows]
@@ -58,9 +51,7 @@ def picture(path: Path, comparison: "Comparison") -> None:
     _progress(progress, rows, comparison)
     _memory(memory, rows)
     memory.set_yticklabels([])
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=100)
-    write_bytes(path, image.getvalue())
+    save(figure, path, dpi=100)
 
 
 def label(row: "Row") -> str:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.live import Live
@@ -29,8 +28,8 @@ PLAIN_WIDTH = 120
 class Console:
     """Owns the terminal: results go to stdout.
 
-    Entered while the workers run: on a terminal there is a live display then, elsewhere a plain
-    line every few seconds.
+    While the workers run there is, on a terminal, a live display, elsewhere a plain line every few
+    seconds, from `watch` until `close`.
 
     Args:
         facts: The run.
@@ -68,7 +67,7 @@ class Console:
         self._say(f"output: {run_dir}")
 
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
-        """Show how far the run is until this is left.
+        """Show how far the run is until `close`.
 
         Args:
             looks: Looks at each stage.
@@ -108,15 +107,8 @@ class Console:
         ticker.start()
         self._held.callback(ticker.stop)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """The workers have ended: nothing more is shown of them."""
         self._held.close()
 
     def metrics(self, line: Line) -> None:

@@ -1,7 +1,7 @@
 """The metrics file, and what is kept of it for the summary."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite, nan
@@ -10,13 +10,11 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
-from ppll_cli.files import write_text
+from ppll_cli.files import read_json_lines, write_text
+from ppll_cli.observe.runs import CONDITIONS
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
-
-_CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
-"""Keys of a line that say of what it tells; the others are results."""
 
 
 @dataclass
@@ -109,7 +107,7 @@ class Metrics:
         """
         kept = [
             line
-            for line in _lines(self.path)
+            for line in read_json_lines(self.path)
             if step and line["step"] <= step and (evaluated or not _ends_at(line, step))
         ]
         self.latest = {(line["split"], line["module"]): line for line in kept}
@@ -122,7 +120,7 @@ class Metrics:
     def history(self, split: str) -> dict[int, float]:
         """The model's metric in each evaluation of a split so far, by optimizer steps."""
         found = {}
-        for line in _lines(self.path):
+        for line in read_json_lines(self.path):
             value = line.get(self.task.metric)
             if line["split"] == split and line["module"] is None and value is not None:
                 found[line["step"]] = value
@@ -143,24 +141,11 @@ class Metrics:
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
-        return line and {key: value for key, value in line.items() if key not in _CONDITIONS}
+        return line and {key: value for key, value in line.items() if key not in CONDITIONS}
 
 
 def _ends_at(line: Line, step: int) -> bool:
     return bool(line["split"] != "train" and line["step"] == step)
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    """The whole lines of a metrics file."""
-    if not path.exists():
-        return
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield line
 
 
 def finite(number: float) -> float | None:

@@ -5,11 +5,14 @@ Whatever a folder lacks is unknown; nothing here fails because a run did.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
 from pathlib import Path
 from typing import Any
+
+from ppll_cli.files import read_json_lines
 
 CONFIG_FILE = "config.json"
 """In a run directory; who holds its lock is the one process that may write there."""
@@ -22,8 +25,8 @@ REFUSED_FILE = "refused.jsonl"
 SPLITS = ("val", "test")
 """What is evaluated: a held-out part, where there is one, goes before the test set."""
 
-FIELDS = {"step", "epoch", "split", "module", "stage", "loss", "samples_per_second", "seconds"}
-"""Of a line of metrics; the metric's name is the other one."""
+CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
+"""Keys of a line of metrics that say of what it tells; the others are the loss and the metrics."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
     if run is not None:
         yield folder, run
         return
-    yield from _refused(
-        folder / REFUSED_FILE
-    )  # first: what has run since then is no longer refused
+    # First: what has run since then is no longer refused.
+    yield from _refused(folder / REFUSED_FILE)
     try:
         inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     except OSError:  # somebody else's
@@ -169,7 +171,10 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
-        split, metric = line.get("split"), next((key for key in line if key not in FIELDS), None)
+        split, metric = (
+            line.get("split"),
+            next((key for key in line if key not in {*CONDITIONS, "loss"}), None),
+        )
         if split not in SPLITS or line.get("module") is not None or metric is None:
             continue
         if isinstance(line[metric], int | float):
@@ -202,18 +207,9 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file's whole lines."""
-    try:
-        lines = file.read_text(errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
+    """The same of a file's whole lines."""
+    with suppress(OSError):
+        yield from read_json_lines(file)
 
 
 def _get(node: Any, *keys: str) -> Any:

@@ -1,11 +1,11 @@
 """What each stage did in a few batches of the steady state: for Perfetto, and as a picture."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppll_cli.files import write_json
+from ppll_cli.observe.figures import new_figure, save
 from ppll_cli.schedules.instructions import Forward, Instruction, Loss
 
 if TYPE_CHECKING:
@@ -141,15 +141,11 @@ def window(lanes: Lanes) -> tuple[float, float]:
 
 def picture(path: Path, lanes: Lanes, devices: Sequence[str], title: str) -> None:
     """Draw a lane for each stage; the number of its batch stands on each bar that has room."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     start_s, end_s = window(lanes)
     height = min(MOST_INCHES, 1.6 + LANE_INCHES * len(lanes))
-    figure = Figure(figsize=(14, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, height)
     axes = figure.add_subplot()
     for stage, spans in enumerate(lanes):
         _draw(axes, stage, list(_clipped(spans, start_s, end_s)), end_s - start_s)
@@ -164,9 +160,7 @@ def picture(path: Path, lanes: Lanes, devices: Sequence[str], title: str) -> Non
         for category, colour in COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, format="png", dpi=110)
-    unfinished.rename(path)
+    save(figure, path, dpi=110)
 
 
 def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Span]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppll_cli.observe.runs import CONDITIONS
 from ppll_cli.targets import make, require
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of `metrics.jsonl`: `test/accuracy`, `module_3/train/loss`."""
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"
-    beside = ("step", "epoch", "split", "module", "stage", "seconds")
+    beside = CONDITIONS - {"samples_per_second"}
     return {
         prefix + key: float(value)
         for key, value in line.items()

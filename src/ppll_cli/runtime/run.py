@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Run:
         if self.before is not None:
             self._go_back(start)
         self.tracker.start(self._tracked())
-        with self.metrics, self.console:
+        with self.metrics, closing(self.console):
             try:
                 ending = launch(job, transport, self._on_report, self._on_start)
             except (WorkerFailedError, RunFailedError, Interrupted) as error:
@@ -195,11 +195,8 @@ class Run:
         return " ".join(["ppll-run --multirun schedule=bp,ll,gpipe,ppll", gpus, *own])
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
-        try:  # while the workers set themselves up
-            self.changes = self._find_changes()
-        except Exception as error:  # the configuration is right: this is only for show
-            log.warning("what differs from the defaults is not known: %s", error, exc_info=True)
-        else:
+        with _for_show("what differs from the defaults is not known"):
+            self.changes = self._find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(_short(self.run_dir))
         self._pulses = pulses
@@ -288,26 +285,18 @@ class Run:
         write_json(self.run_dir / "summary.json", summary)
         self._draw(reports, summary)
         if last.exists():
-            self._draw_samples()
+            with _for_show("no samples could be written"):
+                write_samples(self.prepared.job, self.run_dir)
         self.tracker.end(summary)
         return summary
 
     def _draw(self, reports: list[Report], summary: Mapping[str, Any]) -> None:
-        """Write the timeline, where enough was traced; a run does not fail for a picture."""
+        """Write the timeline, where enough was traced."""
         lanes = [report["trace"] for report in reports]
         if not lanes or not all(lanes):
             return
-        try:
+        with _for_show("the timeline could not be written"):
             timeline.write(self.run_dir, lanes, summary["devices"], timeline.title(summary))
-        except Exception as error:
-            log.warning("the timeline could not be written: %s", error, exc_info=True)
-
-    def _draw_samples(self) -> None:
-        """Write pictures of what was learnt, where the data set has any; likewise."""
-        try:
-            write_samples(self.prepared.job, self.run_dir)
-        except Exception as error:
-            log.warning("no samples could be written: %s", error, exc_info=True)
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None
@@ -324,6 +313,15 @@ class Run:
             raise ConfigError(
                 "hydra.run.dir", self.run_dir, "is in use by another run", "choose another folder"
             ) from None
+
+
+@contextmanager
+def _for_show(problem: str) -> Iterator[None]:
+    """What is only looked at cannot fail a run: the problem is told."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s", problem, error, exc_info=True)
 
 
 def _short(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Pictures of what a run has learnt, made at its end from the weights that it leaves."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -19,9 +20,6 @@ def write_samples(job: Job, run_dir: Path) -> None:
     model.load_state_dict(load_file(run_dir / "model.safetensors"))
     model.eval()
     folder = run_dir / "samples"
-    for old in folder.glob("*"):
-        old.unlink()
-    if folder.exists():
-        folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
     with torch.no_grad():
         draw(model, folder)
