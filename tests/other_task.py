@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks.task import CopiedNetwork, Copies
 from ppll_cli.values import ValueSpec
 
 
@@ -19,13 +20,14 @@ class OtherTask:
         """Mean squared error."""
         return (prediction - values["target"]).square().mean()
 
-    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """The loss."""
-        return self.loss(prediction, values).double()[None]
+        return self.loss(prediction, values).double()[None, None]
 
-    def score(self, sums: list[float]) -> Mapping[str, float]:
-        """As it is, and another number."""
-        return {self.metric: sums[0], "half": sums[0] / 2}
+    def score(self, rows: Tensor) -> Mapping[str, float]:
+        """The sum, and another number."""
+        total = rows.sum().item()
+        return {self.metric: total, "half": total / 2}
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """A number for each sample."""
@@ -35,8 +37,8 @@ class OtherTask:
         """As it is."""
         return nn.Identity()
 
-    def bank_head(
-        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    def bank_network(
+        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """The head alone."""
-        return head
+        """Without the bank."""
+        return CopiedNetwork(copies.units, copies.head)

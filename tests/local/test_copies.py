@@ -1,5 +1,6 @@
 """Units of the backbone copied to where other features are."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Site
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, Head
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
@@ -40,6 +41,11 @@ def shapes(network: nn.Sequential, x: torch.Tensor) -> list[tuple[int, ...]]:
     return found
 
 
+def units_of(site: Site, indices: Sequence[int], method: str) -> nn.Sequential:
+    """The copies in a row."""
+    return nn.Sequential(*copies_of(site, indices, method).units)
+
+
 def test_later_units_are_those_before_the_head() -> None:
     site = resnet()
     assert later_units(site) == range(1, 4)
@@ -49,14 +55,14 @@ def test_later_units_are_those_before_the_head() -> None:
 
 def test_a_unit_that_fits_is_built_as_it_is() -> None:
     site = resnet()
-    network = copy_units(site, [1, 2, 3], "test")
+    network = units_of(site, [1, 2, 3], "test")
     built = [site.units[index].build() for index in (1, 2, 3)]
     assert [str(copy) for copy in network] == [str(unit) for unit in built]
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(16, 16, 16), (32, 8, 8), (64, 4, 4)]
 
 
 def test_a_unit_may_be_copied_several_times() -> None:
-    network = copy_units(resnet(), [1, 1, 1], "test")
+    network = units_of(resnet(), [1, 1, 1], "test")
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(16, 16, 16)] * 3
     first, second = (unit.state_dict()["conv1.weight"] for unit in network[:2])
     assert not torch.equal(first, second)
@@ -64,14 +70,14 @@ def test_a_unit_may_be_copied_several_times() -> None:
 
 def test_a_unit_that_does_not_fit_is_adapted() -> None:
     """layer3.0 takes [32, 8, 8]; it gets the stem's [16, 16, 16] and halves it once."""
-    network = copy_units(resnet(), [3], "test")
+    network = units_of(resnet(), [3], "test")
     assert isinstance(network[0], BasicUnit)
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8)]
 
 
 def test_each_copy_follows_what_the_one_before_it_made() -> None:
     """The second copy of layer3.0 still finds larger maps than its own, the third does not."""
-    network = copy_units(resnet(), [3, 3, 3], "test")
+    network = units_of(resnet(), [3, 3, 3], "test")
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8), (64, 4, 4), (64, 4, 4)]
 
 
@@ -91,17 +97,17 @@ def test_adapt_is_told_both_shapes() -> None:
             Unit("head", partial(nn.Linear, 7, 5), writes=("prediction",)),
         ]
     )
-    copy_units(site, [1, 3], "test")
+    units_of(site, [1, 3], "test")
     assert told == [((768,), (7,))]
 
 
 def test_no_units_pass_the_features_on() -> None:
     x = torch.randn(2, 16, 16, 16)
-    assert torch.equal(copy_units(resnet(), [], "test")(x), x)
+    assert torch.equal(units_of(resnet(), [], "test")(x), x)
 
 
 def test_the_head_is_the_models_with_fresh_weights() -> None:
-    one, other = (copy_head(resnet(), "test") for _ in range(2))
+    one, other = (copies_of(resnet(), [], "test").head for _ in range(2))
     assert isinstance(one, Head)
     assert one(torch.randn(2, 64, 3, 3)).shape == (2, 5)
     assert not torch.equal(one.state_dict()["fc.weight"], other.state_dict()["fc.weight"])
@@ -109,7 +115,7 @@ def test_the_head_is_the_models_with_fresh_weights() -> None:
 
 def test_construction_leaves_no_trace() -> None:
     """A sample of zeros goes through the copies, in evaluation mode."""
-    network = copy_units(resnet(), [1, 3], "test")
+    network = units_of(resnet(), [1, 3], "test")
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     for norm in norms:
@@ -132,15 +138,15 @@ def test_nothing_is_drawn_beside_the_weights() -> None:
     ]
     site = of(units)
     before = torch.random.get_rng_state()
-    copy_units(site, [1], "test")
+    units_of(site, [1], "test")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("indices", [[1, 2, 3], [3], [2, 3]])
 def test_nothing_is_computed_on_the_meta_device(indices: list[int]) -> None:
     with torch.device("meta"):
-        network = copy_units(resnet(ImageSpec(3, 33, 28)), indices, "test")
-        head = copy_head(resnet(), "test")
+        network = units_of(resnet(ImageSpec(3, 33, 28)), indices, "test")
+        head = copies_of(resnet(), [], "test").head
         assert head(network(torch.empty(2, 16, 33, 28))).shape == (2, 5)
     assert all(parameter.is_meta for parameter in network.parameters())
 
@@ -154,9 +160,9 @@ def test_a_unit_without_adapt_is_refused_where_features_differ() -> None:
             Unit("head", nn.Flatten, writes=("prediction",)),
         ]
     )
-    assert len(copy_units(site, [1, 2], "test")) == 2
+    assert len(units_of(site, [1, 2], "test")) == 2
     with pytest.raises(ConfigError) as refusal:
-        copy_units(site, [2], "test")
+        units_of(site, [2], "test")
     assert str(refusal.value) == (
         "local=test: cannot copy 'end', which takes [3, 8, 8], to features [3, 16, 16]; "
         "use local=greedy, or give the Unit `adapt`"
@@ -188,7 +194,7 @@ def test_units_that_are_no_link_of_a_chain_are_refused(odd: Unit) -> None:
     features = [ValueSpec((3, 16, 16), torch.float32)] * 3
     site = Site(0, (range(1), range(1, 3)), units, features, IMAGES, TASK)
     with pytest.raises(ConfigError) as refusal:
-        copy_units(site, [1], "test")
+        units_of(site, [1], "test")
     assert str(refusal.value) == (
         "local=test: copies units with one input and one output, and 'odd' is another; "
         "use local=greedy"
@@ -211,4 +217,4 @@ def test_a_head_that_is_not_the_end_of_a_chain_is_refused(head: Unit) -> None:
     with pytest.raises(
         ConfigError, match=r"^local=test: copies units with one .*'head' is another"
     ):
-        copy_head(site, "test")
+        copies_of(site, [], "test")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.fba import FBA, BankedNetwork
+from ppll_cli.local.fba import FBA
 from ppll_cli.local.method import Site, module_exports
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
@@ -17,6 +17,7 @@ from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.partition.trace import trace
 from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.classification import Classification, Pool
+from ppll_cli.tasks.task import CopiedNetwork
 from ppll_cli.values import ValueSpec
 from tests.other_task import OtherTask
 
@@ -45,8 +46,8 @@ def bank(**options: object) -> FeatureBank:
 def copied(method: FBA, site: Site) -> list[nn.Module]:
     """The units that the Simple Local Module is made of."""
     network = method.criterion(site).head
-    assert isinstance(network, BankedNetwork)
-    return list(network.module.children())
+    assert isinstance(network, CopiedNetwork)
+    return list(network.units.children())
 
 
 def names_read(method: FBA, site: Site) -> list[str]:
@@ -101,7 +102,7 @@ def test_a_vit_has_one_resolution_stage(module: int, depth: int, count: int) -> 
 def test_the_head_is_a_copy_of_the_models(model: Model, head: type) -> None:
     for site in sites(model)[:-1]:
         network = FBA(bank=OFF).criterion(site).head
-        assert isinstance(network, BankedNetwork)
+        assert isinstance(network, CopiedNetwork)
         assert isinstance(network.head, head)
 
 

@@ -14,7 +14,7 @@ from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.super_resolution import SuperResolution
 
-TASK = SuperResolution(scale=2, patch=48, pictures=1, mean=(0.4, 0.5, 0.6), overlap=72)
+TASK = SuperResolution(scale=2, patch=48, mean=(0.4, 0.5, 0.6), overlap=72)
 IMAGE = ImageSpec(3, 48, 48)
 
 

@@ -27,7 +27,7 @@ LARGE = {"vit_base", "resnet152"}
 """Run without storage, to keep the tests quick."""
 
 IMAGE = ImageSpec(3, 32, 32)
-ENLARGING = SuperResolution(scale=2, patch=32, pictures=1, mean=(0.0, 0.0, 0.0), overlap=64)
+ENLARGING = SuperResolution(scale=2, patch=32, mean=(0.0, 0.0, 0.0), overlap=64)
 TASK = Classification(10)
 MODELS: Mapping[str, Model] = {
     "vit-cls": ViT(dim=16, depth=2, heads=2, patch=8, dropout=0.1, attention_dropout=0.1),

@@ -82,7 +82,7 @@ def test_other_models(name: str, problem: str) -> None:
         from_torchvision(theirs)
     assert str(refusal.value).startswith(f"weights=torchvision: {problem}")
     assert str(refusal.value).endswith(
-        "; possible: ResNet-18, 34, 50, 101 or 152, or a VisionTransformer"
+        "; possible: ResNet-18, 34, 50, 101 or 152, a VisionTransformer, or a RetinaNet"
     )
 
 

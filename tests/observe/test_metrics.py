@@ -28,7 +28,7 @@ def report(module: int, split: str, **changes: object) -> dict[str, Any]:
         "epoch": 4,
         "loss": 20.0,
         "samples": 10,
-        "measures": [4.0, 10.0],
+        "scores": {"accuracy": 0.4},
         "seconds": 0.5,
         **changes,
     }
@@ -247,7 +247,7 @@ def test_there_may_be_no_file(tmp_path: Path) -> None:
 def test_a_task_may_report_more_than_its_metric(tmp_path: Path) -> None:
     """All of it is in the lines and in what the summary takes from them; the metric is first."""
     with Metrics(tmp_path / "metrics.jsonl", OtherTask(), MODULES) as metrics:
-        line = metrics.add(report(2, "test", measures=[3.0]))
+        line = metrics.add(report(2, "test", scores={"distance": 3.0, "half": 1.5}))
     assert (line["distance"], line["half"]) == (3.0, 1.5)
     assert metrics.result("test") == {"loss": 2.0, "distance": 3.0, "half": 1.5}
     assert metrics.history("test") == {40: 3.0}

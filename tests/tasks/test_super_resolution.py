@@ -20,8 +20,9 @@ from ppll_cli.tasks.super_resolution import (
     Upsampler,
     super_resolution_of,
 )
+from ppll_cli.tasks.task import CopiedNetwork, Copies
 
-TASK = SuperResolution(scale=2, patch=8, pictures=2, mean=(0.4, 0.5, 0.6), overlap=4)
+TASK = SuperResolution(scale=2, patch=8, mean=(0.4, 0.5, 0.6), overlap=4)
 SIDE = 40
 
 
@@ -54,9 +55,9 @@ def test_numbers_of_pictures_are_averaged() -> None:
     for number, size in enumerate((SIDE, SIDE + 10)):
         wanted = torch.rand(1, 3, size, size)
         parts.append(whole(number, wanted + 0.1 * (number + 1), wanted))
-    sums = [TASK.measure(values.pop("made"), values) for values in parts]
-    scores = [TASK.score(each.tolist()) for each in sums]
-    both = TASK.score((sums[0] + sums[1]).tolist())
+    rows = [TASK.measure(values.pop("made"), values, training=False) for values in parts]
+    scores = [TASK.score(each) for each in rows]
+    both = TASK.score(torch.cat(rows))
     assert list(both) == ["psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
     assert both["psnr"] == pytest.approx((scores[0]["psnr"] + scores[1]["psnr"]) / 2)
     assert both["ssim"] == pytest.approx((scores[0]["ssim"] + scores[1]["ssim"]) / 2)
@@ -69,7 +70,7 @@ def test_the_border_does_not_count() -> None:
     made = wanted.clone()
     made[:, :, :2], made[:, :, :, -2:] = 0, 1
     values = whole(0, made, wanted)
-    score = TASK.score(TASK.measure(made, values).tolist())
+    score = TASK.score(TASK.measure(made, values, training=False))
     assert score["psnr"] == pytest.approx(88.13, abs=0.01)
     assert score["ssim"] == pytest.approx(1)
 
@@ -78,10 +79,10 @@ def test_training_patches_have_a_psnr_alone() -> None:
     wanted = torch.rand(3, 3, 16, 16)
     values = {TARGET: wanted, TILE: torch.empty(3, 0), BICUBIC: torch.empty(3, 0)}
     black, white = torch.zeros(3, 3, 16, 16), torch.ones(3, 3, 16, 16)
-    measured = TASK.measure(wanted, values) * 2
-    assert measured.tolist() == [0, 2 * 3 * 16 * 16, 0, 0, 0, 0]
-    measured = TASK.measure(black, {**values, TARGET: white})
-    assert TASK.score(measured.tolist()) == {"psnr": pytest.approx(1.33, abs=0.01)}
+    measured = TASK.measure(wanted, values, training=True)
+    assert measured.tolist() == [[0, 0, 3 * 16 * 16, 0, 0, 0, 0]]
+    measured = TASK.measure(black, {**values, TARGET: white}, training=True)
+    assert TASK.score(measured) == {"psnr": pytest.approx(1.33, abs=0.01)}
     assert TASK.loss(black, {TARGET: white}) == 1
 
 
@@ -119,9 +120,16 @@ def test_heads_make_pictures_of_the_scale(scale: int) -> None:
 BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
 
 
+def bank_head(head: nn.Module, banked: list[tuple[int, ...]], bank: FeatureBank) -> nn.Module:
+    """The head of an auxiliary network without copied units."""
+    network = TASK.bank_network(Copies([], [(4, 5, 7)], head), banked, bank)
+    assert isinstance(network, CopiedNetwork)
+    return network.head
+
+
 def test_a_concatenated_bank_begins_without_effect() -> None:
     head = Head()
-    fused = TASK.bank_head(head, [(4, 5, 7), (6, 5, 7)], BANK)
+    fused = bank_head(head, [(4, 5, 7), (6, 5, 7)], BANK)
     x = torch.rand(2, 4, 5, 7)
     bank = (torch.rand(2, 4, 5, 7), torch.rand(2, 6, 5, 7))
     torch.testing.assert_close(fused(x, *bank), head(x))
@@ -135,7 +143,7 @@ def test_a_concatenated_bank_begins_without_effect() -> None:
 def test_an_added_bank_is_the_long_skip() -> None:
     """Upsampler(SLM(x) + x_0), with no parameters besides where the channels are the same."""
     head = Head()
-    fused = TASK.bank_head(head, [(4, 5, 7)], BANK.model_copy(update={"fusion": "add"}))
+    fused = bank_head(head, [(4, 5, 7)], BANK.model_copy(update={"fusion": "add"}))
     x, first = torch.rand(2, 4, 5, 7), torch.rand(2, 4, 5, 7)
     torch.testing.assert_close(fused(x, first), head.upsampler(x + first))
     count = sum(parameter.numel() for parameter in head.parameters())
@@ -143,7 +151,7 @@ def test_an_added_bank_is_the_long_skip() -> None:
 
 
 def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
-    fused = TASK.bank_head(Head(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
+    fused = bank_head(Head(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
     assert isinstance(fused, FusedPictureHead)
     assert fused.mix is None
     assert fused.head.upsampler.channels == 8
@@ -157,7 +165,7 @@ def test_what_is_for_another_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="fba=on: makes pictures from maps"):
         TASK.banked((16, 8))
     with pytest.raises(ConfigError, match=r"derive it from .*PictureHead"):
-        TASK.bank_head(nn.Identity(), [(4, 5, 7)], BANK)
+        bank_head(nn.Identity(), [(4, 5, 7)], BANK)
     with pytest.raises(ConfigError, match="local=dgl: is for classification"):
         classes_of(TASK, "dgl", key="local")
     assert super_resolution_of(TASK, "edsr") is TASK

@@ -139,8 +139,7 @@ class PictureDataset(ABC):
         """What is learnt from this data set."""
         from ppll_cli.tasks.super_resolution import SuperResolution
 
-        pictures = max(len(part) for name, part in self._divided().items() if name != "train")
-        return SuperResolution(self.scale, self.patch, pictures, tuple(self.mean), self.overlap)
+        return SuperResolution(self.scale, self.patch, tuple(self.mean), self.overlap)
 
     def image_spec(self, splits: "Mapping[str, PictureSplit]") -> "ImageSpec":
         """What training images are like; they are not normalised."""

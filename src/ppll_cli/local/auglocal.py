@@ -1,7 +1,9 @@
 """Auxiliary networks chosen from the rest of the backbone (AugLocal, arXiv 2402.17318)."""
 
+from torch import nn
+
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import check_depth
 
@@ -30,8 +32,9 @@ class AugLocal(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
-        network = copy_units(site, self._chosen(site), "auglocal")
-        return Criterion(network.append(copy_head(site, "auglocal")), (site.feature,), site.task)
+        copies = copies_of(site, self._chosen(site), "auglocal")
+        network = nn.Sequential(*copies.units, copies.head)
+        return Criterion(network, (site.feature,), site.task)
 
     def _chosen(self, site: Site) -> list[int]:
         """Indices of the units to copy."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Site
+from ppll_cli.tasks.task import Copies
 
 
 def later_units(site: Site) -> range:
@@ -14,36 +15,27 @@ def later_units(site: Site) -> range:
     return range(site.stop, len(site.units) - 1)
 
 
-def copy_units(site: Site, indices: Sequence[int], method: str) -> nn.Sequential:
-    """A network that takes a module's features through copies of units.
+def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
+    """Copies of units, each of which takes what the one before it makes, and of the model's head.
 
     A unit whose own input has another shape than what its copy is given is adapted, where the
-    model offers that.
+    model offers that. The head, its last unit, is copied for the features that the model gives it.
 
     Args:
-        site: The module.
+        site: The module, whose features the first copy takes.
         indices: The units to copy, in order.
         method: Name of the local method, for messages.
 
     Raises:
         ConfigError: A unit cannot be copied to where the features differ.
     """
-    network = nn.Sequential()
-    shape = site.spec.shape
+    units: list[nn.Module] = []
+    shapes = [site.spec.shape]
     for index in indices:
-        copied = _copy(site, index, shape, method)
-        network.append(copied)
-        shape = _output_shape(copied, shape)
-    return network
-
-
-def copy_head(site: Site, method: str) -> nn.Module:
-    """The model's head, its last unit, with fresh weights.
-
-    Raises:
-        ConfigError: It makes more than one tensor, or takes more and cannot be adapted to one.
-    """
-    return _copy(site, len(site.units) - 1, site.features[-2].shape, method)
+        units.append(_copy(site, index, shapes[-1], method))
+        shapes.append(_output_shape(units[-1], shapes[-1]))
+    head = _copy(site, len(site.units) - 1, site.features[-2].shape, method)
+    return Copies(units, shapes, head)
 
 
 def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
 
-from torch import Tensor, nn
+from torch import nn
 
-from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
 from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks.task import Task
 
 
 class FBA(LocalMethod):
@@ -39,24 +40,19 @@ class FBA(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
-        module = copy_units(site, self._copied(site), "fba")
-        head = copy_head(site, "fba")
+        copies = copies_of(site, self._copied(site), "fba")
         banked = self._banked(site)
-        if banked:
-            shapes = [site.at(earlier).spec.shape for earlier in banked]
-            head = site.task.bank_head(head, shapes, self.bank)
-        return Criterion(
-            BankedNetwork(module, head), (site.feature, *map(bank_name, banked)), site.task
-        )
+        shapes = [site.at(earlier).spec.shape for earlier in banked]
+        network = site.task.bank_network(copies, shapes, self.bank)
+        return Criterion(network, (site.feature, *map(bank_name, banked)), site.task)
 
     def exports(self, site: Site) -> Sequence[Unit]:
         """The module's banked feature, where a later auxiliary network reads it."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
-        build = partial(site.task.banked, site.spec.shape)
         name = bank_name(site.module)
-        return (Unit(name, build, (site.feature,), (name,)),)
+        return (Unit(name, partial(_keeper, site.task, site.spec.shape), (site.feature,), (name,)),)
 
     def _copied(self, site: Site) -> list[int]:
         """Indices of the units that the Simple Local Module copies."""
@@ -77,26 +73,21 @@ class FBA(LocalMethod):
         """The earlier modules whose features this one's auxiliary network reads."""
         if not self.bank.enabled or self.bank.fusion == "none":
             return []
-        earlier = range(site.module)
+        kept = site.task.banked
+        earlier = [m for m in range(site.module) if kept(site.at(m).spec.shape) is not None]
         if self.bank.features == "every":
-            return list(earlier)
+            return earlier
         if self.bank.features == "stage_ends":
             shapes = [site.at(module).spec.shape for module in range(site.module + 1)]
             return [module for module in earlier if shapes[module] != shapes[module + 1]]
-        return list(earlier[-self.bank.features :])
+        return earlier[-self.bank.features :]
 
 
-class BankedNetwork(nn.Module):
-    """A Simple Local Module and its head, which may read banked features as well."""
-
-    def __init__(self, module: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.module, self.head = module, head
-
-    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Features, and what is banked, to a prediction."""
-        prediction: Tensor = self.head(self.module(x), *bank)
-        return prediction
+def _keeper(task: Task, shape: tuple[int, ...]) -> nn.Module:
+    """What makes the banked form of features that are kept."""
+    keeper = task.banked(shape)
+    assert keeper is not None
+    return keeper
 
 
 def bank_name(module: int) -> str:

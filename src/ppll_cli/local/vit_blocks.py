@@ -1,7 +1,9 @@
 """Transformer blocks as auxiliary networks, as PPLL trains its ViT (arXiv 2411.12780)."""
 
+from torch import nn
+
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.copies import copy_head, copy_units, later_units
+from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import check_depth
 
@@ -37,8 +39,9 @@ class ViTBlocks(LocalMethod):
                 "use a ViT model, or local=greedy or local=dgl",
             )
         block = min(site.stop, later_units(site).stop - 1)
-        network = copy_units(site, [block] * self._depth(site), "vit_blocks")
-        return Criterion(network.append(copy_head(site, "vit_blocks")), (site.feature,), site.task)
+        copies = copies_of(site, [block] * self._depth(site), "vit_blocks")
+        network = nn.Sequential(*copies.units, copies.head)
+        return Criterion(network, (site.feature,), site.task)
 
     def _depth(self, site: Site) -> int:
         if self._ends is not None:

@@ -147,14 +147,10 @@ def _adapted(
     return kind(channels=input_shape[0], width=width, stride=stride)
 
 
-def _assemble(
-    stem: partial[Stem],
-    kind: UnitType,
-    counts: Sequence[int],
-    first_width: int,
-    classes: int,
+def _trunk(
+    stem: partial[Stem], kind: UnitType, counts: Sequence[int], first_width: int
 ) -> list[Unit]:
-    """Stem, groups of residual units and head.
+    """Stem and groups of residual units.
 
     From the second group on, the first unit of a group halves H and W, and the width doubles.
     """
@@ -168,8 +164,11 @@ def _assemble(
             adapt = partial(_adapted, kind, width)
             units.append(Unit(f"layer{group + 1}.{index}", build, adapt=adapt))
             channels = width * kind.expansion
-    head = partial(Head, channels=channels, classes=classes)
-    return [*units, Unit("head", head, writes=("prediction",))]
+    return units
+
+
+def _head(channels: int, classes: int) -> Unit:
+    return Unit("head", partial(Head, channels=channels, classes=classes), writes=("prediction",))
 
 
 _INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
@@ -245,7 +244,7 @@ class CifarResNet:
         if min(image.height, image.width) < 4:
             raise _too_small("model", name, image, 4, "choose a data set with larger images")
         stem = partial(Stem, channels=image.channels, width=16, kind="cifar")
-        return _assemble(stem, BasicUnit, [(self.depth - 2) // 6] * 3, 16, classes)
+        return [*_trunk(stem, BasicUnit, [(self.depth - 2) // 6] * 3, 16), _head(64, classes)]
 
 
 FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
@@ -289,10 +288,19 @@ class ResNet:
             ConfigError: The image is too small, or the task is not classification.
         """
         classes = classes_of(task, f"resnet{self.depth}")
+        kind, _ = FAMILY[self.depth]
+        return [*self.trunk(image), _head(512 * kind.expansion, classes)]
+
+    def trunk(self, image: ImageSpec) -> list[Unit]:
+        """The units without the head.
+
+        Raises:
+            ConfigError: The image is too small.
+        """
         self._check_size(image)
         kind, counts = FAMILY[self.depth]
         stem = partial(Stem, channels=image.channels, width=64, kind=self.stem)
-        return _assemble(stem, kind, counts, 64, classes)
+        return _trunk(stem, kind, counts, 64)
 
     def _check_size(self, image: ImageSpec) -> None:
         size = min(image.height, image.width)

@@ -9,9 +9,13 @@ from torch import Tensor
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.resnet import FAMILY, BottleneckUnit, ResNet
+from ppll_cli.models.retinanet import RetinaNet
 from ppll_cli.models.unit import ImageSpec, Model
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.detection import Detection
+from ppll_cli.tasks.pyramid import ANCHORS
+from ppll_cli.tasks.task import Task
 
 PREFIXES = {
     # ResNet; its residual units have our names already
@@ -25,11 +29,20 @@ PREFIXES = {
     "encoder.layers.encoder_layer_": "blocks.",
     "encoder.ln.": "head.ln.",
     "heads.head.": "head.fc.",
+    # RetinaNet
+    "backbone.fpn.": "head.fpn.",
+    "head.classification_head.": "head.head.classification_head.",
+    "head.regression_head.": "head.head.regression_head.",
 }
 """How keys begin there and here."""
 
+BODY = "backbone.body."
+"""Before the names of a ResNet in a RetinaNet."""
+
 OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 """Names from before github.com/pytorch/vision/pull/6053, as files written earlier have them."""
+
+LOGITS = "head.head.classification_head.cls_logits.weight"
 
 COUNTER = ".num_batches_tracked"
 """A buffer that BatchNorm did not always have; files written earlier lack it."""
@@ -38,11 +51,13 @@ COUNTER = ".num_batches_tracked"
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames the weights of a torchvision model to those of the same model here.
 
-    Fits `ResNet` with `stem="imagenet"` and `ViT` with `pooling="cls"`. The tensors are shared, not
-    copied. How many attention heads there were cannot be seen from weights: give `ViT` as many.
+    Fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, and `RetinaNet`. The tensors
+    are shared, not copied. How many attention heads there were cannot be seen from weights: give
+    `ViT` as many.
 
     Args:
-        state_dict: Of a torchvision ResNet-18, 34, 50, 101 or 152 or of a VisionTransformer, for
+        state_dict: Of a torchvision ResNet-18, 34, 50, 101 or 152, of a VisionTransformer, or of a
+            RetinaNet over one of the first four with a pyramid of C3 to C5 and P6 made of P5, for
             any number of classes.
 
     Returns:
@@ -67,6 +82,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _our_name(key: str) -> str:
+    key = key.removeprefix(BODY)
     for theirs, ours in PREFIXES.items():
         if key.startswith(theirs):
             key = ours + key.removeprefix(theirs)
@@ -78,25 +94,47 @@ def _our_name(key: str) -> str:
 
 def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model of which these seem to be the weights would have, without storage."""
+    if {"stem.conv1.weight", LOGITS} <= ours.keys():
+        return _built(*_retinanet(ours))
     if {"stem.conv1.weight", "head.fc.weight"} <= ours.keys():
         model, image = _resnet(ours)
     elif {"embed.conv_proj.weight", "embed.pos_embedding", "head.fc.weight"} <= ours.keys():
         model, image = _vit(ours)
     else:
         raise _refusal(f"begin with {next(iter(ours), 'nothing')!r}")
-    classes = len(ours["head.fc.weight"])
+    return _built(model, image, Classification(len(ours["head.fc.weight"])))
+
+
+def _built(model: Model, image: ImageSpec, task: Task) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return PlainModel(model.units(image, Classification(classes))).state_dict()
+        return PlainModel(model.units(image, task)).state_dict()
+
+
+def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
+    """The RetinaNet over such a ResNet; anchors are no weights."""
+    classes = tuple(map(str, range(len(ours[LOGITS]) // ANCHORS)))
+    task = Detection(classes, boxes=1, height=224, width=224, anchor=32)
+    width = ours[LOGITS].shape[1]
+    depth, image = _family(ours)
+    if depth not in RetinaNet.DEPTHS:
+        raise _refusal(f"are of a RetinaNet over ResNet-{depth}")
+    return RetinaNet(depth=depth, width=width), image, task
 
 
 def _resnet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
     """The ResNet with as many residual units of the same kind."""
+    depth, image = _family(ours)
+    return ResNet(depth=depth, stem="imagenet"), image
+
+
+def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
+    """Depth of the ResNet with as many residual units of the same kind, and images for it."""
     counts = tuple(_children(ours, f"layer{group}.") for group in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in ours
     for depth, (kind, family_counts) in FAMILY.items():
         if counts == family_counts and bottleneck == (kind is BottleneckUnit):
             channels = ours["stem.conv1.weight"].shape[1]
-            return ResNet(depth=depth, stem="imagenet"), ImageSpec(channels, 224, 224)
+            return depth, ImageSpec(channels, 224, 224)
     raise _refusal(f"have {counts} residual units in their groups")
 
 
@@ -123,5 +161,5 @@ def _refusal(problem: str) -> ConfigError:
         "weights",
         "torchvision",
         f"these {problem}",
-        "possible: ResNet-18, 34, 50, 101 or 152, or a VisionTransformer",
+        "possible: ResNet-18, 34, 50, 101 or 152, a VisionTransformer, or a RetinaNet",
     )

@@ -34,11 +34,11 @@ class _Epoch:
 
 @dataclass
 class Metrics:
-    """Turns reports of sums into lines of `metrics.jsonl`.
+    """Turns reports of sums and scores into lines of `metrics.jsonl`.
 
     Args:
         path: The file; lines are appended.
-        task: Names and computes the metric.
+        task: Names the metric.
         modules: How many modules there are; the last one's lines are the model's own.
         latest: The latest line of each split and module.
         last_step: The latest step of any line.
@@ -81,7 +81,7 @@ class Metrics:
             "module": None if own else report["module"],
             "stage": report["stage"],
             "loss": finite(report["loss"] / report["samples"]),
-            **{key: finite(v) for key, v in self.task.score(report["measures"]).items()},
+            **{key: finite(v) for key, v in report["scores"].items()},
             "samples_per_second": finite(report["samples"] / max(report["seconds"], 1e-9)),
             "seconds": round(self._before_s + perf_counter() - self._began_s, 3),
         }

@@ -17,6 +17,9 @@ ALIVE_LIMIT_S = 8.0
 FORKED_LIMIT_S = 60.0
 """A process is there, but shows that it lives only when it has imported what describes its job."""
 
+SCORING_LIMIT_S = 900.0
+"""Computing metrics of a whole split, which for detection is much more than adding up."""
+
 STARTING_LIMIT_S = 900.0
 SAVING_LIMIT_S = 900.0
 COMPILING_LIMIT_S = 3600.0

@@ -31,18 +31,18 @@ class Sums:
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
         samples: How many samples.
-        measures: Sum of what the task measured.
+        measures: What the task measured, batch after batch.
     """
 
     loss: Tensor | float = 0.0
     samples: int = 0
-    measures: Tensor | float = 0.0
+    measures: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: Tensor, samples: int, measures: Tensor) -> None:
         """Add a batch, given its mean loss."""
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
-        self.measures = self.measures + measures
+        self.measures.append(measures)
 
 
 @dataclass
@@ -280,7 +280,7 @@ class Stage:
         values = self.values[micro_batch]
         with self._autocast(), torch.no_grad():
             loss, prediction = chunk.criterion(values)
-            measures = self.job.task.measure(prediction, values)
+            measures = self.job.task.measure(prediction, values, training=False)
         chunk.add(split, loss, self.sizes[micro_batch], measures)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -328,7 +328,7 @@ class Stage:
             self._reseed(seeding.auxiliary_forward(seed, module, self._step, micro_batch))
             loss, prediction = chunk.criterion(values)
             with torch.no_grad():
-                measures = self.job.task.measure(prediction, values)
+                measures = self.job.task.measure(prediction, values, training=True)
         chunk.add("train", loss, self.sizes[micro_batch], measures)
         # On CUDA reading it would stop the host; there it is seen where losses are reported.
         if self.device.type == "cpu" and self.job.optim.nonfinite == "stop":

@@ -121,7 +121,7 @@ def time_criterion(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss, prediction = criterion(values)
             with torch.no_grad():
-                task.measure(prediction, values)
+                task.measure(prediction, values, training=True)
         assert isinstance(loss, Tensor)
         return loss
 

@@ -17,7 +17,7 @@ from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.memory import PeakMemory
-from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, Pulse
+from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, SCORING_LIMIT_S, Pulse
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.runtime.stage import Stage
 from ppll_cli.schedules import instructions as do
@@ -320,6 +320,7 @@ class Worker:
     # Marks
 
     def _evaluate(self, mark: do.Evaluate) -> None:
+        self.links.pulse.begin("scoring", SCORING_LIMIT_S)
         self._report_metrics(mark.split, mark.step, mark.epoch)
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
@@ -359,7 +360,7 @@ class Worker:
             sums = chunk.sums.pop(split, None)
             if sums is None:
                 continue
-            loss, measures = float(sums.loss), torch.as_tensor(sums.measures).tolist()
+            loss, rows = float(sums.loss), torch.cat(sums.measures).cpu()
             if split == "train" and not isfinite(loss) and self.job.optim.nonfinite == "stop":
                 raise NonFiniteError(None, chunk.place.module, None)
             self.report(
@@ -370,7 +371,7 @@ class Worker:
                 module=chunk.place.module,
                 loss=loss,
                 samples=sums.samples,
-                measures=measures,
+                scores=self.job.task.score(rows),
                 seconds=time.perf_counter() - self._since[split],
             )
         self._since.pop(split, None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.task import CopiedNetwork, Copies, Task
 from ppll_cli.values import ValueSpec
 
 LABEL = "label"
@@ -118,15 +118,16 @@ class Classification:
         """Mean cross-entropy, computed in float32 also under autocast."""
         return F.cross_entropy(prediction.float(), values[LABEL])
 
-    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """[correct predictions, samples]."""
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
+        """[correct predictions, samples], [1, 2]."""
         labels = values[LABEL]
         correct = (prediction.argmax(dim=1) == labels).sum().double()
-        return torch.stack((correct, torch.full_like(correct, len(labels))))
+        return torch.stack((correct, torch.full_like(correct, len(labels))))[None]
 
-    def score(self, sums: list[float]) -> Mapping[str, float]:
+    def score(self, rows: Tensor) -> Mapping[str, float]:
         """Accuracy in [0, 1]."""
-        return {self.metric: sums[0] / sums[1]}
+        correct, samples = rows.sum(dim=0).tolist()
+        return {self.metric: correct / samples}
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Pool, Linear."""
@@ -136,10 +137,13 @@ class Classification:
         """Features pooled to vectors, so that little travels."""
         return Pool(len(shape))
 
-    def bank_head(
-        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    def bank_network(
+        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """The head with a `FusedHead` around it."""
+        """Where there is a bank, the head has a `FusedHead` around it."""
+        head = copies.head
+        if not banked:
+            return CopiedNetwork(copies.units, head)
         if not isinstance(head, ClassifierHead):
             raise ConfigError(
                 "fba",
@@ -148,7 +152,8 @@ class Classification:
                 "derive it from ppll_cli.tasks.classification.ClassifierHead, or use fba=off",
             )
         widths = [pooled_width(shape) for shape in banked]
-        return FusedHead(head, widths, bank.fusion, bank.shared_head)
+        fused = FusedHead(head, widths, bank.fusion, bank.shared_head)
+        return CopiedNetwork(copies.units, fused)
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:

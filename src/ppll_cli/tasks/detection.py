@@ -3,11 +3,27 @@
 Legend: B batch, N boxes of a picture at most, A anchors of a picture, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import encode_boxes
+from torchvision.ops import sigmoid_focal_loss
 
+from ppll_cli.errors import ConfigError
+from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched
+from ppll_cli.tasks.precision import COLUMNS, average_precisions
+from ppll_cli.tasks.pyramid import (
+    STRIDES,
+    BankedPyramid,
+    PyramidHead,
+    SmallestHead,
+    split_prediction,
+)
+from ppll_cli.tasks.task import Copies, Task
 from ppll_cli.values import ValueSpec
 
 BOXES = "boxes"
@@ -20,7 +36,7 @@ IGNORED = "ignored"
 """Boxes that are neither learnt nor asked for: crowds (COCO), difficult ones (VOC), bool [B, N]."""
 
 COUNT = "count"
-"""How many boxes a picture has, int64 [B]; what stands behind them in the others is of no account."""
+"""How many boxes a picture has, int64 [B]; what stands behind them is of no account."""
 
 NUMBER = "number"
 """Which picture of its split it is, int64 [B]."""
@@ -33,6 +49,11 @@ what its own height and width were multiplied to be that, float32 [B, 4]."""
 @dataclass(frozen=True)
 class Detection:
     """Predictions are anchors with deltas and logits; the metric is COCO's average precision.
+
+    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it: for each picture the
+    focal loss of all anchors but those that overlap a box neither enough nor little, and the
+    absolute difference of the deltas of those that do enough, both divided by the number of the
+    latter; the mean over pictures.
 
     Attributes:
         classes: Their names.
@@ -63,3 +84,124 @@ class Detection:
             NUMBER: ValueSpec((), torch.int64),
             FRAME: ValueSpec((4,), torch.float32),
         }
+
+    def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The mean over pictures; no shape depends on a value, so nothing waits for a device."""
+        losses = []
+        order = torch.arange(self.boxes, device=prediction.device)
+        for number, of_one in enumerate(prediction.float()):
+            _, anchors, deltas, logits = split_prediction(of_one)
+            boxes, labels = values[BOXES][number], values[LABELS][number]
+            wanted = (order < values[COUNT][number]) & ~values[IGNORED][number]
+            which = matched(boxes, wanted, anchors)
+            found, given = which >= 0, which.clamp(min=0)
+            count = found.sum().clamp(min=1)
+            classes = F.one_hot(labels[given], len(self.classes)) * found[:, None]
+            focal = sigmoid_focal_loss(logits, classes.to(logits.dtype))
+            counted = found | (which == BACKGROUND)
+            focal = torch.where(counted[:, None], focal, 0.0).sum()
+            # Anchors without a box are given themselves, so that no logarithm is of zero.
+            right = torch.where(found[:, None], boxes[given], anchors)
+            offsets = encode_boxes(right, anchors, torch.ones(4, device=anchors.device))
+            distance = torch.where(found[:, None], (deltas - offsets).abs(), 0.0).sum()
+            losses.append((focal + distance) / count)
+        return torch.stack(losses).mean()
+
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
+        """A row for each box that is there or was found, as `precision` has them.
+
+        In training there are none: to look for boxes in each batch would take too long.
+        """
+        if training:
+            return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
+        rows = []
+        for number, found in enumerate(self.detections(prediction, values[FRAME])):
+            count = int(values[COUNT][number])
+            rise = values[FRAME][number, [3, 2, 3, 2]]
+            picture = values[NUMBER][number]
+            there = values[BOXES][number, :count] / rise
+            labels, ignored = values[LABELS][number, :count], values[IGNORED][number, :count]
+            rows += [
+                _rows(0, picture, labels, there, ignored),
+                _rows(1, picture, found.labels, found.boxes, found.scores),
+            ]
+        return torch.cat(rows)
+
+    def score(self, rows: Tensor) -> Mapping[str, float]:
+        """AP, AP at an overlap of 0.5 and 0.75 (pycocotools), and VOC's AP at 0.5 in both ways."""
+        return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
+
+    def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
+        """What is found in each picture, best first, in pixels of the picture as it was.
+
+        Args:
+            prediction: float [B, A, 9 + C].
+            frame: As a batch carries it.
+        """
+        found = []
+        for of_one, (height, width, down, across) in zip(
+            prediction.float(), frame.tolist(), strict=True
+        ):
+            best = best_detections(*split_prediction(of_one), height, width)
+            rise = torch.tensor([across, down, across, down], device=prediction.device)
+            found.append(best._replace(boxes=best.boxes / rise))
+        return found
+
+    def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
+        """The map, pooled to each stride of a pyramid, and one convolution for all of them."""
+        stride = self.stride("local", "greedy", shape)
+        return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
+
+    def banked(self, shape: tuple[int, ...]) -> nn.Module | None:
+        """Maps that a pyramid reads, as they are."""
+        return nn.Identity() if self.stride("fba", "on", shape) in STRIDES else None
+
+    def bank_network(
+        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    ) -> nn.Module:
+        """A pyramid of banked maps, of the module's and of those that copied units make of it."""
+        if not isinstance(copies.head, PyramidHead):
+            name = type(copies.head).__name__
+            problem = f"the model's head, {name}, does not say how it reads a pyramid"
+            remedy = "derive it from ppll_cli.tasks.pyramid.PyramidHead, or use local=greedy"
+            raise ConfigError("local", "fba", problem, remedy)
+        if not bank.shared_head:
+            problem = "a pyramid's convolutions are what joins maps to the head"
+            raise ConfigError("fba.shared_head", False, problem, "leave it out")
+        own = [(self.stride("local", "fba", shape), shape[0]) for shape in copies.shapes]
+        earlier = [(self.stride("local", "fba", shape), shape[0]) for shape in banked]
+        return BankedPyramid(copies.units, copies.head, own, earlier, bank.fusion)
+
+    def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
+        """How many pixels of the image a step in a map is.
+
+        Raises:
+            ConfigError: It is no map, or does not divide the image evenly; `key=value` is to blame.
+        """
+        if len(shape) == 3 and self.height % shape[1] == 0:
+            stride = self.height // shape[1]
+            if self.width == stride * shape[2] and stride & (stride - 1) == 0:
+                return stride
+        problem = f"finds boxes in maps of an image of {self.height}x{self.width}, and a module "
+        problem += f"ends in {list(shape)}"
+        raise ConfigError(key, value, problem, "use model=retinanet")
+
+
+def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
+    """One row for each box."""
+    rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
+    rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
+    rows[:, 3:7] = boxes
+    return rows
+
+
+def detection_of(task: Task, name: str) -> Detection:
+    """The task, for `model=name`.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    if not isinstance(task, Detection):
+        remedy = "choose a data set with boxes: data=fashion_scenes, data=voc or data=coco"
+        raise ConfigError("model", name, "is for detection", remedy)
+    return task

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.picture_quality import RADIUS, luma, psnr, ssim_map
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.task import CopiedNetwork, Copies, Task
 from ppll_cli.values import ValueSpec
 
 TARGET = "target"
@@ -36,8 +36,8 @@ On the first tile of a picture; zeros on its others. Training: [B, 0].
 
 SCALES = (2, 3, 4)
 
-_ROW = 6
-"""Numbers measured of a picture: squared error, pixels, SSIM, pixels of it, BICUBIC."""
+_COLUMNS = 7
+"""Measured of a tile: its picture, squared error, pixels, SSIM, pixels of it, BICUBIC."""
 
 
 class Shift(nn.Module):
@@ -166,7 +166,6 @@ class SuperResolution:
     Attributes:
         scale: By how much height and width grow.
         patch: Height and width of the small pictures of training batches.
-        pictures: How many an evaluation has at most.
         mean: Of the pixels, one a channel.
         overlap: Pixels of small pictures that evaluation tiles have beyond those that count.
         metric: Its name.
@@ -174,7 +173,6 @@ class SuperResolution:
 
     scale: int
     patch: int
-    pictures: int
     mean: tuple[float, ...]
     overlap: int
     metric: str = "psnr"
@@ -199,36 +197,34 @@ class SuperResolution:
         """Mean absolute difference, in float32 also under autocast."""
         return F.l1_loss(prediction.float(), values[TARGET])
 
-    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Of each picture [squared error, pixels, SSIM, its pixels, bicubic PSNR and SSIM].
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
+        """Of each tile [picture, squared error, pixels, SSIM, its pixels, bicubic PSNR and SSIM].
 
-        One after the other, float64 [6 pictures]; training patches count as one picture, [6].
+        Training patches count as one tile of one picture, without SSIM.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
-        tile = values[TILE]
-        if tile.shape[1] == 0:
+        if training:
             pixels = torch.full((), errors.numel(), dtype=torch.float64, device=errors.device)
-            return F.pad(torch.stack((errors.sum(), pixels)), (0, _ROW - 2))
+            row = torch.stack((torch.zeros_like(pixels), errors.sum(), pixels))
+            return F.pad(row, (0, _COLUMNS - 3))[None]
+        tile = values[TILE]
         similar = ssim_map(made, wanted)
         counted = _inside(tile[:, 1:5], errors)
         compared = _inside(tile[:, 5:9] - RADIUS, similar)
         sums = [errors * counted, counted, similar * compared, compared]
         rows = torch.stack([each.sum(dim=(1, 2)) for each in sums], dim=1)
-        rows = torch.cat((rows, values[BICUBIC]), dim=1)
-        numbers = torch.arange(self.pictures, device=tile.device)
-        mine = (tile[:, :1] == numbers)[:, :, None]
-        return torch.where(mine, rows[:, None], 0.0).sum(dim=0).flatten()
+        return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
-    def score(self, sums: list[float]) -> Mapping[str, float]:
+    def score(self, rows: Tensor) -> Mapping[str, float]:
         """PSNR (dB) and SSIM, and those of bicubic enlargement: means over pictures."""
-        rows = [sums[start : start + _ROW] for start in range(0, len(sums), _ROW)]
-        rows = [row for row in rows if row[1]]
-        found = {self.metric: _mean([psnr(row[0], row[1]) for row in rows])}
-        if all(row[3] for row in rows):
-            found["ssim"] = _mean([row[2] / row[3] for row in rows])
-            found["bicubic_psnr"] = _mean([row[4] for row in rows])
-            found["bicubic_ssim"] = _mean([row[5] for row in rows])
+        pictures = sorted(set(rows[:, 0].tolist()))
+        sums = [rows[rows[:, 0] == number, 1:].sum(dim=0).tolist() for number in pictures]
+        found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
+        if all(each[3] for each in sums):
+            found["ssim"] = _mean([each[2] / each[3] for each in sums])
+            found["bicubic_psnr"] = _mean([each[4] for each in sums])
+            found["bicubic_ssim"] = _mean([each[5] for each in sums])
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
@@ -242,10 +238,13 @@ class SuperResolution:
         _check_map("fba", "on", shape)
         return nn.Identity()
 
-    def bank_head(
-        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
+    def bank_network(
+        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """The head with a `FusedPictureHead` around it."""
+        """Where there is a bank, the head has a `FusedPictureHead` around it."""
+        head = copies.head
+        if not banked:
+            return CopiedNetwork(copies.units, head)
         if not isinstance(head, PictureHead):
             raise ConfigError(
                 "fba",
@@ -254,7 +253,8 @@ class SuperResolution:
                 "derive it from ppll_cli.tasks.super_resolution.PictureHead, or use fba=off",
             )
         channels = [shape[0] for shape in banked]
-        return FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
+        fused = FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
+        return CopiedNetwork(copies.units, fused)
 
 
 def _inside(bounds: Tensor, like: Tensor) -> Tensor:

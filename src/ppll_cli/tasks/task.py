@@ -1,12 +1,44 @@
 """What a task is."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from ppll_cli.settings import FeatureBank
 from ppll_cli.values import ValueSpec
+
+Shape = tuple[int, ...]
+"""Of features, without the batch dimension."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What an auxiliary network can be made of: a model's own parts with fresh weights.
+
+    Attributes:
+        units: Copies of units that follow a module, in order; there may be none.
+        shapes: Of the module's features, and of what each of the copies makes in turn.
+        head: A copy of the model's head, which takes what the last of them makes.
+    """
+
+    units: Sequence[nn.Module]
+    shapes: Sequence[Shape]
+    head: nn.Module
+
+
+class CopiedNetwork(nn.Module):
+    """Copied units in a row, and a head, which may read banked features as well."""
+
+    def __init__(self, units: Sequence[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.units, self.head = nn.Sequential(*units), head
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """A module's features, and what is banked, to a prediction."""
+        prediction: Tensor = self.head(self.units(x), *bank)
+        return prediction
 
 
 class Task(Protocol):
@@ -24,39 +56,46 @@ class Task(Protocol):
     def targets(self) -> Mapping[str, ValueSpec]: ...  # noqa: D102
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss over the samples of a batch, a scalar."""
+        """The mean loss over the samples of a batch, a scalar.
+
+        It is also called with tensors on the meta device, so no shape may depend on a value.
+        """
         ...
 
-    def measure(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """What the metric needs of one batch, float64 [n]; the parts of several batches add up."""
+    def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
+        """What the metrics need of one batch, float64 rows [n, columns]; n may be 0.
+
+        What costs much may be left out in training, where this is called at each step.
+        """
         ...
 
-    def score(self, sums: list[float]) -> Mapping[str, float]:
-        """What is reported beside the loss, given the sum of what `measure` returned.
+    def score(self, rows: Tensor) -> Mapping[str, float]:
+        """What is reported beside the loss, given the rows of all batches, on the CPU.
 
         By name, the metric first. What was not measured is left out.
         """
         ...
 
-    def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """The smallest network from features of this shape (no batch dimension) to a prediction."""
+    def smallest_head(self, shape: Shape) -> nn.Module:
+        """The smallest network from features of this shape to a prediction."""
         ...
 
-    def banked(self, shape: tuple[int, ...]) -> nn.Module:
-        """What a feature bank keeps of features of this shape: a module without parameters."""
+    def banked(self, shape: Shape) -> nn.Module | None:
+        """What a feature bank keeps of features of this shape: a module without parameters.
+
+        None: they are of no use to later modules.
+        """
         ...
 
-    def bank_head(
-        self, head: nn.Module, banked: Sequence[tuple[int, ...]], bank: FeatureBank
-    ) -> nn.Module:
-        """A head that reads a feature bank as well: called with features and what is banked.
+    def bank_network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """An auxiliary network, called with a module's features and with what is banked.
 
         Args:
-            head: A copy of the model's head.
-            banked: Shapes of the features whose banked form is read, at least one.
+            copies: What it is made of.
+            banked: Shapes of the features whose banked form is read; none: there is no bank.
             bank: How they are fused.
 
         Raises:
-            ConfigError: The head cannot be extended so.
+            ConfigError: The model's head cannot be used so.
         """
         ...

@@ -1,0 +1,78 @@
+"""RetinaNet: a residual network with a feature pyramid that finds objects (arXiv 1708.02002)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+from torch import nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.resnet import FAMILY, ResNet
+from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.tasks.detection import Detection, detection_of
+from ppll_cli.tasks.pyramid import PyramidHead
+from ppll_cli.tasks.task import Task
+
+LEVELS = {8: "c3", 16: "c4", 32: "c5"}
+"""By stride: the names under which the last maps of three groups go on, and reach the pyramid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetinaNet:
+    """RetinaNet over torchvision's ResNet: units `stem`, `layer1.0` ... `layer4.N` and `head`.
+
+    The last maps of the second, third and fourth group are read again by `head`, the pyramid and
+    what stands on it: they travel over stages beside the map, with gradients under
+    back-propagation, without them from module to module of local learning. The residual units'
+    BatchNorm is trained, not frozen as in torchvision's pretrained models.
+
+    Attributes:
+        depth: Of the ResNet: 18, 34, 50 or 101.
+        width: Channels of the pyramid and what stands on it.
+
+    Raises:
+        ConfigError: There is no such network.
+    """
+
+    DEPTHS: ClassVar[tuple[int, ...]] = (18, 34, 50, 101)
+
+    depth: int = 18
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        if self.depth not in self.DEPTHS:
+            possible = "possible: " + ", ".join(map(str, self.DEPTHS))
+            raise ConfigError("model.depth", self.depth, "no RetinaNet has this depth", possible)
+        if self.width < 1:
+            raise ConfigError("model.width", self.width, "must be at least 1")
+
+    def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
+        """The units for these images, whose height and width are multiples of 32.
+
+        Raises:
+            ConfigError: The task is another one.
+        """
+        wanted = detection_of(task, "retinanet")
+        kind, counts = FAMILY[self.depth]
+        units = ResNet(depth=self.depth, stem="imagenet").trunk(image)
+        ends = [sum(counts[:group]) for group in (2, 3, 4)]
+        for end, name in zip(ends, LEVELS.values(), strict=True):
+            units[end] = replace(units[end], writes=(name,))
+            if end + 1 < len(units):
+                units[end + 1] = replace(units[end + 1], reads=(name,))
+        channels = {
+            stride: 64 * 2**group * kind.expansion for group, stride in enumerate(LEVELS, start=1)
+        }
+        classes = len(wanted.classes)
+        build = partial(PyramidHead, channels, self.width, classes, wanted.anchor)
+        adapt = partial(self._alone, wanted)
+        reads = tuple(reversed(LEVELS.values()))
+        return [*units, Unit("head", build, reads, ("prediction",), adapt)]
+
+    def _alone(
+        self, task: Detection, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> nn.Module:
+        """A head that has one map only."""
+        stride = task.stride("model", "retinanet", input_shape)
+        return PyramidHead({stride: input_shape[0]}, self.width, len(task.classes), task.anchor)

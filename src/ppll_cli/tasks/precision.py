@@ -1,0 +1,149 @@
+"""Average precision of detections, as COCO and as VOC count it.
+
+Rows are float64 [n, 8]: 0 for a box that is there and 1 for one that was found, the picture's
+number, the class, left, top, right and bottom (pixels of the picture), and last whether it is
+ignored, or the score.
+"""
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from math import nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_iou
+
+COLUMNS = 8
+OVERLAP = 0.5
+
+Floats = NDArray[np.float64]
+
+
+def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Mapping[str, float]:
+    """All numbers that are reported; NaN where there is nothing to be found.
+
+    Args:
+        rows: Of all pictures, those without a box or a detection too, in no matter what order.
+        classes: Their names.
+        crowds: Whether ignored boxes are crowds, which any number of detections may lie in.
+
+    Returns:
+        `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75` by pycocotools; `voc_ap50`, the
+        area under the curve, and `voc07_ap50`, the mean of 11 points of it. All are means over
+        classes, in [0, 1].
+    """
+    found = _coco(rows, classes, crowds)
+    area, points = _voc(rows, len(classes))
+    return {**found, "voc_ap50": area, "voc07_ap50": points}
+
+
+def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> dict[str, float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    there, found = COCO(), COCO()
+    pictures = [{"id": int(number)} for number in sorted(set(rows[:, 1].tolist()))]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    kinds: list[list[dict[str, Any]]] = [[], []]
+    for row in rows.tolist():
+        kind, picture, label, left, top, right, bottom, last = row
+        width, height = right - left, bottom - top
+        ignored = kind == 0 and bool(last)
+        box = {
+            "id": len(kinds[int(kind)]) + 1,  # 0 would count as nothing found
+            "image_id": int(picture),
+            "category_id": int(label) + 1,
+            "bbox": [left, top, width, height],
+            # Of no range of areas: neither wanted nor a mistake, but for one detection only.
+            "area": -1.0 if ignored and not crowds else width * height,
+            "iscrowd": int(ignored and crowds),
+            "score": last,
+        }
+        kinds[int(kind)].append(box)
+    if not kinds[0]:
+        return dict.fromkeys(("ap", "ap50", "ap75"), nan)
+    with redirect_stdout(io.StringIO()):
+        for coco, boxes in zip((there, found), kinds, strict=True):
+            coco.dataset = {"images": pictures, "categories": categories, "annotations": boxes}
+            coco.createIndex()
+        evaluation = COCOeval(there, found, "bbox")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, -1]  # overlap, recall, class
+    overlaps = evaluation.params.iouThrs
+    return {
+        "ap": _mean(precision),
+        "ap50": _mean(precision[np.isclose(overlaps, 0.5)]),
+        "ap75": _mean(precision[np.isclose(overlaps, 0.75)]),
+    }
+
+
+def _mean(precision: Floats) -> float:
+    """Over what is there; -1 stands for a class without a box."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else nan
+
+
+def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
+    """Means over classes of the area under the curve, and of its 11 points."""
+    curves = []
+    for label in range(classes):
+        here = rows[rows[:, 2] == label]
+        there, found = here[here[:, 0] == 0], here[here[:, 0] == 1]
+        total = int((there[:, 7] == 0).sum())
+        if total:
+            curves.append(_curve(there, found, total))
+    if not curves:
+        return nan, nan
+    areas = [_area(recall, precision) for recall, precision in curves]
+    points = [_points(recall, precision) for recall, precision in curves]
+    return float(np.mean(areas)), float(np.mean(points))
+
+
+def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
+    """Recall and precision after each detection of a class, the surest first.
+
+    As in VOC's own code: a detection belongs to the box that it overlaps most; it is right if that
+    is by 0.5 and nothing surer had the box, and does not count if the box is difficult. Ends of
+    boxes are pixels' outer edges here, not their numbers.
+    """
+    of_picture: dict[float, list[int]] = defaultdict(list)
+    for index, picture in enumerate(there[:, 1].tolist()):
+        of_picture[picture].append(index)
+    right, wrong = [], []
+    taken: set[int] = set()
+    for row in found[found[:, 7].argsort(descending=True, stable=True)]:
+        candidates = of_picture[float(row[1])]
+        overlap, index = 0.0, -1
+        if candidates:
+            overlaps = box_iou(row[None, 3:7], there[candidates, 3:7])[0]
+            overlap, index = float(overlaps.max()), candidates[int(overlaps.argmax())]
+        hit = overlap >= OVERLAP
+        if hit and there[index, 7]:
+            continue
+        first = hit and index not in taken
+        right.append(first)
+        wrong.append(not first)
+        if first:
+            taken.add(index)
+    hits, misses = np.cumsum(right, dtype=float), np.cumsum(wrong, dtype=float)
+    return hits / total, hits / np.maximum(hits + misses, 1)
+
+
+def _area(recall: Floats, precision: Floats) -> float:
+    """Under the curve, after precision is made to fall."""
+    ends = np.concatenate(([0.0], recall, [1.0]))
+    heights = np.concatenate(([0.0], precision, [0.0]))
+    heights = np.maximum.accumulate(heights[::-1])[::-1]
+    return float(np.sum(np.diff(ends) * heights[1:]))
+
+
+def _points(recall: Floats, precision: Floats) -> float:
+    """The mean, over recalls of 0, 0.1, ... 1, of the best precision from there on."""
+    best = [precision[recall >= at].max(initial=0.0) for at in np.linspace(0, 1, 11)]
+    return float(np.mean(best))
