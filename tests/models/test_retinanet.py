@@ -102,7 +102,7 @@ def test_it_is_torchvisions(depth: int, values: dict[str, Tensor]) -> None:
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(ConfigError, match="model.depth=152: no RetinaNet has this depth"):
+    with pytest.raises(ConfigError, match=r"model.depth=152: no RetinaNet has this depth"):
         RetinaNet(depth=152)
     with pytest.raises(ConfigError, match=r"model.width=0: must be at least 1"):
         RetinaNet(width=0)

@@ -1,0 +1,223 @@
+"""Detection: loss, measures, and the networks that local learning makes of a head."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher, encode_boxes
+from torchvision.ops import box_iou
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.settings import FeatureBank
+from ppll_cli.tasks import detection as d
+from ppll_cli.tasks.boxes import BACKGROUND, matched
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.precision import COLUMNS
+from ppll_cli.tasks.pyramid import BankedPyramid, PyramidHead, SmallestHead, split_prediction
+from ppll_cli.tasks.task import Copies
+from ppll_cli.values import empty
+
+TASK = d.Detection(("a", "b", "c"), boxes=4, height=64, width=96, anchor=16)
+BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
+OFF = FeatureBank(enabled=False)
+
+
+def batch(boxes: list[list[float]], labels: list[int], **changes: Tensor) -> dict[str, Tensor]:
+    """One picture that was twice as wide and as high."""
+    padding = TASK.boxes - len(boxes)
+    return {
+        d.BOXES: torch.tensor([*boxes, *[[0.0, 0.0, 1.0, 1.0]] * padding])[None],
+        d.LABELS: torch.tensor([labels + [0] * padding]),
+        d.IGNORED: torch.zeros(1, TASK.boxes, dtype=torch.bool),
+        d.COUNT: torch.tensor([len(boxes)]),
+        d.NUMBER: torch.tensor([7]),
+        d.FRAME: torch.tensor([[60.0, 90.0, 0.5, 0.5]]),
+        **changes,
+    }
+
+
+def head_of(*strides: int, channels: int = 4) -> PyramidHead:
+    torch.manual_seed(0)
+    return PyramidHead(dict.fromkeys(strides, channels), 8, len(TASK.classes), TASK.anchor)
+
+
+def maps_of(*strides: int, channels: int = 4) -> list[Tensor]:
+    """The coarsest first."""
+    torch.manual_seed(1)
+    sizes = [(TASK.height // stride, TASK.width // stride) for stride in strides]
+    return [torch.randn(1, channels, *size, requires_grad=True) for size in sizes]
+
+
+def right_answer(boxes: list[list[float]], labels: list[int]) -> Tensor:
+    """A prediction with the best anchor of each box sure of it, and nothing else."""
+    prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).detach()
+    anchors = split_prediction(prediction[0])[1]
+    prediction[:, :, 5:9], prediction[:, :, 9:] = 0, -20
+    for box, label in zip(torch.tensor(boxes), labels, strict=True):
+        best = int(box_iou(box[None], anchors)[0].argmax())
+        chosen = anchors[best : best + 1]
+        prediction[0, best, 5:9] = encode_boxes(box[None], chosen, torch.ones(4))[0]
+        prediction[0, best, 9 + label] = 20
+    return prediction
+
+
+BOXES = [[8.0, 8.0, 24.0, 24.0], [40.0, 10.0, 80.0, 50.0]]
+
+
+def test_a_right_answer() -> None:
+    prediction, values = right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0])
+    (found,) = TASK.detections(prediction, values[d.FRAME])
+    assert sorted(found.labels.tolist()) == [0, 2]
+    order = found.labels.argsort(descending=True)
+    torch.testing.assert_close(found.boxes[order], 2 * torch.tensor(BOXES))
+    rows = TASK.measure(prediction, values, training=False)
+    assert rows.shape == (4, COLUMNS)
+    assert rows[:, 1].tolist() == [7.0] * 4
+    score = TASK.score(rows)
+    assert list(score) == ["ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
+    assert list(score.values()) == pytest.approx([1] * 5)
+
+
+def test_boxes_end_where_the_picture_does() -> None:
+    prediction = right_answer([[60.0, 40.0, 95.0, 63.0]], [1])
+    (found,) = TASK.detections(prediction, torch.tensor([[60.0, 90.0, 1.0, 1.0]]))
+    assert found.boxes[0, 2:].tolist() == [90, 60]
+
+
+def test_a_batch_without_boxes_is_learnt_from() -> None:
+    values = batch([], [])
+    head, maps = head_of(8, 16, 32), maps_of(32, 16, 8)
+    loss = TASK.loss(head(*maps), values)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss > 0
+    logits = head.head.classification_head.cls_logits
+    assert logits.weight.grad.any()
+    offsets = head.head.regression_head.bbox_reg
+    assert not offsets.weight.grad.any()
+    assert torch.isfinite(logits.weight.grad).all()
+    assert len(TASK.measure(head(*maps).detach(), values, training=False)) == 0
+    assert TASK.score(torch.empty(0, COLUMNS)) == {}
+
+
+def test_what_is_ignored_or_padding_is_not_learnt() -> None:
+    prediction = right_answer(BOXES, [2, 0])
+    ignored = torch.tensor([[False, True, False, False]])
+    one = TASK.loss(prediction, batch(BOXES, [2, 0], ignored=ignored))
+    assert torch.equal(one, TASK.loss(prediction, batch(BOXES[:1], [2])))
+    assert not torch.equal(one, TASK.loss(prediction, batch(BOXES, [2, 0])))
+    other = batch(BOXES[:1], [2])
+    other[d.BOXES][0, 1:] = torch.tensor([10.0, 10.0, 50.0, 50.0])
+    assert torch.equal(one, TASK.loss(prediction, other))
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_pictures() -> None:
+    """So micro-batches can be weighted by their numbers of samples."""
+    prediction = right_answer(BOXES, [2, 0])
+    both = [batch(BOXES, [2, 0]), batch(BOXES[:1], [1])]
+    together = {name: torch.cat([values[name] for values in both]) for name in both[0]}
+    single = torch.stack([TASK.loss(prediction, values) for values in both])
+    mean = TASK.loss(prediction.expand(2, -1, -1), together)
+    torch.testing.assert_close(mean, single.mean())
+
+
+def test_nothing_is_measured_in_training() -> None:
+    rows = TASK.measure(right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0]), training=True)
+    assert rows.shape == (0, COLUMNS)
+
+
+def test_the_loss_needs_no_values() -> None:
+    """Planning follows it on the meta device."""
+    values = {name: empty(spec) for name, spec in TASK.targets.items()}
+    prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).to("meta")
+    assert TASK.loss(prediction, values).shape == ()
+
+
+def test_anchors_are_matched_as_torchvision_does() -> None:
+    torch.manual_seed(0)
+    anchors = split_prediction(head_of(32)(*maps_of(32))[0])[1].detach()
+    corner = torch.rand(6, 2) * 50
+    boxes = torch.cat((corner, corner + 3 + torch.rand(6, 2) * 40), dim=1)
+    wanted = torch.tensor([True, False, True, True, True, False])
+    theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes[wanted], anchors))
+    numbers = wanted.nonzero()[:, 0]
+    expected = torch.where(theirs >= 0, numbers[theirs.clamp(min=0)], theirs)
+    assert len(set(expected.tolist())) > 4
+    assert torch.equal(matched(boxes, wanted, anchors), expected)
+    none = matched(boxes, torch.zeros(6, dtype=torch.bool), anchors)
+    assert set(none.tolist()) == {BACKGROUND}
+
+
+@pytest.mark.parametrize("strides", [(8,), (16,), (32,), (8, 16), (8, 32), (16, 32), (8, 16, 32)])
+def test_a_pyramid_of_the_maps_that_there_are(strides: tuple[int, ...]) -> None:
+    """Its anchors are always the same, and all of it is trained."""
+    head, maps = head_of(*strides), maps_of(*sorted(strides, reverse=True))
+    prediction = head(*maps)
+    whole = head_of(8, 16, 32)(*maps_of(32, 16, 8))
+    assert torch.equal(prediction[:, :, :5], whole[:, :, :5])
+    TASK.loss(prediction, batch(BOXES, [2, 0])).backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    assert all(x.grad is not None and x.grad.any() for x in maps)
+
+
+@pytest.mark.parametrize("stride", [1, 4, 8, 16, 32])
+def test_the_smallest_head(stride: int) -> None:
+    head = TASK.smallest_head((4, TASK.height // stride, TASK.width // stride))
+    (x,) = maps_of(stride)
+    prediction = head(x)
+    assert prediction.shape == head_of(8, 16, 32)(*maps_of(32, 16, 8)).shape
+    assert float(prediction[:, :, 9:].detach().sigmoid().mean()) == pytest.approx(0.01, rel=0.2)
+    TASK.loss(prediction, batch(BOXES, [2, 0])).backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert x.grad.any()
+    assert isinstance(head, SmallestHead)
+
+
+def network(copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank) -> BankedPyramid:
+    made = TASK.bank_network(copies, banked, bank)
+    assert isinstance(made, BankedPyramid)
+    return made
+
+
+@pytest.mark.parametrize(("fusion", "width"), [("concatenate", 8), ("add", 4)])
+def test_banked_maps_are_a_pyramids_finer_ones(fusion: str, width: int) -> None:
+    """A module of stride 16 behind one of 8 and another of 16; a copied unit makes stride 32."""
+    unit = nn.Conv2d(4, 5, 3, stride=2, padding=1)
+    copies = Copies([unit], [(4, 4, 6), (5, 2, 3)], head_of(8, 16, 32))
+    banked = [(6, 8, 12), (4, 4, 6)]
+    made = network(copies, banked, BANK.model_copy(update={"fusion": fusion}))
+    assert made.head.channels == {8: 6, 16: width, 32: 5}
+    x, early = maps_of(16, 16)
+    finer = torch.randn(1, 6, 8, 12)
+    prediction = made(x, finer, early.detach())
+    assert not torch.equal(prediction, made(x, torch.zeros_like(finer), early.detach()))
+    TASK.loss(prediction, batch(BOXES, [2, 0])).backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+def test_without_a_bank_finer_maps_come_from_coarser_ones() -> None:
+    unit = nn.Conv2d(4, 5, 3, stride=2, padding=1)
+    copies = Copies([unit], [(4, 4, 6), (5, 2, 3)], head_of(8, 16, 32))
+    made = network(copies, [], OFF)
+    assert made.head.channels == {16: 4, 32: 5}
+
+
+def test_maps_that_no_pyramid_reads_are_not_banked() -> None:
+    assert TASK.banked((64, 16, 24)) is None
+    assert isinstance(TASK.banked((64, 8, 12)), nn.Identity)
+
+
+def test_what_is_for_another_task_is_refused() -> None:
+    copies = Copies([], [(4, 8, 12)], nn.Identity())
+    with pytest.raises(ConfigError, match=r"derive it from .*PyramidHead"):
+        TASK.bank_network(copies, [], BANK)
+    with pytest.raises(ConfigError, match=r"fba.shared_head=False: a pyramid's"):
+        TASK.bank_network(
+            replace(copies, head=head_of(8)), [], BANK.model_copy(update={"shared_head": False})
+        )
+    for shape in ((16,), (8, 5, 7), (8, 64 // 3, 32)):
+        with pytest.raises(ConfigError, match="local=greedy: finds boxes in maps of an image of"):
+            TASK.smallest_head(shape)
+    with pytest.raises(ConfigError, match="model=retinanet: is for detection"):
+        d.detection_of(Classification(3), "retinanet")

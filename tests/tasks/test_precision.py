@@ -1,0 +1,88 @@
+"""Average precision: small cases that can be counted by hand, and pycocotools' own."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppll_cli.tasks.precision import average_precisions
+
+CLASSES = ("cat", "dog")
+
+
+def there(picture: int, label: int, box: list[float], ignored: bool = False) -> list[float]:
+    return [0, picture, label, *box, float(ignored)]
+
+
+def found(picture: int, label: int, box: list[float], score: float) -> list[float]:
+    return [1, picture, label, *box, score]
+
+
+def scores(rows: list[list[float]], crowds: bool = False) -> dict[str, float]:
+    table: Tensor = torch.tensor(rows, dtype=torch.float64).reshape(-1, 8)
+    return dict(average_precisions(table, CLASSES, crowds))
+
+
+LEFT, RIGHT = [0.0, 0.0, 10.0, 10.0], [50.0, 0.0, 60.0, 20.0]
+
+
+def test_all_is_found() -> None:
+    rows = [there(0, 0, LEFT), there(1, 1, RIGHT), found(0, 0, LEFT, 0.9), found(1, 1, RIGHT, 0.2)]
+    assert scores(rows) == pytest.approx(
+        {"ap": 1, "ap50": 1, "ap75": 1, "voc_ap50": 1, "voc07_ap50": 1}
+    )
+
+
+def test_a_box_that_is_a_little_off() -> None:
+    """It overlaps by two thirds: found at 0.5, 0.55, 0.6 and 0.65 of the ten overlaps."""
+    rows = [there(0, 0, LEFT), found(0, 0, [0, 2, 10, 12], 0.5)]
+    assert scores(rows) == pytest.approx(
+        {"ap": 0.4, "ap50": 1, "ap75": 0, "voc_ap50": 1, "voc07_ap50": 1}
+    )
+
+
+def test_the_order_of_scores_counts() -> None:
+    """Wrong, right, and a second one for the same box; one of two boxes is not found."""
+    rows = [there(0, 0, LEFT), there(1, 0, RIGHT)]
+    rows += [found(1, 0, LEFT, 0.9), found(0, 0, LEFT, 0.8), found(0, 0, LEFT, 0.7)]
+    result = scores(rows)
+    assert result["voc_ap50"] == pytest.approx(0.5 * 0.5)
+    assert result["voc07_ap50"] == pytest.approx(6 / 11 * 0.5)  # recalls of 0 to 0.5
+    assert result["ap50"] == pytest.approx(51 / 101 * 0.5)
+
+
+def test_a_class_of_which_nothing_is_there_does_not_count() -> None:
+    rows = [there(0, 0, LEFT), found(0, 0, LEFT, 0.9), found(0, 1, LEFT, 0.9)]
+    assert scores(rows)["ap"] == pytest.approx(1)
+    assert scores(rows)["voc_ap50"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_what_is_ignored_is_neither_asked_for_nor_a_mistake(crowds: bool) -> None:
+    rows = [there(0, 0, LEFT), there(0, 0, RIGHT, ignored=True)]
+    rows += [found(0, 0, RIGHT, 0.9), found(0, 0, LEFT, 0.8)]
+    assert list(scores(rows, crowds).values()) == pytest.approx([1] * 5)
+
+
+def test_many_may_lie_in_a_crowd_and_one_in_a_difficult_object() -> None:
+    parts = [[50.0, 0.0, 60.0, 16.0], [50.0, 1.0, 60.0, 16.0]]
+    rows = [there(0, 0, LEFT), there(0, 0, RIGHT, ignored=True), found(0, 0, LEFT, 0.5)]
+    rows += [found(0, 0, part, 0.9) for part in parts]
+    assert scores(rows, crowds=True)["ap50"] == pytest.approx(1)
+    assert scores(rows, crowds=False)["ap50"] == pytest.approx(0.5)
+    assert scores(rows, crowds=False)["voc_ap50"] == pytest.approx(1)  # VOC does not count any
+
+
+def test_nothing_is_found() -> None:
+    assert set(scores([there(0, 0, LEFT)]).values()) == {0.0}
+
+
+def test_nothing_is_there() -> None:
+    result = scores([found(0, 0, LEFT, 0.5)])
+    assert all(math.isnan(value) for value in result.values())
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    scores([there(0, 0, LEFT), found(0, 0, LEFT, 0.5)])
+    assert capfd.readouterr() == ("", "")
