@@ -278,6 +278,9 @@ IMAGES, LABELS = np.zeros((6, 28, 28)), np.arange(6)
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FASHION = ["data=fashion_mnist", "data.root=root", "data.download=false", "batch_size=2"]
+VOC = ["data=voc", "data.root=root", "data.download=false"]
+COCO = ["data=coco", "data.root=root"]
+SCENES = ["data=fashion_scenes", "data.root=root", "data.download=false"]
 CIFAR = ["data=cifar10", "data.root=root", "data.download=false"]
 
 
@@ -636,6 +639,13 @@ DATA = [
         f"{TRAIN_IMAGES}.gz: cannot be read",
         fashion({TRAIN_IMAGES: None, f"{TRAIN_IMAGES}.gz": gzip.compress(idx(IMAGES))[:-9]}),
     ),
+    row(
+        "voc", VOC, "data.root=root", "VOC/ by hand, so that root/VOCdevkit/VOC2007", folder("root")
+    ),
+    row("voc-years", ["data=voc", "data.years=7"], "data.years=7", "choose 07, 07+12, 12"),
+    row("coco", COCO, "data.root=root", "2017's pictures and annotations of http", folder("root")),
+    row("scenes", SCENES, "data.root=root", "allow data.download=true", folder("root")),
+    row("scenes-side", ["data=fashion_scenes", "data.side=9"], "data.side=9", "give at least 32"),
     row("cifar", CIFAR, "data.root=root", "is not the published file (its MD5 sum", cifar),
     row("cifar-missing", CIFAR, "data.root=root", "allow data.download=true", folder("root")),
     row("val_fraction", ["data.val_fraction=1.0"], "data.val_fraction=1.0", "0 <= fraction < 1"),

@@ -82,13 +82,14 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
 
 
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
-    """Check that an object offers what is asked of it.
+    """Check that an object offers what is asked of it; no property is computed for that.
 
     Raises:
         ConfigError: It lacks something.
     """
+    nothing = object()
     for name in names:
-        if not hasattr(made, name):
+        if inspect.getattr_static(made, name, nothing) is nothing and not hasattr(made, name):
             raise ConfigError(key, path, f"is of no use here: it has no {name!r}", remedy)
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ppll_cli.data.dataset import Arrays, ImageDataset, Part, cache_root
 from ppll_cli.data.pictures import PictureDataset
+from ppll_cli.data.scenes import DetectionDataset
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks.classification import Classification
@@ -20,6 +21,7 @@ from ppll_cli.tasks.classification import Classification
 Options = Callable[..., dict[str, Any]]
 CONF = Path(__file__).parents[2] / "conf" / "data"
 DATA_SETS = {"cifar10", "digits", "fashion_mnist", "stl10", "svhn", "synthetic", "photos", "div2k"}
+DATA_SETS |= {"voc", "coco", "fashion_scenes"}
 
 
 class Numbered(ImageDataset):
@@ -206,7 +208,7 @@ def test_options_are_refused_before_torch_is_imported() -> None:
 def test_every_shipped_config_makes_its_data_set(path: Path) -> None:
     config = OmegaConf.load(path)
     dataset = instantiate(config, _convert_="all")
-    assert isinstance(dataset, ImageDataset | PictureDataset)
+    assert isinstance(dataset, ImageDataset | PictureDataset | DetectionDataset)
     keys = [field.name for field in fields(dataset)]
     assert sorted(str(key) for key in config) == sorted(["_target_", *keys])
     # whoever checks the types of options reads them off the constructor

@@ -1,3 +1,4 @@
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -56,6 +57,25 @@ def test_what_is_missing_is_moved_in_and_nothing_else_is_left(
     provide(Pixels(**options()), FILES, URL, fetch)
     assert contents(cache) == {"pixels/a.bin": b"a", "pixels/b.bin": b"b"}
     assert [path.name for path in cache.iterdir()] == ["pixels"]
+
+
+def test_all_that_is_downloaded_may_be_wanted(
+    options: Options,
+    cache: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is asked for comes last: as long as it is missing, the rest may be incomplete."""
+    moved: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda source, target: moved.append(target.name) or replace(source, target),
+    )
+    provide(Pixels(**options()), FILES[:1], URL, fetch, everything=True)
+    assert list(contents(cache)) == [f"pixels/{name}.bin" for name in "abc"]
+    assert moved[-1] == "a.bin"
 
 
 def test_files_that_are_there_are_kept(options: Options, tmp_path: Path) -> None:

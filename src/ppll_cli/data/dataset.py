@@ -140,21 +140,7 @@ class ImageDataset(ABC):
             raise ConfigError(
                 "data.pad_mode", self.pad_mode, "is unknown", f"choose {' or '.join(PAD_MODES)}"
             )
-        self._check_normalisation()
-
-    def _check_normalisation(self) -> None:
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channel_count):
-                raise ConfigError(
-                    f"data.{key}",
-                    values,
-                    f"has {len(values)} values, the images have {self.channel_count} channels",
-                    "give one value, or one a channel",
-                )
-            if not all(isfinite(value) for value in values):
-                raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")
-        if min(self.std) <= 0:
-            raise ConfigError("data.std", self.std, "is not positive", "give values above 0")
+        check_normalisation(self.mean, self.std, self.channel_count)
 
     @property
     def folder(self) -> Path:
@@ -289,6 +275,26 @@ def check_shared(root: str | None, val_fraction: float, eval_limit: int | None) 
         )
     if eval_limit is not None:
         check_at_least("eval_limit", eval_limit, 1, "or null for all")
+
+
+def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:
+    """Checks `data.mean` and `data.std`: one value, or one a channel.
+
+    Raises:
+        ConfigError: One cannot be.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ConfigError(
+                f"data.{key}",
+                values,
+                f"has {len(values)} values, the images have {channels} channels",
+                "give one value, or one a channel",
+            )
+        if not all(isfinite(value) for value in values):
+            raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")
+    if min(std) <= 0:
+        raise ConfigError("data.std", std, "is not positive", "give values above 0")
 
 
 def readable(root: str) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
-from ppll_cli.data.dataset import ImageDataset
 from ppll_cli.errors import ConfigError
 
 SOCKET_TIMEOUT_S = 8.0
@@ -24,7 +24,28 @@ Fetch = Callable[[Path], None]
 """Downloads the files of a data set into a folder."""
 
 
-def provide(dataset: ImageDataset, files: Sequence[str], url: str, fetch: Fetch) -> None:
+class Downloadable(Protocol):
+    """What a download asks of a data set.
+
+    Attributes:
+        download: Whether it is allowed.
+        folder: Where the files are to be.
+        given_root: The same as the user would write it.
+    """
+
+    @property
+    def download(self) -> bool: ...  # noqa: D102
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+    @property
+    def given_root(self) -> str: ...  # noqa: D102
+
+
+def provide(
+    dataset: Downloadable, files: Sequence[str], url: str, fetch: Fetch, *, everything: bool = False
+) -> None:
     """Makes sure that files exist under a data set's folder, by a download where that is allowed.
 
     They are downloaded into a folder beside their place and moved when complete: an interrupted
@@ -35,6 +56,8 @@ def provide(dataset: ImageDataset, files: Sequence[str], url: str, fetch: Fetch)
         files: Paths relative to the folder.
         url: Where a person would find them.
         fetch: Downloads at least these files.
+        everything: What else was downloaded is moved as well, before these files: they stand for
+            it, and where they are missing the rest is not thought complete.
 
     Raises:
         ConfigError: Files are missing and may not be, or could not be, downloaded.
@@ -61,7 +84,7 @@ def provide(dataset: ImageDataset, files: Sequence[str], url: str, fetch: Fetch)
             failure = _fetch_bounded(fetch, Path(scratch))
             if failure is not None:
                 raise refused(f"and the download of {url} failed ({one_line(failure)})")
-            for name in missing:
+            for name in [*(_others(Path(scratch), missing) if everything else ()), *missing]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(scratch, name), folder / name)
     except OSError as error:
@@ -94,6 +117,12 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
             if size == before:
                 return TimeoutError(f"no data for {limit_s:g} s")
             before, limit_s = size, STALL_S
+
+
+def _others(folder: Path, files: Sequence[str]) -> list[str]:
+    """The files below a folder without these, relative to it."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return [name for path in paths if (name := str(path.relative_to(folder))) not in files]
 
 
 @contextmanager

@@ -36,12 +36,12 @@ class FashionMnist(ImageDataset):
     channel_count = 1
 
     def prepare(self) -> None:  # noqa: D102
-        if self._files() is None:
+        if self.files() is None:
             names = [f"{RAW}/{name}" for part in FILES.values() for name in part]
             provide(self, names, URL, _fetch)
 
     def read(self, part: Part) -> Arrays:  # noqa: D102
-        files = self._files()
+        files = self.files()
         if files is None:
             raise self.fault(self.folder, f"has no {FILES['train'][0]}")
         image_file, label_file = (files[name] for name in FILES[part])
@@ -49,8 +49,8 @@ class FashionMnist(ImageDataset):
         source = f"{image_file.name}, {label_file.name} in {image_file.parent}"
         return Arrays(images[:, None], labels, source)
 
-    def _files(self) -> dict[str, Path] | None:
-        """The paths of the files in the first folder that has all of them."""
+    def files(self) -> dict[str, Path] | None:
+        """The paths of the files in the first folder that has all of them; None: there is none."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)

@@ -125,7 +125,7 @@ def _make(
     quality = []
     for number, source in enumerate(sources):
         height, width = sizes[number]
-        high = _decoded(source.high)
+        high = decoded(source.high)
         if longest is not None and max(high.size) > longest:
             high = high.resize(_reduced(high.size, longest), Image.Resampling.BICUBIC)
         high = high.crop((0, 0, width, height))
@@ -133,7 +133,7 @@ def _make(
         if source.low is None:
             low = high.resize(small, Image.Resampling.BICUBIC)
         else:
-            low = _decoded(source.low)
+            low = decoded(source.low)
             if low.size[0] < small[0] or low.size[1] < small[1]:
                 problem = f"measures {low.size}, and {source.high.name} divided by {scale} {small}"
                 raise ConfigError("data.scale", scale, f"{source.low} {problem}")
@@ -166,7 +166,12 @@ def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return width, height
 
 
-def _decoded(path: Path) -> Image.Image:
+def decoded(path: Path) -> Image.Image:
+    """The picture in a file, in colour.
+
+    Raises:
+        ConfigError: It is none.
+    """
     try:
         with Image.open(path) as opened:
             return opened.convert("RGB")

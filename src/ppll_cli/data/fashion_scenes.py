@@ -1,0 +1,108 @@
+"""Scenes with several items of Fashion-MNIST on cluttered grounds: detection without a download."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from ppll_cli.data.dataset import Part, check_at_least, fixed_random
+from ppll_cli.data.fashion_canvas import paint
+from ppll_cli.data.fashion_mnist import FashionMnist
+from ppll_cli.data.scene_index import Found, Objects, Scenes, place, read_objects, stamp, unwritable
+from ppll_cli.data.scenes import DetectionDataset
+from ppll_cli.errors import ConfigError
+
+CLASSES = (
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of a part's first scene; it has one each
+_MOST = 1_000_000  # scenes of a part
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionScenes(DetectionDataset):
+    """Painted once, and the same everywhere; a part's scenes have items of that part alone.
+
+    Files are found, or downloaded, as for `ppll_cli.data.fashion_mnist`.
+
+    Attributes:
+        pictures: Training scenes.
+        test_pictures: Test scenes. The first of many are those of few.
+        side: Height and width of a scene, in pixels.
+    """
+
+    pictures: int
+    test_pictures: int
+    side: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("side", self.side, 32)
+        for key in ("pictures", "test_pictures"):
+            check_at_least(key, getattr(self, key), 1)
+            if getattr(self, key) > _MOST:
+                raise ConfigError(
+                    f"data.{key}", getattr(self, key), "is too large", f"give at most {_MOST}"
+                )
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # noqa: D102
+        return CLASSES
+
+    def prepare(self) -> None:  # noqa: D102
+        self._items.prepare()
+        super().prepare()
+
+    def read(self, part: Part) -> Scenes:  # noqa: D102
+        files = self._items.files()
+        if files is None:
+            raise self.fault(self.folder, "has no files of Fashion-MNIST")
+        count = self.pictures if part == "train" else self.test_pictures
+        stamps = [stamp(path) for path in files.values()]
+        folder = place("fashion_scenes", [stamps, part, count, self.side])
+        if not folder.exists():
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+                    made = Path(scratch, "made")
+                    made.mkdir()
+                    self._paint(made, part, count)
+                    if not folder.exists():  # another run may have been quicker
+                        os.replace(made, folder)
+            except OSError as error:
+                raise unwritable(folder, error) from error
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        with np.load(folder / "objects.npz") as stored:
+            return Scenes.all(pixels, read_objects(stored))
+
+    def _paint(self, folder: Path, part: Part, count: int) -> None:
+        split = self._items.load()[part]
+        items, labels = split.images[:, 0].numpy(), split.labels.numpy()
+        shape = (count, self.side, self.side, 3)
+        pixels = open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        found = []
+        for number in range(count):
+            scene = paint(fixed_random(_SEEDS[part] + number), items, labels, self.side)
+            pixels[number] = scene.pixels
+            found.append(Found(self.side, self.side, scene.objects))
+        pixels.flush()
+        np.savez(folder / "objects.npz", **Objects.of(found).arrays)
+
+    @property
+    def _items(self) -> FashionMnist:
+        return FashionMnist(
+            root=self.root,
+            download=self.download,
+            val_fraction=0.0,
+            drop_last=False,
+            eval_limit=None,
+            mean=[0.5],
+            std=[0.5],
+            pad=0,
+            pad_mode="zeros",
+            flip=False,
+        )

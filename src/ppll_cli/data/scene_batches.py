@@ -1,0 +1,192 @@
+"""The batches of a run on pictures with boxes: resized, mirrored, padded to one size.
+
+Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, H height, W width (pixels of the
+batch's images), N boxes of a picture at most, n boxes of this one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ppll_cli import seeding
+from ppll_cli.data.augment import normalise
+from ppll_cli.data.batches import steps_per_epoch
+from ppll_cli.data.picture_cache import decoded
+from ppll_cli.data.scene_index import Bytes, Scene, Scenes
+from ppll_cli.data.scenes import MULTIPLE
+from ppll_cli.models.unit import IMAGE
+from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
+
+
+class Sized(NamedTuple):
+    """A picture as it stands in a batch.
+
+    Attributes:
+        pixels: uint8 [height, width, 3].
+        boxes: In these pixels, float32 [n, 4].
+        labels: int64 [n].
+        ignored: bool [n].
+        frame: Height and width, and by what the picture's own were multiplied.
+    """
+
+    pixels: Bytes
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+    frame: tuple[float, float, float, float]
+
+
+class SceneBatches:
+    """Makes batches of pictures that are decoded when they are asked for.
+
+    Args:
+        splits: What the data set loaded.
+        boxes: N.
+        short_side: Of a resized picture, unless the longer side would exceed `long_side`.
+        long_side: Of a resized picture at most.
+        mean: Of the pixels in [0, 1].
+        std: Likewise.
+        flip: Whether half of the training pictures are mirrored.
+        drop_last: Whether a shorter last batch is left out.
+        batch_size: Pictures of a training batch.
+        seed: The run's.
+        device: Where batches are made.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Scenes],
+        *,
+        boxes: int,
+        short_side: int,
+        long_side: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: bool,
+        drop_last: bool,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.splits, self.boxes, self.flip = splits, boxes, flip
+        self.short_side, self.long_side = short_side, long_side
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, drop_last)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+            for values in (mean, std)
+        )
+
+    def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
+        """Pictures in an order drawn for the epoch, some mirrored; ignored boxes are left out.
+
+        Returns:
+            Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by the names
+            of a batch's tensors.
+        """
+        assert 0 <= batch < self.steps_per_epoch
+        scenes = self.splits["train"]
+        order = _generator(seeding.sample_order(self.seed, epoch))
+        first = batch * self.batch_size
+        numbers = torch.randperm(len(scenes), generator=order)[first : first + self.batch_size]
+        draws = _generator(seeding.augmentation(self.seed, epoch, batch))
+        mirrored = torch.randint(2, (len(numbers),), generator=draws).tolist()
+        sized = []
+        for number, turned in zip(numbers.tolist(), mirrored, strict=True):
+            picture = self._sized(_asked_for(scenes[number]))
+            sized.append(_mirrored(picture) if turned and self.flip else picture)
+        return self._named(sized, numbers)
+
+    def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
+        """As `train`: batch number `batch` of at most `size` pictures, in order, all boxes."""
+        scenes = self.splits[split]
+        numbers = torch.arange(batch * size, min((batch + 1) * size, len(scenes)))
+        assert len(numbers)
+        return self._named([self._sized(scenes[number]) for number in numbers.tolist()], numbers)
+
+    def _sized(self, scene: Scene) -> Sized:
+        picture = decode(scene.pixels)
+        height, width = fitted(picture.height, picture.width, self.short_side, self.long_side)
+        ratios = height / picture.height, width / picture.width
+        if (width, height) != picture.size:  # PIL's bilinear filter is antialiased
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        boxes = scene.boxes * np.array([ratios[1], ratios[0]] * 2, dtype=np.float32)
+        frame = (height, width, *ratios)
+        return Sized(np.asarray(picture), boxes, scene.labels, scene.ignored, frame)
+
+    def _named(self, pictures: Sequence[Sized], numbers: Tensor) -> dict[str, Tensor]:
+        count = len(pictures)
+        boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(count, self.boxes, 1)
+        labels = torch.zeros(count, self.boxes, dtype=torch.int64)
+        ignored = torch.zeros(count, self.boxes, dtype=torch.bool)
+        for row, picture in enumerate(pictures):
+            there = slice(len(picture.labels))
+            boxes[row, there] = torch.from_numpy(picture.boxes)
+            labels[row, there] = torch.from_numpy(picture.labels)
+            ignored[row, there] = torch.from_numpy(picture.ignored)
+        frame = torch.tensor([picture.frame for picture in pictures], dtype=torch.float32)
+        targets = {
+            BOXES: boxes,
+            LABELS: labels,
+            IGNORED: ignored,
+            COUNT: torch.tensor([len(picture.labels) for picture in pictures]),
+            NUMBER: numbers,
+            FRAME: frame,
+        }
+        on_device = {name: target.to(self.device) for name, target in targets.items()}
+        return {IMAGE: self._images([picture.pixels for picture in pictures]), **on_device}
+
+    def _images(self, pictures: Sequence[Bytes]) -> Tensor:
+        """Bytes to float32 [B, 3, H, W], normalised; zeros on the right and below."""
+        height, width = (
+            -(-max(picture.shape[side] for picture in pictures) // MULTIPLE) * MULTIPLE
+            for side in (0, 1)
+        )
+        canvas = np.zeros((len(pictures), height, width, 3), dtype=np.uint8)
+        outside = torch.ones(len(pictures), 1, height, width, dtype=torch.bool)
+        for row, picture in enumerate(pictures):
+            rows, columns = (slice(side) for side in picture.shape[:2])
+            canvas[row, rows, columns] = picture
+            outside[row, 0, rows, columns] = False
+        images = torch.from_numpy(canvas).to(self.device).permute(0, 3, 1, 2).contiguous()
+        normal = normalise(images, self._mean, self._std)
+        return normal.masked_fill_(outside.to(self.device), 0)
+
+
+def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """Height and width of a picture resized to a shorter side, unless the longer gets too long."""
+    factor = min(short_side / min(height, width), long_side / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def decode(pixels: Path | Bytes) -> Image.Image:
+    """A picture in colour.
+
+    Raises:
+        ConfigError: Its file is none.
+    """
+    return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _asked_for(scene: Scene) -> Scene:
+    """Without the boxes that are ignored."""
+    kept = ~scene.ignored
+    return Scene(scene.pixels, scene.boxes[kept], scene.labels[kept], scene.ignored[kept])
+
+
+def _mirrored(picture: Sized) -> Sized:
+    """From left to right."""
+    width = np.float32(picture.pixels.shape[1])
+    boxes = picture.boxes.copy()
+    boxes[:, [0, 2]] = width - picture.boxes[:, [2, 0]]
+    return picture._replace(pixels=picture.pixels[:, ::-1], boxes=boxes)

@@ -1,0 +1,190 @@
+"""What a data set for object detection is."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppll_cli.data.dataset import (
+    PARTS,
+    Part,
+    cache_root,
+    check_at_least,
+    check_normalisation,
+    check_shared,
+    hold_out,
+)
+from ppll_cli.data.scene_index import Scenes
+from ppll_cli.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+    import torch
+    from torch import Tensor
+
+    from ppll_cli.data.scene_batches import SceneBatches
+    from ppll_cli.data.source import EvaluationForm
+    from ppll_cli.models.unit import ImageSpec
+    from ppll_cli.tasks.detection import Detection
+
+MULTIPLE = 32
+"""Height and width of a batch's images are multiples of it: maps of stride 32 have no remainder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionDataset(ABC):
+    """Pictures of any sizes and the boxes of their objects. A subclass says where they are.
+
+    Attributes:
+        root: Folder with the files; None is `cache_root()`.
+        download: Missing files may be downloaded into the root.
+        val_fraction: Part of the training pictures, in [0, 1), that is held out as `val`.
+        drop_last: The last training batch of an epoch is left out where it is shorter.
+        eval_limit: How many pictures `val` and `test` have at most; None is all.
+        mean: Mean of the pixels in [0, 1], one a channel.
+        std: Their standard deviation, likewise.
+        flip: Half of the training pictures are mirrored from left to right.
+        short_side: Pictures are resized so that their shorter side has so many pixels ...
+        long_side: ... unless the longer one would have more than these.
+        anchor: Side of the smallest anchors, in pixels of the resized pictures.
+    """
+
+    root: str | None
+    download: bool
+    val_fraction: float
+    drop_last: bool
+    eval_limit: int | None
+    mean: list[float]
+    std: list[float]
+    flip: bool
+    short_side: int
+    long_side: int
+    anchor: int
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by their labels."""
+
+    @abstractmethod
+    def read(self, part: Part) -> Scenes:
+        """The pictures of a part; quick where that was done before.
+
+        Raises:
+            ConfigError: Files are missing, or are not what they should be.
+        """
+
+    @property
+    def crowds(self) -> bool:
+        """Whether ignored boxes are crowds, as COCO counts them, or single difficult objects."""
+        return False
+
+    def __post_init__(self) -> None:
+        check_shared(self.root, self.val_fraction, self.eval_limit)
+        check_normalisation(self.mean, self.std, 3)
+        check_at_least("short_side", self.short_side, MULTIPLE)
+        check_at_least("long_side", self.long_side, self.short_side, "(data.short_side)")
+        check_at_least("anchor", self.anchor, 1)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are, or will be downloaded to."""
+        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
+
+    @property
+    def given_root(self) -> str:
+        """The root as the user would write it."""
+        return "null" if self.root is None else self.root
+
+    def fault(self, source: object, problem: str, remedy: str = "") -> ConfigError:
+        """The error for a file that is not what it should be."""
+        remedy = remedy or "put the published file there"
+        return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
+
+    def prepare(self) -> None:
+        """Makes sure that the files exist; what is slow to read is read once, and kept.
+
+        Raises:
+            ConfigError: Files are missing, or are not what they should be.
+        """
+        self.load()
+
+    def load(self) -> dict[str, Scenes]:
+        """`train`, `val` where a fraction is held out, `test`; the same in every run.
+
+        Raises:
+            ConfigError: Files are missing, or are not what they should be, or too few pictures are
+                there to hold out the wanted fraction.
+        """
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> dict[str, Scenes]:
+        parts = {part: self.read(part) for part in PARTS}
+        for part, scenes in parts.items():
+            if not len(scenes):
+                raise self.fault(self.folder, f"has no pictures for {part}")
+        splits = {"train": parts["train"]}
+        if self.val_fraction:
+            kept, held_out = hold_out(len(parts["train"]), self.val_fraction)
+            splits["train"] = parts["train"].of(kept)
+            splits["val"] = parts["train"].of(held_out[: self.eval_limit])
+        splits["test"] = parts["test"].of(slice(self.eval_limit))
+        return splits
+
+    @property
+    def largest(self) -> int:
+        """Height and width of the largest images, in pixels."""
+        return -(-self.long_side // MULTIPLE) * MULTIPLE
+
+    @property
+    def task(self) -> "Detection":
+        """What is learnt from this data set."""
+        from ppll_cli.tasks.detection import Detection
+
+        boxes = max(1, *(scenes.most_objects for scenes in self._splits.values()))
+        return Detection(
+            self.classes, boxes, self.largest, self.largest, self.anchor, crowds=self.crowds
+        )
+
+    def image_spec(self, splits: Mapping[str, Scenes]) -> "ImageSpec":
+        """The largest images, of which no batch need be."""
+        from ppll_cli.models.unit import ImageSpec
+
+        return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
+
+    def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
+        """None: evaluation batches are like training batches."""
+        return None
+
+    def batches(
+        self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"
+    ) -> "SceneBatches":
+        """What makes the batches of a run from what `load` returned."""
+        from ppll_cli.data.scene_batches import SceneBatches
+
+        return SceneBatches(
+            splits,
+            boxes=self.task.boxes,
+            short_side=self.short_side,
+            long_side=self.long_side,
+            mean=self.mean,
+            std=self.std,
+            flip=self.flip,
+            drop_last=self.drop_last,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
+
+    def samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+        """Writes the first test pictures with their boxes and with what the model detects."""
+        import torch
+
+        from ppll_cli.data.scene_samples import write_samples
+
+        splits = self.load()
+        batches = self.batches(splits, 1, 0, torch.device("cpu"))
+        write_samples(splits["test"], batches, self.task, predict, folder)

@@ -1,0 +1,154 @@
+"""Pascal VOC 2007 and 2012: photographs with boxes of 20 classes (Everingham et al., 2010)."""
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.data.dataset import PARTS, Part
+from ppll_cli.data.download import provide
+from ppll_cli.data.scene_index import Found, Index, Objects, Scenes, kept_index, stamp
+from ppll_cli.data.scenes import DetectionDataset
+from ppll_cli.errors import ConfigError
+
+URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
+
+Lists = Sequence[tuple[str, str]]
+"""Years and the lists of pictures that are read of them, in ImageSets/Main."""
+
+YEARS: Mapping[str, Mapping[Part, Lists]] = {
+    "07": {"train": [("2007", "trainval")], "test": [("2007", "test")]},
+    "12": {"train": [("2012", "train")], "test": [("2012", "val")]},
+    "07+12": {"train": [("2007", "trainval"), ("2012", "trainval")], "test": [("2007", "test")]},
+}
+"""What data.years stands for. The test of 2012 was never published with boxes."""
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voc(DetectionDataset):
+    """VOCdevkit/VOC2007 and VOC2012 in the root: Annotations, JPEGImages and ImageSets/Main.
+
+    Objects that are marked as difficult are ignored.
+
+    Attributes:
+        years: `07`: trained on trainval of 2007, `07+12`: and on that of 2012, both tested on test
+            of 2007; `12`, which may be a number: trained on train of 2012 and tested on its val.
+    """
+
+    years: str | int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if str(self.years) not in YEARS:
+            raise ConfigError(
+                "data.years", self.years, "is unknown", f"choose {', '.join(sorted(YEARS))}"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # noqa: D102
+        return CLASSES
+
+    def prepare(self) -> None:  # noqa: D102
+        lists = [_list(year, name) for part in PARTS for year, name in self._lists(part)]
+        provide(self, lists, URL, self._fetch, everything=True)
+        super().prepare()
+
+    def _fetch(self, folder: Path) -> None:
+        from torchvision.datasets import VOCDetection
+
+        for part in PARTS:
+            for year, name in self._lists(part):
+                if not any((root / _list(year, name)).is_file() for root in (self.folder, folder)):
+                    data = VOCDetection(folder, year=year, image_set=name, download=True)
+                    (folder / data.filename).unlink()
+
+    def _lists(self, part: Part) -> Lists:
+        return YEARS[str(self.years)][part]
+
+    def read(self, part: Part) -> Scenes:  # noqa: D102
+        named = []
+        for year, name in self._lists(part):
+            for picture in self._pictures(year, name):
+                named.append((_devkit(year), picture))
+        annotations = [f"{folder}/Annotations/{picture}.xml" for folder, picture in named]
+        try:
+            stamps = [stamp(self.folder / name) for name in annotations]
+        except OSError as error:
+            raise self.fault(error.filename, "cannot be read", self._remedy) from error
+        files = tuple(f"{folder}/JPEGImages/{picture}.jpg" for folder, picture in named)
+        index = kept_index(["voc", stamps], lambda: self._index(annotations, files))
+        return Scenes.all([self.folder / name for name in index.files], index.objects)
+
+    @property
+    def _remedy(self) -> str:
+        return f"unpack the archives of {URL} there"
+
+    def _pictures(self, year: str, name: str) -> list[str]:
+        """The names on a list; each picture is there."""
+        path = self.folder / _list(year, name)
+        try:
+            pictures = path.read_text().split()
+            there = set(os.listdir(self.folder / _devkit(year) / "JPEGImages"))
+        except (OSError, UnicodeDecodeError) as error:
+            where = getattr(error, "filename", None) or path
+            raise self.fault(where, "cannot be read", self._remedy) from error
+        for picture in pictures:
+            if f"{picture}.jpg" not in there:
+                where = self.folder / _devkit(year) / "JPEGImages" / f"{picture}.jpg"
+                raise self.fault(where, f"is missing, and {path.name} names it", self._remedy)
+        return pictures
+
+    def _index(self, annotations: Sequence[str], files: tuple[str, ...]) -> Index:
+        found = []
+        for name in annotations:
+            try:
+                found.append(parse(self.folder / name))
+            except (OSError, ValueError, ElementTree.ParseError) as error:
+                raise self.fault(self.folder / name, f"is no annotation ({error})") from error
+        return Index(CLASSES, files, Objects.of(found))
+
+
+def parse(path: Path) -> Found:
+    """The objects of an annotation; its pixels are counted from 1, and the last one is inside.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It lacks something, or names a class that is none.
+        xml.etree.ElementTree.ParseError: It is not XML.
+    """
+    tree = ElementTree.parse(path).getroot()
+    objects = []
+    for element in tree.iterfind("object"):
+        name = element.findtext("name", "").strip()
+        if name not in CLASSES:
+            raise ValueError(f"there is no class {name!r}")
+        left, top, right, bottom = (
+            _number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+        difficult = element.findtext("difficult", "0").strip() == "1"
+        objects.append((left - 1, top - 1, right, bottom, CLASSES.index(name), difficult))
+    return Found(_number(tree, "size/height"), _number(tree, "size/width"), objects)
+
+
+def _number(element: ElementTree.Element, path: str) -> float:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"it has no {path}")
+    return float(text)
+
+
+def _devkit(year: str) -> str:
+    """The folder of a year, below the root."""
+    return f"VOCdevkit/VOC{year}"
+
+
+def _list(year: str, name: str) -> str:
+    """The file with the names of pictures, below the root."""
+    return f"{_devkit(year)}/ImageSets/Main/{name}.txt"

@@ -1,0 +1,102 @@
+"""COCO: what a file of annotations says, and where it is looked for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.data import coco
+from ppll_cli.data.coco import Coco
+from ppll_cli.errors import ConfigError
+from tests.conftest import compose_config
+from tests.data.scene_files import write_coco
+
+Make = Callable[..., Coco]
+
+
+@pytest.fixture
+def make(tmp_path: Path, cache: Path) -> Make:
+    """Makes the data set of three pictures a part, with changes."""
+    root = write_coco(tmp_path / "root")
+    config, _ = compose_config(["data=coco"])
+    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
+    return lambda **changes: Coco(**(shipped | {"root": str(root)} | changes))
+
+
+def test_pictures_and_classes_are_in_order_of_their_numbers(make: Make) -> None:
+    """Crowds are ignored, what is degenerate is gone, what has nothing in it stays."""
+    dataset = make()
+    assert dataset.classes == ("person", "cat", "x")
+    test = dataset.load()["test"]
+    scenes = [test[number] for number in range(3)]
+    files = [scene.pixels.name for scene in scenes if isinstance(scene.pixels, Path)]
+    assert files == ["000000000007.jpg", "000000000009.jpg", "000000000030.jpg"]
+    assert [scene.boxes.tolist() for scene in scenes] == [
+        [[40, 30, 50, 40]],
+        [],
+        [[4.5, 3, 24.5, 13], [0, 0, 50, 30]],
+    ]
+    assert [scene.labels.tolist() for scene in scenes] == [[2], [], [1, 0]]
+    assert [scene.ignored.tolist() for scene in scenes] == [[False], [], [False, True]]
+    task = dataset.task
+    assert (task.classes, task.boxes, task.crowds) == (dataset.classes, 2, True)
+    assert (task.height, task.width, task.anchor) == (1344, 1344, 32)
+
+
+def test_annotations_are_read_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().prepare()
+    monkeypatch.setattr(coco, "parse", lambda _: pytest.fail("read again"))
+    dataset = make()
+    dataset.prepare()
+    assert dataset.task.boxes == 2
+
+
+def test_what_is_missing_has_an_address(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = r"data.root=.*empty.*instances_train2017.json: is missing; unpack .*"
+    message += r"https://cocodataset.org/#download so that .*instances_train2017.json exists"
+    with pytest.raises(ConfigError, match=message):
+        make(root=str(tmp_path / "empty")).prepare()
+    picture = tmp_path / "root" / "val2017" / "000000000009.jpg"
+    picture.unlink()
+    with pytest.raises(ConfigError, match=f"{picture}: is missing"):
+        make().prepare()
+
+
+def changed(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def lacks_a_category(content: Any) -> None:
+    content["annotations"][0]["category_id"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content.pop("images"), r"\(KeyError: 'images'\)"),
+        (lacks_a_category, r"\(KeyError: 2\)"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2]), "ValueError"),
+    ],
+)
+def test_wrong_annotations_are_named(
+    make: Make, tmp_path: Path, change: Callable[[Any], object], problem: str
+) -> None:
+    path = tmp_path / "root" / "annotations" / "instances_train2017.json"
+    changed(path, change)
+    with pytest.raises(ConfigError, match=f"{path}: is no file of annotations .*{problem}"):
+        make().load()
+    path.write_text("no JSON")
+    with pytest.raises(ConfigError, match="is no file of annotations"):
+        make().load()
+
+
+def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "root" / "annotations" / "instances_val2017.json"
+    changed(path, lambda content: content["categories"][0].update(name="lion"))
+    with pytest.raises(ConfigError, match=r"val2017.json: its classes are not those of instances_"):
+        make().prepare()

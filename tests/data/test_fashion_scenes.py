@@ -1,0 +1,193 @@
+"""Scenes painted with items of Fashion-MNIST: always the same, boxes tight, sizes of all kinds."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppll_cli.data import fashion_canvas, fashion_scenes
+from ppll_cli.data.dataset import fixed_random
+from ppll_cli.data.fashion_canvas import VISIBLE, Cutout, _around, _common, _cutout, _fits, paint
+from ppll_cli.data.fashion_mnist import DEBIAN
+from ppll_cli.data.fashion_scenes import FashionScenes
+from ppll_cli.errors import ConfigError
+from tests.conftest import compose_config
+from tests.data.scene_files import write_fashion
+
+Make = Callable[..., FashionScenes]
+
+
+@pytest.fixture
+def make(tmp_path: Path, cache: Path) -> Make:
+    """Makes the data set of a few scenes with discs, with changes."""
+    root = write_fashion(tmp_path / "root")
+    config, _ = compose_config(["data=fashion_scenes"])
+    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
+    shipped |= {"root": str(root), "pictures": 6, "test_pictures": 3, "side": 96}
+    return lambda **changes: FashionScenes(**(shipped | changes))
+
+
+def test_scenes_are_the_same_everywhere(
+    make: Make, cache: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    make().prepare()
+    first = contents(cache)
+    for name in first:
+        os.unlink(cache / name)
+    for folder in (cache / "fashion_scenes").iterdir():
+        folder.rmdir()
+    np.random.seed(2)
+    make().prepare()
+    assert contents(cache) == first
+    assert len(first) == 4  # pixels and objects of both parts, and nothing half made
+
+
+def test_scenes_are_painted_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().prepare()
+    monkeypatch.setattr(fashion_scenes, "paint", lambda *_: pytest.fail("painted again"))
+    splits = make().load()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 6, "test": 3}
+    assert isinstance(splits["train"][0].pixels, np.memmap)
+    assert splits["train"][0].pixels.shape == (96, 96, 3)
+    assert make().task.boxes <= 8
+
+
+def test_the_first_of_many_are_those_of_few(make: Make) -> None:
+    few, many = make(pictures=2).load()["train"], make(pictures=4).load()["train"]
+    for number in range(2):
+        assert (np.array(few[number].pixels) == np.array(many[number].pixels)).all()
+        assert (few[number].boxes == many[number].boxes).all()
+    assert (np.array(many[0].pixels) != np.array(many[1].pixels)).any()
+
+
+def test_parts_have_items_of_their_own(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    brightest = []
+
+    def spied(random, items, labels, side):  # type: ignore[no-untyped-def]
+        brightest.append(int(items.max()))
+        return paint(random, items, labels, side)
+
+    monkeypatch.setattr(fashion_scenes, "paint", spied)
+    make(pictures=1, test_pictures=1).prepare()
+    assert brightest == [200, 160]  # the helper's test items are darker
+
+
+def test_boxes_are_inside_and_of_all_sizes() -> None:
+    """And no two are so alike that a detector would keep one of them."""
+    discs = np.where(np.hypot(*(np.mgrid[:28, :28] - 13.5)) < 12, 200, 0).astype(np.uint8)[None]
+    sides = []
+    for number in range(60):
+        scene = paint(fixed_random(number), discs, np.zeros(1, np.int64), 160)
+        assert 1 <= len(scene.objects) <= 8
+        boxes = [found[:4] for found in scene.objects]
+        for position, (left, top, right, bottom) in enumerate(boxes):
+            assert 0 <= left < right <= 160
+            assert 0 <= top < bottom <= 160
+            sides.append(max(right - left, bottom - top))
+            assert all(_common(boxes[position], other) <= 0.4 for other in boxes[:position])
+    assert min(sides) >= 12
+    assert max(sides) <= 120
+    assert np.histogram(sides, [12, 24, 48, 100])[0].min() > 30
+
+
+@pytest.mark.parametrize("size", [12.0, 30.0, 75.5])
+def test_boxes_are_tight(size: float) -> None:
+    """The first and last row and column of a cutout have a pixel of the item."""
+    item = np.zeros((28, 28), np.uint8)
+    item[4:20, 9:17] = 220
+    item[8:12, 11:15] = 0  # a dark spot inside belongs to it
+    cutout = _cutout(item, size, 120, mirrored=False)
+    assert cutout is not None
+    solid = cutout.cover >= 0.5
+    assert all(edge.any() for edge in (solid[0], solid[-1], solid[:, 0], solid[:, -1]))
+    assert solid.shape == pytest.approx((size * 2**0.5, size / 2**0.5), abs=1)
+    assert solid.all()
+    assert cutout.grey.min() < 0.3
+    longest = _cutout(item, size, 20, mirrored=False)
+    assert longest is not None
+    assert max(longest.grey.shape) <= 20
+
+
+def test_what_is_painted_is_where_its_box_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an even ground, without noise or snippets, a box is what differs from the ground."""
+    ground = np.full((96, 96, 3), 128.0, np.float32)
+    monkeypatch.setattr(fashion_canvas, "_background", lambda *_: ground.copy())
+    monkeypatch.setattr(fashion_canvas, "_paint_fragment", lambda *_: None)
+    monkeypatch.setattr(fashion_canvas, "MOST", 1)
+    monkeypatch.setattr(fashion_canvas, "_NOISE", 0)
+    ring = np.hypot(*(np.mgrid[:28, :28] - 13.5))
+    rings = np.where((ring < 12) & (ring > 4), 200, 0).astype(np.uint8)[None]
+    for number in range(10):
+        scene = paint(fixed_random(number), rings, np.array([7]), 96)
+        ((*box, label, ignored),) = scene.objects
+        rows, columns = _around((np.abs(scene.pixels.astype(int) - 128) > 25).any(axis=2))
+        seen = (columns.start, rows.start, columns.stop, rows.stop)
+        assert box == pytest.approx(seen, abs=1)
+        assert (label, ignored) == (7, False)
+
+
+def test_an_item_stays_visible() -> None:
+    """What two others hide of it counts together."""
+    owner = np.full((10, 10), -1)
+    owner[:, :5] = 0
+    areas = [50]
+    left, solid = (slice(0, 10), slice(0, 2)), np.ones((10, 2), bool)
+    assert VISIBLE == 0.6
+    assert _fits(owner, left, solid, areas)
+    owner[left] = 1
+    assert not _fits(owner, (slice(0, 10), slice(2, 3)), np.ones((10, 1), bool), [50, 20])
+
+
+def test_an_empty_item_is_no_object() -> None:
+    assert _cutout(np.zeros((28, 28), np.uint8), 30, 90, mirrored=False) is None
+    scene = paint(fixed_random(0), np.zeros((3, 28, 28), np.uint8), np.arange(3), 64)
+    assert not scene.objects
+
+
+def test_a_tint_stands_out() -> None:
+    behind = np.full((4, 4, 3), 128, np.float32)
+    cutout = Cutout(np.ones((4, 4), np.float32), np.ones((4, 4), np.float32))
+    for number in range(20):
+        tint = fashion_canvas._tint(fixed_random(number), behind, cutout)
+        assert np.abs(tint - 128).mean() >= 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"side": 31}, "data.side=31: is too small; give at least 32"),
+        ({"pictures": 0}, "data.pictures=0: is too small"),
+        ({"test_pictures": 2_000_000}, "data.test_pictures=2000000: is too large"),
+    ],
+)
+def test_options_that_cannot_be(make: Make, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**changes)
+
+
+def test_fashion_mnist_is_asked_for_as_ever(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"data.root=.*no FashionMNIST/raw/train-images.*false"):
+        make(root=str(tmp_path / "empty"), download=False).prepare()
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"nothing can be kept .* set XDG_CACHE_HOME"):
+        make().prepare()
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"there is no {DEBIAN} on this machine")
+def test_scenes_of_debians_files(make: Make) -> None:
+    dataset = make(root=None, pictures=20, side=160)
+    dataset.prepare()
+    scenes = dataset.load()["train"]
+    assert sum(len(scenes[number].labels) for number in range(20)) > 40

@@ -1,0 +1,258 @@
+"""What every data set for detection has: splits, batches, what is drawn at the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ppll_cli.data.scene_batches import SceneBatches, fitted
+from ppll_cli.data.scene_samples import drawn, write_samples
+from ppll_cli.data.voc import Voc
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE, ImageSpec
+from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
+from ppll_cli.values import spec_of
+from tests.conftest import compose_config
+from tests.data.scene_files import HEIGHT, WIDTH, write_voc
+
+Make = Callable[..., Voc]
+CPU = torch.device("cpu")
+PAD = [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.fixture
+def make(tmp_path: Path, cache: Path) -> Make:
+    """Makes VOC 2007 in small, of pictures of 50x40 that are enlarged by 1.5, with changes."""
+    root = write_voc(tmp_path / "root", ["2007"])
+    config, _ = compose_config(["data=voc", "data.years='07'"])
+    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
+    shipped |= {"root": str(root), "short_side": 60, "long_side": 90, "flip": False}
+    return lambda **changes: Voc(**(shipped | changes))
+
+
+def batches_of(dataset: Voc, seed: int = 0, batch_size: int = 4) -> SceneBatches:
+    return dataset.batches(dataset.load(), batch_size, seed, CPU)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_batch_is_what_the_task_asks_for(make: Make) -> None:
+    dataset = make()
+    for batch in (batches_of(dataset).train(0, 0), batches_of(dataset).evaluation("test", 0, 3)):
+        assert {name: spec_of(batch[name]) for name in batch if name != IMAGE} == {
+            **dataset.task.targets
+        }
+        assert batch[IMAGE].dtype == torch.float32
+    spec = dataset.image_spec(dataset.load())
+    assert spec == ImageSpec(3, 96, 96, tuple(dataset.mean), tuple(dataset.std))
+    assert dataset.evaluation_form(dataset.load()) is None
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "wanted"),
+    [
+        (40, 50, (60, 75)),
+        (50, 40, (75, 60)),
+        (40, 80, (45, 90)),  # the longer side would be 120
+        (300, 300, (60, 60)),
+        (1, 500, (1, 90)),
+    ],
+)
+def test_the_shorter_side_is_given_unless_the_longer_gets_too_long(
+    height: int, width: int, wanted: tuple[int, int]
+) -> None:
+    assert fitted(height, width, 60, 90) == wanted
+
+
+def test_pictures_are_resized_normalised_and_padded(make: Make, tmp_path: Path) -> None:
+    dataset = make()
+    batch = batches_of(dataset).evaluation("test", 0, 2)
+    images = batch[IMAGE]
+    assert images.shape == (2, 3, 64, 96)
+    assert batch[FRAME].tolist() == [[60, 75, 1.5, 1.5]] * 2
+    assert not images[:, :, 60:].any()
+    assert not images[:, :, :, 75:].any()
+    file = tmp_path / "root/VOCdevkit/VOC2007/JPEGImages/test000001.jpg"
+    resized = Image.open(file).resize((75, 60), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(each)[:, None, None] for each in (dataset.mean, dataset.std))
+    # float32, computed in another order
+    torch.testing.assert_close(images[0, :, :60, :75], (pixels - mean) / std, rtol=1e-5, atol=1e-6)
+
+
+def test_boxes_grow_with_their_pictures(make: Make) -> None:
+    """By each side's own ratio: both are rounded."""
+    batch = batches_of(make(short_side=47)).evaluation("test", 0, 4)
+    height, width = 47, 59
+    assert batch[FRAME][0].tolist() == pytest.approx([height, width, 47 / 40, 59 / 50])
+    x, y = width / WIDTH, height / HEIGHT
+    assert batch[BOXES][0].flatten().tolist() == pytest.approx(
+        [8 * x, 4 * y, 30 * x, 24 * y, 20 * x, 10 * y, 48 * x, 39 * y]
+    )
+    assert batch[COUNT].tolist() == [2, 0, 1, 1]
+    assert batch[LABELS].tolist() == [[11, 14], [0, 0], [7, 0], [6, 0]]
+    assert batch[IGNORED].tolist() == [[False, True]] + [[False, False]] * 3
+    assert batch[BOXES][1].tolist() == [PAD, PAD]
+    assert batch[BOXES][2, 1].tolist() == PAD
+    assert batch[NUMBER].tolist() == [0, 1, 2, 3]
+
+
+def test_evaluation_goes_through_a_split_in_order(make: Make) -> None:
+    batches = batches_of(make())
+    parts = [batches.evaluation("test", number, 3) for number in range(2)]
+    assert [part[NUMBER].tolist() for part in parts] == [[0, 1, 2], [3]]
+    whole = batches.evaluation("test", 0, 4)
+    for name in whole:
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+
+
+def test_ignored_boxes_are_not_learnt(make: Make) -> None:
+    batch = batches_of(make()).train(0, 0)
+    of = {number: row for row, number in enumerate(batch[NUMBER].tolist())}
+    assert sorted(of) == [0, 1, 2, 3]
+    assert [batch[COUNT][of[number]].item() for number in range(4)] == [1, 0, 1, 1]
+    assert batch[LABELS][of[0]].tolist() == [11, 0]
+    assert batch[BOXES][of[0], 1].tolist() == PAD
+    assert not batch[IGNORED].any()
+
+
+def test_what_is_ignored_may_come_first(make: Make) -> None:
+    dataset = make()
+    splits = dataset.load()
+    splits["train"].objects.ignored[0] = True  # the dog beside the difficult person
+    splits["train"].objects.ignored[1] = False
+    batch = dataset.batches(splits, 4, 0, CPU).train(0, 0)
+    row = batch[NUMBER].tolist().index(0)
+    assert batch[LABELS][row].tolist() == [14, 0]
+    assert batch[BOXES][row, 0].tolist() == [30, 15, 72, 58.5]
+
+
+def test_batches_depend_on_seed_epoch_and_number_alone(make: Make) -> None:
+    flipping = make(flip=True)
+    one, other = batches_of(flipping, batch_size=3), batches_of(flipping, batch_size=3)
+    other.train(0, 0)
+    assert one.steps_per_epoch == 2
+    assert same(one.train(1, 1), other.train(1, 1))
+    assert len(one.train(0, 1)[COUNT]) == 1
+    assert batches_of(make(drop_last=True), batch_size=3).steps_per_epoch == 1
+    orders = {
+        tuple(batches_of(flipping, seed).train(epoch, 0)[NUMBER].tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) > 4
+    seen = torch.cat([one.train(5, number)[NUMBER] for number in range(2)])
+    assert sorted(seen.tolist()) == [0, 1, 2, 3]
+
+
+def test_half_of_the_training_pictures_are_mirrored_with_their_boxes(make: Make) -> None:
+    straight, flipping = batches_of(make()), batches_of(make(flip=True))
+    turned = 0
+    for epoch in range(10):
+        plain, batch = straight.train(epoch, 0), flipping.train(epoch, 0)
+        assert torch.equal(plain[NUMBER], batch[NUMBER])
+        for row in range(4):
+            there = slice(int(plain[COUNT][row]))
+            image, boxes = plain[IMAGE][row, :, :60, :75], plain[BOXES][row, there]
+            got = batch[IMAGE][row, :, :60, :75]
+            if torch.equal(got, image):
+                assert torch.equal(batch[BOXES][row, there], boxes)
+            else:
+                assert torch.equal(got, image.flip(2))
+                wanted = torch.stack([75 - boxes[:, 2], boxes[:, 1], 75 - boxes[:, 0], boxes[:, 3]])
+                assert torch.equal(batch[BOXES][row, there], wanted.T)
+                assert batch[BOXES][row, there.stop :].tolist() == [PAD] * (2 - there.stop)
+                turned += 1
+    assert 8 <= turned <= 32  # of 40
+    plain, batch = (each.evaluation("test", 0, 4) for each in (straight, flipping))
+    assert same(plain, batch)
+
+
+def test_pictures_are_held_out_and_limited(make: Make) -> None:
+    splits = make(val_fraction=0.5, eval_limit=1).load()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "val": 1, "test": 1}
+    everything = make(val_fraction=0.5).load()
+    files = [
+        str(everything[name][number].pixels) for name in ("train", "val") for number in range(2)
+    ]
+    assert len(set(files)) == 4
+    assert batches_of(make(val_fraction=0.5)).evaluation("val", 0, 2)[NUMBER].tolist() == [0, 1]
+    with pytest.raises(ConfigError, match="holds out 0 of 4"):
+        make(val_fraction=0.01).load()
+
+
+def test_a_broken_picture_is_named(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "root/VOCdevkit/VOC2007/JPEGImages/test000002.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read as a picture"):
+        batches_of(make()).evaluation("test", 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"short_side": 31}, "data.short_side=31: is too small; give at least 32"),
+        ({"long_side": 59}, r"data.long_side=59: is too small; give at least 60 \(data.short_side"),
+        ({"anchor": 0}, "data.anchor=0: is too small"),
+        ({"mean": [0.5, 0.5]}, r"data.mean=\[0.5, 0.5\]: has 2 values"),
+        ({"std": [0.0, 1, 1]}, "is not positive"),
+        ({"val_fraction": 1.0}, "data.val_fraction=1.0: is out of range"),
+        ({"eval_limit": 0}, "data.eval_limit=0: is too small"),
+        ({"root": "/nowhere/at/all"}, "data.root=/nowhere/at/all: is no folder"),
+    ],
+)
+def test_options_that_cannot_be(make: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**changes)
+
+
+class Finds:
+    """Says of every picture that there is a dog, surely, and a cat, hardly."""
+
+    classes = (*"abcdefghijk", "dog", "cat")
+
+    def detections(self, prediction: Tensor, frame: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        assert prediction.shape == (1, 3)
+        assert frame.tolist() == [[60, 75, 1.5, 1.5]]
+        boxes = torch.tensor([[10.0, 20, 30, 35], [0, 0, 50, 40]])
+        return [(boxes, torch.tensor([0.9, 0.2]), torch.tensor([11, 12]))]
+
+
+def test_samples_are_drawn(make: Make, tmp_path: Path) -> None:
+    dataset = make()
+    batches, folder = batches_of(dataset), tmp_path / "samples"
+    scenes = dataset.load()["test"]
+    write_samples(scenes, batches, Finds(), lambda images: images.mean((2, 3)), folder)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{number}-test{number + 1:06}.png" for number in range(4)]
+    picture = np.array(Image.open(folder / names[0]))
+    assert picture.shape == (7 * HEIGHT, 7 * WIDTH, 3)  # to be legible
+    assert (picture[7 * 4, 7 * 8 : 7 * 30] == 255).all()  # the dog's upper border
+    assert (picture[7 * 39 - 1, 7 * 20 : 7 * 48] == 160).all()  # the ignored person's lower one
+    colours = {tuple(pixel) for pixel in picture[7 * 35 - 1, 7 * 10 : 7 * 30].tolist()}
+    (colour,) = colours
+    assert max(colour) == 255
+    assert (picture == colour).all(axis=2).sum() > 7 * 2 * 30  # and behind its name
+
+
+def test_detections_at_the_border_are_drawn_inside(make: Make) -> None:
+    scene = make().load()["test"][1]
+    for box in ([-5.0, -5, 60, 60], [49.9, 39.9, 50, 40], [0, 0, 0, 0]):
+        found = torch.tensor([box]), torch.tensor([0.5]), torch.tensor([0])
+        assert drawn(scene, found, ("a name",)).size == (7 * WIDTH, 7 * HEIGHT)
+
+
+def test_a_data_set_draws_its_samples(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(eval_limit=1)
+    monkeypatch.setattr(type(dataset.task), "detections", Finds.detections, raising=False)
+    dataset.samples(lambda images: images.mean((2, 3)), tmp_path / "samples")
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0-test000001.png"]

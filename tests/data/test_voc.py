@@ -1,0 +1,214 @@
+"""Pascal VOC: what annotations say, which pictures belong to a split, what is kept of them."""
+
+import os
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision.datasets import voc as torchvision_voc
+
+from ppll_cli.data import voc
+from ppll_cli.data.scene_index import Scene, Scenes
+from ppll_cli.data.voc import CLASSES, YEARS, Voc
+from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.subject import DATA_SET
+from ppll_cli.targets import require
+from tests.conftest import compose_config
+from tests.data.scene_files import voc_xml, write_voc
+
+Make = Callable[..., Voc]
+
+
+@pytest.fixture
+def make(tmp_path: Path, cache: Path) -> Make:
+    """Makes the data set of four pictures a list, with changes."""
+    root = write_voc(tmp_path / "root")
+    config, _ = compose_config(["data=voc"])
+    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
+    return lambda **changes: Voc(**(shipped | {"root": str(root)} | changes))
+
+
+def names(scenes: Scenes) -> list[str]:
+    return [
+        str(scenes[number].pixels).rsplit("VOC", 1)[1].replace("/JPEGImages", "")
+        for number in range(len(scenes))
+    ]
+
+
+def said(scene: Scene) -> list[tuple[str, list[float], bool]]:
+    return [
+        (CLASSES[label], box, ignored)
+        for label, box, ignored in zip(
+            scene.labels.tolist(), scene.boxes.tolist(), scene.ignored.tolist(), strict=True
+        )
+    ]
+
+
+def test_boxes_are_counted_from_zero_and_their_last_pixel_is_inside(make: Make) -> None:
+    """Difficult objects are ignored, what is degenerate is gone, what has nothing in it stays."""
+    test = make().load()["test"]
+    assert [said(test[number]) for number in range(4)] == [
+        [("dog", [8, 4, 30, 24], False), ("person", [20, 10, 48, 39], True)],
+        [],
+        [("cat", [0, 0, 50, 40], False)],
+        [("car", [0, 9.5, 50, 20], False)],
+    ]
+    scene = test[0]
+    assert scene.boxes.dtype == np.float32
+    assert scene.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("years", "train", "test"),
+    [
+        ("07", ["2007/trainval"], ["2007/test"]),
+        ("12", ["2012/train"], ["2012/val"]),
+        (12, ["2012/train"], ["2012/val"]),  # as a command line gives it
+        ("07+12", ["2007/trainval", "2012/trainval"], ["2007/test"]),
+    ],
+)
+def test_years_stand_for_lists(
+    make: Make, years: str | int, train: list[str], test: list[str]
+) -> None:
+    splits = make(years=years).load()
+    for split, wanted in (("train", train), ("test", test)):
+        files = [f"{name}{number:06}.jpg" for name in wanted for number in (1, 2, 3, 4)]
+        assert names(splits[split]) == files
+
+
+def test_the_task_knows_the_classes_and_most_boxes(make: Make) -> None:
+    task = make().task
+    assert (len(task.classes), task.boxes, task.crowds) == (20, 2, False)
+    assert (task.height, task.width, task.anchor) == (1024, 1024, 32)
+
+
+def test_annotations_are_read_once_and_again_where_they_changed(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
+) -> None:
+    before = make().load()["train"]
+    read: list[Path] = []
+    parse = voc.parse
+    monkeypatch.setattr(voc, "parse", lambda path: read.append(path) or parse(path))  # type: ignore[func-returns-value]
+    again = make().load()["train"]
+    assert not read
+    assert (before.objects.boxes == again.objects.boxes).all()
+    assert len(list((cache / "scenes").iterdir())) == 2
+    changed = tmp_path / "root/VOCdevkit/VOC2007/Annotations/trainval000002.xml"
+    changed.write_text(voc_xml("trainval000002", [("sofa", (1, 1, 9, 9), False)]))
+    assert said(make().load()["train"][1]) == [("sofa", [0, 0, 9, 9], False)]
+    assert len(read) == 8
+
+
+def test_a_broken_index_is_made_again(make: Make, cache: Path) -> None:
+    make().load()
+    for path in (cache / "scenes").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert len(make().load()["train"]) == 8
+
+
+def test_the_root_is_only_read(
+    make: Make, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    before = contents(tmp_path / "root")
+    make().prepare()
+    assert contents(tmp_path / "root") == before
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("<annotation>", r"is no annotation \(no element found"),
+        ("<annotation></annotation>", r"is no annotation \(it has no size/height\)"),
+        (voc_xml("x", [("unicorn", (1, 1, 9, 9), False)]), "there is no class 'unicorn'"),
+        (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>one<"), "'one'"),
+    ],
+)
+def test_a_wrong_annotation_is_named(
+    make: Make, tmp_path: Path, content: str, problem: str
+) -> None:
+    path = tmp_path / "root/VOCdevkit/VOC2007/Annotations/test000002.xml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        make().load()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("ImageSets/Main/test.txt", "test.txt: cannot be read; unpack the archives of http"),
+        ("Annotations/test000001.xml", "test000001.xml: cannot be read; unpack"),
+        ("JPEGImages/test000001.jpg", "test000001.jpg: is missing, and test.txt names it; unpack"),
+    ],
+)
+def test_what_is_missing_is_named(make: Make, tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "root/VOCdevkit/VOC2007" / name).unlink()
+    with pytest.raises(ConfigError, match=problem):
+        make().load()
+
+
+def test_without_files_and_downloads_the_place_is_named(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = r"data.root=.*: no VOCdevkit/VOC2007/ImageSets/Main/trainval.txt \(and 2 more\) in .*"
+    message += r"allow data.download=true, fetch http.*VOC/ by hand, so that .*trainval.txt exists"
+    with pytest.raises(ConfigError, match=message):
+        make(root=str(tmp_path / "empty"), download=False).prepare()
+
+
+def test_unknown_years(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"data.years=2011: is unknown; choose 07, 07\+12, 12"):
+        make(years="2011")
+
+
+def packed(root: Path, lists: tuple[str, ...]) -> bytes:
+    """An archive of the pictures on some lists."""
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.name.startswith(lists):
+                archive.add(path, path.relative_to(root))
+    return buffer.getvalue()
+
+
+def test_what_is_missing_is_downloaded_and_put_beside_what_is_there(
+    make: Make,
+    tmp_path: Path,
+    serve: Callable[[dict[str, bytes]], str],
+    monkeypatch: pytest.MonkeyPatch,
+    contents: Callable[[Path], dict[str, bytes]],
+) -> None:
+    """The archives of 2007 share folders; the root has the training pictures already."""
+    full = tmp_path / "root"
+    entry: dict[str, Any] = torchvision_voc.DATASET_YEAR_DICT["2007-test"]
+    url = serve({entry["filename"]: packed(full, ("test",))})
+    monkeypatch.setitem(
+        torchvision_voc.DATASET_YEAR_DICT, "2007-test", entry | {"url": url, "md5": None}
+    )
+    wanted = {name: content for name, content in contents(full).items() if "VOC2007" in name}
+    for name in wanted:
+        if os.path.basename(name).startswith("test"):
+            (full / name).unlink()
+    dataset = make(years="07")
+    dataset.prepare()
+    assert len(dataset.load()["test"]) == 4
+    found = {name: content for name, content in contents(full).items() if "VOC2007" in name}
+    assert found == wanted
+    assert [path.name for path in full.iterdir()] == ["VOCdevkit"]
+
+
+def test_every_year_has_both_parts() -> None:
+    assert all(set(parts) == {"train", "test"} for parts in YEARS.values())
+    assert len(set(CLASSES)) == 20
+    assert sorted(CLASSES) == list(CLASSES)
+
+
+def test_what_a_data_set_offers_is_checked_before_its_files_are_there(
+    make: Make, tmp_path: Path
+) -> None:
+    """The task, which needs the files, was once computed to see whether there is one."""
+    (tmp_path / "empty").mkdir()
+    require("data._target_", "", make(root=str(tmp_path / "empty")), DATA_SET, "")
