@@ -1,8 +1,10 @@
 """The presets of conf/experiment: what they say, and that each of them trains."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from ppll_cli.app import conf_dir
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.targets import make
 from tests.conftest import Runner, compose_config
+from tests.data.picture_files import write_div2k
+from tests.data.scene_files import write_coco, write_voc
 
 FILES = {path.stem: path for path in (conf_dir() / "experiment").glob("*.yaml")}
 
@@ -24,6 +28,8 @@ COMPARED = [
     )
 ]
 RESNET = [*PPLL_RESNET, *COMPARED]
+EDSR = [f"{method}edsr_div2k_x{scale}" for method, scale in product(("", "fba_"), (2, 3, 4))]
+RETINANET = [f"{method}retinanet_{d}" for method, d in product(("", "fba_"), ("voc", "coco"))]
 
 
 def modules_of(name: str) -> int:
@@ -40,6 +46,7 @@ STAGES = {
     "ppll_resnet32_k4s2": [2, 2],
     # Stages are uniform by units, and InfoPro's sixteen modules are smaller in front.
     **{name: {2: [1, 1], 4: [2, 2], 8: [4, 4], 16: [9, 7]}[modules_of(name)] for name in COMPARED},
+    **{name: [2, 2] if name.startswith("fba") else [1] for name in [*EDSR, *RETINANET]},
 }
 
 SGD = {"name": "sgd", "momentum": 0.9, "clip_norm": None}
@@ -59,7 +66,42 @@ RESNET_OPTIM: Mapping[str, object] = SGD | {
     "schedule": "cosine",
     "warmup_epochs": 10,
 }
+EDSR_OPTIM: Mapping[str, object] = {
+    "name": "adamw",
+    "lr": 1e-4,
+    "betas": [0.9, 0.999],
+    "weight_decay": 0,
+    "schedule": "step",
+    "milestones": [200],
+    "gamma": 0.5,
+    "warmup_epochs": 0,
+}
 RESNET110_WEIGHTS = {2: [5, 0.5, 0, 0], 4: [1, 0, 0, 1], 8: [5, 0, 0, 1], 16: [5, 0, 0.5, 1]}
+
+
+FileWriter = Callable[[str, Path], list[str]]
+
+
+def div2k_files(name: str, folder: Path) -> list[str]:
+    """Small pictures in the layout of those that the preset reads."""
+    root = write_div2k(folder / "root", int(name[-1]))
+    small = ["data.patch=8", "data.patches_per_epoch=16"]
+    return [f"data.root={root}", f"data.cache={folder / 'cache'}", *small]
+
+
+def scene_files(name: str, folder: Path) -> list[str]:
+    """A handful of pictures with boxes; the pyramid is as narrow as the pictures are small."""
+    root = (write_voc if name.endswith("voc") else write_coco)(folder / "root")
+    small = ["data.short_side=64", "data.long_side=64", "model.width=8", "batch_size=2"]
+    return [f"data.root={root}", "data.download=false", *small]
+
+
+# By preset, what writes files in the form of its data, and says where they are. Data sets of other
+# tasks than classification have no random samples that could stand in for them.
+FILES_OF: Mapping[str, FileWriter] = {
+    **dict.fromkeys(EDSR, div2k_files),
+    **dict.fromkeys(RETINANET, scene_files),
+}
 
 
 def synthetic(name: str, train_samples: int) -> list[str]:
@@ -71,7 +113,11 @@ def synthetic(name: str, train_samples: int) -> list[str]:
 
 def prepared(name: str, *overrides: str) -> Prepared:
     batch_size = 128 if name in VIT else 1024
-    config, _ = compose_config([*synthetic(name, batch_size), *overrides])
+    return prepared_from(*synthetic(name, batch_size), *overrides)
+
+
+def prepared_from(*overrides: str) -> Prepared:
+    config, _ = compose_config([*overrides])
     return prepare(settings.parse(config), "unused")
 
 
@@ -89,7 +135,7 @@ def assert_optimizer(result: Prepared, expected: Mapping[str, object]) -> None:
 
 
 def test_these_are_all() -> None:
-    assert sorted(FILES) == sorted([*VIT, *RESNET])
+    assert sorted(FILES) == sorted([*VIT, *RESNET, *EDSR, *RETINANET])
     assert STAGES.keys() == FILES.keys()
 
 
@@ -100,7 +146,7 @@ def test_it_is_accepted(name: str) -> None:
     for group in ("model", "data", "local", "schedule"):
         arguments = {k: v for k, v in config[group].items() if k not in ("modules", "cuts")}
         make(group, arguments if group == "local" else config[group])
-    assert choices["schedule"] == "ppll"
+    assert choices["schedule"] == ("ppll" if sum(STAGES[name]) > 1 else "bp")
     package, comment = FILES[name].read_text().splitlines()[:2]
     assert package == "# @package _global_"
     assert re.match(r"# .*arXiv \d{4}\.\d{5}", comment)
@@ -152,6 +198,43 @@ def test_residual_networks(name: str) -> None:
     assert_optimizer(result, RESNET_OPTIM)
 
 
+@pytest.mark.parametrize("name", EDSR)
+def test_super_resolution(name: str, tmp_path: Path) -> None:
+    """All of it is the baseline's training; `fba_` adds modules, and nothing else."""
+    config, choices = compose_config([f"experiment={name}"])
+    assert (choices["model"], choices["data"]) == ("edsr", "div2k")
+    data = config["data"]
+    assert (data["scale"], data["patch"], data["flip"]) == (int(name[-1]), 48, True)
+    assert data["patches_per_epoch"] == 1000 * config["batch_size"] == 16000
+    assert config["fba"]["enabled"] == name.startswith("fba")
+
+    result = prepared_from(f"experiment={name}", *div2k_files(name, tmp_path), "device=cpu")
+    assert len(result.units) == 18
+    assert (result.job.course.epochs, result.job.course.batch_size) == (300, 16)
+    assert_optimizer(result, EDSR_OPTIM)
+    starts = [units[0] for units in modules(result)[1:]]
+    assert starts == (["body.4", "body.9", "body.13"] if name.startswith("fba") else [])
+    assert modules_of_stages(result) == STAGES[name]
+    millions = sum(cost.params for cost in result.unit_costs) / 1e6
+    assert round(millions, 2) == {2: 1.37, 3: 1.55, 4: 1.52}[data["scale"]]  # as the source says
+
+
+@pytest.mark.parametrize("name", RETINANET)
+def test_detection(name: str, tmp_path: Path) -> None:
+    config, choices = compose_config([f"experiment={name}"])
+    assert (choices["model"], choices["data"]) == ("retinanet", name.split("_")[-1])
+    assert (config["model"]["depth"], config["model"]["width"]) == (50, 256)
+    assert (config["epochs"], config["batch_size"]) == (12, 16)
+    assert config["fba"]["enabled"] == name.startswith("fba")
+
+    result = prepared_from(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
+    assert_optimizer(result, SGD | {"lr": 0.01, "weight_decay": 1e-4, "milestones": [8, 11]})
+    starts = [units[0] for units in modules(result)[1:]]
+    cuts = ["layer2.0", "layer3.0", "layer4.0"]
+    assert starts == (cuts if name.startswith("fba") else [])
+    assert modules(result)[-1][-1] == "head"
+
+
 @pytest.mark.parametrize(
     ("name", "cuts"),
     [
@@ -201,8 +284,12 @@ def test_a_recipe_can_be_taken_alone() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_trains(run: Runner, name: str) -> None:
-    overrides = [*synthetic(name, 8), "batch_size=4", "max_steps=2"]
+def test_it_trains(run: Runner, name: str, tmp_path: Path) -> None:
+    if name in FILES_OF:
+        data = [f"experiment={name}", *FILES_OF[name](name, tmp_path)]
+    else:
+        data = synthetic(name, 8)
+    overrides = ["batch_size=4", "max_steps=2", *data]
     if name in VIT:
         # Its own width makes 86 million parameters, and the auxiliary networks' beside them: six
         # runs would take minutes. Depth, heads and cuts stay.
@@ -211,4 +298,5 @@ def test_it_trains(run: Runner, name: str) -> None:
     assert (summary["status"], summary["steps"]) == ("completed", 2)
     assert [len(stage["modules"]) for stage in summary["stages"]] == STAGES[name]
     assert summary["modules"] == sum(STAGES[name])
-    assert all(0 <= module["test"]["accuracy"] <= 1 for module in summary["per_module"])
+    (metric,) = {"accuracy", "psnr", "ap"} & summary["test"].keys()
+    assert all(isfinite(module["test"][metric]) for module in summary["per_module"])

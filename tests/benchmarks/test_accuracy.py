@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ppll_cli import settings
-from ppll_cli.benchmarks import accuracy, runs
+from ppll_cli.benchmarks import accuracy, runs, trials
 from ppll_cli.benchmarks.runs import RunFailedError
 from tests.conftest import compose_config
 
@@ -16,24 +16,24 @@ EVERY = ["bp", *accuracy.METHODS]
 TABLE = accuracy.rows(accuracy.SHORT, EVERY)
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.speed.name)
 def test_what_it_runs_composes(row: accuracy.Row) -> None:
-    for overrides in filter(None, (row.overrides, row.speed)):
-        config, choices = compose_config(list(overrides))
+    for trial in filter(None, (row.trained, row.speed)):
+        config, choices = compose_config(list(trial.overrides))
         parsed = settings.parse(config)
         assert parsed.threads is not None
         if row.method in accuracy.METHODS:
             assert len(parsed.local["cuts"]) + 1 == row.modules
-            assert choices["schedule"] == ("ll" if overrides == row.overrides else "ppll")
+            assert choices["schedule"] == ("ll" if trial == row.trained else "ppll")
 
 
 def test_every_row_has_the_same_budget() -> None:
-    assert len({row.name for row in TABLE}) == len(TABLE) == 2 + 7 * 3
+    speed = [row.speed for row in TABLE]
+    trained = [row.trained for row in TABLE if row.trained]
+    assert len({trial.name for trial in speed}) == len(TABLE) == 2 + 7 * 3
     budget = (*accuracy.COMMON, *accuracy.SHORT)
-    assert all(row.speed[: len(budget)] == budget for row in TABLE)
-    trained = [row for row in TABLE if row.overrides]
-    assert all(row.overrides[: len(budget)] == budget for row in trained)
-    assert [row.name for row in TABLE if row not in trained] == ["bp, all threads 1"]
+    assert all(trial.overrides[: len(budget)] == budget for trial in [*speed, *trained])
+    assert [row.method for row in TABLE if not row.trained] == ["bp, all threads"]
 
 
 SUMMARY = {
@@ -46,7 +46,10 @@ SUMMARY = {
         {"params": 1, "aux_params": 0, "flops": 10, "aux_flops": 0, "test": {"accuracy": 0.75}},
     ],
     "train": {"samples_per_second": 123.4},
-    "stages": [{"peak_memory_bytes": 5e6}, {"peak_memory_bytes": None}],
+    "stages": [
+        {"peak_memory_bytes": 5e6, "aux_fraction": 0.25},
+        {"peak_memory_bytes": None, "aux_fraction": None},
+    ],
     "pipeline": {"bubble_fraction": 0.1},
     "edges": [{"bytes_sent": 7}],
 }
@@ -64,7 +67,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
             raise RunFailedError("the third")
         return SUMMARY
 
-    monkeypatch.setattr(accuracy, "run", run)
+    monkeypatch.setattr(trials, "run", run)
     return names
 
 
@@ -79,7 +82,7 @@ def test_it_goes_on_where_it_was_stopped(ran: list[str]) -> None:
     written = json.loads(Path("outputs/benchmark/accuracy.json").read_text())
     row = written["rows"]["greedy 2 trained"]
     assert row["machine"]["cores"] >= 1
-    assert row["module_accuracies"] == [0.5, 0.75]
+    assert row["module_tests"] == [{"accuracy": 0.5}, {"accuracy": 0.75}]
     table = Path("outputs/benchmark/accuracy.md").read_text()
     assert "| greedy | 2 | 0.7500 | 2,000 | 25% of the backbone | 123 | 5 / ? |" in table
 

@@ -68,11 +68,12 @@ def test_all_that_is_downloaded_may_be_wanted(
     """What is asked for comes last: as long as it is missing, the rest may be incomplete."""
     moved: list[str] = []
     replace = os.replace
-    monkeypatch.setattr(
-        os,
-        "replace",
-        lambda source, target: moved.append(target.name) or replace(source, target),
-    )
+
+    def watched(source: Path, target: Path) -> None:
+        moved.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
     provide(Pixels(**options()), FILES[:1], URL, fetch, everything=True)
     assert list(contents(cache)) == [f"pixels/{name}.bin" for name in "abc"]
     assert moved[-1] == "a.bin"

@@ -52,7 +52,7 @@ def maps_of(*strides: int, channels: int = 4) -> list[Tensor]:
 
 def right_answer(boxes: list[list[float]], labels: list[int]) -> Tensor:
     """A prediction with the best anchor of each box sure of it, and nothing else."""
-    prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).detach()
+    prediction: Tensor = head_of(8, 16, 32)(*maps_of(32, 16, 8)).detach()
     anchors = split_prediction(prediction[0])[1]
     prediction[:, :, 5:9], prediction[:, :, 9:] = 0, -20
     for box, label in zip(torch.tensor(boxes), labels, strict=True):

@@ -2,10 +2,11 @@
 
 import sys
 
-from ppll_cli.benchmarks import accuracy, scaling, schedules, soak, startup, transport
+from ppll_cli.benchmarks import accuracy, beyond, scaling, schedules, soak, startup, transport
 
 NAMES = {
     "accuracy": accuracy.main,
+    "beyond": beyond.main,
     "scaling": scaling.main,
     "schedules": schedules.main,
     "soak": soak.main,

@@ -10,18 +10,16 @@ that a machine can give back-propagation, `bp` stands there with all of them as 
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from ppll_cli.benchmarks.runs import Results, machine, run
+from ppll_cli.benchmarks.runs import machine
+from ppll_cli.benchmarks.trials import FOLDER, Trial, Trials, cost, learnt, megabytes
+from ppll_cli.benchmarks.trials import table as markdown_table
 from ppll_cli.settings import usable_cores
 
-FOLDER = Path("outputs/benchmark")
 COMMON = ["model=resnet32", "model.depth=20", "data=fashion_mnist", "batch_size=64", "seed=0"]
 COMMON += ["optim=sgd", "optim.lr=0.05", "optim.schedule=cosine", "eval_every=1000"]
 COMMON += ["transport=ring"]
@@ -53,19 +51,21 @@ class Row:
     Attributes:
         method: Key of `METHODS`, or bp.
         modules: How many.
-        overrides: What it is trained with; empty where another row is the same training.
+        trained: What it learns; None where another row is the same training.
         speed: What its speed and memory are measured with.
     """
 
     method: str
     modules: int
-    overrides: tuple[str, ...]
-    speed: tuple[str, ...]
+    trained: Trial | None
+    speed: Trial
 
-    @property
-    def name(self) -> str:
-        """Unique among the rows."""
-        return f"{self.method} {self.modules}"
+
+def _row(method: str, modules: int, trained: Sequence[str] | None, speed: Sequence[str]) -> Row:
+    """A row, given its overrides."""
+    name = f"{method} {modules}"
+    learning = None if trained is None else Trial(f"{name} trained", tuple(trained))
+    return Row(method, modules, learning, Trial(f"{name} speed", tuple(speed)))
 
 
 def rows(budget: Sequence[str], methods: Sequence[str]) -> list[Row]:
@@ -77,14 +77,14 @@ def rows(budget: Sequence[str], methods: Sequence[str]) -> list[Row]:
         one, all_threads = (
             ["schedule=bp", "gpus=1", f"threads={threads}"] for threads in (1, usable_cores())
         )
-        found.append(Row("bp", 1, (*trained, *one), (*short, *one)))
-        found.append(Row("bp, all threads", 1, (), (*short, *all_threads)))
+        found.append(_row("bp", 1, [*trained, *one], [*short, *one]))
+        found.append(_row("bp, all threads", 1, None, [*short, *all_threads]))
     for method, choice in METHODS.items():
         for modules, cuts in MODULES.items() if method in methods else ():
             case = [*choice, f"local.cuts=[{','.join(cuts)}]", "threads=1"]
-            sequential = (*trained, "schedule=ll", "gpus=1", *case)
-            pipelined = (*short, "schedule=ppll", "gpus=2", *case)
-            found.append(Row(method, modules, sequential, pipelined))
+            sequential = [*trained, "schedule=ll", "gpus=1", *case]
+            pipelined = [*short, "schedule=ppll", "gpus=2", *case]
+            found.append(_row(method, modules, sequential, pipelined))
     return found
 
 
@@ -104,80 +104,33 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     console = Console()
     table = rows(LONG if options.long else SHORT, options.methods)
-    results = Results(FOLDER / "accuracy.json")
+    trials = Trials("accuracy", console.print)
     jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
-
-    def train(row: Row) -> None:
-        _measure(results, f"{row.name} trained", row.overrides, _learnt, console.print)
-
     if options.skip != "train":
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(train, [row for row in table if row.overrides]))
+        trials.make([row.trained for row in table if row.trained], learnt, jobs)
     if options.skip != "speed":
-        for row in table:
-            _measure(results, f"{row.name} speed", row.speed, _cost, console.print)
-    text = markdown(results, table)
+        trials.make([row.speed for row in table], cost)
+    text = markdown(trials, table)
     (FOLDER / "accuracy.md").write_text(text)
     console.print(text, markup=False)
 
 
-def _measure(
-    results: Results,
-    name: str,
-    overrides: Sequence[str],
-    read: Callable[[dict[str, Any]], dict[str, Any]],
-    say: Callable[[str], None],
-) -> None:
-    if results.find(name, overrides) is None:
-        summary = run(overrides, FOLDER / "accuracy" / name.replace(",", "").replace(" ", "-"))
-        results.add(name, overrides, {**read(summary), "git_commit": summary["git_commit"]})
-        say(f"{name}: {read(summary)}")
-
-
-def _learnt(summary: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "accuracy": summary["test"]["accuracy"],
-        "loss": summary["test"]["loss"],
-        "steps": summary["steps"],
-        "module_accuracies": [module["test"]["accuracy"] for module in summary["per_module"]],
-        "params": sum(module["params"] for module in summary["per_module"]),
-        "aux_params": sum(module["aux_params"] for module in summary["per_module"]),
-        "flops": sum(module["flops"] for module in summary["per_module"]),
-        "aux_flops": sum(module["aux_flops"] for module in summary["per_module"]),
-    }
-
-
-def _cost(summary: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "samples_per_second": summary["train"]["samples_per_second"],
-        "peak_memory_bytes": [stage["peak_memory_bytes"] for stage in summary["stages"]],
-        "bubble_fraction": summary["pipeline"]["bubble_fraction"],
-        "bytes_sent": [edge["bytes_sent"] for edge in summary["edges"]],
-    }
-
-
-def markdown(results: Results, table: Sequence[Row]) -> str:
+def markdown(trials: Trials, rows: Sequence[Row]) -> str:
     """The table of what has been measured."""
-    lines = [
-        "| method | modules | test accuracy | auxiliary parameters | auxiliary FLOPs | samples/s |"
-        " peak memory per stage, MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in table:
-        learnt = results.find(f"{row.name} trained", row.overrides) or {}
-        cost = results.find(f"{row.name} speed", row.speed) or {}
+    columns = ["method", "modules", "test accuracy", "auxiliary parameters", "auxiliary FLOPs"]
+    columns += ["samples/s", "peak memory per stage, MB"]
+    lines = []
+    for row in rows:
+        trained = (row.trained and trials.find(row.trained)) or {}
+        speed = trials.find(row.speed) or {}
         cells = [
             row.method,
             str(row.modules),
-            f"{learnt['accuracy']:.4f}" if learnt else "",
-            f"{learnt['aux_params']:,}" if learnt else "",
-            f"{learnt['aux_flops'] / learnt['flops']:.0%} of the backbone" if learnt else "",
-            f"{cost['samples_per_second']:.0f}" if cost else "",
-            " / ".join(_megabytes(size) for size in cost.get("peak_memory_bytes", [])),
+            f"{trained['accuracy']:.4f}" if trained else "",
+            f"{trained['aux_params']:,}" if trained else "",
+            f"{trained['aux_flops'] / trained['flops']:.0%} of the backbone" if trained else "",
+            f"{speed['samples_per_second']:.0f}" if speed else "",
+            megabytes(speed.get("peak_memory_bytes", [])),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _megabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 1e6:.0f}"
+        lines.append(cells)
+    return markdown_table(columns, lines)
