@@ -1,0 +1,149 @@
+"""Detection under every schedule: what must be equal is equal, bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ppll_cli import settings
+from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.prepare import Prepared, prepare
+from tests.conftest import Result, Runner, assert_same, compose_config, resumed
+from tests.data.scene_files import write_fashion
+
+RETINANET = ["model=retinanet", "model.width=8"]
+COURSE = ["batch_size=4", "epochs=1", "eval_every=1", "max_steps=3"]  # 4 + 4 + 2 scenes
+TARGETS = ["boxes", "count", "frame", "ignored", "labels", "number"]
+CUTS = "local.cuts=[layer2.1,layer3.1,layer4.1]"  # maps of stride 8, 16 and 32 are banked
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides: small scenes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return [
+        "data=fashion_scenes",
+        f"data.root={write_fashion(tmp_path / 'root')}",
+        "data.pictures=10",
+        "data.test_pictures=3",
+        "data.side=64",
+        "data.short_side=64",
+        "data.long_side=64",
+    ]
+
+
+def prepared(*overrides: str) -> Prepared:
+    config, _ = compose_config(["device=cpu", *overrides])
+    return prepare(settings.parse(config), "unused")
+
+
+def quality(result: Result) -> dict[str, float]:
+    found: dict[str, float] = result.summary["test"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "bank"),
+    [
+        ("local=greedy", []),
+        ("local=fba", []),
+        ("fba=on", ["bank.0"]),
+        ("local=auglocal", []),
+    ],
+)
+def test_ppll_is_sequential_local_learning(
+    run: Runner, data: list[str], method: str, bank: list[str]
+) -> None:
+    """The first cut of stages is behind stride 8: what is banked there is read later."""
+    case = [*RETINANET, *COURSE, *data, method, CUTS]
+    expected = run("schedule=ll", *case)
+    pipelined = run(
+        "schedule=ppll", "gpus=2", "partition=manual", "partition.cuts=[layer3.1]", *case
+    )
+    crossing = sorted([*TARGETS, "c3", "x", *bank, *(["bank.1"] if bank else [])])
+    assert pipelined.summary["edges"][0]["names"] == crossing
+    assert_same(pipelined.tensors(), expected.tensors())
+    assert pipelined.summary["per_module"] == expected.summary["per_module"]
+
+
+def test_modules_may_be_grouped_in_any_way(run: Runner, data: list[str]) -> None:
+    case = [*RETINANET, *COURSE, *data, "fba=on", "fba.fusion=add", CUTS, "partition=flops"]
+    expected = run("schedule=ll", *case).tensors()
+    for gpus in (3, 4):
+        assert_same(run("schedule=ppll", f"gpus={gpus}", *case).tensors(), expected)
+
+
+def test_the_gradients_of_skips_travel_back(run: Runner, data: list[str]) -> None:
+    """c3 and c4 are read by the next unit and by the head: one backward call has both."""
+    case = [*RETINANET, *COURSE, *data, "optim.clip_norm=0.5"]
+    expected = run("schedule=bp", *case)
+    cuts = ["partition=manual", "partition.cuts=[layer3.0,layer4.1]"]
+    pipelined = run("schedule=pp", "gpus=3", *cuts, *case)
+    assert_same(pipelined.tensors(), expected.tensors())
+    assert quality(pipelined) == quality(expected)
+    back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
+    assert sorted(edge["names"] for edge in back) == [["c3"], ["c3", "c4", "x"]]
+
+
+def test_pipelines_are_accumulated_back_propagation(run: Runner, data: list[str]) -> None:
+    case = [*RETINANET, *COURSE, *data, "schedule.microbatches=2"]
+    expected = run("schedule=bp", *case)
+    for schedule in ("gpipe", "1f1b"):
+        pipelined = run(f"schedule={schedule}", "gpus=2", *case)
+        assert_same(pipelined.tensors(), expected.tensors())
+        assert quality(pipelined) == quality(expected)
+
+
+def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
+    case = ["fba=on", CUTS, *RETINANET, *COURSE, *data]
+    whole = run("schedule=ppll", "gpus=2", *case)
+    stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
+    continued = resumed(stopped, "max_steps=3", "gpus=3")
+    assert_same(continued.tensors(), whole.tensors())
+    assert quality(continued) == quality(whole)
+
+
+def test_what_is_reported(run: Runner, data: list[str]) -> None:
+    """COCO's numbers and VOC's, of each module; nothing but the loss in training; pictures."""
+    result = run("schedule=ppll", "gpus=2", "max_steps=2", "batch_size=4", *RETINANET, *data)
+    names = ["loss", "ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
+    assert list(quality(result)) == names
+    for module in result.summary["per_module"]:
+        assert list(module["test"]) == names
+    lines = [json.loads(t) for t in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    trained = next(line for line in lines if line["split"] == "train")
+    assert "ap" not in trained
+    pictures = sorted((result.run_dir / "samples").iterdir())
+    assert len(pictures) == 3
+    with Image.open(pictures[0]) as picture:
+        assert min(picture.size) >= 64
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["local=predsim"], "local=predsim: is for classification"),
+        (["local=infopro"], "local=infopro: is for classification"),
+        (["local=dgl"], "local=dgl: is for classification"),
+        (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
+        (["fba=on", "fba.shared_head=false"], r"fba.shared_head=False: a pyramid's"),
+        (["model=resnet18"], "model=resnet18: is for classification"),
+        (["model=edsr"], "model=edsr: is for super-resolution"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    data: list[str], overrides: list[str], message: str
+) -> None:
+    model = [] if overrides[0].startswith("model") else RETINANET
+    with pytest.raises(ConfigError, match=message):
+        prepared(*model, *data, "gpus=2", "batch_size=4", *overrides)
+
+
+@pytest.mark.parametrize("modules", range(2, 11))
+@pytest.mark.parametrize("method", ["local=greedy", "local=fba", "fba=on", "local=auglocal"])
+def test_any_number_of_modules(data: list[str], method: str, modules: int) -> None:
+    job = prepared(
+        *RETINANET, *data, "gpus=2", "batch_size=4", method, f"local.modules={modules}"
+    ).job
+    assert len(job.layout.modules) == modules
