@@ -15,6 +15,7 @@ from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.targets import make
 from tests.conftest import Runner, compose_config
 from tests.data.picture_files import write_div2k
+from tests.data.scene_files import write_coco, write_voc
 
 FILES = {path.stem: path for path in (conf_dir() / "experiment").glob("*.yaml")}
 
@@ -28,6 +29,7 @@ COMPARED = [
 ]
 RESNET = [*PPLL_RESNET, *COMPARED]
 EDSR = [f"{method}edsr_div2k_x{scale}" for method, scale in product(("", "fba_"), (2, 3, 4))]
+RETINANET = [f"{method}retinanet_{d}" for method, d in product(("", "fba_"), ("voc", "coco"))]
 
 
 def modules_of(name: str) -> int:
@@ -44,7 +46,7 @@ STAGES = {
     "ppll_resnet32_k4s2": [2, 2],
     # Stages are uniform by units, and InfoPro's sixteen modules are smaller in front.
     **{name: {2: [1, 1], 4: [2, 2], 8: [4, 4], 16: [9, 7]}[modules_of(name)] for name in COMPARED},
-    **{name: [2, 2] if name.startswith("fba") else [1] for name in EDSR},
+    **{name: [2, 2] if name.startswith("fba") else [1] for name in [*EDSR, *RETINANET]},
 }
 
 SGD = {"name": "sgd", "momentum": 0.9, "clip_norm": None}
@@ -87,9 +89,19 @@ def div2k_files(name: str, folder: Path) -> list[str]:
     return [f"data.root={root}", f"data.cache={folder / 'cache'}", *small]
 
 
+def scene_files(name: str, folder: Path) -> list[str]:
+    """A handful of pictures with boxes; the pyramid is as narrow as the pictures are small."""
+    root = (write_voc if name.endswith("voc") else write_coco)(folder / "root")
+    small = ["data.short_side=64", "data.long_side=64", "model.width=8", "batch_size=2"]
+    return [f"data.root={root}", "data.download=false", *small]
+
+
 # By preset, what writes files in the form of its data, and says where they are. Data sets of other
 # tasks than classification have no random samples that could stand in for them.
-FILES_OF: Mapping[str, FileWriter] = dict.fromkeys(EDSR, div2k_files)
+FILES_OF: Mapping[str, FileWriter] = {
+    **dict.fromkeys(EDSR, div2k_files),
+    **dict.fromkeys(RETINANET, scene_files),
+}
 
 
 def synthetic(name: str, train_samples: int) -> list[str]:
@@ -123,7 +135,7 @@ def assert_optimizer(result: Prepared, expected: Mapping[str, object]) -> None:
 
 
 def test_these_are_all() -> None:
-    assert sorted(FILES) == sorted([*VIT, *RESNET, *EDSR])
+    assert sorted(FILES) == sorted([*VIT, *RESNET, *EDSR, *RETINANET])
     assert STAGES.keys() == FILES.keys()
 
 
@@ -207,6 +219,22 @@ def test_super_resolution(name: str, tmp_path: Path) -> None:
     assert round(millions, 2) == {2: 1.37, 3: 1.55, 4: 1.52}[data["scale"]]  # as the source says
 
 
+@pytest.mark.parametrize("name", RETINANET)
+def test_detection(name: str, tmp_path: Path) -> None:
+    config, choices = compose_config([f"experiment={name}"])
+    assert (choices["model"], choices["data"]) == ("retinanet", name.split("_")[-1])
+    assert (config["model"]["depth"], config["model"]["width"]) == (50, 256)
+    assert (config["epochs"], config["batch_size"]) == (12, 16)
+    assert config["fba"]["enabled"] == name.startswith("fba")
+
+    result = prepared_from(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
+    assert_optimizer(result, SGD | {"lr": 0.01, "weight_decay": 1e-4, "milestones": [8, 11]})
+    starts = [units[0] for units in modules(result)[1:]]
+    cuts = ["layer2.0", "layer3.0", "layer4.0"]
+    assert starts == (cuts if name.startswith("fba") else [])
+    assert modules(result)[-1][-1] == "head"
+
+
 @pytest.mark.parametrize(
     ("name", "cuts"),
     [
@@ -261,7 +289,7 @@ def test_it_trains(run: Runner, name: str, tmp_path: Path) -> None:
         data = [f"experiment={name}", *FILES_OF[name](name, tmp_path)]
     else:
         data = synthetic(name, 8)
-    overrides = [*data, "batch_size=4", "max_steps=2"]
+    overrides = ["batch_size=4", "max_steps=2", *data]
     if name in VIT:
         # Its own width makes 86 million parameters, and the auxiliary networks' beside them: six
         # runs would take minutes. Depth, heads and cuts stay.
