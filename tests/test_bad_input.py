@@ -336,7 +336,12 @@ def row(
 
 OPTIONS = [
     row("model", ["model=vti"], "model=vti", "did you mean vit? there are edsr, resnet, "),
-    row("data", ["data=cifar"], "data=cifar", "did you mean cifar10? there are cifar10, digits"),
+    row(
+        "data",
+        ["data=cifar"],
+        "data=cifar",
+        "did you mean cifar10? there are cifar10, coco, digits",
+    ),
     row("partition", ["partition=even"], "partition=even", "there are flops, manual, params"),
     row("schedule", ["schedule=gpip"], "schedule=gpip", "did you mean gpipe? there are 1f1b, bp"),
     row("local", ["local=gredy"], "local=gredy", "did you mean greedy? there are auglocal"),
@@ -346,7 +351,7 @@ OPTIONS = [
     row("transport", ["transport=rings"], "transport=rings", "did you mean ring? there are naive"),
     row("tracker", ["tracker=wand"], "tracker=wand", "none"),
     row("experiment", ["experiment=no"], "experiment=no", "there are dgl_resnet110_k16"),
-    row("recipe", ["recipe=ppll"], "recipe=ppll", "there are infopro_cifar10"),
+    row("recipe", ["recipe=ppll"], "recipe=ppll", "there are edsr_div2k, infopro_cifar10"),
     row("empty", ["model="], "model=", "there are edsr, resnet"),
     row("path", ["model=../x"], "model=../x", "there are edsr, resnet"),
     row("null", ["model=null"], "model=null", "there are edsr, resnet"),

@@ -18,7 +18,9 @@ from ppll_cli.models.resnet import CifarResNet, ResNet
 from ppll_cli.models.unit import ImageSpec, Model, Unit, build_unit
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.detection import Detection
 from ppll_cli.tasks.super_resolution import SuperResolution
+from ppll_cli.tasks.task import Task
 from tests.other_task import OtherTask
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -28,7 +30,14 @@ LARGE = {"vit_base", "resnet152"}
 
 IMAGE = ImageSpec(3, 32, 32)
 ENLARGING = SuperResolution(scale=2, patch=32, mean=(0.0, 0.0, 0.0), overlap=64)
+FINDING = Detection(("a", "b"), boxes=1, height=32, width=32, anchor=16)
 TASK = Classification(10)
+OTHERS: Mapping[str, tuple[Task, tuple[int, ...]]] = {
+    "edsr": (ENLARGING, (2, 3, 64, 64)),
+    "retinanet": (FINDING, (2, 9 * (4 * 4 + 2 * 2 + 3), 9 + 2)),
+}
+"""Of models that are not for classification: a task, and the shape of two predictions."""
+
 MODELS: Mapping[str, Model] = {
     "vit-cls": ViT(dim=16, depth=2, heads=2, patch=8, dropout=0.1, attention_dropout=0.1),
     "vit-mean": ViT(dim=16, depth=2, heads=2, patch=8, pooling="mean"),
@@ -165,7 +174,7 @@ def compose(name: str) -> DictConfig:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_builds_and_runs(name: str) -> None:
     model: Model = instantiate(compose(name))
-    task, shape = (ENLARGING, (2, 3, 64, 64)) if name == "edsr" else (TASK, (2, 10))
+    task, shape = OTHERS.get(name, (TASK, (2, 10)))
     with torch.device("meta" if name in LARGE else "cpu"), torch.no_grad():
         plain = PlainModel(model.units(IMAGE, task))
         prediction = plain(torch.zeros(2, 3, 32, 32))

@@ -47,9 +47,7 @@ def quality(result: Result) -> dict[str, float]:
     ("method", "bank"),
     [
         ("local=greedy", []),
-        ("local=fba", []),
         ("fba=on", ["bank.0"]),
-        ("local=auglocal", []),
     ],
 )
 def test_ppll_is_sequential_local_learning(
@@ -70,8 +68,7 @@ def test_ppll_is_sequential_local_learning(
 def test_modules_may_be_grouped_in_any_way(run: Runner, data: list[str]) -> None:
     case = [*RETINANET, *COURSE, *data, "fba=on", "fba.fusion=add", CUTS, "partition=flops"]
     expected = run("schedule=ll", *case).tensors()
-    for gpus in (3, 4):
-        assert_same(run("schedule=ppll", f"gpus={gpus}", *case).tensors(), expected)
+    assert_same(run("schedule=ppll", "gpus=4", *case).tensors(), expected)
 
 
 def test_the_gradients_of_skips_travel_back(run: Runner, data: list[str]) -> None:
@@ -140,7 +137,7 @@ def test_what_makes_no_sense_is_refused(
         prepared(*model, *data, "gpus=2", "batch_size=4", *overrides)
 
 
-@pytest.mark.parametrize("modules", range(2, 11))
+@pytest.mark.parametrize("modules", [2, 5, 10])
 @pytest.mark.parametrize("method", ["local=greedy", "local=fba", "fba=on", "local=auglocal"])
 def test_any_number_of_modules(data: list[str], method: str, modules: int) -> None:
     job = prepared(
