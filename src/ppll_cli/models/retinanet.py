@@ -1,9 +1,9 @@
 """RetinaNet: a residual network with a feature pyramid that finds objects (arXiv 1708.02002)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from ppll_cli.tasks.task import Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
 """By stride: the names under which the last maps of three groups go on, and reach the pyramid."""
+
+Norm = Literal["none", "group"]
+GROUPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class RetinaNet:
     Attributes:
         depth: Of the ResNet: 18, 34, 50 or 101.
         width: Channels of the pyramid and what stands on it.
+        norm: Between the convolutions that find classes and boxes: `none`, as in the paper, or
+            `group`, norms of 32 groups, as in torchvision's second version.
 
     Raises:
         ConfigError: There is no such network.
@@ -39,6 +44,7 @@ class RetinaNet:
 
     depth: int = 18
     width: int = 256
+    norm: Norm = "none"
 
     def __post_init__(self) -> None:
         if self.depth not in self.DEPTHS:
@@ -46,6 +52,11 @@ class RetinaNet:
             raise ConfigError("model.depth", self.depth, "no RetinaNet has this depth", possible)
         if self.width < 1:
             raise ConfigError("model.width", self.width, "must be at least 1")
+        if self.norm not in get_args(Norm):
+            raise ConfigError("model.norm", self.norm, "is unknown", "possible: none, group")
+        if self.norm == "group" and self.width % GROUPS:
+            problem, remedy = f"is no multiple of {GROUPS}", "use another, or model.norm=none"
+            raise ConfigError("model.width", self.width, problem, remedy)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units for these images, whose height and width are multiples of 32.
@@ -64,8 +75,7 @@ class RetinaNet:
         channels = {
             stride: 64 * 2**group * kind.expansion for group, stride in enumerate(LEVELS, start=1)
         }
-        classes = len(wanted.classes)
-        build = partial(PyramidHead, channels, self.width, classes, wanted.anchor)
+        build = partial(self._head, wanted, channels)
         adapt = partial(self._alone, wanted)
         reads = tuple(reversed(LEVELS.values()))
         return [*units, Unit("head", build, reads, ("prediction",), adapt)]
@@ -75,4 +85,8 @@ class RetinaNet:
     ) -> nn.Module:
         """A head that has one map only."""
         stride = task.stride("model", "retinanet", input_shape)
-        return PyramidHead({stride: input_shape[0]}, self.width, len(task.classes), task.anchor)
+        return self._head(task, {stride: input_shape[0]})
+
+    def _head(self, task: Detection, channels: Mapping[int, int]) -> nn.Module:
+        groups = GROUPS if self.norm == "group" else 0
+        return PyramidHead(channels, self.width, len(task.classes), task.anchor, groups)

@@ -5,6 +5,7 @@ is how many pixels of the image a step in it is.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -93,28 +94,29 @@ class PyramidHead(nn.Module):
         width: W.
         classes: C.
         anchor: Side of the smallest anchors (pixels).
+        groups: Of the norms between the convolutions for classes and boxes; 0: there are none.
     """
 
-    def __init__(self, channels: Mapping[int, int], width: int, classes: int, anchor: int) -> None:
+    def __init__(
+        self, channels: Mapping[int, int], width: int, classes: int, anchor: int, groups: int = 0
+    ) -> None:
         super().__init__()
-        self.channels, self.width, self.classes, self.anchor = (
-            dict(channels),
-            width,
-            classes,
-            anchor,
-        )
+        self.channels = dict(channels)
+        self._others = {"width": width, "classes": classes, "anchor": anchor, "groups": groups}
+        self.width = width
         coarsest = max(channels)
         wide = [channels.get(stride, channels[coarsest]) for stride in STRIDES]
         self.fpn = FeaturePyramidNetwork(wide, width, LastLevelP6P7(width, width))
         for number, stride in enumerate(STRIDES):
             if stride not in channels and stride < coarsest:
                 self.fpn.inner_blocks[number] = nn.Identity()
-        self.head = RetinaNetHead(width, ANCHORS, classes)
+        norm = partial(nn.GroupNorm, groups) if groups else None
+        self.head = RetinaNetHead(width, ANCHORS, classes, norm_layer=norm)
         self.anchors = Anchors(anchor)
 
     def over(self, channels: Mapping[int, int]) -> "PyramidHead":
         """A new head like this one, for other maps."""
-        return PyramidHead(channels, self.width, self.classes, self.anchor)
+        return PyramidHead(channels, **self._others)
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Maps [B, channels, H, W], the coarsest first, to a prediction [B, A, 9 + C]."""
