@@ -18,6 +18,7 @@ from ppll_cli.models.torchvision_weights import from_torchvision
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks import detection as d
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.pyramid import PyramidHead
 
 CLASSES = tuple("abcde")
 HEIGHT, WIDTH = 96, 160
@@ -106,6 +107,10 @@ def test_what_there_is_not() -> None:
         RetinaNet(depth=152)
     with pytest.raises(ConfigError, match=r"model.width=0: must be at least 1"):
         RetinaNet(width=0)
+    with pytest.raises(ConfigError, match=r"model.norm=batch: is unknown; possible: none, group"):
+        RetinaNet(norm="batch")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"model.width=40: is no multiple of 32"):
+        RetinaNet(width=40, norm="group")
     with pytest.raises(ConfigError, match="model=retinanet: is for detection"):
         RetinaNet().units(IMAGE, Classification(3))
 
@@ -117,3 +122,14 @@ def test_the_maps_that_the_pyramid_reads() -> None:
     assert ways["layer3.0"] == (("c3",), ("x",))
     assert ways["layer4.0"] == (("c4",), ("x",))
     assert ways["head"] == (("c5", "c4", "c3"), ("prediction",))
+
+
+def test_norms_of_the_head() -> None:
+    """Also of what local learning makes of it."""
+    head = RetinaNet(width=64, norm="group").units(IMAGE, TASK)[-1]
+    assert head.adapt is not None
+    for made in (head.build(), head.adapt((256, 6, 10), (1,))):
+        assert isinstance(made, PyramidHead)
+        for each in (made, made.over({16: 3})):
+            norms = [layer for layer in each.modules() if isinstance(layer, nn.GroupNorm)]
+            assert [norm.num_groups for norm in norms] == [32] * 8

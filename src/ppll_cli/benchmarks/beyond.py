@@ -89,10 +89,10 @@ CASES = {
     "detection": Case(
         title="Detection",
         overrides=(
-            *("model=retinanet", "model.depth=18", "model.width=64", "data=fashion_scenes"),
-            *("batch_size=8", "epochs=6", *ADAMW),
+            *("model=retinanet", "model.depth=18", "model.width=64", "model.norm=group"),
+            *("data=fashion_scenes", "batch_size=4", "epochs=2", *ADAMW),
         ),
-        length=("data.pictures", 1500),
+        length=("data.pictures", 3000),
         cuts={2: ("layer3.0",), 4: ("layer2.0", "layer3.0", "layer4.0")},
         metrics={"ap": ("AP", ".3f"), "ap50": ("AP50", ".3f")},
     ),
