@@ -19,6 +19,7 @@ from ppll_cli import settings
 from ppll_cli.app import conf_dir, register_resolvers
 from ppll_cli.composition import own_choices
 from ppll_cli.resume import recorded
+from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.run import Run
 
 # How long an example takes says nothing on a machine that others use as well.
@@ -38,6 +39,12 @@ class Result:
         files = sorted((self.run_dir / "checkpoints" / "last").glob("*.safetensors"))
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
+    @property
+    def test(self) -> dict[str, float]:
+        """What the last evaluation found."""
+        found: dict[str, float] = self.summary["test"]
+        return found
+
 
 Runner = Callable[..., Result]
 
@@ -53,6 +60,12 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     plain: Any = OmegaConf.create({k: v for k, v in with_hydra.items() if k != "hydra"})
     config: Any = OmegaConf.to_container(plain, resolve=True)
     return config, choices
+
+
+def prepared(*overrides: str) -> Prepared:
+    """A run that is ready to start on CPU."""
+    config, _ = compose_config(["device=cpu", *overrides])
+    return prepare(settings.parse(config), "unused")
 
 
 @pytest.fixture

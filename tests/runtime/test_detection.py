@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ppll_cli import settings
 from ppll_cli.errors import ConfigError
-from ppll_cli.runtime.prepare import Prepared, prepare
-from tests.conftest import Result, Runner, assert_same, compose_config, resumed
+from tests.conftest import Runner, assert_same, prepared, resumed
 from tests.data.scene_files import write_fashion
 
 RETINANET = ["model=retinanet", "model.width=8"]
@@ -31,16 +29,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "data.short_side=64",
         "data.long_side=64",
     ]
-
-
-def prepared(*overrides: str) -> Prepared:
-    config, _ = compose_config(["device=cpu", *overrides])
-    return prepare(settings.parse(config), "unused")
-
-
-def quality(result: Result) -> dict[str, float]:
-    found: dict[str, float] = result.summary["test"]
-    return found
 
 
 @pytest.mark.parametrize(
@@ -78,7 +66,7 @@ def test_the_gradients_of_skips_travel_back(run: Runner, data: list[str]) -> Non
     cuts = ["partition=manual", "partition.cuts=[layer3.0,layer4.1]"]
     pipelined = run("schedule=pp", "gpus=3", *cuts, *case)
     assert_same(pipelined.tensors(), expected.tensors())
-    assert quality(pipelined) == quality(expected)
+    assert pipelined.test == expected.test
     back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
     assert sorted(edge["names"] for edge in back) == [["c3"], ["c3", "c4", "x"]]
 
@@ -89,7 +77,7 @@ def test_pipelines_are_accumulated_back_propagation(run: Runner, data: list[str]
     for schedule in ("gpipe", "1f1b"):
         pipelined = run(f"schedule={schedule}", "gpus=2", *case)
         assert_same(pipelined.tensors(), expected.tensors())
-        assert quality(pipelined) == quality(expected)
+        assert pipelined.test == expected.test
 
 
 def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
@@ -98,14 +86,14 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
     continued = resumed(stopped, "max_steps=3", "gpus=3")
     assert_same(continued.tensors(), whole.tensors())
-    assert quality(continued) == quality(whole)
+    assert continued.test == whole.test
 
 
 def test_what_is_reported(run: Runner, data: list[str]) -> None:
     """COCO's numbers and VOC's, of each module; nothing but the loss in training; pictures."""
     result = run("schedule=ppll", "gpus=2", "max_steps=2", "batch_size=4", *RETINANET, *data)
     names = ["loss", "ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
-    assert list(quality(result)) == names
+    assert list(result.test) == names
     for module in result.summary["per_module"]:
         assert list(module["test"]) == names
     lines = [json.loads(t) for t in (result.run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -10,10 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ppll_cli import settings
 from ppll_cli.errors import ConfigError
-from ppll_cli.runtime.prepare import Prepared, prepare
-from tests.conftest import Result, Runner, assert_same, compose_config, resumed
+from tests.conftest import Runner, assert_same, prepared, resumed
 from tests.data.picture_files import write_photos
 
 EDSR = ["model=edsr", "model.depth=3", "model.width=4"]
@@ -34,16 +32,6 @@ def data(tmp_path: Path) -> list[str]:
         "data.overlap=13",
         "data.eval_limit=2",
     ]
-
-
-def prepared(*overrides: str) -> Prepared:
-    config, _ = compose_config(["device=cpu", *overrides])
-    return prepare(settings.parse(config), "unused")
-
-
-def quality(result: Result) -> dict[str, float]:
-    found: dict[str, float] = result.summary["test"]
-    return found
 
 
 BANK = ["bank.0", "bank.1", "bank.2"]
@@ -80,7 +68,7 @@ def test_the_long_skip_s_gradient_travels_back(run: Runner, data: list[str]) -> 
     expected = run("schedule=bp", *case)
     pipelined = run("schedule=pp", "gpus=3", *case)
     assert_same(pipelined.tensors(), expected.tensors())
-    assert quality(pipelined) == quality(expected)
+    assert pipelined.test == expected.test
     back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
     assert [edge["names"] for edge in back] == [["first", "x"]] * 2
 
@@ -91,7 +79,7 @@ def test_pipelines_are_accumulated_back_propagation(run: Runner, data: list[str]
     for schedule in ("gpipe", "1f1b"):
         pipelined = run(f"schedule={schedule}", "gpus=2", *case)
         assert_same(pipelined.tensors(), expected.tensors())
-        assert quality(pipelined) == quality(expected)
+        assert pipelined.test == expected.test
 
 
 def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
@@ -100,7 +88,7 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=2")
     continued = resumed(stopped, "max_steps=5", "gpus=3")
     assert_same(continued.tensors(), whole.tensors())
-    assert quality(continued) == quality(whole)
+    assert continued.test == whole.test
     views = [image_bytes(path) for path in sorted((continued.run_dir / "samples").iterdir())]
     assert views == [image_bytes(path) for path in sorted((whole.run_dir / "samples").iterdir())]
     assert [size for size, _ in views] == [(4 * 74, 60), (4 * 76, 60)]
@@ -124,13 +112,13 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
     ]
     tiled, whole = run(*case), run(*case, "data.tile=64")
     assert_same(tiled.tensors(), whole.tensors())
-    assert list(quality(tiled)) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
+    assert list(tiled.test) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
     # Pixels are rounded to 8 bits: where float32 rounds otherwise, one may become its neighbour.
-    assert quality(tiled)["psnr"] == pytest.approx(quality(whole)["psnr"], abs=1e-2)
-    assert quality(tiled)["ssim"] == pytest.approx(quality(whole)["ssim"], abs=1e-4)
-    assert quality(tiled)["bicubic_psnr"] == quality(whole)["bicubic_psnr"]
+    assert tiled.test["psnr"] == pytest.approx(whole.test["psnr"], abs=1e-2)
+    assert tiled.test["ssim"] == pytest.approx(whole.test["ssim"], abs=1e-4)
+    assert tiled.test["bicubic_psnr"] == whole.test["bicubic_psnr"]
     first, last = (module["test"] for module in tiled.summary["per_module"])
-    assert last == quality(tiled)
+    assert last == tiled.test
     assert first.keys() == last.keys()
     lines = [json.loads(t) for t in (tiled.run_dir / "metrics.jsonl").read_text().splitlines()]
     trained = next(line for line in lines if line["split"] == "train")

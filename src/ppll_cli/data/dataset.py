@@ -79,10 +79,8 @@ def cache_root() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDataset(ABC):
-    """Labelled images of one size. A subclass says what they are and how its files are read.
-
-    Keys of its own are fields of a subclass that is again a keyword-only dataclass.
+class Files:
+    """What all data sets have, whatever is in their files.
 
     Attributes:
         root: Folder with the files; None is `cache_root()`.
@@ -90,11 +88,9 @@ class ImageDataset(ABC):
         val_fraction: Part of the training set, in [0, 1), that is held out as `val`.
         drop_last: The last training batch of an epoch is left out where it is shorter.
         eval_limit: How many samples `val` and `test` have at most; None is all.
-        mean: Mean of the pixels in [0, 1]: one value, or one a channel.
-        std: Their standard deviation, likewise.
-        pad: How far a training image is shifted at most by the random crop, in pixels; 0 is off.
-        pad_mode: What is behind an image's border, black or its mirror image.
-        flip: Half of the training images are mirrored from left to right.
+
+    Raises:
+        ConfigError: A value cannot be.
     """
 
     root: str | None
@@ -102,6 +98,50 @@ class ImageDataset(ABC):
     val_fraction: float
     drop_last: bool
     eval_limit: int | None
+
+    def __post_init__(self) -> None:
+        if self.root is not None and not readable(self.root):
+            raise ConfigError(
+                "data.root", self.root, "is no folder that can be read", "create it, or give null"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(
+                "data.val_fraction", self.val_fraction, "is out of range", "give 0 <= fraction < 1"
+            )
+        if self.eval_limit is not None:
+            check_at_least("eval_limit", self.eval_limit, 1, "or null for all")
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are, or will be downloaded to."""
+        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
+
+    @property
+    def given_root(self) -> str:
+        """The root as the user would write it."""
+        return "null" if self.root is None else self.root
+
+    def fault(
+        self, source: object, problem: str, remedy: str = "put the published file there"
+    ) -> ConfigError:
+        """The error for a file that is not what it should be."""
+        return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(Files, ABC):
+    """Labelled images of one size. A subclass says what they are and how its files are read.
+
+    Keys of its own are fields of a subclass that is again a keyword-only dataclass.
+
+    Attributes:
+        mean: Mean of the pixels in [0, 1]: one value, or one a channel.
+        std: Their standard deviation, likewise.
+        pad: How far a training image is shifted at most by the random crop, in pixels; 0 is off.
+        pad_mode: What is behind an image's border, black or its mirror image.
+        flip: Half of the training images are mirrored from left to right.
+    """
+
     mean: list[float]
     std: list[float]
     pad: int
@@ -126,7 +166,7 @@ class ImageDataset(ABC):
             ConfigError: A file cannot be read, or is not what it should be.
         """
 
-    def prepare(self) -> None:  # noqa: B027 - nothing to do where images are made or come installed
+    def prepare(self) -> None:
         """Makes sure that the files exist; in the parent process, before any worker starts.
 
         Raises:
@@ -134,18 +174,13 @@ class ImageDataset(ABC):
         """
 
     def __post_init__(self) -> None:
-        check_shared(self.root, self.val_fraction, self.eval_limit)
+        super().__post_init__()
         check_at_least("pad", self.pad, 0)
         if self.pad_mode not in PAD_MODES:
             raise ConfigError(
                 "data.pad_mode", self.pad_mode, "is unknown", f"choose {' or '.join(PAD_MODES)}"
             )
         check_normalisation(self.mean, self.std, self.channel_count)
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are, or will be downloaded to."""
-        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
 
     @property
     def task(self) -> "Classification":
@@ -172,17 +207,6 @@ class ImageDataset(ABC):
         from ppll_cli.data.batches import Batches
 
         return Batches(self, splits, batch_size, seed, device)
-
-    def fault(self, source: str | Path, problem: str) -> ConfigError:
-        """The error for a file that is not what it should be."""
-        return ConfigError(
-            "data.root", self.given_root, f"{source}: {problem}", "put the published file there"
-        )
-
-    @property
-    def given_root(self) -> str:
-        """The root as the user would write it."""
-        return "null" if self.root is None else self.root
 
     def load(self) -> "dict[str, Split]":
         """Reads, checks and divides the data: `train`, `val` where a fraction is held out, `test`.
@@ -257,24 +281,6 @@ def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> Non
         raise ConfigError(
             f"data.{key}", value, "is too small", f"give at least {least} {otherwise}".rstrip()
         )
-
-
-def check_shared(root: str | None, val_fraction: float, eval_limit: int | None) -> None:
-    """Checks values that every data set has.
-
-    Raises:
-        ConfigError: One cannot be.
-    """
-    if root is not None and not readable(root):
-        raise ConfigError(
-            "data.root", root, "is no folder that can be read", "create it, or give null"
-        )
-    if not 0 <= val_fraction < 1:
-        raise ConfigError(
-            "data.val_fraction", val_fraction, "is out of range", "give 0 <= fraction < 1"
-        )
-    if eval_limit is not None:
-        check_at_least("eval_limit", eval_limit, 1, "or null for all")
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppll_cli.data.dataset import Part, cache_root, check_at_least, check_shared, hold_out
+from ppll_cli.data.dataset import Files, Part, cache_root, check_at_least, hold_out
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
@@ -22,16 +22,13 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureDataset(ABC):
+class PictureDataset(Files, ABC):
     """Pictures of any sizes, small and large. A subclass says which files they are.
 
+    None is downloaded, and `eval_limit` counts pictures.
+
     Attributes:
-        root: Folder with the files, where a subclass looks for them there.
-        download: Changes nothing: no data set of pictures is downloaded.
         cache: Folder in which decoded pictures are kept; None is `pictures` in the cache folder.
-        val_fraction: Part of the training pictures, in [0, 1), that is held out as `val`.
-        drop_last: The last training batch of an epoch is left out where it is shorter.
-        eval_limit: How many pictures `val` and `test` have at most; None is all.
         scale: By how much height and width are to grow: 2, 3 or 4.
         patch: Height and width of a training patch, in pixels of the small picture.
         patches_per_epoch: How many make an epoch.
@@ -41,12 +38,7 @@ class PictureDataset(ABC):
         mean: Of the pixels in [0, 1], one a channel: models subtract it, and add it at the end.
     """
 
-    root: str | None
-    download: bool
     cache: str | None
-    val_fraction: float
-    drop_last: bool
-    eval_limit: int | None
     scale: int
     patch: int
     patches_per_epoch: int
@@ -69,7 +61,7 @@ class PictureDataset(ABC):
         return None
 
     def __post_init__(self) -> None:
-        check_shared(self.root, self.val_fraction, self.eval_limit)
+        super().__post_init__()
         if self.scale not in (2, 3, 4):
             raise ConfigError("data.scale", self.scale, "is no scale", "choose 2, 3 or 4")
         for key, least in (("patch", 8), ("patches_per_epoch", 1), ("overlap", 0)):
@@ -79,11 +71,6 @@ class PictureDataset(ABC):
             raise ConfigError(
                 "data.mean", self.mean, "is no colour", "give three numbers in [0, 1]"
             )
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are."""
-        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
 
     def prepare(self) -> None:
         """Decodes the pictures, if that was not done before."""

@@ -1,6 +1,5 @@
 """What a data set for object detection is."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING
 
 from ppll_cli.data.dataset import (
     PARTS,
+    Files,
     Part,
-    cache_root,
     check_at_least,
     check_normalisation,
-    check_shared,
     hold_out,
 )
 from ppll_cli.data.scene_index import Scenes
-from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
@@ -34,15 +31,10 @@ MULTIPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionDataset(ABC):
+class DetectionDataset(Files, ABC):
     """Pictures of any sizes and the boxes of their objects. A subclass says where they are.
 
     Attributes:
-        root: Folder with the files; None is `cache_root()`.
-        download: Missing files may be downloaded into the root.
-        val_fraction: Part of the training pictures, in [0, 1), that is held out as `val`.
-        drop_last: The last training batch of an epoch is left out where it is shorter.
-        eval_limit: How many pictures `val` and `test` have at most; None is all.
         mean: Mean of the pixels in [0, 1], one a channel.
         std: Their standard deviation, likewise.
         flip: Half of the training pictures are mirrored from left to right.
@@ -51,11 +43,6 @@ class DetectionDataset(ABC):
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
     """
 
-    root: str | None
-    download: bool
-    val_fraction: float
-    drop_last: bool
-    eval_limit: int | None
     mean: list[float]
     std: list[float]
     flip: bool
@@ -82,26 +69,11 @@ class DetectionDataset(ABC):
         return False
 
     def __post_init__(self) -> None:
-        check_shared(self.root, self.val_fraction, self.eval_limit)
+        super().__post_init__()
         check_normalisation(self.mean, self.std, 3)
         check_at_least("short_side", self.short_side, MULTIPLE)
         check_at_least("long_side", self.long_side, self.short_side, "(data.short_side)")
         check_at_least("anchor", self.anchor, 1)
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are, or will be downloaded to."""
-        return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
-
-    @property
-    def given_root(self) -> str:
-        """The root as the user would write it."""
-        return "null" if self.root is None else self.root
-
-    def fault(self, source: object, problem: str, remedy: str = "") -> ConfigError:
-        """The error for a file that is not what it should be."""
-        remedy = remedy or "put the published file there"
-        return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 
     def prepare(self) -> None:
         """Makes sure that the files exist; what is slow to read is read once, and kept.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
-from ppll_cli.tasks.task import CopiedNetwork, Copies, Task
+from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 from ppll_cli.values import ValueSpec
 
 LABEL = "label"
@@ -162,6 +162,5 @@ def classes_of(task: Task, name: str, key: str = "model") -> int:
     Raises:
         ConfigError: The task is another one; `key=name` is named as the cause.
     """
-    if not isinstance(task, Classification):
-        raise ConfigError(key, name, "is for classification", "choose a data set with class labels")
+    task = only_for(Classification, task, key, name, "classification", "with class labels")
     return task.classes

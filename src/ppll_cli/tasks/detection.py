@@ -23,7 +23,7 @@ from ppll_cli.tasks.pyramid import (
     SmallestHead,
     split_prediction,
 )
-from ppll_cli.tasks.task import Copies, Task
+from ppll_cli.tasks.task import Copies, Task, only_for
 from ppll_cli.values import ValueSpec
 
 BOXES = "boxes"
@@ -201,7 +201,5 @@ def detection_of(task: Task, name: str) -> Detection:
     Raises:
         ConfigError: It is another one.
     """
-    if not isinstance(task, Detection):
-        remedy = "choose a data set with boxes: data=fashion_scenes, data=voc or data=coco"
-        raise ConfigError("model", name, "is for detection", remedy)
-    return task
+    data = "with boxes: data=fashion_scenes, data=voc or data=coco"
+    return only_for(Detection, task, "model", name, "detection", data)

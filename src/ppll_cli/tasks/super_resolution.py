@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.picture_quality import RADIUS, luma, psnr, ssim_map
-from ppll_cli.tasks.task import CopiedNetwork, Copies, Task
+from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 from ppll_cli.values import ValueSpec
 
 TARGET = "target"
@@ -290,7 +290,5 @@ def super_resolution_of(task: Task, name: str) -> SuperResolution:
     Raises:
         ConfigError: It is another one.
     """
-    if not isinstance(task, SuperResolution):
-        remedy = "choose a data set of pictures: data=photos or data=div2k"
-        raise ConfigError("model", name, "is for super-resolution", remedy)
-    return task
+    data = "of pictures: data=photos or data=div2k"
+    return only_for(SuperResolution, task, "model", name, "super-resolution", data)

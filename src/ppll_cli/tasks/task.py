@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
 from ppll_cli.values import ValueSpec
 
@@ -99,3 +100,25 @@ class Task(Protocol):
             ConfigError: The model's head cannot be used so.
         """
         ...
+
+
+AnyTask = TypeVar("AnyTask")
+
+
+def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
+    """The task, if it is of the kind that `key=name` is for.
+
+    Args:
+        kind: Its class.
+        task: The run's.
+        key: What was chosen.
+        name: Likewise.
+        use: What the kind is called.
+        data: Data sets that have such tasks.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    if not isinstance(task, kind):
+        raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")
+    return task
