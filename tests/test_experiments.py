@@ -92,7 +92,7 @@ def div2k_files(name: str, folder: Path) -> list[str]:
 def scene_files(name: str, folder: Path) -> list[str]:
     """A handful of pictures with boxes; the pyramid is as narrow as the pictures are small."""
     root = (write_voc if name.endswith("voc") else write_coco)(folder / "root")
-    small = ["data.short_side=64", "data.long_side=64", "model.width=8", "batch_size=2"]
+    small = ["data.short_side=64", "data.long_side=64", "model.width=64", "batch_size=2"]
     return [f"data.root={root}", "data.download=false", *small]
 
 

@@ -13,6 +13,7 @@ from ppll_cli.errors import ConfigError
 from tests.conftest import compose_config
 from tests.data.scene_files import write_coco
 
+NAN = float("nan")
 Make = Callable[..., Coco]
 
 
@@ -81,6 +82,11 @@ def lacks_a_category(content: Any) -> None:
         (lambda content: content.pop("images"), r"\(KeyError: 'images'\)"),
         (lacks_a_category, r"\(KeyError: 2\)"),
         (lambda content: content["annotations"][0].update(bbox=[1, 2]), "ValueError"),
+        (
+            lambda content: content["annotations"][0].update(bbox=[1, 2, NAN, 3]),
+            "has the box .1, 2",
+        ),
+        (lambda content: content["annotations"][0].update(image_id=-1), "is of no listed picture"),
     ],
 )
 def test_wrong_annotations_are_named(
@@ -93,6 +99,25 @@ def test_wrong_annotations_are_named(
     path.write_text("no JSON")
     with pytest.raises(ConfigError, match="is no file of annotations"):
         make().load()
+
+
+def test_files_of_other_makers(make: Make, tmp_path: Path) -> None:
+    """They say nothing of crowds, and keep pictures in folders."""
+    path = tmp_path / "root" / "annotations" / "instances_val2017.json"
+
+    def other(content: Any) -> None:
+        for annotation in content["annotations"]:
+            annotation.pop("iscrowd")
+        for picture in content["images"]:
+            picture["file_name"] = f"inner/{picture['file_name']}"
+
+    changed(path, other)
+    pictures = tmp_path / "root" / "val2017"
+    (pictures / "inner").mkdir()
+    for picture in pictures.glob("*.jpg"):
+        picture.rename(pictures / "inner" / picture.name)
+    test = make().load()["test"]
+    assert not any(test[number].ignored.any() for number in range(len(test)))
 
 
 def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_scenes_are_the_same_everywhere(
     make().prepare()
     assert contents(cache) == first
     assert len(first) == 4  # pixels and objects of both parts, and nothing half made
+    assert make().evaluation_form(make().load()) is None  # they are all of one size
 
 
 def test_scenes_are_painted_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

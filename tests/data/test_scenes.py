@@ -15,7 +15,8 @@ from ppll_cli.data.scene_samples import drawn, write_samples
 from ppll_cli.data.voc import Voc
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE, ImageSpec
-from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
+from ppll_cli.tasks.boxes import Detections
+from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER, Detection
 from ppll_cli.values import spec_of
 from tests.conftest import compose_config
 from tests.data.scene_files import HEIGHT, WIDTH, write_voc
@@ -45,14 +46,16 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def test_a_batch_is_what_the_task_asks_for(make: Make) -> None:
     dataset = make()
-    for batch in (batches_of(dataset).train(0, 0), batches_of(dataset).evaluation("test", 0, 3)):
+    for batch in (batches_of(dataset).train(0, 0), batches_of(dataset).evaluation("test", 0, 1)):
         assert {name: spec_of(batch[name]) for name in batch if name != IMAGE} == {
             **dataset.task.targets
         }
         assert batch[IMAGE].dtype == torch.float32
     spec = dataset.image_spec(dataset.load())
     assert spec == ImageSpec(3, 96, 96, tuple(dataset.mean), tuple(dataset.std))
-    assert dataset.evaluation_form(dataset.load()) is None
+    form = dataset.evaluation_form(dataset.load())
+    assert form is not None
+    assert (form.image, form.targets, form.samples) == (spec, dataset.task.targets, 1)
 
 
 @pytest.mark.parametrize(
@@ -213,23 +216,24 @@ def test_options_that_cannot_be(make: Make, changes: dict[str, Any], message: st
         make(**changes)
 
 
-class Finds:
+class Finds(Detection):
     """Says of every picture that there is a dog, surely, and a cat, hardly."""
 
-    classes = (*"abcdefghijk", "dog", "cat")
-
-    def detections(self, prediction: Tensor, frame: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
         assert prediction.shape == (1, 3)
         assert frame.tolist() == [[60, 75, 1.5, 1.5]]
         boxes = torch.tensor([[10.0, 20, 30, 35], [0, 0, 50, 40]])
-        return [(boxes, torch.tensor([0.9, 0.2]), torch.tensor([11, 12]))]
+        return [Detections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([11, 12]))]
+
+
+FINDS = Finds((*"abcdefghijk", "dog", "cat"), boxes=1, height=96, width=96, anchor=16)
 
 
 def test_samples_are_drawn(make: Make, tmp_path: Path) -> None:
     dataset = make()
     batches, folder = batches_of(dataset), tmp_path / "samples"
     scenes = dataset.load()["test"]
-    write_samples(scenes, batches, Finds(), lambda images: images.mean((2, 3)), folder)
+    write_samples(scenes, batches, FINDS, lambda images: images.mean((2, 3)), folder)
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"{number}-test{number + 1:06}.png" for number in range(4)]
     picture = np.array(Image.open(folder / names[0]))
@@ -245,7 +249,7 @@ def test_samples_are_drawn(make: Make, tmp_path: Path) -> None:
 def test_detections_at_the_border_are_drawn_inside(make: Make) -> None:
     scene = make().load()["test"][1]
     for box in ([-5.0, -5, 60, 60], [49.9, 39.9, 50, 40], [0, 0, 0, 0]):
-        found = torch.tensor([box]), torch.tensor([0.5]), torch.tensor([0])
+        found = Detections(torch.tensor([box]), torch.tensor([0.5]), torch.tensor([0]))
         assert drawn(scene, found, ("a name",)).size == (7 * WIDTH, 7 * HEIGHT)
 
 

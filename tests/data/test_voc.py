@@ -68,6 +68,7 @@ def test_boxes_are_counted_from_zero_and_their_last_pixel_is_inside(make: Make) 
         ("07", ["2007/trainval"], ["2007/test"]),
         ("12", ["2012/train"], ["2012/val"]),
         (12, ["2012/train"], ["2012/val"]),  # as a command line gives it
+        (7, ["2007/trainval"], ["2007/test"]),  # as a YAML file gives 07
         ("07+12", ["2007/trainval", "2012/trainval"], ["2007/test"]),
     ],
 )

@@ -1,5 +1,6 @@
 """RetinaNet: the same as torchvision's."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ from torchvision.models import resnet
 from torchvision.models.detection import RetinaNet as TorchRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
-from ppll_cli.models.retinanet import RetinaNet
+from ppll_cli.models.retinanet import Norm, RetinaNet
 from ppll_cli.models.torchvision_weights import from_torchvision
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks import detection as d
@@ -26,8 +28,9 @@ TASK = d.Detection(CLASSES, boxes=3, height=HEIGHT, width=WIDTH, anchor=32)
 IMAGE = ImageSpec(3, HEIGHT, WIDTH)
 
 
-def theirs(depth: int) -> nn.Module:
+def theirs(depth: int, norm: Norm = "none") -> nn.Module:
     """torchvision's, without a change of the images' size or range."""
+    layer = partial(nn.GroupNorm, 32) if norm == "group" else None
     body = getattr(resnet, f"resnet{depth}")(weights=None)
     extra = LastLevelP6P7(256, 256)
     backbone = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
@@ -39,6 +42,7 @@ def theirs(depth: int) -> nn.Module:
         backbone,
         len(CLASSES),
         anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),
+        head=RetinaNetHead(256, 9, len(CLASSES), norm_layer=layer),
         min_size=HEIGHT,
         max_size=WIDTH,
         image_mean=[0.0] * 3,
@@ -67,14 +71,14 @@ def values() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_it_is_torchvisions(depth: int, values: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(("depth", "norm"), [(18, "group"), (50, "none")])
+def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
     """Outputs, losses and detections, given the same weights."""
     torch.manual_seed(0)
-    other = theirs(depth)
+    other = theirs(depth, norm)
     with torch.no_grad():  # so that some anchors have something to say
         other.get_parameter("head.classification_head.cls_logits.bias").add_(4.0)
-    model = PlainModel(RetinaNet(depth=depth).units(IMAGE, TASK))
+    model = PlainModel(RetinaNet(depth=depth, norm=norm).units(IMAGE, TASK))
     model.load_state_dict(from_torchvision(other.state_dict()))
     images = torch.rand(2, 3, HEIGHT, WIDTH)
     other.eval(), model.eval()
@@ -109,8 +113,9 @@ def test_what_there_is_not() -> None:
         RetinaNet(width=0)
     with pytest.raises(ConfigError, match=r"model.norm=batch: is unknown; possible: none, group"):
         RetinaNet(norm="batch")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"model.width=40: is no multiple of 32"):
-        RetinaNet(width=40, norm="group")
+    for width in (32, 80):
+        with pytest.raises(ConfigError, match=f"model.width={width}: does not make 32 groups of"):
+            RetinaNet(width=width, norm="group")
     with pytest.raises(ConfigError, match="model=retinanet: is for detection"):
         RetinaNet().units(IMAGE, Classification(3))
 

@@ -1,5 +1,6 @@
 """Detection: loss, measures, and the networks that local learning makes of a head."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -73,8 +74,8 @@ def test_a_right_answer() -> None:
     order = found.labels.argsort(descending=True)
     torch.testing.assert_close(found.boxes[order], 2 * torch.tensor(BOXES))
     rows = TASK.measure(prediction, values, training=False)
-    assert rows.shape == (4, COLUMNS)
-    assert rows[:, 1].tolist() == [7.0] * 4
+    assert rows.shape == (1 + 4, COLUMNS)
+    assert rows[:, 1].tolist() == [7.0] * 5
     score = TASK.score(rows)
     assert list(score) == ["ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
     assert list(score.values()) == pytest.approx([1] * 5)
@@ -97,7 +98,9 @@ def test_a_batch_without_boxes_is_learnt_from() -> None:
     offsets = head.head.regression_head.bbox_reg
     assert not offsets.weight.grad.any()
     assert torch.isfinite(logits.weight.grad).all()
-    assert len(TASK.measure(head(*maps).detach(), values, training=False)) == 0
+    rows = TASK.measure(head(*maps).detach(), values, training=False)
+    assert len(rows) == 1
+    assert math.isnan(TASK.score(rows)["ap"])
     assert TASK.score(torch.empty(0, COLUMNS)) == {}
 
 

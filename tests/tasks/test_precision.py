@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppll_cli.tasks.precision import average_precisions
+from ppll_cli.tasks.precision import FOUND, PICTURE, THERE, average_precisions
 
 CLASSES = ("cat", "dog")
 
 
 def there(picture: int, label: int, box: list[float], ignored: bool = False) -> list[float]:
-    return [0, picture, label, *box, float(ignored)]
+    return [THERE, picture, label, *box, float(ignored)]
 
 
 def found(picture: int, label: int, box: list[float], score: float) -> list[float]:
-    return [1, picture, label, *box, score]
+    return [FOUND, picture, label, *box, score]
 
 
 def scores(rows: list[list[float]], crowds: bool = False) -> dict[str, float]:
@@ -62,7 +62,8 @@ def test_a_class_of_which_nothing_is_there_does_not_count() -> None:
 def test_what_is_ignored_is_neither_asked_for_nor_a_mistake(crowds: bool) -> None:
     rows = [there(0, 0, LEFT), there(0, 0, RIGHT, ignored=True)]
     rows += [found(0, 0, RIGHT, 0.9), found(0, 0, LEFT, 0.8)]
-    assert list(scores(rows, crowds).values()) == pytest.approx([1] * 5)
+    found_well = scores(rows, crowds)
+    assert list(found_well.values()) == pytest.approx([1] * (3 if crowds else 5))
 
 
 def test_many_may_lie_in_a_crowd_and_one_in_a_difficult_object() -> None:
@@ -78,8 +79,10 @@ def test_nothing_is_found() -> None:
     assert set(scores([there(0, 0, LEFT)]).values()) == {0.0}
 
 
-def test_nothing_is_there() -> None:
-    result = scores([found(0, 0, LEFT, 0.5)])
+@pytest.mark.parametrize("row", [found(0, 0, LEFT, 0.5), [PICTURE, 0, 0, 0, 0, 0, 0, 0]])
+def test_nothing_is_there(row: list[float]) -> None:
+    result = scores([row])
+    assert len(result) == 5
     assert all(math.isnan(value) for value in result.values())
 
 

@@ -177,7 +177,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--skip", choices=["train", "speed"], help="leave one half out")
     options = parser.parse_args(arguments)
     console = Console()
-    trials = Trials("beyond", console.print)
+    benchmark = "beyond-short" if options.short else "beyond"
+    trials = Trials(benchmark, console.print)
     jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
     lines = {name: rows(name, options.short) for name in options.case}
     if options.skip != "train":
@@ -186,9 +187,15 @@ def main(arguments: Sequence[str]) -> None:
         for name, each in lines.items():
             speeds = schedules(name, options.short).values()
             trials.make([*(row.speed for row in each), *speeds], cost)
-    text = "\n".join(markdown(trials, name, options.short) for name in options.case)
-    (FOLDER / "beyond.md").write_text(text)
+    begun = [name for name in CASES if name in options.case or _begun(trials, name, options.short)]
+    text = "\n".join(markdown(trials, name, options.short) for name in begun)
+    (FOLDER / f"{benchmark}.md").write_text(text)
     console.print(text, markup=False)
+
+
+def _begun(trials: Trials, name: str, short: bool) -> bool:
+    """Whether an earlier call has left something of a case."""
+    return any(trials.find(row.trained) or trials.find(row.speed) for row in rows(name, short))
 
 
 def markdown(trials: Trials, name: str, short: bool) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Coco(DetectionDataset):
         except OSError as error:
             raise self._missing(folder) from error
         for name in index.files:
-            if name not in there:
+            if name not in there and not (folder / name).is_file():
                 raise self._missing(folder / name)
         return Scenes.all([folder / name for name in index.files], index.objects)
 
@@ -93,8 +94,13 @@ def parse(content: Any) -> Index:
         picture["id"]: [] for picture in pictures
     }
     for annotation in content["annotations"]:
-        left, top, width, height = (float(number) for number in annotation["bbox"])
-        label, crowd = labels[annotation["category_id"]], bool(annotation["iscrowd"])
+        number = annotation.get("id")
+        left, top, width, height = map(float, annotation["bbox"])
+        if not all(map(isfinite, (left, top, width, height))):
+            raise ValueError(f"annotation {number} has the box {annotation['bbox']}")
+        if annotation["image_id"] not in objects:
+            raise ValueError(f"annotation {number} is of no listed picture")
+        label, crowd = labels[annotation["category_id"]], bool(annotation.get("iscrowd", 0))
         box = (left, top, left + width, top + height, label, crowd)
         objects[annotation["image_id"]].append(box)
     return Index(

@@ -1,9 +1,11 @@
 """Scenes with several items of Fashion-MNIST on cluttered grounds: detection without a download."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -15,11 +17,17 @@ from ppll_cli.data.scene_index import Found, Objects, Scenes, place, read_object
 from ppll_cli.data.scenes import DetectionDataset
 from ppll_cli.errors import ConfigError
 
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+    from ppll_cli.data.source import EvaluationForm
+
 CLASSES = (
     *("t-shirt", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of a part's first scene; it has one each
+PAINTER = 1
+"""Another number whenever scenes are painted in another way: what was kept is not used then."""
+
 _MOST = 1_000_000  # scenes of a part
 
 
@@ -63,7 +71,7 @@ class FashionScenes(DetectionDataset):
             raise self.fault(self.folder, "has no files of Fashion-MNIST")
         count = self.pictures if part == "train" else self.test_pictures
         stamps = [stamp(path) for path in files.values()]
-        folder = place("fashion_scenes", [stamps, part, count, self.side])
+        folder = place("fashion_scenes", [PAINTER, stamps, part, count, self.side])
         if not folder.exists():
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +79,17 @@ class FashionScenes(DetectionDataset):
                     made = Path(scratch, "made")
                     made.mkdir()
                     self._paint(made, part, count)
-                    if not folder.exists():  # another run may have been quicker
-                        os.replace(made, folder)
+                    os.replace(made, folder)
             except OSError as error:
-                raise unwritable(folder, error) from error
+                if not folder.exists():  # or another run was quicker
+                    raise unwritable(folder, error) from error
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         with np.load(folder / "objects.npz") as stored:
             return Scenes.all(pixels, read_objects(stored))
+
+    def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
+        """None: scenes are all of one size, and evaluation batches like training batches."""
+        return None
 
     def _paint(self, folder: Path, part: Part, count: int) -> None:
         split = self._items.load()[part]

@@ -5,7 +5,6 @@ Legend: n detections of a picture, H height, W width (pixels).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch import Tensor
 from ppll_cli.data.scene_batches import SceneBatches, decode
 from ppll_cli.data.scene_index import Scene, Scenes
 from ppll_cli.models.unit import IMAGE
-from ppll_cli.tasks.detection import FRAME
+from ppll_cli.tasks.boxes import Detections
+from ppll_cli.tasks.detection import FRAME, Detection
 
 PICTURES = 8
 """So many of the first test pictures are drawn."""
@@ -28,25 +28,11 @@ _LEAST_SIDE = (
 _TRUE, _IGNORED = (255, 255, 255), (160, 160, 160)
 _TEXT = 12  # pixels
 
-Detections = tuple[Tensor, Tensor, Tensor]
-"""Boxes float32 [n, 4] in a picture's own pixels, scores [n], labels int64 [n]."""
-
-
-class Detector(Protocol):
-    """What is asked of the task."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    def detections(self, prediction: Tensor, frame: Tensor) -> Sequence[Detections]:
-        """Of each picture of a batch."""
-        ...
-
 
 def write_samples(
     scenes: Scenes,
     batches: SceneBatches,
-    task: Detector,
+    task: Detection,
     predict: Callable[[Tensor], Tensor],
     folder: Path,
 ) -> None:

@@ -128,8 +128,10 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
-        """None: evaluation batches are like training batches."""
-        return None
+        """One picture at a time: what is found must not depend on the size of others."""
+        from ppll_cli.data.source import EvaluationForm
+
+        return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def batches(
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"

@@ -46,10 +46,15 @@ class Voc(DetectionDataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if str(self.years) not in YEARS:
+        if self._years not in YEARS:
             raise ConfigError(
                 "data.years", self.years, "is unknown", f"choose {', '.join(sorted(YEARS))}"
             )
+
+    @property
+    def _years(self) -> str:
+        """As in `YEARS`; a YAML file's 07 is the number 7."""
+        return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property
     def classes(self) -> tuple[str, ...]:  # noqa: D102
@@ -70,7 +75,7 @@ class Voc(DetectionDataset):
                     (folder / data.filename).unlink()
 
     def _lists(self, part: Part) -> Lists:
-        return YEARS[str(self.years)][part]
+        return YEARS[self._years][part]
 
     def read(self, part: Part) -> Scenes:  # noqa: D102
         named = []

@@ -54,8 +54,10 @@ class RetinaNet:
             raise ConfigError("model.width", self.width, "must be at least 1")
         if self.norm not in get_args(Norm):
             raise ConfigError("model.norm", self.norm, "is unknown", "possible: none, group")
-        if self.norm == "group" and self.width % GROUPS:
-            problem, remedy = f"is no multiple of {GROUPS}", "use another, or model.norm=none"
+        # The coarsest map may be a single pixel, and a norm needs two values.
+        if self.norm == "group" and (self.width % GROUPS or self.width == GROUPS):
+            problem = f"does not make {GROUPS} groups of two channels or more"
+            remedy = f"use {2 * GROUPS} or another multiple of {GROUPS}, or model.norm=none"
             raise ConfigError("model.width", self.width, problem, remedy)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

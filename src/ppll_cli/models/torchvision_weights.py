@@ -9,7 +9,7 @@ from torch import Tensor
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.resnet import FAMILY, BottleneckUnit, ResNet
-from ppll_cli.models.retinanet import RetinaNet
+from ppll_cli.models.retinanet import Norm, RetinaNet
 from ppll_cli.models.unit import ImageSpec, Model
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
@@ -43,6 +43,7 @@ OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 """Names from before github.com/pytorch/vision/pull/6053, as files written earlier have them."""
 
 LOGITS = "head.head.classification_head.cls_logits.weight"
+NORM = "head.head.classification_head.conv.0.1.weight"
 
 COUNTER = ".num_batches_tracked"
 """A buffer that BatchNorm did not always have; files written earlier lack it."""
@@ -118,7 +119,8 @@ def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
     depth, image = _family(ours)
     if depth not in RetinaNet.DEPTHS:
         raise _refusal(f"are of a RetinaNet over ResNet-{depth}")
-    return RetinaNet(depth=depth, width=width), image, task
+    norm: Norm = "group" if NORM in ours else "none"
+    return RetinaNet(depth=depth, width=width, norm=norm), image, task
 
 
 def _resnet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:

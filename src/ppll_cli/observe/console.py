@@ -121,7 +121,8 @@ class Console:
             self._results["train"] = f"train loss {_number(line['loss'])}"
             return
         train = f"train loss {_number(self._train['loss'])}  " if self._train else ""
-        result = f"{split} loss {_number(line['loss'])}  {split} {metric} {_number(line[metric])}"
+        value = _number(line.get(metric))
+        result = f"{split} loss {_number(line['loss'])}  {split} {metric} {value}"
         self._results[split] = result
         self._spoke_s = time.monotonic()
         self._say(

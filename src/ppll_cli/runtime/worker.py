@@ -356,11 +356,14 @@ class Worker:
 
     def _report_metrics(self, split: str, step: int, epoch: int) -> None:
         """Read what was measured since the last report; this waits for the device."""
-        for chunk in self.stage.chunks:
-            sums = chunk.sums.pop(split, None)
+        found = [(chunk, chunk.sums.pop(split, None)) for chunk in self.stage.chunks]
+        losses = [float(sums.loss) if sums else 0.0 for _, sums in found]
+        seconds = time.perf_counter() - self._since.pop(split, time.perf_counter())
+        for (chunk, sums), loss in zip(found, losses, strict=True):
             if sums is None:
                 continue
-            loss, rows = float(sums.loss), torch.cat(sums.measures).cpu()
+            self.links.pulse.get_on()
+            rows = torch.cat(sums.measures).cpu()
             if split == "train" and not isfinite(loss) and self.job.optim.nonfinite == "stop":
                 raise NonFiniteError(None, chunk.place.module, None)
             self.report(
@@ -372,6 +375,5 @@ class Worker:
                 loss=loss,
                 samples=sums.samples,
                 scores=self.job.task.score(rows),
-                seconds=time.perf_counter() - self._since[split],
+                seconds=seconds,
             )
-        self._since.pop(split, None)

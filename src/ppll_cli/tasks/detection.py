@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import encode_boxes
 from torchvision.ops import sigmoid_focal_loss
@@ -15,7 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched
-from ppll_cli.tasks.precision import COLUMNS, average_precisions
+from ppll_cli.tasks.precision import COLUMNS, FOUND, PICTURE, THERE, average_precisions
 from ppll_cli.tasks.pyramid import (
     STRIDES,
     BankedPyramid,
@@ -89,6 +88,7 @@ class Detection:
         """The mean over pictures; no shape depends on a value, so nothing waits for a device."""
         losses = []
         order = torch.arange(self.boxes, device=prediction.device)
+        numbers = torch.arange(len(self.classes), device=prediction.device)
         for number, of_one in enumerate(prediction.float()):
             _, anchors, deltas, logits = split_prediction(of_one)
             boxes, labels = values[BOXES][number], values[LABELS][number]
@@ -96,7 +96,7 @@ class Detection:
             which = matched(boxes, wanted, anchors)
             found, given = which >= 0, which.clamp(min=0)
             count = found.sum().clamp(min=1)
-            classes = F.one_hot(labels[given], len(self.classes)) * found[:, None]
+            classes = (labels[given][:, None] == numbers) & found[:, None]
             focal = sigmoid_focal_loss(logits, classes.to(logits.dtype))
             counted = found | (which == BACKGROUND)
             focal = torch.where(counted[:, None], focal, 0.0).sum()
@@ -108,7 +108,7 @@ class Detection:
         return torch.stack(losses).mean()
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """A row for each box that is there or was found, as `precision` has them.
+        """A row for each picture, and each box that is there or was found, as `precision` has them.
 
         In training there are none: to look for boxes in each batch would take too long.
         """
@@ -121,14 +121,19 @@ class Detection:
             picture = values[NUMBER][number]
             there = values[BOXES][number, :count] / rise
             labels, ignored = values[LABELS][number, :count], values[IGNORED][number, :count]
+            nothing = torch.zeros(1, device=there.device)
             rows += [
-                _rows(0, picture, labels, there, ignored),
-                _rows(1, picture, found.labels, found.boxes, found.scores),
+                _rows(PICTURE, picture, nothing, nothing[:, None], nothing),
+                _rows(THERE, picture, labels, there, ignored),
+                _rows(FOUND, picture, found.labels, found.boxes, found.scores),
             ]
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """AP, AP at an overlap of 0.5 and 0.75 (pycocotools), and VOC's AP at 0.5 in both ways."""
+        """AP, AP at an overlap of 0.5 and 0.75 (pycocotools), and VOC's AP at 0.5 in both ways.
+
+        VOC's only where ignored boxes are no crowds, of which it knows nothing.
+        """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
     def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:

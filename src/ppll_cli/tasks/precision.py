@@ -1,8 +1,8 @@
 """Average precision of detections, as COCO and as VOC count it.
 
-Rows are float64 [n, 8]: 0 for a box that is there and 1 for one that was found, the picture's
-number, the class, left, top, right and bottom (pixels of the picture), and last whether it is
-ignored, or the score.
+Rows are float64 [n, 8]: what it is, `PICTURE`, a box that is `THERE`, or one that was `FOUND`; the
+picture's number; and of boxes the class, left, top, right and bottom (pixels of the picture), and
+last whether it is ignored, or the score.
 """
 
 import io
@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 COLUMNS = 8
+THERE, FOUND, PICTURE = range(3)
 OVERLAP = 0.5
 
 Floats = NDArray[np.float64]
@@ -27,16 +28,18 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
     """All numbers that are reported; NaN where there is nothing to be found.
 
     Args:
-        rows: Of all pictures, those without a box or a detection too, in no matter what order.
+        rows: Of all pictures, in no matter what order.
         classes: Their names.
         crowds: Whether ignored boxes are crowds, which any number of detections may lie in.
 
     Returns:
         `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75` by pycocotools; `voc_ap50`, the
-        area under the curve, and `voc07_ap50`, the mean of 11 points of it. All are means over
-        classes, in [0, 1].
+        area under the curve, and `voc07_ap50`, the mean of 11 points of it, which are left out
+        where there are crowds. All are means over classes, in [0, 1].
     """
     found = _coco(rows, classes, crowds)
+    if crowds:
+        return found
     area, points = _voc(rows, len(classes))
     return {**found, "voc_ap50": area, "voc07_ap50": points}
 
@@ -49,10 +52,10 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> dict[str, float
     pictures = [{"id": int(number)} for number in sorted(set(rows[:, 1].tolist()))]
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     kinds: list[list[dict[str, Any]]] = [[], []]
-    for row in rows.tolist():
+    for row in rows[rows[:, 0] != PICTURE].tolist():
         kind, picture, label, left, top, right, bottom, last = row
         width, height = right - left, bottom - top
-        ignored = kind == 0 and bool(last)
+        ignored = kind == THERE and bool(last)
         box = {
             "id": len(kinds[int(kind)]) + 1,  # 0 would count as nothing found
             "image_id": int(picture),
@@ -64,7 +67,7 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> dict[str, float
             "score": last,
         }
         kinds[int(kind)].append(box)
-    if not kinds[0]:
+    if not kinds[THERE]:
         return dict.fromkeys(("ap", "ap50", "ap75"), nan)
     with redirect_stdout(io.StringIO()):
         for coco, boxes in zip((there, found), kinds, strict=True):
@@ -94,7 +97,7 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
     curves = []
     for label in range(classes):
         here = rows[rows[:, 2] == label]
-        there, found = here[here[:, 0] == 0], here[here[:, 0] == 1]
+        there, found = here[here[:, 0] == THERE], here[here[:, 0] == FOUND]
         total = int((there[:, 7] == 0).sum())
         if total:
             curves.append(_curve(there, found, total))
@@ -145,5 +148,5 @@ def _area(recall: Floats, precision: Floats) -> float:
 
 def _points(recall: Floats, precision: Floats) -> float:
     """The mean, over recalls of 0, 0.1, ... 1, of the best precision from there on."""
-    best = [precision[recall >= at].max(initial=0.0) for at in np.linspace(0, 1, 11)]
+    best = [precision[recall >= at - 1e-9].max(initial=0.0) for at in np.linspace(0, 1, 11)]
     return float(np.mean(best))

@@ -42,6 +42,8 @@ class Anchors(nn.Module):
             with the stride.
     """
 
+    cells: Tensor
+
     def __init__(self, smallest: int) -> None:
         super().__init__()
         # Whole numbers of pixels, as torchvision has them.
@@ -50,6 +52,8 @@ class Anchors(nn.Module):
             for level in range(5)
         ]
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * 5)
+        # A buffer, and plain numbers for steps: nothing is copied to a device at each batch.
+        self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
         """A prediction.
@@ -62,17 +66,10 @@ class Anchors(nn.Module):
         Returns:
             float32 [B, A, 9 + C].
         """
-        device = logits.device
         grids = [list(map_.shape[2:]) for map_ in maps]
         image = [STRIDES[0] * side for side in grids[0]]
-        steps = [
-            [
-                torch.tensor(side // length, device=device)
-                for side, length in zip(image, grid, strict=True)
-            ]
-            for grid in grids
-        ]
-        self.generator.set_cell_anchors(torch.float32, device)
+        steps = [[image[0] // height, image[1] // width] for height, width in grids]
+        self.generator.cell_anchors = list(self.cells.to(logits.device))
         anchors = self.generator.grid_anchors(grids, steps)
         levels = [each.new_full((len(each), 1), level) for level, each in enumerate(anchors)]
         fixed = torch.cat((torch.cat(levels), torch.cat(anchors)), dim=1)
@@ -102,8 +99,8 @@ class PyramidHead(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = dict(channels)
-        self._others = {"width": width, "classes": classes, "anchor": anchor, "groups": groups}
         self.width = width
+        self._others = {"width": width, "classes": classes, "anchor": anchor, "groups": groups}
         coarsest = max(channels)
         wide = [channels.get(stride, channels[coarsest]) for stride in STRIDES]
         self.fpn = FeaturePyramidNetwork(wide, width, LastLevelP6P7(width, width))
@@ -207,6 +204,9 @@ class BankedPyramid(nn.Module):
         own: The module's map, and what each copy makes of it.
         banked: Of earlier modules.
         fusion: `concatenate` or `add`.
+
+    Attributes:
+        plan: By stride, which of the banked maps and then the own ones are joined.
     """
 
     def __init__(
@@ -214,30 +214,30 @@ class BankedPyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.units, self.fusion = nn.ModuleList(units), fusion
-        self.own, self.banked = list(own), list(banked)
-        placed = [torch.empty(1, channels, 1, 1, device="meta") for _, channels in (*banked, *own)]
-        maps = self._joined(placed[len(banked) :], placed[: len(banked)])
-        self.head = head.over({stride: joined.shape[1] for stride, joined in maps.items()})
+        maps = [*banked, *own]
+        last = {stride: len(banked) + number for number, (stride, _) in enumerate(own)}
+        self.plan: dict[int, list[int]] = {}
+        channels = {}
+        for stride in STRIDES:
+            chosen = [number for number, (at, _) in enumerate(banked) if at == stride]
+            chosen += [last[stride]] if stride in last else []
+            wide = [maps[number][1] for number in chosen]
+            if fusion == "add":
+                chosen = [number for number in chosen if maps[number][1] == wide[-1]]
+            if chosen:
+                self.plan[stride] = chosen
+                channels[stride] = wide[-1] if fusion == "add" else sum(wide)
+        self.head = head.over(channels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """The module's map, and banked ones, to a prediction [B, A, 9 + C]."""
-        way = [x]
+        maps = [*bank, x]
         for unit in self.units:
-            way.append(unit(way[-1]))
-        maps = self._joined(way, bank)
-        prediction: Tensor = self.head(*(maps[stride] for stride in sorted(maps, reverse=True)))
+            maps.append(unit(maps[-1]))
+        joined = {}
+        for stride, chosen in self.plan.items():
+            same = [maps[number] for number in chosen]
+            add = self.fusion == "add"
+            joined[stride] = torch.stack(same).sum(dim=0) if add else torch.cat(same, dim=1)
+        prediction: Tensor = self.head(*(joined[at] for at in sorted(joined, reverse=True)))
         return prediction
-
-    def _joined(self, way: Sequence[Tensor], bank: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The map of each stride."""
-        own = {stride: x for (stride, _), x in zip(self.own, way, strict=True)}  # the last of each
-        found: dict[int, Tensor] = {}
-        for stride in STRIDES:
-            maps = [x for (at, _), x in zip(self.banked, bank, strict=True) if at == stride]
-            maps += [own[stride]] if stride in own else []
-            if self.fusion == "add":
-                maps = [x for x in maps if x.shape[1] == maps[-1].shape[1]]
-                maps = [torch.stack(maps).sum(dim=0)] if maps else []
-            if maps:
-                found[stride] = torch.cat(maps, dim=1)
-        return found
