@@ -53,9 +53,11 @@ def test_an_evaluation_is_shown_with_the_training_before_it(capsys: Capture) -> 
     console.metrics({**LINE, "split": "train", "loss": 1.5})
     console.metrics({**LINE, "split": "val"})
     console.metrics({**LINE, "split": "test", "loss": None})
+    console.metrics({"step": 40, "epoch": 4, "module": None, "loss": 0.5, "split": "test"})
     assert capsys.readouterr().out.splitlines() == [
         "epoch 4/8  step 40  train loss 1.5000  val loss 0.2500  val accuracy 0.8750",
         "epoch 4/8  step 40  train loss 1.5000  test loss unknown  test accuracy 0.8750",
+        "epoch 4/8  step 40  train loss 1.5000  test loss 0.5000  test accuracy unknown",
     ]
 
 
