@@ -647,7 +647,7 @@ DATA = [
     row(
         "voc", VOC, "data.root=root", "VOC/ by hand, so that root/VOCdevkit/VOC2007", folder("root")
     ),
-    row("voc-years", ["data=voc", "data.years=7"], "data.years=7", "choose 07, 07+12, 12"),
+    row("voc-years", ["data=voc", "data.years=8"], "data.years=8", "choose 07, 07+12, 12"),
     row("coco", COCO, "data.root=root", "2017's pictures and annotations of http", folder("root")),
     row("scenes", SCENES, "data.root=root", "allow data.download=true", folder("root")),
     row("scenes-side", ["data=fashion_scenes", "data.side=9"], "data.side=9", "give at least 32"),
