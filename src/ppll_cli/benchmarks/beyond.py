@@ -49,6 +49,7 @@ class Case:
             has more than the head, which no local loss prepares for.
         metrics: Heading and format of each metric; the first one is compared with bp's.
         reference: Name, and by metric the key, of what needs no training and is measured as well.
+        brief: Of runs for speed and memory: their evaluation must not be larger than the training.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Case:
     cuts: Mapping[int, tuple[str, ...]]
     metrics: Mapping[str, tuple[str, str]]
     reference: tuple[str, Mapping[str, str]] | None = None
+    brief: tuple[str, ...] = ("data.eval_limit=1",)
 
     def budget(self, short: bool) -> tuple[str, ...]:
         """What all rows share."""
@@ -82,6 +84,8 @@ def super_resolution(scale: int, patch: int) -> Case:
         cuts={2: ("body.4",), 4: ("body.2", "body.4", "body.6")},
         metrics={"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f")},
         reference=("bicubic", {"psnr": "bicubic_psnr", "ssim": "bicubic_ssim"}),
+        # Tiles as large as a batch of patches; the net and SSIM look 23 pixels far.
+        brief=("data.eval_limit=1", "data.overlap=23", "data.tile=68"),
     )
 
 
@@ -129,7 +133,7 @@ def rows(name: str, short: bool) -> list[Row]:
             local = _local(name, method, modules)
             label = f"{name} {_same(method, modules)} {modules}"
             trained = (*budget, "schedule=ll", "gpus=1", "threads=1", *local)
-            speed = (*_brief(budget), "schedule=ppll", *TWO_STAGES, *local)
+            speed = (*_brief(name, budget), "schedule=ppll", *TWO_STAGES, *local)
             trials = Trial(f"{label} trained", trained), Trial(f"{label} speed", speed)
             found.append(Row(method, modules, *trials))
     return found
@@ -140,7 +144,7 @@ def schedules(name: str, short: bool) -> dict[str, Trial]:
 
     The local losses of `ll` and `ppll` are those of fba on, with two modules.
     """
-    brief = _brief(CASES[name].budget(short))
+    brief = _brief(name, CASES[name].budget(short))
     one = ("gpus=1", "threads=1")
     local = _local(name, "fba on", 2)
     chosen = {
@@ -154,8 +158,8 @@ def schedules(name: str, short: bool) -> dict[str, Trial]:
     return {**found, "ppll": Trial(f"{name} {_same('fba on', 2)} 2 speed", pipelined)}
 
 
-def _brief(budget: Sequence[str]) -> tuple[str, ...]:
-    return (*budget, f"max_steps={SPEED_STEPS}", "data.eval_limit=1")
+def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
+    return (*budget, f"max_steps={SPEED_STEPS}", *CASES[name].brief)
 
 
 def _same(method: str, modules: int) -> str:
