@@ -62,6 +62,12 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     return config, choices
 
 
+def assert_same_run(one: Result, other: Result) -> None:
+    """The same tensors in the last checkpoint, bit for bit, and the same evaluation."""
+    assert_same(one.tensors(), other.tensors())
+    assert one.test == other.test
+
+
 def prepared(*overrides: str) -> Prepared:
     """A run that is ready to start on CPU."""
     config, _ = compose_config(["device=cpu", *overrides])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ppll_cli.errors import ConfigError
-from tests.conftest import Runner, assert_same, prepared, resumed
+from tests.conftest import Runner, assert_same, assert_same_run, prepared, resumed
 from tests.data.scene_files import write_fashion
 
 RETINANET = ["model=retinanet", "model.width=8"]
@@ -65,8 +65,7 @@ def test_the_gradients_of_skips_travel_back(run: Runner, data: list[str]) -> Non
     expected = run("schedule=bp", *case)
     cuts = ["partition=manual", "partition.cuts=[layer3.0,layer4.1]"]
     pipelined = run("schedule=pp", "gpus=3", *cuts, *case)
-    assert_same(pipelined.tensors(), expected.tensors())
-    assert pipelined.test == expected.test
+    assert_same_run(pipelined, expected)
     back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
     assert sorted(edge["names"] for edge in back) == [["c3"], ["c3", "c4", "x"]]
 
@@ -76,8 +75,7 @@ def test_pipelines_are_accumulated_back_propagation(run: Runner, data: list[str]
     expected = run("schedule=bp", *case)
     for schedule in ("gpipe", "1f1b"):
         pipelined = run(f"schedule={schedule}", "gpus=2", *case)
-        assert_same(pipelined.tensors(), expected.tensors())
-        assert pipelined.test == expected.test
+        assert_same_run(pipelined, expected)
 
 
 def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
@@ -85,8 +83,7 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
     continued = resumed(stopped, "max_steps=3", "gpus=3")
-    assert_same(continued.tensors(), whole.tensors())
-    assert continued.test == whole.test
+    assert_same_run(continued, whole)
 
 
 def test_what_is_reported(run: Runner, data: list[str]) -> None:

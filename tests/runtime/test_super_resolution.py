@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ppll_cli.errors import ConfigError
-from tests.conftest import Runner, assert_same, prepared, resumed
+from tests.conftest import Runner, assert_same, assert_same_run, prepared, resumed
 from tests.data.picture_files import write_photos
 
 EDSR = ["model=edsr", "model.depth=3", "model.width=4"]
@@ -67,8 +67,7 @@ def test_the_long_skip_s_gradient_travels_back(run: Runner, data: list[str]) -> 
     case = [*EDSR, *COURSE, *data, "optim.clip_norm=0.5"]
     expected = run("schedule=bp", *case)
     pipelined = run("schedule=pp", "gpus=3", *case)
-    assert_same(pipelined.tensors(), expected.tensors())
-    assert pipelined.test == expected.test
+    assert_same_run(pipelined, expected)
     back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
     assert [edge["names"] for edge in back] == [["first", "x"]] * 2
 
@@ -78,8 +77,7 @@ def test_pipelines_are_accumulated_back_propagation(run: Runner, data: list[str]
     expected = run("schedule=bp", *case)
     for schedule in ("gpipe", "1f1b"):
         pipelined = run(f"schedule={schedule}", "gpus=2", *case)
-        assert_same(pipelined.tensors(), expected.tensors())
-        assert pipelined.test == expected.test
+        assert_same_run(pipelined, expected)
 
 
 def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
@@ -87,8 +85,7 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=2")
     continued = resumed(stopped, "max_steps=5", "gpus=3")
-    assert_same(continued.tensors(), whole.tensors())
-    assert continued.test == whole.test
+    assert_same_run(continued, whole)
     views = [image_bytes(path) for path in sorted((continued.run_dir / "samples").iterdir())]
     assert views == [image_bytes(path) for path in sorted((whole.run_dir / "samples").iterdir())]
     assert [size for size, _ in views] == [(4 * 74, 60), (4 * 76, 60)]

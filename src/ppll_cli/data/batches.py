@@ -39,8 +39,29 @@ def _batches(samples: int, size: int) -> int:
     return -(-samples // size)
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """On the CPU, where all is drawn."""
     return torch.Generator().manual_seed(seed)
+
+
+class EpochOrder:
+    """In which order the training samples come in an epoch; the latest epoch's is kept.
+
+    Args:
+        samples: N.
+        seed: The run's.
+    """
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self.samples, self.seed = samples, seed
+        self._latest: tuple[int, Tensor] | None = None
+
+    def of(self, epoch: int) -> Tensor:
+        """Numbers of samples, int64 [N] on the CPU."""
+        if self._latest is None or self._latest[0] != epoch:
+            generator = generator_of(seeding.sample_order(self.seed, epoch))
+            self._latest = epoch, torch.randperm(self.samples, generator=generator)
+        return self._latest[1]
 
 
 class Batches:
@@ -73,7 +94,7 @@ class Batches:
             torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
             for values in (dataset.mean, dataset.std)
         )
-        self._order: tuple[int, Tensor] | None = None
+        self._order = EpochOrder(len(splits["train"].labels), seed)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """One training batch, augmented.
@@ -85,7 +106,7 @@ class Batches:
         """
         assert 0 <= batch < self.steps_per_epoch
         first = batch * self.batch_size
-        chosen = self._epoch_order(epoch)[first : first + self.batch_size].to(self.device)
+        chosen = self._order.of(epoch)[first : first + self.batch_size].to(self.device)
         split = self.splits["train"]
         images = split.images.index_select(0, chosen)
         images = self._augmented(images, seeding.augmentation(self.seed, epoch, batch))
@@ -105,16 +126,8 @@ class Batches:
         """How many batches of at most `size` samples a split has."""
         return _batches(len(self.splits[split].labels), size)
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        """The order of the training samples, int64 [N] on the CPU; the latest epoch's is kept."""
-        if self._order is None or self._order[0] != epoch:
-            generator = _generator(seeding.sample_order(self.seed, epoch))
-            samples = len(self.splits["train"].labels)
-            self._order = epoch, torch.randperm(samples, generator=generator)
-        return self._order[1]
-
     def _augmented(self, images: Tensor, seed: int) -> Tensor:
-        generator = _generator(seed)
+        generator = generator_of(seed)
         if self.dataset.pad:
             images = random_crop(images, self.dataset.pad, self.dataset.pad_mode, generator)
         return random_flip(images, generator) if self.dataset.flip else images

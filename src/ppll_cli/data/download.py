@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
+from ppll_cli.data.dataset import Files
 from ppll_cli.errors import ConfigError
 
 SOCKET_TIMEOUT_S = 8.0
@@ -24,27 +24,8 @@ Fetch = Callable[[Path], None]
 """Downloads the files of a data set into a folder."""
 
 
-class Downloadable(Protocol):
-    """What a download asks of a data set.
-
-    Attributes:
-        download: Whether it is allowed.
-        folder: Where the files are to be.
-        given_root: The same as the user would write it.
-    """
-
-    @property
-    def download(self) -> bool: ...  # noqa: D102
-
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
-
-    @property
-    def given_root(self) -> str: ...  # noqa: D102
-
-
 def provide(
-    dataset: Downloadable, files: Sequence[str], url: str, fetch: Fetch, *, everything: bool = False
+    dataset: Files, files: Sequence[str], url: str, fetch: Fetch, *, everything: bool = False
 ) -> None:
     """Makes sure that files exist under a data set's folder, by a download where that is allowed.
 

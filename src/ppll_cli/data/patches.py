@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.batches import steps_per_epoch
+from ppll_cli.data.batches import generator_of, steps_per_epoch
 from ppll_cli.data.picture_cache import Bytes, Pictures
 from ppll_cli.data.tiles import Span
 from ppll_cli.models.unit import IMAGE
@@ -87,7 +87,7 @@ class PatchBatches:
         assert 0 <= batch < self.steps_per_epoch
         split = self.splits["train"]
         count = min(self.batch_size, len(split) - batch * self.batch_size)
-        generator = torch.Generator().manual_seed(seeding.augmentation(self.seed, epoch, batch))
+        generator = generator_of(seeding.augmentation(self.seed, epoch, batch))
         draws = torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist()
         turns = torch.randint(8, (count,), generator=generator).tolist()
         low: list[Bytes] = []

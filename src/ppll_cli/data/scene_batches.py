@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise
-from ppll_cli.data.batches import steps_per_epoch
+from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
 from ppll_cli.data.picture_cache import decoded
 from ppll_cli.data.scene_index import Bytes, Scene, Scenes
 from ppll_cli.data.scenes import MULTIPLE
@@ -78,6 +78,7 @@ class SceneBatches:
         self.short_side, self.long_side = short_side, long_side
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, drop_last)
+        self._order = EpochOrder(len(splits["train"]), seed)
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
             for values in (mean, std)
@@ -92,10 +93,9 @@ class SceneBatches:
         """
         assert 0 <= batch < self.steps_per_epoch
         scenes = self.splits["train"]
-        order = _generator(seeding.sample_order(self.seed, epoch))
         first = batch * self.batch_size
-        numbers = torch.randperm(len(scenes), generator=order)[first : first + self.batch_size]
-        draws = _generator(seeding.augmentation(self.seed, epoch, batch))
+        numbers = self._order.of(epoch)[first : first + self.batch_size]
+        draws = generator_of(seeding.augmentation(self.seed, epoch, batch))
         mirrored = torch.randint(2, (len(numbers),), generator=draws).tolist()
         sized = []
         for number, turned in zip(numbers.tolist(), mirrored, strict=True):
@@ -172,10 +172,6 @@ def decode(pixels: Path | Bytes) -> Image.Image:
         ConfigError: Its file is none.
     """
     return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _asked_for(scene: Scene) -> Scene:

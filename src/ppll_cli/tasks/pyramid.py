@@ -100,7 +100,9 @@ class PyramidHead(nn.Module):
         super().__init__()
         self.channels = dict(channels)
         self.width = width
-        self._others = {"width": width, "classes": classes, "anchor": anchor, "groups": groups}
+        self._like = partial(
+            PyramidHead, width=width, classes=classes, anchor=anchor, groups=groups
+        )
         coarsest = max(channels)
         wide = [channels.get(stride, channels[coarsest]) for stride in STRIDES]
         self.fpn = FeaturePyramidNetwork(wide, width, LastLevelP6P7(width, width))
@@ -113,7 +115,7 @@ class PyramidHead(nn.Module):
 
     def over(self, channels: Mapping[int, int]) -> "PyramidHead":
         """A new head like this one, for other maps."""
-        return PyramidHead(channels, **self._others)
+        return self._like(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Maps [B, channels, H, W], the coarsest first, to a prediction [B, A, 9 + C]."""
