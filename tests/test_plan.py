@@ -58,8 +58,10 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
     [
         (["gpus=1,x"], "gpus=1,x: must be whole numbers from 1 on"),
         (["gpus=2,0"], "gpus=2,0: must be whole numbers from 1 on"),
+        (["replicas=2,x"], "replicas=2,x: must be whole numbers from 1 on"),
+        (["replicas=3"], "replicas=3: gpus=1 devices cannot hold that many copies"),
         (["gpus=1,"], "arguments=gpus=1,: mismatched input"),
-        (["model=vit,resnet32"], "model=vit,resnet32: only gpus and schedule may be lists here"),
+        (["model=vit,resnet32"], "model=vit,resnet32: only gpus, schedule and replicas may"),
         (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
         (["modle=vit"], "modle=vit: there is no such key; did you mean model? ppll-run --cfg job"),
         (["schedule=ppll,pppl"], "schedule=pppl: there is no such option; did you mean ppll?"),
@@ -160,7 +162,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planner(*overrides: str) -> Planner:
     plan = Plan.compose([*TINY, "threads=1", *overrides])
-    return Planner(plan.settings, list(plan.configs))
+    return Planner(plan.settings, list(plan.configs), None, plan.replicas)
 
 
 def test_a_second_plan_measures_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +186,19 @@ def test_obstacles(cache: Path) -> None:
     assert rows[5]["ppll"].obstacle == "more stages than units"
     assert rows[2]["ppll"].prediction is not None
     found.check()
+
+
+def test_replicas_have_rows_of_their_own(cache: Path) -> None:
+    """They share a batch, so each takes about half as long, and an all-reduce."""
+    found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")
+    rows = found.rows(2)
+    assert list(rows) == ["bp", "ppll", "bp, 2 replicas", "ppll, 2 replicas"]
+    assert all(row.prediction is not None for row in rows.values())
+    assert {row.obstacle for row in found.rows(3).values()} == {
+        "",
+        "the devices cannot be shared evenly",
+    }
+    assert "an all-reduce is reckoned as" in "\n".join(found.notes([2]))
 
 
 def test_a_plan_without_any_row_is_refused(cache: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from ppll_cli.benchmarks.session import Session, ppll_run
 from ppll_cli.runtime import process
+from ppll_cli.runtime.job import Seat
+from ppll_cli.runtime.links import Links
 from ppll_cli.runtime.pulse import Pulse
-from ppll_cli.runtime.worker import Links
 from tests.conftest import own_model
 
 ROOT = Path(__file__).parents[1]
@@ -90,9 +91,9 @@ def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
     monkeypatch.setattr(process, "_stay_with_parent", lambda *_: None)
     here, there = Pipe()
     here.close()
-    job: Any = SimpleNamespace(devices=("cpu",))  # fails as soon as it is used
+    job: Any = SimpleNamespace(device=lambda _: "cpu")  # fails as soon as it is used
     with pytest.raises(SystemExit):
-        process.main(job, 0, Links({}, {}, there, RawValue("b", 0), Pulse()))
+        process.main(job, Seat(0), Links({}, {}, there, RawValue("b", 0), Pulse()))
     assert capfd.readouterr().err == ""
 
 
@@ -117,6 +118,33 @@ def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
     assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
     assert screen[-1].endswith(f": ppll-run resume={folder}")
     assert status_of(folder) == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_replica_that_is_gone_or_stopped_ends_the_run(
+    start: Start, folder: Path, number: signal.Signals
+) -> None:
+    """The others wait for it or stumble over its end, and are not blamed."""
+    session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
+    wait_for_training(session)
+    session.signal(number, session.workers()[2].pid)
+    assert session.wait(20) == 1
+    assert session.left() == []
+    cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
+    how = "gone (killed by SIGKILL" if number == signal.SIGKILL else "stopped: no sign of life"
+    assert cause.startswith(f"stage 1 replica 0 (cpu): the worker process is {how}")
+    others = [line for line in screen if " meanwhile: " in line]
+    names = [line.split(" meanwhile")[0].strip() for line in others]
+    assert names == ["stage 0 replica 0", "stage 0 replica 1", "stage 1 replica 1"]
+
+
+def test_an_interrupt_stops_replicas_after_the_same_batch(start: Start, folder: Path) -> None:
+    session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
+    wait_for_training(session)
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait() == 128 + signal.SIGINT
+    assert session.left() == []
+    assert status_of(folder) == "interrupted"
 
 
 @pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ppll_cli.names import seat_name
+
 
 class PpllError(Exception):
     """Base of every exception that the program raises on purpose."""
@@ -80,7 +82,8 @@ class WorkerFailedError(PpllError):
 
     def __init__(self, report: dict[str, Any]) -> None:
         self.report = report
-        super().__init__(f"stage {report['stage']} ({report['device']}): {report['error']}")
+        stage = seat_name(report["stage"], report.get("replica", 0), report.get("replicas", 1))
+        super().__init__(f"stage {stage} ({report['device']}): {report['error']}")
 
     def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
         return WorkerFailedError, (self.report,)

@@ -1,4 +1,4 @@
-"""Names that were meant. Imports nothing heavy."""
+"""Names: those that were meant, and those of workers. Imports nothing heavy."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,3 +8,8 @@ def meant(name: str, names: Iterable[str]) -> str:
     """The nearest of the names as a question to put before what is possible, if one is near."""
     near = difflib.get_close_matches(name, [*names], n=1, cutoff=0.65)
     return f"did you mean {near[0]}? " if near and near[0] != name else ""
+
+
+def seat_name(stage: int, replica: int, replicas: int) -> str:
+    """A worker by its stage and, where that has several replicas, by which of them it is."""
+    return f"{stage} replica {replica}" if replicas > 1 else str(stage)

@@ -34,9 +34,10 @@ Measures the units of a model, and predicts for each schedule and number of devi
 second, bubble, speed-up over back-propagation on one device, memory, and what crosses the cuts.
 """
 EPILOG = """\
-Overrides are those of ppll-run, with its configuration groups. `gpus` and `schedule` may be lists,
-as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll`. More devices than there are here
-are simulated as equal ones. Times are kept in the user's cache folder for the next plan.
+Overrides are those of ppll-run, with its configuration groups. `gpus`, `schedule` and `replicas`
+may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. More
+devices than there are here are simulated as equal ones. Times are kept in the user's cache folder
+for the next plan.
 
 Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 failed.
 """
@@ -115,11 +116,13 @@ class Plan:
 
     Attributes:
         gpus: How many devices, each of them.
+        replicas: How many copies of every stage, likewise.
         configs: For each schedule the configuration, as plain data.
         choices: The option chosen in each configuration group.
     """
 
     gpus: tuple[int, ...]
+    replicas: tuple[int, ...]
     configs: Mapping[str, Mapping[str, Any]]
     choices: Mapping[str, str]
 
@@ -142,7 +145,9 @@ class Plan:
             remedy = remedy.replace("--cfg job", "ppll-run --cfg job")
             raise ConfigError(found.key, found.value, found.problem, remedy) from None
         for name, config in plan.configs.items():
-            plan.settings(name, plan.gpus[0])
+            for replicas in plan.replicas:
+                fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)
+                plan.settings(name, next(fitting, plan.gpus[0]), replicas)
             for group in ("schedule", "data"):  # what their classes refuse needs no torch
                 make(group, config[group])
         return plan
@@ -152,7 +157,7 @@ class Plan:
         from hydra import initialize_config_dir
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES}
+        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": (1,)}
         given = []
         for text, override in zip(
             overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
@@ -161,22 +166,23 @@ class Plan:
                 lists[override.key_or_group] = _values(override)
             elif override.is_sweep_override():
                 value = override.get_value_string()
-                problem = "only gpus and schedule may be lists here"
+                problem = "only gpus, schedule and replicas may be lists here"
                 raise ConfigError(override.key_or_group, value, problem, "choose one")
             else:
                 given.append(text)
-        gpus = lists["gpus"]
-        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in gpus):
-            problem = "must be whole numbers from 1 on"
-            raise ConfigError("gpus", ",".join(map(str, gpus)), problem, "as in gpus=1,2,4,8")
+        for key in ("gpus", "replicas"):
+            counts = lists[key]
+            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
+                problem = "must be whole numbers from 1 on"
+                raise ConfigError(key, ",".join(map(str, counts)), problem, f"as in {key}=1,2,4,8")
         register_resolvers()
         configs: dict[str, Mapping[str, Any]] = {}
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             for name in lists["schedule"]:
                 configs[str(name)], choices = composed([*given, f"schedule={name}"])
-        return cls(gpus, configs, choices)
+        return cls(lists["gpus"], lists["replicas"], configs, choices)
 
-    def settings(self, name: str, gpus: int) -> Settings:
+    def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """The settings of a run: every worker has the same threads, whatever `gpus` is.
 
         As many as the largest number of devices that this machine's cores can stand for leaves
@@ -186,7 +192,7 @@ class Plan:
         cores = usable_cores()
         largest = max((n for n in self.gpus if n <= cores), default=cores)
         threads = config["threads"] if config["threads"] is not None else max(1, cores // largest)
-        return parse({**config, "gpus": gpus, "threads": threads})
+        return parse({**config, "gpus": gpus, "threads": threads, "replicas": replicas})
 
 
 def _values(override: "Override") -> tuple[Any, ...]:
@@ -216,7 +222,7 @@ def _show(plan: Plan, bandwidth: float | None, latency: float | None) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, width=120)
     with Console(stderr=True).status("measuring units ..."):
-        planner = Planner(plan.settings, list(plan.configs), link)
+        planner = Planner(plan.settings, list(plan.configs), link, plan.replicas)
         tables = {gpus: planner.rows(gpus) for gpus in plan.gpus}
         planner.check()
     console.print(planner.title(plan.choices))

@@ -151,16 +151,47 @@ class Settings(_Section):
     # Runs of before these existed can be resumed.
     objective: str | None = None
     timeline: bool = True
+    replicas: Workers = 1
+    sync_batchnorm: bool = False
+
+    @property
+    def devices_asked(self) -> int:
+        """What `gpus` asks for: two, or one for each replica, where it is left open."""
+        return max(2, self.replicas) if self.gpus is None else self.gpus
 
     @property
     def stages_asked(self) -> int:
-        """What `gpus` asks for: two where it is left open."""
-        return 2 if self.gpus is None else self.gpus
+        """How many stages those devices make."""
+        return self.devices_asked // self.replicas
 
     @property
     def threads_per_worker(self) -> int:
         """What `threads` asks for: the usable cores shared by the workers where it is left open."""
-        return self.threads or max(1, usable_cores() // self.stages_asked)
+        return self.threads or max(1, usable_cores() // self.devices_asked)
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        replicas, devices = self.replicas, self.devices_asked
+        if devices % replicas:
+            above = -(-devices // replicas) * replicas
+            raise ConfigError(
+                "replicas",
+                replicas,
+                f"gpus={devices} devices cannot hold that many copies of every stage",
+                f"use gpus={above}" + (f" or gpus={above - replicas}" if above > replicas else ""),
+            )
+        if self.sync_batchnorm and self.compile:
+            raise ConfigError(
+                "sync_batchnorm", True, "torch.compile cannot compile it", "use compile=false"
+            )
+        if replicas > self.batch_size:
+            raise ConfigError(
+                "replicas",
+                replicas,
+                f"a batch of {self.batch_size} samples cannot be shared by so many",
+                f"use at most {self.batch_size}, or a larger batch_size",
+            )
+        return self
 
 
 def parse(config: Mapping[str, Any]) -> Settings:

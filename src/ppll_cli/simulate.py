@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from ppll_cli.errors import DeadlockError
 from ppll_cli.schedules import rules
-from ppll_cli.schedules.instructions import Backward, Forward, Instruction, LocalUpdate, Measure
+from ppll_cli.schedules.instructions import (
+    Backward,
+    Forward,
+    Instruction,
+    LocalBackward,
+    LocalUpdate,
+    Measure,
+)
 from ppll_cli.schedules.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
@@ -94,7 +101,7 @@ class _Stage:
         if isinstance(instruction, Forward):
             self.live += 1
             self.peak_live = max(self.peak_live, self.live)
-        elif isinstance(instruction, Backward | LocalUpdate | Measure):
+        elif isinstance(instruction, Backward | LocalUpdate | LocalBackward | Measure):
             self.live -= 1
 
 

@@ -26,7 +26,7 @@ TINY = {
     "resnet32": ["model=resnet32", "model.depth=8", "optim=sgd", "optim.lr=0.1", *SMALL],
 }
 ROWS = {
-    "vit": ["ppll", "bound", "bound_in_turn", "torch_gpipe_m4", "gpipe_m4", "ddp"],
+    "vit": ["ppll", "bound", "bound_in_turn", "torch_gpipe_m4", "gpipe_m4", "ddp", "bp_replicas"],
     "resnet32": ["ppll", "torch_gpipe_m4", "gpipe_m4"],
 }
 
@@ -75,6 +75,7 @@ def assert_same_training(model: str, result: dict[str, Any]) -> None:
     assert losses["torch_gpipe_m4"] == pytest.approx(losses["gpipe_m4"], rel=1e-4)
     if model == "vit":
         assert losses["ddp"] == pytest.approx(losses["gpipe_m4"], rel=1e-4)
+        assert losses["bp_replicas"] == pytest.approx(losses["ddp"], rel=1e-4)
     assert losses["ppll"] != pytest.approx(losses["gpipe_m4"], rel=1e-3)
 
 

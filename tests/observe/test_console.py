@@ -16,9 +16,10 @@ FACTS = RunFacts(
     steps=80,
     steps_per_epoch=10,
     batch_size=64,
+    replicas=1,
     stages=[
-        StageFacts("cuda:0", ["stem", "blocks.0"], [0, 1], 1_500, 3000, 0),
-        StageFacts("cuda:1", ["head"], [2], 500, 1000, 3),
+        StageFacts("0", "cuda:0", ["stem", "blocks.0"], [0, 1], 1_500, 3000, 0),
+        StageFacts("1", "cuda:1", ["head"], [2], 500, 1000, 3),
     ],
 )
 LINE = {"step": 40, "epoch": 4, "module": None, "loss": 0.25, "accuracy": 0.875}
@@ -31,6 +32,7 @@ STAGE = {
 SUMMARY: dict[str, Any] = {
     "status": "completed",
     "steps": 40,
+    "replicas": 1,
     "emulated": False,
     "devices": ["cuda:0", "cuda:1"],
     "train": {"seconds": 12.34, "samples_per_second": 1234.5},
@@ -41,8 +43,8 @@ SUMMARY: dict[str, Any] = {
         {"units": ["blocks.0", "head"], "params": 900, "aux_params": 0, "test": None},
     ],
     "stages": [
-        {"index": 0, "device": "cuda:0", "peak_memory_bytes": 2_000_000_000, **STAGE},
-        {"index": 1, "device": "cuda:1", "peak_memory_bytes": None, **STAGE},
+        {"index": 0, "replica": 0, "device": "cuda:0", "peak_memory_bytes": 2_000_000_000, **STAGE},
+        {"index": 1, "replica": 0, "device": "cuda:1", "peak_memory_bytes": None, **STAGE},
     ],
 }
 Capture = pytest.CaptureFixture[str]
@@ -154,3 +156,19 @@ def test_the_end_says_what_stages_did_and_modules_learned(capsys: Capture) -> No
 def test_one_module_has_no_table(capsys: Capture) -> None:
     Console(FACTS).end({**SUMMARY, "per_module": SUMMARY["per_module"][:1]}, Path("outputs/x"))
     assert capsys.readouterr().out.startswith("stage ")
+
+
+def test_replicas_have_rows_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [
+        {**stage, "index": 0, "replica": index, "average_fraction": 0.25}
+        for index, stage in enumerate(SUMMARY["stages"])
+    ]
+    summary = {**SUMMARY, "per_module": [], "stages": stages, "replicas": 2}
+    Console(FACTS).end(summary, Path("outputs/x"))
+    head, first, second, *_ = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head[-2:] == ["average", "memory"]
+    assert (first[:4], second[:4]) == (
+        ["0", "replica", "0", "cuda:0"],
+        ["0", "replica", "1", "cuda:1"],
+    )
+    assert "0.250" in first

@@ -18,9 +18,10 @@ FACTS = RunFacts(
     steps=200,
     steps_per_epoch=20,
     batch_size=64,
+    replicas=1,
     stages=[
-        StageFacts("cuda:0", ["stem", "blocks.0", "blocks.1"], [0], 1000, 2000, 0),
-        StageFacts("cuda:1", ["head"], [1], 10, 20, 3),
+        StageFacts("0", "cuda:0", ["stem", "blocks.0", "blocks.1"], [0], 1000, 2000, 0),
+        StageFacts("1", "cuda:1", ["head"], [1], 10, 20, 3),
     ],
 )
 

@@ -13,6 +13,7 @@ from ppll_cli.observe import timeline
 from ppll_cli.observe.timeline import COLOURS, Span
 from ppll_cli.schedules.instructions import (
     Backward,
+    FinishAverage,
     Forward,
     LocalUpdate,
     Loss,
@@ -54,6 +55,7 @@ LANES = [
         ("transfer", SEND, "send"),
         ("transfer", RECEIVE, "receive"),
         ("data", NextBatch(), "data"),
+        ("average", FinishAverage(0), "average"),
         ("starved", None, "idle"),
         ("starved", RECEIVE, "idle"),  # on CUDA it is the device that waits
         ("blocked", None, "idle"),
@@ -64,7 +66,7 @@ def test_what_a_span_counts_as(kind: str, instruction: Any, category: str) -> No
 
 
 def test_the_trace_has_all_stages_on_one_clock() -> None:
-    events = timeline.trace(LANES, ["cpu", "cuda:1"], "a title")["traceEvents"]
+    events = timeline.trace(LANES, ["0", "1"], ["cpu", "cuda:1"], "a title")["traceEvents"]
     names = [event["args"]["name"] for event in events if event["ph"] == "M"]
     assert names == ["stage 0 (cpu)", "stage 1 (cuda:1)"]
     spans = [event for event in events if event["ph"] == "X"]
@@ -89,7 +91,7 @@ def test_the_picture_shows_the_time_in_which_all_stages_were_traced() -> None:
 
 
 def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
-    timeline.write(tmp_path, LANES, ["cpu", "cpu"], "a title")
+    timeline.write(tmp_path, LANES, ["0", "1"], ["cpu", "cpu"], "a title")
     image = imread(tmp_path / "timeline.png")[:, :, :3]
     for category in COLOURS:
         near = np.abs(image - np.array(to_rgb(COLOURS[category]))).max(axis=2) < 0.02

@@ -11,8 +11,9 @@ from ppll_cli import settings
 from ppll_cli.errors import AttachedError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
+from ppll_cli.runtime.chunk import StageChunk
 from ppll_cli.runtime.prepare import prepare
-from ppll_cli.runtime.stage import Stage, StageChunk
+from ppll_cli.runtime.stage import Stage
 from ppll_cli.tasks.task import Task
 from tests.conftest import compose_config, own_model
 

@@ -14,8 +14,11 @@ from ppll_cli.schedules.gpipe import GPipe
 from ppll_cli.schedules.instructions import (
     Backward,
     End,
+    FinishAverage,
     Forward,
     Instruction,
+    LocalBackward,
+    LocalStep,
     LocalUpdate,
     Loss,
     Measure,
@@ -29,6 +32,7 @@ from ppll_cli.schedules.instructions import (
     SendGradients,
     SendMark,
     SendNorms,
+    StartAverage,
     Step,
 )
 from ppll_cli.schedules.ll import LocalLearning
@@ -77,6 +81,22 @@ BAD: dict[str, tuple[list[Instruction], str]] = {
         "its Loss or ReceiveGradients",
     ),
     "gradients sent before backward": ([N, F, L, SendGradients(0, 0, 0)], "its Backward"),
+    "local step before its backward": ([N, F, LocalStep(0)], "its LocalBackward"),
+    "local step of the batch before": (
+        [N, F, LocalBackward(0, 0), LocalStep(0), N, F, LocalStep(0)],
+        "its LocalBackward",
+    ),
+    "local step before its average": (
+        [N, F, LocalBackward(0, 0), StartAverage(0), LocalStep(0)],
+        "its FinishAverage",
+    ),
+    "step before its average": ([N, F, L, B, StartAverage(0), S], "its FinishAverage"),
+    "average before a backward": ([N, F, StartAverage(0)], "the Backward of [(0, 0)]"),
+    "average that never began": ([N, F, L, B, FinishAverage(0)], "its StartAverage"),
+    "average of the batch before": (
+        [N, F, L, B, StartAverage(0), FinishAverage(0), S, N, F, L, B, FinishAverage(0)],
+        "its StartAverage",
+    ),
     "step before a backward": ([N, F, Forward(0, 1), L, B, S], r"the Backward of [(0, 1)]"),
 }
 
@@ -98,12 +118,14 @@ def test_every_stream_of_ours_follows_the_rules() -> None:
     for kind in (BackPropagation, LocalLearning, NaivePipeline, GPipe, OneFOneB, PPLL):
         for stages in range(1, 6):
             for stage in range(stages):
-                rules.check(_two_batches_and_more(kind(microbatches=3), stage, stages))
+                for replicas in (1, 2):
+                    rules.check(_batches(kind(microbatches=3), stage, stages, replicas))
 
 
-def _two_batches_and_more(schedule: Schedule, stage: int, stages: int) -> list[Instruction]:
+def _batches(schedule: Schedule, stage: int, stages: int, replicas: int) -> list[Instruction]:
     chunks = 2 if schedule.local else 1
-    batch = list(schedule.batch(Place(stage, stages, chunks, schedule.microbatches, norms=True)))
+    parts = schedule.microbatches
+    batch = [*schedule.batch(Place(stage, stages, chunks, parts, norms=True, replicas=replicas))]
     place = Place(stage, stages, chunks)
     return [*batch, *evaluation_batch(place), *batch, *pass_mark(place, End(2))]
 

@@ -29,8 +29,11 @@ from ppll_cli.schedules.instructions import (
     Checkpoint,
     End,
     Evaluate,
+    FinishAverage,
     Forward,
     Instruction,
+    LocalBackward,
+    LocalStep,
     LocalUpdate,
     Loss,
     Mark,
@@ -45,6 +48,7 @@ from ppll_cli.schedules.instructions import (
     SendGradients,
     SendMark,
     SendNorms,
+    StartAverage,
     Step,
 )
 from ppll_cli.schedules.ll import LocalLearning
@@ -97,6 +101,14 @@ def word(instruction: Instruction, chunks: int) -> str:
             return f"m<{peer}"
         case Release(peer):
             return f"x{peer}"
+        case LocalBackward(chunk, micro_batch):
+            return f"G{part(micro_batch, chunk)}"
+        case LocalStep(chunk):
+            return f"S{part(0, chunk)}"
+        case StartAverage(chunk):
+            return f"+{part(0, chunk)}"
+        case FinishAverage(chunk):
+            return f"={part(0, chunk)}"
         case Evaluate() | Checkpoint() | End():
             return "!"
 
@@ -166,6 +178,23 @@ def test_norms_add_up_downstream_and_the_total_travels_back(kind: type[Schedule]
         without = words(kind().batch(Place(stage, 3)))
         with_norms = words(kind().batch(Place(stage, 3, norms=True)))
         assert with_norms == without.removesuffix("S") + exchange
+
+
+@pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, BackPropagation])
+def test_replicas_average_their_gradients_before_norms_and_step(kind: type[Schedule]) -> None:
+    for norms in (False, True):
+        places = [Place(0, 1, norms=norms, replicas=replicas) for replicas in (1, 3)]
+        without, found = (words(kind().batch(place)) for place in places)
+        exchange = " n+ S" if norms else " S"
+        assert found == f"{without.removesuffix(exchange)} +0 =0{exchange}"
+
+
+def test_replicas_average_a_module_while_they_compute_the_next() -> None:
+    found = [words(PPLL().batch(Place(stage, 2, 3, replicas=2)), 3) for stage in range(2)]
+    assert found == table("""
+        N     F0a G0a +0a F0b G0b +0b =0a S0a F0c a0c>1 G0c +0c =0b S0b    =0c S0c
+        a0a<0 F0a G0a +0a F0b G0b +0b =0a S0a F0c       G0c +0c =0b S0b x0 =0c S0c
+    """)
 
 
 def test_one_stage_adds_its_norms_alone() -> None:

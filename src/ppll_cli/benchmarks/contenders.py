@@ -44,6 +44,7 @@ OURS = {
     "pp": ["schedule=pp", "partition=profile"],
     "bp": ["schedule=bp", "partition=uniform"],
     "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
+    "bp_replicas": ["schedule=bp", "partition=uniform"],
 }
 """Our own schedules by name, with what sets them apart. On one stage there is nothing to cut."""
 
@@ -63,7 +64,7 @@ LONG = (
     *("ppll", "bound", "bound_in_turn", "ll", "ppll_naive"),
     *("torch_gpipe_m4", "gpipe_m4", "1f1b_m4", "torch_1f1b_m4"),
     *("torch_gpipe_m8", "gpipe_m8", "1f1b_m8", "torch_1f1b_m8"),
-    *("pp", "ddp", "bp", "bp_all_threads"),
+    *("pp", "ddp", "bp_replicas", "bp", "bp_all_threads"),
 )
 """All names, in an order in which those that are compared with each other are near."""
 
@@ -120,7 +121,10 @@ class Case:
     def prepared(self, name: str) -> tuple[Settings, Prepared]:
         """The settings and the job of one of our own schedules."""
         if name not in self._prepared:
-            parsed = compose_settings([*self.overrides, *OURS[name], *self._modules(name)])
+            own = [*OURS[name], *self._modules(name)]
+            if name == "bp_replicas":  # as many as there are devices
+                own.append(f"replicas={self.gpus}")
+            parsed = compose_settings([*self.overrides, *own])
             self._prepared[name] = parsed, prepare(parsed, run_dir="")
         return self._prepared[name]
 

@@ -7,7 +7,8 @@ in turn trains for a few seconds while the others rest. What is shown are median
 - `ppll` and `ppll_naive` (by transport) and `ll` train the same modules, the stages that
   `partition=profile` cuts for `ppll`; `pp`, `gpipe_m4` and the like have the stages that it cuts
   for them, and `torch_gpipe_m4` and the like those of `gpipe_m4` and the like. `ddp` is torch's
-  `DistributedDataParallel` with its defaults, each rank with its part of the batch.
+  `DistributedDataParallel` with its defaults, each rank with its part of the batch, and
+  `bp_replicas` our `schedule=bp` with as many replicas.
 - `bp` and `ll` have one worker. On a CPU that is not all that the machine can give, so
   `bp_all_threads` stands beside it.
 - `bound`: every stage of `ppll` loops on an input of its own at the same time, and nothing travels;
@@ -48,6 +49,7 @@ RATIOS = {
     "ppll_over_ll": ("ppll", "ll"),
     "ceiling": ("bound", "bound_in_turn"),
     "gpipe_over_torch_gpipe": ("gpipe_m4", "torch_gpipe_m4"),
+    "replicas_over_ddp": ("bp_replicas", "ddp"),
 }
 """By key, which row's samples per second over which other's."""
 
@@ -57,6 +59,7 @@ TARGETS = {
         "ppll_over_torch_gpipe": over_torch,
         "ppll_over_ll": 1.6,
         "gpipe_over_torch_gpipe": 1.0,
+        "replicas_over_ddp": 0.95,
     }
     for model, over_torch in (("vit", 1.35), ("resnet32", 1.15))
 }

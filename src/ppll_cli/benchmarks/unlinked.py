@@ -17,7 +17,7 @@ from ppll_cli.benchmarks.paced import Line, PacedCourse, Workers, paced
 from ppll_cli.partition.layout import Edge
 from ppll_cli.runtime.items import Item, TrainBatch
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.worker import Header
+from ppll_cli.runtime.links import Header
 from ppll_cli.transport import channel
 from ppll_cli.values import ValueSpec
 

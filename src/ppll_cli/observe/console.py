@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
+from ppll_cli.names import seat_name
 from ppll_cli.observe.facts import RunFacts
 from ppll_cli.observe.live import Ticker, View, few, line, size
 from ppll_cli.observe.progress import Look, Progress
@@ -54,14 +55,14 @@ class Console:
         flops = sum(stage.flops for stage in self._facts.stages)
         rows = [
             [
-                str(index),
+                stage.name,
                 stage.device,
                 f"{few(stage.units)} ({len(stage.units)})",
                 few([str(module) for module in stage.modules]) if stage.modules else "",
                 f"{stage.params:,}",
                 f"{stage.flops / max(1, flops):.0%}",
             ]
-            for index, stage in enumerate(self._facts.stages)
+            for stage in self._facts.stages
         ]
         self._out.print(_table(names, rows, left=("device", "units", "modules")))
         self._say(f"output: {run_dir}")
@@ -72,7 +73,7 @@ class Console:
         Args:
             looks: Looks at each stage.
         """
-        progress = Progress(self._facts.start, self._facts.steps)
+        progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
         if not self._out.is_terminal or self._out.is_dumb_terminal:
 
@@ -169,11 +170,13 @@ class Console:
                 for index, module in enumerate(modules)
             ]
             yield _table(names, rows, left=("units",))
-        parts = ("compute", "aux", "starved", "blocked")
+        parts = ["compute", "aux", "starved", "blocked"]
+        if summary["replicas"] > 1:
+            parts.append("average")
         names = ["stage", "device", *(p.replace("aux", "auxiliary") for p in parts), "memory"]
         rows = [
             [
-                str(stage["index"]),
+                seat_name(stage["index"], stage["replica"], summary["replicas"]),
                 stage["device"],
                 *(_number(stage[f"{part}_fraction"], 3) for part in parts),
                 size(stage["peak_memory_bytes"]) or "unknown",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageFacts:
-    """A stage.
+    """A stage, or a replica of one.
 
     Attributes:
+        name: Its number, and the replica's.
         device: Where it is.
         units: Names of its units, in order.
         modules: Numbers of its modules.
@@ -17,6 +18,7 @@ class StageFacts:
         slots: Messages that fit on the way to it; 0 for the first stage.
     """
 
+    name: str
     device: str
     units: Sequence[str]
     modules: Sequence[int]
@@ -36,7 +38,8 @@ class RunFacts:
         steps: Optimizer steps at its end.
         steps_per_epoch: Optimizer steps of an epoch.
         batch_size: Samples of a training batch.
-        stages: Its stages.
+        replicas: Of each stage.
+        stages: Its stages; where these have replicas, each of those.
     """
 
     metric: str
@@ -45,4 +48,5 @@ class RunFacts:
     steps: int
     steps_per_epoch: int
     batch_size: int
+    replicas: int
     stages: Sequence[StageFacts]

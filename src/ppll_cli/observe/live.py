@@ -60,13 +60,11 @@ class View:
             text.append(f"{self.results}\n")
         rows = [
             [
-                str(index),
+                stage.name,
                 stage.device,
                 *_wide(width, few(stage.units), _queue(stage, now), size(now.memory_bytes)),
             ]
-            for index, (stage, now) in enumerate(
-                zip(self.facts.stages, self.now.stages, strict=True)
-            )
+            for stage, now in zip(self.facts.stages, self.now.stages, strict=True)
         ]
         names = ["stage", "device", *_wide(width, "units", "queue", "memory")]
         columns = [max(map(len, column)) for column in zip(names, *rows, strict=True)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-KINDS = ("compute", "auxiliary", "optimizer", "starved", "blocked", "data", "transfer")
+KINDS = ("compute", "auxiliary", "optimizer", "starved", "blocked", "data", "transfer", "average")
 """What a stage spends its time on."""
 
 WINDOW_S = 10.0
@@ -82,10 +82,11 @@ class Progress:
     Args:
         start: Optimizer steps that were done before.
         steps: How many there are to be.
+        replicas: Of each stage; they are neighbours among the workers.
     """
 
-    def __init__(self, start: int, steps: int) -> None:
-        self._start, self._steps = start, steps
+    def __init__(self, start: int, steps: int, replicas: int = 1) -> None:
+        self._start, self._steps, self._replicas = start, steps, replicas
         self._began_s: float | None = None
         self._looks: deque[tuple[float, Sequence[Look]]] = deque()
         self._shares: list[Mapping[str, float] | None] = []
@@ -95,7 +96,7 @@ class Progress:
 
         Args:
             now_s: The time, on any clock that does not go back.
-            looks: What is seen of each stage.
+            looks: What is seen of each worker.
         """
         step = max(self._start, looks[-1].step)
         if self._began_s is None and step > self._start:
@@ -113,10 +114,14 @@ class Progress:
             for one, other, last in zip(before, looks, shares, strict=True)
         ]
         stages = [
-            StageNow(share, _queued(looks, stage), look.memory_bytes)
-            for stage, (look, share) in enumerate(zip(looks, self._shares, strict=True))
+            StageNow(share, self._queued(looks, worker), look.memory_bytes)
+            for worker, (look, share) in enumerate(zip(looks, self._shares, strict=True))
         ]
         return Now(step, rate, self._left_s(now_s, step), tuple(stages))
+
+    def _queued(self, looks: Sequence[Look], worker: int) -> int:
+        before = worker - self._replicas
+        return max(0, looks[before].sent - looks[worker].received) if before >= 0 else 0
 
     def _left_s(self, now_s: float, step: int) -> float | None:
         if self._began_s is None or step == self._first:
@@ -132,7 +137,3 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     # The two are not read in one instant.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}
-
-
-def _queued(looks: Sequence[Look], stage: int) -> int:
-    return max(0, looks[stage - 1].sent - looks[stage].received) if stage else 0

@@ -19,6 +19,7 @@ COLOURS = {
     "data": "#999999",
     "receive": "#F0E442",
     "send": "#CC79A7",
+    "average": "#D55E00",
     "idle": "#FFFFFF",
 }
 """By category: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
@@ -35,7 +36,7 @@ class Span(NamedTuple):
     Attributes:
         start_s: When it began, on the clock that all stages share.
         end_s: When it ended.
-        kind: "compute", "auxiliary", "optimizer", "starved", "blocked", "data" or "transfer".
+        kind: One of `progress.KINDS`.
         instruction: What for; None where the stage waited.
         step: Optimizer steps before the batch.
     """
@@ -60,7 +61,7 @@ class Span(NamedTuple):
 
 
 Lanes = Sequence[Sequence[Span]]
-"""For each stage, its spans."""
+"""For each worker, its spans."""
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -83,29 +84,32 @@ def title(summary: Mapping[str, Any]) -> str:
     )
 
 
-def write(folder: Path, lanes: Lanes, devices: Sequence[str], title: str) -> None:
+def write(
+    folder: Path, lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
+) -> None:
     """Write `timeline.json` and `timeline.png`.
 
     Args:
         folder: Where.
-        lanes: The spans of each stage.
-        devices: Of each stage.
+        lanes: The spans of each worker.
+        names: Of each worker's stage and replica.
+        devices: Of each worker.
         title: Of the picture.
 
     Raises:
         OSError: One of them cannot be written.
     """
-    write_json(folder / "timeline.json", trace(lanes, devices, title))
-    picture(folder / "timeline.png", lanes, devices, title)
+    write_json(folder / "timeline.json", trace(lanes, names, devices, title))
+    picture(folder / "timeline.png", lanes, names, devices, title)
 
 
-def trace(lanes: Lanes, devices: Sequence[str], title: str) -> dict[str, Any]:
-    """A Chrome trace, which Perfetto opens: a thread for each stage, times in microseconds."""
+def trace(lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str) -> dict[str, Any]:
+    """A Chrome trace, which Perfetto opens: a thread for each worker, times in microseconds."""
     zero_s = min(span.start_s for spans in lanes for span in spans)
     events: list[dict[str, Any]] = []
-    for stage, (spans, device) in enumerate(zip(lanes, devices, strict=True)):
-        names = {"name": f"stage {stage} ({device})"}
-        events.append({"name": "thread_name", "ph": "M", "pid": 0, "tid": stage, "args": names})
+    for worker, (spans, name, device) in enumerate(zip(lanes, names, devices, strict=True)):
+        place = {"name": f"stage {name} ({device})"}
+        events.append({"name": "thread_name", "ph": "M", "pid": 0, "tid": worker, "args": place})
         for span in spans:
             fields = _fields(span.instruction)
             what = span.kind if span.instruction is None else type(span.instruction).__name__
@@ -117,7 +121,7 @@ def trace(lanes: Lanes, devices: Sequence[str], title: str) -> dict[str, Any]:
                     "ts": round(1e6 * (span.start_s - zero_s), 3),
                     "dur": round(1e6 * (span.end_s - span.start_s), 3),
                     "pid": 0,
-                    "tid": stage,
+                    "tid": worker,
                     "args": {"batch": span.step, "kind": span.kind, **fields},
                 }
             )
@@ -139,19 +143,22 @@ def window(lanes: Lanes) -> tuple[float, float]:
     return min(starts), max(ends)
 
 
-def picture(path: Path, lanes: Lanes, devices: Sequence[str], title: str) -> None:
-    """Draw a lane for each stage; the number of its batch stands on each bar that has room."""
+def picture(
+    path: Path, lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
+) -> None:
+    """Draw a lane for each worker; the number of its batch stands on each bar that has room."""
     from matplotlib.patches import Patch
 
     start_s, end_s = window(lanes)
     height = min(MOST_INCHES, 1.6 + LANE_INCHES * len(lanes))
     figure = new_figure(14, height)
     axes = figure.add_subplot()
-    for stage, spans in enumerate(lanes):
-        _draw(axes, stage, list(_clipped(spans, start_s, end_s)), end_s - start_s)
+    for lane, spans in enumerate(lanes):
+        _draw(axes, lane, list(_clipped(spans, start_s, end_s)), end_s - start_s)
     axes.set_xlim(0, 1e3 * (end_s - start_s))
     axes.set_ylim(len(lanes) - 0.5, -0.5)
-    axes.set_yticks(range(len(lanes)), [f"stage {n}\n{d}" for n, d in enumerate(devices)])
+    places = [f"stage {name}\n{device}" for name, device in zip(names, devices, strict=True)]
+    axes.set_yticks(range(len(lanes)), places)
     axes.set_xlabel("milliseconds; the numbers are those of batches; white: waiting")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11)
@@ -171,12 +178,12 @@ def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Sp
             yield span._replace(start_s=first - start_s, end_s=last - start_s)
 
 
-def _draw(axes: "Axes", stage: int, spans: Sequence[Span], width_s: float) -> None:
+def _draw(axes: "Axes", lane: int, spans: Sequence[Span], width_s: float) -> None:
     for category, colour in COLOURS.items():
         found = [span for span in spans if span.category == category]
         axes.broken_barh(
             [(1e3 * span.start_s, 1e3 * (span.end_s - span.start_s)) for span in found],
-            (stage - 0.38, 0.76),
+            (lane - 0.38, 0.76),
             facecolors=colour,
             edgecolors="black" if category != "idle" else "#BBBBBB",
             linewidth=0.3,
@@ -188,7 +195,7 @@ def _draw(axes: "Axes", stage: int, spans: Sequence[Span], width_s: float) -> No
             dark = span.category == "backward"
             axes.text(
                 middle_ms,
-                stage,
+                lane,
                 str(span.step),
                 ha="center",
                 va="center",

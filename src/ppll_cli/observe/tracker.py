@@ -227,19 +227,25 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of each stage, `stage_0/compute_fraction` and so on; and `pipeline/bubble_fraction`.
 
-    That is the share of the stages' time in which they waited, as in `summary.json`.
+    Replicas but the first have their number in the name, as in `stage_0_replica_1`. The bubble is
+    the share of the stages' time in which they waited, as in `summary.json`.
     """
     found = {
-        f"stage_{stage['index']}/{key}": float(value)
+        f"{_stage(stage)}/{key}": float(value)
         for stage in stages
         for key, value in stage.items()
-        if key != "index" and isinstance(value, int | float)
+        if key not in ("index", "replica") and isinstance(value, int | float)
     }
     waits = [stage.get(f"{kind}_fraction") for stage in stages for kind in ("starved", "blocked")]
     known = [wait for wait in waits if wait is not None]
     if stages and len(known) == len(waits):
         found["pipeline/bubble_fraction"] = sum(known) / len(stages)
     return found
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    replica = stage.get("replica", 0)
+    return f"stage_{stage['index']}" + (f"_replica_{replica}" if replica else "")
 
 
 def tree(value: Any) -> Any:

@@ -133,3 +133,15 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
     return [size + (part < extra) for part in range(parts)]
+
+
+def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
+    """Sizes of the micro-batches of a replica's share of a batch, shares being as even as can be.
+
+    Args:
+        samples: Of the batch, at least one for each replica.
+        microbatches: How many a share is split into, at most.
+        replicas: How many share the batch; the first ones have the larger shares.
+        replica: Which.
+    """
+    return split_batch(split_batch(samples, replicas)[replica], microbatches)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
+from ppll_cli.names import seat_name
 from ppll_cli.partition.layout import Edge, Layout
-from ppll_cli.runtime.items import Course, split_batch
+from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
@@ -23,6 +24,13 @@ class Room(NamedTuple):
 
     slots: int
     size: int
+
+
+class Seat(NamedTuple):
+    """The place of a worker: a stage, and which of its replicas it is, both counted from 0."""
+
+    stage: int
+    replica: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Job:
         features: What the first output of each unit is like.
         edges: What crosses each cut between stages.
         depth: Slots of each channel beyond those that the schedule holds.
-        devices: The device of each stage.
+        devices: The device of each worker, in the order of `seats`.
         threads: CPU threads of each worker.
         seed: Of all that is drawn.
         bf16: Compute under bfloat16 autocast.
@@ -55,6 +63,8 @@ class Job:
         start: Optimizer steps that were done before.
         checkpoint: The folder in which their result is; None at step 0.
         evaluation_edges: What crosses each cut in evaluation, where that is something else.
+        replicas: How many workers hold each stage, each with its share of every batch.
+        sync_batchnorm: BatchNorm sees the shares of all of them.
     """
 
     model: Mapping[str, Any]
@@ -82,11 +92,26 @@ class Job:
     start: int = 0
     checkpoint: Path | None = None
     evaluation_edges: tuple[Edge, ...] | None = None
+    replicas: int = 1
+    sync_batchnorm: bool = False
 
     @property
     def stages(self) -> int:
-        """How many stages, and so workers, there are."""
+        """How many stages there are."""
         return len(self.layout.stages)
+
+    @property
+    def seats(self) -> list[Seat]:
+        """Of all workers; replicas of a stage are neighbours."""
+        return [Seat(s, r) for s in range(self.stages) for r in range(self.replicas)]
+
+    def device(self, seat: Seat) -> str:
+        """Where a worker computes."""
+        return self.devices[seat.stage * self.replicas + seat.replica]
+
+    def name(self, seat: Seat) -> str:
+        """What the user is told of where something was."""
+        return seat_name(seat.stage, seat.replica, self.replicas)
 
     @property
     def warmup(self) -> int:
@@ -97,17 +122,22 @@ class Job:
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
+    def microbatches(self, samples: int, replica: int = 0) -> list[int]:
+        """Sizes of the micro-batches that a replica makes of its share of a batch."""
+        microbatches = self.make_schedule().microbatches
+        return split_share(samples, microbatches, self.replicas, replica)
+
     @property
     def microbatch_size(self) -> int:
         """Samples of the largest micro-batch."""
-        return split_batch(self.course.batch_size, self.make_schedule().microbatches)[0]
+        return self.microbatches(self.course.batch_size)[0]
 
     def place(self, stage: int, microbatches: int) -> Place:
         """Where a stage's instructions for a training batch are executed."""
         chunks = len(self.layout.chunks(stage))
         needed = self.optim.clip_norm is not None or self.optim.nonfinite == "skip"
         norms = needed and not self.local_learning
-        return Place(stage, self.stages, chunks, microbatches, norms)
+        return Place(stage, self.stages, chunks, microbatches, norms, self.replicas)
 
     def channels(self) -> dict[Channel, Room]:
         """The channels between neighbouring stages, and how much each holds."""

@@ -6,20 +6,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.runtime import forkserver, process
-from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.job import Job, Seat
+from ppll_cli.runtime.links import Links, StopFlag
 from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
-from ppll_cli.runtime.worker import Links, StopFlag
-from ppll_cli.transport.channel import Receiver, Sender, Transport
+from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
 from ppll_cli.transport.memory import remove_left
+from ppll_cli.transport.replicas import Meeting, Replicas
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,9 @@ LEAVE_S = 5.0
 
 SETTLE_S = 0.3
 """How long to wait, after a failure, for the process that may be its cause to be gone."""
+
+AHEAD = 4
+"""How many items the first replica of stage 0 may be ahead of the others."""
 
 FORGOTTEN = 255
 """What multiprocessing gives as the exit status of a worker when its fork server is gone."""
@@ -39,7 +45,8 @@ Report = dict[str, Any]
 class _Watched:
     """A worker, seen from the parent."""
 
-    stage: int
+    seat: Seat
+    name: str
     process: ForkServerProcess
     reports: Connection
     pulse: Pulse
@@ -52,7 +59,7 @@ class Ending:
     """How the workers ended.
 
     Attributes:
-        reports: The last report of each worker, in the order of the stages.
+        reports: The last report of each worker, in the order of the job's seats.
         signal: The signal that asked for a stop, if one did.
     """
 
@@ -82,20 +89,25 @@ def launch(
     forkserver.start()
     context = forkserver.context()
     stop = context.RawValue("b", 0)
-    senders, receivers = _channels(job, transport)
+    ends = _channels(job, transport)
     workers: list[_Watched] = []
-    with _stop_on_signal(stop), _none_left(workers):
-        for stage in range(job.stages):
+    with _stop_on_signal(stop), _meetings(job) as meetings, _none_left(workers):
+        for seat in job.seats:
             here, there = context.Pipe()
             pulse: Pulse = context.RawValue(Pulse)
             pulse.begin("starting", FORKED_LIMIT_S)
-            links = Links(senders[stage], receivers[stage], there, stop, pulse)
+            own = ends[seat]
+            links = Links(
+                *(own.senders, own.receivers, there, stop, pulse),
+                *(meetings.get(seat), own.followers, own.leader),
+            )
+            name = job.name(seat)
             started = context.Process(
-                target=process.main, args=(job, stage, links), name=f"ppll-stage-{stage}"
+                target=process.main, args=(job, seat, links), name=f"ppll-stage-{name}"
             )
             _start(started)
             there.close()
-            workers.append(_Watched(stage, started, here, pulse))
+            workers.append(_Watched(seat, name, started, here, pulse))
         pulses = [watched.pulse for watched in workers]
         on_start(pulses)
         watch = Watch(pulses)
@@ -123,17 +135,48 @@ def _lost(name: str) -> RunFailedError:
     )
 
 
-def _channels(
-    job: Job, transport: Transport
-) -> tuple[list[dict[int, Sender]], list[dict[int, Receiver]]]:
-    """For each stage, its ends of the channels to and from its neighbours."""
-    senders: list[dict[int, Sender]] = [{} for _ in range(job.stages)]
-    receivers: list[dict[int, Receiver]] = [{} for _ in range(job.stages)]
+@dataclass
+class _Ends:
+    """A worker's ends of channels; see `Links`."""
+
+    senders: dict[int, Sender] = field(default_factory=dict)
+    receivers: dict[int, Receiver] = field(default_factory=dict)
+    followers: dict[int, Sender] = field(default_factory=dict)
+    leader: Receiver | None = None
+
+
+def _channels(job: Job, transport: Transport) -> dict[Seat, _Ends]:
+    """For each worker, its ends of the channels to and from others.
+
+    The replicas of neighbouring stages make pipelines of their own, side by side.
+    """
+    ends = {seat: _Ends() for seat in job.seats}
     for (source, target), room in job.channels().items():
-        senders[source][target], receivers[target][source] = transport.channel(
-            *room, job.devices[source], job.devices[target]
+        for replica in range(job.replicas):
+            here, there = Seat(source, replica), Seat(target, replica)
+            ends[here].senders[target], ends[there].receivers[source] = transport.channel(
+                *room, job.device(here), job.device(there)
+            )
+    for replica in range(1, job.replicas):
+        here, there = Seat(0, 0), Seat(0, replica)
+        ends[here].followers[replica], ends[there].leader = transport.channel(
+            AHEAD, ALIGNMENT, job.device(here), job.device(there)
         )
-    return senders, receivers
+    return ends
+
+
+@contextmanager
+def _meetings(job: Job) -> Iterator[dict[Seat, Replicas]]:
+    """Where the replicas of each stage find one another, where there are any."""
+    with ExitStack() as held:
+        found = {}
+        if job.replicas > 1:
+            folder = Path(held.enter_context(TemporaryDirectory(prefix="ppll-replicas-")))
+            for seat in job.seats:
+                devices = tuple(job.device(Seat(seat.stage, r)) for r in range(job.replicas))
+                file = str(folder / f"stage-{seat.stage}")
+                found[seat] = Replicas(Meeting(file, seat.replica, job.replicas, devices))
+        yield found
 
 
 def _watch(
@@ -144,14 +187,16 @@ def _watch(
     sentinels = [watched.process.sentinel for watched in workers]
     wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0)
     failures = _failures(job, workers, on_report)
-    for stage, error in watch.late():
-        failures.append(_failure(job, workers[stage], error))
+    for worker, error in watch.late():
+        failures.append(_failure(job, workers[worker], error))
     if failures:
         # A worker that was killed made no report, but its neighbours may have stumbled over it.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
         failures += _failures(job, workers, on_report)
         root = min(failures, key=lambda failure: ("traceback" in failure, failure["time"]))
-        others = {w.stage: str(w.pulse) for w in workers if w.stage != root["stage"]}
+        seat = root["stage"], root["replica"]
+        others = {w.name: str(w.pulse) for w in workers if w.seat != seat}
+        root["replicas"] = job.replicas
         raise WorkerFailedError({**root, "others": others})
 
 
@@ -174,7 +219,7 @@ def _failures(
                 failures.append(report)
                 watched.failed = True
             elif report["kind"] == "log":
-                log.log(report["level"], "stage %d: %s", watched.stage, report["message"])
+                log.log(report["level"], "stage %s: %s", watched.name, report["message"])
             else:
                 on_report(report)
         if died and not watched.failed:
@@ -210,9 +255,10 @@ def _failure(job: Job, watched: _Watched, error: str) -> Report:
     )
     return {
         "kind": "failed",
-        "stage": watched.stage,
+        "stage": watched.seat.stage,
+        "replica": watched.seat.replica,
         "time": time.time(),
-        "device": job.devices[watched.stage],
+        "device": job.device(watched.seat),
         "phase": doing or "starting",
         "batch": item or None,
         "error": error,

@@ -84,8 +84,8 @@ class Pipeline:
         )
 
 
-def company(steady: Steady, limit: int) -> list[Times]:
-    """For each stage's instructions, how many other stages compute meanwhile, on the average.
+def company(steady: Steady, limit: int, replicas: int = 1) -> list[Times]:
+    """For each stage's instructions, how many other workers compute meanwhile, on the average.
 
     Every stage repeats its batch at the pipeline's pace, so all of them are laid on one batch's
     time, from 0 to `batch_s`, round and round.
@@ -93,6 +93,7 @@ def company(steady: Steady, limit: int) -> list[Times]:
     Args:
         steady: The pipeline.
         limit: More than so many others count as so many.
+        replicas: Of the pipeline; they all do the same at the same time.
     """
     period_s = steady.batch_s
     pieces = [[_wrapped(e, period_s) for e in events] for events in steady.events]
@@ -102,7 +103,7 @@ def company(steady: Steady, limit: int) -> list[Times]:
         changes[end_s] = changes.get(end_s, 0) - 1
     times_s = sorted(changes)
     busy = list(accumulate(changes[time_s] for time_s in times_s))
-    others = [min(limit, max(0, count - 1)) for count in busy]
+    others = [min(limit, max(0, count * replicas - 1)) for count in busy]
     areas = [
         0.0,
         *accumulate(n * (b - a) for n, (a, b) in zip(others, pairwise(times_s), strict=False)),

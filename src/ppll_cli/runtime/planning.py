@@ -34,9 +34,10 @@ class Planner:
     """Measures the units of a model once, and predicts from that.
 
     Args:
-        settings: Of a run, by the name of its schedule and the number of devices.
+        settings: Of a run, by the name of its schedule, the number of devices and that of replicas.
         schedules: Names of the schedules.
         link: What carries messages between stages; None copies them on the device.
+        replicas: How many copies of every stage, each of them.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -44,12 +45,14 @@ class Planner:
 
     def __init__(
         self,
-        settings: Callable[[str, int], Settings],
+        settings: Callable[[str, int, int], Settings],
         schedules: Sequence[str],
         link: Link | None = None,
+        replicas: Sequence[int] = (1,),
     ) -> None:
         self.settings, self.schedules, self.link = settings, schedules, link
-        self.base = settings(schedules[0], 1)
+        self.replicas = replicas
+        self.base = settings(schedules[0], 1, 1)
         self.device = device_of(self.base)
         self.subject = examine(self.base)
         self.profile = profile_of(self.base, self.subject, self.device)
@@ -63,9 +66,15 @@ class Planner:
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
-        """What is expected of each schedule."""
+        """What is expected of each schedule, with each number of replicas."""
         try:
-            return {name: self._row(name, gpus) for name in self.schedules}
+            return {
+                name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
+                    name, gpus, replicas
+                )
+                for replicas in self.replicas
+                for name in self.schedules
+            }
         finally:
             self.profile.save()
 
@@ -111,19 +120,28 @@ class Planner:
                 f"batches are split by {', '.join(sorted(split))}: BatchNorm, if the model has "
                 "any, sees micro-batches, and so another model is trained"
             )
+        if max(self.replicas) > 1:
+            lines.append(
+                "replicas: an all-reduce is reckoned as long as it takes to copy, or to send, what "
+                "it moves, and as nothing that another computation hides"
+            )
         if any(self._schedule(name).local for name in self.schedules):
             lines.append("ll and ppll train modules by local losses, the others the whole model")
         return lines
 
-    def _row(self, name: str, gpus: int) -> Row:
-        settings, schedule = self.settings(name, gpus), self._schedule(name)
-        devices = (self.device,) * (1 if schedule.one_stage else gpus)
+    def _row(self, name: str, gpus: int, replicas: int) -> Row:
+        if gpus % replicas:
+            return Row(None, obstacle="the devices cannot be shared evenly")
+        schedule = self._schedule(name)
+        devices = (self.device,) * (replicas if schedule.one_stage else gpus)
         try:
+            settings = self.settings(name, gpus, replicas)
             job, _ = assemble(settings, self.subject, schedule, devices, self.profile, "", [])
         except ConfigError as error:
             self._errors.append(error)
             if error.key == "gpus":
-                what = "units" if gpus > len(self.subject.units) else "modules"
+                stages = gpus // replicas
+                what = "units" if stages > len(self.subject.units) else "modules"
                 return Row(None, obstacle=f"more stages than {what}")
             return Row(None, obstacle=error.problem)
         self._found = True
@@ -132,7 +150,7 @@ class Planner:
         return Row(found, found.samples_per_second / self.bp_samples_per_second)
 
     def _schedule(self, name: str) -> Schedule:
-        schedule: Schedule = make("schedule", self.settings(name, 1).schedule)
+        schedule: Schedule = make("schedule", self.settings(name, 1, 1).schedule)
         return schedule
 
     def _bp(self, threads: int) -> float:

@@ -8,13 +8,15 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ppll_cli.partition.layout import Chunk
-from ppll_cli.runtime.items import split_batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.pace import Pipeline, Times, company
 from ppll_cli.runtime.profile import Measured
 from ppll_cli.schedules.instructions import (
     Backward,
+    FinishAverage,
     Forward,
+    LocalBackward,
+    LocalStep,
     LocalUpdate,
     Loss,
     SendActivations,
@@ -86,15 +88,14 @@ def predict(job: Job, profile: Source, link: Link | None = None) -> Prediction:
     own, and each instruction takes a time in between, by how many stages compute while it runs.
     That is found by turns: from times to an order of events, and from these to times.
     """
-    microbatches = job.make_schedule().microbatches
-    sizes = split_batch(job.course.batch_size, microbatches)
+    sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job)
     alone = instruction_times(job, profile.at(sizes[0]), sizes, link)
     beside = instruction_times(job, profile.at(sizes[0], others), sizes, link) if others else alone
     pipeline, times = Pipeline.of(job), beside
     steady = pipeline.steady(_cost(times))
     for _ in range(ROUNDS if others else 0):
-        crowds = company(steady, others)
+        crowds = company(steady, others, job.replicas)
         times = [
             {i: own[i] + (slow[i] - own[i]) * crowd.get(i, 0.0) / others for i in own}
             for own, slow, crowd in zip(alone, beside, crowds, strict=True)
@@ -124,10 +125,11 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 
 
 def neighbours_of(job: Job) -> int:
-    """How many other stages compute beside one on this machine's CPU; 0 on other devices."""
-    if job.stages == 1 or job.devices[0] != "cpu":
+    """How many other workers compute beside one on this machine's CPU; 0 on other devices."""
+    workers = len(job.seats)
+    if workers == 1 or job.devices[0] != "cpu":
         return 0
-    return max(0, min(job.stages, usable_cores() // job.threads) - 1)
+    return max(0, min(workers, usable_cores() // job.threads) - 1)
 
 
 def instruction_times(
@@ -158,6 +160,14 @@ def instruction_times(
                     seconds = parts[chunk].forward_s * sizes[m] / sizes[0]
                 case LocalUpdate(chunk, m):
                     seconds = parts[chunk].update_s
+                case LocalBackward(chunk, _):
+                    seconds = parts[chunk].loss_s + parts[chunk].backward_s
+                case LocalStep(chunk):
+                    seconds = parts[chunk].step_s
+                case FinishAverage(chunk):
+                    # Each replica sends and gets every part of the sum but its own, twice.
+                    share = 2 * (job.replicas - 1) / job.replicas
+                    seconds = transfer(round(share * parts[chunk].gradient_bytes))
                 case Loss(chunk, m):
                     seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
                 case Backward(chunk, m):
@@ -185,7 +195,9 @@ class _ChunkTimes:
         self.forward_s = sum(unit.forward_s for unit in units)
         self.loss_s = end.forward_s
         self.backward_s = sum(unit.backward_s for unit in units) + end.backward_s
-        self.step_s = profile.step_s * (sum(unit.params for unit in units) + end.params)
+        params = sum(unit.params for unit in units) + end.params
+        self.gradient_bytes = 4 * params
+        self.step_s = profile.step_s * params
         self.update_s = self.loss_s + self.backward_s + self.step_s
 
 

@@ -14,13 +14,13 @@ from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.fingerprint import source_digest
-from ppll_cli.runtime.items import Course, split_batch
+from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.pace import Pipeline
 from ppll_cli.runtime.predict import report
 from ppll_cli.runtime.profile import Profile
 from ppll_cli.runtime.subject import Subject, examine
-from ppll_cli.schedules.instructions import Forward, Instruction
+from ppll_cli.schedules.instructions import FinishAverage, Forward, Instruction
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings, usable_cores
 from ppll_cli.simulate import simulate
@@ -70,9 +70,8 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
             f"derive it from {Schedule.__module__}.Schedule",
         )
     _note_schedule(settings, schedule, notes)
-    devices, emulated = _devices(
-        settings, 1 if schedule.one_stage else settings.stages_asked, notes
-    )
+    workers = settings.replicas if schedule.one_stage else settings.devices_asked
+    devices, emulated = _devices(settings, workers, notes)
 
     _check_processors(settings, devices, notes)
 
@@ -137,6 +136,7 @@ def assemble(
         ConfigError: The settings do not fit the subject.
     """
     course = _course(settings, schedule, subject)
+    _check_shares(course, settings.replicas)
     if settings.partition.name != "profile":
         profile = None
     balanced = weights(
@@ -144,7 +144,7 @@ def assemble(
         subject.costs,
         subject.ends.cost,
         settings.batch_size,
-        profile and profile.at(split_batch(settings.batch_size, schedule.microbatches)[0]),
+        profile and profile.at(_largest(settings, schedule)),
     )
     layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
     found, specs = subject.at_ends(layout.modules)
@@ -180,13 +180,20 @@ def assemble(
         progress_limit_s=settings.progress_limit,
         run_dir=run_dir,
         traced=settings.timeline,
+        replicas=settings.replicas,
+        sync_batchnorm=settings.sync_batchnorm,
     )
     exported = any(len(end) > 1 for end in ends.values())
     if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
         reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
-    _check_batch_norm(course, schedule, subject.names, subject.costs, auxiliary)
+    _check_batch_norm(job, subject.names, subject.costs, auxiliary)
     return job, auxiliary
+
+
+def _largest(settings: Settings, schedule: Schedule) -> int:
+    """Samples of the largest micro-batch."""
+    return split_share(settings.batch_size, schedule.microbatches, settings.replicas, 0)[0]
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
@@ -205,10 +212,18 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
     asked = settings.schedule["microbatches"]
     if asked != schedule.microbatches:
         notes.append(f"schedule.microbatches={asked}: this schedule takes 1, and 1 is used")
+    replicas = settings.replicas
     if schedule.one_stage and settings.stages_asked > 1:
-        what = "the same modules as for ppll are trained, on one device" if schedule.local else ""
+        where = "one device" if replicas == 1 else "one device for each replica"
+        what = f"the same modules as for ppll are trained, on {where}" if schedule.local else ""
         notes.append(
-            f"gpus={settings.stages_asked}: this schedule uses one device" + (what and f"; {what}")
+            f"gpus={settings.devices_asked}: this schedule uses {where}" + (what and f"; {what}")
+        )
+    if replicas > 1:
+        norm = "" if settings.sync_batchnorm else "BatchNorm, if the model has any, and "
+        notes.append(
+            f"replicas={replicas}: {norm}losses that compare the samples of a batch see each "
+            "replica's share alone"
         )
     if schedule.microbatches > 1:
         notes.append(
@@ -284,19 +299,32 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
             f"a batch of {settings.batch_size} samples cannot be split into more parts",
             f"use at most {settings.batch_size}, or a larger batch_size",
         )
-    largest = split_batch(settings.batch_size, schedule.microbatches)[0]
     return Course(
         samples=samples,
         batch_size=settings.batch_size,
         drop_last=subject.drop_last,
         # Memory is planned for training micro-batches, so evaluation takes no larger ones.
-        evaluation_size=subject.evaluation.samples if subject.evaluation else largest,
+        evaluation_size=subject.evaluation.samples
+        if subject.evaluation
+        else _largest(settings, schedule),
         epochs=settings.epochs,
         max_steps=settings.max_steps,
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint.every,
         checkpoint_best=settings.checkpoint.best,
     )
+
+
+def _check_shares(course: Course, replicas: int) -> None:
+    """Refuse batches of which a replica would get nothing."""
+    smallest = min(course.batch_sizes())
+    if smallest < replicas:
+        raise ConfigError(
+            "replicas",
+            replicas,
+            f"the last batch of an epoch has {smallest} sample(s), not one for each of them",
+            "use data.drop_last=true, another batch_size or fewer replicas",
+        )
 
 
 def _check_instructions(job: Job) -> None:
@@ -317,17 +345,24 @@ def _check_instructions(job: Job) -> None:
         computed = {each.chunk for each in stream if isinstance(each, Forward)}
         if missing := {*range(len(job.layout.chunks(stage)))} - computed:
             raise ConfigError(key, path, f"stage {stage} never computes chunk {min(missing)}")
+        averaged = {each.chunk for each in stream if isinstance(each, FinishAverage)}
+        if job.replicas > 1 and (missing := {*range(len(job.layout.chunks(stage)))} - averaged):
+            problem = f"stage {stage} never averages the gradients of chunk {min(missing)}"
+            remedy = f"use replicas=1, or see {FinishAverage.__module__}.FinishAverage"
+            raise ConfigError(key, path, f"{problem} over its replicas", remedy)
 
 
 def _check_batch_norm(
-    course: Course,
-    schedule: Schedule,
+    job: Job,
     names: Sequence[str],
     units: Sequence[Cost],
     auxiliary: Sequence[Cost],
 ) -> None:
     """Refuse to train BatchNorm on one value a channel, which torch cannot do."""
-    smallest = min(split_batch(n, schedule.microbatches)[-1] for n in course.batch_sizes())
+    if job.sync_batchnorm and job.replicas > 1:
+        return  # it sees a sample of each of them at the least
+    last = job.replicas - 1  # has the smallest share
+    smallest = min(job.microbatches(n, last)[-1] for n in job.course.batch_sizes())
     owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
     layers = [
         f"{layer} of {owner}"
@@ -337,8 +372,9 @@ def _check_batch_norm(
     if smallest == 1 and layers:
         raise ConfigError(
             "batch_size",
-            course.batch_size,
+            job.course.batch_size,
             f"leaves a micro-batch of one sample, of which {layers[0]} (BatchNorm) would see one "
             "value a channel",
-            "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
+            "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
+            + (" or replicas, or sync_batchnorm=true" if last else ""),
         )

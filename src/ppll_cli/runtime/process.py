@@ -12,11 +12,12 @@ from multiprocessing.connection import wait
 
 import torch
 
-from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.job import Job, Seat
+from ppll_cli.runtime.links import Links
 from ppll_cli.runtime.memory import CurrentMemory
 from ppll_cli.runtime.placing import prepare_compiler
 from ppll_cli.runtime.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
-from ppll_cli.runtime.worker import Links, Worker
+from ppll_cli.runtime.worker import Worker
 from ppll_cli.transport.memory import remove_left
 
 
@@ -31,31 +32,33 @@ class _ReportHandler(logging.Handler):
         self._report("log", level=record.levelno, message=self.format(record))
 
 
-def main(job: Job, index: int, links: Links) -> None:
-    """Run a stage's worker; its reports, the last one among them, go to the parent."""
+def main(job: Job, seat: Seat, links: Links) -> None:
+    """Run a worker; its reports, the last one among them, go to the parent."""
     links.pulse.begin("starting", STARTING_LIMIT_S)
-    memory = CurrentMemory(torch.device(job.devices[index]))
+    memory = CurrentMemory(torch.device(job.device(seat)))
     threading.Thread(target=_stay_with_parent, args=(links.pulse, memory), daemon=True).start()
     worker: Worker | None = None
     try:
-        _set_up(job, index)
-        worker = Worker(job, index, links)
+        _set_up(job, seat)
+        worker = Worker(job, seat, links)
         logging.getLogger().addHandler(_ReportHandler(worker.report))
         worker.run()
         links.pulse.begin("done", None)
         while not links.parent.poll(1.0):  # the last tensors live as long as this process
             pass
+        if links.replicas is not None:
+            links.replicas.close()
     except Exception as error:
         try:
-            links.parent.send(_failure(job, index, worker, error))
+            links.parent.send(_failure(job, seat, worker, error))
         except OSError:  # the parent is gone, and that may be the whole failure
             remove_left(os.getpid())
         raise SystemExit(1) from None
 
 
-def _set_up(job: Job, index: int) -> None:
+def _set_up(job: Job, seat: Seat) -> None:
     torch.set_num_threads(job.threads)
-    device = torch.device(job.devices[index])
+    device = torch.device(job.device(seat))
     if job.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -93,7 +96,7 @@ def _said(error: Exception) -> str:
     return said
 
 
-def _failure(job: Job, index: int, worker: Worker | None, error: Exception) -> dict[str, object]:
+def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> dict[str, object]:
     """What the user needs to know about an exception, as plain data."""
     shapes = {}
     if worker is not None:
@@ -101,9 +104,10 @@ def _failure(job: Job, index: int, worker: Worker | None, error: Exception) -> d
         shapes = {n: list(t.shape) for tensors in values.values() for n, t in tensors.items()}
     return {
         "kind": "failed",
-        "stage": index,
+        "stage": seat.stage,
+        "replica": seat.replica,
         "time": time.time(),
-        "device": job.devices[index],
+        "device": job.device(seat),
         "phase": "starting" if worker is None else str(worker.instruction),
         "batch": None if worker is None else str(worker.item),
         "shapes": shapes,

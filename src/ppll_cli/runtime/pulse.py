@@ -119,7 +119,7 @@ class Watch:
     """The parent's look at the clocks.
 
     Args:
-        pulses: Of all stages.
+        pulses: Of all workers.
     """
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
@@ -127,15 +127,15 @@ class Watch:
         self._looked_s = self._since_s = monotonic()
 
     def late(self) -> Iterator[tuple[int, str]]:
-        """The stages whose clocks stand still, and what is to be said of them."""
+        """The workers whose clocks stand still, and what is to be said of them."""
         now = monotonic()
         if now - self._looked_s > _OWN_GAP_S:
             self._since_s = now  # all clocks count anew
         self._looked_s = now
-        for stage, pulse in enumerate(self._pulses):
+        for worker, pulse in enumerate(self._pulses):
             silent_s = now - max(pulse.alive_s, self._since_s)
             stuck_s = now - max(pulse.progress_s, self._since_s)
             if pulse.alive_s and silent_s > ALIVE_LIMIT_S:
-                yield stage, f"the worker process is stopped: no sign of life for {silent_s:.0f} s"
+                yield worker, f"the worker process is stopped: no sign of life for {silent_s:.0f} s"
             elif pulse.limit_s and stuck_s > pulse.limit_s:
-                yield stage, f"no progress for {stuck_s:.0f} s; the limit is {pulse.limit_s:g} s"
+                yield worker, f"no progress for {stuck_s:.0f} s; the limit is {pulse.limit_s:g} s"

@@ -29,8 +29,7 @@ class Totals:
         batches: How many training batches.
         samples: How many samples they had.
         wall_s: How long they took together.
-        spent_s: By kind ("compute", "auxiliary", "optimizer", "starved", "blocked", "data",
-            "transfer").
+        spent_s: By kind, one of `progress.KINDS`.
         instruction_s: By instruction, the time it took without waiting.
     """
 

@@ -101,13 +101,17 @@ class Run:
         self.prepared = self._prepare(start)
         job = self.prepared.job
         name, channels = self.choices["transport"], job.channels()
-        size = sum(room.slots * room.size for room in channels.values())
+        size = job.replicas * sum(room.slots * room.size for room in channels.values())
         transport = usable(name, transport, size, job.devices)
         check_descriptors(
             name,
             transport,
-            job.stages,
-            [(*channel, room.slots) for channel, room in channels.items()],
+            len(job.seats),
+            [
+                (source * job.replicas + r, target * job.replicas + r, room.slots)
+                for (source, target), room in channels.items()
+                for r in range(job.replicas)
+            ],
             tensors=max((len(edge.names) for edge in job.edges), default=0),
         )
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
@@ -162,14 +166,16 @@ class Run:
         """What the user is shown of the run."""
         prepared, job = self.prepared, self.prepared.job
         rooms = job.channels()
-        stages = []
-        for index, units in enumerate(job.layout.stages):
+        workers = []
+        for seat in job.seats:
+            index, units = seat.stage, job.layout.stages[seat.stage]
             modules = [chunk.module for chunk in job.layout.chunks(index)]
             costs = [prepared.unit_costs[unit] for unit in units]
             costs += [prepared.auxiliary_costs[module] for module in modules]
-            stages.append(
+            workers.append(
                 StageFacts(
-                    job.devices[index],
+                    job.name(seat),
+                    job.device(seat),
                     [prepared.units[unit] for unit in units],
                     modules,
                     sum(cost.params for cost in costs),
@@ -185,13 +191,14 @@ class Run:
             course.steps,
             course.steps_per_epoch,
             course.batch_size,
-            stages,
+            job.replicas,
+            workers,
         )
 
     def _worth_trying(self) -> str:
         """The command that sets this run beside the other schedules."""
         own = [change for change in self.changes if not change.startswith(("schedule", "gpus="))]
-        gpus = f"gpus={max(2, self.settings.stages_asked)}"
+        gpus = f"gpus={max(2, self.settings.devices_asked)}"
         return " ".join(["ppll-run --multirun schedule=bp,ll,gpipe,ppll", gpus, *own])
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
@@ -200,7 +207,8 @@ class Run:
             self.console.settings(self.changes)
         self.console.begin(_short(self.run_dir))
         self._pulses = pulses
-        self._progress = Progress(self.prepared.job.start, self.prepared.job.course.steps)
+        job = self.prepared.job
+        self._progress = Progress(job.start, job.course.steps, job.replicas)
         self.console.watch(self._looks)
 
     def _looks(self) -> list[Look]:
@@ -209,7 +217,7 @@ class Run:
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
             self._ready += 1
-            if self._ready == self.prepared.job.stages:
+            if self._ready == len(self.prepared.job.seats):
                 self._started_s = time.perf_counter()
                 self.metrics.begin()
         elif report["kind"] == "metrics":
@@ -218,7 +226,11 @@ class Run:
             self.tracker.metrics(line)
             if line["split"] == "train" and line["module"] is None:
                 now = self._progress.update(time.monotonic(), self._looks())
-                stages = [{"index": n, **stage.fields()} for n, stage in enumerate(now.stages)]
+                seats = self.prepared.job.seats
+                stages = [
+                    {"index": seat.stage, "replica": seat.replica, **stage.fields()}
+                    for seat, stage in zip(seats, now.stages, strict=True)
+                ]
                 self.tracker.stages(line["step"], stages, line["seconds"])
         elif report["kind"] == "saved":
             self._on_saved(report)
@@ -296,7 +308,9 @@ class Run:
         if not lanes or not all(lanes):
             return
         with _for_show("the timeline could not be written"):
-            timeline.write(self.run_dir, lanes, summary["devices"], timeline.title(summary))
+            job = self.prepared.job
+            names = [job.name(seat) for seat in job.seats]
+            timeline.write(self.run_dir, lanes, names, job.devices, timeline.title(summary))
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None

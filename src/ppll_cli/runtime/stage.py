@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from math import inf, isnan
 
 import torch
@@ -11,81 +10,21 @@ from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.errors import AttachedError, NonFiniteError
-from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
+from ppll_cli.local.method import Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.partition.layout import Chunk, Edge
+from ppll_cli.runtime.averages import Average
 from ppll_cli.runtime.checkpoint import SavedTensors
+from ppll_cli.runtime.chunk import StageChunk
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.learning_rate import learning_rate
 from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
 from ppll_cli.runtime.placing import placed
+from ppll_cli.runtime.synced_norm import synced
 from ppll_cli.targets import make
+from ppll_cli.transport.replicas import Replicas
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Sums:
-    """Losses and metrics of some batches, on the device: reading them would stop the host.
-
-    Attributes:
-        loss: Sum of the losses of all samples, a scalar.
-        samples: How many samples.
-        measures: What the task measured, batch after batch.
-    """
-
-    loss: Tensor | float = 0.0
-    samples: int = 0
-    measures: list[Tensor] = field(default_factory=list)
-
-    def add(self, loss: Tensor, samples: int, measures: Tensor) -> None:
-        """Add a batch, given its mean loss."""
-        self.loss = self.loss + loss.detach().double() * samples
-        self.samples += samples
-        self.measures.append(measures)
-
-
-@dataclass
-class StageChunk:
-    """A chunk and its networks.
-
-    Attributes:
-        place: Which units, of which module.
-        units: The units and their networks, in order.
-        exports: Units that make values for later modules' losses, likewise.
-        criterion: The loss at a module's end; its parameters are the auxiliary network.
-        optimizer: Of all parameters; none where there are none.
-        sums: What was measured in training, and by split in evaluation, and not yet reported.
-        nonfinite: Whether a loss of the batch in hand is no finite number, as far as one looks.
-    """
-
-    place: Chunk
-    units: list[tuple[Unit, nn.Module]]
-    exports: list[tuple[Unit, nn.Module]]
-    criterion: Criterion | None
-    optimizer: torch.optim.Optimizer | None = None
-    sums: dict[str, Sums] = field(default_factory=dict)
-    nonfinite: bool = False
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """The units' and exports' networks, and the criterion."""
-        criterion = [] if self.criterion is None else [self.criterion]
-        return [network for _, network in (*self.units, *self.exports)] + criterion
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Of the units, and of the auxiliary network."""
-        return [p for network in self.networks for p in network.parameters()]
-
-    @property
-    def auxiliary(self) -> bool:
-        """Whether there is an auxiliary network."""
-        return self.criterion is not None and any(True for _ in self.criterion.parameters())
-
-    def add(self, split: str, loss: Tensor, samples: int, measures: Tensor) -> None:
-        """Add what was measured on a batch."""
-        self.sums.setdefault(split, Sums()).add(loss, samples, measures)
 
 
 class Stage:
@@ -114,11 +53,14 @@ class Stage:
         self._training: bool | None = None
         self._step = 0
         self.sizes: list[int] = []
+        self._samples = self._first_micro_batch = 0
 
     def _build(self, place: Chunk, site: Site) -> StageChunk:
         job = self.job
         units = [site.units[index] for index in place.units]
-        chunk = StageChunk(place, [(unit, build_unit(unit, job.seed)) for unit in units], [], None)
+        share = synced if job.sync_batchnorm and job.replicas > 1 else lambda network: network
+        networks = [(unit, share(build_unit(unit, job.seed))) for unit in units]
+        chunk = StageChunk(place, networks, [], None)
         if place.ends_module:
             method, site = make("local", job.local), site.at(place.module)
             exports = module_exports(method, site)
@@ -126,25 +68,37 @@ class Stage:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.auxiliary_weights(job.seed, place.module))
                 chunk.criterion = module_criterion(method, site)
+            share(chunk.criterion)
         for network in chunk.networks:
             placed(network, self.device, job.compiled)
         if chunk.parameters:
             chunk.optimizer = make_optimizer(job.optim, chunk.parameters)
         return chunk
 
-    def begin(self, training: bool, sizes: list[int], step: int = 0) -> None:
+    def begin(
+        self,
+        training: bool,
+        sizes: list[int],
+        step: int = 0,
+        samples: int | None = None,
+        first_micro_batch: int = 0,
+    ) -> None:
         """A batch begins.
 
         Args:
             training: Else it is an evaluation batch.
             sizes: Samples of each micro-batch.
             step: Optimizer steps before a training batch.
+            samples: Of the whole batch, if other replicas have a share of it.
+            first_micro_batch: How many micro-batches replicas before this one have.
         """
         if training != self._training:
             for chunk in self.chunks:
                 for network in chunk.networks:
                     network.train(training)
         self._training, self.sizes, self._step = training, sizes, step
+        self._samples = sum(sizes) if samples is None else samples
+        self._first_micro_batch = first_micro_batch
 
     def end(self) -> None:
         """The batch ends; nothing of it is kept."""
@@ -181,8 +135,9 @@ class Stage:
         with self._autocast(), torch.set_grad_enabled(bool(self._training)):
             for unit, network in chunk.units:
                 if self._training:
-                    seed = self.job.seed
-                    self._reseed(seeding.unit_forward(seed, unit.name, self._step, micro_batch))
+                    number = self._first_micro_batch + micro_batch
+                    seed = seeding.unit_forward(self.job.seed, unit.name, self._step, number)
+                    self._reseed(seed)
                 _apply(unit, network, values)
         with self._autocast(), torch.no_grad():
             for unit, network in chunk.exports:
@@ -206,6 +161,8 @@ class Stage:
             if tensor.requires_grad
         }
         loss = self._loss(chunk, micro_batch, {**values, **detached})
+        if self.job.replicas > 1:
+            loss = loss * self._share(micro_batch)
         if loss.requires_grad:  # or there is nothing to train here
             loss.backward()  # type: ignore[no-untyped-call]
         return detached
@@ -232,7 +189,23 @@ class Stage:
         """The task's loss, weighted by the micro-batch's share of the batch."""
         values = self.values[micro_batch]
         loss = self._loss(chunk, micro_batch, values)
-        self._losses[micro_batch] = loss * (self.sizes[micro_batch] / sum(self.sizes))
+        self._losses[micro_batch] = loss * self._share(micro_batch)
+
+    def _share(self, micro_batch: int) -> float:
+        """Of a batch's loss and gradients, how much is a micro-batch's."""
+        return self.sizes[micro_batch] / self._samples
+
+    def start_average(self, chunk: StageChunk, replicas: Replicas) -> None:
+        """Begin to average a chunk's gradients over the replicas of the stage."""
+        chunk.average = Average(replicas, chunk.parameters, chunk.nonfinite)
+
+    def finish_average(self, chunk: StageChunk) -> None:
+        """Have the average as a chunk's gradients."""
+        assert chunk.average is not None
+        chunk.average.finish()
+        if self.device.type == "cpu":
+            chunk.nonfinite = chunk.nonfinite or chunk.average.nonfinite
+        chunk.average = None
 
     def backward(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
         """One backward pass, from all that left the stage or from the loss.
@@ -325,7 +298,8 @@ class Stage:
         assert chunk.criterion is not None
         with self._autocast():
             seed, module = self.job.seed, chunk.place.module
-            self._reseed(seeding.auxiliary_forward(seed, module, self._step, micro_batch))
+            number = self._first_micro_batch + micro_batch
+            self._reseed(seeding.auxiliary_forward(seed, module, self._step, number))
             loss, prediction = chunk.criterion(values)
             with torch.no_grad():
                 measures = self.job.task.measure(prediction, values, training=True)

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.pace import Pipeline, Steady
 from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.schedules.instructions import Instruction
@@ -47,7 +48,8 @@ def summarise(
         "model": choices["model"],
         "data": choices["data"],
         "local": choices["local"],
-        "gpus": job.stages,
+        "gpus": len(job.seats),
+        "replicas": job.replicas,
         "devices": list(job.devices),
         "device": job.devices[0].partition(":")[0],
         "emulated": prepared.emulated,
@@ -62,7 +64,7 @@ def summarise(
         "train": {
             "loss": metrics.train_loss,
             "seconds": seconds,
-            "samples_per_second": _rate(reports[-1]) if reports else None,
+            "samples_per_second": _rate(job, reports),
         },
         "test": metrics.result("test"),
         **({"val": metrics.result("val")} if "val" in course.samples else {}),
@@ -73,7 +75,8 @@ def summarise(
             "bubble_fraction": _bubble(reports),
             "predicted_bubble_fraction": predicted and predicted.bubble_fraction,
             "predicted_samples_per_second": predicted
-            and reports[-1]["samples"] / reports[-1]["batches"] / predicted.batch_s,
+            and sum(r["samples"] / r["batches"] for r in reports[-job.replicas :])
+            / predicted.batch_s,
         },
         "versions": {
             "ppll_run": ppll_cli.__version__,
@@ -100,19 +103,21 @@ def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
 
 def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, Any]]:
     job = prepared.job
-    for index, units in enumerate(job.layout.stages):
-        report = reports[index] if reports else None
+    for worker, seat in enumerate(job.seats):
+        report = reports[worker] if reports else None
         yield {
-            "index": index,
-            "device": job.devices[index],
-            "units": [prepared.units[unit] for unit in units],
-            "modules": [chunk.module for chunk in job.layout.chunks(index)],
+            "index": seat.stage,
+            "replica": seat.replica,
+            "device": job.device(seat),
+            "units": [prepared.units[unit] for unit in job.layout.stages[seat.stage]],
+            "modules": [chunk.module for chunk in job.layout.chunks(seat.stage)],
             "compute_fraction": _fraction(report, "compute", "optimizer"),
             "aux_fraction": _fraction(report, "auxiliary"),
             "starved_fraction": _fraction(report, "starved"),
             "blocked_fraction": _fraction(report, "blocked"),
             "data_fraction": _fraction(report, "data"),
             "transfer_fraction": _fraction(report, "transfer"),
+            "average_fraction": _fraction(report, "average"),
             "peak_memory_bytes": report["peak_memory_bytes"]
             if report and _steady(report)
             else None,
@@ -125,7 +130,8 @@ def _edges(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, 
         if edge.gradients:
             directions.append((stage + 1, stage, edge.gradients))
         for source, target, names in directions:
-            sent = reports[source]["bytes_sent"][target] if reports else None
+            own = _replicas(prepared.job, reports, source)
+            sent = sum(report["bytes_sent"][target] for report in own) if own else None
             yield {"from": source, "to": target, "names": list(names), "bytes_sent": sent}
 
 
@@ -134,8 +140,17 @@ def _steady(report: Report | None) -> TypeGuard[Report]:
     return report is not None and report["batches"] > 0 and report["wall_s"] > 0
 
 
-def _rate(report: Report) -> float | None:
-    return report["samples"] / report["wall_s"] if _steady(report) else None
+def _replicas(job: Job, reports: Sequence[Report], stage: int) -> Sequence[Report]:
+    """The reports of a stage's replicas."""
+    return reports[stage * job.replicas : (stage + 1) * job.replicas]
+
+
+def _rate(job: Job, reports: Sequence[Report]) -> float | None:
+    """Samples per second of the last stage, all replicas together."""
+    last = _replicas(job, reports, job.stages - 1)
+    if not last or not all(map(_steady, last)):
+        return None
+    return float(sum(report["samples"] / report["wall_s"] for report in last))
 
 
 def _fraction(report: Report | None, *kinds: str) -> float | None:
@@ -160,7 +175,7 @@ def _prediction(prepared: Prepared, reports: Sequence[Report]) -> Steady | None:
         return None
 
     def cost(stage: int, instruction: Instruction) -> float:
-        report = reports[stage]
+        report = reports[stage * prepared.job.replicas]  # they all do the same
         return float(report["instruction_s"].get(instruction, 0.0) / report["batches"])
 
     return Pipeline.of(prepared.job).steady(cost)

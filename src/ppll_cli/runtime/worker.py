@@ -1,11 +1,9 @@
-"""A worker: what executes the instructions of one stage."""
+"""A worker: what executes the instructions of one stage, or of one replica of it."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from math import isfinite
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +12,12 @@ from ppll_cli.data.batches import Ahead
 from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.runtime import checkpoint
-from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_batch
-from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.chunk import Sums
+from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch
+from ppll_cli.runtime.job import Job, Seat
+from ppll_cli.runtime.links import Header, Links, upcoming
 from ppll_cli.runtime.memory import PeakMemory
-from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, SCORING_LIMIT_S, Pulse
+from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.runtime.stage import Stage
 from ppll_cli.schedules import instructions as do
@@ -32,51 +32,19 @@ TRACED = 4
 """Batches of the steady state that a timeline shows, and as many more as are on their way."""
 
 
-class StopFlag(Protocol):
-    """Shared memory in which the parent asks for a stop."""
-
-    value: int
-
-
-@dataclass(frozen=True)
-class Links:
-    """A worker's connections.
-
-    Attributes:
-        senders: By the stage that receives.
-        receivers: By the stage that sends.
-        parent: Reports go there; the word to leave comes from there.
-        stop: Set by the parent when the run is to stop early.
-        pulse: What the parent sees of this worker while it reports nothing.
-    """
-
-    senders: Mapping[int, Sender]
-    receivers: Mapping[int, Receiver]
-    parent: Connection
-    stop: StopFlag
-    pulse: Pulse
-
-
-@dataclass(frozen=True)
-class Header:
-    """What travels with every message: to which item it belongs, and which part of it."""
-
-    item: Item
-    micro_batch: int = 0
-
-
 class Worker:
     """Executes the instructions of one stage.
 
     Args:
         job: The run.
-        index: Number of the stage.
-        links: Connections to the other stages and to the parent.
+        seat: The stage, and which of its replicas this is.
+        links: Connections to the other stages, to the other replicas and to the parent.
     """
 
-    def __init__(self, job: Job, index: int, links: Links) -> None:
-        self.job, self.index, self.links = job, index, links
-        self.device = torch.device(job.devices[index])
+    def __init__(self, job: Job, seat: Seat, links: Links) -> None:
+        self.job, self.seat, self.links = job, seat, links
+        self.index, self.replica = index, _ = seat
+        self.device = torch.device(job.device(seat))
         self.memory = PeakMemory(self.device)
         self.schedule = job.make_schedule()
         self.stage = Stage(job, index, self.device)
@@ -99,7 +67,8 @@ class Worker:
         )
         self.item: Item | None = None
         self.instruction: do.Instruction | None = None
-        self.last_train: TrainBatch | None = None
+        self.last_train: TrainBatch | None = None  # of what is not reported yet
+        self._training = False
         self._since: dict[str, float] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
         self._norms: Tensor | None = None
@@ -110,6 +79,10 @@ class Worker:
             do.Release: self._release,
             do.Forward: self._forward,
             do.LocalUpdate: self._local_update,
+            do.LocalBackward: self._local_backward,
+            do.LocalStep: self._local_step,
+            do.StartAverage: self._start_average,
+            do.FinishAverage: self._finish_average,
             do.Loss: self._loss,
             do.Backward: self._backward,
             do.ReceiveGradients: self._receive_gradients,
@@ -128,19 +101,21 @@ class Worker:
 
     def run(self) -> None:
         """Execute everything that flows through the pipeline."""
-        ends: list[Sender | Receiver] = [*self.links.receivers.values()]
-        for end in [*ends, *self.links.senders.values()]:
+        for end in self.links.ends():
             end.open()
+        if self.links.replicas is not None:
+            self.links.replicas.open()
         self.report("ready")
-        for item in self._items():
+        for item in upcoming(self.job, self.seat, self.links, self._wait):
             self.item = item
             self.links.pulse.take(str(item))
             if isinstance(item, TrainBatch):
                 self._train(item)
             else:
-                self.recorder.end_segment()
-                self._report_training()
+                self._end_training()
                 place = Place(self.index, self.job.stages, len(self.stage.chunks))
+                if not self._concerns(item):
+                    continue
                 if isinstance(item, EvaluationBatch):
                     self._since.setdefault(item.split, time.perf_counter())
                     self.stage.begin(training=False, sizes=[item.samples])
@@ -149,20 +124,39 @@ class Worker:
                 else:
                     self._execute(pass_mark(place, item))
 
+    def _concerns(self, item: Item) -> bool:
+        """Whether there is something to do; replicas take evaluation batches in turn."""
+        if isinstance(item, EvaluationBatch):
+            return item.batch % self.job.replicas == self.replica
+        return True
+
     def _train(self, item: TrainBatch) -> None:
-        sizes = split_batch(item.samples, self.schedule.microbatches)
+        shares = [self.job.microbatches(item.samples, r) for r in range(self.replica + 1)]
+        sizes, first = shares[-1], sum(map(len, shares[:-1]))
         self.recorder.begin_batch(item.step)
         self._since.setdefault("train", time.perf_counter())
-        self.stage.begin(training=True, sizes=sizes, step=item.step)
+        self.stage.begin(True, sizes, item.step, item.samples, first)
+        self._first_sample = sum(map(sum, shares[:-1]))
         self._execute(self.schedule.batch(self.job.place(self.index, len(sizes))))
         self.stage.end()
-        self.recorder.end_batch(item.samples)
-        self.last_train = item
+        self.recorder.end_batch(sum(sizes))
+        self.last_train, self._training = item, True
         done = item.step + 1
         self.links.pulse.step = done
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
         if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
             self._report_training()
+
+    def _end_training(self) -> None:
+        """Something else than a training batch is there."""
+        if not self._training:
+            return
+        self._training = False
+        self.recorder.end_segment()
+        self._report_training()
+        if self.links.replicas is not None:  # what is evaluated and saved is the first one's
+            chunks = self.stage.chunks
+            self.links.replicas.take_from_first([b for chunk in chunks for b in chunk.buffers])
 
     def _execute(self, stream: Iterator[do.Instruction]) -> None:
         limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
@@ -170,19 +164,6 @@ class Worker:
             self.instruction = instruction
             self.links.pulse.begin(str(instruction), limit_s)
             self._table[type(instruction)](instruction)
-
-    def _items(self) -> Iterator[Item]:
-        """What comes next: stage 0 decides, the others read it off the next message."""
-        if self.index == 0:
-            stop = self.links.stop
-            yield from self.job.course.items(lambda: bool(stop.value), self.job.start)
-            return
-        receiver = self.links.receivers[self.index - 1]
-        while not isinstance(self.item, do.End):
-            self._wait(receiver, "starved")
-            header = receiver.peek()
-            assert isinstance(header, Header)
-            yield header.item
 
     # Data
 
@@ -196,6 +177,9 @@ class Worker:
                 size = self.job.course.evaluation_size
                 batch = self.batches.evaluation(self.item.split, self.item.batch, size)
             sizes = self.stage.sizes
+            if self.job.replicas > 1 and isinstance(self.item, TrainBatch):
+                share = self._first_sample, sum(sizes)
+                batch = {name: tensor.narrow(0, *share) for name, tensor in batch.items()}
             parts = {name: torch.split(tensor, sizes) for name, tensor in batch.items()}
             for micro_batch in range(len(sizes)):
                 part = {name: tensors[micro_batch] for name, tensors in parts.items()}
@@ -284,14 +268,32 @@ class Worker:
             self.stage.forward(self.stage.chunks[instruction.chunk], instruction.micro_batch)
 
     def _local_update(self, instruction: do.LocalUpdate) -> None:
+        self._local_backward(instruction)
+        self._local_step(instruction)
+
+    def _local_backward(self, instruction: do.LocalUpdate | do.LocalBackward) -> None:
         chunk = self.stage.chunks[instruction.chunk]
         kind = "auxiliary" if chunk.auxiliary else "compute"
         with self.recorder.working(kind, instruction):
             outputs = self.stage.local_loss(chunk, instruction.micro_batch)
         with self.recorder.working("compute", instruction):
             self.stage.local_backward(instruction.micro_batch, outputs)
+
+    def _local_step(self, instruction: do.LocalUpdate | do.LocalStep) -> None:
         with self.recorder.working("optimizer", instruction):
-            self.stage.local_step(chunk)
+            self.stage.local_step(self.stage.chunks[instruction.chunk])
+
+    def _start_average(self, instruction: do.StartAverage) -> None:
+        assert self.links.replicas is not None
+        with self.recorder.working("average", instruction):
+            chunk = self.stage.chunks[instruction.chunk]
+            self.stage.start_average(chunk, self.links.replicas)
+
+    def _finish_average(self, instruction: do.FinishAverage) -> None:
+        # As with channels: whoever is late is seen by the parent, and so this may take for ever.
+        self.links.pulse.begin(str(instruction), None)
+        with self.recorder.working("average", instruction):
+            self.stage.finish_average(self.stage.chunks[instruction.chunk])
 
     def _loss(self, instruction: do.Loss) -> None:
         with self.recorder.working("compute", instruction):
@@ -324,6 +326,8 @@ class Worker:
         self._report_metrics(mark.split, mark.step, mark.epoch)
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
+        if self.replica > 0:  # the first one has the same, and saves it
+            return
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
@@ -347,25 +351,28 @@ class Worker:
 
     def report(self, kind: str, **fields: object) -> None:
         """Tell the parent."""
-        self.links.parent.send({"kind": kind, "stage": self.index, **fields})
+        where = {"stage": self.index, "replica": self.replica}
+        self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self) -> None:
         self.recorder.collect()
         if self.last_train is not None:
             self._report_metrics("train", self.last_train.step + 1, self.last_train.epoch + 1)
+            self.last_train = None
 
     def _report_metrics(self, split: str, step: int, epoch: int) -> None:
         """Read what was measured since the last report; this waits for the device."""
-        found = [(chunk, chunk.sums.pop(split, None)) for chunk in self.stage.chunks]
-        losses = [float(sums.loss) if sums else 0.0 for _, sums in found]
+        chunks = [chunk for chunk in self.stage.chunks if chunk.criterion is not None]
+        found = [self._over_replicas(chunk.sums.pop(split, Sums())) for chunk in chunks]
+        losses = [float(sums.loss) for sums in found]
         seconds = time.perf_counter() - self._since.pop(split, time.perf_counter())
-        for (chunk, sums), loss in zip(found, losses, strict=True):
-            if sums is None:
-                continue
+        for chunk, sums, loss in zip(chunks, found, losses, strict=True):
             self.links.pulse.get_on()
-            rows = torch.cat(sums.measures).cpu()
             if split == "train" and not isfinite(loss) and self.job.optim.nonfinite == "stop":
                 raise NonFiniteError(None, chunk.place.module, None)
+            if self.replica > 0 or not sums.samples:
+                continue
+            rows = torch.cat(sums.measures).cpu()
             self.report(
                 "metrics",
                 split=split,
@@ -377,3 +384,15 @@ class Worker:
                 scores=self.job.task.score(rows),
                 seconds=seconds,
             )
+
+    def _over_replicas(self, sums: Sums) -> Sums:
+        """The same of all replicas together, which all have to ask for it."""
+        replicas = self.links.replicas
+        if replicas is None:
+            return sums
+        numbers = torch.zeros(2, dtype=torch.float64, device=self.device)
+        numbers[0], numbers[1] = sums.loss, sums.samples
+        replicas.add(numbers).wait()
+        nothing = numbers.new_zeros(0, 0)
+        rows = replicas.gather(torch.cat(sums.measures) if sums.measures else nothing)
+        return Sums(numbers[0], int(numbers[1]), [rows])

@@ -58,6 +58,35 @@ class LocalUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalBackward:
+    """A module's local loss and its backward, where others have a say in the step."""
+
+    chunk: int
+    micro_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStep:
+    """The step of a module's optimizer, after `LocalBackward`."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartAverage:
+    """Begin to average a chunk's gradients over the replicas of the stage."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishAverage:
+    """Wait until a chunk's gradients are the average of those of all replicas."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The task's loss on the model's prediction (last stage)."""
 
@@ -169,6 +198,10 @@ Instruction = (
     | Release
     | Forward
     | LocalUpdate
+    | LocalBackward
+    | LocalStep
+    | StartAverage
+    | FinishAverage
     | Loss
     | Backward
     | ReceiveGradients

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 
 from ppll_cli.schedules.instructions import (
+    FinishAverage,
     Forward,
     Instruction,
+    LocalBackward,
+    LocalStep,
     LocalUpdate,
     ReceiveActivations,
     Release,
     SendActivations,
+    StartAverage,
 )
 from ppll_cli.schedules.schedule import Place, Schedule, take_batch
 
@@ -24,7 +28,7 @@ class PPLL(Schedule):
 
     A stage works module by module, so that one module's activations are alive at a time. It sends
     the last module's outputs before that module's update, so that the next stage starts as early
-    as it can.
+    as it can. Replicas of a stage average a module's gradients while they compute the next module.
     """
 
     local = True
@@ -38,10 +42,23 @@ class PPLL(Schedule):
             yield Forward(chunk, 0)
             if chunk == place.chunks - 1 and not place.last:
                 yield SendActivations(place.stage + 1, chunk, 0)
-            yield LocalUpdate(chunk, 0)
+            if place.replicas == 1:
+                yield LocalUpdate(chunk, 0)
+                continue
+            yield LocalBackward(chunk, 0)
+            yield StartAverage(chunk)
+            if chunk > 0:
+                yield from _averaged_step(chunk - 1)
         if not place.first:
             yield Release(place.stage - 1)
+        if place.replicas > 1:
+            yield from _averaged_step(place.chunks - 1)
 
     def held(self, place: Place) -> int:
         """The batch in hand."""
         return 1
+
+
+def _averaged_step(chunk: int) -> Iterator[Instruction]:
+    yield FinishAverage(chunk)
+    yield LocalStep(chunk)

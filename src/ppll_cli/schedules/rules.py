@@ -12,8 +12,11 @@ from typing import NamedTuple
 from ppll_cli.errors import ScheduleError
 from ppll_cli.schedules.instructions import (
     Backward,
+    FinishAverage,
     Forward,
     Instruction,
+    LocalBackward,
+    LocalStep,
     LocalUpdate,
     Loss,
     Measure,
@@ -27,6 +30,7 @@ from ppll_cli.schedules.instructions import (
     SendGradients,
     SendMark,
     SendNorms,
+    StartAverage,
     Step,
 )
 
@@ -89,6 +93,7 @@ def check(stream: Iterable[Instruction]) -> None:
     """
     available: set[tuple[str, int, int]] = set()
     waiting: set[tuple[int, int]] = set()  # forwards whose backward has not run
+    averages: dict[int, bool] = {}  # chunks whose gradients are averaged, and whether they are
     batch = False
 
     def need(instruction: Instruction, found: bool, what: str) -> None:
@@ -121,6 +126,21 @@ def check(stream: Iterable[Instruction]) -> None:
             case LocalUpdate(chunk, micro_batch) | Measure(chunk, micro_batch):
                 need(instruction, (chunk, micro_batch) in waiting, "its Forward")
                 waiting.remove((chunk, micro_batch))
+            case LocalBackward(chunk, micro_batch):
+                need(instruction, (chunk, micro_batch) in waiting, "its Forward")
+                waiting.remove((chunk, micro_batch))
+                available.add(("local gradient", chunk, 0))
+            case LocalStep(chunk):
+                need(instruction, ("local gradient", chunk, 0) in available, "its LocalBackward")
+                available.remove(("local gradient", chunk, 0))
+                need(instruction, averages.pop(chunk, True), "its FinishAverage")
+            case StartAverage(chunk):
+                left = sorted(key for key in waiting if key[0] == chunk)
+                need(instruction, not left, f"the Backward of {left}")
+                averages[chunk] = False
+            case FinishAverage(chunk):
+                need(instruction, averages.get(chunk) is False, "its StartAverage")
+                averages[chunk] = True
             case ReceiveGradients(_, chunk, micro_batch):
                 available.add(("gradient", chunk, micro_batch))
             case Backward(chunk, micro_batch):
@@ -135,4 +155,6 @@ def check(stream: Iterable[Instruction]) -> None:
                 need(instruction, found, "its Backward")
             case Step():
                 need(instruction, not waiting, f"the Backward of {sorted(waiting)}")
+                need(instruction, all(averages.values()), "its FinishAverage")
+                averages.clear()
                 available.clear()

@@ -8,6 +8,7 @@ from typing import ClassVar
 from ppll_cli.schedules.instructions import (
     AddNorms,
     Backward,
+    FinishAverage,
     Forward,
     Instruction,
     Loss,
@@ -23,6 +24,7 @@ from ppll_cli.schedules.instructions import (
     SendGradients,
     SendMark,
     SendNorms,
+    StartAverage,
     Step,
 )
 
@@ -37,6 +39,8 @@ class Place:
         chunks: How many chunks the stage holds.
         microbatches: Into how many micro-batches the batch is split.
         norms: Whether the gradient norm of the whole model is needed before a step.
+        replicas: How many workers hold the same stage, each with its share of every batch. What
+            follows is the stream of one of them; they all have the same.
     """
 
     stage: int
@@ -44,6 +48,7 @@ class Place:
     chunks: int = 1
     microbatches: int = 1
     norms: bool = False
+    replicas: int = 1
 
     @property
     def first(self) -> bool:
@@ -114,11 +119,14 @@ def backward(place: Place, micro_batch: int) -> Iterator[Instruction]:
 
 
 def step(place: Place) -> Iterator[Instruction]:
-    """The optimizer's step, after the exchange of norms where one is needed.
+    """The optimizer's step, after what is exchanged before it where that is needed.
 
-    The sum of squared norms travels down the pipeline, growing in the order of the units as it
-    does on one stage, and the total travels back up.
+    Replicas average their gradients. The sum of squared norms travels down the pipeline, growing in
+    the order of the units as it does on one stage, and the total travels back up.
     """
+    if place.replicas > 1:
+        yield StartAverage(0)
+        yield FinishAverage(0)
     if place.norms:
         if not place.first:
             yield ReceiveNorms(place.stage - 1)

@@ -4,7 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from string import ascii_lowercase
 
-from ppll_cli.schedules.instructions import Backward, Forward, Instruction, LocalUpdate, Step
+from ppll_cli.schedules.instructions import (
+    Backward,
+    Forward,
+    Instruction,
+    LocalBackward,
+    LocalUpdate,
+    Step,
+)
 
 
 def letter(instruction: Instruction) -> str:
@@ -12,7 +19,7 @@ def letter(instruction: Instruction) -> str:
     match instruction:
         case Forward():
             return "F"
-        case LocalUpdate():
+        case LocalUpdate() | LocalBackward():
             return "U"
         case Backward():
             return "B"

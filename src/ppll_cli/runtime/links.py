@@ -1,0 +1,91 @@
+"""A worker's connections, and what comes to it through them next."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from ppll_cli.runtime.items import Item
+from ppll_cli.runtime.job import Job, Seat
+from ppll_cli.runtime.pulse import Pulse
+from ppll_cli.schedules.instructions import End
+from ppll_cli.transport.channel import Receiver, Sender
+from ppll_cli.transport.replicas import Replicas
+
+
+class StopFlag(Protocol):
+    """Shared memory in which the parent asks for a stop."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Links:
+    """A worker's connections.
+
+    Attributes:
+        senders: By the stage that receives.
+        receivers: By the stage that sends.
+        parent: Reports go there; the word to leave comes from there.
+        stop: Set by the parent when the run is to stop early.
+        pulse: What the parent sees of this worker while it reports nothing.
+        replicas: Of the same stage, where there are several.
+        followers: Of the first stage's first replica: the way to its others.
+        leader: Of these others: the way from the first one.
+    """
+
+    senders: Mapping[int, Sender]
+    receivers: Mapping[int, Receiver]
+    parent: Connection
+    stop: StopFlag
+    pulse: Pulse
+    replicas: Replicas | None = None
+    followers: Mapping[int, Sender] = field(default_factory=dict)
+    leader: Receiver | None = None
+
+    def ends(self) -> list[Sender | Receiver]:
+        """Of all channels."""
+        receivers = [*self.receivers.values(), *([self.leader] if self.leader else [])]
+        return [*receivers, *self.senders.values(), *self.followers.values()]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What travels with every message: to which item it belongs, and which part of it."""
+
+    item: Item
+    micro_batch: int = 0
+
+
+def upcoming(
+    job: Job, seat: Seat, links: Links, wait: Callable[[Sender | Receiver, str], None]
+) -> Iterator[Item]:
+    """Everything that flows through a worker, in order.
+
+    Stage 0 decides what comes next, and of its replicas the first one, because all must stop after
+    the same batch. The other stages read it off the next message, which stays in its channel.
+
+    Args:
+        job: The run.
+        seat: The worker's.
+        links: The worker's.
+        wait: Waits for an end of a channel; it is told what that wait is called.
+    """
+    if seat == Seat(0, 0):
+        for decided in job.course.items(lambda: bool(links.stop.value), job.start):
+            for follower in links.followers.values():
+                wait(follower, "blocked")
+                follower.send(Header(decided), {})
+            yield decided
+        return
+    receiver = links.leader or links.receivers[seat.stage - 1]
+    item: Item | None = None
+    while not isinstance(item, End):
+        wait(receiver, "starved")
+        header = receiver.peek()
+        assert isinstance(header, Header)
+        item = header.item
+        if links.leader is not None:
+            receiver.receive()
+            receiver.release()
+        yield item

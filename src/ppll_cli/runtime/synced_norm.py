@@ -1,0 +1,91 @@
+"""BatchNorm over the replicas of a stage: each normalises by the statistics of the whole batch.
+
+torch's own `SyncBatchNorm` is for CUDA alone, and weighs each replica's gradients alike, where ours
+are weighted by their shares already. This one is of differentiable sums, so gradients flow through
+the statistics to the samples of all replicas.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all replicas, on which the losses of all of them depend."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """What a BatchNorm layer becomes; in evaluation it is the same."""
+
+    @classmethod
+    def of(cls, layer: _BatchNorm) -> "SyncedBatchNorm":
+        """The same layer, with the same parameters and buffers."""
+        made = cls.__new__(cls)
+        made.__dict__ = layer.__dict__
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, ...] by the mean and variance of each channel over all replicas."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        others = [0, *range(2, x.dim())]
+        channels = (1, -1, *[1] * (x.dim() - 2))
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums = _sum(torch.cat([values.sum(others), count]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = values - mean.view(channels)
+        variance = _sum(centred.square().sum(others)) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        made = centred * (variance + self.eps).rsqrt().view(channels)
+        if self.affine:
+            made = made * self.weight.view(channels) + self.bias.view(channels)
+        return made.to(x.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        part = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, part)
+        self.running_var.lerp_(variance, part)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        """Whatever the layer was, it has been traced with such an input."""
+
+
+def _sum(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
+def synced(network: nn.Module) -> nn.Module:
+    """Have all BatchNorm layers of a network share their statistics; it is changed in place.
+
+    Returns:
+        The network; where it is such a layer itself, what it becomes.
+    """
+    if isinstance(network, _BatchNorm):
+        return SyncedBatchNorm.of(network)
+    for name, child in network.named_children():
+        setattr(network, name, synced(child))
+    return network
