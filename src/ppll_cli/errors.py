@@ -51,6 +51,23 @@ class AttachedError(PpllError):
         return AttachedError, (self.module, self.names)
 
 
+class SchemaError(PpllError):
+    """Raised when the two ends of a channel between machines expect other tensors.
+
+    Args:
+        channel: Its name.
+        theirs: What the sender is going to send.
+        ours: What the receiver expects.
+    """
+
+    def __init__(self, channel: str, theirs: str, ours: str) -> None:
+        self.channel, self.theirs, self.ours = channel, theirs, ours
+        super().__init__(f"{channel}: {theirs} are going to be sent, and {ours} are expected")
+
+    def __reduce__(self) -> tuple[type["SchemaError"], tuple[str, str, str]]:
+        return SchemaError, (self.channel, self.theirs, self.ours)
+
+
 class NonFiniteError(PpllError):
     """Raised when a loss is no finite number, before the step that would spread it.
 

@@ -65,6 +65,7 @@ class Job:
         evaluation_edges: What crosses each cut in evaluation, where that is something else.
         replicas: How many workers hold each stage, each with its share of every batch.
         sync_batchnorm: BatchNorm sees the shares of all of them.
+        homes: The machine of each worker, in the order of `seats`; empty: there is only one.
     """
 
     model: Mapping[str, Any]
@@ -94,6 +95,7 @@ class Job:
     evaluation_edges: tuple[Edge, ...] | None = None
     replicas: int = 1
     sync_batchnorm: bool = False
+    homes: tuple[int, ...] = ()
 
     @property
     def stages(self) -> int:
@@ -108,6 +110,10 @@ class Job:
     def device(self, seat: Seat) -> str:
         """Where a worker computes."""
         return self.devices[seat.stage * self.replicas + seat.replica]
+
+    def home(self, seat: Seat) -> int:
+        """The machine of a worker."""
+        return self.homes[seat.stage * self.replicas + seat.replica] if self.homes else 0
 
     def name(self, seat: Seat) -> str:
         """What the user is told of where something was."""

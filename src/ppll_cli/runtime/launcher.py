@@ -3,14 +3,14 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
@@ -20,9 +20,9 @@ from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links, StopFlag
 from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
-from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
+from ppll_cli.runtime.wiring import wire
+from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.memory import remove_left
-from ppll_cli.transport.replicas import Meeting, Replicas
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ LEAVE_S = 5.0
 
 SETTLE_S = 0.3
 """How long to wait, after a failure, for the process that may be its cause to be gone."""
-
-AHEAD = 4
-"""How many items the first replica of stage 0 may be ahead of the others."""
 
 FORGOTTEN = 255
 """What multiprocessing gives as the exit status of a worker when its fork server is gone."""
@@ -89,18 +86,14 @@ def launch(
     forkserver.start()
     context = forkserver.context()
     stop = context.RawValue("b", 0)
-    ends = _channels(job, transport)
     workers: list[_Watched] = []
-    with _stop_on_signal(stop), _meetings(job) as meetings, _none_left(workers):
+    with _stop_on_signal(stop), _meeting() as meeting, _none_left(workers):
+        ends = wire(job, transport, *meeting)
         for seat in job.seats:
             here, there = context.Pipe()
             pulse: Pulse = context.RawValue(Pulse)
             pulse.begin("starting", FORKED_LIMIT_S)
-            own = ends[seat]
-            links = Links(
-                *(own.senders, own.receivers, there, stop, pulse),
-                *(meetings.get(seat), own.followers, own.leader),
-            )
+            links = Links(parent=there, stop=stop, pulse=pulse, **vars(ends[seat]))
             name = job.name(seat)
             started = context.Process(
                 target=process.main, args=(job, seat, links), name=f"ppll-stage-{name}"
@@ -135,48 +128,13 @@ def _lost(name: str) -> RunFailedError:
     )
 
 
-@dataclass
-class _Ends:
-    """A worker's ends of channels; see `Links`."""
-
-    senders: dict[int, Sender] = field(default_factory=dict)
-    receivers: dict[int, Receiver] = field(default_factory=dict)
-    followers: dict[int, Sender] = field(default_factory=dict)
-    leader: Receiver | None = None
-
-
-def _channels(job: Job, transport: Transport) -> dict[Seat, _Ends]:
-    """For each worker, its ends of the channels to and from others.
-
-    The replicas of neighbouring stages make pipelines of their own, side by side.
-    """
-    ends = {seat: _Ends() for seat in job.seats}
-    for (source, target), room in job.channels().items():
-        for replica in range(job.replicas):
-            here, there = Seat(source, replica), Seat(target, replica)
-            ends[here].senders[target], ends[there].receivers[source] = transport.channel(
-                *room, job.device(here), job.device(there)
-            )
-    for replica in range(1, job.replicas):
-        here, there = Seat(0, 0), Seat(0, replica)
-        ends[here].followers[replica], ends[there].leader = transport.channel(
-            AHEAD, ALIGNMENT, job.device(here), job.device(there)
-        )
-    return ends
-
-
 @contextmanager
-def _meetings(job: Job) -> Iterator[dict[Seat, Replicas]]:
-    """Where the replicas of each stage find one another, where there are any."""
-    with ExitStack() as held:
-        found = {}
-        if job.replicas > 1:
-            folder = Path(held.enter_context(TemporaryDirectory(prefix="ppll-replicas-")))
-            for seat in job.seats:
-                devices = tuple(job.device(Seat(seat.stage, r)) for r in range(job.replicas))
-                file = str(folder / f"stage-{seat.stage}")
-                found[seat] = Replicas(Meeting(file, seat.replica, job.replicas, devices))
-        yield found
+def _meeting() -> Iterator[tuple[str, str]]:
+    """Where the workers of one machine find one another, and the interface that connects them."""
+    # The machine's name may lead anywhere, and all workers are here.
+    interface = "lo0" if sys.platform == "darwin" else "lo"
+    with TemporaryDirectory(prefix="ppll-run-") as folder:
+        yield f"file://{folder}/store", interface
 
 
 def _watch(

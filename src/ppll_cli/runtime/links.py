@@ -1,16 +1,21 @@
 """A worker's connections, and what comes to it through them next."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import Any, Protocol
 
-from ppll_cli.runtime.items import Item
+from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.pulse import Pulse
-from ppll_cli.schedules.instructions import End
+from ppll_cli.schedules.instructions import Checkpoint, End, Evaluate
 from ppll_cli.transport.channel import Receiver, Sender
+from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.replicas import Replicas
+
+_ITEMS: dict[str, Callable[..., Item]] = {
+    each.__name__: each for each in (TrainBatch, EvaluationBatch, Evaluate, Checkpoint, End)
+}
 
 
 class StopFlag(Protocol):
@@ -29,6 +34,7 @@ class Links:
         parent: Reports go there; the word to leave comes from there.
         stop: Set by the parent when the run is to stop early.
         pulse: What the parent sees of this worker while it reports nothing.
+        groups: Process groups of torch.distributed, where there are any.
         replicas: Of the same stage, where there are several.
         followers: Of the first stage's first replica: the way to its others.
         leader: Of these others: the way from the first one.
@@ -39,6 +45,7 @@ class Links:
     parent: Connection
     stop: StopFlag
     pulse: Pulse
+    groups: Groups | None = None
     replicas: Replicas | None = None
     followers: Mapping[int, Sender] = field(default_factory=dict)
     leader: Receiver | None = None
@@ -55,6 +62,16 @@ class Header:
 
     item: Item
     micro_batch: int = 0
+
+    def spelled(self) -> list[Any]:
+        """As plain data, which JSON has words for."""
+        return [type(self.item).__name__, astuple(self.item), self.micro_batch]
+
+    @classmethod
+    def read(cls, spelled: list[Any]) -> "Header":
+        """What was spelled so."""
+        name, values, micro_batch = spelled
+        return cls(_ITEMS[name](*values), micro_batch)
 
 
 def upcoming(

@@ -46,8 +46,8 @@ def main(job: Job, seat: Seat, links: Links) -> None:
         links.pulse.begin("done", None)
         while not links.parent.poll(1.0):  # the last tensors live as long as this process
             pass
-        if links.replicas is not None:
-            links.replicas.close()
+        if links.groups is not None:
+            links.groups.close()
     except Exception as error:
         try:
             links.parent.send(_failure(job, seat, worker, error))

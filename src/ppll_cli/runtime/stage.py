@@ -38,10 +38,13 @@ class Stage:
         job: The run.
         index: Number of the stage.
         device: Where to compute.
+        replicas: Of the stage, where there are several.
     """
 
-    def __init__(self, job: Job, index: int, device: torch.device) -> None:
-        self.job, self.index, self.device = job, index, device
+    def __init__(
+        self, job: Job, index: int, device: torch.device, replicas: Replicas | None = None
+    ) -> None:
+        self.job, self.index, self.device, self._replicas = job, index, device, replicas
         self.inputs_edge: Edge | None = job.edges[index - 1] if index > 0 else None
         self.outputs_edge: Edge | None = job.edges[index] if index < len(job.edges) else None
         site = job.site(job.units())
@@ -58,9 +61,7 @@ class Stage:
     def _build(self, place: Chunk, site: Site) -> StageChunk:
         job = self.job
         units = [site.units[index] for index in place.units]
-        share = synced if job.sync_batchnorm and job.replicas > 1 else lambda network: network
-        networks = [(unit, share(build_unit(unit, job.seed))) for unit in units]
-        chunk = StageChunk(place, networks, [], None)
+        chunk = StageChunk(place, [(unit, build_unit(unit, job.seed)) for unit in units], [], None)
         if place.ends_module:
             method, site = make("local", job.local), site.at(place.module)
             exports = module_exports(method, site)
@@ -68,7 +69,10 @@ class Stage:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.auxiliary_weights(job.seed, place.module))
                 chunk.criterion = module_criterion(method, site)
-            share(chunk.criterion)
+        if job.sync_batchnorm and self._replicas is not None:
+            chunk.units = [(u, synced(network, self._replicas)) for u, network in chunk.units]
+            if chunk.criterion is not None:
+                synced(chunk.criterion, self._replicas)
         for network in chunk.networks:
             placed(network, self.device, job.compiled)
         if chunk.parameters:
@@ -195,9 +199,10 @@ class Stage:
         """Of a batch's loss and gradients, how much is a micro-batch's."""
         return self.sizes[micro_batch] / self._samples
 
-    def start_average(self, chunk: StageChunk, replicas: Replicas) -> None:
+    def start_average(self, chunk: StageChunk) -> None:
         """Begin to average a chunk's gradients over the replicas of the stage."""
-        chunk.average = Average(replicas, chunk.parameters, chunk.nonfinite)
+        assert self._replicas is not None
+        chunk.average = Average(self._replicas, chunk.parameters, chunk.nonfinite)
 
     def finish_average(self, chunk: StageChunk) -> None:
         """Have the average as a chunk's gradients."""

@@ -8,36 +8,41 @@ the statistics to the samples of all replicas.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ppll_cli.transport.replicas import Replicas
 
 
 class _Sum(torch.autograd.Function):
     """The sum over all replicas, on which the losses of all of them depend."""
 
     @staticmethod
-    def forward(_: Any, values: Tensor) -> Tensor:
+    def forward(context: Any, values: Tensor, replicas: Replicas) -> Tensor:
+        context.replicas = replicas
         total = values.clone()
-        dist.all_reduce(total)
+        replicas.add(total).wait()
         return total
 
     @staticmethod
-    def backward(_: Any, *gradients: Tensor) -> Tensor:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        context.replicas.add(total).wait()
+        return total, None
 
 
 class SyncedBatchNorm(_BatchNorm):
     """What a BatchNorm layer becomes; in evaluation it is the same."""
 
+    replicas: Replicas
+
     @classmethod
-    def of(cls, layer: _BatchNorm) -> "SyncedBatchNorm":
+    def of(cls, layer: _BatchNorm, replicas: Replicas) -> "SyncedBatchNorm":
         """The same layer, with the same parameters and buffers."""
         made = cls.__new__(cls)
         made.__dict__ = layer.__dict__
+        made.replicas = replicas
         return made
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,16 +53,20 @@ class SyncedBatchNorm(_BatchNorm):
         others = [0, *range(2, x.dim())]
         channels = (1, -1, *[1] * (x.dim() - 2))
         count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = _sum(torch.cat([values.sum(others), count]))
+        sums = self._sum(torch.cat([values.sum(others), count]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = values - mean.view(channels)
-        variance = _sum(centred.square().sum(others)) / count
+        variance = self._sum(centred.square().sum(others)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         made = centred * (variance + self.eps).rsqrt().view(channels)
         if self.affine:
             made = made * self.weight.view(channels) + self.bias.view(channels)
         return made.to(x.dtype)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(values, self.replicas)
+        return total
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics."""
@@ -73,19 +82,14 @@ class SyncedBatchNorm(_BatchNorm):
         """Whatever the layer was, it has been traced with such an input."""
 
 
-def _sum(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)
-    return total
-
-
-def synced(network: nn.Module) -> nn.Module:
+def synced(network: nn.Module, replicas: Replicas) -> nn.Module:
     """Have all BatchNorm layers of a network share their statistics; it is changed in place.
 
     Returns:
         The network; where it is such a layer itself, what it becomes.
     """
     if isinstance(network, _BatchNorm):
-        return SyncedBatchNorm.of(network)
+        return SyncedBatchNorm.of(network, replicas)
     for name, child in network.named_children():
-        setattr(network, name, synced(child))
+        setattr(network, name, synced(child, replicas))
     return network

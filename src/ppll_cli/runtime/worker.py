@@ -47,7 +47,7 @@ class Worker:
         self.device = torch.device(job.device(seat))
         self.memory = PeakMemory(self.device)
         self.schedule = job.make_schedule()
-        self.stage = Stage(job, index, self.device)
+        self.stage = Stage(job, index, self.device, links.replicas)
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 self.stage.restore(saved)
@@ -101,10 +101,10 @@ class Worker:
 
     def run(self) -> None:
         """Execute everything that flows through the pipeline."""
+        if self.links.groups is not None:
+            self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
-        if self.links.replicas is not None:
-            self.links.replicas.open()
         self.report("ready")
         for item in upcoming(self.job, self.seat, self.links, self._wait):
             self.item = item
@@ -284,10 +284,8 @@ class Worker:
             self.stage.local_step(self.stage.chunks[instruction.chunk])
 
     def _start_average(self, instruction: do.StartAverage) -> None:
-        assert self.links.replicas is not None
         with self.recorder.working("average", instruction):
-            chunk = self.stage.chunks[instruction.chunk]
-            self.stage.start_average(chunk, self.links.replicas)
+            self.stage.start_average(self.stage.chunks[instruction.chunk])
 
     def _finish_average(self, instruction: do.FinishAverage) -> None:
         # As with channels: whoever is late is seen by the parent, and so this may take for ever.

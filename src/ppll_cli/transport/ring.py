@@ -17,7 +17,7 @@ import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,57 +27,13 @@ from ppll_cli.transport.devices import cannot_reach, cannot_share
 from ppll_cli.transport.memory import SHARED_MEMORY, DeviceMemory, HostMemory, Memory
 from ppll_cli.transport.order import CudaOrder, HostOrder, Order
 from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet, open_pipes
+from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 log = logging.getLogger(__name__)
 
 
-class _Tensor(NamedTuple):
-    """What a tensor in a slot is like."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-_Layout = tuple[_Tensor, ...]
-_Token = tuple[int, Header, bytes, _Layout | None]
+_Token = tuple[int, Header, bytes, Layout | None]
 """A layout's number, the header, and what is told once: the slot's event, and the layout."""
-
-
-class Slots:
-    """The slots, seen from either end, and which one comes next.
-
-    Args:
-        memory: Where they are.
-        count: How many.
-        size: Bytes of each.
-    """
-
-    def __init__(self, memory: Memory, count: int, size: int) -> None:
-        self.memory, self.count, self.size = memory, count, size
-        self._next = 0
-        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
-
-    def next(self, number: int, layout: _Layout) -> tuple[int, dict[str, Tensor]]:
-        """The next slot and its tensors, laid out in a way that has this number."""
-        slot, self._next = self._next, (self._next + 1) % self.count
-        views = self._views.get((slot, number))
-        if views is None:
-            views = self._views[slot, number] = self._lay_out(slot * self.size, layout)
-        return slot, views
-
-    def _lay_out(self, start: int, layout: _Layout) -> dict[str, Tensor]:
-        memory = self.memory.tensor
-        assert memory is not None
-        views = {}
-        for name, dtype, shape, stride in layout:
-            view: Tensor = torch.empty(0, dtype=dtype, device=memory.device)
-            views[name] = view.set_(
-                memory.untyped_storage(), start // dtype.itemsize, shape, stride
-            )
-            start += aligned(view.nbytes)
-        return views
 
 
 class RingSender:
@@ -86,7 +42,7 @@ class RingSender:
     def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
         self._messages, self._slots, self._order = ends.messages, slots, order
         self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
-        self._layouts: dict[_Layout, tuple[int, int]] = {}  # its number, and the tensors' bytes
+        self._layouts: dict[Layout, tuple[int, int]] = {}  # its number, and the tensors' bytes
         self.bytes_sent = 0
 
     def open(self) -> None:
@@ -112,13 +68,10 @@ class RingSender:
         Raises:
             ValueError: They do not fit.
         """
-        layout = tuple(
-            _Tensor(name, tensor.dtype, tuple(tensor.shape), _strides(tensor))
-            for name, tensor in tensors.items()
-        )
+        layout = layout_of(tensors)
         known, spelled_out = self._layouts.get(layout), None
         if known is None:
-            self._check_size(tensors)
+            self._slots.check_room(layout)
             size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
             known = self._layouts[layout] = len(self._layouts), size
             spelled_out = layout
@@ -131,12 +84,6 @@ class RingSender:
         # Connection.send would make a pickler of its own that knows tensors, which there are none.
         self._messages.send_bytes(pickle.dumps(token, pickle.HIGHEST_PROTOCOL))
 
-    def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
-        size = sum(aligned(tensor.numel() * tensor.itemsize) for tensor in tensors.values())
-        if size > self._slots.size:
-            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-            raise ValueError(f"{shapes} take {size} bytes; a slot has {self._slots.size}")
-
 
 class RingReceiver:
     """The consumer's end; see `channel.Receiver`.
@@ -147,7 +94,7 @@ class RingReceiver:
     def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
         self._messages, self._returned = Inlet(ends.messages), ends.returned
         self._slots, self._order, self._device = slots, order, device
-        self._layouts: list[_Layout] = []
+        self._layouts: list[Layout] = []
         self._token: _Token | None = None
         self._oldest = 0
 
@@ -271,13 +218,6 @@ def _on_host(size: int, pinned: bool) -> tuple[HostMemory, HostMemory]:
     tensor = torch.zeros(size, dtype=torch.uint8)
     tensor.share_memory_()  # type: ignore[no-untyped-call]
     return HostMemory(tensor, pinned), HostMemory(tensor, pinned)
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Those of a copy: the tensor's own where it fills its memory without gaps or overlaps."""
-    if tensor.is_contiguous():
-        return tuple(tensor.stride())
-    return tuple(torch.empty_like(tensor, device="meta").stride())
 
 
 def _free_bytes() -> int | None:

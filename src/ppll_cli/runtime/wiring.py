@@ -1,0 +1,149 @@
+"""What connects the workers of a run: channels between stages, and process groups."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ppll_cli.runtime.job import Job, Seat
+from ppll_cli.runtime.links import Header
+from ppll_cli.schedules.rules import Channel
+from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
+from ppll_cli.transport.groups import Group, Groups, backend
+from ppll_cli.transport.network import NetworkReceiver, NetworkSender
+from ppll_cli.transport.replicas import Replicas
+
+AHEAD = 4
+"""How many items the first replica of stage 0 may be ahead of the others."""
+
+
+@dataclass
+class Ends:
+    """A worker's ends; see `Links`."""
+
+    senders: dict[int, Sender] = field(default_factory=dict)
+    receivers: dict[int, Receiver] = field(default_factory=dict)
+    groups: Groups | None = None
+    replicas: Replicas | None = None
+    followers: dict[int, Sender] = field(default_factory=dict)
+    leader: Receiver | None = None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A channel between two workers.
+
+    Attributes:
+        source: Who sends.
+        target: Who receives.
+        slots: How many messages it holds.
+        size: Bytes of a message at most.
+        schema: What travels, as text.
+        leads: Whether it tells the other replicas of stage 0 what comes next.
+    """
+
+    source: Seat
+    target: Seat
+    slots: int
+    size: int
+    schema: str
+    leads: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its process group."""
+        ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
+        return " to ".join(ends)
+
+
+def needs_groups(job: Job) -> bool:
+    """Whether the workers have to meet over torch.distributed."""
+    return job.replicas > 1 or len({*job.homes}) > 1
+
+
+def wire(job: Job, transport: Transport, store: str, interface: str) -> dict[Seat, Ends]:
+    """The ends of each worker.
+
+    The replicas of neighbouring stages make pipelines of their own, side by side. Channels inside
+    a machine are the transport's, which only the workers of this machine can use; those between
+    machines are slots over torch.distributed.
+
+    Args:
+        job: The run.
+        transport: Makes the channels inside a machine.
+        store: Where the workers meet, if they have to.
+        interface: Through which gloo connects them.
+    """
+    ends = {seat: Ends() for seat in job.seats}
+    groups = _groups(job)
+    if needs_groups(job):
+        for rank, seat in enumerate(job.seats):
+            own = ends[seat].groups = Groups(store, rank, len(job.seats), groups, interface)
+            if job.replicas > 1:
+                ends[seat].replicas = Replicas(own, _replicas(seat.stage))
+    for way in _ways(job):
+        sender, receiver = _channel(job, way, transport, ends)
+        if way.leads:
+            ends[way.source].followers[way.target.replica] = sender
+            ends[way.target].leader = receiver
+        else:
+            ends[way.source].senders[way.target.stage] = sender
+            ends[way.target].receivers[way.source.stage] = receiver
+    return ends
+
+
+def _channel(
+    job: Job, way: _Way, transport: Transport, ends: Mapping[Seat, Ends]
+) -> tuple[Sender, Receiver]:
+    devices = job.device(way.source), job.device(way.target)
+    if job.home(way.source) == job.home(way.target):
+        return transport.channel(way.slots, way.size, *devices)
+    theirs, ours = ends[way.source].groups, ends[way.target].groups
+    assert theirs is not None
+    assert ours is not None
+    size = way.name, way.slots, way.size
+    return (
+        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled),
+        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read),
+    )
+
+
+def _ways(job: Job) -> Iterator[_Way]:
+    """All channels of a run."""
+    for channel, room in job.channels().items():
+        schema = _schema(job, channel, room.size)
+        for replica in range(job.replicas):
+            source, target = Seat(channel.source, replica), Seat(channel.target, replica)
+            yield _Way(source, target, room.slots, room.size, schema)
+    for replica in range(1, job.replicas):
+        yield _Way(Seat(0, 0), Seat(0, replica), AHEAD, ALIGNMENT, "items", leads=True)
+
+
+def _schema(job: Job, channel: Channel, size: int) -> str:
+    """What travels through a channel: names, dtypes and shapes of a sample's tensors."""
+    edge = job.edges[min(channel)]
+    names = edge.names if channel.source < channel.target else edge.gradients
+    specs = dict(zip(edge.names, edge.specs, strict=True))
+    forms = [[name, str(specs[name].dtype), list(specs[name].shape)] for name in names]
+    return json.dumps([*forms, size])
+
+
+def _groups(job: Job) -> dict[str, Group]:
+    """The process groups of a run, by name: replicas of a stage, and ends of a channel."""
+    numbers = {seat: rank for rank, seat in enumerate(job.seats)}
+    found = {}
+    if job.replicas > 1:
+        for stage in range(job.stages):
+            seats = [Seat(stage, replica) for replica in range(job.replicas)]
+            ranks = tuple(numbers[seat] for seat in seats)
+            found[_replicas(stage)] = Group(
+                ranks, backend([(job.home(s), job.device(s)) for s in seats])
+            )
+    for way in _ways(job):
+        if job.home(way.source) != job.home(way.target):
+            found[way.name] = Group((numbers[way.source], numbers[way.target]), "gloo")
+    return found
+
+
+def _replicas(stage: int) -> str:
+    """The name of the group of a stage's replicas."""
+    return f"replicas of stage {stage}"

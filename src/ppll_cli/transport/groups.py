@@ -1,0 +1,107 @@
+"""Process groups of torch.distributed: how a run's workers find one another and connect.
+
+Every group is made by all workers in the same order and connected before training, because groups
+that are made on first use hang where two of them are made in another order.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+ProcessGroup = Any
+"""torch's, of which its stubs know too little."""
+
+FOR_EVER = timedelta(days=365)
+"""Whoever waits for a worker that is gone is stopped by its launcher; nothing here judges."""
+
+CONNECTING = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the workers.
+
+    Attributes:
+        ranks: Their numbers.
+        backend: What carries the data: gloo, or NCCL, which needs a CUDA device for each.
+    """
+
+    ranks: tuple[int, ...]
+    backend: str
+
+
+class Groups:
+    """The groups of a run, as one of its workers sees them.
+
+    Args:
+        store: Where the workers find one another: `file://PATH` of a file that is not there yet, in
+            a folder that all of them see, or `tcp://HOST:PORT` of a store that is there.
+        rank: This worker's number.
+        workers: How many there are.
+        groups: By name, in an order that is the same for all of them.
+        interface: The network interface through which gloo connects.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        rank: int,
+        workers: int,
+        groups: Mapping[str, Group],
+        interface: str,
+    ) -> None:
+        self.rank, self.workers, self.groups = rank, workers, groups
+        self._store, self._interface = store, interface
+        self._made: dict[str, ProcessGroup] = {}
+
+    def open(self, device: torch.device) -> None:
+        """Meet the others and connect to those with whom this worker is in a group."""
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
+        dist.init_process_group(
+            "gloo",
+            store=self._make_store(),
+            rank=self.rank,
+            world_size=self.workers,
+            timeout=FOR_EVER,
+        )
+        for name, group in self.groups.items():
+            made: Any = dist.new_group(list(group.ranks), backend=group.backend, timeout=FOR_EVER)
+            if self.rank in group.ranks:
+                self._made[name] = made
+                where = device if group.backend == "nccl" else "cpu"
+                dist.all_reduce(torch.zeros(1, device=where), group=made)
+
+    def of(self, name: str) -> ProcessGroup:
+        """A group that this worker is in, once it is open."""
+        return self._made[name]
+
+    def ranks(self, name: str) -> Sequence[int]:
+        """Who is in a group."""
+        return self.groups[name].ranks
+
+    def close(self) -> None:
+        """Leave; torch complains where NCCL's are not left."""
+        if any(group.backend == "nccl" for group in self.groups.values()):
+            dist.destroy_process_group()
+
+    def _make_store(self) -> Any:
+        kind, _, place = self._store.partition("://")
+        if kind == "file":
+            return dist.FileStore(place, self.workers)  # type: ignore[attr-defined]
+        host, _, port = place.rpartition(":")
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, int(port), is_master=False, timeout=CONNECTING
+        )
+        return dist.PrefixStore("workers", store)  # type: ignore[attr-defined]
+
+
+def backend(places: Sequence[tuple[int, str]]) -> str:
+    """What carries data between workers on these machines and devices."""
+    own = len(set(places)) == len(places)
+    on_cuda = all(device.startswith("cuda") for _, device in places)
+    return "nccl" if own and on_cuda and dist.is_nccl_available() else "gloo"

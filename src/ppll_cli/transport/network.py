@@ -1,0 +1,248 @@
+"""Channels between machines: slots that are filled over torch.distributed's point-to-point.
+
+Each channel has a process group of its own, so that nothing waits behind what it does not depend
+on. The sender copies a message into a slot of its own and a thread sends it on; the receiver's
+thread posts the next receive only when it has a free slot, which is all the backpressure there is:
+gloo sends nothing before it is asked for. What crosses is a head of fixed size, JSON, and the
+tensors' bytes, exactly as many as the head says, so that nothing of an earlier message can be taken
+for a later one's. Before the first message the sender tells what it is going to send, and the
+receiver compares.
+
+Slots are in host memory; on CUDA they are pinned.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ppll_cli.errors import SchemaError
+from ppll_cli.transport.channel import ALIGNMENT, Header, aligned
+from ppll_cli.transport.groups import Groups
+from ppll_cli.transport.memory import HostMemory
+from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
+
+log = logging.getLogger(__name__)
+
+HEAD = 16384
+"""Bytes of a head: names, dtypes, shapes and strides of all tensors."""
+
+STAGED = 2
+"""Slots of a sender: one is filled while another is on its way."""
+
+Encode = Callable[[Any], Any]
+"""Makes JSON of a header, or a header of JSON."""
+
+
+class _Slots(Slots):
+    """Slots in this process's memory.
+
+    Args:
+        count: How many.
+        size: Bytes of each.
+        device: Of the worker.
+    """
+
+    def __init__(self, count: int, size: int, device: str) -> None:
+        size = max(ALIGNMENT, aligned(size))
+        memory = HostMemory(torch.zeros(count * size, dtype=torch.uint8), device != "cpu")
+        memory.open()
+        super().__init__(memory, count, size)
+        self._numbers: dict[Layout, int] = {}
+
+    def take(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
+        """The next slot and its tensors."""
+        return self.next(self._numbers.setdefault(layout, len(self._numbers)), layout)
+
+    def bytes(self, slot: int, length: int) -> Tensor:
+        """The first bytes of a slot."""
+        assert self.memory.tensor is not None
+        return self.memory.tensor[slot * self.size :][:length]
+
+
+class _End:
+    """What both ends have.
+
+    Args:
+        groups: The run's.
+        name: Of the channel's group, whose first rank sends to the second one.
+        slots: How many the receiver has.
+        size: Bytes of a message at most.
+        device: Of the worker.
+        schema: What is going to be sent, as text; both ends must have the same.
+        code: Makes JSON of headers at the sender's end, and headers of JSON at the other.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        name: str,
+        slots: int,
+        size: int,
+        device: str,
+        schema: str,
+        code: Encode,
+    ) -> None:
+        self._groups, self._name, self._count, self._size = groups, name, slots, size
+        self._device, self._schema, self._code = device, schema, code
+        self._error: Exception | None = None
+
+    def _start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except SchemaError as error:
+                self._error = error
+            except Exception as error:
+                # The other end or the link is gone: launchers see that, and know more.
+                log.debug("channel %s: %s", self._name, error)
+
+        Thread(target=run, name=f"channel {self._name}", daemon=True).start()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _send(self, tensor: Tensor) -> None:
+        dist.send(tensor, self._groups.ranks(self._name)[1], group=self._groups.of(self._name))
+
+    def _receive(self, tensor: Tensor) -> None:
+        dist.recv(tensor, self._groups.ranks(self._name)[0], group=self._groups.of(self._name))
+
+
+class NetworkSender(_End):
+    """The producer's end; see `channel.Sender`."""
+
+    bytes_sent = 0
+
+    def open(self) -> None:
+        """Make the slots, and tell the other end what is going to come."""
+        self._slots = _Slots(STAGED, self._size, self._device)
+        self._free: SimpleQueue[None] = SimpleQueue()
+        self._filled: SimpleQueue[tuple[Tensor, Tensor]] = SimpleQueue()
+        self._is_free = False
+        for _ in range(STAGED):
+            self._free.put(None)
+        self._start(self._work)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a slot is free; whether one is."""
+        self._raise()
+        with suppress(Empty):
+            if not self._is_free:
+                self._free.get(timeout=timeout_s)
+                self._is_free = True
+        return self._is_free
+
+    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors into the next slot.
+
+        Raises:
+            ValueError: They do not fit.
+        """
+        layout = layout_of(tensors)
+        self._slots.check_room(layout)
+        slot, views = self._slots.take(layout)
+        for name, tensor in tensors.items():
+            views[name].copy_(tensor.detach())
+        head = _head([self._code(header), [_spelled(form) for form in layout]])
+        self._is_free = False
+        self._filled.put((head, self._slots.bytes(slot, layout_bytes(layout))))
+        self.bytes_sent += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+    def _work(self) -> None:
+        self._send(_head(self._schema))
+        while True:
+            head, body = self._filled.get()
+            self._send(head)
+            if len(body):
+                self._send(body)
+            self._free.put(None)
+
+
+class NetworkReceiver(_End):
+    """The consumer's end; see `channel.Receiver`."""
+
+    def open(self) -> None:
+        """Make the slots, and ask for the first message."""
+        self._slots = _Slots(self._count, self._size, self._device)
+        self._free: SimpleQueue[int] = SimpleQueue()
+        self._come: SimpleQueue[tuple[Header, Layout]] = SimpleQueue()
+        self._next: tuple[Header, Layout] | None = None
+        self._held: deque[int] = deque()
+        for slot in range(self._count):
+            self._free.put(slot)
+        self._start(self._work)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a message is there; whether one is."""
+        self._raise()
+        with suppress(Empty):
+            if self._next is None:
+                self._next = self._come.get(timeout=timeout_s)
+        return self._next is not None
+
+    def peek(self) -> Header:
+        """The header of the next message."""
+        assert self._next is not None
+        return self._next[0]
+
+    def receive(self) -> tuple[Header, dict[str, Tensor]]:
+        """The next message; its tensors are the slot's until that is released."""
+        assert self._next is not None
+        (header, layout), self._next = self._next, None
+        slot, views = self._slots.take(layout)
+        self._held.append(slot)
+        if self._device == "cpu":
+            return header, {name: view.detach() for name, view in views.items()}
+        # What is copied must be there before the slot is filled anew, which no stream tells.
+        return header, {name: view.to(self._device) for name, view in views.items()}
+
+    def release(self) -> None:
+        """Give the oldest slot back."""
+        self._free.put(self._held.popleft())
+
+    def _work(self) -> None:
+        head = torch.empty(HEAD, dtype=torch.uint8)
+        self._receive(head)
+        if (theirs := _read(head)) != self._schema:
+            raise SchemaError(self._name, str(theirs), self._schema)
+        while True:
+            slot = self._free.get()
+            self._receive(head)
+            header, spelled = _read(head)
+            layout = tuple(_form(*parts) for parts in spelled)
+            self._slots.check_room(layout)
+            if length := layout_bytes(layout):
+                self._receive(self._slots.bytes(slot, length))
+            self._come.put((self._code(header), layout))
+
+
+def _head(content: Any) -> Tensor:
+    """JSON in a tensor of fixed size, uint8 [HEAD]."""
+    text = json.dumps(content, separators=(",", ":")).encode()
+    if len(text) > HEAD:
+        raise ValueError(f"a message's names and shapes take {len(text)} bytes; there are {HEAD}")
+    return torch.frombuffer(bytearray(text.ljust(HEAD)), dtype=torch.uint8)
+
+
+def _read(head: Tensor) -> Any:
+    return json.loads(bytes(head.numpy()))
+
+
+def _spelled(form: TensorForm) -> tuple[Any, ...]:
+    return form._replace(dtype=str(form.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+
+
+def _form(name: str, dtype: str, shape: list[int], stride: list[int]) -> TensorForm:
+    found = getattr(torch, dtype)
+    assert isinstance(found, torch.dtype)
+    return TensorForm(name, found, tuple(shape), tuple(stride))

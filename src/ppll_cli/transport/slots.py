@@ -1,0 +1,90 @@
+"""Slots, and how the tensors of a message lie in one."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppll_cli.transport.channel import aligned
+from ppll_cli.transport.memory import Memory
+
+
+class TensorForm(NamedTuple):
+    """What a tensor in a slot is like."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+Layout = tuple[TensorForm, ...]
+"""Of a message, in the order in which its tensors lie in a slot."""
+
+
+class Slots:
+    """The slots, seen from either end, and which one comes next.
+
+    Args:
+        memory: Where they are.
+        count: How many.
+        size: Bytes of each.
+    """
+
+    def __init__(self, memory: Memory, count: int, size: int) -> None:
+        self.memory, self.count, self.size = memory, count, size
+        self._next = 0
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def next(self, number: int, layout: Layout) -> tuple[int, dict[str, Tensor]]:
+        """The next slot and its tensors, laid out in a way that has this number."""
+        slot, self._next = self._next, (self._next + 1) % self.count
+        views = self._views.get((slot, number))
+        if views is None:
+            views = self._views[slot, number] = self._lay_out(slot * self.size, layout)
+        return slot, views
+
+    def _lay_out(self, start: int, layout: Layout) -> dict[str, Tensor]:
+        memory = self.memory.tensor
+        assert memory is not None
+        views = {}
+        for name, dtype, shape, stride in layout:
+            view: Tensor = torch.empty(0, dtype=dtype, device=memory.device)
+            views[name] = view.set_(
+                memory.untyped_storage(), start // dtype.itemsize, shape, stride
+            )
+            start += aligned(view.nbytes)
+        return views
+
+    def check_room(self, layout: Layout) -> None:
+        """Check that such tensors fit into a slot.
+
+        Raises:
+            ValueError: They do not.
+        """
+        size = layout_bytes(layout)
+        if size > self.size:
+            shapes = {tensor.name: list(tensor.shape) for tensor in layout}
+            raise ValueError(f"{shapes} take {size} bytes; a slot has {self.size}")
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """How copies of these tensors lie in a slot."""
+    return tuple(
+        TensorForm(name, tensor.dtype, tuple(tensor.shape), _strides(tensor))
+        for name, tensor in tensors.items()
+    )
+
+
+def layout_bytes(layout: Layout) -> int:
+    """How much of a slot such tensors take."""
+    return sum(aligned(prod(tensor.shape) * tensor.dtype.itemsize) for tensor in layout)
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Those of a copy: the tensor's own where it fills its memory without gaps or overlaps."""
+    if tensor.is_contiguous():
+        return tuple(tensor.stride())
+    return tuple(torch.empty_like(tensor, device="meta").stride())
