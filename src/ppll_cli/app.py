@@ -20,6 +20,7 @@ from ppll_cli.composition import own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 from ppll_cli.runtime import forkserver
+from ppll_cli.runtime.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from ppll_cli.resume import Recorded
+    from ppll_cli.runtime.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +79,50 @@ def _main(arguments: list[str]) -> None:
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
     sys.argv[1:] = overrides + options
 
+    where = Rendezvous.of(os.environ)
+    if where is not None:  # torch would print stacks of C++ when a machine is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
         forkserver.start()  # it imports torch while the configuration is composed and checked here
     try:
-        _hydra_main(arguments, overrides)
+        if where is None:
+            _hydra_main(arguments, overrides)
+        else:
+            _on_machines(where, arguments, overrides)
     finally:
         forkserver.stop()
 
 
-def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
+def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
+    """Be one of several launchers: the first one composes, the others do as they are told."""
+    from ppll_cli.runtime.fleet import Fleet
+
+    fleet = Fleet(where)
+    try:
+        if not fleet.first:
+            from ppll_cli.runtime.follow import follow
+
+            logging.basicConfig(format="%(message)s", level=logging.INFO)
+            follow(fleet)
+            return
+        if where.attempt and (run_dir := fleet.remembered()):
+            overrides = [each for each in overrides if not each.startswith("hydra.run.dir=")]
+            options = [each for each in arguments if not _is_override(each)]
+            overrides.append(f"resume={run_dir}")
+            arguments = sys.argv[1:] = overrides + options
+        try:
+            _hydra_main(arguments, overrides, fleet)
+        except ConfigError as error:
+            told = (error.key, str(error.value), error.problem, error.remedy)
+            fleet.tell({"kind": "refused", "error": told})
+            raise
+        finally:
+            fleet.tell({"kind": "end"})
+    finally:
+        fleet.close()
+
+
+def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
     """Have Hydra compose the configuration, and run with it."""
     import argparse
 
@@ -110,7 +147,7 @@ def _hydra_main(arguments: list[str], overrides: list[str]) -> None:
         nonlocal began
         began = True
         try:
-            return _run(cfg, before, overrides, made)
+            return _run(cfg, before, overrides, made, fleet)
         except (ConfigError, OmegaConfBaseException) as error:
             if not isinstance(error, ConfigError):
                 error = explain(error, arguments, conf_dir())
@@ -175,6 +212,7 @@ def _run(
     before: "Recorded | None",
     overrides: list[str],
     made: set[Path] | None,
+    fleet: "Fleet | None",
 ) -> float | None:
     """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
     from hydra.core.hydra_config import HydraConfig
@@ -205,7 +243,7 @@ def _run(
         from ppll_cli.runtime.run import Run
 
         changed = partial(changes, config, choices)
-        run = Run(parsed, config, choices, run_dir, before, changed)
+        run = Run(parsed, config, choices, run_dir, before, changed, fleet)
         summary = run.execute()
     except WorkerFailedError as error:
         log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))

@@ -100,7 +100,8 @@ class WorkerFailedError(PpllError):
     def __init__(self, report: dict[str, Any]) -> None:
         self.report = report
         stage = seat_name(report["stage"], report.get("replica", 0), report.get("replicas", 1))
-        super().__init__(f"stage {stage} ({report['device']}): {report['error']}")
+        where = f"{report['device']} of {report['machine']}" if "machine" in report else None
+        super().__init__(f"stage {stage} ({where or report['device']}): {report['error']}")
 
     def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
         return WorkerFailedError, (self.report,)

@@ -135,7 +135,7 @@ def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
     assert report["stage"] == 1
     assert report["phase"].startswith("Forward")
     assert "step=2" in report["batch"]
-    assert "ReceiveActivations" in report["others"][2] or "TrainBatch" in report["others"][2]
+    assert "ReceiveActivations" in report["others"]["2"] or "TrainBatch" in report["others"]["2"]
     assert not multiprocessing.active_children()
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -17,9 +17,12 @@ from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.runtime import forkserver, process
+from ppll_cli.runtime.fleet import Fleet
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links, StopFlag
+from ppll_cli.runtime.others import Follower, Leader, Seen, cause
 from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
+from ppll_cli.runtime.spelling import spelled
 from ppll_cli.runtime.wiring import wire
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.memory import remove_left
@@ -38,16 +41,12 @@ FORGOTTEN = 255
 Report = dict[str, Any]
 
 
-@dataclass
-class _Watched:
-    """A worker, seen from the parent."""
+@dataclass(kw_only=True)
+class _Watched(Seen):
+    """A worker of this machine."""
 
-    seat: Seat
-    name: str
     process: ForkServerProcess
     reports: Connection
-    pulse: Pulse
-    done: Report | None = None
     failed: bool = False
 
 
@@ -69,14 +68,21 @@ def launch(
     transport: Transport,
     on_report: Callable[[Report], None],
     on_start: Callable[[Sequence[Pulse]], None] = lambda _: None,
+    fleet: Fleet | None = None,
 ) -> Ending:
     """Run a job to its end.
+
+    With a fleet, this machine's part of it; machine 0 is told what the workers of all report.
 
     Args:
         job: What to run.
         transport: Makes the channels between the workers.
         on_report: Told each report of a worker as it comes, except the last.
         on_start: Given what can be seen of the workers, once they have been started.
+        fleet: The machines of the run, if there are several.
+
+    Returns:
+        How it ended; at another machine than 0 without reports.
 
     Raises:
         WorkerFailedError: A worker failed; all have been stopped.
@@ -86,10 +92,20 @@ def launch(
     forkserver.start()
     context = forkserver.context()
     stop = context.RawValue("b", 0)
+    others: Leader | Follower | None = None
+    if fleet is not None:
+        others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
     workers: list[_Watched] = []
-    with _stop_on_signal(stop), _meeting() as meeting, _none_left(workers):
+    with (
+        _stop_on_signal(stop),
+        _told(others),
+        _meeting(fleet) as meeting,
+        _none_left(workers),
+    ):
         ends = wire(job, transport, *meeting)
         for seat in job.seats:
+            if fleet is not None and job.home(seat) != fleet.rank:
+                continue
             here, there = context.Pipe()
             pulse: Pulse = context.RawValue(Pulse)
             pulse.begin("starting", FORKED_LIMIT_S)
@@ -100,18 +116,54 @@ def launch(
             )
             _start(started)
             there.close()
-            workers.append(_Watched(seat, name, started, here, pulse))
-        pulses = [watched.pulse for watched in workers]
-        on_start(pulses)
-        watch = Watch(pulses)
-        while not all(watched.done for watched in workers):
-            _watch(job, workers, watch, on_report)
+            workers.append(_Watched(seat, name, pulse, process=started, reports=here))
+        seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
+        seen |= {} if others is None else others.away
+        on_start([seen[seat].pulse for seat in job.seats if seat in seen])
+        watch = Watch([watched.pulse for watched in workers])
+        while not _ended(others, seen.values()):
+            _watch(job, workers, watch, on_report, others)
+        ending = Ending([], stop.value or None)
+        if isinstance(others, Follower):
+            assert others.ended is not None
+            ending = Ending([], others.ended["signal"] if others.ended["early"] else None)
+        else:
+            reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
+            ending = Ending(reports, ending.signal)
+            if others is not None:
+                early = reports[-1]["step"] < job.course.steps
+                others.end(signal=ending.signal, early=early and ending.signal is not None)
         for watched in workers:
             with suppress(OSError):  # it was killed when all was done
                 watched.reports.send_bytes(b"leave")
         for watched in workers:
             watched.process.join(LEAVE_S)
-        return Ending([w.done for w in workers if w.done], stop.value or None)
+        return ending
+
+
+def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
+    if isinstance(others, Follower):
+        return others.ended is not None
+    return all(each.done for each in seen)
+
+
+@contextmanager
+def _told(others: Leader | Follower | None) -> Iterator[None]:
+    """However the body fails, the launchers of other machines hear of it."""
+    try:
+        yield
+    except WorkerFailedError as error:
+        if others is not None:
+            others.end(report=spelled(error.report))
+        raise
+    except Interrupted as error:
+        if others is not None:
+            others.end(signal=error.signal, at_once=True)
+        raise
+    except Exception as error:
+        if others is not None:
+            others.end(problem=f"{type(error).__name__}: {error}")
+        raise
 
 
 def _start(worker: ForkServerProcess) -> None:
@@ -129,8 +181,11 @@ def _lost(name: str) -> RunFailedError:
 
 
 @contextmanager
-def _meeting() -> Iterator[tuple[str, str]]:
-    """Where the workers of one machine find one another, and the interface that connects them."""
+def _meeting(fleet: Fleet | None) -> Iterator[tuple[str, str]]:
+    """Where the workers of a run find one another, and the interface that connects them."""
+    if fleet is not None:
+        yield fleet.store, fleet.interface
+        return
     # The machine's name may lead anywhere, and all workers are here.
     interface = "lo0" if sys.platform == "darwin" else "lo"
     with TemporaryDirectory(prefix="ppll-run-") as folder:
@@ -138,28 +193,48 @@ def _meeting() -> Iterator[tuple[str, str]]:
 
 
 def _watch(
-    job: Job, workers: list[_Watched], watch: Watch, on_report: Callable[[Report], None]
+    job: Job,
+    workers: list[_Watched],
+    watch: Watch,
+    on_report: Callable[[Report], None],
+    others: Leader | Follower | None,
 ) -> None:
     """Wait until something happens, and deal with it."""
+
+    def deal(seen: Seen, report: Report) -> None:
+        if report["kind"] == "done":
+            seen.done = report
+        if others is not None and others.pass_on(report):
+            return
+        if report["kind"] == "log":
+            log.log(report["level"], "stage %s: %s", seen.name, report["message"])
+        elif report["kind"] != "done":
+            on_report(report)
+
     ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
     sentinels = [watched.process.sentinel for watched in workers]
-    wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0)
-    failures = _failures(job, workers, on_report)
+    wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0 if others is None else 0.2)
+    failures = _failures(job, workers, deal)
     for worker, error in watch.late():
         failures.append(_failure(job, workers[worker], error))
+    seen: list[Seen] = [*workers]
+    if others is not None:
+        failures += others.news(deal)
+        seen += others.away.values()
+    if isinstance(others, Follower):
+        others.look(workers)
     if failures:
         # A worker that was killed made no report, but its neighbours may have stumbled over it.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
-        failures += _failures(job, workers, on_report)
-        root = min(failures, key=lambda failure: ("traceback" in failure, failure["time"]))
+        failures += _failures(job, workers, deal)
+        root = cause(failures) if others is None else others.verdict(failures, deal)
         seat = root["stage"], root["replica"]
-        others = {w.name: str(w.pulse) for w in workers if w.seat != seat}
-        root["replicas"] = job.replicas
-        raise WorkerFailedError({**root, "others": others})
+        meanwhile = {each.name: str(each.pulse) for each in seen if each.seat != seat}
+        raise WorkerFailedError({**root, "replicas": job.replicas, "others": meanwhile})
 
 
 def _failures(
-    job: Job, workers: list[_Watched], on_report: Callable[[Report], None]
+    job: Job, workers: list[_Watched], deal: Callable[[Seen, Report], None]
 ) -> list[Report]:
     """Deal with all reports that are there, and return those of failures."""
     failures: list[Report] = []
@@ -171,15 +246,11 @@ def _failures(
     for watched in workers:
         died = watched.process.sentinel in ready
         for report in _read(watched.reports, LEAVE_S if died else 0):
-            if report["kind"] == "done":
-                watched.done = report
-            elif report["kind"] == "failed":
+            if report["kind"] == "failed":
                 failures.append(report)
                 watched.failed = True
-            elif report["kind"] == "log":
-                log.log(report["level"], "stage %s: %s", watched.name, report["message"])
             else:
-                on_report(report)
+                deal(watched, report)
         if died and not watched.failed:
             failures.append(_death(job, watched))
             watched.failed = True

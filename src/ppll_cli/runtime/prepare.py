@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -14,11 +14,13 @@ from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.fingerprint import source_digest
+from ppll_cli.runtime.fleet import Machine
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.pace import Pipeline
 from ppll_cli.runtime.predict import report
 from ppll_cli.runtime.profile import Profile
+from ppll_cli.runtime.spread import spread, threads_of
 from ppll_cli.runtime.subject import Subject, examine
 from ppll_cli.schedules.instructions import FinishAverage, Forward, Instruction
 from ppll_cli.schedules.schedule import Schedule
@@ -54,8 +56,13 @@ class Prepared:
         return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
 
 
-def prepare(settings: Settings, run_dir: str) -> Prepared:
+def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
     """Build the job.
+
+    Args:
+        settings: The configuration.
+        run_dir: Where results go.
+        machines: Those that it runs on, if there are several.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -71,15 +78,23 @@ def prepare(settings: Settings, run_dir: str) -> Prepared:
         )
     _note_schedule(settings, schedule, notes)
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
-    devices, emulated = _devices(settings, workers, notes)
+    homes: tuple[int, ...] = ()
+    if machines:
+        (devices, homes), emulated = spread(settings, workers, machines), False
+        threads = threads_of(settings, machines, homes)
+        settings = settings.model_copy(update={"threads": threads})
+    else:
+        devices, emulated = _devices(settings, workers, notes)
 
-    _check_processors(settings, devices, notes)
+    here = len(devices) if not homes else max(map(homes.count, homes))
+    _check_processors(settings, devices[:here], notes)
 
     subject = examine(settings)
     profile = None
     if settings.partition.name == "profile" and _partitions(settings, schedule):
         profile = profile_of(settings, subject, devices[0])
     job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
+    job = replace(job, homes=homes)
     _check_instructions(job)
     if profile is not None:
         stages_are_modules = _stages_are_modules(settings, schedule)

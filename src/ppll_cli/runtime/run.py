@@ -24,6 +24,8 @@ from ppll_cli.observe.tracker import Tracked, guarded
 from ppll_cli.resume import CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
+from ppll_cli.runtime.fleet import Fleet
+from ppll_cli.runtime.follow import announce
 from ppll_cli.runtime.launcher import Report, launch
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
@@ -49,6 +51,7 @@ class Run:
         run_dir: Where results go; the folder exists, with nothing of another run in it.
         before: The run that is there and goes on, if one does.
         changes: Finds the overrides that make the configuration from the defaults, for the user.
+        fleet: The machines that it runs on, if there are several; this is machine 0.
 
     Attributes:
         objective: The key of the summary whose number is the run's result for a sweeper; set once
@@ -63,9 +66,10 @@ class Run:
         run_dir: Path,
         before: Recorded | None = None,
         changes: Callable[[], Sequence[str]] = tuple,
+        fleet: Fleet | None = None,
     ) -> None:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
-        self.before, self._find_changes = before, changes
+        self.before, self._find_changes, self._fleet = before, changes, fleet
         self.changes: Sequence[str] = ()
         self.objective = ""
         self._saved: dict[int, list[SavedFile]] = {}
@@ -117,6 +121,9 @@ class Run:
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         blank = summarise(self.settings, self.choices, self.prepared, self.metrics)
         self.objective = objective.chosen(self.settings.objective, blank, job.task.metric)
+        if self._fleet is not None:
+            self._fleet.jobs += 1
+            announce(self._fleet, self.config, self.prepared, self.run_dir)
         if self.before is None:
             self._write_config()
             held.enter_context(locked(self.run_dir))
@@ -128,7 +135,7 @@ class Run:
         self.tracker.start(self._tracked())
         with self.metrics, closing(self.console):
             try:
-                ending = launch(job, transport, self._on_report, self._on_start)
+                ending = launch(job, transport, self._on_report, self._on_start, self._fleet)
             except (WorkerFailedError, RunFailedError, Interrupted) as error:
                 status = "interrupted" if isinstance(error, Interrupted) else "failed"
                 self._finish([], status, error=str(error))
@@ -156,7 +163,8 @@ class Run:
         if cuts is not None and not fixed:
             local = {**settings.local, "cuts": list(cuts)}
             settings = settings.model_copy(update={"local": local})
-        prepared = prepare(settings, str(self.run_dir))
+        machines = [] if self._fleet is None else self._fleet.machines
+        prepared = prepare(settings, str(self.run_dir), machines)
         if start is None:
             return prepared
         job = replace(prepared.job, start=start.step, checkpoint=start.folder)

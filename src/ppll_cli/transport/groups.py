@@ -40,11 +40,12 @@ class Groups:
 
     Args:
         store: Where the workers find one another: `file://PATH` of a file that is not there yet, in
-            a folder that all of them see, or `tcp://HOST:PORT` of a store that is there.
+            a folder that all of them see, or `tcp://HOST:PORT/PREFIX` of a store that is there.
         rank: This worker's number.
         workers: How many there are.
         groups: By name, in an order that is the same for all of them.
-        interface: The network interface through which gloo connects.
+        interface: The network interface through which gloo connects; empty: that which the
+            machine's name leads to.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class Groups:
 
     def open(self, device: torch.device) -> None:
         """Meet the others and connect to those with whom this worker is in a group."""
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
+        if self._interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
         dist.init_process_group(
             "gloo",
             store=self._make_store(),
@@ -93,11 +95,12 @@ class Groups:
         kind, _, place = self._store.partition("://")
         if kind == "file":
             return dist.FileStore(place, self.workers)  # type: ignore[attr-defined]
+        place, _, prefix = place.partition("/")
         host, _, port = place.rpartition(":")
         store = dist.TCPStore(  # type: ignore[attr-defined]
             host, int(port), is_master=False, timeout=CONNECTING
         )
-        return dist.PrefixStore("workers", store)  # type: ignore[attr-defined]
+        return dist.PrefixStore(f"{prefix}/workers", store)  # type: ignore[attr-defined]
 
 
 def backend(places: Sequence[tuple[int, str]]) -> str:

@@ -1,0 +1,256 @@
+"""The machines of a run, and what their launchers tell one another.
+
+One launcher runs on each machine, started by torchrun or srun. They meet at a store of
+torch.distributed, where each shows every second that it lives. Machine 0's launcher composes the
+configuration and owns the run; the others do what it says and tell it what their workers report.
+All of it is JSON. The store is asked by a thread of its own, because it may be out of reach, and
+then nothing must wait for it but the question who is gone.
+"""
+
+import fcntl
+import json
+import logging
+import platform
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, Self
+
+from ppll_cli import __version__
+from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.rendezvous import Rendezvous
+from ppll_cli.settings import usable_cores
+
+log = logging.getLogger(__name__)
+
+MEETING_S = 300.0
+"""How long machines may wait for one another at the beginning."""
+
+PREPARING_S = 900.0
+"""How long a machine may take to make a run ready: it may have to download data."""
+
+SILENT_S = 7.0
+"""After so long without a sign of life a launcher, its machine or the network is gone."""
+
+LEAVING_S = 10.0
+"""How long machine 0 waits for the others to have heard that all is over; it may have the store."""
+
+BEAT_S = 0.5
+
+SIOCGIFADDR = 0x8915
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has.
+
+    Attributes:
+        host: Its name.
+        devices: CUDA devices.
+        cores: Usable ones.
+        versions: Of what must be the same everywhere.
+    """
+
+    host: str
+    devices: int
+    cores: int
+    versions: Mapping[str, str]
+
+    @classmethod
+    def here(cls) -> Self:
+        """This one."""
+        import torch
+
+        versions = {"ppll-run": __version__, "torch": torch.__version__}
+        versions["python"] = ".".join(platform.python_version_tuple()[:2])
+        return cls(socket.gethostname(), torch.cuda.device_count(), usable_cores(), versions)
+
+
+class Fleet:
+    """The launchers of a run, seen from one of them.
+
+    Args:
+        where: They meet there.
+
+    Attributes:
+        machines: What each machine has.
+        interface: The network interface that leads to the others; empty where it is not known.
+        jobs: How many jobs there have been.
+
+    Raises:
+        ConfigError: They do not come, or have other versions.
+    """
+
+    def __init__(self, where: Rendezvous) -> None:
+        self.rank, self._where, self.jobs = where.rank, where, 0
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self._outbox: SimpleQueue[Message] = SimpleQueue()
+        self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
+        self._ended, self._lost = Event(), ""
+        self._store = self._open()
+        self.machines = self._meet()
+        self.interface = _interface_to(where.host, where.port)
+        self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
+        self._thread.start()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is machine 0, which owns the run."""
+        return self.rank == 0
+
+    @property
+    def store(self) -> str:
+        """Where the workers of the job in hand meet."""
+        where = self._where
+        return f"tcp://{where.host}:{where.port}/{self._prefix}/{self.jobs}"
+
+    def name(self, machine: int) -> str:
+        """A machine, as the user is told of it."""
+        return f"machine {machine} ({self.machines[machine].host})"
+
+    def tell(self, message: Message) -> None:
+        """Tell all the others, if this is machine 0, or else machine 0."""
+        self._outbox.put(message)
+
+    def hear(self, timeout_s: float = 0.0) -> Message | None:
+        """The next message, if one comes."""
+        with suppress(Empty):
+            return self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+        return None
+
+    def messages(self) -> Iterator[Message]:
+        """All messages that are there."""
+        while (message := self.hear()) is not None:
+            yield message
+
+    def silent(self) -> tuple[int, str] | None:
+        """A machine that shows no sign of life, and what is to be said of it; None while all do."""
+        now = time.monotonic()
+        watched = range(1, len(self.machines)) if self.first else [0]
+        for machine in watched:
+            silent_s = now - self._heard_s[machine]
+            if silent_s > SILENT_S:
+                return machine, (
+                    f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
+                    "launcher or the network is gone"
+                )
+        return None
+
+    def remember(self, run_dir: str) -> None:
+        """Note the run directory where a later attempt finds it."""
+        self._everywhere.set("run directory", run_dir)
+
+    def remembered(self) -> str | None:
+        """The run directory of an earlier attempt, if there was one."""
+        found = self._everywhere.check(["run directory"])
+        return self._everywhere.get("run directory").decode() if found else None
+
+    def close(self) -> None:
+        """Say what is still to be said, and hear that the others have; not for long."""
+        if not self.first:
+            self.tell({"kind": "bye"})
+        left, until_s = {*range(1, len(self.machines))}, time.monotonic() + LEAVING_S
+        while self.first and left and time.monotonic() < until_s and self.silent() is None:
+            message = self.hear(BEAT_S)
+            if message is not None and message["kind"] == "bye":
+                left.discard(message["machine"])
+        self._ended.set()
+        self._thread.join(2.0)
+
+    # Everything below is done by the thread, or before it starts.
+
+    def _open(self) -> Any:
+        import torch.distributed as dist
+
+        where = self._where
+        self._prefix = f"ppll-run/{where.attempt}"
+        try:
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                where.host,
+                where.port,
+                is_master=self.first and not where.hosted,
+                timeout=timedelta(seconds=MEETING_S),
+                wait_for_workers=False,
+            )
+        except RuntimeError as error:
+            place = f"{where.host}:{where.port}"
+            problem = f"no store could be reached there: {str(error).splitlines()[0]}"
+            raise ConfigError("MASTER_ADDR", place, problem) from None
+        self._everywhere = dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
+        return dist.PrefixStore(self._prefix, store)  # type: ignore[attr-defined]
+
+    def _meet(self) -> list[Machine]:
+        here = Machine.here()
+        self._store.set(f"hello/{self.rank}", json.dumps(vars(here)))
+        found = []
+        for rank in range(self._where.machines):
+            try:
+                found.append(Machine(**json.loads(self._store.get(f"hello/{rank}"))))
+            except RuntimeError:
+                problem = f"machine {rank} did not come within {MEETING_S:.0f} s"
+                raise ConfigError("nnodes", self._where.machines, problem) from None
+        for rank, other in enumerate(found):
+            for name, version in other.versions.items():
+                if version != found[0].versions.get(name):
+                    raise ConfigError(
+                        name,
+                        version,
+                        f"is what machine {rank} ({other.host}) has, and machine 0 "
+                        f"({found[0].host}) has {found[0].versions.get(name)}",
+                        "install the same on all machines",
+                    )
+        return found
+
+    def _work(self) -> None:
+        counts = dict.fromkeys(self._heard_s, 0)  # messages read of each machine
+        beats: dict[int, bytes] = {}
+        sent = beat = 0
+        while True:
+            ended = self._ended.wait(BEAT_S)
+            try:
+                beat += 1
+                self._store.set(f"beat/{self.rank}", str(beat))
+                with suppress(Empty):
+                    while True:
+                        message = json.dumps(self._outbox.get_nowait())
+                        self._store.set(f"said/{self.rank}/{sent}", message)
+                        sent += 1
+                for machine in range(1, len(self.machines)) if self.first else [0]:
+                    while self._store.check([f"said/{machine}/{counts[machine]}"]):
+                        said = self._store.get(f"said/{machine}/{counts[machine]}")
+                        if self.first:  # nobody else reads it
+                            self._store.delete_key(f"said/{machine}/{counts[machine]}")
+                        counts[machine] += 1
+                        self._inbox.put({"machine": machine, **json.loads(said)})
+                    key = f"beat/{machine}"
+                    if self._store.check([key]) and (now := self._store.get(key)) != beats.get(
+                        machine
+                    ):
+                        beats[machine] = now
+                        self._heard_s[machine] = time.monotonic()
+            except Exception as error:
+                log.debug("the store cannot be reached: %s", error)
+                return  # the others' silence is all that is left to notice
+            if ended:
+                return
+
+
+def _interface_to(host: str, port: int) -> str:
+    """The network interface through which a host is reached; empty where that is not found."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
+        address = connection.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with suppress(OSError):
+                found = fcntl.ioctl(connection.fileno(), SIOCGIFADDR, request)
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return name
+    return ""

@@ -1,0 +1,63 @@
+"""Where the launchers of a run on several machines meet. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from ppll_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the launchers of a run meet.
+
+    Attributes:
+        rank: Number of this machine.
+        machines: How many there are.
+        host: Where the store is.
+        port: Likewise.
+        hosted: Whether somebody else, such as torchrun, keeps the store.
+        attempt: How often the run was started before.
+    """
+
+    rank: int
+    machines: int
+    host: str
+    port: int
+    hosted: bool
+    attempt: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self | None:
+        """What torchrun or srun has put into the environment; None where one machine is all.
+
+        Raises:
+            ConfigError: They started several launchers on a machine.
+        """
+        given = environment.get
+        if "TORCHELASTIC_RUN_ID" in environment:
+            local, rank, machines = given("LOCAL_WORLD_SIZE", "1"), given("RANK"), "WORLD_SIZE"
+            if local != "1":
+                remedy = "give torchrun --nproc-per-node=1; gpus=N is the number of workers"
+                raise ConfigError("nproc-per-node", local, "one launcher runs on a machine", remedy)
+            count = int(given(machines, "1"))
+        elif "SLURM_STEP_NUM_TASKS" in environment:
+            count, rank = int(given("SLURM_STEP_NUM_TASKS", "1")), given("SLURM_PROCID")
+            if count > int(given("SLURM_STEP_NUM_NODES", str(count))):
+                remedy = "give srun --ntasks-per-node=1; gpus=N is the number of workers"
+                raise ConfigError("ntasks", count, "one launcher runs on a machine", remedy)
+            if count > 1 and not ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
+                remedy = "see docs/machines.md for a batch file"
+                raise ConfigError("MASTER_ADDR", "", "says where the machines meet", remedy)
+        else:
+            return None
+        if count == 1:
+            return None
+        return cls(
+            rank=int(rank or 0),
+            machines=count,
+            host=environment["MASTER_ADDR"],
+            port=int(environment["MASTER_PORT"]),
+            hosted=given("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=int(given("TORCHELASTIC_RESTART_COUNT", "0")),
+        )

@@ -1,0 +1,240 @@
+"""A run on two machines: two launchers, here on one, and in two network namespaces."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from ppll_cli.benchmarks.session import Session, ppll_run
+from tests.conftest import Result, Runner, assert_same_run, resumed
+
+ROOT = Path(__file__).parents[1]
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
+DATA += ["data.test_samples=23", "batch_size=8", "eval_every=1"]  # 53 = 6 * 8 + 5
+VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+USUAL = ["device=cpu", "threads=1", "timeline=false", *DATA]
+LONG = [*USUAL, *VIT, "gpus=4", "epochs=100000"]
+FOUND_S = 25.0
+"""Within 10 seconds a fault is to be found; to end everything takes longer on a busy machine."""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
+
+Start = Callable[..., list[Session]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a launcher for each machine, of which nothing outlives the test."""
+    with ExitStack() as held:
+
+        def start(*arguments: str, program: dict[int, list[str]] | None = None) -> list[Session]:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            sessions = []
+            for rank in range(2):
+                environment = {
+                    "TORCHELASTIC_RUN_ID": "test",
+                    "LOCAL_WORLD_SIZE": "1",
+                    "RANK": str(rank),
+                    "WORLD_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    "PYTHONPATH": str(ROOT),
+                    "OMP_NUM_THREADS": "1",
+                }
+                command = (program or {}).get(rank, ppll_run())
+                session = Session([*command, *arguments], tmp_path / f"printed-{rank}", environment)
+                sessions.append(held.enter_context(session))
+            return sessions
+
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The run directory."""
+    return tmp_path / "on-two-machines"
+
+
+def ended(sessions: list[Session], limit_s: float = FOUND_S) -> list[int | None]:
+    """The exit status of each launcher, and nothing of them is left."""
+    until_s = monotonic() + limit_s
+    status = [session.wait(max(0.1, until_s - monotonic())) for session in sessions]
+    for session in sessions:
+        assert session.left() == [], session.printed()
+    return status
+
+
+def result_of(folder: Path) -> Result:
+    return Result(json.loads((folder / "summary.json").read_text()), folder)
+
+
+def wait_for_training(sessions: list[Session]) -> None:
+    assert sessions[0].wait_until(lambda: "epoch 1/" in sessions[0].printed()), [
+        session.printed() for session in sessions
+    ]
+
+
+CASES = {
+    "ppll": ["fba=on", "local.modules=4", "model=resnet32", "model.depth=14"],
+    "gpipe": ["replicas=2", "optim.clip_norm=0.1", *VIT],
+}
+
+
+@pytest.mark.parametrize("schedule", CASES)
+def test_two_machines_learn_what_one_does(
+    start: Start, run: Runner, folder: Path, schedule: str
+) -> None:
+    common = [f"schedule={schedule}", "gpus=4", "epochs=4", *USUAL, *CASES[schedule]]
+    sessions = start(*common, "max_steps=7", f"hydra.run.dir={folder}")
+    assert ended(sessions, 120) == [0, 0], [session.printed() for session in sessions]
+    expected = run(*common, "max_steps=7")
+    found = result_of(folder)
+    assert_same_run(found, expected)
+    for key in ("edges", "per_module", "gpus", "steps"):
+        assert found.summary[key] == expected.summary[key]
+    assert sessions[1].printed() == ""
+    assert found.summary["machines"] == 2
+    assert [stage["machine"] for stage in found.summary["stages"]] == [0, 0, 1, 1]
+    if schedule == "gpipe":  # and goes on where there is only one machine
+        longer = run(*common, "max_steps=12")
+        assert_same_run(resumed(found, "max_steps=12"), longer)
+
+
+def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    sessions[1].signal(signal.SIGKILL, sessions[1].workers()[0].pid)
+    assert ended(sessions) == [1, 1]
+    where = f"stage 2 (cpu of machine 1 ({socket.gethostname()}))"
+    for session in sessions:
+        assert f"{where}: the worker process is gone (killed by SIGKILL" in session.printed()
+    assert "  phase: " in sessions[0].printed()
+    assert f"ppll-run resume={folder}" in sessions[0].printed()
+    assert result_of(folder).summary["status"] == "failed"
+
+
+def test_a_launcher_that_is_gone(start: Start, folder: Path) -> None:
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    sessions[1].signal(signal.SIGKILL, sessions[1].pid)
+    assert ended(sessions)[0] == 1
+    said = f"machine 1 ({socket.gethostname()}) has given no sign of life"
+    assert said in sessions[0].printed()
+
+
+def test_an_interrupt_of_another_machine_ends_the_run_with_a_checkpoint(
+    start: Start, folder: Path
+) -> None:
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    sessions[1].signal(signal.SIGINT, sessions[1].pid)
+    assert ended(sessions) == [130, 130]
+    assert result_of(folder).summary["status"] == "interrupted"
+    assert (folder / "checkpoints" / "last" / "manifest.json").exists()
+
+
+OTHER_VERSION = """
+import sys
+from ppll_cli.runtime import fleet
+fleet.__version__ = "0.0"
+if __name__ == "__main__":
+    from ppll_cli.app import main
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["modle=vit"], "modle=vit: there is no such key"),
+        (["gpus=4"], "ppll-run=0.0: is what machine 1"),
+    ],
+    ids=["configuration", "versions"],
+)
+def test_what_is_refused_is_refused_everywhere(
+    start: Start, folder: Path, tmp_path: Path, arguments: list[str], problem: str
+) -> None:
+    program = {}
+    if "0.0" in problem:
+        (tmp_path / "other.py").write_text(OTHER_VERSION)
+        program = {1: [sys.executable, str(tmp_path / "other.py")]}
+    sessions = start(*USUAL, *arguments, f"hydra.run.dir={folder}", program=program)
+    assert ended(sessions, 120) == [2, 2], [session.printed() for session in sessions]
+    for session in sessions:
+        (line,) = session.printed().splitlines()
+        assert line.startswith(f"ppll-run: {problem}")
+    assert not folder.exists()
+
+
+@pytest.fixture
+def namespaces() -> Iterator[list[str]]:
+    """Two network namespaces with a link between them: 10.78.0.1 and 10.78.0.2."""
+    names = [f"ppll-{os.getpid()}-{n}" for n in range(2)]
+    links = [f"pv{os.getpid()}{n}" for n in range(2)]
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add {links[0]} type veth peer name {links[1]}")
+    for number, (name, link) in enumerate(zip(names, links, strict=True)):
+        commands.append(f"link set {link} netns {name}")
+        commands.append(f"-n {name} addr add 10.78.0.{number + 1}/24 dev {link}")
+        commands += [f"-n {name} link set {link} up", f"-n {name} link set lo up"]
+    if shutil.which("ip") is None:
+        pytest.skip("there is no program `ip` (Debian: iproute2)")
+    try:
+        for command in commands:
+            made = subprocess.run(["ip", *command.split()], capture_output=True, check=False)
+            if made.returncode:
+                pytest.skip(f"ip {command}: {made.stderr.decode().strip()}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def torchrun(namespace: str, number: int, *arguments: str) -> list[str]:
+    """The command that docs/machines.md gives, in a namespace, where no name leads to itself."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    meet = ["--rdzv-backend=c10d", "--rdzv-endpoint=10.78.0.1:29400"]
+    meet += [f"--rdzv-conf=is_host={number == 0:d}", f"--local-addr=10.78.0.{number + 1}"]
+    return ["ip", "netns", "exec", namespace, *run, *meet, "-m", "ppll_cli", *arguments]
+
+
+@pytest.mark.timeout(180)
+def test_torchrun_over_a_link_that_goes_down(
+    namespaces: list[str], folder: Path, tmp_path: Path
+) -> None:
+    arguments = [*LONG, f"hydra.run.dir={folder}"]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with ExitStack() as held:
+        sessions = [
+            held.enter_context(
+                Session(torchrun(name, n, *arguments), tmp_path / f"printed-{n}", environment)
+            )
+            for n, name in enumerate(namespaces)
+        ]
+        first = next(
+            session
+            for session in sessions
+            if session.wait_until(lambda s=session: folder.exists(), 100)  # type: ignore[misc]
+        )
+        assert first.wait_until(
+            lambda: any("epoch 1/" in session.printed() for session in sessions)
+        ), [session.printed() for session in sessions]
+        subprocess.run(
+            ["ip", "-n", namespaces[1], "link", "set", f"pv{os.getpid()}1", "down"], check=True
+        )
+        said = "has given no sign of life"
+        for session in sessions:  # torchrun itself goes on asking its store for a while
+            assert session.wait_until(lambda s=session: said in s.printed(), FOUND_S) or (  # type: ignore[misc]
+                said in session.printed()
+            )
