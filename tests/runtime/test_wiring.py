@@ -59,3 +59,15 @@ def test_replicas_over_the_network(run: Runner, place: Place, homes: tuple[int, 
     expected = run(*common)
     place(*homes)
     assert_same_run(run(*common), expected)
+
+
+def test_half_as_much_may_cross(run: Runner, place: Place) -> None:
+    """The labels stay what they are; what is learnt is nearly the same."""
+    common = ["gpus=2", "max_steps=9", *DATA, *VIT]
+    expected = run(*common)
+    place(0, 1)
+    found = run(*common, "transport.wire_dtype=bf16")
+    (edge,), (whole,) = found.summary["edges"], expected.summary["edges"]
+    assert 0.5 < edge["bytes_sent"] / whole["bytes_sent"] < 0.52
+    assert found.test["loss"] != expected.test["loss"]
+    assert found.test["loss"] == pytest.approx(expected.test["loss"], rel=0.02)

@@ -103,6 +103,7 @@ class NoTransport:
 
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:
         self.depth = job.depth
+        self.wire_dtype: channel.WireDtype | None = None
         self._ends = zip(courses, job.edges, job.devices[1:], strict=True)
 
     def obstacle(self, size: int, devices: Iterable[str]) -> str | None:

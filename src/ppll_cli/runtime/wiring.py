@@ -102,8 +102,8 @@ def _channel(
     assert ours is not None
     size = way.name, way.slots, way.size
     return (
-        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled),
-        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read),
+        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled, transport.wire_dtype),
+        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read, transport.wire_dtype),
     )
 
 

@@ -14,13 +14,14 @@ made there, by `open`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from ppll_cli.values import ValueSpec
 
 Header = object
+WireDtype = Literal["bf16"]
 
 ALIGNMENT = 512
 """Bytes to whose multiples the tensors of a message are aligned, as torch aligns its own (on CPU 64
@@ -95,9 +96,11 @@ class Transport(Protocol):
 
     Attributes:
         depth: How many slots each channel has beyond those that a schedule holds.
+        wire_dtype: What numbers of float32 become where they cross a network; None: nothing else.
     """
 
     depth: int
+    wire_dtype: WireDtype | None
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Why it cannot work here; None if it can.

@@ -25,7 +25,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     obstacle = transport.obstacle(size, devices)
     if obstacle is None:
         return transport
-    plain = NaiveTransport(depth=transport.depth)
+    plain = NaiveTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     other = plain.obstacle(size, devices)
     if other is None:
         log.warning("transport=%s: %s; naive is used", name, obstacle)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ppll_cli.transport.channel import Header
+from ppll_cli.transport.channel import Header, WireDtype
 from ppll_cli.transport.devices import cannot_share
 from ppll_cli.transport.pipes import Ends, FreeSlots, open_pipes
 
@@ -73,10 +73,11 @@ class NaiveTransport:
 
     Args:
         depth: How many slots each channel has beyond those that a schedule holds.
+        wire_dtype: What numbers of float32 become where they cross a network.
     """
 
-    def __init__(self, *, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """CUDA memory that other processes cannot be given stands in its way."""

@@ -14,7 +14,7 @@ Slots are in host memory; on CUDA they are pinned.
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppll_cli.errors import SchemaError
-from ppll_cli.transport.channel import ALIGNMENT, Header, aligned
+from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
 from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
@@ -40,6 +40,9 @@ STAGED = 2
 
 Encode = Callable[[Any], Any]
 """Makes JSON of a header, or a header of JSON."""
+
+_Message = tuple[Header, Layout, Sequence[torch.dtype]]
+"""With what its tensors were before they were sent."""
 
 
 class _Slots(Slots):
@@ -79,6 +82,7 @@ class _End:
         device: Of the worker.
         schema: What is going to be sent, as text; both ends must have the same.
         code: Makes JSON of headers at the sender's end, and headers of JSON at the other.
+        wire_dtype: What numbers of float32 become on their way.
     """
 
     def __init__(
@@ -90,9 +94,11 @@ class _End:
         device: str,
         schema: str,
         code: Encode,
+        wire_dtype: WireDtype | None,
     ) -> None:
         self._groups, self._name, self._count, self._size = groups, name, slots, size
         self._device, self._schema, self._code = device, schema, code
+        self._wire = torch.bfloat16 if wire_dtype == "bf16" else torch.float32
         self._error: Exception | None = None
 
     def _start(self, work: Callable[[], None]) -> None:
@@ -148,15 +154,19 @@ class NetworkSender(_End):
         Raises:
             ValueError: They do not fit.
         """
-        layout = layout_of(tensors)
+        layout = tuple(
+            form._replace(dtype=self._wire) if form.dtype == torch.float32 else form
+            for form in layout_of(tensors)
+        )
         self._slots.check_room(layout)
         slot, views = self._slots.take(layout)
         for name, tensor in tensors.items():
             views[name].copy_(tensor.detach())
-        head = _head([self._code(header), [_spelled(form) for form in layout]])
+        spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in layout]
+        head = _head([self._code(header), spelled])
         self._is_free = False
         self._filled.put((head, self._slots.bytes(slot, layout_bytes(layout))))
-        self.bytes_sent += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        self.bytes_sent += sum(view.nbytes for view in views.values())
 
     def _work(self) -> None:
         self._send(_head(self._schema))
@@ -175,8 +185,8 @@ class NetworkReceiver(_End):
         """Make the slots, and ask for the first message."""
         self._slots = _Slots(self._count, self._size, self._device)
         self._free: SimpleQueue[int] = SimpleQueue()
-        self._come: SimpleQueue[tuple[Header, Layout]] = SimpleQueue()
-        self._next: tuple[Header, Layout] | None = None
+        self._come: SimpleQueue[_Message] = SimpleQueue()
+        self._next: _Message | None = None
         self._held: deque[int] = deque()
         for slot in range(self._count):
             self._free.put(slot)
@@ -198,13 +208,14 @@ class NetworkReceiver(_End):
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """The next message; its tensors are the slot's until that is released."""
         assert self._next is not None
-        (header, layout), self._next = self._next, None
+        (header, layout, dtypes), self._next = self._next, None
         slot, views = self._slots.take(layout)
         self._held.append(slot)
-        if self._device == "cpu":
-            return header, {name: view.detach() for name, view in views.items()}
         # What is copied must be there before the slot is filled anew, which no stream tells.
-        return header, {name: view.to(self._device) for name, view in views.items()}
+        return header, {
+            name: view.detach().to(self._device, dtype)
+            for (name, view), dtype in zip(views.items(), dtypes, strict=True)
+        }
 
     def release(self) -> None:
         """Give the oldest slot back."""
@@ -219,11 +230,12 @@ class NetworkReceiver(_End):
             slot = self._free.get()
             self._receive(head)
             header, spelled = _read(head)
-            layout = tuple(_form(*parts) for parts in spelled)
+            layout = tuple(_form(*parts) for *parts, _ in spelled)
+            dtypes = [_dtype(name) for *_, name in spelled]
             self._slots.check_room(layout)
             if length := layout_bytes(layout):
                 self._receive(self._slots.bytes(slot, length))
-            self._come.put((self._code(header), layout))
+            self._come.put((self._code(header), layout, dtypes))
 
 
 def _head(content: Any) -> Tensor:
@@ -238,11 +250,19 @@ def _read(head: Tensor) -> Any:
     return json.loads(bytes(head.numpy()))
 
 
-def _spelled(form: TensorForm) -> tuple[Any, ...]:
-    return form._replace(dtype=str(form.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+def _spelled(form: TensorForm) -> list[Any]:
+    return [form.name, _named(form.dtype), form.shape, form.stride]
 
 
 def _form(name: str, dtype: str, shape: list[int], stride: list[int]) -> TensorForm:
-    found = getattr(torch, dtype)
+    return TensorForm(name, _dtype(dtype), tuple(shape), tuple(stride))
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
     assert isinstance(found, torch.dtype)
-    return TensorForm(name, found, tuple(shape), tuple(stride))
+    return found

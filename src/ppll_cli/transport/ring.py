@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppll_cli.transport.channel import ALIGNMENT, Header, aligned
+from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 from ppll_cli.transport.memory import SHARED_MEMORY, DeviceMemory, HostMemory, Memory
 from ppll_cli.transport.order import CudaOrder, HostOrder, Order
@@ -145,10 +145,11 @@ class RingTransport:
 
     Args:
         depth: How many slots each channel has beyond those that a schedule holds.
+        wire_dtype: What numbers of float32 become where they cross a network.
     """
 
-    def __init__(self, *, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
         self._told: set[str] = set()
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
