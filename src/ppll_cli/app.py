@@ -20,7 +20,7 @@ from ppll_cli.composition import own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 from ppll_cli.runtime import forkserver
-from ppll_cli.runtime.rendezvous import Rendezvous
+from ppll_cli.runtime.machines.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from ppll_cli.resume import Recorded
-    from ppll_cli.runtime.fleet import Fleet
+    from ppll_cli.runtime.machines.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,12 @@ def _main(arguments: list[str]) -> None:
 
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
     """Be one of several launchers: the first one composes, the others do as they are told."""
-    from ppll_cli.runtime.fleet import Fleet
+    from ppll_cli.runtime.machines.fleet import Fleet
 
     fleet = Fleet(where)
     try:
         if not fleet.first:
-            from ppll_cli.runtime.follow import follow
+            from ppll_cli.runtime.machines.follow import follow
 
             logging.basicConfig(format="%(message)s", level=logging.INFO)
             follow(fleet)

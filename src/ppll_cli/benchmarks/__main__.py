@@ -2,11 +2,21 @@
 
 import sys
 
-from ppll_cli.benchmarks import accuracy, beyond, scaling, schedules, soak, startup, transport
+from ppll_cli.benchmarks import (
+    accuracy,
+    beyond,
+    network,
+    scaling,
+    schedules,
+    soak,
+    startup,
+    transport,
+)
 
 NAMES = {
     "accuracy": accuracy.main,
     "beyond": beyond.main,
+    "network": network.main,
     "scaling": scaling.main,
     "schedules": schedules.main,
     "soak": soak.main,

@@ -17,12 +17,12 @@ from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.runtime import forkserver, process
-from ppll_cli.runtime.fleet import Fleet
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links, StopFlag
-from ppll_cli.runtime.others import Follower, Leader, Seen, cause
+from ppll_cli.runtime.machines.fleet import Fleet
+from ppll_cli.runtime.machines.others import Follower, Leader, Seen, cause
+from ppll_cli.runtime.machines.spelling import spelled
 from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
-from ppll_cli.runtime.spelling import spelled
 from ppll_cli.runtime.wiring import wire
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.memory import remove_left
@@ -123,16 +123,14 @@ def launch(
         watch = Watch([watched.pulse for watched in workers])
         while not _ended(others, seen.values()):
             _watch(job, workers, watch, on_report, others)
-        ending = Ending([], stop.value or None)
         if isinstance(others, Follower):
-            assert others.ended is not None
-            ending = Ending([], others.ended["signal"] if others.ended["early"] else None)
+            ending = Ending([], others.signal)
         else:
             reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
-            ending = Ending(reports, ending.signal)
+            ending = Ending(reports, stop.value or None)
             if others is not None:
                 early = reports[-1]["step"] < job.course.steps
-                others.end(signal=ending.signal, early=early and ending.signal is not None)
+                others.end(signal=ending.signal if early else None)
         for watched in workers:
             with suppress(OSError):  # it was killed when all was done
                 watched.reports.send_bytes(b"leave")

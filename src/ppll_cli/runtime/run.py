@@ -24,9 +24,9 @@ from ppll_cli.observe.tracker import Tracked, guarded
 from ppll_cli.resume import CONFIG_FORMAT, Recorded, locked
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
-from ppll_cli.runtime.fleet import Fleet
-from ppll_cli.runtime.follow import announce
 from ppll_cli.runtime.launcher import Report, launch
+from ppll_cli.runtime.machines.fleet import Fleet
+from ppll_cli.runtime.machines.follow import announce
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
 from ppll_cli.runtime.samples import write_samples

@@ -1,11 +1,8 @@
 """A run on two machines: two launchers, here on one, and in two network namespaces."""
 
 import json
-import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,10 +11,11 @@ from time import monotonic
 
 import pytest
 
+from ppll_cli.benchmarks.namespaces import ADDRESSES, NamespaceError, Namespaces, namespaces
 from ppll_cli.benchmarks.session import Session, ppll_run
 from tests.conftest import Result, Runner, assert_same_run, resumed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
 DATA += ["data.test_samples=23", "batch_size=8", "eval_every=1"]  # 53 = 6 * 8 + 5
 VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
@@ -146,7 +144,7 @@ def test_an_interrupt_of_another_machine_ends_the_run_with_a_checkpoint(
 
 OTHER_VERSION = """
 import sys
-from ppll_cli.runtime import fleet
+from ppll_cli.runtime.machines import fleet
 fleet.__version__ = "0.0"
 if __name__ == "__main__":
     from ppll_cli.app import main
@@ -178,49 +176,40 @@ def test_what_is_refused_is_refused_everywhere(
 
 
 @pytest.fixture
-def namespaces() -> Iterator[list[str]]:
-    """Two network namespaces with a link between them: 10.78.0.1 and 10.78.0.2."""
-    names = [f"ppll-{os.getpid()}-{n}" for n in range(2)]
-    links = [f"pv{os.getpid()}{n}" for n in range(2)]
-    commands = [f"netns add {name}" for name in names]
-    commands.append(f"link add {links[0]} type veth peer name {links[1]}")
-    for number, (name, link) in enumerate(zip(names, links, strict=True)):
-        commands.append(f"link set {link} netns {name}")
-        commands.append(f"-n {name} addr add 10.78.0.{number + 1}/24 dev {link}")
-        commands += [f"-n {name} link set {link} up", f"-n {name} link set lo up"]
-    if shutil.which("ip") is None:
-        pytest.skip("there is no program `ip` (Debian: iproute2)")
-    try:
-        for command in commands:
-            made = subprocess.run(["ip", *command.split()], capture_output=True, check=False)
-            if made.returncode:
-                pytest.skip(f"ip {command}: {made.stderr.decode().strip()}")
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+def both() -> Iterator[Namespaces]:
+    """Two network namespaces with a link between them."""
+    with ExitStack() as held:
+        try:
+            made = held.enter_context(namespaces())
+        except NamespaceError as error:
+            pytest.skip(str(error))
+        yield made
 
 
-def torchrun(namespace: str, number: int, *arguments: str) -> list[str]:
-    """The command that docs/machines.md gives, in a namespace, where no name leads to itself."""
+def torchrun(number: int, *arguments: str) -> list[str]:
+    """The command that docs/machines.md gives; in a namespace no name leads to itself."""
     run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    meet = ["--rdzv-backend=c10d", "--rdzv-endpoint=10.78.0.1:29400"]
-    meet += [f"--rdzv-conf=is_host={number == 0:d}", f"--local-addr=10.78.0.{number + 1}"]
-    return ["ip", "netns", "exec", namespace, *run, *meet, "-m", "ppll_cli", *arguments]
+    meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400"]
+    meet += [f"--rdzv-conf=is_host={number == 0:d}", f"--local-addr={ADDRESSES[number]}"]
+    return [*run, *meet, "-m", "ppll_cli", *arguments]
 
 
 @pytest.mark.timeout(180)
 def test_torchrun_over_a_link_that_goes_down(
-    namespaces: list[str], folder: Path, tmp_path: Path
+    both: Namespaces, folder: Path, tmp_path: Path
 ) -> None:
     arguments = [*LONG, f"hydra.run.dir={folder}"]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with ExitStack() as held:
         sessions = [
             held.enter_context(
-                Session(torchrun(name, n, *arguments), tmp_path / f"printed-{n}", environment)
+                Session(
+                    both.command(number, torchrun(number, *arguments)),
+                    tmp_path / f"printed-{number}",
+                    environment,
+                )
             )
-            for n, name in enumerate(namespaces)
+            for number in range(2)
         ]
         first = next(
             session
@@ -230,9 +219,7 @@ def test_torchrun_over_a_link_that_goes_down(
         assert first.wait_until(
             lambda: any("epoch 1/" in session.printed() for session in sessions)
         ), [session.printed() for session in sessions]
-        subprocess.run(
-            ["ip", "-n", namespaces[1], "link", "set", f"pv{os.getpid()}1", "down"], check=True
-        )
+        both.cut()
         said = "has given no sign of life"
         for session in sessions:  # torchrun itself goes on asking its store for a while
             assert session.wait_until(lambda s=session: said in s.printed(), FOUND_S) or (  # type: ignore[misc]

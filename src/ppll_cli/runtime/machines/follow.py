@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
-from ppll_cli.runtime.fleet import PREPARING_S, Fleet, Message
 from ppll_cli.runtime.launcher import launch
+from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.settings import parse
 from ppll_cli.targets import make
@@ -80,7 +80,9 @@ def _told(
     elif fixed["partition"]["name"] == "profile":
         fixed["partition"]["name"] = "uniform"
     if job.local_learning:
-        fixed["local"] |= {"cuts": list(prepared.cuts), "modules": None}
+        fixed["local"] |= {"cuts": list(prepared.cuts)}
+        if "modules" in fixed["local"]:
+            fixed["local"]["modules"] = None
     checkpoint = None if job.checkpoint is None else str(job.checkpoint)
     return {
         "kind": "job",

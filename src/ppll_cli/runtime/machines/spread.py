@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.runtime.fleet import Machine
+from ppll_cli.runtime.machines.fleet import Machine
 from ppll_cli.settings import Settings
 
 

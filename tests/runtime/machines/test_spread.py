@@ -4,8 +4,8 @@ import pytest
 
 from ppll_cli import settings
 from ppll_cli.errors import ConfigError
-from ppll_cli.runtime.fleet import Machine
-from ppll_cli.runtime.spread import spread, threads_of
+from ppll_cli.runtime.machines.fleet import Machine
+from ppll_cli.runtime.machines.spread import spread, threads_of
 from tests.conftest import compose_config
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.runtime.rendezvous import Rendezvous
+from ppll_cli.runtime.machines.rendezvous import Rendezvous
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "1",

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
-from ppll_cli.runtime.fleet import Fleet, Message
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import StopFlag
+from ppll_cli.runtime.machines.fleet import Fleet, Message
+from ppll_cli.runtime.machines.spelling import read, spelled
 from ppll_cli.runtime.pulse import Pulse
-from ppll_cli.runtime.spelling import read, spelled
 
 Report = dict[str, Any]
 
@@ -127,7 +127,7 @@ class Follower:
         stop: Where this machine's launcher notes a signal.
 
     Attributes:
-        ended: How it ends, once machine 0 has said so.
+        ended: How it ended, once machine 0 has said so.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -136,6 +136,11 @@ class Follower:
         self.ended: Message | None = None
         self._told_signal = False
         self._looked_s = 0.0
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended the run before its time, if one did."""
+        return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
         """Tell machine 0; that is all there is to do with it."""

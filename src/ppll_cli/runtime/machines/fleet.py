@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from ppll_cli import __version__
 from ppll_cli.errors import ConfigError
-from ppll_cli.runtime.rendezvous import Rendezvous
+from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.settings import usable_cores
 
 log = logging.getLogger(__name__)

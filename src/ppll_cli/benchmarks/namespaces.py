@@ -1,0 +1,80 @@
+"""Two network namespaces joined by a link: two machines on one, as far as the network goes.
+
+It takes Linux, the right to make them, and Debian's iproute2.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+ADDRESSES = ("10.78.0.1", "10.78.0.2")
+
+
+class NamespaceError(Exception):
+    """Raised when namespaces cannot be made here."""
+
+
+class Namespaces:
+    """The namespaces, once they have been made.
+
+    Attributes:
+        names: Of both.
+        links: The end of the link in each.
+    """
+
+    def __init__(self) -> None:
+        self.names = [f"ppll-{os.getpid()}-{number}" for number in range(2)]
+        self.links = [f"pv{os.getpid()}n{number}" for number in range(2)]
+
+    def command(self, number: int, command: Sequence[str]) -> list[str]:
+        """What runs a command in one of them."""
+        return ["ip", "netns", "exec", self.names[number], *command]
+
+    def shape(self, rate: str | None) -> None:
+        """Let so much pass each way, as in `200mbit`; None: as much as there is."""
+        for name, link in zip(self.names, self.links, strict=True):
+            queue = f"-n {name} qdisc"
+            subprocess.run(
+                ["tc", *f"{queue} del dev {link} root".split()], capture_output=True, check=False
+            )
+            if rate is not None:
+                shaped = f"{queue} add dev {link} root tbf rate {rate} burst 512kb latency 100ms"
+                _do(["tc", *shaped.split()])
+
+    def cut(self) -> None:
+        """Take the link down."""
+        _do(["ip", "-n", self.names[1], "link", "set", self.links[1], "down"])
+
+
+@contextmanager
+def namespaces() -> Iterator[Namespaces]:
+    """Namespaces with the addresses `ADDRESSES`, while the body runs.
+
+    Raises:
+        NamespaceError: They cannot be made, with the reason.
+    """
+    made = Namespaces()
+    if shutil.which("ip") is None or shutil.which("tc") is None:
+        raise NamespaceError("there are no programs `ip` and `tc` (Debian: iproute2)")
+    try:
+        for name in made.names:
+            _do(["ip", "netns", "add", name])
+        first, second = made.links
+        _do(["ip", "link", "add", first, "type", "veth", "peer", "name", second])
+        for name, link, address in zip(made.names, made.links, ADDRESSES, strict=True):
+            _do(["ip", "link", "set", link, "netns", name])
+            _do(["ip", "-n", name, "addr", "add", f"{address}/24", "dev", link])
+            _do(["ip", "-n", name, "link", "set", link, "up"])
+            _do(["ip", "-n", name, "link", "set", "lo", "up"])
+        yield made
+    finally:
+        for name in made.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _do(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NamespaceError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -1,0 +1,1 @@
+"""Runs on several machines: how launchers meet, and what they tell one another."""
