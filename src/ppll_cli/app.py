@@ -105,7 +105,8 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             logging.basicConfig(format="%(message)s", level=logging.INFO)
             follow(fleet)
             return
-        if where.attempt and (run_dir := fleet.remembered()):
+        sweeps = {"-m", "--multirun"} & {*arguments}
+        if not sweeps and (run_dir := fleet.remembered()):  # torchrun has started it anew
             overrides = [each for each in overrides if not each.startswith("hydra.run.dir=")]
             options = [each for each in arguments if not _is_override(each)]
             overrides.append(f"resume={run_dir}")

@@ -58,6 +58,9 @@ FREE = {
 }
 """Keys, and groups of keys, that change nothing in what is trained."""
 
+BOUND = {"transport.wire_dtype"}
+"""Keys of these groups that do."""
+
 _ABSENT = object()
 
 
@@ -127,7 +130,7 @@ class Recorded:
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
         """Refuse a change of what is trained, and to leave out what a run needs."""
-        free = any(key == free or key.startswith(free + ".") for free in FREE)
+        free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
         given, before = override.partition("=")[2], _at(self.config, key)
         if key == "epochs" and value is not _ABSENT:
             if _at(self.config, "optim.schedule") != "cosine":

@@ -15,6 +15,7 @@ VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dro
 RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]
 SPLIT = [*VIT, FEW_STEPS, *DATA]
 REPLICAS = "replicas=2"
+SYNCED = ["schedule=bp", REPLICAS, "sync_batchnorm=true"]
 
 
 @pytest.mark.parametrize("more", [[], ["optim.clip_norm=0.1"]], ids=["plain", "clipped"])
@@ -101,6 +102,10 @@ def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
         (
             [*DATA, *RESNET, "gpus=4", REPLICAS, "batch_size=3", "local=dgl"],
             "leaves a micro-batch of one sample.* or replicas, or sync_batchnorm=true",
+        ),
+        (
+            [*DATA, *RESNET, *SYNCED, "schedule.microbatches=4"],
+            "sync_batchnorm=True: of a batch of 5 samples replicas would make different numbers",
         ),
         (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=True: torch.compile cannot"),
     ],

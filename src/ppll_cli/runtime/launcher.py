@@ -102,7 +102,7 @@ def launch(
         _meeting(fleet) as meeting,
         _none_left(workers),
     ):
-        ends = wire(job, transport, *meeting)
+        ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
             if fleet is not None and job.home(seat) != fleet.rank:
                 continue

@@ -82,6 +82,8 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
     if machines:
         (devices, homes), emulated = spread(settings, workers, machines), False
         threads = threads_of(settings, machines, homes)
+        if "cpu" in devices and settings.device == "auto":
+            notes.append(f"there are too few CUDA devices: {workers} worker(s) on CPU")
         settings = settings.model_copy(update={"threads": threads})
     else:
         devices, emulated = _devices(settings, workers, notes)
@@ -203,7 +205,26 @@ def assemble(
         reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
     _check_batch_norm(job, subject.names, subject.costs, auxiliary)
+    if job.sync_batchnorm:
+        _check_passes(job)
     return job, auxiliary
+
+
+def _check_passes(job: Job) -> None:
+    """Refuse batches of which replicas would make different numbers of micro-batches.
+
+    They meet in every BatchNorm layer of each of them.
+    """
+    for samples in {*job.course.batch_sizes()}:
+        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
+        if len(counts) > 1:
+            raise ConfigError(
+                "sync_batchnorm",
+                True,
+                f"of a batch of {samples} samples replicas would make different numbers of "
+                "micro-batches",
+                "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
+            )
 
 
 def _largest(settings: Settings, schedule: Schedule) -> int:

@@ -31,12 +31,12 @@ from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
 from ppll_cli.runtime.samples import write_samples
 from ppll_cli.runtime.summary import summarise
+from ppll_cli.runtime.wiring import check_channels, slot_bytes
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make, require
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable
-from ppll_cli.transport.descriptors import check_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -104,29 +104,18 @@ class Run:
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
-        name, channels = self.choices["transport"], job.channels()
-        size = job.replicas * sum(room.slots * room.size for room in channels.values())
-        transport = usable(name, transport, size, job.devices)
-        check_descriptors(
-            name,
-            transport,
-            len(job.seats),
-            [
-                (source * job.replicas + r, target * job.replicas + r, room.slots)
-                for (source, target), room in channels.items()
-                for r in range(job.replicas)
-            ],
-            tensors=max((len(edge.names) for edge in job.edges), default=0),
-        )
+        name = self.choices["transport"]
+        here = [job.device(seat) for seat in job.seats if job.home(seat) == 0]
+        transport = usable(name, transport, slot_bytes(job, 0), here)
+        check_channels(name, transport, job, 0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         blank = summarise(self.settings, self.choices, self.prepared, self.metrics)
         self.objective = objective.chosen(self.settings.objective, blank, job.task.metric)
-        if self._fleet is not None:
-            self._fleet.jobs += 1
-            announce(self._fleet, self.config, self.prepared, self.run_dir)
         if self.before is None:
             self._write_config()
             held.enter_context(locked(self.run_dir))
+        if self._fleet is not None:
+            self._gather(self._fleet)
         for note in self.prepared.notes:
             log.info(note)
         self.console = Console(self._facts())
@@ -153,6 +142,21 @@ class Run:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
         return summary
+
+    def _gather(self, fleet: Fleet) -> None:
+        """Have the other machines make the run ready."""
+        fleet.jobs += 1
+        try:
+            announce(fleet, self.config, self.prepared, self.run_dir)
+        except ConfigError:
+            if self.before is None:
+                (self.run_dir / CONFIG_FILE).unlink()
+            raise
+        except RunFailedError as error:
+            arguments = self.settings, self.choices, self.prepared, self.metrics
+            summary = {**summarise(*arguments, status="failed"), "error": str(error)}
+            write_json(self.run_dir / "summary.json", summary)
+            raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
         """The job, from a checkpoint on if there is one; its modules are those of the beginning."""
@@ -286,7 +290,8 @@ class Run:
     def _drop_unfinished(self) -> None:
         """Remove checkpoints that were never finished."""
         for unfinished in self.run_dir.glob("checkpoints/.step-*"):
-            shutil.rmtree(unfinished)
+            # A worker of another machine may still be writing.
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _finish(
         self, reports: list[Report], status: str, error: str | None = None
@@ -314,6 +319,9 @@ class Run:
         """Write the timeline, where enough was traced."""
         lanes = [report["trace"] for report in reports]
         if not lanes or not all(lanes):
+            return
+        if self._fleet is not None:
+            log.info("no timeline is drawn: machines have clocks of their own")
             return
         with _for_show("the timeline could not be written"):
             job = self.prepared.job

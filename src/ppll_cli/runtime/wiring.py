@@ -8,6 +8,7 @@ from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
+from ppll_cli.transport.descriptors import check_descriptors
 from ppll_cli.transport.groups import Group, Groups, backend
 from ppll_cli.transport.network import NetworkReceiver, NetworkSender
 from ppll_cli.transport.replicas import Replicas
@@ -60,7 +61,35 @@ def needs_groups(job: Job) -> bool:
     return job.replicas > 1 or len({*job.homes}) > 1
 
 
-def wire(job: Job, transport: Transport, store: str, interface: str) -> dict[Seat, Ends]:
+def slot_bytes(job: Job, machine: int) -> int:
+    """What the slots of all channels inside a machine take there."""
+    return sum(way.slots * way.size for way in _ways(job) if _inside(job, way, machine))
+
+
+def check_channels(name: str, transport: Transport, job: Job, machine: int) -> None:
+    """Check that a machine's processes may have as many file descriptors as they need.
+
+    Raises:
+        ConfigError: They may not.
+    """
+    numbers = {s: n for n, s in enumerate(s for s in job.seats if job.home(s) == machine)}
+    ways = [way for way in _ways(job) if _inside(job, way, machine)]
+    check_descriptors(
+        name,
+        transport,
+        len(numbers),
+        [(numbers[way.source], numbers[way.target], way.slots) for way in ways],
+        tensors=max((len(edge.names) for edge in job.edges), default=0),
+    )
+
+
+def _inside(job: Job, way: _Way, machine: int) -> bool:
+    return job.home(way.source) == job.home(way.target) == machine
+
+
+def wire(
+    job: Job, transport: Transport, store: str, interface: str, machine: int | None = None
+) -> dict[Seat, Ends]:
     """The ends of each worker.
 
     The replicas of neighbouring stages make pipelines of their own, side by side. Channels inside
@@ -72,6 +101,7 @@ def wire(job: Job, transport: Transport, store: str, interface: str) -> dict[Sea
         transport: Makes the channels inside a machine.
         store: Where the workers meet, if they have to.
         interface: Through which gloo connects them.
+        machine: Make only the ends that this one's workers need; None: all.
     """
     ends = {seat: Ends() for seat in job.seats}
     groups = _groups(job)
@@ -81,6 +111,8 @@ def wire(job: Job, transport: Transport, store: str, interface: str) -> dict[Sea
             if job.replicas > 1:
                 ends[seat].replicas = Replicas(own, _replicas(seat.stage))
     for way in _ways(job):
+        if machine is not None and machine not in (job.home(way.source), job.home(way.target)):
+            continue
         sender, receiver = _channel(job, way, transport, ends)
         if way.leads:
             ends[way.source].followers[way.target.replica] = sender

@@ -155,11 +155,16 @@ class Worker:
         self.recorder.end_segment()
         self._report_training()
         if self.links.replicas is not None:  # what is evaluated and saved is the first one's
+            self.links.pulse.begin("waiting for the other replicas", None)
             chunks = self.stage.chunks
             self.links.replicas.take_from_first([b for chunk in chunks for b in chunk.buffers])
 
     def _execute(self, stream: Iterator[do.Instruction]) -> None:
         limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
+        if self.job.sync_batchnorm:
+            limit_s = (
+                None  # each pass waits for the other replicas, which may be the ones that hang
+            )
         for instruction in stream:
             self.instruction = instruction
             self.links.pulse.begin(str(instruction), limit_s)
@@ -388,6 +393,7 @@ class Worker:
         replicas = self.links.replicas
         if replicas is None:
             return sums
+        self.links.pulse.begin("waiting for the other replicas", None)
         numbers = torch.zeros(2, dtype=torch.float64, device=self.device)
         numbers[0], numbers[1] = sums.loss, sums.samples
         replicas.add(numbers).wait()

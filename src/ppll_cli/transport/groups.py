@@ -44,8 +44,8 @@ class Groups:
         rank: This worker's number.
         workers: How many there are.
         groups: By name, in an order that is the same for all of them.
-        interface: The network interface through which gloo connects; empty: that which the
-            machine's name leads to.
+        interface: The network interface through which gloo and NCCL connect; empty: what they
+            find themselves.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Groups:
         """Meet the others and connect to those with whom this worker is in a group."""
         if self._interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", self._interface)
         dist.init_process_group(
             "gloo",
             store=self._make_store(),

@@ -12,12 +12,12 @@ Slots are in host memory; on CUDA they are pinned.
 """
 
 import json
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 import torch
@@ -30,10 +30,11 @@ from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
 
-log = logging.getLogger(__name__)
-
 HEAD = 16384
 """Bytes of a head: names, dtypes, shapes and strides of all tensors."""
+
+PATIENCE_S = 15.0
+"""How long after the loss of a connection an end goes on waiting."""
 
 STAGED = 2
 """Slots of a sender: one is filled while another is on its way."""
@@ -100,21 +101,25 @@ class _End:
         self._device, self._schema, self._code = device, schema, code
         self._wire = torch.bfloat16 if wire_dtype == "bf16" else torch.float32
         self._error: Exception | None = None
+        self._failed_s = 0.0
 
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
                 work()
-            except SchemaError as error:
-                self._error = error
             except Exception as error:
-                # The other end or the link is gone: launchers see that, and know more.
-                log.debug("channel %s: %s", self._name, error)
+                self._failed_s, self._error = monotonic(), error
 
         Thread(target=run, name=f"channel {self._name}", daemon=True).start()
 
     def _raise(self) -> None:
-        if self._error is not None:
+        """Tell of what went wrong in the thread.
+
+        If the other end or the link is gone, launchers see that and know more, so they are given
+        time to say so.
+        """
+        lost = isinstance(self._error, RuntimeError)
+        if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
 
     def _send(self, tensor: Tensor) -> None:

@@ -13,7 +13,6 @@ TORCHRUN = {
     "MASTER_ADDR": "a",
     "MASTER_PORT": "29500",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
-    "TORCHELASTIC_RESTART_COUNT": "2",
 }
 SRUN = {
     "SLURM_STEP_NUM_TASKS": "2",
@@ -25,8 +24,8 @@ SRUN = {
 
 
 def test_torchrun_and_srun() -> None:
-    assert Rendezvous.of(TORCHRUN) == Rendezvous(1, 3, "a", 29500, hosted=True, attempt=2)
-    assert Rendezvous.of(SRUN) == Rendezvous(1, 2, "b", 29501, hosted=False, attempt=0)
+    assert Rendezvous.of(TORCHRUN) == Rendezvous(1, 3, "a", 29500, hosted=True)
+    assert Rendezvous.of(SRUN) == Rendezvous(1, 2, "b", 29501, hosted=False)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ then nothing must wait for it but the question who is gone.
 
 import fcntl
 import json
-import logging
 import platform
+import secrets
 import socket
 import struct
 import time
@@ -26,8 +26,6 @@ from ppll_cli import __version__
 from ppll_cli.errors import ConfigError
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.settings import usable_cores
-
-log = logging.getLogger(__name__)
 
 MEETING_S = 300.0
 """How long machines may wait for one another at the beginning."""
@@ -93,11 +91,11 @@ class Fleet:
         self.rank, self._where, self.jobs = where.rank, where, 0
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._outbox: SimpleQueue[Message] = SimpleQueue()
-        self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
         self._ended, self._lost = Event(), ""
-        self._store = self._open()
+        self._everywhere = self._open()
         self.machines = self._meet()
-        self.interface = _interface_to(where.host, where.port)
+        self.interface = _interface_to(where.host, where.port, len({m.host for m in self.machines}))
+        self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
         self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
         self._thread.start()
 
@@ -110,7 +108,7 @@ class Fleet:
     def store(self) -> str:
         """Where the workers of the job in hand meet."""
         where = self._where
-        return f"tcp://{where.host}:{where.port}/{self._prefix}/{self.jobs}"
+        return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 
     def name(self, machine: int) -> str:
         """A machine, as the user is told of it."""
@@ -140,7 +138,7 @@ class Fleet:
             if silent_s > SILENT_S:
                 return machine, (
                     f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
-                    "launcher or the network is gone"
+                    f"launcher or the network is gone{self._lost}"
                 )
         return None
 
@@ -171,7 +169,6 @@ class Fleet:
         import torch.distributed as dist
 
         where = self._where
-        self._prefix = f"ppll-run/{where.attempt}"
         try:
             store = dist.TCPStore(  # type: ignore[attr-defined]
                 where.host,
@@ -184,19 +181,17 @@ class Fleet:
             place = f"{where.host}:{where.port}"
             problem = f"no store could be reached there: {str(error).splitlines()[0]}"
             raise ConfigError("MASTER_ADDR", place, problem) from None
-        self._everywhere = dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
-        return dist.PrefixStore(self._prefix, store)  # type: ignore[attr-defined]
+        return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
     def _meet(self) -> list[Machine]:
-        here = Machine.here()
-        self._store.set(f"hello/{self.rank}", json.dumps(vars(here)))
-        found = []
-        for rank in range(self._where.machines):
-            try:
-                found.append(Machine(**json.loads(self._store.get(f"hello/{rank}"))))
-            except RuntimeError:
-                problem = f"machine {rank} did not come within {MEETING_S:.0f} s"
-                raise ConfigError("nnodes", self._where.machines, problem) from None
+        """Agree on a session with all the others.
+
+        The store may be that of an earlier attempt, of which things are left: machine 0 begins a
+        session with a new name, and welcomes to it who came with the word that it has from him.
+        """
+        own = {**vars(Machine.here()), "word": secrets.token_hex(8)}
+        welcome = self._welcome(own) if self.first else self._hello(own)
+        found = [Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome]
         for rank, other in enumerate(found):
             for name, version in other.versions.items():
                 if version != found[0].versions.get(name):
@@ -209,42 +204,83 @@ class Fleet:
                     )
         return found
 
+    def _welcome(self, own: Message) -> list[Message]:
+        self._session = own["word"]
+        self._everywhere.set("session", self._session)
+        found = [own]
+        for rank in range(1, self._where.machines):
+            self._await(f"{self._session}/hello/{rank}", rank)
+            found.append(json.loads(self._everywhere.get(f"{self._session}/hello/{rank}")))
+        self._everywhere.set(f"{self._session}/welcome", json.dumps(found))
+        for rank in range(1, self._where.machines):  # the store may end with this process
+            self._await(f"{self._session}/seen/{rank}", rank)
+        return found
+
+    def _hello(self, own: Message) -> list[Message]:
+        until_s, self._session = time.monotonic() + MEETING_S, ""
+        while time.monotonic() < until_s:
+            self._await("session", 0)
+            session = self._everywhere.get("session").decode()
+            if session != self._session:
+                self._session = session
+                self._everywhere.set(f"{session}/hello/{self.rank}", json.dumps(own))
+            if self._everywhere.check([f"{session}/welcome"]):
+                found: list[Message] = json.loads(self._everywhere.get(f"{session}/welcome"))
+                if found[self.rank]["word"] == own["word"]:
+                    self._everywhere.set(f"{session}/seen/{self.rank}", "")
+                    return found
+            time.sleep(0.1)
+        raise self._missing(0)
+
+    def _await(self, key: str, rank: int) -> None:
+        until_s = time.monotonic() + MEETING_S
+        while not self._everywhere.check([key]):
+            if time.monotonic() > until_s:
+                raise self._missing(rank)
+            time.sleep(0.1)
+
+    def _missing(self, rank: int) -> ConfigError:
+        problem = f"machine {rank} did not come within {MEETING_S:.0f} s"
+        return ConfigError("nnodes", self._where.machines, problem)
+
     def _work(self) -> None:
-        counts = dict.fromkeys(self._heard_s, 0)  # messages read of each machine
-        beats: dict[int, bytes] = {}
+        """Show that this machine lives, and carry messages, until the end or until that fails."""
+        import torch.distributed as dist
+
+        store = dist.PrefixStore(self._session, self._everywhere)  # type: ignore[attr-defined]
+        others = [*range(1, len(self.machines))] if self.first else [0]
+        heard, beats = dict.fromkeys(others, 0), dict.fromkeys(others, b"")
         sent = beat = 0
-        while True:
+        ended = False
+        while not ended:
             ended = self._ended.wait(BEAT_S)
             try:
                 beat += 1
-                self._store.set(f"beat/{self.rank}", str(beat))
-                with suppress(Empty):
-                    while True:
-                        message = json.dumps(self._outbox.get_nowait())
-                        self._store.set(f"said/{self.rank}/{sent}", message)
-                        sent += 1
-                for machine in range(1, len(self.machines)) if self.first else [0]:
-                    while self._store.check([f"said/{machine}/{counts[machine]}"]):
-                        said = self._store.get(f"said/{machine}/{counts[machine]}")
+                store.set(f"beat/{self.rank}", str(beat))
+                while not self._outbox.empty():
+                    store.set(f"said/{self.rank}/{sent}", json.dumps(self._outbox.get()))
+                    sent += 1
+                for machine in others:
+                    while store.check([said := f"said/{machine}/{heard[machine]}"]):
+                        self._inbox.put({"machine": machine, **json.loads(store.get(said))})
+                        heard[machine] += 1
                         if self.first:  # nobody else reads it
-                            self._store.delete_key(f"said/{machine}/{counts[machine]}")
-                        counts[machine] += 1
-                        self._inbox.put({"machine": machine, **json.loads(said)})
-                    key = f"beat/{machine}"
-                    if self._store.check([key]) and (now := self._store.get(key)) != beats.get(
-                        machine
-                    ):
-                        beats[machine] = now
-                        self._heard_s[machine] = time.monotonic()
+                            store.delete_key(said)
+                    if store.check([key := f"beat/{machine}"]):
+                        now = store.get(key)
+                        if now != beats[machine]:
+                            beats[machine], self._heard_s[machine] = now, time.monotonic()
             except Exception as error:
-                log.debug("the store cannot be reached: %s", error)
+                self._lost = f"; the store cannot be reached: {str(error).splitlines()[0]}"
                 return  # the others' silence is all that is left to notice
-            if ended:
-                return
 
 
-def _interface_to(host: str, port: int) -> str:
-    """The network interface through which a host is reached; empty where that is not found."""
+def _interface_to(host: str, port: int, hosts: int) -> str:
+    """The network interface through which a host is reached; empty where that is not found.
+
+    Of several hosts none is reached through the loopback interface, to which a host's own name may
+    lead.
+    """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]
         for _, name in socket.if_nameindex():
@@ -252,5 +288,5 @@ def _interface_to(host: str, port: int) -> str:
             with suppress(OSError):
                 found = fcntl.ioctl(connection.fileno(), SIOCGIFADDR, request)
                 if socket.inet_ntoa(found[20:24]) == address:
-                    return name
+                    return "" if hosts > 1 and address.startswith("127.") else name
     return ""

@@ -14,6 +14,7 @@ from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
 from ppll_cli.runtime.launcher import launch
 from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message
 from ppll_cli.runtime.prepare import Prepared, prepare
+from ppll_cli.runtime.wiring import check_channels, slot_bytes
 from ppll_cli.settings import parse
 from ppll_cli.targets import make
 from ppll_cli.transport.channel import Transport
@@ -38,6 +39,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         ConfigError: One of them cannot do its part.
         RunFailedError: One of them is gone, or takes too long.
     """
+    fleet.remember(str(run_dir))
     mark = run_dir / MARK
     mark.write_text(secrets.token_hex())
     try:
@@ -45,9 +47,12 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
         while waiting:
             message = fleet.hear(0.5)
-            if message is not None and message["kind"] == "refused":
-                raise ConfigError(*message["error"])
-            if message is not None and message["kind"] == "prepared":
+            if message is not None and message.get("job") == fleet.jobs:
+                if message["kind"] == "refused":
+                    raise ConfigError(*message["error"])
+                if message["kind"] == "failed":
+                    name = fleet.name(message["machine"])
+                    raise RunFailedError(f"{name}: {message['problem']}")
                 waiting.discard(message["machine"])
             if silent := fleet.silent():
                 raise RunFailedError(silent[1])
@@ -63,7 +68,6 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         raise
     finally:
         mark.unlink(missing_ok=True)
-    fleet.remember(str(run_dir))
     fleet.tell({"kind": "go"})
 
 
@@ -102,18 +106,16 @@ def follow(fleet: Fleet) -> None:
         PpllError: The last job that did not complete; machine 0 has told the user why.
     """
     failure: PpllError | None = None
-    while True:
-        message = _next(fleet)
+    while (message := _next(fleet))["kind"] != "end":
         if message["kind"] == "refused":
             failure = failure or ConfigError(*message["error"])
         elif message["kind"] == "job":
             try:
                 _do(fleet, message)
             except PpllError as error:
-                log.error("ppll-run: %s", error)
                 failure = error
-        elif message["kind"] == "end":
-            break
+                if not isinstance(error, ConfigError | Interrupted):  # those are told at the end
+                    log.error("ppll-run: %s", error)
     if failure is not None:
         raise failure
 
@@ -123,6 +125,7 @@ def _next(fleet: Fleet) -> Message:
         if (message := fleet.hear(0.5)) is not None:
             return message
         if silent := fleet.silent():
+            log.error("ppll-run: %s", silent[1])
             raise RunFailedError(silent[1])
 
 
@@ -133,9 +136,13 @@ def _do(fleet: Fleet, message: Message) -> None:
         prepared, transport = _prepared(fleet, message)
     except ConfigError as error:
         told = (error.key, str(error.value), error.problem, error.remedy)
-        fleet.tell({"kind": "refused", "error": told})
+        fleet.tell({"kind": "refused", "job": fleet.jobs, "error": told})
         raise
-    fleet.tell({"kind": "prepared"})
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        fleet.tell({"kind": "failed", "job": fleet.jobs, "problem": problem})
+        raise
+    fleet.tell({"kind": "prepared", "job": fleet.jobs})
     while (answer := _next(fleet))["kind"] != "go":
         if answer["kind"] == "refused":
             raise ConfigError(*answer["error"])
@@ -163,8 +170,9 @@ def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
     job = replace(prepared.job, start=message["start"])
     if message["checkpoint"] is not None:
         job = replace(job, checkpoint=Path(message["checkpoint"]))
-    channels = job.channels().values()
-    size = job.replicas * sum(room.slots * room.size for room in channels)
     transport: Transport = make("transport", settings.transport)
     name = settings.transport["_target_"]
-    return replace(prepared, job=job), usable(name, transport, size, job.devices)
+    devices = [job.device(seat) for seat in job.seats if job.home(seat) == fleet.rank]
+    own = usable(name, transport, slot_bytes(job, fleet.rank), devices)
+    check_channels(name, own, job, fleet.rank)
+    return replace(prepared, job=job), own

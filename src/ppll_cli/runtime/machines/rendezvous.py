@@ -17,7 +17,6 @@ class Rendezvous:
         host: Where the store is.
         port: Likewise.
         hosted: Whether somebody else, such as torchrun, keeps the store.
-        attempt: How often the run was started before.
     """
 
     rank: int
@@ -25,7 +24,6 @@ class Rendezvous:
     host: str
     port: int
     hosted: bool
-    attempt: int
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
@@ -59,5 +57,4 @@ class Rendezvous:
             host=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
             hosted=given("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            attempt=int(given("TORCHELASTIC_RESTART_COUNT", "0")),
         )
