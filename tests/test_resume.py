@@ -148,6 +148,8 @@ def test_an_experiment_is_not_read_again(tmp_path: Path) -> None:
 REFUSED = [
     # A change, and the complaint about it, without the key.
     ("seed=5", "5: the run was started with 0;"),
+    ("replicas=2", "2: the run was started with 1;"),
+    ("transport.wire_dtype=bf16", "bf16: the run was started with null;"),
     ("model.depth=3", "3: the run was started with 2;"),
     ("model={depth:3}", "{depth:3}: the run was started with 2;"),
     ("optim.lr=1", "1: the run was started with 0.002;"),
