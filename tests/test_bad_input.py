@@ -224,8 +224,8 @@ class Words(Idle):
 class NoTransport:
     """Takes what a transport takes."""
 
-    def __init__(self, *, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, *, depth: int, wire_dtype: str | None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
 
 
 class Unreadable(ImageDataset):
