@@ -114,8 +114,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
         try:
             _hydra_main(arguments, overrides, fleet)
         except ConfigError as error:
-            told = (error.key, str(error.value), error.problem, error.remedy)
-            fleet.tell({"kind": "refused", "error": told})
+            fleet.refuse(error)
             raise
         finally:
             fleet.tell({"kind": "end"})

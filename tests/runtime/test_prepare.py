@@ -13,6 +13,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
+from ppll_cli.runtime import devices as machine_devices
 from ppll_cli.runtime import prepare as preparing
 from ppll_cli.runtime.prepare import Prepared, prepare
 from tests.conftest import compose_config, own_model
@@ -154,7 +155,7 @@ def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
 
 
 def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "usable_cores", lambda: 4)
+    monkeypatch.setattr(machine_devices, "usable_cores", lambda: 4)
     assert not [n for n in prepared(*SMALL, "gpus=2", "threads=2").notes if "cores" in n]
     (note,) = [n for n in prepared(*SMALL, "gpus=3", "threads=2").notes if "cores" in n]
     assert note == "3 worker(s) with 2 thread(s) each share 4 cores: they will wait for one another"

@@ -24,9 +24,10 @@ from ppll_cli.models.resnet import CifarResNet
 from ppll_cli.models.vit import ViT
 from ppll_cli.runtime import timing
 from ppll_cli.runtime.chain import Work
+from ppll_cli.runtime.devices import device_of
 from ppll_cli.runtime.fingerprint import source_digest, structure
 from ppll_cli.runtime.neighbours import neighbours
-from ppll_cli.runtime.prepare import Prepared, device_of, prepare, profile_of
+from ppll_cli.runtime.prepare import Prepared, prepare, profile_of
 from ppll_cli.runtime.profile import Measured, Profile
 from ppll_cli.runtime.subject import examine
 from tests.conftest import Runner, assert_same, compose_config, own_model

@@ -78,3 +78,15 @@ def _do(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NamespaceError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def as_torchrun(rank: int, host: str, port: int | str) -> dict[str, str]:
+    """The environment that torchrun gives the launcher of one of two machines."""
+    return {
+        "TORCHELASTIC_RUN_ID": "two machines",
+        "LOCAL_WORLD_SIZE": "1",
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+    }

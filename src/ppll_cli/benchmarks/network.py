@@ -20,7 +20,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ppll_cli.benchmarks.namespaces import ADDRESSES, NamespaceError, Namespaces, namespaces
+from ppll_cli.benchmarks.namespaces import (
+    ADDRESSES,
+    NamespaceError,
+    Namespaces,
+    as_torchrun,
+    namespaces,
+)
 from ppll_cli.benchmarks.runs import RunFailedError, machine, run, source
 from ppll_cli.benchmarks.trials import FOLDER, table
 from ppll_cli.files import write_json
@@ -109,17 +115,9 @@ def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> d
     with ExitStack() as started:
         launchers = []
         for rank in range(2):
-            environment = {
-                "TORCHELASTIC_RUN_ID": "benchmark",
-                "LOCAL_WORLD_SIZE": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": ADDRESSES[0],
-                "MASTER_PORT": "29400",
-            }
             launcher = subprocess.Popen(
                 both.command(rank, command),
-                env={**os.environ, **environment},
+                env={**os.environ, **as_torchrun(rank, ADDRESSES[0], 29400)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -9,6 +9,7 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.models.unit import Unit
 from ppll_cli.partition.layout import Chunk
 from ppll_cli.runtime.averages import Average
+from ppll_cli.transport.replicas import Replicas
 
 
 @dataclass
@@ -30,6 +31,15 @@ class Sums:
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
         self.measures.append(measures)
+
+    def over(self, replicas: Replicas, device: torch.device) -> "Sums":
+        """The same of all replicas together, which all have to ask for it."""
+        numbers = torch.zeros(2, dtype=torch.float64, device=device)
+        numbers[0], numbers[1] = self.loss, self.samples
+        replicas.add(numbers).wait()
+        nothing = numbers.new_zeros(0, 0)
+        rows = replicas.gather(torch.cat(self.measures) if self.measures else nothing)
+        return Sums(numbers[0], int(numbers[1]), [rows])
 
 
 @dataclass

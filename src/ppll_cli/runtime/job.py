@@ -107,13 +107,17 @@ class Job:
         """Of all workers; replicas of a stage are neighbours."""
         return [Seat(s, r) for s in range(self.stages) for r in range(self.replicas)]
 
+    def number(self, seat: Seat) -> int:
+        """A worker's number in the order of `seats`."""
+        return seat.stage * self.replicas + seat.replica
+
     def device(self, seat: Seat) -> str:
         """Where a worker computes."""
-        return self.devices[seat.stage * self.replicas + seat.replica]
+        return self.devices[self.number(seat)]
 
     def home(self, seat: Seat) -> int:
         """The machine of a worker."""
-        return self.homes[seat.stage * self.replicas + seat.replica] if self.homes else 0
+        return self.homes[self.number(seat)] if self.homes else 0
 
     def name(self, seat: Seat) -> str:
         """What the user is told of where something was."""

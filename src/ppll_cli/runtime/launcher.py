@@ -23,7 +23,7 @@ from ppll_cli.runtime.machines.fleet import Fleet
 from ppll_cli.runtime.machines.others import Follower, Leader, Seen, cause
 from ppll_cli.runtime.machines.spelling import spelled
 from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
-from ppll_cli.runtime.wiring import wire
+from ppll_cli.runtime.wiring import needs_groups, wire
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.memory import remove_left
 
@@ -99,7 +99,7 @@ def launch(
     with (
         _stop_on_signal(stop),
         _told(others),
-        _meeting(fleet) as meeting,
+        _meeting(job, fleet) as meeting,
         _none_left(workers),
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
@@ -179,10 +179,13 @@ def _lost(name: str) -> RunFailedError:
 
 
 @contextmanager
-def _meeting(fleet: Fleet | None) -> Iterator[tuple[str, str]]:
+def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
     """Where the workers of a run find one another, and the interface that connects them."""
     if fleet is not None:
         yield fleet.store, fleet.interface
+        return
+    if not needs_groups(job):
+        yield "", ""
         return
     # The machine's name may lead anywhere, and all workers are here.
     interface = "lo0" if sys.platform == "darwin" else "lo"

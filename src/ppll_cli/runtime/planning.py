@@ -7,8 +7,9 @@ import torch
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.machine import processor
+from ppll_cli.runtime.devices import device_of
 from ppll_cli.runtime.predict import Link, Prediction, bp_batch_s, neighbours_of, predict
-from ppll_cli.runtime.prepare import assemble, device_of, profile_of
+from ppll_cli.runtime.prepare import assemble, profile_of
 from ppll_cli.runtime.subject import examine
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings, usable_cores

@@ -1,7 +1,5 @@
 """From settings to a job: everything that can be checked before a worker starts is checked here."""
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -13,6 +11,7 @@ from ppll_cli.machine import processor
 from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
+from ppll_cli.runtime.devices import check_processors, devices_here
 from ppll_cli.runtime.fingerprint import source_digest
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
@@ -24,7 +23,7 @@ from ppll_cli.runtime.profile import Profile
 from ppll_cli.runtime.subject import Subject, examine
 from ppll_cli.schedules.instructions import FinishAverage, Forward, Instruction
 from ppll_cli.schedules.schedule import Schedule
-from ppll_cli.settings import Settings, usable_cores
+from ppll_cli.settings import Settings
 from ppll_cli.simulate import simulate
 from ppll_cli.targets import blaming, make
 from ppll_cli.values import ValueSpec
@@ -86,10 +85,10 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
             notes.append(f"there are too few CUDA devices: {workers} worker(s) on CPU")
         settings = settings.model_copy(update={"threads": threads})
     else:
-        devices, emulated = _devices(settings, workers, notes)
+        devices, emulated = devices_here(settings, workers, notes)
 
     here = len(devices) if not homes else max(map(homes.count, homes))
-    _check_processors(settings, devices[:here], notes)
+    check_processors(settings, devices[:here], notes)
 
     subject = examine(settings)
     profile = None
@@ -268,57 +267,6 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
         )
 
 
-def _devices(settings: Settings, stages: int, notes: list[str]) -> tuple[tuple[str, ...], bool]:
-    """The device of each stage, and whether stages share one."""
-    found = torch.cuda.device_count() if settings.device != "cpu" else 0
-    if settings.device == "cuda" and found == 0:
-        raise ConfigError("device", "cuda", "there is no CUDA device", "use device=cpu")
-    left_open = settings.device == "auto" and settings.gpus is None
-    if found == 0 or (left_open and found < stages):
-        if settings.device == "auto":
-            reason = "there is no CUDA device" if found == 0 else f"there are {found} CUDA devices"
-            notes.append(f"{reason}: {stages} worker(s) on CPU")
-        return ("cpu",) * stages, False
-    if found < stages and not settings.oversubscribe:
-        raise ConfigError(
-            "gpus",
-            stages,
-            f"there are {found} CUDA devices",
-            f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
-        )
-    return tuple(f"cuda:{stage % found}" for stage in range(stages)), found < stages
-
-
-def device_of(settings: Settings) -> str:
-    """The device of a single worker.
-
-    Raises:
-        ConfigError: There is none such here, or it lacks something.
-    """
-    (device,), _ = _devices(settings, 1, [])
-    _check_processors(settings, (device,), [])
-    return device
-
-
-def _check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """What workers on CPU need of this machine."""
-    if "cpu" not in devices:
-        return
-    if settings.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise ConfigError(
-            "compile",
-            True,
-            "torch.compile needs a C++ compiler for workers on CPU, and found none",
-            "install g++, name one in the environment variable CXX, or use compile=false",
-        )
-    cores, busy = usable_cores(), settings.threads_per_worker * len(devices)
-    if busy > cores:
-        notes.append(
-            f"{len(devices)} worker(s) with {settings.threads_per_worker} thread(s) each share "
-            f"{cores} cores: they will wait for one another"
-        )
-
-
 def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
     samples = subject.samples
     if settings.batch_size > samples["train"]:
@@ -398,7 +346,7 @@ def _check_batch_norm(
     if job.sync_batchnorm and job.replicas > 1:
         return  # it sees a sample of each of them at the least
     last = job.replicas - 1  # has the smallest share
-    smallest = min(job.microbatches(n, last)[-1] for n in job.course.batch_sizes())
+    smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
     owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
     layers = [
         f"{layer} of {owner}"

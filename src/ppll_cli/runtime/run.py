@@ -31,12 +31,11 @@ from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
 from ppll_cli.runtime.samples import write_samples
 from ppll_cli.runtime.summary import summarise
-from ppll_cli.runtime.wiring import check_channels, slot_bytes
+from ppll_cli.runtime.wiring import fitting
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make, require
 from ppll_cli.transport.channel import Transport
-from ppll_cli.transport.choice import usable
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +104,7 @@ class Run:
         self.prepared = self._prepare(start)
         job = self.prepared.job
         name = self.choices["transport"]
-        here = [job.device(seat) for seat in job.seats if job.home(seat) == 0]
-        transport = usable(name, transport, slot_bytes(job, 0), here)
-        check_channels(name, transport, job, 0)
+        transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         blank = summarise(self.settings, self.choices, self.prepared, self.metrics)
         self.objective = objective.chosen(self.settings.objective, blank, job.task.metric)

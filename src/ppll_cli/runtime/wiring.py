@@ -8,6 +8,7 @@ from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
+from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import check_descriptors
 from ppll_cli.transport.groups import Group, Groups, backend
 from ppll_cli.transport.network import NetworkReceiver, NetworkSender
@@ -61,26 +62,30 @@ def needs_groups(job: Job) -> bool:
     return job.replicas > 1 or len({*job.homes}) > 1
 
 
-def slot_bytes(job: Job, machine: int) -> int:
-    """What the slots of all channels inside a machine take there."""
-    return sum(way.slots * way.size for way in _ways(job) if _inside(job, way, machine))
+def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
+    """The transport that a machine uses for the channels inside it.
 
-
-def check_channels(name: str, transport: Transport, job: Job, machine: int) -> None:
-    """Check that a machine's processes may have as many file descriptors as they need.
+    Args:
+        name: What was asked for.
+        transport: The same.
+        job: The run.
+        machine: Which.
 
     Raises:
-        ConfigError: They may not.
+        ConfigError: There is none, or processes may not have as many file descriptors as they need.
     """
-    numbers = {s: n for n, s in enumerate(s for s in job.seats if job.home(s) == machine)}
+    seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [way for way in _ways(job) if _inside(job, way, machine)]
+    size = sum(way.slots * way.size for way in ways)
+    chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
     check_descriptors(
         name,
-        transport,
-        len(numbers),
-        [(numbers[way.source], numbers[way.target], way.slots) for way in ways],
+        chosen,
+        len(seats),
+        [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways],
         tensors=max((len(edge.names) for edge in job.edges), default=0),
     )
+    return chosen
 
 
 def _inside(job: Job, way: _Way, machine: int) -> bool:
@@ -161,18 +166,17 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 def _groups(job: Job) -> dict[str, Group]:
     """The process groups of a run, by name: replicas of a stage, and ends of a channel."""
-    numbers = {seat: rank for rank, seat in enumerate(job.seats)}
     found = {}
     if job.replicas > 1:
         for stage in range(job.stages):
             seats = [Seat(stage, replica) for replica in range(job.replicas)]
-            ranks = tuple(numbers[seat] for seat in seats)
+            ranks = tuple(job.number(seat) for seat in seats)
             found[_replicas(stage)] = Group(
                 ranks, backend([(job.home(s), job.device(s)) for s in seats])
             )
     for way in _ways(job):
         if job.home(way.source) != job.home(way.target):
-            found[way.name] = Group((numbers[way.source], numbers[way.target]), "gloo")
+            found[way.name] = Group((job.number(way.source), job.number(way.target)), "gloo")
     return found
 
 

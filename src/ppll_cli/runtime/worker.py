@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -13,7 +14,7 @@ from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.chunk import Sums
-from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch
+from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header, Links, upcoming
 from ppll_cli.runtime.memory import PeakMemory
@@ -131,7 +132,8 @@ class Worker:
         return True
 
     def _train(self, item: TrainBatch) -> None:
-        shares = [self.job.microbatches(item.samples, r) for r in range(self.replica + 1)]
+        split = partial(split_share, item.samples, self.schedule.microbatches, self.job.replicas)
+        shares = [split(replica) for replica in range(self.replica + 1)]
         sizes, first = shares[-1], sum(map(len, shares[:-1]))
         self.recorder.begin_batch(item.step)
         self._since.setdefault("train", time.perf_counter())
@@ -366,7 +368,10 @@ class Worker:
     def _report_metrics(self, split: str, step: int, epoch: int) -> None:
         """Read what was measured since the last report; this waits for the device."""
         chunks = [chunk for chunk in self.stage.chunks if chunk.criterion is not None]
-        found = [self._over_replicas(chunk.sums.pop(split, Sums())) for chunk in chunks]
+        found = [chunk.sums.pop(split, Sums()) for chunk in chunks]
+        if self.links.replicas is not None:
+            self.links.pulse.begin("waiting for the other replicas", None)
+            found = [sums.over(self.links.replicas, self.device) for sums in found]
         losses = [float(sums.loss) for sums in found]
         seconds = time.perf_counter() - self._since.pop(split, time.perf_counter())
         for chunk, sums, loss in zip(chunks, found, losses, strict=True):
@@ -387,16 +392,3 @@ class Worker:
                 scores=self.job.task.score(rows),
                 seconds=seconds,
             )
-
-    def _over_replicas(self, sums: Sums) -> Sums:
-        """The same of all replicas together, which all have to ask for it."""
-        replicas = self.links.replicas
-        if replicas is None:
-            return sums
-        self.links.pulse.begin("waiting for the other replicas", None)
-        numbers = torch.zeros(2, dtype=torch.float64, device=self.device)
-        numbers[0], numbers[1] = sums.loss, sums.samples
-        replicas.add(numbers).wait()
-        nothing = numbers.new_zeros(0, 0)
-        rows = replicas.gather(torch.cat(sums.measures) if sums.measures else nothing)
-        return Sums(numbers[0], int(numbers[1]), [rows])

@@ -11,7 +11,13 @@ from time import monotonic
 
 import pytest
 
-from ppll_cli.benchmarks.namespaces import ADDRESSES, NamespaceError, Namespaces, namespaces
+from ppll_cli.benchmarks.namespaces import (
+    ADDRESSES,
+    NamespaceError,
+    Namespaces,
+    as_torchrun,
+    namespaces,
+)
 from ppll_cli.benchmarks.session import Session, ppll_run
 from tests.conftest import Result, Runner, assert_same_run, resumed
 
@@ -41,12 +47,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             sessions = []
             for rank in range(2):
                 environment = {
-                    "TORCHELASTIC_RUN_ID": "test",
-                    "LOCAL_WORLD_SIZE": "1",
-                    "RANK": str(rank),
-                    "WORLD_SIZE": "2",
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": port,
+                    **as_torchrun(rank, "127.0.0.1", port),
                     "PYTHONPATH": str(ROOT),
                     "OMP_NUM_THREADS": "1",
                 }

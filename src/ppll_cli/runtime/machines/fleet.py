@@ -118,6 +118,11 @@ class Fleet:
         """Tell all the others, if this is machine 0, or else machine 0."""
         self._outbox.put(message)
 
+    def refuse(self, error: ConfigError) -> None:
+        """Tell that the job in hand, or all of them, cannot be run; `refusal` reads it."""
+        told = (error.key, str(error.value), error.problem, error.remedy)
+        self.tell({"kind": "refused", "job": self.jobs, "error": told})
+
     def hear(self, timeout_s: float = 0.0) -> Message | None:
         """The next message, if one comes."""
         with suppress(Empty):
@@ -273,6 +278,11 @@ class Fleet:
             except Exception as error:
                 self._lost = f"; the store cannot be reached: {str(error).splitlines()[0]}"
                 return  # the others' silence is all that is left to notice
+
+
+def refusal(message: Message) -> ConfigError:
+    """What `Fleet.refuse` told."""
+    return ConfigError(*message["error"])
 
 
 def _interface_to(host: str, port: int, hosts: int) -> str:

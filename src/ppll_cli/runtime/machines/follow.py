@@ -12,13 +12,12 @@ from typing import Any
 
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
 from ppll_cli.runtime.launcher import launch
-from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message
+from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message, refusal
 from ppll_cli.runtime.prepare import Prepared, prepare
-from ppll_cli.runtime.wiring import check_channels, slot_bytes
+from ppll_cli.runtime.wiring import fitting
 from ppll_cli.settings import parse
 from ppll_cli.targets import make
 from ppll_cli.transport.channel import Transport
-from ppll_cli.transport.choice import usable
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
             message = fleet.hear(0.5)
             if message is not None and message.get("job") == fleet.jobs:
                 if message["kind"] == "refused":
-                    raise ConfigError(*message["error"])
+                    raise refusal(message)
                 if message["kind"] == "failed":
                     name = fleet.name(message["machine"])
                     raise RunFailedError(f"{name}: {message['problem']}")
@@ -60,8 +59,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
                 name = fleet.name(min(waiting))
                 raise RunFailedError(f"{name} was not ready after {PREPARING_S:.0f} s")
     except ConfigError as error:
-        told = (error.key, str(error.value), error.problem, error.remedy)
-        fleet.tell({"kind": "refused", "error": told})
+        fleet.refuse(error)
         raise
     except RunFailedError as error:
         fleet.tell({"kind": "end of job", "problem": str(error)})
@@ -108,7 +106,7 @@ def follow(fleet: Fleet) -> None:
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
         if message["kind"] == "refused":
-            failure = failure or ConfigError(*message["error"])
+            failure = failure or refusal(message)
         elif message["kind"] == "job":
             try:
                 _do(fleet, message)
@@ -135,8 +133,7 @@ def _do(fleet: Fleet, message: Message) -> None:
     try:
         prepared, transport = _prepared(fleet, message)
     except ConfigError as error:
-        told = (error.key, str(error.value), error.problem, error.remedy)
-        fleet.tell({"kind": "refused", "job": fleet.jobs, "error": told})
+        fleet.refuse(error)
         raise
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
@@ -145,7 +142,7 @@ def _do(fleet: Fleet, message: Message) -> None:
     fleet.tell({"kind": "prepared", "job": fleet.jobs})
     while (answer := _next(fleet))["kind"] != "go":
         if answer["kind"] == "refused":
-            raise ConfigError(*answer["error"])
+            raise refusal(answer)
         if answer["kind"] == "end of job":
             raise RunFailedError(f"{fleet.name(0)}: {answer.get('problem', 'it ended')}")
     ending = launch(prepared.job, transport, lambda _: None, fleet=fleet)
@@ -172,7 +169,4 @@ def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
         job = replace(job, checkpoint=Path(message["checkpoint"]))
     transport: Transport = make("transport", settings.transport)
     name = settings.transport["_target_"]
-    devices = [job.device(seat) for seat in job.seats if job.home(seat) == fleet.rank]
-    own = usable(name, transport, slot_bytes(job, fleet.rank), devices)
-    check_channels(name, own, job, fleet.rank)
-    return replace(prepared, job=job), own
+    return replace(prepared, job=job), fitting(name, transport, job, fleet.rank)

@@ -153,8 +153,7 @@ class Follower:
             self._told_signal = True
         if time.monotonic() - self._looked_s > 1.0:
             self._looked_s = time.monotonic()
-            seats = self._job.seats
-            looks = [[seats.index(each.seat), _get(each.pulse)] for each in workers]
+            looks = [[self._job.number(each.seat), _get(each.pulse)] for each in workers]
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
