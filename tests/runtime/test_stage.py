@@ -60,7 +60,7 @@ def train(stage: Stage, steps: int) -> None:
         stage.put(0, batch)
         for chunk in stage.chunks:
             stage.forward(chunk, 0)
-            stage.local_backward(0, stage.local_loss(chunk, 0))
+            stage.local_backward(chunk, 0, stage.local_loss(chunk, 0))
             stage.local_step(chunk)
         stage.end()
 
@@ -115,7 +115,7 @@ def test_nothing_that_leaves_a_module_has_a_gradient(model: str, choice: list[st
     for chunk in stage.chunks:
         stage.forward(chunk, 0)
         assert any(tensor.requires_grad for tensor in stage.values[0].values())
-        stage.local_backward(0, stage.local_loss(chunk, 0))
+        stage.local_backward(chunk, 0, stage.local_loss(chunk, 0))
         stage.local_step(chunk)
         assert not any(tensor.requires_grad for tensor in stage.values[0].values())
 

@@ -87,14 +87,25 @@ BAD: dict[str, tuple[list[Instruction], str]] = {
         "its LocalBackward",
     ),
     "local step before its average": (
-        [N, F, LocalBackward(0, 0), StartAverage(0), LocalStep(0)],
+        [N, F, StartAverage(0), LocalBackward(0, 0), LocalStep(0)],
         "its FinishAverage",
     ),
-    "step before its average": ([N, F, L, B, StartAverage(0), S], "its FinishAverage"),
-    "average before a backward": ([N, F, StartAverage(0)], "the Backward of [(0, 0)]"),
+    "step before its average": ([N, F, L, StartAverage(0), B, S], "its FinishAverage"),
+    "average of a gradient that is not complete": (
+        [N, F, Forward(0, 1), StartAverage(0)],
+        "all of its chunk's Backwards but one",
+    ),
+    "average after all backwards": (
+        [N, F, L, B, StartAverage(0)],
+        "all of its chunk's Backwards but one",
+    ),
+    "average before the last backward": (
+        [N, F, L, StartAverage(0), FinishAverage(0)],
+        "the Backward of [(0, 0)]",
+    ),
     "average that never began": ([N, F, L, B, FinishAverage(0)], "its StartAverage"),
     "average of the batch before": (
-        [N, F, L, B, StartAverage(0), FinishAverage(0), S, N, F, L, B, FinishAverage(0)],
+        [N, F, L, StartAverage(0), B, FinishAverage(0), S, N, F, L, B, FinishAverage(0)],
         "its StartAverage",
     ),
     "step before a backward": ([N, F, Forward(0, 1), L, B, S], r"the Backward of [(0, 1)]"),

@@ -181,19 +181,22 @@ def test_norms_add_up_downstream_and_the_total_travels_back(kind: type[Schedule]
 
 
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, BackPropagation])
-def test_replicas_average_their_gradients_before_norms_and_step(kind: type[Schedule]) -> None:
+def test_replicas_average_their_gradients_as_the_last_backward_goes(kind: type[Schedule]) -> None:
     for norms in (False, True):
-        places = [Place(0, 1, norms=norms, replicas=replicas) for replicas in (1, 3)]
-        without, found = (words(kind().batch(place)) for place in places)
+        schedule = kind(microbatches=3)
+        last = schedule.microbatches - 1
+        places = [Place(0, 1, 1, last + 1, norms, replicas) for replicas in (1, 3)]
+        without, found = (words(schedule.batch(place)) for place in places)
         exchange = " n+ S" if norms else " S"
-        assert found == f"{without.removesuffix(exchange)} +0 =0{exchange}"
+        averaged = without.removesuffix(exchange).replace(f"B{last}", f"+0 B{last}")
+        assert found == f"{averaged} =0{exchange}"
 
 
-def test_replicas_average_a_module_while_they_compute_the_next() -> None:
+def test_replicas_average_a_module_while_they_compute_it_and_the_next() -> None:
     found = [words(PPLL().batch(Place(stage, 2, 3, replicas=2)), 3) for stage in range(2)]
     assert found == table("""
-        N     F0a G0a +0a F0b G0b +0b =0a S0a F0c a0c>1 G0c +0c =0b S0b    =0c S0c
-        a0a<0 F0a G0a +0a F0b G0b +0b =0a S0a F0c       G0c +0c =0b S0b x0 =0c S0c
+        N     F0a +0a G0a F0b +0b G0b =0a S0a F0c a0c>1 +0c G0c =0b S0b    =0c S0c
+        a0a<0 F0a +0a G0a F0b +0b G0b =0a S0a F0c       +0c G0c =0b S0b x0 =0c S0c
     """)
 
 

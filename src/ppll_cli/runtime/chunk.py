@@ -54,7 +54,7 @@ class StageChunk:
         optimizer: Of all parameters; none where there are none.
         sums: What was measured in training, and by split in evaluation, and not yet reported.
         nonfinite: Whether a loss of the batch in hand is no finite number, as far as one looks.
-        average: Of the gradients over all replicas, while it is on its way.
+        average: Of the gradients over all replicas, where there are several.
     """
 
     place: Chunk

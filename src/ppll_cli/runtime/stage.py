@@ -77,6 +77,11 @@ class Stage:
             placed(network, self.device, job.compiled)
         if chunk.parameters:
             chunk.optimizer = make_optimizer(job.optim, chunk.parameters)
+        if self._replicas is not None:
+            early = not job.sync_batchnorm
+            chunk.average = Average(
+                self._replicas, chunk.parameters, lambda: chunk.nonfinite, early
+            )
         return chunk
 
     def begin(
@@ -171,13 +176,17 @@ class Stage:
             loss.backward()  # type: ignore[no-untyped-call]
         return detached
 
-    def local_backward(self, micro_batch: int, outputs: Mapping[str, Tensor]) -> None:
+    def local_backward(
+        self, chunk: StageChunk, micro_batch: int, outputs: Mapping[str, Tensor]
+    ) -> None:
         """A module's backward from the gradients of its outputs, which are detached then."""
         values = self.values[micro_batch]
         names = [name for name, output in outputs.items() if output.grad is not None]
         gradients = [outputs[name].grad for name in names]
         if names:
             torch.autograd.backward([values[name] for name in names], gradients)
+        if chunk.average is not None:
+            chunk.average.complete()
         for name in outputs:
             values[name] = values[name].detach()
 
@@ -200,17 +209,14 @@ class Stage:
         return self.sizes[micro_batch] / self._samples
 
     def start_average(self, chunk: StageChunk) -> None:
-        """Begin to average a chunk's gradients over the replicas of the stage."""
-        assert self._replicas is not None
-        chunk.average = Average(self._replicas, chunk.parameters, chunk.nonfinite)
+        """Average a chunk's gradients over the replicas of the stage as the next backward goes."""
+        assert chunk.average is not None
+        chunk.average.start()
 
     def finish_average(self, chunk: StageChunk) -> None:
         """Have the average as a chunk's gradients."""
         assert chunk.average is not None
-        chunk.average.finish()
-        if self.device.type == "cpu":
-            chunk.nonfinite = chunk.nonfinite or chunk.average.nonfinite
-        chunk.average = None
+        chunk.nonfinite = chunk.average.finish() or chunk.nonfinite
 
     def backward(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
         """One backward pass, from all that left the stage or from the loss.
@@ -227,6 +233,9 @@ class Stage:
             roots = [values[name] for name in names]
             if roots:
                 torch.autograd.backward(roots, [gradients[name] for name in names])
+        for chunk in self.chunks:
+            if chunk.average is not None:
+                chunk.average.complete()
 
     def input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
         """The gradients of what entered the stage; zeros where nothing depends on it."""

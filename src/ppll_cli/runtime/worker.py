@@ -284,7 +284,7 @@ class Worker:
         with self.recorder.working(kind, instruction):
             outputs = self.stage.local_loss(chunk, instruction.micro_batch)
         with self.recorder.working("compute", instruction):
-            self.stage.local_backward(instruction.micro_batch, outputs)
+            self.stage.local_backward(chunk, instruction.micro_batch, outputs)
 
     def _local_step(self, instruction: do.LocalUpdate | do.LocalStep) -> None:
         with self.recorder.working("optimizer", instruction):

@@ -74,7 +74,10 @@ class LocalStep:
 
 @dataclass(frozen=True, slots=True)
 class StartAverage:
-    """Begin to average a chunk's gradients over the replicas of the stage."""
+    """Average a chunk's gradients over the replicas of the stage.
+
+    Stands before the last backward of the chunk, and each gradient goes as soon as it is complete.
+    """
 
     chunk: int
 

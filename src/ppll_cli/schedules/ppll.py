@@ -28,7 +28,8 @@ class PPLL(Schedule):
 
     A stage works module by module, so that one module's activations are alive at a time. It sends
     the last module's outputs before that module's update, so that the next stage starts as early
-    as it can. Replicas of a stage average a module's gradients while they compute the next module.
+    as it can. Replicas of a stage average a module's gradients while they compute its backward and
+    the next module.
     """
 
     local = True
@@ -45,8 +46,8 @@ class PPLL(Schedule):
             if place.replicas == 1:
                 yield LocalUpdate(chunk, 0)
                 continue
-            yield LocalBackward(chunk, 0)
             yield StartAverage(chunk)
+            yield LocalBackward(chunk, 0)
             if chunk > 0:
                 yield from _averaged_step(chunk - 1)
         if not place.first:

@@ -136,10 +136,12 @@ def check(stream: Iterable[Instruction]) -> None:
                 need(instruction, averages.pop(chunk, True), "its FinishAverage")
             case StartAverage(chunk):
                 left = sorted(key for key in waiting if key[0] == chunk)
-                need(instruction, not left, f"the Backward of {left}")
+                need(instruction, len(left) == 1, "all of its chunk's Backwards but one")
                 averages[chunk] = False
             case FinishAverage(chunk):
                 need(instruction, averages.get(chunk) is False, "its StartAverage")
+                left = sorted(key for key in waiting if key[0] == chunk)
+                need(instruction, not left, f"the Backward of {left}")
                 averages[chunk] = True
             case ReceiveGradients(_, chunk, micro_batch):
                 available.add(("gradient", chunk, micro_batch))

@@ -110,6 +110,8 @@ def backward(place: Place, micro_batch: int) -> Iterator[Instruction]:
     """One micro-batch back through a stage whose units are one chunk."""
     if not place.last:
         yield ReceiveGradients(place.stage + 1, 0, micro_batch)
+    if place.replicas > 1 and micro_batch == place.microbatches - 1:
+        yield StartAverage(0)
     yield Backward(0, micro_batch)
     if not place.last:
         yield Release(place.stage + 1)
@@ -121,11 +123,11 @@ def backward(place: Place, micro_batch: int) -> Iterator[Instruction]:
 def step(place: Place) -> Iterator[Instruction]:
     """The optimizer's step, after what is exchanged before it where that is needed.
 
-    Replicas average their gradients. The sum of squared norms travels down the pipeline, growing in
-    the order of the units as it does on one stage, and the total travels back up.
+    Replicas have the average of their gradients. The sum of squared norms travels down the
+    pipeline, growing in the order of the units as it does on one stage, and the total travels back
+    up.
     """
     if place.replicas > 1:
-        yield StartAverage(0)
         yield FinishAverage(0)
     if place.norms:
         if not place.first:
