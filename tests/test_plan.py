@@ -12,6 +12,7 @@ from ppll_cli import plan as planning
 from ppll_cli.errors import ConfigError
 from ppll_cli.plan import GPUS, SCHEDULES, Plan
 from ppll_cli.runtime import timing
+from ppll_cli.runtime.interconnect import Interconnect, Link
 from ppll_cli.runtime.planning import Planner
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,12 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         (["--multirun"], "arguments=--multirun: unrecognized arguments: --multirun; see ppll-plan"),
         (["--bandwidth=0"], "arguments=--bandwidth=0: argument --bandwidth: '0' is not a positive"),
         (["--latency=1"], "arguments=--latency=1: --latency is of a link: give its --bandwidth"),
+        (
+            ["--per-machine=x", "--network=1"],
+            "arguments=--per-machine=x --network=1: argument --per-machine",
+        ),
+        (["--network=1e9"], "arguments=--network=1e9: --network and --per-machine belong together"),
+        (["--network-latency=1"], "arguments=--network-latency=1: --network-latency is of a link:"),
         (["--config-dir=none"], "arguments=--config-dir=none: --config-dir: there is no such"),
     ],
 )
@@ -162,7 +169,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planner(*overrides: str) -> Planner:
     plan = Plan.compose([*TINY, "threads=1", *overrides])
-    return Planner(plan.settings, list(plan.configs), None, plan.replicas)
+    return Planner(plan.settings, list(plan.configs), plan.replicas)
 
 
 def test_a_second_plan_measures_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,12 +205,48 @@ def test_replicas_have_rows_of_their_own(cache: Path) -> None:
         "",
         "the devices cannot be shared evenly",
     }
-    assert "an all-reduce is reckoned as" in "\n".join(found.notes([2]))
+    assert "an all-reduce takes as long as" in "\n".join(found.notes([2]))
+
+
+def test_the_fastest_layout(cache: Path) -> None:
+    """Of all, and over a slow network the one that sends no gradients, which are larger."""
+    plan = Plan.compose([*TINY, "threads=1", "schedule=ppll", "model.dim=128", "batch_size=4"])
+    for network in (1e12, 1e3):
+        interconnect = Interconnect(between=Link(network))
+        found = Planner(plan.settings, ["ppll"], None, interconnect, per_machine=1)
+        row = found.fastest(4)
+        assert row is not None
+        assert found.replicas is None
+        found.replicas = (1, 2, 4)
+        rows = found.rows(4)
+        assert row == max(rows.values(), key=lambda row: row.speed_up)
+    assert row is not None
+    assert (row.stages, row.replicas, row.machines) == (4, 1, 4)
+    first, *lines = planning._told(row)
+    assert first.startswith("fastest layout: ppll, 4 stages on 4 machines: ")
+    pattern = r"  edge {0} > {1} between machines: 0.0\d+ MB a batch, .* link busy \d+% of the time"
+    for cut, line in enumerate(lines):
+        assert re.fullmatch(pattern.format(cut, cut + 1), line), line
+    assert len(lines) == 3
+    first, line = planning._told(rows["ppll, 4 replicas"])
+    assert first.startswith("fastest layout: ppll, 1 stage x 4 replicas on 4 machines: ")
+    assert re.fullmatch(r"  gradients: each replica sends 2\.\d+ MB a batch to average", line), line
+
+
+def test_many_edges_are_told_together(cache: Path) -> None:
+    found = planner("schedule=ppll", "model.depth=6", "replicas=1")
+    row = found.fastest(8)
+    assert row is not None
+    assert row.prediction is not None
+    told = list(planning._told(row))
+    assert re.match(r"  7 edges within a machine: <= 0\.\d+ MB a batch, <= ", told[1])
+    assert len(told) == 2
 
 
 def test_a_plan_without_any_row_is_refused(cache: Path) -> None:
     found = planner("schedule=ppll,pp")
     found.rows(5)
+    assert found.fastest(1024) is None
     with pytest.raises(ConfigError, match="gpus=5: the model has only 4 units; use at most 4"):
         found.check()
 

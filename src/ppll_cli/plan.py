@@ -6,7 +6,7 @@ imported before it is needed: `--help` and the refusal of a wrong configuration 
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ppll_cli.runtime.planning import Row
+    from ppll_cli.runtime.predict import EdgeLoad
 
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "ppll")
 GPUS = (1, 2, 4, 8)
+LISTED = 4
+"""So many edges are shown one by one."""
+
 FEW = 2
 """Up to so many stages, what each needs is shown; of more, the largest number."""
 
@@ -35,9 +39,14 @@ second, bubble, speed-up over back-propagation on one device, memory, and what c
 """
 EPILOG = """\
 Overrides are those of ppll-run, with its configuration groups. `gpus`, `schedule` and `replicas`
-may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. More
-devices than there are here are simulated as equal ones. Times are kept in the user's cache folder
-for the next plan.
+may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. Without
+`replicas`, tables are of stages alone, and of all layouts, so many stages and so many replicas of
+each, the fastest is named. More devices than there are here are simulated as equal ones. Times are
+kept in the user's cache folder for the next plan.
+
+Several machines, of 8 devices each, on a network of 25 Gbit/s:
+
+  ppll-plan gpus=8,64 --bandwidth=50e9 --per-machine=8 --network=3.1e9 --network-latency=2e-5
 
 Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 failed.
 """
@@ -61,7 +70,7 @@ def main() -> NoReturn:
 def _main(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     sys.path.append(str(Path.cwd()))  # where a user's own `_target_` stands
-    _show(Plan.compose(overrides_of(options)), options.bandwidth, options.latency)
+    _show(Plan.compose(overrides_of(options)), options)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -76,10 +85,23 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--bandwidth",
         type=_positive,
         metavar="BYTES",
-        help="of a link between stages, per second; without it, messages are copied as measured",
+        help="of the link between two devices, per second each way; without it, messages are "
+        "copied as measured",
     )
     parser.add_argument(
         "--latency", type=_positive, metavar="SECONDS", help="of a message on that link"
+    )
+    parser.add_argument(
+        "--per-machine", type=_count, metavar="N", help="devices of a machine; without it, all"
+    )
+    parser.add_argument(
+        "--network",
+        type=_positive,
+        metavar="BYTES",
+        help="of a machine's link to the others, per second each way",
+    )
+    parser.add_argument(
+        "--network-latency", type=_positive, metavar="SECONDS", help="of a message on that link"
     )
     parser.add_argument(
         "--config-dir", metavar="FOLDER", help="with more options for the configuration groups"
@@ -87,6 +109,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if options.latency is not None and options.bandwidth is None:
         parser.error("--latency is of a link: give its --bandwidth as well")
+    if options.network_latency is not None and options.network is None:
+        parser.error("--network-latency is of a link: give its bandwidth as well, as --network")
+    if (options.network is None) != (options.per_machine is None):
+        parser.error("--network and --per-machine belong together")
     if options.config_dir is not None and not Path(options.config_dir).is_dir():
         parser.error("--config-dir: there is no such folder")
     return options
@@ -110,19 +136,25 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is asked for.
 
     Attributes:
         gpus: How many devices, each of them.
-        replicas: How many copies of every stage, likewise.
+        replicas: How many copies of every stage, likewise; None: whatever is fastest.
         configs: For each schedule the configuration, as plain data.
         choices: The option chosen in each configuration group.
     """
 
     gpus: tuple[int, ...]
-    replicas: tuple[int, ...]
+    replicas: tuple[int, ...] | None
     configs: Mapping[str, Mapping[str, Any]]
     choices: Mapping[str, str]
 
@@ -145,7 +177,7 @@ class Plan:
             remedy = remedy.replace("--cfg job", "ppll-run --cfg job")
             raise ConfigError(found.key, found.value, found.problem, remedy) from None
         for name, config in plan.configs.items():
-            for replicas in plan.replicas:
+            for replicas in plan.replicas or (1,):
                 fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)
                 plan.settings(name, next(fitting, plan.gpus[0]), replicas)
             for group in ("schedule", "data"):  # what their classes refuse needs no torch
@@ -157,7 +189,7 @@ class Plan:
         from hydra import initialize_config_dir
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": (1,)}
+        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
         given = []
         for text, override in zip(
             overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
@@ -180,7 +212,7 @@ class Plan:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             for name in lists["schedule"]:
                 configs[str(name)], choices = composed([*given, f"schedule={name}"])
-        return cls(lists["gpus"], lists["replicas"], configs, choices)
+        return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """The settings of a run: every worker has the same threads, whatever `gpus` is.
@@ -207,27 +239,33 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def _show(plan: Plan, bandwidth: float | None, latency: float | None) -> None:
+def _show(plan: Plan, options: argparse.Namespace) -> None:
     from ppll_cli.runtime import forkserver
 
     forkserver.start()  # it imports torch while this process does
 
     from rich.console import Console
 
+    from ppll_cli.runtime.interconnect import Interconnect, Link
     from ppll_cli.runtime.planning import Planner
-    from ppll_cli.runtime.predict import Link
 
-    link: Link | None = None if bandwidth is None else Link(bandwidth, latency or 0.0)
+    within = options.bandwidth and Link(options.bandwidth, options.latency or 0.0)
+    between = options.network and Link(options.network, options.network_latency or 0.0)
+    interconnect = Interconnect(within, between)
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, width=120)
     with Console(stderr=True).status("measuring units ..."):
-        planner = Planner(plan.settings, list(plan.configs), link, plan.replicas)
-        tables = {gpus: planner.rows(gpus) for gpus in plan.gpus}
+        planner = Planner(
+            plan.settings, list(plan.configs), plan.replicas, interconnect, options.per_machine
+        )
+        tables = {gpus: (planner.rows(gpus), planner.fastest(gpus)) for gpus in plan.gpus}
         planner.check()
     console.print(planner.title(plan.choices))
-    for gpus, rows in tables.items():
+    for gpus, (rows, fastest) in tables.items():
         console.print(_table(gpus, rows))
+        for line in _told(fastest) if fastest else []:
+            console.print(line)
     for note in planner.notes(plan.gpus):
         console.print(note)
 
@@ -256,10 +294,36 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
             _each(found.stage_s, lambda seconds: f"{1e3 * seconds:.0f}"),
             _each(found.activation_bytes, _mega),
             _each(found.parameter_bytes, _mega),
-            _each(found.edge_bytes_per_second, _mega),
+            _each([edge.bytes_per_batch / found.batch_s for edge in found.edges], _mega),
             style="bold" if name == best else None,
         )
     return table
+
+
+def _told(row: "Row") -> Iterator[str]:
+    """A schedule in a layout: its speed, what each edge carries, and what its replicas send."""
+    found = row.prediction
+    assert found is not None
+    layout = f"{row.stages} stage" + "s" * (row.stages > 1)
+    layout += f" x {row.replicas} replicas" * (row.replicas > 1)
+    layout += f" on {row.machines} machines" * (row.machines > 1)
+    speed = f"{found.samples_per_second:.0f} samples/s, {row.speed_up:.2f} x bp"
+    yield f"fastest layout: {row.schedule}, {layout}: {speed}"
+    groups: dict[str, list[EdgeLoad]] = {}
+    for number, edge in enumerate(found.edges):
+        where = "between machines" if edge.between_machines else "within a machine"
+        name = f"edge {number} > {number + 1}" if len(found.edges) <= LISTED else "edges"
+        groups.setdefault(f"{name} {where}", []).append(edge)
+    for name, edges in groups.items():
+        most = max(edges, key=lambda edge: edge.bytes_per_batch)
+        count, bound = ("", "") if len(edges) == 1 else (f"{len(edges)} ", "<= ")
+        line = f"  {count}{name}: {bound}{_mega(most.bytes_per_batch)} MB a batch"
+        line += f", {bound}{_mega(most.bytes_per_batch / found.batch_s)} MB/s"
+        if busy := max(edge.busy_fraction or 0.0 for edge in edges):
+            line += f", link busy {bound}{busy:.0%} of the time"
+        yield line
+    if found.averaged_bytes:
+        yield f"  gradients: each replica sends {_mega(found.averaged_bytes)} MB a batch to average"
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:

@@ -9,21 +9,46 @@ advanced as far as it can go, and looked at again when something arrives for it.
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ppll_cli.errors import DeadlockError
 from ppll_cli.schedules import rules
 from ppll_cli.schedules.instructions import (
     Backward,
+    FinishAverage,
     Forward,
     Instruction,
     LocalBackward,
     LocalUpdate,
     Measure,
+    StartAverage,
 )
 from ppll_cli.schedules.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
 """How long a stage takes for an instruction once it can run, in seconds."""
+
+
+class Journey(NamedTuple):
+    """What goes on by itself behind an instruction: a message on its way, or an average.
+
+    Attributes:
+        carried_s: How long it keeps busy what carries it: a channel one message at a time, or the
+            connection of a stage's replicas one average at a time.
+        latency_s: How much later it is there.
+    """
+
+    carried_s: float = 0.0
+    latency_s: float = 0.0
+
+
+Journeys = Callable[[int, Instruction], Journey | None]
+"""What a stage's instruction sets on its way; None, or where there is none: it is there at once."""
+
+
+def at_once(stage: int, instruction: Instruction) -> Journey | None:
+    """Nothing takes time but the stages themselves."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -66,10 +91,25 @@ class Simulation:
         return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
 
 
-class _Channel:
+class _Carrier:
+    """What carries one thing after another."""
+
+    def __init__(self) -> None:
+        self._free_s = 0.0
+
+    def carry(self, start_s: float, journey: Journey | None) -> float:
+        """When something arrives that is ready at a time."""
+        if journey is None:
+            return start_s
+        self._free_s = max(self._free_s, start_s) + journey.carried_s
+        return self._free_s + journey.latency_s
+
+
+class _Channel(_Carrier):
     """Messages on their way, and the times at which free slots came free."""
 
     def __init__(self, slots: int) -> None:
+        super().__init__()
         self.messages: deque[tuple[Message, float]] = deque()
         self.free: deque[float] = deque([0.0] * slots)
         self.used = 0
@@ -96,6 +136,8 @@ class _Stage:
         self.events: list[Event] = []
         self.live = 0
         self.peak_live = 0
+        self.replicas = _Carrier()
+        self.averaged_s: dict[int, float] = {}
 
     def count_live(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):
@@ -106,7 +148,10 @@ class _Stage:
 
 
 def simulate(
-    streams: Sequence[Iterable[Instruction]], cost: Cost, slots: Callable[[Channel], int]
+    streams: Sequence[Iterable[Instruction]],
+    cost: Cost,
+    slots: Callable[[Channel], int],
+    journeys: Journeys = at_once,
 ) -> Simulation:
     """Run one stream for each stage to its end.
 
@@ -114,6 +159,7 @@ def simulate(
         streams: The instructions of each stage, all batches after one another.
         cost: How long each takes.
         slots: How many slots each channel has.
+        journeys: What goes on by itself behind them.
 
     Raises:
         DeadlockError: All stages wait for one another; the message says for what.
@@ -132,7 +178,7 @@ def simulate(
     to_visit = deque(stages)
     while to_visit:
         stage = to_visit.popleft()
-        for number in _advance(stage, channel, cost):
+        for number in _advance(stage, channel, cost, journeys):
             to_visit.append(stages[number])
     if any(stage.next < len(stage.stream) for stage in stages):
         raise DeadlockError(_deadlock_report(stages, channel))
@@ -143,7 +189,9 @@ def simulate(
     )
 
 
-def _advance(stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost) -> set[int]:
+def _advance(
+    stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost, journeys: Journeys
+) -> set[int]:
     """Run a stage until it waits, and return the stages for which something has changed."""
     touched = set()
     while stage.next < len(stage.stream):
@@ -161,10 +209,16 @@ def _advance(stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost) 
             if not free:
                 break
             start_s = max(start_s, free.popleft())
+        if isinstance(instruction, FinishAverage):
+            start_s = max(start_s, stage.averaged_s.pop(instruction.chunk))
         end_s = start_s + cost(stage.number, instruction)
         if sent:
-            channel(sent[0]).put(sent[1], end_s)
+            into, journey = channel(sent[0]), journeys(stage.number, instruction)
+            into.put(sent[1], into.carry(end_s, journey))
             touched.add(sent[0].target)
+        if isinstance(instruction, StartAverage):
+            journey = journeys(stage.number, instruction)
+            stage.averaged_s[instruction.chunk] = stage.replicas.carry(end_s, journey)
         if returned := rules.gives_back(stage.number, instruction):
             channel(returned).give_back(end_s)
             touched.add(returned.source)

@@ -1,19 +1,22 @@
 """Predictions against closed formulas, with costs that all differ where the formula allows it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from ppll_cli import settings
 from ppll_cli.runtime import predict as predicting
+from ppll_cli.runtime.averages import BUCKET_BYTES
+from ppll_cli.runtime.interconnect import Carriers, Interconnect, Link
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.pace import Pipeline, Steady, company
-from ppll_cli.runtime.predict import Link, Prediction, bp_batch_s, instruction_times, predict
+from ppll_cli.runtime.predict import Prediction, bp_batch_s, instruction_times, predict
 from ppll_cli.runtime.prepare import assemble
 from ppll_cli.runtime.profile import Measured
 from ppll_cli.runtime.subject import Subject, examine
@@ -24,7 +27,7 @@ from ppll_cli.schedules.pp import NaivePipeline
 from ppll_cli.schedules.ppll import PPLL
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.schedules.schedule import Place, Schedule
-from ppll_cli.simulate import Event, simulate
+from ppll_cli.simulate import Event, Journey, simulate
 from ppll_cli.targets import make
 from tests.conftest import compose_config
 
@@ -96,16 +99,23 @@ def subject() -> Subject:
 
 
 def job(
-    schedule: str, gpus: int, microbatches: int | None = None, modules: int | None = None
+    schedule: str,
+    gpus: int,
+    microbatches: int | None = None,
+    modules: int | None = None,
+    replicas: int = 1,
+    per_machine: int | None = None,
 ) -> Job:
-    chosen = {**config(schedule), "gpus": gpus}
+    chosen = {**config(schedule), "gpus": gpus, "replicas": replicas}
     if microbatches is not None:
         chosen["schedule"] = {**chosen["schedule"], "microbatches": microbatches}
     chosen["local"] = {**chosen["local"], "modules": modules}
     parsed = settings.parse(chosen)
     made: Schedule = make("schedule", parsed.schedule)
-    devices = ("cpu",) * (1 if made.one_stage else gpus)
-    return assemble(parsed, subject(), made, devices, None, "unused", [])[0]
+    devices = ("cpu",) * (replicas if made.one_stage else gpus)
+    found = assemble(parsed, subject(), made, devices, None, "unused", [])[0]
+    homes = tuple(n // (per_machine or gpus) for n in range(len(devices)))
+    return replace(found, homes=homes)
 
 
 @pytest.fixture(autouse=True)
@@ -182,20 +192,96 @@ def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: i
 
 def test_smaller_micro_batches_take_less() -> None:
     """8 samples in 3 parts are 3, 3 and 2."""
-    (first, _) = instruction_times(job("gpipe", 2, 3), Source().at(3), [3, 3, 2])
+    made = job("gpipe", 2, 3)
+    carriers = Carriers(made, Interconnect())
+    (first, _) = instruction_times(made, Source().at(3), [3, 3, 2], carriers)
     assert [first[Forward(0, m)] for m in range(3)] == pytest.approx([9 / 8, 9 / 8, 6 / 8])
 
 
-def test_a_slow_link_sets_the_pace() -> None:
-    size = 8 * (TOKENS + 8)
-    found = predict(job("ppll", 2), Source(), Link(size / 100.0, latency_s=7.0))
-    assert batch_s(found) == pytest.approx(3 * 3.0 + 100.0 + 7.0)
-    assert found.edge_bytes_per_second == [pytest.approx(size / batch_s(found))]
+DOWN, UP = 8 * (TOKENS + 8), 8 * TOKENS
+"""Bytes of a batch that cross a cut: activations and labels, and gradients."""
 
 
-def test_gradients_cross_the_cuts_as_well() -> None:
-    found = predict(job("pp", 2), Source())
-    assert found.edge_bytes_per_second == [pytest.approx(8 * (2 * TOKENS + 8) / batch_s(found))]
+def test_a_link_carries_while_stages_compute() -> None:
+    """Batch after batch; under pp each waits for its message."""
+    fast, slow = (Link(DOWN / seconds, latency_s=2.0) for seconds in (4.0, 100.0))
+    for link, pace_s in ((fast, 9.0), (slow, 100.0)):
+        assert batch_s(predict(job("ppll", 2), Source(), Interconnect(link))) == approx(pace_s)
+        way_s = DOWN / link.bytes_per_second + UP / link.bytes_per_second + 2 * 2.0
+        assert batch_s(predict(job("pp", 2), Source(), Interconnect(link))) == approx(18.0 + way_s)
+
+
+def test_latency_costs_where_too_few_messages_are_underway() -> None:
+    """A channel of two slots, of which one is held, has two messages in 100 s and a bit."""
+    made = replace(job("ppll", 2), depth=1)
+    found = batch_s(predict(made, Source(), Interconnect(Link(1e12, latency_s=100.0))))
+    assert 50.0 < found < 50.0 + 9.0
+
+
+def approx(seconds: float) -> Any:
+    return pytest.approx(seconds)
+
+
+def test_what_crosses_the_cuts() -> None:
+    found = predict(job("ppll", 3, per_machine=2), Source(), Interconnect(Link(10.0), Link(5.0)))
+    assert [edge.bytes_per_batch for edge in found.edges] == [DOWN, DOWN]
+    assert [edge.between_machines for edge in found.edges] == [False, True]
+    assert batch_s(found) == approx(DOWN / 5.0)
+    assert [edge.busy_fraction for edge in found.edges] == [approx(0.5), approx(1.0)]
+    (edge,) = predict(job("pp", 2), Source()).edges
+    assert (edge.bytes_per_batch, edge.busy_fraction) == (DOWN + UP, None)
+    (edge,) = predict(
+        job("pp", 2, per_machine=1), Source(), Interconnect(between=Link(1e12), bf16=True)
+    ).edges
+    assert edge.bytes_per_batch == DOWN // 2 + UP // 2
+
+
+def test_copies_for_a_network_take_the_sender_time() -> None:
+    source, link = Source(copy_s=0.5), Link(1e12)
+    within = predict(job("ppll", 2), source, Interconnect(link, link))
+    between = predict(job("ppll", 2, per_machine=1), source, Interconnect(link, link))
+    assert [within.stage_s[0], between.stage_s[0]] == [approx(9.0), approx(9.5)]
+
+
+def test_edges_that_leave_a_machine_share_its_link() -> None:
+    """Two replicas of a stage on a machine, each sends half of what one would send alone."""
+    link = Interconnect(between=Link(1.0))
+    alone = predict(job("ppll", 2, per_machine=1), Source(), link)
+    both = predict(job("ppll", 4, replicas=2, per_machine=2), Source(), link)
+    assert batch_s(both) == approx(batch_s(alone))
+    assert both.edges[0].bytes_per_batch == alone.edges[0].bytes_per_batch
+    apart = predict(job("ppll", 4, replicas=2, per_machine=1), Source(), link)
+    assert batch_s(apart) == approx(batch_s(alone) / 2)
+
+
+def test_an_average_is_carried_during_the_backward() -> None:
+    """Buckets of one parameter each: all but the last can hide behind a backward of 12 s."""
+    params = sum(10 * (index + 1) for index in range(UNITS))
+    buckets = -(-4 * params // BUCKET_BYTES)
+    assert buckets == 1  # which is complete when the backward has ended, and then takes its time
+
+    def pace_s(per_machine: int, interconnect: Interconnect) -> float:
+        made = job("bp", 2, replicas=2, per_machine=per_machine)
+        return batch_s(predict(made, Source(copy_s=0.25), interconnect))
+
+    half_s = 18.0 / 2  # of a batch
+    assert pace_s(2, Interconnect()) == approx(half_s + 0.25)
+    link = Link(4 * params / 3.0, latency_s=0.5)
+    assert pace_s(2, Interconnect(link)) == approx(half_s + 3.0 + 2 * 0.5)
+    assert pace_s(1, Interconnect(Link(1e12), link)) == approx(half_s + 3.0 + 2 * 0.5)
+    found = predict(job("bp", 2, replicas=2), Source())
+    assert found.averaged_bytes == 4 * params
+    assert predict(job("bp", 1), Source()).averaged_bytes == 0
+
+
+def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 buckets, whose 3 s begin a hundredth into the backward of 6 s: one of them is left."""
+    params = sum(10 * (index + 1) for index in range(UNITS))
+    monkeypatch.setattr(predicting, "BUCKET_BYTES", 4 * params / 100)
+    link = Interconnect(Link(4 * params / 3.0))
+    assert batch_s(predict(job("bp", 2, replicas=2), Source(), link)) == approx(9.0 + 0.03)
+    slow = Interconnect(Link(4 * params / 60.0))  # 3 s of forward, and 0.06 s of the first bucket
+    assert batch_s(predict(job("bp", 2, replicas=2), Source(), slow)) == approx(63.06)
 
 
 def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +352,40 @@ def test_the_pace_is_that_of_many_batches(
     found = Pipeline(streams, slots).steady(cost)
     expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
     assert found.batch_s == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
+
+
+@settings_of(deadline=None)
+@given(st.data(), st.sampled_from(KINDS), st.integers(2, 4), st.integers(1, 3), st.integers(1, 3))
+def test_the_pace_with_a_long_way_between_stages(
+    data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
+) -> None:
+    """Where messages are underway for long they come in groups, one after another."""
+    schedule = kind(microbatches=microbatches)
+    places = [Place(s, stages, 1, schedule.microbatches) for s in range(stages)]
+    streams = [list(schedule.batch(place)) for place in places]
+    times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
+    ways = {s: Journey(data.draw(costs_s), data.draw(costs_s)) for s in range(stages)}
+    slots = {}
+    for s in range(1, stages):
+        slots[Channel(s - 1, s)] = schedule.held(places[s]) + depth
+        slots[Channel(s, s - 1)] = 1 + depth
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return times[stage, instruction]
+
+    def journeys(stage: int, instruction: Instruction) -> Journey:
+        return ways[stage]
+
+    few, many = 60, 120  # groups of up to 6 batches
+    makespans_s = [
+        simulate(
+            [s * n for s in streams], cost, lambda channel: slots[channel], journeys
+        ).makespan_s
+        for n in (few, many)
+    ]
+    found = Pipeline(streams, slots).steady(cost, journeys)
+    expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
+    assert found.batch_s == pytest.approx(expected_s, rel=1e-2, abs=1e-6)
 
 
 def test_company() -> None:

@@ -1,20 +1,22 @@
 """The pace of a pipeline that has been filled, and how its stages' work overlaps. No torch."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import ceil
 from typing import Self
 
 from ppll_cli.runtime.job import Job
 from ppll_cli.schedules.instructions import Instruction
-from ppll_cli.schedules.rules import Channel
-from ppll_cli.simulate import Cost, Event, simulate
+from ppll_cli.schedules.rules import Channel, sends
+from ppll_cli.simulate import Cost, Event, Journeys, at_once, simulate
 
-FILLED, BATCHES = 2, 4
-"""A pipeline's pace is taken between these batches. Whatever instructions cost, it does not change
-from the second batch on: with two slots or more in each channel the slowest stage, or where each
-batch is drained the way through all of them, sets it at once."""
+FILLED = 2
+"""A pipeline's pace is taken after so many batches, over as many. Whatever instructions cost, it
+does not change from the second batch on: with two slots or more in each channel the slowest stage,
+or where each batch is drained the way through all of them, sets it at once."""
 
 Times = dict[Instruction, float]
 """A number for each instruction of a stage in a batch; 0 for those that are left out."""
@@ -68,20 +70,31 @@ class Pipeline:
         streams = [list(schedule.batch(place)) for place in places]
         return cls(streams, {channel: room.slots for channel, room in rooms.items()})
 
-    def steady(self, cost: Cost) -> Steady:
+    def steady(self, cost: Cost, journeys: Journeys = at_once) -> Steady:
         """Run batches on a clock until the pipeline is filled."""
-        streams = [list(stream) * BATCHES for stream in self.streams]
-        run = simulate(streams, cost, lambda channel: self.slots[channel])
+        filled = FILLED if journeys is at_once else max(FILLED, self._underway())
+        streams = [list(stream) * 2 * filled for stream in self.streams]
+        run = simulate(streams, cost, lambda channel: self.slots[channel], journeys)
 
         def end_s(batches: int) -> float:
             last = [batches * len(stream) - 1 for stream in self.streams]
             return max(events[n].end_s for events, n in zip(run.events, last, strict=True))
 
         return Steady(
-            batch_s=(end_s(BATCHES) - end_s(FILLED)) / (BATCHES - FILLED),
+            batch_s=(end_s(2 * filled) - end_s(filled)) / filled,
             events=[e[-len(s) :] for e, s in zip(run.events, self.streams, strict=True)],
             peak_live=run.peak_live,
         )
+
+    def _underway(self) -> int:
+        """Batches that a channel holds: they come in such groups where the way is long."""
+        messages = Counter(
+            sent[0]
+            for stage, stream in enumerate(self.streams)
+            for instruction in stream
+            if (sent := sends(stage, instruction))
+        )
+        return max((ceil(self.slots[c] / count) for c, count in messages.items()), default=1)
 
 
 def company(steady: Steady, limit: int, replicas: int = 1) -> list[Times]:

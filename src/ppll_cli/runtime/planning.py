@@ -1,14 +1,15 @@
 """Predictions for many schedules and numbers of devices, from one profile."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.machine import processor
 from ppll_cli.runtime.devices import device_of
-from ppll_cli.runtime.predict import Link, Prediction, bp_batch_s, neighbours_of, predict
+from ppll_cli.runtime.interconnect import Interconnect
+from ppll_cli.runtime.predict import Prediction, bp_batch_s, neighbours_of, predict
 from ppll_cli.runtime.prepare import assemble, profile_of
 from ppll_cli.runtime.subject import examine
 from ppll_cli.schedules.schedule import Schedule
@@ -21,14 +22,22 @@ class Row:
     """What is expected of a schedule on so many devices.
 
     Attributes:
+        schedule: Its name.
         prediction: None where there is none.
         speed_up: Over back-propagation on one device, with the same threads.
         obstacle: Why there is none.
+        stages: How many there are.
+        replicas: How many copies of each.
+        machines: How many machines they are on.
     """
 
+    schedule: str
     prediction: Prediction | None
     speed_up: float = 0.0
     obstacle: str = ""
+    stages: int = 0
+    replicas: int = 1
+    machines: int = 1
 
 
 class Planner:
@@ -37,8 +46,10 @@ class Planner:
     Args:
         settings: Of a run, by the name of its schedule, the number of devices and that of replicas.
         schedules: Names of the schedules.
-        link: What carries messages between stages; None copies them on the device.
-        replicas: How many copies of every stage, each of them.
+        replicas: How many copies of every stage, each of them; None: none in the tables, and in the
+            search for the fastest layout each number that divides the devices.
+        interconnect: What carries messages and gradients.
+        per_machine: How many devices a machine has; None: all are on one.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -48,15 +59,19 @@ class Planner:
         self,
         settings: Callable[[str, int, int], Settings],
         schedules: Sequence[str],
-        link: Link | None = None,
-        replicas: Sequence[int] = (1,),
+        replicas: Sequence[int] | None = None,
+        interconnect: Interconnect = Interconnect(),  # noqa: B008 - it is frozen
+        per_machine: int | None = None,
     ) -> None:
-        self.settings, self.schedules, self.link = settings, schedules, link
-        self.replicas = replicas
+        self.settings, self.schedules, self.replicas = settings, schedules, replicas
+        self.interconnect, self.per_machine = interconnect, per_machine
         self.base = settings(schedules[0], 1, 1)
+        if self.base.transport.get("wire_dtype") == "bf16":
+            self.interconnect = replace(interconnect, bf16=True)
         self.device = device_of(self.base)
         self.subject = examine(self.base)
         self.profile = profile_of(self.base, self.subject, self.device)
+        self._rows: dict[tuple[str, int, int], Row] = {}
         self._beside: set[int] = set()
         self._errors: list[ConfigError] = []
         self._found = False
@@ -67,17 +82,21 @@ class Planner:
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
-        """What is expected of each schedule, with each number of replicas."""
-        try:
-            return {
-                name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
-                    name, gpus, replicas
-                )
-                for replicas in self.replicas
-                for name in self.schedules
-            }
-        finally:
-            self.profile.save()
+        """What is expected of each schedule, with each number of replicas that was asked for."""
+        return {
+            name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
+                name, gpus, replicas
+            )
+            for replicas in self.replicas or (1,)
+            for name in self.schedules
+        }
+
+    def fastest(self, gpus: int) -> Row | None:
+        """The schedule and layout that are predicted fastest; None where there is none."""
+        layouts = self.replicas or [n for n in range(1, gpus + 1) if gpus % n == 0]
+        rows = [self._row(name, gpus, n) for name in self.schedules for n in layouts]
+        known = [row for row in rows if row.prediction is not None]
+        return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
         """Whether anything could be predicted.
@@ -121,34 +140,54 @@ class Planner:
                 f"batches are split by {', '.join(sorted(split))}: BatchNorm, if the model has "
                 "any, sees micro-batches, and so another model is trained"
             )
-        if max(self.replicas) > 1:
+        if max(self.replicas or gpus) > 1:
             lines.append(
-                "replicas: an all-reduce is reckoned as long as it takes to copy, or to send, what "
-                "it moves, and as nothing that another computation hides"
+                "replicas share each batch, and BatchNorm, if the model has any, sees a share; an "
+                "all-reduce takes as long as copying what a ring moves, or a link carries it while "
+                "the backward goes on"
             )
         if any(self._schedule(name).local for name in self.schedules):
             lines.append("ll and ppll train modules by local losses, the others the whole model")
         return lines
 
     def _row(self, name: str, gpus: int, replicas: int) -> Row:
+        key = name, gpus, replicas
+        if key not in self._rows:
+            try:
+                self._rows[key] = self._make_row(*key)
+            finally:
+                self.profile.save()
+        return self._rows[key]
+
+    def _make_row(self, name: str, gpus: int, replicas: int) -> Row:
         if gpus % replicas:
-            return Row(None, obstacle="the devices cannot be shared evenly")
+            return Row(name, None, obstacle="the devices cannot be shared evenly")
         schedule = self._schedule(name)
         devices = (self.device,) * (replicas if schedule.one_stage else gpus)
         try:
             settings = self.settings(name, gpus, replicas)
             job, _ = assemble(settings, self.subject, schedule, devices, self.profile, "", [])
+            if self.per_machine is not None:
+                homes = tuple(n // self.per_machine for n in range(len(devices)))
+                job = replace(job, homes=homes)
         except ConfigError as error:
             self._errors.append(error)
             if error.key == "gpus":
                 stages = gpus // replicas
                 what = "units" if stages > len(self.subject.units) else "modules"
-                return Row(None, obstacle=f"more stages than {what}")
-            return Row(None, obstacle=error.problem)
+                return Row(name, None, obstacle=f"more stages than {what}")
+            return Row(name, None, obstacle=error.problem)
         self._found = True
         self._beside.add(neighbours_of(job))
-        found = predict(job, self.profile, self.link)
-        return Row(found, found.samples_per_second / self.bp_samples_per_second)
+        found = predict(job, self.profile, self.interconnect)
+        return Row(
+            name,
+            found,
+            found.samples_per_second / self.bp_samples_per_second,
+            stages=job.stages,
+            replicas=replicas,
+            machines=len({*job.homes, 0}),
+        )
 
     def _schedule(self, name: str) -> Schedule:
         schedule: Schedule = make("schedule", self.settings(name, 1, 1).schedule)

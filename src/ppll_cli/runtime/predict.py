@@ -1,13 +1,16 @@
 """What a job will do on its devices, from a profile: the schedule's own instructions on a clock."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple, Protocol
+from math import ceil, prod
+from typing import Protocol
 
 import torch
 
 from ppll_cli.partition.layout import Chunk
+from ppll_cli.runtime.averages import BUCKET_BYTES
+from ppll_cli.runtime.interconnect import Carriers, Interconnect
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.pace import Pipeline, Times, company
 from ppll_cli.runtime.profile import Measured
@@ -15,16 +18,18 @@ from ppll_cli.schedules.instructions import (
     Backward,
     FinishAverage,
     Forward,
+    Instruction,
     LocalBackward,
     LocalStep,
     LocalUpdate,
     Loss,
     SendActivations,
     SendGradients,
+    StartAverage,
     Step,
 )
 from ppll_cli.settings import usable_cores
-from ppll_cli.simulate import Cost
+from ppll_cli.simulate import Cost, Journey
 from ppll_cli.values import ValueSpec
 
 ROUNDS = 8
@@ -44,18 +49,20 @@ class Source(Protocol):
     def parameter_bytes(self) -> float: ...  # noqa: D102
 
 
-class Link(NamedTuple):
-    """What carries messages between stages, if it is not this machine's memory.
+@dataclass(frozen=True)
+class EdgeLoad:
+    """What crosses a cut between two stages, in all replicas and both directions together.
 
-    The sender is busy for the whole time, as it is where it copies itself.
+    Attributes:
+        bytes_per_batch: Of a training batch.
+        between_machines: Whether it goes from one to another, for any of the replicas.
+        busy_fraction: Share of the time in which what carries it does so, in the direction that has
+            more to carry; None where messages are copied by who sends them.
     """
 
-    bytes_per_second: float
-    latency_s: float = 0.0
-
-    def seconds(self, size: int) -> float:
-        """Of a message."""
-        return self.latency_s + size / self.bytes_per_second
+    bytes_per_batch: int
+    between_machines: bool
+    busy_fraction: float | None
 
 
 @dataclass(frozen=True)
@@ -64,54 +71,84 @@ class Prediction:
 
     Attributes:
         samples_per_second: In the steady state.
+        batch_s: From one batch to the next.
         bubble_fraction: Share of the stages' time in which they wait.
         stage_s: For each stage, how long it works for a batch.
         activation_bytes: For each stage, the most that it keeps for backwards at once, its inputs
             among it: what autograd saves, and outputs.
         parameter_bytes: For each stage: parameters, their gradients and the optimizer's state.
-        edge_bytes_per_second: For each cut, what crosses it, in both directions together.
+        edges: For each cut, what crosses it.
+        averaged_bytes: What each replica sends of its gradients for a batch, at the stage that has
+            the most; 0 without replicas.
     """
 
     samples_per_second: float
+    batch_s: float
     bubble_fraction: float
     stage_s: list[float]
     activation_bytes: list[int]
     parameter_bytes: list[int]
-    edge_bytes_per_second: list[float]
+    edges: list[EdgeLoad]
+    averaged_bytes: int
 
 
-def predict(job: Job, profile: Source, link: Link | None = None) -> Prediction:
+def predict(
+    job: Job,
+    profile: Source,
+    interconnect: Interconnect = Interconnect(),  # noqa: B008 - it is frozen
+    neighbours: int | None = None,
+) -> Prediction:
     """Predict a job.
 
     On CPU, where cores share much, a stage takes longer while others compute. So everything is
     measured alone and beside as many processes as there will be other stages with cores of their
     own, and each instruction takes a time in between, by how many stages compute while it runs.
     That is found by turns: from times to an order of events, and from these to times.
+
+    Args:
+        job: What is going to run.
+        profile: What was measured.
+        interconnect: What carries messages and gradients.
+        neighbours: How many workers compute beside one; None: as `neighbours_of` says.
     """
     sizes = job.microbatches(job.course.batch_size)
-    others = neighbours_of(job)
-    alone = instruction_times(job, profile.at(sizes[0]), sizes, link)
-    beside = instruction_times(job, profile.at(sizes[0], others), sizes, link) if others else alone
+    others = neighbours_of(job) if neighbours is None else neighbours
+    carriers = Carriers(job, interconnect)
+    alone = instruction_times(job, profile.at(sizes[0]), sizes, carriers)
+    beside = alone
+    if others:
+        beside = instruction_times(job, profile.at(sizes[0], others), sizes, carriers)
+    underway = _journeys(job, beside, sizes, carriers, profile.at(sizes[0]))
     pipeline, times = Pipeline.of(job), beside
-    steady = pipeline.steady(_cost(times))
+
+    def journeys(stage: int, instruction: Instruction) -> Journey | None:
+        return underway[stage].get(instruction)
+
+    steady = pipeline.steady(_cost(times), journeys)
     for _ in range(ROUNDS if others else 0):
         crowds = company(steady, others, job.replicas)
         times = [
             {i: own[i] + (slow[i] - own[i]) * crowd.get(i, 0.0) / others for i in own}
             for own, slow, crowd in zip(alone, beside, crowds, strict=True)
         ]
-        before, steady = steady, pipeline.steady(_cost(times))
+        before, steady = steady, pipeline.steady(_cost(times), journeys)
         if abs(steady.batch_s - before.batch_s) < 1e-3 * before.batch_s:
             break
     return Prediction(
         samples_per_second=job.course.batch_size / steady.batch_s,
+        batch_s=steady.batch_s,
         bubble_fraction=steady.bubble_fraction,
         stage_s=steady.busy_s,
         activation_bytes=_activation_bytes(job, profile.at(sizes[0]), steady.peak_live),
         parameter_bytes=_parameter_bytes(job, profile.at(sizes[0])),
-        edge_bytes_per_second=[
-            (job.course.batch_size * (down + up)) / steady.batch_s for down, up in _edge_bytes(job)
-        ],
+        edges=_edge_loads(job, carriers, steady.batch_s),
+        averaged_bytes=max(
+            sum(_gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
+            for stage in range(job.stages)
+        )
+        * 2
+        * (job.replicas - 1)
+        // job.replicas,
     )
 
 
@@ -126,14 +163,14 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 
 def neighbours_of(job: Job) -> int:
     """How many other workers compute beside one on this machine's CPU; 0 on other devices."""
-    workers = len(job.seats)
+    workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
         return 0
     return max(0, min(workers, usable_cores() // job.threads) - 1)
 
 
 def instruction_times(
-    job: Job, profile: Source, sizes: Sequence[int], link: Link | None = None
+    job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
     """What the instructions of each stage take.
 
@@ -144,11 +181,16 @@ def instruction_times(
         job: Whose.
         profile: Of micro-batches of the largest size; the others take as much less.
         sizes: Samples of each micro-batch.
-        link: Where messages go; None copies them on the device.
+        carriers: Of messages and averages. What they carry by themselves takes the sender no time,
+            unless it has to be copied for a network.
     """
     schedule = job.make_schedule()
-    transfer = profile.copy if link is None else link.seconds
     edges = _edge_bytes(job)
+
+    def send(cut: int, size: int) -> float:
+        carried = carriers.of_edge(cut) is not None and not carriers.crosses(cut)
+        return 0.0 if carried else profile.copy(size)
+
     result = []
     for stage in range(job.stages):
         chunks = job.layout.chunks(stage)
@@ -165,9 +207,11 @@ def instruction_times(
                 case LocalStep(chunk):
                     seconds = parts[chunk].step_s
                 case FinishAverage(chunk):
-                    # Each replica sends and gets every part of the sum but its own, twice.
-                    share = 2 * (job.replicas - 1) / job.replicas
-                    seconds = transfer(round(share * parts[chunk].gradient_bytes))
+                    journey = carriers.average(stage, size := parts[chunk].gradient_bytes)
+                    if journey is None:  # nothing carries it while other things are computed
+                        seconds = profile.copy(size * 2 * (job.replicas - 1) // job.replicas)
+                    else:  # the last bucket is complete when the backward has ended
+                        seconds = journey.carried_s / _buckets(size)
                 case Loss(chunk, m):
                     seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
                 case Backward(chunk, m):
@@ -175,14 +219,60 @@ def instruction_times(
                 case Step():
                     seconds = sum(part.step_s for part in parts)
                 case SendActivations(_, _, m):
-                    seconds = transfer(sizes[m] * edges[stage][0])
+                    seconds = send(stage, sizes[m] * edges[stage][0])
                 case SendGradients(_, _, m):
-                    seconds = transfer(sizes[m] * edges[stage - 1][1])
+                    seconds = send(stage - 1, sizes[m] * edges[stage - 1][1])
                 case _:
                     continue
             times[instruction] = seconds
         result.append(times)
     return result
+
+
+def _journeys(
+    job: Job,
+    times: Sequence[Times],
+    sizes: Sequence[int],
+    carriers: Carriers,
+    profile: Source,
+) -> list[dict[Instruction, Journey | None]]:
+    """What the instructions of each stage set on its way."""
+    schedule = job.make_schedule()
+    edges = _edge_bytes(job)
+    result = []
+    for stage in range(job.stages):
+        chunks = job.layout.chunks(stage)
+        underway: dict[Instruction, Journey | None] = {}
+        stream = list(schedule.batch(job.place(stage, len(sizes))))
+        for number, instruction in enumerate(stream):
+            match instruction:
+                case SendActivations(_, _, m):
+                    underway[instruction] = carriers.message(stage, sizes[m] * edges[stage][0])
+                case SendGradients(_, _, m):
+                    size = sizes[m] * edges[stage - 1][1]
+                    underway[instruction] = carriers.message(stage - 1, size)
+                case StartAverage(chunk):
+                    size = _gradient_bytes(job, chunks[chunk], profile)
+                    journey = carriers.average(stage, size)
+                    if journey is not None:  # it begins when the first bucket is complete
+                        buckets, last = _buckets(size), stream[number + 1]
+                        wait_s = times[stage].get(last, 0.0) / buckets
+                        carried_s = journey.carried_s * (buckets - 1) / buckets
+                        journey = journey._replace(carried_s=wait_s + carried_s)
+                    underway[instruction] = journey
+        result.append(underway)
+    return result
+
+
+def _buckets(size: int) -> int:
+    """Into how many parts an average is split, about."""
+    return max(1, ceil(size / BUCKET_BYTES))
+
+
+def _gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
+    """Of a chunk's gradients, which are numbers of 32 bits."""
+    units = [profile.unit(index) for index in chunk.units]
+    return 4 * sum(part.params for part in (*units, _end(job, chunk, profile)))
 
 
 class _ChunkTimes:
@@ -195,9 +285,8 @@ class _ChunkTimes:
         self.forward_s = sum(unit.forward_s for unit in units)
         self.loss_s = end.forward_s
         self.backward_s = sum(unit.backward_s for unit in units) + end.backward_s
-        params = sum(unit.params for unit in units) + end.params
-        self.gradient_bytes = 4 * params
-        self.step_s = profile.step_s * params
+        self.gradient_bytes = _gradient_bytes(job, chunk, profile)
+        self.step_s = profile.step_s * (sum(unit.params for unit in units) + end.params)
         self.update_s = self.loss_s + self.backward_s + self.step_s
 
 
@@ -251,6 +340,18 @@ def _edge_bytes(job: Job) -> list[tuple[int, int]]:
         specs = dict(zip(edge.names, edge.specs, strict=True))
         result.append((_bytes(edge.specs), _bytes(specs[name] for name in edge.gradients)))
     return result
+
+
+def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
+    """What crosses each cut."""
+    loads = []
+    for cut, (down, up) in enumerate(_edge_bytes(job)):
+        sizes = [carriers.size(cut, job.course.batch_size * each) for each in (down, up)]
+        link, busy = carriers.of_edge(cut), None
+        if link is not None:
+            busy = max(sizes) / job.replicas / link.bytes_per_second / batch_s
+        loads.append(EdgeLoad(sum(sizes), carriers.crosses(cut), busy))
+    return loads
 
 
 def _bytes(specs: Iterable[ValueSpec]) -> int:
