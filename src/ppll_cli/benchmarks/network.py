@@ -3,7 +3,10 @@
 Two machines are two network namespaces on one, joined by a link that is left as it is or shaped.
 Every row trains on two stages, or replicas, of one thread each: on one machine, and over each link,
 in turn, in several rounds; shown is the speed over a link relative to that on one machine, from the
-medians, beside the bytes that a batch sends over it. `bf16` rows round what crosses to 16 bits.
+medians, beside the bytes that a batch sends over it. `bf16` rows round what crosses to 16 bits, and
+`ddp` is torch's `DistributedDataParallel` with its defaults. Beside them stands what `ppll-plan`
+predicts from one profile and from the latency and speed of each link, as a message finds them.
+`--accuracy` trains on real images instead, with and without rounding.
 Without options that is a ViT under three schedules, in seven minutes on two cores.
 """
 
@@ -21,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ppll_cli.benchmarks.contenders import compose_settings
 from ppll_cli.benchmarks.namespaces import (
     ADDRESSES,
     NamespaceError,
@@ -31,6 +35,9 @@ from ppll_cli.benchmarks.namespaces import (
 from ppll_cli.benchmarks.runs import RunFailedError, machine, run, source
 from ppll_cli.benchmarks.trials import FOLDER, table
 from ppll_cli.files import write_json
+from ppll_cli.runtime.interconnect import Interconnect, Link
+from ppll_cli.runtime.planning import Planner
+from ppll_cli.settings import Settings
 
 COMMON = (
     *("data=synthetic", "data.test_samples=64", "batch_size=64", "gpus=2", "threads=1"),
@@ -38,6 +45,7 @@ COMMON = (
 )
 MODELS = {"vit": ("model=vit",), "resnet32": ("model=resnet32", "optim=sgd", "optim.lr=0.01")}
 BF16 = "transport.wire_dtype=bf16"
+DDP = "ddp"
 ROWS = {
     "ppll": ("schedule=ppll",),
     "ppll, bf16": ("schedule=ppll", BF16),
@@ -45,11 +53,16 @@ ROWS = {
     "gpipe, bf16": ("schedule=gpipe", BF16),
     "1f1b": ("schedule=1f1b",),
     "bp, 2 replicas": ("schedule=bp", "replicas=2"),
+    DDP: ("schedule=bp",),
 }
 SHORT = ("ppll", "gpipe", "bp, 2 replicas")
+LEARNT = {name: ROWS[name] for name in ("ppll", "ppll, bf16", "gpipe", "gpipe, bf16")}
 LINKS: dict[str, str | None] = {"unshaped": None, "1 Gbit/s": "1gbit", "200 Mbit/s": "200mbit"}
 HERE = "one machine"
 LIMIT_S = 300.0
+
+Speeds = dict[str, list[float]]
+"""Samples per second of each round, by link."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,20 +73,23 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=1, help="how often each run is made")
     parser.add_argument("--steps", type=int, default=25, help="of each run")
+    parser.add_argument(
+        "--accuracy", nargs="+", metavar="KEY=VALUE", help="what rounding costs a training"
+    )
     options = parser.parse_args(arguments)
     console = Console()
-    result: dict[str, Any] = {"machine": machine(), "source": source(), "models": {}}
+    result: dict[str, Any] = {"machine": machine(), "source": source()}
     try:
         with namespaces() as both:
-            for model in options.models or (MODELS if options.long else ["vit"]):
-                result["models"][model] = found = {}
-                for name in options.rows or (ROWS if options.long else SHORT):
-                    overrides = overrides_of(model, name, options.steps)
-                    found[name] = _measure(both, overrides, options.rounds)
-                    console.print(f"{model} {name}: {found[name]}", markup=False)
-                    write_json(FOLDER / "network.json", result)
+            if options.accuracy:
+                result["accuracy"] = _learn(both, options.accuracy, options.rounds, console)
+            else:
+                models = options.models or (list(MODELS) if options.long else ["vit"])
+                rows = options.rows or list(ROWS if options.long else SHORT)
+                result |= _speeds(both, models, rows, options.rounds, options.steps, console)
     except NamespaceError as error:
         parser.error(str(error))
+    write_json(FOLDER / "network.json", result)
     console.print(markdown(result), markup=False)
 
 
@@ -83,29 +99,107 @@ def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """A table for each model."""
+    """Tables of what was measured."""
     parts = []
-    for model, rows in result["models"].items():
-        columns = [model, "samples/s on one machine", *LINKS, "MB a batch"]
+    for model, rows in result.get("models", {}).items():
+        columns = [model, f"samples/s on {HERE}", *LINKS, "MB a batch"]
+        columns += [f"predicted over measured, {HERE}", *LINKS]
         cells = []
         for name, row in rows.items():
             speed = {link: median(each) for link, each in row["samples_per_second"].items()}
             relative = [f"{speed[link] / speed[HERE]:.2f}" for link in LINKS]
             crossing = f"{row['bytes_per_batch'] / 1e6:.2f}"
-            cells.append([name, f"{speed[HERE]:.0f}", *relative, crossing])
+            predicted = row["predicted"]
+            held = [
+                f"{predicted[link] / speed[link]:.2f}" if predicted else ""
+                for link in (HERE, *LINKS)
+            ]
+            cells.append([name, f"{speed[HERE]:.0f}", *relative, crossing, *held])
         parts.append(table(columns, cells))
+    if accuracy := result.get("accuracy"):
+        cells = [
+            [name, *(f"{found:.4f}" for found in (median(each), min(each), max(each)))]
+            for name, each in accuracy.items()
+        ]
+        parts.append(table(["", "test accuracy, median", "least", "most"], cells))
     return "\n".join(parts)
 
 
-def _measure(both: Namespaces, overrides: Sequence[str], rounds: int) -> dict[str, Any]:
+def predicted(model: str, name: str, links: Mapping[str, Link]) -> dict[str, float]:
+    """Samples per second that `ppll-plan` predicts of a row, by link.
+
+    The namespaces share this machine's cores and memory, so workers are not alone on theirs, as
+    those of real machines would be: they are predicted as if they were neighbours.
+    """
+    if name == DDP:
+        return {}
+    base = compose_settings(overrides_of(model, name, steps=1))
+
+    def settings(_: str, gpus: int, replicas: int) -> Settings:
+        return base.model_copy(update={"gpus": gpus, "replicas": replicas})
+
+    found = {}
+    for where, link in ((HERE, None), *links.items()):
+        interconnect = Interconnect(between=link)
+        planner = Planner(
+            settings,
+            [name],
+            [base.replicas],
+            interconnect,
+            per_machine=None if link is None else 1,
+            neighbours=1,
+        )
+        (row,) = planner.rows(2).values()
+        assert row.prediction is not None, row.obstacle
+        found[where] = row.prediction.samples_per_second
+    return found
+
+
+def _speeds(
+    both: Namespaces,
+    models: Sequence[str],
+    rows: Sequence[str],
+    rounds: int,
+    steps: int,
+    console: Console,
+) -> dict[str, Any]:
+    """What each row of each model reaches, on one machine and over each link."""
+    links = {}
+    for link, rate in LINKS.items():
+        both.shape(rate)
+        links[link] = Link(**_at_ends(both, ["ping"]))
+        console.print(f"{link}: {links[link]}", markup=False)
+    found: dict[str, Any] = {}
+    cache = FOLDER / "network" / "cache"
+    os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
+    for model in models:
+        shutil.rmtree(cache, ignore_errors=True)  # times of another day are of another machine
+        found[model] = {}
+        for name in rows:
+            row = {"predicted": predicted(model, name, links)}
+            row |= _measure(both, model, name, rounds, steps)
+            found[model][name] = row
+            console.print(f"{model} {name}: {row}", markup=False)
+    return {"links": {name: link._asdict() for name, link in links.items()}, "models": found}
+
+
+def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
     """A row's speeds, by link; and what a batch sends over it."""
-    speeds: dict[str, list[float]] = {HERE: [], **{link: [] for link in LINKS}}
+    overrides = overrides_of(model, name, steps)
+    speeds: Speeds = {HERE: [], **{link: [] for link in LINKS}}
     sent = 0.0
     for _ in range(rounds):
-        alone = run(overrides, FOLDER / "network" / "one")
-        speeds[HERE].append(alone["train"]["samples_per_second"])
+        if name == DDP:
+            ends = ["ddp", str(min(10, steps // 5)), str(steps - min(10, steps // 5)), *overrides]
+            speeds[HERE].append(_at_ends(None, ends))
+        else:
+            alone = run(overrides, FOLDER / "network" / "one")
+            speeds[HERE].append(alone["train"]["samples_per_second"])
         for link, rate in LINKS.items():
             both.shape(rate)
+            if name == DDP:
+                speeds[link].append(_at_ends(both, ends))
+                continue
             found = _run_on_both(both, overrides, FOLDER / "network" / "both")
             speeds[link].append(found["train"]["samples_per_second"])
             sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
@@ -114,25 +208,69 @@ def _measure(both: Namespaces, overrides: Sequence[str], rounds: int) -> dict[st
     return {"samples_per_second": speeds, "bytes_per_batch": sent}
 
 
+def _learn(
+    both: Namespaces, overrides: Sequence[str], rounds: int, console: Console
+) -> dict[str, list[float]]:
+    """Test accuracies over the unshaped link, one for each round, which is the seed."""
+    both.shape(None)
+    found: dict[str, list[float]] = {name: [] for name in LEARNT}
+    for seed in range(rounds):
+        for name, own in LEARNT.items():
+            given = [*own, "gpus=2", "threads=1", "device=cpu", f"seed={seed}", *overrides]
+            summary = _run_on_both(both, given, FOLDER / "network" / "both")
+            found[name].append(summary["test"]["accuracy"])
+            console.print(f"{name}, seed {seed}: {found[name][-1]}", markup=False)
+    return found
+
+
 def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
     """Run on both machines; what `summary.json` holds."""
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "ppll_cli", *overrides]
     command.append(f"hydra.run.dir={run_dir.absolute()}")
-    with ExitStack() as started:
-        launchers = []
-        for rank in range(2):
-            launcher = subprocess.Popen(
-                both.command(rank, command),
-                env={**os.environ, **as_torchrun(rank, ADDRESSES[0], 29400)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            started.callback(launcher.kill)
-            launchers.append(launcher)
-        said = [launcher.communicate(timeout=LIMIT_S)[0] for launcher in launchers]
-    if any(launcher.returncode for launcher in launchers):
-        raise RunFailedError(f"{' '.join(overrides)} over two machines:\n{''.join(said)}")
+    environments = [as_torchrun(rank, ADDRESSES[0], 29400) for rank in range(2)]
+    _side_by_side([both.command(rank, command) for rank in range(2)], environments)
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return summary
+
+
+def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
+    """What `link_ends` finds with these arguments, over the link or on one machine."""
+    store = (FOLDER / "network" / "store").absolute()
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.unlink(missing_ok=True)
+    what, *rest = arguments
+    program = [sys.executable, "-m", "ppll_cli.benchmarks.link_ends", what]
+    commands = [[*program, str(rank), str(store), *rest] for rank in range(2)]
+    environments = [{"GLOO_SOCKET_IFNAME": "lo"} for _ in range(2)]
+    if both is not None:
+        commands = [both.command(rank, command) for rank, command in enumerate(commands)]
+        environments = [{"GLOO_SOCKET_IFNAME": link} for link in both.links]
+    return json.loads(_side_by_side(commands, environments)[0].splitlines()[-1])
+
+
+def _side_by_side(
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Run programs at the same time; what each of them printed.
+
+    Raises:
+        RunFailedError: One of them failed.
+    """
+    with ExitStack() as started:
+        programs = []
+        for command, environment in zip(commands, environments, strict=True):
+            program = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.callback(program.kill)
+            programs.append(program)
+        said = [program.communicate(timeout=LIMIT_S) for program in programs]
+    if any(program.returncode for program in programs):
+        text = "".join(part for each in said for part in each)
+        raise RunFailedError(f"{' '.join(commands[0])} failed over two machines:\n{text}")
+    return [out for out, _ in said]

@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,18 @@ LEAVE_S = 5.0
 """How long a process may take to leave, or one that stumbled over another to say so."""
 
 MakeTrainer = Callable[[Job, int], Trainer]
+
+
+class Orders(Protocol):
+    """Where orders come from, and answers go: a pipe, if it is another process that gives them."""
+
+    def recv(self) -> Any:
+        """Lengths of the next spans."""
+        ...
+
+    def send(self, obj: Any, /) -> None:
+        """Take an answer."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,7 @@ def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Con
         orders: Lengths of spans come from there, and answers go there.
     """
     try:
-        _serve(make_trainer, job, rank, store, orders)
+        serve(make_trainer, job, rank, store, orders)
     except EOFError:
         raise SystemExit(1) from None
     except Exception:
@@ -167,7 +179,8 @@ def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Con
         raise SystemExit(1) from None
 
 
-def _serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Connection) -> None:
+def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Orders) -> None:
+    """Train as ordered, until an order is empty; for the arguments see `main`."""
     device = torch.device(job.devices[rank])
     torch.set_num_threads(job.threads)
     memory = PeakMemory(device)

@@ -50,6 +50,7 @@ class Planner:
             search for the fastest layout each number that divides the devices.
         interconnect: What carries messages and gradients.
         per_machine: How many devices a machine has; None: all are on one.
+        neighbours: How many workers compute beside one on its CPU; None: those of its machine.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -62,9 +63,11 @@ class Planner:
         replicas: Sequence[int] | None = None,
         interconnect: Interconnect = Interconnect(),  # noqa: B008 - it is frozen
         per_machine: int | None = None,
+        neighbours: int | None = None,
     ) -> None:
         self.settings, self.schedules, self.replicas = settings, schedules, replicas
         self.interconnect, self.per_machine = interconnect, per_machine
+        self._neighbours = neighbours
         self.base = settings(schedules[0], 1, 1)
         if self.base.transport.get("wire_dtype") == "bf16":
             self.interconnect = replace(interconnect, bf16=True)
@@ -178,8 +181,9 @@ class Planner:
                 return Row(name, None, obstacle=f"more stages than {what}")
             return Row(name, None, obstacle=error.problem)
         self._found = True
-        self._beside.add(neighbours_of(job))
-        found = predict(job, self.profile, self.interconnect)
+        beside = neighbours_of(job) if self._neighbours is None else self._neighbours
+        self._beside.add(beside)
+        found = predict(job, self.profile, self.interconnect, beside)
         return Row(
             name,
             found,

@@ -3,10 +3,10 @@
 Each channel has a process group of its own, so that nothing waits behind what it does not depend
 on. The sender copies a message into a slot of its own and a thread sends it on; the receiver's
 thread posts the next receive only when it has a free slot, which is all the backpressure there is:
-gloo sends nothing before it is asked for. What crosses is a head of fixed size, JSON, and the
-tensors' bytes, exactly as many as the head says, so that nothing of an earlier message can be taken
-for a later one's. Before the first message the sender tells what it is going to send, and the
-receiver compares.
+gloo sends nothing before it is asked for. What crosses is a head, JSON, and the tensors' bytes,
+exactly as many as the head says, so that nothing of an earlier message can be taken for a later
+one's. Before the first message the sender tells what it is going to send, and the receiver
+compares.
 
 Slots are in host memory; on CUDA they are pinned.
 """
@@ -30,8 +30,12 @@ from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
 
-HEAD = 16384
-"""Bytes of a head: names, dtypes, shapes and strides of all tensors."""
+HEAD = 1024
+"""Bytes of a head: names, dtypes, shapes and strides of all tensors. Of a longer one that is the
+first part, which says how long the rest is."""
+
+LENGTH = 8
+"""Digits at the beginning of a head: how long it is without them."""
 
 PATIENCE_S = 15.0
 """How long after the loss of a connection an end goes on waiting."""
@@ -123,10 +127,27 @@ class _End:
             raise self._error
 
     def _send(self, tensor: Tensor) -> None:
-        dist.send(tensor, self._groups.ranks(self._name)[1], group=self._groups.of(self._name))
+        if len(tensor):
+            dist.send(tensor, self._groups.ranks(self._name)[1], group=self._groups.of(self._name))
 
     def _receive(self, tensor: Tensor) -> None:
-        dist.recv(tensor, self._groups.ranks(self._name)[0], group=self._groups.of(self._name))
+        if len(tensor):
+            dist.recv(tensor, self._groups.ranks(self._name)[0], group=self._groups.of(self._name))
+
+    def _send_head(self, content: Any) -> None:
+        text = json.dumps(content, separators=(",", ":")).encode()
+        data = bytearray(f"{len(text):0{LENGTH}d}".encode() + text)
+        whole = torch.frombuffer(data.ljust(HEAD), dtype=torch.uint8)
+        self._send(whole[:HEAD])
+        self._send(whole[HEAD:])
+
+    def _receive_head(self) -> Any:
+        first = torch.empty(HEAD, dtype=torch.uint8)
+        self._receive(first)
+        length = LENGTH + int(bytes(first[:LENGTH].numpy()))
+        rest = torch.empty(max(0, length - HEAD), dtype=torch.uint8)
+        self._receive(rest)
+        return json.loads(bytes(torch.cat([first, rest])[LENGTH:length].numpy()))
 
 
 class NetworkSender(_End):
@@ -138,7 +159,7 @@ class NetworkSender(_End):
         """Make the slots, and tell the other end what is going to come."""
         self._slots = _Slots(STAGED, self._size, self._device)
         self._free: SimpleQueue[None] = SimpleQueue()
-        self._filled: SimpleQueue[tuple[Tensor, Tensor]] = SimpleQueue()
+        self._filled: SimpleQueue[tuple[Any, Tensor]] = SimpleQueue()
         self._is_free = False
         for _ in range(STAGED):
             self._free.put(None)
@@ -168,18 +189,17 @@ class NetworkSender(_End):
         for name, tensor in tensors.items():
             views[name].copy_(tensor.detach())
         spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in layout]
-        head = _head([self._code(header), spelled])
         self._is_free = False
-        self._filled.put((head, self._slots.bytes(slot, layout_bytes(layout))))
+        body = self._slots.bytes(slot, layout_bytes(layout))
+        self._filled.put(([self._code(header), spelled], body))
         self.bytes_sent += sum(view.nbytes for view in views.values())
 
     def _work(self) -> None:
-        self._send(_head(self._schema))
+        self._send_head(self._schema)
         while True:
             head, body = self._filled.get()
-            self._send(head)
-            if len(body):
-                self._send(body)
+            self._send_head(head)
+            self._send(body)
             self._free.put(None)
 
 
@@ -227,32 +247,16 @@ class NetworkReceiver(_End):
         self._free.put(self._held.popleft())
 
     def _work(self) -> None:
-        head = torch.empty(HEAD, dtype=torch.uint8)
-        self._receive(head)
-        if (theirs := _read(head)) != self._schema:
+        if (theirs := self._receive_head()) != self._schema:
             raise SchemaError(self._name, str(theirs), self._schema)
         while True:
             slot = self._free.get()
-            self._receive(head)
-            header, spelled = _read(head)
+            header, spelled = self._receive_head()
             layout = tuple(_form(*parts) for *parts, _ in spelled)
             dtypes = [_dtype(name) for *_, name in spelled]
             self._slots.check_room(layout)
-            if length := layout_bytes(layout):
-                self._receive(self._slots.bytes(slot, length))
+            self._receive(self._slots.bytes(slot, layout_bytes(layout)))
             self._come.put((self._code(header), layout, dtypes))
-
-
-def _head(content: Any) -> Tensor:
-    """JSON in a tensor of fixed size, uint8 [HEAD]."""
-    text = json.dumps(content, separators=(",", ":")).encode()
-    if len(text) > HEAD:
-        raise ValueError(f"a message's names and shapes take {len(text)} bytes; there are {HEAD}")
-    return torch.frombuffer(bytearray(text.ljust(HEAD)), dtype=torch.uint8)
-
-
-def _read(head: Tensor) -> Any:
-    return json.loads(bytes(head.numpy()))
 
 
 def _spelled(form: TensorForm) -> list[Any]:

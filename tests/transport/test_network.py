@@ -1,0 +1,233 @@
+"""Channels over torch.distributed, between two processes that do as they are told."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ppll_cli.errors import SchemaError
+from ppll_cli.runtime import forkserver
+from ppll_cli.transport.channel import aligned
+from ppll_cli.transport.groups import Group, Groups, ProcessGroup
+from ppll_cli.transport.network import HEAD, STAGED, NetworkReceiver, NetworkSender
+from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting
+
+Tensors = Mapping[str, Tensor]
+
+
+class LaterGroups(Groups):
+    """Makes a group when it is first asked for, which both ends do in the same order."""
+
+    def of(self, name: str) -> ProcessGroup:
+        if name not in self._made:
+            self._made[name] = dist.new_group([0, 1], backend="gloo")
+        return self._made[name]
+
+    def ranks(self, name: str) -> tuple[int, int]:
+        return 0, 1
+
+
+def serve(rank: int, store: str, commands: Connection) -> None:
+    """A process: its end of the channel that was last made is used as commands say."""
+    groups = LaterGroups(f"file://{store}", rank, 2, {"all": Group((0, 1), "gloo")}, "lo")
+    groups.open(torch.device("cpu"))
+    kind: Any = NetworkSender if rank == 0 else NetworkReceiver
+    end: Any = None
+    while (command := commands.recv()) is not None:
+        name, *arguments = command
+        answer: Any = None
+        try:
+            if name == "make":
+                end = kind(groups, *arguments[:3], "cpu", arguments[3], _same, arguments[4])
+                end.open()
+            elif name == "receive":
+                header, tensors = end.receive()
+                answer = header, {name: tensor.clone() for name, tensor in tensors.items()}
+            else:
+                answer = getattr(end, name)(*arguments)
+        except Exception as error:
+            answer = error
+        commands.send(answer)
+    os._exit(0)  # threads of channels are still waiting
+
+
+def _same(header: Any) -> Any:
+    return header
+
+
+class Far:
+    """The end of a channel in one of the processes."""
+
+    def __init__(self, commands: Connection) -> None:
+        self._commands = commands
+
+    def __call__(self, *command: object) -> Any:
+        self._commands.send(command)
+        assert self._commands.poll(60.0), f"no answer to {command}"
+        answer = self._commands.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+Open = Callable[..., tuple[Far, Far]]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Far, Far]]:
+    store = tmp_path_factory.mktemp("network") / "store"
+    forkserver.start()
+    pipes, processes = [], []
+    for rank in range(2):
+        here, there = torch.multiprocessing.Pipe()
+        process = forkserver.context().Process(target=serve, args=(rank, str(store), there))
+        process.daemon = True
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+    yield Far(pipes[0]), Far(pipes[1])
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join(LIMIT_S)
+        assert process.exitcode == 0
+
+
+NAMES = count()
+
+
+@pytest.fixture
+def open_channel(ends: tuple[Far, Far]) -> Open:
+    """Opens a channel, given its slots, the largest tensors, and what else sets it apart."""
+
+    def open_channel(
+        slots: int,
+        largest: Tensors,
+        schemas: tuple[str, str] = ("same", "same"),
+        wire_dtype: str | None = None,
+    ) -> tuple[Far, Far]:
+        size = sum(aligned(tensor.nbytes) for tensor in largest.values())
+        name = f"channel {next(NAMES)}"
+        for end, schema in zip(ends, schemas, strict=True):
+            end("make", name, slots, size, schema, wire_dtype)
+        return ends
+
+    return open_channel
+
+
+def put(sender: Far, header: object, tensors: Tensors) -> None:
+    assert sender("wait", LIMIT_S)
+    sender("send", header, tensors)
+
+
+def take(receiver: Far) -> tuple[object, dict[str, Tensor]]:
+    assert receiver("wait", LIMIT_S)
+    header, tensors = receiver("receive")
+    return header, tensors
+
+
+MANY = {f"a tensor with number {n}": counting(n % 3 + 1) for n in range(100)}
+"""Whose names and shapes do not fit into the first part of a head."""
+
+
+@pytest.mark.parametrize("case", [*CASES, "many"])
+def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None:
+    tensors = {**CASES, "many": MANY}[case]
+    sender, receiver = open_channel(1, tensors)
+    for number in range(2):
+        put(sender, ["header", number], tensors)
+        header, received = take(receiver)
+        assert header == ["header", number]
+        assert_same(received, tensors)
+        receiver("release")
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert sender("__getattribute__", "bytes_sent") == 2 * size
+
+
+def test_heads_of_all_lengths(open_channel: Open) -> None:
+    """Around the length at which one has a second part."""
+    sender, receiver = open_channel(1, {})
+    for length in (0, *range(HEAD - 20, HEAD + 5), 10 * HEAD):
+        put(sender, "ü" * (length // 6) + "x" * (length % 6), {})
+        header, _ = take(receiver)
+        assert header == "ü" * (length // 6) + "x" * (length % 6)
+        receiver("release")
+
+
+def test_a_shorter_message_has_nothing_of_a_longer_one(open_channel: Open) -> None:
+    sender, receiver = open_channel(1, {"x": counting(4, 3)})
+    for samples in (4, 3, 1, 4):
+        put(sender, samples, {"x": counting(samples, 3) + samples})
+        header, tensors = take(receiver)
+        assert header == samples
+        assert_same(tensors, {"x": counting(samples, 3) + samples})
+        receiver("release")
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_backpressure(open_channel: Open, slots: int) -> None:
+    """So many are held at the other end, and two more wait here."""
+    sender, receiver = open_channel(slots, {"x": counting(2)})
+    for number in range(slots + STAGED):
+        put(sender, number, {"x": counting(2) + number})
+    assert not sender("wait", 0.2)
+    held = [take(receiver) for _ in range(slots)]
+    assert not receiver("wait", 0.2)  # received, but still held
+    assert not sender("wait", 0.0)
+    for number in range(slots + STAGED, slots + STAGED + 3):
+        receiver("release")
+        put(sender, number, {"x": counting(2) + number})
+        held.append(take(receiver))
+    assert [header for header, _ in held] == list(range(slots + 3))
+    for header, tensors in held:
+        assert isinstance(header, int)
+        assert_same(tensors, {"x": counting(2) + header})
+
+
+def test_what_is_held_keeps_its_values(open_channel: Open) -> None:
+    sender, receiver = open_channel(2, {"x": counting(2)})
+    put(sender, 0, {"x": counting(2)})
+    put(sender, 1, {"x": counting(2) + 1})
+    take(receiver)
+    take(receiver)
+    put(sender, 2, {"x": counting(2) + 2})
+    receiver("release")  # the first one's slot, not the second's
+    assert_same(take(receiver)[1], {"x": counting(2) + 2})
+    assert receiver("__getattribute__", "_slots").memory.tensor.numel() == 2 * aligned(1)
+
+
+def test_numbers_are_rounded_on_their_way(open_channel: Open) -> None:
+    exact = {"x": counting(4) / 3, "label": counting(4, dtype=torch.int64)}
+    sender, receiver = open_channel(1, exact, wire_dtype="bf16")
+    put(sender, None, exact)
+    rounded = {**exact, "x": exact["x"].bfloat16().float()}
+    assert not torch.equal(rounded["x"], exact["x"])
+    assert_same(take(receiver)[1], rounded)
+    assert sender("__getattribute__", "bytes_sent") == 4 * 2 + 4 * 8
+
+
+def wait_on(end: Far) -> None:
+    """Until something is there or wrong."""
+    until_s = monotonic() + LIMIT_S
+    while not end("wait", 0.05):
+        assert monotonic() < until_s
+
+
+def test_ends_that_expect_something_else(open_channel: Open) -> None:
+    _, receiver = open_channel(1, {}, schemas=("images of 32x32", "images of 28x28"))
+    with pytest.raises(SchemaError, match="images of 32x32"):
+        wait_on(receiver)
+
+
+def test_what_does_not_fit(open_channel: Open) -> None:
+    sender, _ = open_channel(1, {"x": counting(4)})
+    assert sender("wait", LIMIT_S)
+    with pytest.raises(ValueError, match="bytes"):
+        sender("send", None, {"x": counting(400)})
