@@ -11,9 +11,9 @@ import pytest
 from ppll_cli import plan as planning
 from ppll_cli.errors import ConfigError
 from ppll_cli.plan import GPUS, SCHEDULES, Plan
-from ppll_cli.runtime import timing
-from ppll_cli.runtime.interconnect import Interconnect, Link
-from ppll_cli.runtime.planning import Planner
+from ppll_cli.runtime.prediction import timing
+from ppll_cli.runtime.prediction.interconnect import Interconnect, Link
+from ppll_cli.runtime.prediction.planning import Planner
 
 ROOT = Path(__file__).parents[1]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
@@ -176,8 +176,8 @@ def test_a_second_plan_measures_nothing(cache: Path, monkeypatch: pytest.MonkeyP
     first = planner("schedule=bp,gpipe,ppll").rows(2)
     # Whole batches and micro-batches, each alone and, where there are cores, beside a neighbour.
     assert len(list(cache.iterdir())) in (2, 4)
-    monkeypatch.delattr("ppll_cli.runtime.profile.Chain")
-    monkeypatch.delattr("ppll_cli.runtime.profile.repeat")
+    monkeypatch.delattr("ppll_cli.runtime.prediction.profile.Chain")
+    monkeypatch.delattr("ppll_cli.runtime.prediction.profile.repeat")
     assert planner("schedule=bp,gpipe,ppll").rows(2) == first
     assert first["bp"].speed_up == pytest.approx(1.0)
 

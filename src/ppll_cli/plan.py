@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from rich.table import Table
 
-    from ppll_cli.runtime.planning import Row
-    from ppll_cli.runtime.predict import EdgeLoad
+    from ppll_cli.runtime.prediction.planning import Row
+    from ppll_cli.runtime.prediction.predict import EdgeLoad
 
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "ppll")
 GPUS = (1, 2, 4, 8)
@@ -246,8 +246,8 @@ def _show(plan: Plan, options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from ppll_cli.runtime.interconnect import Interconnect, Link
-    from ppll_cli.runtime.planning import Planner
+    from ppll_cli.runtime.prediction.interconnect import Interconnect, Link
+    from ppll_cli.runtime.prediction.planning import Planner
 
     within = options.bandwidth and Link(options.bandwidth, options.latency or 0.0)
     between = options.network and Link(options.network, options.network_latency or 0.0)

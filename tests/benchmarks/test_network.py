@@ -7,8 +7,8 @@ import pytest
 from ppll_cli import settings
 from ppll_cli.benchmarks import network
 from ppll_cli.benchmarks.runs import RunFailedError
-from ppll_cli.runtime import timing
-from ppll_cli.runtime.interconnect import Link
+from ppll_cli.runtime.prediction import timing
+from ppll_cli.runtime.prediction.interconnect import Link
 from tests.conftest import compose_config
 
 

@@ -10,7 +10,7 @@ import pytest
 from ppll_cli import settings
 from ppll_cli.benchmarks import scaling
 from ppll_cli.plan import SCHEDULES
-from ppll_cli.runtime import timing
+from ppll_cli.runtime.prediction import timing
 from tests.conftest import compose_config
 
 SMALL = ["model=vit", "model.depth=6", "model.dim=16", "model.heads=2", "data=synthetic"]

@@ -35,8 +35,8 @@ from ppll_cli.benchmarks.namespaces import (
 from ppll_cli.benchmarks.runs import RunFailedError, machine, run, source
 from ppll_cli.benchmarks.trials import FOLDER, table
 from ppll_cli.files import write_json
-from ppll_cli.runtime.interconnect import Interconnect, Link
-from ppll_cli.runtime.planning import Planner
+from ppll_cli.runtime.prediction.interconnect import Interconnect, Link
+from ppll_cli.runtime.prediction.planning import Planner
 from ppll_cli.settings import Settings
 
 COMMON = (

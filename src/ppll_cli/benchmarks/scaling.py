@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ppll_cli.benchmarks.runs import machine, run, source
 from ppll_cli.plan import SCHEDULES, Plan
-from ppll_cli.runtime.planning import Planner
+from ppll_cli.runtime.prediction.planning import Planner
 
 FOLDER = Path("outputs/benchmark")
 RESULT = FOLDER / "scaling.json"

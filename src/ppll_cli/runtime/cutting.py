@@ -14,7 +14,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.partition.layout import Layout, cut_at, group
 from ppll_cli.partition.solver import balance, solve
 from ppll_cli.partition.trace import Cost
-from ppll_cli.runtime.profile import Measured, Profile
+from ppll_cli.runtime.prediction.profile import Measured, Profile
 from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Partition, Settings
 

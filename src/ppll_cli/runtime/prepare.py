@@ -12,14 +12,14 @@ from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.devices import check_processors, devices_here
-from ppll_cli.runtime.fingerprint import source_digest
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.machines.fleet import Machine
 from ppll_cli.runtime.machines.spread import spread, threads_of
-from ppll_cli.runtime.pace import Pipeline
-from ppll_cli.runtime.predict import report
-from ppll_cli.runtime.profile import Profile
+from ppll_cli.runtime.prediction.fingerprint import source_digest
+from ppll_cli.runtime.prediction.pace import Pipeline
+from ppll_cli.runtime.prediction.predict import report
+from ppll_cli.runtime.prediction.profile import Profile
 from ppll_cli.runtime.subject import Subject, examine
 from ppll_cli.schedules.instructions import FinishAverage, Forward, Instruction
 from ppll_cli.schedules.schedule import Schedule

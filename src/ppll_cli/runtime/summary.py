@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.pace import Pipeline, Steady
+from ppll_cli.runtime.prediction.pace import Pipeline, Steady
 from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import Settings

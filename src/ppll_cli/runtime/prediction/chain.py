@@ -15,7 +15,7 @@ from torch import Tensor
 from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
 from ppll_cli.runtime.placing import placed, prepare_compiler
-from ppll_cli.runtime.timing import Stopwatch, batch_like, held, saved_storages, storage
+from ppll_cli.runtime.prediction.timing import Stopwatch, batch_like, held, saved_storages, storage
 from ppll_cli.settings import Optim
 from ppll_cli.targets import make
 from ppll_cli.tasks.task import Task

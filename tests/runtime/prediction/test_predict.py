@@ -11,14 +11,16 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from ppll_cli import settings
-from ppll_cli.runtime import predict as predicting
 from ppll_cli.runtime.averages import BUCKET_BYTES
-from ppll_cli.runtime.interconnect import Carriers, Interconnect, Link
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.pace import Pipeline, Steady, company
-from ppll_cli.runtime.predict import Prediction, bp_batch_s, instruction_times, predict
+from ppll_cli.runtime.prediction import costs
+from ppll_cli.runtime.prediction import predict as predicting
+from ppll_cli.runtime.prediction.costs import instruction_times
+from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect, Link
+from ppll_cli.runtime.prediction.pace import Pipeline, Steady, company
+from ppll_cli.runtime.prediction.predict import Prediction, bp_batch_s, predict
+from ppll_cli.runtime.prediction.profile import Measured
 from ppll_cli.runtime.prepare import assemble
-from ppll_cli.runtime.profile import Measured
 from ppll_cli.runtime.subject import Subject, examine
 from ppll_cli.schedules.gpipe import GPipe
 from ppll_cli.schedules.instructions import Forward, Instruction, LocalUpdate, Step
@@ -277,7 +279,7 @@ def test_an_average_is_carried_during_the_backward() -> None:
 def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 buckets, whose 3 s begin a hundredth into the backward of 6 s: one of them is left."""
     params = sum(10 * (index + 1) for index in range(UNITS))
-    monkeypatch.setattr(predicting, "BUCKET_BYTES", 4 * params / 100)
+    monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * params / 100)
     link = Interconnect(Link(4 * params / 3.0))
     assert batch_s(predict(job("bp", 2, replicas=2), Source(), link)) == approx(9.0 + 0.03)
     slow = Interconnect(Link(4 * params / 60.0))  # 3 s of forward, and 0.06 s of the first bucket

@@ -1,52 +1,30 @@
 """What a job will do on its devices, from a profile: the schedule's own instructions on a clock."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
-from typing import Protocol
 
 import torch
 
-from ppll_cli.partition.layout import Chunk
-from ppll_cli.runtime.averages import BUCKET_BYTES
-from ppll_cli.runtime.interconnect import Carriers, Interconnect
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.pace import Pipeline, Times, company
-from ppll_cli.runtime.profile import Measured
-from ppll_cli.schedules.instructions import (
-    Backward,
-    FinishAverage,
-    Forward,
-    Instruction,
-    LocalBackward,
-    LocalStep,
-    LocalUpdate,
-    Loss,
-    SendActivations,
-    SendGradients,
-    StartAverage,
-    Step,
+from ppll_cli.runtime.prediction.costs import (
+    Source,
+    bytes_of,
+    edge_bytes,
+    end_of,
+    gradient_bytes,
+    instruction_times,
+    journeys_of,
 )
+from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect
+from ppll_cli.runtime.prediction.pace import Pipeline, Times, company
+from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import usable_cores
 from ppll_cli.simulate import Cost, Journey
 from ppll_cli.values import ValueSpec
 
 ROUNDS = 8
 """How often a prediction is made anew from how much its stages compute at the same time."""
-
-
-class Source(Protocol):
-    """What a profile says; see there."""
-
-    def at(self, samples: int, neighbours: int = 0) -> "Source": ...  # noqa: D102
-    def unit(self, index: int, first: bool = False) -> Measured: ...  # noqa: D102
-    def auxiliary(self, modules: Sequence[range], module: int) -> Measured: ...  # noqa: D102
-    def copy(self, size: int) -> float: ...  # noqa: D102
-    @property
-    def step_s(self) -> float: ...  # noqa: D102
-    @property
-    def parameter_bytes(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -118,7 +96,7 @@ def predict(
     beside = alone
     if others:
         beside = instruction_times(job, profile.at(sizes[0], others), sizes, carriers)
-    underway = _journeys(job, beside, sizes, carriers, profile.at(sizes[0]))
+    underway = journeys_of(job, beside, sizes, carriers, profile.at(sizes[0]))
     pipeline, times = Pipeline.of(job), beside
 
     def journeys(stage: int, instruction: Instruction) -> Journey | None:
@@ -143,7 +121,7 @@ def predict(
         parameter_bytes=_parameter_bytes(job, profile.at(sizes[0])),
         edges=_edge_loads(job, carriers, steady.batch_s),
         averaged_bytes=max(
-            sum(_gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
+            sum(gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
             for stage in range(job.stages)
         )
         * 2
@@ -169,134 +147,6 @@ def neighbours_of(job: Job) -> int:
     return max(0, min(workers, usable_cores() // job.threads) - 1)
 
 
-def instruction_times(
-    job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
-) -> list[Times]:
-    """What the instructions of each stage take.
-
-    Receiving costs nothing, since stages read in place, and neither does the next batch, which a
-    thread makes in the meantime.
-
-    Args:
-        job: Whose.
-        profile: Of micro-batches of the largest size; the others take as much less.
-        sizes: Samples of each micro-batch.
-        carriers: Of messages and averages. What they carry by themselves takes the sender no time,
-            unless it has to be copied for a network.
-    """
-    schedule = job.make_schedule()
-    edges = _edge_bytes(job)
-
-    def send(cut: int, size: int) -> float:
-        carried = carriers.of_edge(cut) is not None and not carriers.crosses(cut)
-        return 0.0 if carried else profile.copy(size)
-
-    result = []
-    for stage in range(job.stages):
-        chunks = job.layout.chunks(stage)
-        parts = [_ChunkTimes(job, chunk, profile) for chunk in chunks]
-        times: Times = {}
-        for instruction in schedule.batch(job.place(stage, len(sizes))):
-            match instruction:
-                case Forward(chunk, m):
-                    seconds = parts[chunk].forward_s * sizes[m] / sizes[0]
-                case LocalUpdate(chunk, m):
-                    seconds = parts[chunk].update_s
-                case LocalBackward(chunk, _):
-                    seconds = parts[chunk].loss_s + parts[chunk].backward_s
-                case LocalStep(chunk):
-                    seconds = parts[chunk].step_s
-                case FinishAverage(chunk):
-                    journey = carriers.average(stage, size := parts[chunk].gradient_bytes)
-                    if journey is None:  # nothing carries it while other things are computed
-                        seconds = profile.copy(size * 2 * (job.replicas - 1) // job.replicas)
-                    else:  # the last bucket is complete when the backward has ended
-                        seconds = journey.carried_s / _buckets(size)
-                case Loss(chunk, m):
-                    seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
-                case Backward(chunk, m):
-                    seconds = parts[chunk].backward_s * sizes[m] / sizes[0]
-                case Step():
-                    seconds = sum(part.step_s for part in parts)
-                case SendActivations(_, _, m):
-                    seconds = send(stage, sizes[m] * edges[stage][0])
-                case SendGradients(_, _, m):
-                    seconds = send(stage - 1, sizes[m] * edges[stage - 1][1])
-                case _:
-                    continue
-            times[instruction] = seconds
-        result.append(times)
-    return result
-
-
-def _journeys(
-    job: Job,
-    times: Sequence[Times],
-    sizes: Sequence[int],
-    carriers: Carriers,
-    profile: Source,
-) -> list[dict[Instruction, Journey | None]]:
-    """What the instructions of each stage set on its way."""
-    schedule = job.make_schedule()
-    edges = _edge_bytes(job)
-    result = []
-    for stage in range(job.stages):
-        chunks = job.layout.chunks(stage)
-        underway: dict[Instruction, Journey | None] = {}
-        stream = list(schedule.batch(job.place(stage, len(sizes))))
-        for number, instruction in enumerate(stream):
-            match instruction:
-                case SendActivations(_, _, m):
-                    underway[instruction] = carriers.message(stage, sizes[m] * edges[stage][0])
-                case SendGradients(_, _, m):
-                    size = sizes[m] * edges[stage - 1][1]
-                    underway[instruction] = carriers.message(stage - 1, size)
-                case StartAverage(chunk):
-                    size = _gradient_bytes(job, chunks[chunk], profile)
-                    journey = carriers.average(stage, size)
-                    if journey is not None:  # it begins when the first bucket is complete
-                        buckets, last = _buckets(size), stream[number + 1]
-                        wait_s = times[stage].get(last, 0.0) / buckets
-                        carried_s = journey.carried_s * (buckets - 1) / buckets
-                        journey = journey._replace(carried_s=wait_s + carried_s)
-                    underway[instruction] = journey
-        result.append(underway)
-    return result
-
-
-def _buckets(size: int) -> int:
-    """Into how many parts an average is split, about."""
-    return max(1, ceil(size / BUCKET_BYTES))
-
-
-def _gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
-    """Of a chunk's gradients, which are numbers of 32 bits."""
-    units = [profile.unit(index) for index in chunk.units]
-    return 4 * sum(part.params for part in (*units, _end(job, chunk, profile)))
-
-
-class _ChunkTimes:
-    """Seconds of what a stage does with a chunk, for the profile's number of samples."""
-
-    def __init__(self, job: Job, chunk: Chunk, profile: Source) -> None:
-        first = chunk.units.start if job.local_learning else None
-        units = [profile.unit(index, index == first) for index in chunk.units]
-        end = _end(job, chunk, profile)
-        self.forward_s = sum(unit.forward_s for unit in units)
-        self.loss_s = end.forward_s
-        self.backward_s = sum(unit.backward_s for unit in units) + end.backward_s
-        self.gradient_bytes = _gradient_bytes(job, chunk, profile)
-        self.step_s = profile.step_s * (sum(unit.params for unit in units) + end.params)
-        self.update_s = self.loss_s + self.backward_s + self.step_s
-
-
-def _end(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """The loss behind a chunk, if its module ends there."""
-    if not chunk.ends_module:
-        return Measured(0.0, 0.0, 0, 0)
-    return profile.auxiliary(job.layout.modules, chunk.module)
-
-
 def _cost(times: Sequence[Times]) -> Cost:
     """Times as the simulator asks for them."""
     return lambda stage, instruction: times[stage].get(instruction, 0.0)
@@ -306,13 +156,13 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
     """For each stage: under local learning one module's, else those of all forwards at once."""
     schedule = job.make_schedule()
     image = ValueSpec((job.image.channels, job.image.height, job.image.width), torch.float32)
-    entering = [_bytes([image, *job.task.targets.values()])]
-    entering += [_bytes(edge.specs) for edge in job.edges]
+    entering = [bytes_of([image, *job.task.targets.values()])]
+    entering += [bytes_of(edge.specs) for edge in job.edges]
     result = []
     for stage in range(job.stages):
         saved = [
             sum(profile.unit(index).saved_bytes for index in chunk.units)
-            + _end(job, chunk, profile).saved_bytes
+            + end_of(job, chunk, profile).saved_bytes
             for chunk in job.layout.chunks(stage)
         ]
         # The first stage loads a batch as a whole; the others get no more than they hold.
@@ -327,36 +177,22 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
     """For each stage, of its units and auxiliary networks."""
     result = []
     for stage, units in enumerate(job.layout.stages):
-        ends = [_end(job, chunk, profile) for chunk in job.layout.chunks(stage)]
+        ends = [end_of(job, chunk, profile) for chunk in job.layout.chunks(stage)]
         params = sum(part.params for part in (*map(profile.unit, units), *ends))
         result.append(round(params * profile.parameter_bytes))
-    return result
-
-
-def _edge_bytes(job: Job) -> list[tuple[int, int]]:
-    """For each cut, bytes that cross it for a sample, downstream and back."""
-    result = []
-    for edge in job.edges:
-        specs = dict(zip(edge.names, edge.specs, strict=True))
-        result.append((_bytes(edge.specs), _bytes(specs[name] for name in edge.gradients)))
     return result
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
     """What crosses each cut."""
     loads = []
-    for cut, (down, up) in enumerate(_edge_bytes(job)):
+    for cut, (down, up) in enumerate(edge_bytes(job)):
         sizes = [carriers.size(cut, job.course.batch_size * each) for each in (down, up)]
         link, busy = carriers.of_edge(cut), None
         if link is not None:
             busy = max(sizes) / job.replicas / link.bytes_per_second / batch_s
         loads.append(EdgeLoad(sum(sizes), carriers.crosses(cut), busy))
     return loads
-
-
-def _bytes(specs: Iterable[ValueSpec]) -> int:
-    """Of one sample."""
-    return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 
 
 def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
@@ -384,7 +220,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
             row = f"  {names[index]:<14}{forward:9.3f}{backward:10.3f}{step:8.3f}"
             lines.append(f"{row}  {stage}")
     for stage in range(job.stages):
-        ends = [_end(job, chunk, measured) for chunk in job.layout.chunks(stage)]
+        ends = [end_of(job, chunk, measured) for chunk in job.layout.chunks(stage)]
         losses = 1000 * whole / samples * sum(end.forward_s + end.backward_s for end in ends)
         total = 1000 * prediction.stage_s[stage]
         lines.append(f"  stage {stage}: {total:.3f} a batch, of which losses {losses:.3f}")

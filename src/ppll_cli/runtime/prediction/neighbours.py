@@ -14,7 +14,7 @@ import torch
 
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.runtime import forkserver
-from ppll_cli.runtime.chain import Work
+from ppll_cli.runtime.prediction.chain import Work
 
 START_S = 300.0
 """How long a neighbour may take until its first training step is done."""

@@ -22,13 +22,13 @@ from ppll_cli import settings
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.models.resnet import CifarResNet
 from ppll_cli.models.vit import ViT
-from ppll_cli.runtime import timing
-from ppll_cli.runtime.chain import Work
 from ppll_cli.runtime.devices import device_of
-from ppll_cli.runtime.fingerprint import source_digest, structure
-from ppll_cli.runtime.neighbours import neighbours
+from ppll_cli.runtime.prediction import timing
+from ppll_cli.runtime.prediction.chain import Work
+from ppll_cli.runtime.prediction.fingerprint import source_digest, structure
+from ppll_cli.runtime.prediction.neighbours import neighbours
+from ppll_cli.runtime.prediction.profile import Measured, Profile
 from ppll_cli.runtime.prepare import Prepared, prepare, profile_of
-from ppll_cli.runtime.profile import Measured, Profile
 from ppll_cli.runtime.subject import examine
 from tests.conftest import Runner, assert_same, compose_config, own_model
 
@@ -146,7 +146,7 @@ def test_what_is_trained_is_what_its_cuts_train(run: Runner) -> None:
 @pytest.fixture
 def no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with one core."""
-    monkeypatch.setattr("ppll_cli.runtime.predict.usable_cores", lambda: 1)
+    monkeypatch.setattr("ppll_cli.runtime.prediction.predict.usable_cores", lambda: 1)
 
 
 @pytest.mark.usefixtures("no_neighbours")
@@ -158,7 +158,7 @@ def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise AssertionError("measured again")
 
         for name in ("repeat", "time_criterion", "Chain"):
-            patched.setattr(f"ppll_cli.runtime.profile.{name}", never)
+            patched.setattr(f"ppll_cli.runtime.prediction.profile.{name}", never)
         again = prepared("gpus=2")
     assert again.job.layout == first.job.layout
     assert again.notes == first.notes
@@ -225,7 +225,7 @@ def test_copies_count_for_fixed_units(dictated: Dictated) -> None:
 
 def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every schedule of several stages has a table, and what is predicted of it."""
-    monkeypatch.setattr("ppll_cli.runtime.predict.usable_cores", lambda: 2)
+    monkeypatch.setattr("ppll_cli.runtime.prediction.predict.usable_cores", lambda: 2)
     dictated.units = {"blocks.0": 2.0}
     notes = prepared("gpus=2").notes
     title = "partition=profile, milliseconds for 8 samples, measured beside 1 other process(es)"
@@ -339,7 +339,7 @@ def test_a_neighbour_that_fails_is_told() -> None:
 PARENT = """
 import os, sys, pickle
 from multiprocessing import active_children
-from ppll_cli.runtime.neighbours import neighbours
+from ppll_cli.runtime.prediction.neighbours import neighbours
 
 if __name__ == "__main__":
     with neighbours(pickle.load(sys.stdin.buffer), 2):

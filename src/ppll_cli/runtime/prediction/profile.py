@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ppll_cli.files import write_json
-from ppll_cli.runtime.chain import Chain, Part, Work
 from ppll_cli.runtime.ends import Ends
-from ppll_cli.runtime.fingerprint import digest, structure
 from ppll_cli.runtime.memory import keep_freed_memory, return_freed_memory
-from ppll_cli.runtime.neighbours import neighbours
 from ppll_cli.runtime.placing import placed, prepare_compiler
-from ppll_cli.runtime.timing import Stopwatch, batch_like, repeat, time_criterion
+from ppll_cli.runtime.prediction.chain import Chain, Part, Work
+from ppll_cli.runtime.prediction.fingerprint import digest, structure
+from ppll_cli.runtime.prediction.neighbours import neighbours
+from ppll_cli.runtime.prediction.timing import Stopwatch, batch_like, repeat, time_criterion
 from ppll_cli.settings import Optim
 from ppll_cli.values import ValueSpec
 

@@ -8,8 +8,8 @@ import torch
 from ppll_cli.errors import ConfigError
 from ppll_cli.machine import processor
 from ppll_cli.runtime.devices import device_of
-from ppll_cli.runtime.interconnect import Interconnect
-from ppll_cli.runtime.predict import Prediction, bp_batch_s, neighbours_of, predict
+from ppll_cli.runtime.prediction.interconnect import Interconnect
+from ppll_cli.runtime.prediction.predict import Prediction, bp_batch_s, neighbours_of, predict
 from ppll_cli.runtime.prepare import assemble, profile_of
 from ppll_cli.runtime.subject import examine
 from ppll_cli.schedules.schedule import Schedule
