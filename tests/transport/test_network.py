@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from multiprocessing.connection import Connection
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from ppll_cli.errors import SchemaError
 from ppll_cli.runtime import forkserver
+from ppll_cli.transport import groups as grouping
 from ppll_cli.transport.channel import aligned
 from ppll_cli.transport.groups import Group, Groups, ProcessGroup
 from ppll_cli.transport.network import HEAD, STAGED, NetworkReceiver, NetworkSender
 from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting
+
+FAST_S = 1000.0
+"""How far the second process's clock is ahead."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -36,8 +41,14 @@ class LaterGroups(Groups):
 
 def serve(rank: int, store: str, commands: Connection) -> None:
     """A process: its end of the channel that was last made is used as commands say."""
-    groups = LaterGroups(f"file://{store}", rank, 2, {"all": Group((0, 1), "gloo")}, "lo")
-    groups.open(torch.device("cpu"))
+    whole = {"all": Group((0, 1), "gloo")}
+    groups = LaterGroups(f"file://{store}", rank, 2, whole, "lo", apart=True)
+
+    def clock() -> float:
+        return perf_counter() + FAST_S * rank
+
+    with mock.patch.object(grouping, "perf_counter", clock):
+        groups.open(torch.device("cpu"))
     kind: Any = NetworkSender if rank == 0 else NetworkReceiver
     end: Any = None
     while (command := commands.recv()) is not None:
@@ -47,6 +58,8 @@ def serve(rank: int, store: str, commands: Connection) -> None:
             if name == "make":
                 end = kind(groups, *arguments[:3], "cpu", arguments[3], _same, arguments[4])
                 end.open()
+            elif name == "ahead":
+                answer = groups.ahead_s
             elif name == "receive":
                 header, tensors = end.receive()
                 answer = header, {name: tensor.clone() for name, tensor in tensors.items()}
@@ -98,6 +111,11 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Far, Far]]:
         pipe.send(None)
         process.join(LIMIT_S)
         assert process.exitcode == 0
+
+
+def test_clocks_are_compared(ends: tuple[Far, Far]) -> None:
+    assert ends[0]("ahead") == 0.0
+    assert ends[1]("ahead") == pytest.approx(FAST_S, abs=0.1)
 
 
 NAMES = count()

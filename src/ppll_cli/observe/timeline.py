@@ -47,6 +47,10 @@ class Span(NamedTuple):
     instruction: Instruction | None
     step: int
 
+    def later(self, seconds: float) -> "Span":
+        """The same at another time."""
+        return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
+
     @property
     def category(self) -> str:
         """One of `COLOURS`."""

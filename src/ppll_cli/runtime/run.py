@@ -317,9 +317,6 @@ class Run:
         lanes = [report["trace"] for report in reports]
         if not lanes or not all(lanes):
             return
-        if self._fleet is not None:
-            log.info("no timeline is drawn: machines have clocks of their own")
-            return
         with _for_show("the timeline could not be written"):
             job = self.prepared.job
             names = [job.name(seat) for seat in job.seats]

@@ -112,7 +112,9 @@ def wire(
     groups = _groups(job)
     if needs_groups(job):
         for rank, seat in enumerate(job.seats):
-            own = ends[seat].groups = Groups(store, rank, len(job.seats), groups, interface)
+            own = ends[seat].groups = Groups(
+                store, rank, len(job.seats), groups, interface, apart=len({*job.homes}) > 1
+            )
             if job.replicas > 1:
                 ends[seat].replicas = Replicas(own, _replicas(seat.stage))
     for way in _ways(job):

@@ -339,6 +339,7 @@ class Worker:
 
     def _end(self, mark: do.End) -> None:
         totals = self.recorder.totals
+        ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
         self.report(
             "done",
             step=mark.step,
@@ -349,7 +350,7 @@ class Worker:
             instruction_s=dict(totals.instruction_s),
             bytes_sent={peer: sender.bytes_sent for peer, sender in self.links.senders.items()},
             peak_memory_bytes=self.memory.read(),
-            trace=self.recorder.trace,
+            trace=[span.later(-ahead_s) for span in self.recorder.trace],
         )
 
     # Reports

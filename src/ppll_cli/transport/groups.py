@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ FOR_EVER = timedelta(days=365)
 """Whoever waits for a worker that is gone is stopped by its launcher; nothing here judges."""
 
 CONNECTING = timedelta(minutes=5)
+
+ASKED = 10
+"""How often a worker asks for the time."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Groups:
         groups: By name, in an order that is the same for all of them.
         interface: The network interface through which gloo and NCCL connect; empty: what they
             find themselves.
+        apart: Whether they are on several machines, whose clocks differ.
+
+    Attributes:
+        ahead_s: How much further this worker's clock is than worker 0's, once it is open.
     """
 
     def __init__(
@@ -55,9 +64,11 @@ class Groups:
         workers: int,
         groups: Mapping[str, Group],
         interface: str,
+        apart: bool = False,
     ) -> None:
         self.rank, self.workers, self.groups = rank, workers, groups
-        self._store, self._interface = store, interface
+        self._store, self._interface, self._apart = store, interface, apart
+        self.ahead_s = 0.0
         self._made: dict[str, ProcessGroup] = {}
 
     def open(self, device: torch.device) -> None:
@@ -72,12 +83,36 @@ class Groups:
             world_size=self.workers,
             timeout=FOR_EVER,
         )
+        if self._apart:
+            self._compare_clocks()
         for name, group in self.groups.items():
             made: Any = dist.new_group(list(group.ranks), backend=group.backend, timeout=FOR_EVER)
             if self.rank in group.ranks:
                 self._made[name] = made
                 where = device if group.backend == "nccl" else "cpu"
                 dist.all_reduce(torch.zeros(1, device=where), group=made)
+
+    def _compare_clocks(self) -> None:
+        """Ask worker 0 for the time, and take the answer that came soonest.
+
+        It was given somewhere between question and answer: half of that is how wrong it can be.
+        """
+        clock_s = torch.zeros(1, dtype=torch.float64)
+        if self.rank == 0:
+            for other in range(1, self.workers):
+                for _ in range(ASKED):
+                    dist.recv(clock_s, other)
+                    dist.send(clock_s.fill_(perf_counter()), other)
+            return
+        soonest_s = inf
+        for _ in range(ASKED):
+            asked_s = perf_counter()
+            dist.send(clock_s, 0)
+            dist.recv(clock_s, 0)
+            answered_s = perf_counter()
+            if answered_s - asked_s < soonest_s:
+                soonest_s = answered_s - asked_s
+                self.ahead_s = (asked_s + answered_s) / 2 - float(clock_s)
 
     def of(self, name: str) -> ProcessGroup:
         """A group that this worker is in, once it is open."""
