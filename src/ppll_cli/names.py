@@ -10,6 +10,11 @@ def meant(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near and near[0] != name else ""
 
 
+def device_name(device: str, machine: int, machines: int) -> str:
+    """A device and, where there are several machines, on which of them it is."""
+    return f"machine {machine} {device}" if machines > 1 else device
+
+
 def seat_name(stage: int, replica: int, replicas: int) -> str:
     """A worker by its stage and, where that has several replicas, by which of them it is."""
     return f"{stage} replica {replica}" if replicas > 1 else str(stage)

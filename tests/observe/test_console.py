@@ -24,6 +24,8 @@ FACTS = RunFacts(
 )
 LINE = {"step": 40, "epoch": 4, "module": None, "loss": 0.25, "accuracy": 0.875}
 STAGE = {
+    "replica": 0,
+    "machine": 0,
     "compute_fraction": 0.75,
     "aux_fraction": 0.125,
     "starved_fraction": 0.0625,
@@ -33,6 +35,7 @@ SUMMARY: dict[str, Any] = {
     "status": "completed",
     "steps": 40,
     "replicas": 1,
+    "machines": 1,
     "emulated": False,
     "devices": ["cuda:0", "cuda:1"],
     "train": {"seconds": 12.34, "samples_per_second": 1234.5},
@@ -43,8 +46,8 @@ SUMMARY: dict[str, Any] = {
         {"units": ["blocks.0", "head"], "params": 900, "aux_params": 0, "test": None},
     ],
     "stages": [
-        {"index": 0, "replica": 0, "device": "cuda:0", "peak_memory_bytes": 2_000_000_000, **STAGE},
-        {"index": 1, "replica": 0, "device": "cuda:1", "peak_memory_bytes": None, **STAGE},
+        {"index": 0, "device": "cuda:0", "peak_memory_bytes": 2_000_000_000, **STAGE},
+        {"index": 1, "device": "cuda:1", "peak_memory_bytes": None, **STAGE},
     ],
 }
 Capture = pytest.CaptureFixture[str]
@@ -156,6 +159,14 @@ def test_the_end_says_what_stages_did_and_modules_learned(capsys: Capture) -> No
 def test_one_module_has_no_table(capsys: Capture) -> None:
     Console(FACTS).end({**SUMMARY, "per_module": SUMMARY["per_module"][:1]}, Path("outputs/x"))
     assert capsys.readouterr().out.startswith("stage ")
+
+
+def test_several_machines_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [{**stage, "machine": n} for n, stage in enumerate(SUMMARY["stages"])]
+    summary = {**SUMMARY, "per_module": [], "stages": stages, "machines": 2}
+    Console(FACTS).end(summary, Path("outputs/x"))
+    _, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert ("machine 0 cuda:0" in first, "machine 1 cuda:1" in second) == (True, True)
 
 
 def test_replicas_have_rows_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
-from ppll_cli.names import seat_name
+from ppll_cli.names import device_name, seat_name
 from ppll_cli.observe.facts import RunFacts
 from ppll_cli.observe.live import Ticker, View, few, line, size
 from ppll_cli.observe.progress import Look, Progress
@@ -177,7 +177,7 @@ class Console:
         rows = [
             [
                 seat_name(stage["index"], stage["replica"], summary["replicas"]),
-                stage["device"],
+                device_name(stage["device"], stage["machine"], summary["machines"]),
                 *(_number(stage[f"{part}_fraction"], 3) for part in parts),
                 size(stage["peak_memory_bytes"]) or "unknown",
             ]

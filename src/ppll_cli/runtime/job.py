@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
-from ppll_cli.names import seat_name
+from ppll_cli.names import device_name, seat_name
 from ppll_cli.partition.layout import Edge, Layout
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.schedules.rules import Channel
@@ -118,6 +118,10 @@ class Job:
     def home(self, seat: Seat) -> int:
         """The machine of a worker."""
         return self.homes[self.number(seat)] if self.homes else 0
+
+    def place_name(self, seat: Seat) -> str:
+        """What the user is told of where a worker computes."""
+        return device_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
         """What the user is told of where something was."""

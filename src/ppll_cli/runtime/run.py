@@ -184,7 +184,7 @@ class Run:
             workers.append(
                 StageFacts(
                     job.name(seat),
-                    job.device(seat),
+                    job.place_name(seat),
                     [prepared.units[unit] for unit in units],
                     modules,
                     sum(cost.params for cost in costs),
@@ -320,7 +320,8 @@ class Run:
         with _for_show("the timeline could not be written"):
             job = self.prepared.job
             names = [job.name(seat) for seat in job.seats]
-            timeline.write(self.run_dir, lanes, names, job.devices, timeline.title(summary))
+            places = [job.place_name(seat) for seat in job.seats]
+            timeline.write(self.run_dir, lanes, names, places, timeline.title(summary))
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None
