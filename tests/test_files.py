@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.files import read_json_lines, write_json, write_text
+from ppll_cli.files import read_json_lines, remove_scratch, scratch, write_json, write_text
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -42,3 +42,16 @@ def test_lines_that_are_no_whole_objects_are_left_out(tmp_path: Path) -> None:
     assert list(read_json_lines(file)) == []
     file.write_text('{"a": 1}\n[2]\nnot JSON\n\n{"a": 3}\n{"a": 4')
     assert list(read_json_lines(file)) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_scratch_folder_is_there_for_a_while() -> None:
+    with scratch() as folder:
+        (folder / "file").write_text("content")
+    assert not folder.exists()
+
+
+def test_a_signal_handler_removes_scratch_folders() -> None:
+    with scratch() as folder:
+        (folder / "file").write_text("content")
+        remove_scratch()
+        assert not folder.exists()

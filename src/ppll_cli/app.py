@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ppll_cli import __version__
 from ppll_cli.composition import own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.files import remove_scratch
 from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 from ppll_cli.runtime import forkserver
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
@@ -61,6 +62,7 @@ def _leave(number: int, _: "FrameType | None") -> NoReturn:
     An exception would come out of any line, of an import too, and be told or swallowed there.
     """
     forkserver.kill()
+    remove_scratch()
     with suppress(Exception):
         sys.stdout.flush()
     os.write(2, f"ppll-run: {Interrupted(number)}\n".encode())

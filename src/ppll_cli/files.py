@@ -1,13 +1,18 @@
-"""Files that are replaced as a whole or not at all, and what is read of those that grow.
+"""Files that are replaced as a whole or not at all, files that grow, folders that do not stay.
 
 Imports nothing heavy.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+_SCRATCH: set[str] = set()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,3 +67,20 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: It holds infinity or NaN.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is there while the body runs."""
+    with TemporaryDirectory(prefix="ppll-run-", ignore_cleanup_errors=True) as folder:
+        _SCRATCH.add(folder)
+        try:
+            yield Path(folder)
+        finally:
+            _SCRATCH.discard(folder)
+
+
+def remove_scratch() -> None:
+    """Remove such folders, from a signal handler too; the program must leave after that."""
+    for folder in _SCRATCH:
+        shutil.rmtree(folder, ignore_errors=True)

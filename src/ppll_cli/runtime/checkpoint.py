@@ -102,7 +102,7 @@ def save_stage(
     run_dir: str | Path, step: int, stage: int, tensors: Mapping[str, Tensor]
 ) -> SavedFile:
     """Write a stage's part of a checkpoint that does not exist yet."""
-    folder = _unfinished(run_dir, step)
+    folder = unfinished_folder(run_dir, step)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"stage-{stage}.safetensors"
     # Copies, because the format refuses tensors that share memory, as tied weights do.
@@ -112,6 +112,11 @@ def save_stage(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     return SavedFile(path.name, path.stat().st_size, digest)
+
+
+def unfinished_folder(run_dir: str | Path, step: int) -> Path:
+    """Where the stages' parts of a checkpoint are until it exists."""
+    return Path(run_dir, "checkpoints", f".step-{step}.unfinished")
 
 
 def finish(
@@ -139,7 +144,7 @@ def finish(
     Returns:
         The checkpoint's folder.
     """
-    unfinished = _unfinished(run_dir, step)
+    unfinished = unfinished_folder(run_dir, step)
     folder = unfinished.with_name(f"step-{step}")
     written = [asdict(file) for file in files]
     there = folder.exists()
@@ -207,6 +212,12 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     return None
 
 
+def files(folder: Path) -> list[SavedFile]:
+    """The files of a checkpoint that exists."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return [SavedFile(**file) for file in manifest["files"]]
+
+
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove what is later than a checkpoint: it is broken, and its steps are made anew."""
     for step in _steps(run_dir):
@@ -265,7 +276,3 @@ def write_model(checkpoint: Path, path: Path) -> None:
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished)
     unfinished.rename(path)
-
-
-def _unfinished(run_dir: str | Path, step: int) -> Path:
-    return Path(run_dir, "checkpoints", f".step-{step}.unfinished")

@@ -98,7 +98,7 @@ def launch(
     workers: list[_Watched] = []
     with (
         _stop_on_signal(stop),
-        _told(others),
+        _told(others, fleet),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
     ):
@@ -146,8 +146,8 @@ def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
 
 
 @contextmanager
-def _told(others: Leader | Follower | None) -> Iterator[None]:
-    """However the body fails, the launchers of other machines hear of it."""
+def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
+    """However the body fails, launchers of other machines hear of it; no file is sent after it."""
     try:
         yield
     except WorkerFailedError as error:
@@ -162,6 +162,9 @@ def _told(others: Leader | Follower | None) -> Iterator[None]:
         if others is not None:
             others.end(problem=f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if fleet is not None:
+            fleet.close_parcels()
 
 
 def _start(worker: ForkServerProcess) -> None:

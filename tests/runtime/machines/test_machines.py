@@ -1,13 +1,11 @@
 """A run on two machines: two launchers, here on one, and in two network namespaces."""
 
-import json
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from time import monotonic
 
 import pytest
 
@@ -15,74 +13,24 @@ from ppll_cli.benchmarks.namespaces import (
     ADDRESSES,
     NamespaceError,
     Namespaces,
-    as_torchrun,
     namespaces,
 )
-from ppll_cli.benchmarks.session import Session, ppll_run
-from tests.conftest import Result, Runner, assert_same_run, resumed
+from ppll_cli.benchmarks.session import Session
+from tests.conftest import Runner, assert_same_run, resumed
+from tests.runtime.machines.conftest import (
+    ENVIRONMENT,
+    FOUND_S,
+    USUAL,
+    VIT,
+    Start,
+    ended,
+    result_of,
+    wait_for_training,
+)
 
-ROOT = Path(__file__).parents[3]
-DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
-DATA += ["data.test_samples=23", "batch_size=8", "eval_every=1"]  # 53 = 6 * 8 + 5
-VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
-USUAL = ["device=cpu", "threads=1", "timeline=false", *DATA]
 LONG = [*USUAL, *VIT, "gpus=4", "epochs=100000"]
-FOUND_S = 25.0
-"""Within 10 seconds a fault is to be found; to end everything takes longer on a busy machine."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
-
-Start = Callable[..., list[Session]]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a launcher for each machine, of which nothing outlives the test."""
-    with ExitStack() as held:
-
-        def start(*arguments: str, program: dict[int, list[str]] | None = None) -> list[Session]:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            sessions = []
-            for rank in range(2):
-                environment = {
-                    **as_torchrun(rank, "127.0.0.1", port),
-                    "PYTHONPATH": str(ROOT),
-                    "OMP_NUM_THREADS": "1",
-                }
-                command = (program or {}).get(rank, ppll_run())
-                session = Session([*command, *arguments], tmp_path / f"printed-{rank}", environment)
-                sessions.append(held.enter_context(session))
-            return sessions
-
-        yield start
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The run directory."""
-    return tmp_path / "on-two-machines"
-
-
-def ended(sessions: list[Session], limit_s: float = FOUND_S) -> list[int | None]:
-    """The exit status of each launcher, and nothing of them is left."""
-    until_s = monotonic() + limit_s
-    status = [session.wait(max(0.1, until_s - monotonic())) for session in sessions]
-    for session in sessions:
-        assert session.left() == [], session.printed()
-    return status
-
-
-def result_of(folder: Path) -> Result:
-    return Result(json.loads((folder / "summary.json").read_text()), folder)
-
-
-def wait_for_training(sessions: list[Session]) -> None:
-    assert sessions[0].wait_until(lambda: "epoch 1/" in sessions[0].printed()), [
-        session.printed() for session in sessions
-    ]
-
 
 CASES = {
     "ppll": ["fba=on", "local.modules=4", "model=resnet32", "model.depth=14"],
@@ -200,14 +148,13 @@ def test_torchrun_over_a_link_that_goes_down(
     both: Namespaces, folder: Path, tmp_path: Path
 ) -> None:
     arguments = [*LONG, f"hydra.run.dir={folder}"]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with ExitStack() as held:
         sessions = [
             held.enter_context(
                 Session(
                     both.command(number, torchrun(number, *arguments)),
                     tmp_path / f"printed-{number}",
-                    environment,
+                    ENVIRONMENT,
                 )
             )
             for number in range(2)

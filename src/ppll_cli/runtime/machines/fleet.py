@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from ppll_cli import __version__
 from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.machines.parcels import Parcels
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.settings import usable_cores
 
@@ -82,6 +83,8 @@ class Fleet:
         machines: What each machine has.
         interface: The network interface that leads to the others; empty where it is not known.
         jobs: How many jobs there have been.
+        parcels: The way of files to and from each machine that does not share the run directory of
+            the job in hand with machine 0; at another machine than 0, its own way to that one.
 
     Raises:
         ConfigError: They do not come, or have other versions.
@@ -92,7 +95,8 @@ class Fleet:
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._outbox: SimpleQueue[Message] = SimpleQueue()
         self._ended, self._lost = Event(), ""
-        self._everywhere = self._open()
+        self.parcels: dict[int, Parcels] = {}
+        self._everywhere = self._connect(is_master=self.first and not where.hosted)
         self.machines = self._meet()
         self.interface = _interface_to(where.host, where.port, len({m.host for m in self.machines}))
         self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
@@ -156,8 +160,27 @@ class Fleet:
         found = self._everywhere.check(["run directory"])
         return self._everywhere.get("run directory").decode() if found else None
 
+    def open_parcels(self, machine: int) -> Parcels:
+        """Have a way for files to and from a machine in the job in hand."""
+        pair = f"{self._session}/{self.jobs}/parcels/{max(self.rank, machine)}"
+
+        def connect() -> Any:
+            import torch.distributed as dist
+
+            return dist.PrefixStore(pair, self._connect())  # type: ignore[attr-defined]
+
+        made = Parcels(connect, self.name(machine))
+        self.parcels[machine] = made
+        return made
+
+    def close_parcels(self) -> None:
+        """The job in hand needs no more files."""
+        while self.parcels:
+            self.parcels.popitem()[1].close()
+
     def close(self) -> None:
         """Say what is still to be said, and hear that the others have; not for long."""
+        self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
         left, until_s = {*range(1, len(self.machines))}, time.monotonic() + LEAVING_S
@@ -168,9 +191,9 @@ class Fleet:
         self._ended.set()
         self._thread.join(2.0)
 
-    # Everything below is done by the thread, or before it starts.
+    # Everything below is done by a thread, or before it starts.
 
-    def _open(self) -> Any:
+    def _connect(self, is_master: bool = False) -> Any:
         import torch.distributed as dist
 
         where = self._where
@@ -178,7 +201,7 @@ class Fleet:
             store = dist.TCPStore(  # type: ignore[attr-defined]
                 where.host,
                 where.port,
-                is_master=self.first and not where.hosted,
+                is_master=is_master,
                 timeout=timedelta(seconds=MEETING_S),
                 wait_for_workers=False,
             )

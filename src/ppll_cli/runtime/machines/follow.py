@@ -5,12 +5,17 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
+from ppll_cli.files import scratch
+from ppll_cli.runtime import checkpoint
+from ppll_cli.runtime.checkpoint import SavedFile
+from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.launcher import launch
 from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message, refusal
 from ppll_cli.runtime.prepare import Prepared, prepare
@@ -22,7 +27,7 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""A file in the run directory by which the others see that it is the same one."""
+"""A file in the run directory by which the others see whether it is the same one."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
@@ -39,25 +44,12 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         RunFailedError: One of them is gone, or takes too long.
     """
     fleet.remember(str(run_dir))
+    fleet.close_parcels()  # of a job that came to nothing
     mark = run_dir / MARK
     mark.write_text(secrets.token_hex())
     try:
         fleet.tell(_told(fleet, config, prepared, run_dir, mark.read_text()))
-        waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
-        while waiting:
-            message = fleet.hear(0.5)
-            if message is not None and message.get("job") == fleet.jobs:
-                if message["kind"] == "refused":
-                    raise refusal(message)
-                if message["kind"] == "failed":
-                    name = fleet.name(message["machine"])
-                    raise RunFailedError(f"{name}: {message['problem']}")
-                waiting.discard(message["machine"])
-            if silent := fleet.silent():
-                raise RunFailedError(silent[1])
-            if time.monotonic() > until_s:
-                name = fleet.name(min(waiting))
-                raise RunFailedError(f"{name} was not ready after {PREPARING_S:.0f} s")
+        _wait_until_ready(fleet, prepared.job)
     except ConfigError as error:
         fleet.refuse(error)
         raise
@@ -67,6 +59,39 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
     finally:
         mark.unlink(missing_ok=True)
     fleet.tell({"kind": "go"})
+    if apart := [fleet.name(machine) for machine in sorted(fleet.parcels)]:
+        told = "%s is not shared with %s: what is saved there is sent to %s"
+        log.info(told, run_dir, " and ".join(apart), fleet.name(0))
+
+
+def _wait_until_ready(fleet: Fleet, job: Job) -> None:
+    """Hear from all machines, and send the checkpoint to those that do not share its folder."""
+    waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
+    paths = [Path(job.checkpoint or "", file.name) for file in _start(job)]
+    sent: list[Event] = []
+    while waiting:
+        message = fleet.hear(0.5)
+        if message is not None and message.get("job") == fleet.jobs:
+            machine = message["machine"]
+            match message["kind"]:
+                case "refused":
+                    raise refusal(message)
+                case "failed":
+                    raise RunFailedError(f"{fleet.name(machine)}: {message['problem']}")
+                case "apart":
+                    parcels = fleet.open_parcels(machine)
+                    sent += [parcels.send(path) for path in paths]
+                case "prepared":
+                    waiting.discard(machine)
+        for parcels in fleet.parcels.values():
+            parcels.check()
+        if silent := fleet.silent():
+            raise RunFailedError(silent[1])
+        if not all(each.is_set() for each in sent):  # who stalls is found out by the parcels
+            until_s = time.monotonic() + PREPARING_S
+        if time.monotonic() > until_s:
+            name = fleet.name(min(waiting))
+            raise RunFailedError(f"{name} was not ready after {PREPARING_S:.0f} s")
 
 
 def _told(
@@ -85,7 +110,6 @@ def _told(
         fixed["local"] |= {"cuts": list(prepared.cuts)}
         if "modules" in fixed["local"]:
             fixed["local"]["modules"] = None
-    checkpoint = None if job.checkpoint is None else str(job.checkpoint)
     return {
         "kind": "job",
         "job": fleet.jobs,
@@ -93,8 +117,14 @@ def _told(
         "run_dir": str(run_dir),
         "mark": mark,
         "start": job.start,
-        "checkpoint": checkpoint,
+        "checkpoint": None if job.checkpoint is None else str(job.checkpoint),
+        "files": [asdict(file) for file in _start(job)],
     }
+
+
+def _start(job: Job) -> list[SavedFile]:
+    """The files of the checkpoint that is gone on from."""
+    return [] if job.checkpoint is None else checkpoint.files(job.checkpoint)
 
 
 def follow(fleet: Fleet) -> None:
@@ -119,51 +149,76 @@ def follow(fleet: Fleet) -> None:
 
 
 def _next(fleet: Fleet) -> Message:
-    while True:
-        if (message := fleet.hear(0.5)) is not None:
-            return message
-        if silent := fleet.silent():
-            log.error("ppll-run: %s", silent[1])
-            raise RunFailedError(silent[1])
+    while (message := _heard(fleet, 0.5)) is None:
+        pass
+    return message
+
+
+def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
+    message = fleet.hear(timeout_s)
+    if message is None and (silent := fleet.silent()):
+        log.error("ppll-run: %s", silent[1])
+        raise RunFailedError(silent[1])
+    return message
+
+
+def _heed(fleet: Fleet, message: Message) -> None:
+    """End where machine 0 has given the job up before it began."""
+    if message["kind"] == "refused":
+        raise refusal(message)
+    if message["kind"] == "end of job":
+        raise RunFailedError(f"{fleet.name(0)}: {message.get('problem', 'it ended')}")
 
 
 def _do(fleet: Fleet, message: Message) -> None:
     """This machine's part of one job."""
     fleet.jobs = message["job"]
-    try:
-        prepared, transport = _prepared(fleet, message)
-    except ConfigError as error:
-        fleet.refuse(error)
-        raise
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-        fleet.tell({"kind": "failed", "job": fleet.jobs, "problem": problem})
-        raise
-    fleet.tell({"kind": "prepared", "job": fleet.jobs})
-    while (answer := _next(fleet))["kind"] != "go":
-        if answer["kind"] == "refused":
-            raise refusal(answer)
-        if answer["kind"] == "end of job":
-            raise RunFailedError(f"{fleet.name(0)}: {answer.get('problem', 'it ended')}")
-    ending = launch(prepared.job, transport, lambda _: None, fleet=fleet)
+    with ExitStack() as held:
+        try:
+            prepared, transport = _prepared(fleet, _within_reach(fleet, message, held))
+        except ConfigError as error:
+            fleet.refuse(error)
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            fleet.tell({"kind": "failed", "job": fleet.jobs, "problem": problem})
+            raise
+        fleet.tell({"kind": "prepared", "job": fleet.jobs})
+        while (answer := _next(fleet))["kind"] != "go":
+            _heed(fleet, answer)
+        ending = launch(prepared.job, transport, lambda _: None, fleet=fleet)
     if ending.signal is not None:
         raise Interrupted(ending.signal)
 
 
-def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
-    run_dir = Path(message["run_dir"])
-    seen = ""
+def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
+    """The job with folders that this machine sees.
+
+    Where it does not share the run directory, that is one of its own, which goes with `held`. The
+    checkpoint that is gone on from is fetched there.
+    """
+    run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):
         seen = (run_dir / MARK).read_text()
-    if seen != message["mark"]:
-        raise ConfigError(
-            "hydra.run.dir",
-            run_dir,
-            f"{fleet.name(fleet.rank)} does not have that folder",
-            "choose one that all machines share",
-        )
+    if seen == message["mark"]:
+        return message
+    own = held.enter_context(scratch())
+    parcels = fleet.open_parcels(0)
+    held.callback(fleet.close_parcels)
+    fleet.tell({"kind": "apart", "job": fleet.jobs})
+    fetched = own / "checkpoint"
+    there = [parcels.take(SavedFile(**file), fetched) for file in message["files"]]
+    while not all(each.is_set() for each in there):
+        if (answer := _heard(fleet, 0.1)) is not None:
+            _heed(fleet, answer)
+        parcels.check()
+    start = None if message["checkpoint"] is None else str(fetched)
+    return {**message, "run_dir": str(own), "checkpoint": start}
+
+
+def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
     settings = parse(message["config"])
-    prepared = prepare(settings, str(run_dir), fleet.machines)
+    prepared = prepare(settings, message["run_dir"], fleet.machines)
     job = replace(prepared.job, start=message["start"])
     if message["checkpoint"] is not None:
         job = replace(job, checkpoint=Path(message["checkpoint"]))

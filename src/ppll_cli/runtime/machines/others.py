@@ -7,11 +7,14 @@ nothing is heard of machine 0 any more.
 
 import signal
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import StopFlag
 from ppll_cli.runtime.machines.fleet import Fleet, Message
@@ -57,6 +60,7 @@ class Leader:
         self._fleet, self._job, self._stop = fleet, job, stop
         seats = [seat for seat in job.seats if job.home(seat) != fleet.rank]
         self.away = {seat: Seen(seat, job.name(seat), Pulse()) for seat in seats}
+        self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
         """What this machine's workers report is dealt with here."""
@@ -75,8 +79,12 @@ class Leader:
                     seen = self.away[Seat(report["stage"], report["replica"])]
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
-                    else:
+                    elif report["kind"] == "log":
                         deal(seen, report)
+                    else:
+                        there = self._there(message["machine"], report)
+                        self._waiting[seen.seat].append((report, there))
+                        self._deal(seen, deal)
                 case "looks":
                     for number, look in message["looks"]:
                         _set(self.away[self._job.seats[number]].pulse, look)
@@ -85,6 +93,10 @@ class Leader:
                 case "failed":
                     where = self._fleet.name(message["machine"])
                     raise RunFailedError(f"{where}: {message['problem']}")
+        for parcels in self._fleet.parcels.values():
+            parcels.check()
+        for seen in self.away.values():
+            self._deal(seen, deal)
         if silent := self._fleet.silent():
             yield self._gone(*silent)
 
@@ -101,6 +113,22 @@ class Leader:
     def end(self, **how: Any) -> None:
         """Tell the others how it ends."""
         self._fleet.tell({"kind": "end of job", **how})
+
+    def _there(self, machine: int, report: Report) -> Event:
+        """Is set once what a report tells of is on this machine."""
+        parcels = self._fleet.parcels.get(machine)
+        if parcels is None or report["kind"] != "saved":
+            here = Event()
+            here.set()
+            return here
+        folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
+        return parcels.take(report["file"], folder)
+
+    def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:
+        """Deal with what a worker has reported, in order, as far as it is on this machine."""
+        waiting = self._waiting[seen.seat]
+        while waiting and waiting[0][1].is_set():
+            deal(seen, waiting.popleft()[0])
 
     def _gone(self, machine: int, silent: str) -> Report:
         seat = next(seat for seat in self._job.seats if self._job.home(seat) == machine)
@@ -142,8 +170,11 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Tell machine 0; that is all there is to do with it."""
+        """Tell machine 0, and send it what was saved where it does not see that."""
         self._fleet.tell({"kind": "report", "report": spelled(report)})
+        if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
+            folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
+            parcels.send(folder / report["file"].name, remove=True)
         return True
 
     def look(self, workers: Sequence[Seen]) -> None:
@@ -175,6 +206,8 @@ class Follower:
                 raise Interrupted(message["signal"])
             self.ended = message
             return  # what comes then is about the next job
+        for parcels in self._fleet.parcels.values():
+            parcels.check()
         if silent := self._fleet.silent():
             raise RunFailedError(silent[1])
         yield from ()
