@@ -1,9 +1,13 @@
 """What machine 0 makes of what other machines tell it."""
 
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import Value
 from pathlib import Path
 from threading import Event
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +16,9 @@ import pytest
 from ppll_cli.errors import RunFailedError
 from ppll_cli.runtime.checkpoint import SavedFile, unfinished_folder
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.machines.fleet import Message
-from ppll_cli.runtime.machines.others import Leader, Report, Seen
+from ppll_cli.runtime.machines.fleet import Fleet, Message
+from ppll_cli.runtime.machines.others import Follower, Leader, Report, Seen
+from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.runtime.machines.spelling import spelled
 from tests.conftest import prepared
 
@@ -96,3 +101,38 @@ def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
     one = leader(job, messages, None)
     assert list(one.news(lambda _, report: dealt.append(report["kind"]))) == []
     assert dealt == ["saved", "done"]
+
+
+@pytest.fixture
+def fleets() -> Iterator[tuple[Fleet, Fleet]]:
+    """Two machines' launchers, as far as they are one's fleet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [Rendezvous(rank, 2, "127.0.0.1", port, hosted=False) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(Fleet, places)
+        yield first, second
+        list(pool.map(Fleet.close, (second, first)))
+
+
+def wait_for(follower: Follower) -> None:
+    until_s = monotonic() + 30.0
+    while monotonic() < until_s and follower.ended is None:
+        list(follower.news(lambda *_: None))
+
+
+def test_a_job_that_is_given_up_takes_nothing_of_the_next(
+    job: Job, fleets: tuple[Fleet, Fleet]
+) -> None:
+    """Machine 0 failed before its workers started, and is at the next job of a sweep."""
+    first, second = fleets
+    follower = Follower(second, job, Value("i", 0))
+    first.tell({"kind": "job", "job": 2})
+    with pytest.raises(RunFailedError, match=r"machine 0 \(.*\) has given up the run"):
+        wait_for(follower)
+    assert second.hear() == {"kind": "job", "job": 2, "machine": 0}
+    assert second.hear() is None
+    first.tell({"kind": "end of job", "signal": None})
+    wait_for(follower)
+    assert follower.ended is not None

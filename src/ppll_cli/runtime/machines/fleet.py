@@ -23,7 +23,7 @@ from threading import Event, Thread
 from typing import Any, Self
 
 from ppll_cli import __version__
-from ppll_cli.errors import ConfigError
+from ppll_cli.errors import ConfigError, RunFailedError
 from ppll_cli.runtime.machines.parcels import Parcels
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.settings import usable_cores
@@ -94,6 +94,7 @@ class Fleet:
         self.rank, self._where, self.jobs = where.rank, where, 0
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._outbox: SimpleQueue[Message] = SimpleQueue()
+        self._unheard: Message | None = None
         self._ended, self._lost = Event(), ""
         self.parcels: dict[int, Parcels] = {}
         self._everywhere = self._connect(is_master=self.first and not where.hosted)
@@ -129,9 +130,20 @@ class Fleet:
 
     def hear(self, timeout_s: float = 0.0) -> Message | None:
         """The next message, if one comes."""
+        if self._unheard is not None:
+            message, self._unheard = self._unheard, None
+            return message
         with suppress(Empty):
             return self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
         return None
+
+    def given_up(self, message: Message) -> RunFailedError:
+        """What is to be said of the job in hand when a message is about what comes after it.
+
+        That message is heard once more.
+        """
+        self._unheard = message
+        return RunFailedError(f"{self.name(0)} has given up the run")
 
     def messages(self) -> Iterator[Message]:
         """All messages that are there."""

@@ -168,6 +168,8 @@ def _heed(fleet: Fleet, message: Message) -> None:
         raise refusal(message)
     if message["kind"] == "end of job":
         raise RunFailedError(f"{fleet.name(0)}: {message.get('problem', 'it ended')}")
+    if message["kind"] != "go":
+        raise fleet.given_up(message)
 
 
 def _do(fleet: Fleet, message: Message) -> None:

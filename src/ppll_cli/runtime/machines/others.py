@@ -197,7 +197,7 @@ class Follower:
         """
         for message in self._fleet.messages():
             if message["kind"] != "end of job":
-                raise RunFailedError(f"{self._fleet.name(0)} has given up the run")
+                raise self._fleet.given_up(message)
             if report := message.get("report"):
                 raise WorkerFailedError(read(report))
             if problem := message.get("problem"):
