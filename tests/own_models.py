@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -54,6 +55,13 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _once(file: str, act: Act) -> float | None:
+    """Do something the first time; the file remembers."""
+    with suppress(FileExistsError), open(file, "x"):
+        return act()
+    return None
+
+
 def _exhaust() -> None:
     torch.empty(1 << 50, dtype=torch.uint8)  # a PiB, which no address space has
 
@@ -69,10 +77,14 @@ ACTS: dict[str, Act] = {
 
 
 class Faulty:
-    """Three units, of which the one named by `unit` does what `act` says."""
+    """Three units, of which the one named by `unit` does what `act` says.
 
-    def __init__(self, *, unit: str, act: str) -> None:
-        self.unit, self.act = unit, act
+    It does so in every run that is not kept from it by the file named by `once`.
+    """
+
+    def __init__(self, *, unit: str, act: str, once: str = "") -> None:
+        self.unit = unit
+        self.act = partial(_once, once, ACTS[act]) if once else ACTS[act]
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
         """The units: first, second, third."""
@@ -81,7 +93,7 @@ class Faulty:
         return [
             Unit(
                 name,
-                partial(_Layer, *width, ACTS[self.act] if name == self.unit else None),
+                partial(_Layer, *width, self.act if name == self.unit else None),
                 ("image" if name == "first" else "x",),
             )
             for name, width in widths.items()

@@ -385,6 +385,9 @@ COMMAND_LINES = [
     row("no-value", ["gpus"], "arguments=gpus", "missing EQUAL"),
     row("two-equals", ["gpus=1=2"], "arguments=gpus=1=2", "see ppll-run --help"),
     row("open-bracket", ["gpus=[1"], "arguments=gpus=[1", "see ppll-run --help"),
+    row(
+        "folder", ["--config-dir", "no"], "arguments=--config-dir no", "Additional config directory"
+    ),
     row("sweep", ["gpus=1,2"], "gpus=1,2", "add --multirun"),
     row("lines", ["precision='a\nb'"], "precision=a b", "'fp32' or 'bf16'"),
     row("multirun", ["--multirun", "gpus=0,-1"], "gpus=0", "greater than or equal to 1"),
@@ -707,6 +710,7 @@ FOLDERS = [
         "choose a new folder",
         file("a0/b"),
     ),
+    row("forced", ["++hydra.run.dir='a'"], "hydra.run.dir=a", "choose a new folder", file("a/b")),
     row("in-a-file", ["hydra.run.dir=a/b"], "hydra.run.dir=a/b", "can be written", file("a")),
     row("in-proc", ["hydra.run.dir=/proc/a/b"], "hydra.run.dir=/proc/a/b", "can be written"),
     row("outputs", [], "hydra.run.dir=outputs", "give hydra.run.dir=FOLDER", file("outputs")),

@@ -108,7 +108,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             follow(fleet)
             return
         sweeps = {"-m", "--multirun"} & {*arguments}
-        if not sweeps and (run_dir := fleet.remembered()):  # torchrun has started it anew
+        if not sweeps and (run_dir := fleet.remembered):  # torchrun has started it anew
             overrides = [each for each in overrides if not each.startswith("hydra.run.dir=")]
             options = [each for each in arguments if not _is_override(each)]
             overrides.append(f"resume={run_dir}")

@@ -59,6 +59,15 @@ def test_modules_may_be_grouped_in_any_way(run: Runner, data: list[str]) -> None
     assert_same(run("schedule=ppll", "gpus=4", *case).tensors(), expected)
 
 
+def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list[str]) -> None:
+    """Each replica has other numbers of boxes; of the last batch each has one scene."""
+    case = [*RETINANET, *COURSE, *data, "replicas=2", "local.modules=2"]
+    expected = run("schedule=ll", *case)
+    pipelined = run("schedule=ppll", "gpus=4", *case)
+    assert_same_run(pipelined, expected)
+    assert pipelined.summary["replicas"] == 2
+
+
 def test_the_gradients_of_skips_travel_back(run: Runner, data: list[str]) -> None:
     """c3 and c4 are read by the next unit and by the head: one backward call has both."""
     case = [*RETINANET, *COURSE, *data, "optim.clip_norm=0.5"]

@@ -80,13 +80,13 @@ def _do(command: Sequence[str]) -> None:
         raise NamespaceError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-def as_torchrun(rank: int, host: str, port: int | str) -> dict[str, str]:
-    """The environment that torchrun gives the launcher of one of two machines."""
+def as_torchrun(rank: int, host: str, port: int | str, machines: int = 2) -> dict[str, str]:
+    """The environment that torchrun gives the launcher of one of several machines."""
     return {
-        "TORCHELASTIC_RUN_ID": "two machines",
+        "TORCHELASTIC_RUN_ID": "several machines",
         "LOCAL_WORLD_SIZE": "1",
         "RANK": str(rank),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(machines),
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
     }

@@ -1,110 +1,99 @@
-"""A run on two machines: two launchers, here on one, and in two network namespaces."""
+"""A run on several machines: as many launchers, here on one, learn what one does."""
 
-import signal
-import socket
+import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from ppll_cli.benchmarks.namespaces import (
-    ADDRESSES,
-    NamespaceError,
-    Namespaces,
-    namespaces,
-)
-from ppll_cli.benchmarks.session import Session
 from tests.conftest import Runner, assert_same_run, resumed
+from tests.data.scene_files import write_fashion
 from tests.runtime.machines.conftest import (
-    ENVIRONMENT,
-    FOUND_S,
+    PLAIN,
     USUAL,
     VIT,
     Start,
     ended,
+    patched,
+    printed,
     result_of,
-    wait_for_training,
 )
 
-LONG = [*USUAL, *VIT, "gpus=4", "epochs=100000"]
+RESNET = ["model=resnet32", "model.depth=14"]
+SCENES = ["data=fashion_scenes", "data.pictures=6", "data.test_pictures=2", "data.side=64"]
+SCENES += ["data.short_side=64", "data.long_side=64", "batch_size=4", "eval_every=1"]  # 4 + 2
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 
-CASES = {
-    "ppll": ["fba=on", "local.modules=4", "model=resnet32", "model.depth=14"],
-    "gpipe": ["replicas=2", "optim.clip_norm=0.1", *VIT],
-}
 
-
-@pytest.mark.parametrize("schedule", CASES)
-def test_two_machines_learn_what_one_does(
-    start: Start, run: Runner, folder: Path, schedule: str
+@pytest.mark.parametrize(
+    ("schedule", "machines", "case", "places"),
+    [
+        ("ppll", 3, [*RESNET, "fba=on", "local.modules=4", "gpus=4"], [0, 0, 1, 2]),
+        ("gpipe", 3, [*VIT, "gpus=3", "timeline=true"], [0, 1, 2]),
+        ("gpipe", 2, [*VIT, "gpus=4", "replicas=2", "optim.clip_norm=0.1"], [0, 0, 1, 1]),
+    ],
+    ids=["ppll", "gpipe", "replicas"],
+)
+def test_several_machines_learn_what_one_does(
+    start: Start,
+    run: Runner,
+    folder: Path,
+    schedule: str,
+    machines: int,
+    case: list[str],
+    places: list[int],
 ) -> None:
-    common = [f"schedule={schedule}", "gpus=4", "epochs=4", *USUAL, *CASES[schedule]]
-    sessions = start(*common, "max_steps=7", f"hydra.run.dir={folder}")
-    assert ended(sessions, 120) == [0, 0], [session.printed() for session in sessions]
+    """Of three, the one in the middle receives from a machine and sends to another."""
+    common = [f"schedule={schedule}", "epochs=4", *USUAL, *case]
+    sessions = start(*common, "max_steps=7", f"hydra.run.dir={folder}", machines=machines)
+    assert ended(sessions, 120) == [0] * machines, printed(sessions)
     expected = run(*common, "max_steps=7")
     found = result_of(folder)
     assert_same_run(found, expected)
     for key in ("edges", "per_module", "gpus", "steps"):
         assert found.summary[key] == expected.summary[key]
-    assert sessions[1].printed() == ""
-    assert found.summary["machines"] == 2
-    assert [stage["machine"] for stage in found.summary["stages"]] == [0, 0, 1, 1]
-    if schedule == "gpipe":  # and goes on where there is only one machine
+    assert printed(sessions)[1:] == [""] * (machines - 1)
+    assert found.summary["machines"] == machines
+    assert [stage["machine"] for stage in found.summary["stages"]] == places
+    if "timeline=true" in case:
+        events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
+        names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+        assert names == [f"stage {n} (machine {n} cpu)" for n in range(machines)]
+        spans = [event for event in events if event["ph"] == "X"]
+        assert {event["tid"] for event in spans} == {*range(machines)}
+        apart_s = max(e["ts"] for e in spans) / 1e6 - min(e["ts"] for e in spans) / 1e6
+        assert apart_s < 60  # all are on one clock
+    if "replicas=2" in case:  # and goes on where there is only one machine
         longer = run(*common, "max_steps=12")
         assert_same_run(resumed(found, "max_steps=12"), longer)
 
 
-def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
-    sessions = start(*LONG, f"hydra.run.dir={folder}")
-    wait_for_training(sessions)
-    sessions[1].signal(signal.SIGKILL, sessions[1].workers()[0].pid)
-    assert ended(sessions) == [1, 1]
-    where = f"stage 2 (cpu of machine 1 ({socket.gethostname()}))"
-    for session in sessions:
-        assert f"{where}: the worker process is gone (killed by SIGKILL" in session.printed()
-    assert "  phase: " in sessions[0].printed()
-    assert f"ppll-run resume={folder}" in sessions[0].printed()
-    assert result_of(folder).summary["status"] == "failed"
-
-
-def test_a_launcher_that_is_gone(start: Start, folder: Path) -> None:
-    sessions = start(*LONG, f"hydra.run.dir={folder}")
-    wait_for_training(sessions)
-    sessions[1].signal(signal.SIGKILL, sessions[1].pid)
-    assert ended(sessions)[0] == 1
-    said = f"machine 1 ({socket.gethostname()}) has given no sign of life"
-    assert said in sessions[0].printed()
-
-
-def test_an_interrupt_of_another_machine_ends_the_run_with_a_checkpoint(
-    start: Start, folder: Path
+def test_ragged_targets_travel(
+    start: Start, run: Runner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sessions = start(*LONG, f"hydra.run.dir={folder}")
-    wait_for_training(sessions)
-    sessions[1].signal(signal.SIGINT, sessions[1].pid)
-    assert ended(sessions) == [130, 130]
-    assert result_of(folder).summary["status"] == "interrupted"
-    assert (folder / "checkpoints" / "last" / "manifest.json").exists()
+    """Pictures have any number of boxes, and the last batch is short."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = [*SCENES, f"data.root={write_fashion(tmp_path / 'root')}"]
+    model = ["model=retinanet", "model.width=8", "local.modules=2", "epochs=1"]
+    common = ["gpus=2", *model, *PLAIN, *data]
+    sessions = start("schedule=ppll", *common, f"hydra.run.dir={folder}")
+    assert ended(sessions, 120) == [0, 0], printed(sessions)
+    found = result_of(folder)
+    assert_same_run(found, run("schedule=ppll", *common))
+    assert "boxes" in found.summary["edges"][0]["names"]
 
 
 OTHER_VERSION = """
-import sys
 from ppll_cli.runtime.machines import fleet
 fleet.__version__ = "0.0"
-if __name__ == "__main__":
-    from ppll_cli.app import main
-    main()
 """
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["modle=vit"], "modle=vit: there is no such key"),
+        (["gpus=1"], "gpus=1: leaves nothing for machine 1"),
         (["gpus=4"], "ppll-run=0.0: is what machine 1"),
     ],
     ids=["configuration", "versions"],
@@ -112,64 +101,10 @@ if __name__ == "__main__":
 def test_what_is_refused_is_refused_everywhere(
     start: Start, folder: Path, tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
-    program = {}
-    if "0.0" in problem:
-        (tmp_path / "other.py").write_text(OTHER_VERSION)
-        program = {1: [sys.executable, str(tmp_path / "other.py")]}
+    program = {1: patched(tmp_path / "other.py", OTHER_VERSION)} if "0.0" in problem else {}
     sessions = start(*USUAL, *arguments, f"hydra.run.dir={folder}", program=program)
-    assert ended(sessions, 120) == [2, 2], [session.printed() for session in sessions]
+    assert ended(sessions, 120) == [2, 2], printed(sessions)
     for session in sessions:
         (line,) = session.printed().splitlines()
         assert line.startswith(f"ppll-run: {problem}")
     assert not folder.exists()
-
-
-@pytest.fixture
-def both() -> Iterator[Namespaces]:
-    """Two network namespaces with a link between them."""
-    with ExitStack() as held:
-        try:
-            made = held.enter_context(namespaces())
-        except NamespaceError as error:
-            pytest.skip(str(error))
-        yield made
-
-
-def torchrun(number: int, *arguments: str) -> list[str]:
-    """The command that docs/machines.md gives; in a namespace no name leads to itself."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400"]
-    meet += [f"--rdzv-conf=is_host={number == 0:d}", f"--local-addr={ADDRESSES[number]}"]
-    return [*run, *meet, "-m", "ppll_cli", *arguments]
-
-
-@pytest.mark.timeout(180)
-def test_torchrun_over_a_link_that_goes_down(
-    both: Namespaces, folder: Path, tmp_path: Path
-) -> None:
-    arguments = [*LONG, f"hydra.run.dir={folder}"]
-    with ExitStack() as held:
-        sessions = [
-            held.enter_context(
-                Session(
-                    both.command(number, torchrun(number, *arguments)),
-                    tmp_path / f"printed-{number}",
-                    ENVIRONMENT,
-                )
-            )
-            for number in range(2)
-        ]
-        first = next(
-            session
-            for session in sessions
-            if session.wait_until(lambda s=session: folder.exists(), 100)  # type: ignore[misc]
-        )
-        assert first.wait_until(
-            lambda: any("epoch 1/" in session.printed() for session in sessions)
-        ), [session.printed() for session in sessions]
-        both.cut()
-        said = "has given no sign of life"
-        for session in sessions:  # torchrun itself goes on asking its store for a while
-            assert session.wait_until(lambda s=session: said in s.printed(), FOUND_S) or (  # type: ignore[misc]
-                said in session.printed()
-            )

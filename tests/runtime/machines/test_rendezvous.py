@@ -26,6 +26,8 @@ SRUN = {
 def test_torchrun_and_srun() -> None:
     assert Rendezvous.of(TORCHRUN) == Rendezvous(1, 3, "a", 29500, hosted=True)
     assert Rendezvous.of(SRUN) == Rendezvous(1, 2, "b", 29501, hosted=False)
+    hasty = Rendezvous.of({**SRUN, "PPLL_MEETING_S": "20"})
+    assert hasty == Rendezvous(1, 2, "b", 29501, hosted=False, limit_s=20.0)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,8 @@ def test_one_machine(environment: dict[str, str]) -> None:
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, "nproc-per-node=2: one launcher runs on a machine"),
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: one launcher runs on a machine"),
         ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "says where the machines meet"),
+        ({**SRUN, "PPLL_MEETING_S": "soon"}, "PPLL_MEETING_S=soon: is no number of seconds from 1"),
+        ({**SRUN, "PPLL_MEETING_S": "nan"}, "PPLL_MEETING_S=nan: is no number of seconds from 1"),
     ],
 )
 def test_refused(environment: dict[str, str], problem: str) -> None:

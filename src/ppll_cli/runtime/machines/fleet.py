@@ -14,13 +14,14 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ppll_cli import __version__
 from ppll_cli.errors import ConfigError, RunFailedError
@@ -28,14 +29,14 @@ from ppll_cli.runtime.machines.parcels import Parcels
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.settings import usable_cores
 
-MEETING_S = 300.0
-"""How long machines may wait for one another at the beginning."""
-
 PREPARING_S = 900.0
 """How long a machine may take to make a run ready: it may have to download data."""
 
 SILENT_S = 7.0
 """After so long without a sign of life a launcher, its machine or the network is gone."""
+
+OWN_GAP_S = 3.0
+"""Who has not looked for so long was stopped itself, perhaps with all the others."""
 
 LEAVING_S = 10.0
 """How long machine 0 waits for the others to have heard that all is over; it may have the store."""
@@ -45,6 +46,8 @@ BEAT_S = 0.5
 SIOCGIFADDR = 0x8915
 
 Message = dict[str, Any]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Fleet:
         jobs: How many jobs there have been.
         parcels: The way of files to and from each machine that does not share the run directory of
             the job in hand with machine 0; at another machine than 0, its own way to that one.
+        remembered: The run directory of an earlier attempt, if there was one.
 
     Raises:
         ConfigError: They do not come, or have other versions.
@@ -93,14 +97,15 @@ class Fleet:
     def __init__(self, where: Rendezvous) -> None:
         self.rank, self._where, self.jobs = where.rank, where, 0
         self._inbox: SimpleQueue[Message] = SimpleQueue()
-        self._outbox: SimpleQueue[Message] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._unheard: Message | None = None
-        self._ended, self._lost = Event(), ""
+        self._ended, self._lost, self._said = Event(), "", 0
         self.parcels: dict[int, Parcels] = {}
-        self._everywhere = self._connect(is_master=self.first and not where.hosted)
-        self.machines = self._meet()
+        self.remembered: str | None = None
+        self.machines = self._met()
         self.interface = _interface_to(where.host, where.port, len({m.host for m in self.machines}))
-        self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
+        self._looked_s = self._since_s = time.monotonic()
+        self._heard_s = dict.fromkeys(range(where.machines), self._since_s)
         self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
         self._thread.start()
 
@@ -121,7 +126,8 @@ class Fleet:
 
     def tell(self, message: Message) -> None:
         """Tell all the others, if this is machine 0, or else machine 0."""
-        self._outbox.put(message)
+        self._outbox.put((f"{self._session}/said/{self.rank}/{self._said}", json.dumps(message)))
+        self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
         """Tell that the job in hand, or all of them, cannot be run; `refusal` reads it."""
@@ -153,10 +159,13 @@ class Fleet:
     def silent(self) -> tuple[int, str] | None:
         """A machine that shows no sign of life, and what is to be said of it; None while all do."""
         now = time.monotonic()
+        if now - self._looked_s > OWN_GAP_S:
+            self._since_s = now  # all are waited for anew
+        self._looked_s = now
         watched = range(1, len(self.machines)) if self.first else [0]
         for machine in watched:
-            silent_s = now - self._heard_s[machine]
-            if silent_s > SILENT_S:
+            silent_s = now - max(self._heard_s[machine], self._since_s)
+            if silent_s > SILENT_S or self._lost:  # then nothing will be heard of it any more
                 return machine, (
                     f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
                     f"launcher or the network is gone{self._lost}"
@@ -165,12 +174,7 @@ class Fleet:
 
     def remember(self, run_dir: str) -> None:
         """Note the run directory where a later attempt finds it."""
-        self._everywhere.set("run directory", run_dir)
-
-    def remembered(self) -> str | None:
-        """The run directory of an earlier attempt, if there was one."""
-        found = self._everywhere.check(["run directory"])
-        return self._everywhere.get("run directory").decode() if found else None
+        self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
         """Have a way for files to and from a machine in the job in hand."""
@@ -203,24 +207,33 @@ class Fleet:
         self._ended.set()
         self._thread.join(2.0)
 
-    # Everything below is done by a thread, or before it starts.
+    def _met(self) -> list[Machine]:
+        """Meet the others, in time."""
+        where, place = self._where, f"{self._where.host}:{self._where.port}"
+        try:
+            return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
+        except TimeoutError:
+            problem = "the store there does not answer"
+        except RuntimeError as error:
+            problem = "no store could be reached there"
+            if not (self.first or where.hosted):
+                problem = f"machine 0, which has the store, did not come in {where.limit_s:g} s"
+            problem = f"{problem}: {str(error).splitlines()[0]}"
+        raise ConfigError("MASTER_ADDR", place, problem)
+
+    # Everything below is done by threads.
 
     def _connect(self, is_master: bool = False) -> Any:
         import torch.distributed as dist
 
         where = self._where
-        try:
-            store = dist.TCPStore(  # type: ignore[attr-defined]
-                where.host,
-                where.port,
-                is_master=is_master,
-                timeout=timedelta(seconds=MEETING_S),
-                wait_for_workers=False,
-            )
-        except RuntimeError as error:
-            place = f"{where.host}:{where.port}"
-            problem = f"no store could be reached there: {str(error).splitlines()[0]}"
-            raise ConfigError("MASTER_ADDR", place, problem) from None
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            where.host,
+            where.port,
+            is_master=is_master,
+            timeout=timedelta(seconds=where.limit_s),
+            wait_for_workers=False,
+        )
         return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
     def _meet(self) -> list[Machine]:
@@ -229,9 +242,15 @@ class Fleet:
         The store may be that of an earlier attempt, of which things are left: machine 0 begins a
         session with a new name, and welcomes to it who came with the word that it has from him.
         """
+        until_s = time.monotonic() + self._where.limit_s
+        self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
         own = {**vars(Machine.here()), "word": secrets.token_hex(8)}
-        welcome = self._welcome(own) if self.first else self._hello(own)
-        found = [Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome]
+        welcome = self._welcome(own, until_s) if self.first else self._hello(own, until_s)
+        if None in welcome:
+            raise self._missing(f"machine {welcome.index(None)} did not come")
+        found = [
+            Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome if each
+        ]
         for rank, other in enumerate(found):
             for name, version in other.versions.items():
                 if version != found[0].versions.get(name):
@@ -244,44 +263,50 @@ class Fleet:
                     )
         return found
 
-    def _welcome(self, own: Message) -> list[Message]:
-        self._session = own["word"]
-        self._everywhere.set("session", self._session)
-        found = [own]
+    def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
+        """Who has come; None for those who have not."""
+        store, self._session = self._everywhere, own["word"]
+        found = store.check(["run directory"])
+        self.remembered = store.get("run directory").decode() if found else None
+        store.set("session", self._session)
+        welcome: list[Message | None] = [own]
         for rank in range(1, self._where.machines):
-            self._await(f"{self._session}/hello/{rank}", rank)
-            found.append(json.loads(self._everywhere.get(f"{self._session}/hello/{rank}")))
-        self._everywhere.set(f"{self._session}/welcome", json.dumps(found))
-        for rank in range(1, self._where.machines):  # the store may end with this process
-            self._await(f"{self._session}/seen/{rank}", rank)
-        return found
+            come = self._comes(hello := f"{self._session}/hello/{rank}", until_s)
+            welcome.append(json.loads(store.get(hello)) if come else None)
+        store.set(f"{self._session}/welcome", json.dumps(welcome))
+        until_s = time.monotonic() + LEAVING_S
+        for rank, each in enumerate(welcome):  # the store may end with this process
+            if rank > 0 and each is not None:
+                self._comes(f"{self._session}/seen/{rank}", until_s)
+        return welcome
 
-    def _hello(self, own: Message) -> list[Message]:
-        until_s, self._session = time.monotonic() + MEETING_S, ""
-        while time.monotonic() < until_s:
-            self._await("session", 0)
-            session = self._everywhere.get("session").decode()
-            if session != self._session:
-                self._session = session
-                self._everywhere.set(f"{session}/hello/{self.rank}", json.dumps(own))
-            if self._everywhere.check([f"{session}/welcome"]):
-                found: list[Message] = json.loads(self._everywhere.get(f"{session}/welcome"))
-                if found[self.rank]["word"] == own["word"]:
-                    self._everywhere.set(f"{session}/seen/{self.rank}", "")
-                    return found
+    def _hello(self, own: Message, until_s: float) -> list[Message | None]:
+        """Who has come, as machine 0 says."""
+        store, self._session = self._everywhere, ""
+        while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
+            if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
+                self._session = new
+                store.set(f"{new}/hello/{self.rank}", json.dumps(own))
+            if self._session and store.check([f"{self._session}/welcome"]):
+                welcome: list[Message | None] = json.loads(store.get(f"{self._session}/welcome"))
+                mine = welcome[self.rank]
+                if mine is not None and mine["word"] == own["word"]:
+                    store.set(f"{self._session}/seen/{self.rank}", "")
+                    return welcome
             time.sleep(0.1)
-        raise self._missing(0)
+        raise self._missing("not all machines came" if self._session else "machine 0 did not come")
 
-    def _await(self, key: str, rank: int) -> None:
-        until_s = time.monotonic() + MEETING_S
+    def _comes(self, key: str, until_s: float) -> bool:
+        """Whether something is there before it is too late."""
         while not self._everywhere.check([key]):
             if time.monotonic() > until_s:
-                raise self._missing(rank)
+                return False
             time.sleep(0.1)
+        return True
 
-    def _missing(self, rank: int) -> ConfigError:
-        problem = f"machine {rank} did not come within {MEETING_S:.0f} s"
-        return ConfigError("nnodes", self._where.machines, problem)
+    def _missing(self, problem: str) -> ConfigError:
+        within = f"within {self._where.limit_s:g} s"
+        return ConfigError("nnodes", self._where.machines, f"{problem} {within}")
 
     def _work(self) -> None:
         """Show that this machine lives, and carry messages, until the end or until that fails."""
@@ -290,16 +315,14 @@ class Fleet:
         store = dist.PrefixStore(self._session, self._everywhere)  # type: ignore[attr-defined]
         others = [*range(1, len(self.machines))] if self.first else [0]
         heard, beats = dict.fromkeys(others, 0), dict.fromkeys(others, b"")
-        sent = beat = 0
-        ended = False
+        ended, beat = False, 0
         while not ended:
             ended = self._ended.wait(BEAT_S)
             try:
                 beat += 1
                 store.set(f"beat/{self.rank}", str(beat))
                 while not self._outbox.empty():
-                    store.set(f"said/{self.rank}/{sent}", json.dumps(self._outbox.get()))
-                    sent += 1
+                    self._everywhere.set(*self._outbox.get())
                 for machine in others:
                     while store.check([said := f"said/{machine}/{heard[machine]}"]):
                         self._inbox.put({"machine": machine, **json.loads(store.get(said))})
@@ -318,6 +341,24 @@ class Fleet:
 def refusal(message: Message) -> ConfigError:
     """What `Fleet.refuse` told."""
     return ConfigError(*message["error"])
+
+
+def _in_time(work: Callable[[], _T], limit_s: float) -> _T:
+    """What something gives that may never end: torch waits for a stopped store for ever.
+
+    Raises:
+        TimeoutError: It has not ended.
+    """
+    found: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)
+
+    Thread(target=run, name="ppll-fleet-meeting", daemon=True).start()
+    return found.result(limit_s)
 
 
 def _interface_to(host: str, port: int, hosts: int) -> str:

@@ -1,10 +1,19 @@
 """Where the launchers of a run on several machines meet. Imports nothing heavy."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 from ppll_cli.errors import ConfigError
+
+MEETING = "PPLL_MEETING_S"
+"""An environment variable: machines meet before there is a configuration."""
+
+MEETING_S = 300.0
+"""How long machines wait for one another at the beginning, where that does not say."""
+
+DAY_S = 86400
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,7 @@ class Rendezvous:
         host: Where the store is.
         port: Likewise.
         hosted: Whether somebody else, such as torchrun, keeps the store.
+        limit_s: How long the machines wait for one another.
     """
 
     rank: int
@@ -24,13 +34,14 @@ class Rendezvous:
     host: str
     port: int
     hosted: bool
+    limit_s: float = MEETING_S
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
         """What torchrun or srun has put into the environment; None where one machine is all.
 
         Raises:
-            ConfigError: They started several launchers on a machine.
+            ConfigError: They started several launchers on a machine, or it makes no sense.
         """
         given = environment.get
         if "TORCHELASTIC_RUN_ID" in environment:
@@ -57,4 +68,12 @@ class Rendezvous:
             host=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
             hosted=given("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            limit_s=_limit_s(given(MEETING, str(MEETING_S))),
         )
+
+
+def _limit_s(given: str) -> float:
+    with suppress(ValueError):
+        if 1 <= (limit_s := float(given)) <= DAY_S:
+            return limit_s
+    raise ConfigError(MEETING, given, f"is no number of seconds from 1 to {DAY_S}")
