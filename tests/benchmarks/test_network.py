@@ -66,7 +66,8 @@ def test_a_prediction_of_each_link(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     tiny = ("data.size=8", "model.dim=16", "model.depth=2", "model.heads=2")
     monkeypatch.setattr(network, "COMMON", (*network.COMMON, *tiny))
-    links = {"unshaped": Link(1e12), "200 Mbit/s": Link(1e3, latency_s=0.1)}
+    fast, slow = Link(1e12)._asdict(), Link(1e3, latency_s=0.1)._asdict()
+    links = {"unshaped": fast, "200 Mbit/s": slow}
     found = network.predicted("vit", "gpipe", links)
     assert found["one machine"] == pytest.approx(found["unshaped"], rel=0.01)
     assert found["200 Mbit/s"] < found["unshaped"] / 2

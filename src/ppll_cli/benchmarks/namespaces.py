@@ -40,7 +40,7 @@ class Namespaces:
                 ["tc", *f"{queue} del dev {link} root".split()], capture_output=True, check=False
             )
             if rate is not None:
-                shaped = f"{queue} add dev {link} root tbf rate {rate} burst 512kb latency 100ms"
+                shaped = f"{queue} add dev {link} root tbf rate {rate} burst 128kb latency 100ms"
                 _do(["tc", *shaped.split()])
 
     def cut(self) -> None:

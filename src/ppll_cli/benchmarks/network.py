@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -86,11 +86,16 @@ def main(arguments: Sequence[str]) -> None:
             else:
                 models = options.models or (list(MODELS) if options.long else ["vit"])
                 rows = options.rows or list(ROWS if options.long else SHORT)
-                result |= _speeds(both, models, rows, options.rounds, options.steps, console)
+                result["links"] = links = _links(both, console)
+                result["models"] = {model: {} for model in models}
+                for model, name, row in _rows(both, models, rows, options, links):
+                    result["models"][model][name] = row
+                    console.print(f"{model} {name}: {row}", markup=False, soft_wrap=True)
+                    write_json(FOLDER / "network.json", result)
     except NamespaceError as error:
         parser.error(str(error))
     write_json(FOLDER / "network.json", result)
-    console.print(markdown(result), markup=False)
+    console.print(markdown(result), markup=False, soft_wrap=True)
 
 
 def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
@@ -125,7 +130,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def predicted(model: str, name: str, links: Mapping[str, Link]) -> dict[str, float]:
+def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Samples per second that `ppll-plan` predicts of a row, by link.
 
     The namespaces share this machine's cores and memory, so workers are not alone on theirs, as
@@ -139,14 +144,15 @@ def predicted(model: str, name: str, links: Mapping[str, Link]) -> dict[str, flo
         return base.model_copy(update={"gpus": gpus, "replicas": replicas})
 
     found = {}
-    for where, link in ((HERE, None), *links.items()):
-        interconnect = Interconnect(between=link)
+    for where, each in ((HERE, None), *links.items()):
+        link = each and Link(**each)
+        interconnect = Interconnect(between=link or None)
         planner = Planner(
             settings,
             [name],
             [base.replicas],
             interconnect,
-            per_machine=None if link is None else 1,
+            per_machine=1 if link else None,
             neighbours=1,
         )
         (row,) = planner.rows(2).values()
@@ -155,32 +161,32 @@ def predicted(model: str, name: str, links: Mapping[str, Link]) -> dict[str, flo
     return found
 
 
-def _speeds(
-    both: Namespaces,
-    models: Sequence[str],
-    rows: Sequence[str],
-    rounds: int,
-    steps: int,
-    console: Console,
-) -> dict[str, Any]:
-    """What each row of each model reaches, on one machine and over each link."""
+def _links(both: Namespaces, console: Console) -> dict[str, dict[str, float]]:
+    """How fast each link is, as a message finds it."""
     links = {}
     for link, rate in LINKS.items():
         both.shape(rate)
-        links[link] = Link(**_at_ends(both, ["ping"]))
+        links[link] = _at_ends(both, ["ping"])
         console.print(f"{link}: {links[link]}", markup=False)
-    found: dict[str, Any] = {}
+    return links
+
+
+def _rows(
+    both: Namespaces,
+    models: Sequence[str],
+    names: Sequence[str],
+    options: argparse.Namespace,
+    links: Mapping[str, Mapping[str, float]],
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What each row of each model reaches, on one machine and over each link."""
     cache = FOLDER / "network" / "cache"
     os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
     for model in models:
         shutil.rmtree(cache, ignore_errors=True)  # times of another day are of another machine
-        found[model] = {}
-        for name in rows:
+        for name in names:
             row = {"predicted": predicted(model, name, links)}
-            row |= _measure(both, model, name, rounds, steps)
-            found[model][name] = row
-            console.print(f"{model} {name}: {row}", markup=False)
-    return {"links": {name: link._asdict() for name, link in links.items()}, "models": found}
+            row |= _measure(both, model, name, options.rounds, options.steps)
+            yield model, name, row
 
 
 def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
