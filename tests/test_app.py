@@ -20,6 +20,7 @@ from tests.conftest import own_model
 ROOT = Path(__file__).parents[1]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
+PLAIN = ["timeline=false", *TINY]
 
 
 def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
@@ -109,7 +110,8 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     }
     assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
     assert (folder / ".hydra" / "overrides.yaml").exists()
-    assert (folder / "ppll-run.log").exists()
+    for name in ("ppll-run.log", "timeline.json", "timeline.png", "model.safetensors"):
+        assert (folder / name).exists()
     assert os.readlink(folder / "checkpoints" / "last") == "step-10"
 
 
@@ -182,7 +184,7 @@ def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[st
 
 def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
     model = own_model("Faulty", unit="second", act="raise")
-    data = [key for key in TINY if not key.startswith("model")]
+    data = [key for key in PLAIN if not key.startswith("model")]
     result = ppll_run("gpus=3", *model, *data, cwd=tmp_path)
     assert result.returncode == 1
     screen = result.stderr[result.stderr.index("ppll-run: ") :].splitlines()
@@ -195,7 +197,7 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
 
 def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
     """It comes to the whole process group, as from `timeout` or a batch system."""
-    with start("epochs=100000", "eval_every=1", *TINY, cwd=tmp_path) as process:
+    with start("epochs=100000", "eval_every=1", *PLAIN, cwd=tmp_path) as process:
         assert process.stdout is not None
         while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
             assert line, "the run has ended"
@@ -218,7 +220,7 @@ def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
     """Ctrl-C is pressed; what is logged of it stands above the display, once it is gone alone."""
     terminal, theirs = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
-    arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *TINY]
+    arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *PLAIN]
     process = subprocess.Popen(
         [sys.executable, "-m", "ppll_cli", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "xterm-256color"},
@@ -263,7 +265,7 @@ def read_until(terminal: int, text: str | None) -> str:
 def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     """Overrides stand on both sides of the option, as people write them."""
     sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
-    result = ppll_run(*sweep, *TINY, cwd=tmp_path)
+    result = ppll_run(*sweep, *PLAIN, cwd=tmp_path)
     assert result.returncode == 2
     assert "gpus=9: the model has only 4 units" in result.stderr
     (folder,) = tmp_path.glob("outputs/sweeps/*/*")

@@ -38,7 +38,9 @@ def test_an_example_of_ones_own_trains(tmp_path: Path, section: str) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     (command,) = COMMAND.findall(text)
-    result = ppll_run(*shlex.split(command), "device=cpu", "threads=1", cwd=tmp_path)
+    result = ppll_run(
+        *shlex.split(command), "device=cpu", "threads=1", "timeline=false", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     *_, completed, last = result.stdout.splitlines()
     assert completed.startswith("completed after ")

@@ -24,6 +24,7 @@ from tests.conftest import own_model
 ROOT = Path(__file__).parents[1]
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 DATA += ["batch_size=8", "device=cpu", "threads=1", "epochs=100000", "eval_every=1"]
+DATA += ["timeline=false"]
 VIT = ["model.dim=16", "model.depth=2", "model.heads=2"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")

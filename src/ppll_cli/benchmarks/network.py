@@ -113,7 +113,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         for name, row in rows.items():
             speed = {link: median(each) for link, each in row["samples_per_second"].items()}
             relative = [f"{speed[link] / speed[HERE]:.2f}" for link in LINKS]
-            crossing = f"{row['bytes_per_batch'] / 1e6:.2f}"
+            crossing = f"{row['bytes_per_batch'] / 1e6:.2f}" if row["bytes_per_batch"] else ""
             predicted = row["predicted"]
             held = [
                 f"{predicted[link] / speed[link]:.2f}" if predicted else ""
