@@ -140,6 +140,18 @@ def test_a_loss_that_is_no_number_is_told_to_all() -> None:
     assert average.finish()
 
 
+def test_what_is_not_learnt_is_left_out() -> None:
+    network, twins = layers(3), Twins()
+    network[1].requires_grad_(False)
+    average = Average(twins, parameters_of(network), finite)
+    average.start()
+    network(torch.ones(1, 2)).sum().backward()
+    assert twins.log == ["6 numbers"] * 2
+    average.complete()
+    average.finish()
+    assert network[1].weight.grad is None
+
+
 def test_types_do_not_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(averages, "BUCKET_BYTES", 2**20)
     network, twins = layers(3), Twins()
@@ -147,4 +159,4 @@ def test_types_do_not_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     average = Average(twins, parameters_of(network), finite)
     average.start()
     average.complete()
-    assert len(twins.log) == 3
+    assert twins.log == ["11 numbers", "6 numbers"]

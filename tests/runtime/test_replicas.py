@@ -6,6 +6,7 @@ import math
 import pytest
 
 from ppll_cli.errors import ConfigError, WorkerFailedError
+from ppll_cli.runtime.averages import BUCKET_BYTES
 from tests.conftest import Runner, assert_same, prepared, resumed
 
 FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
@@ -36,6 +37,14 @@ def test_two_replicas_are_two_micro_batches(
     for split in ("test", "train"):
         assert math.isclose(found.summary[split]["loss"], expected.summary[split]["loss"])
     assert found.test["accuracy"] == expected.test["accuracy"]
+
+
+def test_gradients_of_several_buckets(run: Runner) -> None:
+    common = ["schedule=bp", *SPLIT, "model.dim=128", "max_steps=3"]
+    expected = run(*common, "schedule.microbatches=2")
+    found = run(*common, REPLICAS)
+    assert sum(module["params"] for module in found.summary["per_module"]) * 4 > 3 * BUCKET_BYTES
+    assert_same(found.tensors(), expected.tensors())
 
 
 @pytest.mark.parametrize("case", [VIT, RESNET], ids=["vit", "resnet"])

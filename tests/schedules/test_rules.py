@@ -99,6 +99,10 @@ BAD: dict[str, tuple[list[Instruction], str]] = {
         [N, F, L, B, StartAverage(0)],
         "all of its chunk's Backwards but one",
     ),
+    "average that a later backward would miss": (
+        [N, F, L, StartAverage(0), B, Forward(0, 1)],
+        "the end of the average that its Backward would miss,",
+    ),
     "average before the last backward": (
         [N, F, L, StartAverage(0), FinishAverage(0)],
         "the Backward of [(0, 0)]",

@@ -17,9 +17,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str]) -> None:
                     write_json(FOLDER / "network.json", result)
     except NamespaceError as error:
         parser.error(str(error))
-    write_json(FOLDER / "network.json", result)
+    name = "network-accuracy" if options.accuracy else "network"
+    write_json(FOLDER / f"{name}.json", result)
     console.print(markdown(result), markup=False, soft_wrap=True)
 
 
@@ -209,7 +211,7 @@ def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -
             found = _run_on_both(both, overrides, FOLDER / "network" / "both")
             speeds[link].append(found["train"]["samples_per_second"])
             sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
-            if not found["edges"]:  # replicas: each sends half of the sum, and gets the other half
+            if not found["edges"]:  # replicas: what each of two sends in a ring's all-reduce
                 sent = 4.0 * sum(module["params"] for module in found["per_module"])
     return {"samples_per_second": speeds, "bytes_per_batch": sent}
 
@@ -275,8 +277,15 @@ def _side_by_side(
             )
             started.callback(program.kill)
             programs.append(program)
-        said = [program.communicate(timeout=LIMIT_S) for program in programs]
-    if any(program.returncode for program in programs):
-        text = "".join(part for each in said for part in each)
-        raise RunFailedError(f"{' '.join(commands[0])} failed over two machines:\n{text}")
+        said: list[tuple[str, str]] = [("", "")] * len(programs)
+        until_s, running = monotonic() + LIMIT_S, [*range(len(programs))]
+        while running:
+            for number in running:
+                with suppress(subprocess.TimeoutExpired):
+                    said[number] = programs[number].communicate(timeout=0.1)
+            running = [number for number in running if programs[number].returncode is None]
+            failed = any(program.returncode for program in programs)
+            if failed or monotonic() > until_s:
+                text = "".join(part for each in said for part in each)
+                raise RunFailedError(f"{' '.join(commands[0])} failed over two machines:\n{text}")
     return [out for out, _ in said]

@@ -83,11 +83,12 @@ class Average:
         early: bool = True,
     ) -> None:
         self._replicas, self._nonfinite = replicas, nonfinite
-        once = list(dict.fromkeys(parameters))
+        learnt = [parameter for parameter in parameters if parameter.requires_grad]
+        once = list(dict.fromkeys(learnt))
         self._buckets = [_Bucket(each) for each in _filled(once[::-1])]
         self._begun = len(self._buckets)
         # Whose gradient would come in two parts, being a parameter of two networks, is not known.
-        if early and len(once) == len(parameters):
+        if early and len(once) == len(learnt):
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
                     hook = partial(self._come, bucket)
@@ -127,7 +128,8 @@ class Average:
 
 def _filled(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Buckets of them, in their order, each of one type."""
-    for _, group in groupby(parameters, key=lambda parameter: parameter.dtype):
+    ordered = sorted(parameters, key=lambda parameter: str(parameter.dtype))
+    for _, group in groupby(ordered, key=lambda parameter: parameter.dtype):
         bucket: list[nn.Parameter] = []
         for parameter in group:
             bucket.append(parameter)

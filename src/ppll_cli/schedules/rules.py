@@ -116,6 +116,8 @@ def check(stream: Iterable[Instruction]) -> None:
                     or (chunk == 0 and batch)
                 )
                 need(instruction, found, "its inputs")
+                begun = averages.get(chunk) is False
+                need(instruction, not begun, "the end of the average that its Backward would miss,")
                 available.add(("output", chunk, micro_batch))
                 waiting.add((chunk, micro_batch))
             case SendActivations(_, chunk, micro_batch):

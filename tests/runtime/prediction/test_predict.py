@@ -328,6 +328,14 @@ costs_s = st.floats(0.0, 10.0)
 KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline]
 
 
+def slots_of(schedule: Schedule, places: Sequence[Place], depth: int) -> dict[Channel, int]:
+    slots = {}
+    for stage in range(1, len(places)):
+        slots[Channel(stage - 1, stage)] = schedule.held(places[stage]) + depth
+        slots[Channel(stage, stage - 1)] = 1 + depth
+    return slots
+
+
 @given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_the_pace_is_that_of_many_batches(
     data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
@@ -338,10 +346,7 @@ def test_the_pace_is_that_of_many_batches(
     places = [Place(s, stages, chunks, schedule.microbatches) for s in range(stages)]
     streams = [list(schedule.batch(place)) for place in places]
     times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
-    slots = {}
-    for s in range(1, stages):
-        slots[Channel(s - 1, s)] = schedule.held(places[s]) + depth
-        slots[Channel(s, s - 1)] = 1 + depth
+    slots = slots_of(schedule, places, depth)
 
     def cost(stage: int, instruction: Instruction) -> float:
         return times[stage, instruction]
@@ -367,10 +372,7 @@ def test_the_pace_with_a_long_way_between_stages(
     streams = [list(schedule.batch(place)) for place in places]
     times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
     ways = {s: Journey(data.draw(costs_s), data.draw(costs_s)) for s in range(stages)}
-    slots = {}
-    for s in range(1, stages):
-        slots[Channel(s - 1, s)] = schedule.held(places[s]) + depth
-        slots[Channel(s, s - 1)] = 1 + depth
+    slots = slots_of(schedule, places, depth)
 
     def cost(stage: int, instruction: Instruction) -> float:
         return times[stage, instruction]

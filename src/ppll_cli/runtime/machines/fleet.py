@@ -218,7 +218,7 @@ class Fleet:
             problem = "no store could be reached there"
             if not (self.first or where.hosted):
                 problem = f"machine 0, which has the store, did not come in {where.limit_s:g} s"
-            problem = f"{problem}: {str(error).splitlines()[0]}"
+            problem = f"{problem}: {_first_line(error)}"
         raise ConfigError("MASTER_ADDR", place, problem)
 
     # Everything below is done by threads.
@@ -334,8 +334,12 @@ class Fleet:
                         if now != beats[machine]:
                             beats[machine], self._heard_s[machine] = now, time.monotonic()
             except Exception as error:
-                self._lost = f"; the store cannot be reached: {str(error).splitlines()[0]}"
+                self._lost = f"; the store cannot be reached: {_first_line(error)}"
                 return  # the others' silence is all that is left to notice
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def refusal(message: Message) -> ConfigError:

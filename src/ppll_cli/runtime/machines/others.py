@@ -9,6 +9,7 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -104,7 +105,8 @@ class Leader:
         """What of all failures, here and there, is the cause; all end then."""
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s:
-            failures += self.news(deal)
+            with suppress(RunFailedError):  # there is a failure already, which says more
+                failures += self.news(deal)
             time.sleep(0.1)
         root = cause(failures)
         root.setdefault("machine", self._fleet.name(0))
@@ -121,7 +123,7 @@ class Leader:
             here = Event()
             here.set()
             return here
-        folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
+        folder = checkpoint.unfinished_folder(self._job.run_dir, int(report["step"]))
         return parcels.take(report["file"], folder)
 
     def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:

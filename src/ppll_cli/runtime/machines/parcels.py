@@ -172,10 +172,13 @@ class Parcels:
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
         """Wait until a piece is there, or is not there any more."""
-        until_s = time.monotonic() + STALLED_S
+        waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
                 raise _ParcelError("it was given up")
-            if time.monotonic() > until_s:
+            now_s = time.monotonic()
+            waited_s += min(now_s - looked_s, 1.0)  # this machine may have been suspended
+            looked_s = now_s
+            if waited_s > STALLED_S:
                 what = "came" if there else "was read"
                 raise _ParcelError(f"nothing {what} for {STALLED_S:.0f} s")

@@ -79,11 +79,10 @@ def instruction_times(
                 case LocalStep(chunk):
                     seconds = parts[chunk].step_s
                 case FinishAverage(chunk):
-                    journey = carriers.average(stage, size := parts[chunk].gradient_bytes)
-                    if journey is None:  # nothing carries it while other things are computed
-                        seconds = profile.copy(size * 2 * (job.replicas - 1) // job.replicas)
-                    else:  # the last bucket is complete when the backward has ended
-                        seconds = journey.carried_s / _buckets(size)
+                    size = parts[chunk].gradient_bytes
+                    carried = carriers.average(stage, size) is not None
+                    moved = size * 2 * (job.replicas - 1) // job.replicas
+                    seconds = 0.0 if carried else profile.copy(moved)
                 case Loss(chunk, m):
                     seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
                 case Backward(chunk, m):
@@ -130,8 +129,13 @@ def journeys_of(
                         buckets, last = _buckets(size), stream[number + 1]
                         wait_s = times[stage].get(last, 0.0) / buckets
                         carried_s = journey.carried_s * (buckets - 1) / buckets
-                        journey = journey._replace(carried_s=wait_s + carried_s)
+                        journey = Journey(wait_s + carried_s)
                     underway[instruction] = journey
+                case FinishAverage(chunk):  # the last bucket is complete as the backward ends
+                    size = gradient_bytes(job, chunks[chunk], profile)
+                    if (journey := carriers.average(stage, size)) is not None:
+                        last_s = journey.carried_s / _buckets(size)
+                        underway[instruction] = Journey(last_s, journey.latency_s)
         result.append(underway)
     return result
 

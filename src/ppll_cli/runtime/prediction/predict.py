@@ -20,7 +20,7 @@ from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect
 from ppll_cli.runtime.prediction.pace import Pipeline, Times, company
 from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import usable_cores
-from ppll_cli.simulate import Cost, Journey
+from ppll_cli.simulate import Cost, Journey, at_once
 from ppll_cli.values import ValueSpec
 
 ROUNDS = 8
@@ -99,9 +99,11 @@ def predict(
     underway = journeys_of(job, beside, sizes, carriers, profile.at(sizes[0]))
     pipeline, times = Pipeline.of(job), beside
 
-    def journeys(stage: int, instruction: Instruction) -> Journey | None:
+    def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
 
+    anything = any(journey for stage in underway for journey in stage.values())
+    journeys = carried if anything else at_once
     steady = pipeline.steady(_cost(times), journeys)
     for _ in range(ROUNDS if others else 0):
         crowds = company(steady, others, job.replicas)
@@ -120,13 +122,7 @@ def predict(
         activation_bytes=_activation_bytes(job, profile.at(sizes[0]), steady.peak_live),
         parameter_bytes=_parameter_bytes(job, profile.at(sizes[0])),
         edges=_edge_loads(job, carriers, steady.batch_s),
-        averaged_bytes=max(
-            sum(gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
-            for stage in range(job.stages)
-        )
-        * 2
-        * (job.replicas - 1)
-        // job.replicas,
+        averaged_bytes=_averaged_bytes(job, profile.at(sizes[0])),
     )
 
 
@@ -181,6 +177,17 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
         params = sum(part.params for part in (*map(profile.unit, units), *ends))
         result.append(round(params * profile.parameter_bytes))
     return result
+
+
+def _averaged_bytes(job: Job, profile: Source) -> int:
+    """What a replica sends of its gradients, at the stage that has the most."""
+    if job.replicas == 1:
+        return 0
+    gradients = max(
+        sum(gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
+        for stage in range(job.stages)
+    )
+    return gradients * 2 * (job.replicas - 1) // job.replicas
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
