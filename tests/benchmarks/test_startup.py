@@ -6,7 +6,8 @@ from ppll_cli.benchmarks.runs import RunFailedError
 
 def test_a_first_step_is_seen_and_set_against_an_import() -> None:
     result = startup.measure(1)
-    assert result["first_step_s"] > result["import_torch_s"] > 0
+    assert result["first_step_s"] > 0
+    assert result["import_torch_s"] > 0
     ratio = result["first_step_s"] / result["import_torch_s"]
     assert result["first_step_over_import_torch"] == ratio
 
