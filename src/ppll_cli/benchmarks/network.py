@@ -193,27 +193,32 @@ def _rows(
 
 def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
     """A row's speeds, by link; and what a batch sends over it."""
-    overrides = overrides_of(model, name, steps)
+    overrides, measure = overrides_of(model, name, steps), _ddp if name == DDP else _ours
     speeds: Speeds = {HERE: [], **{link: [] for link in LINKS}}
     sent = 0.0
     for _ in range(rounds):
-        if name == DDP:
-            ends = ["ddp", str(min(10, steps // 5)), str(steps - min(10, steps // 5)), *overrides]
-            speeds[HERE].append(_at_ends(None, ends))
-        else:
-            alone = run(overrides, FOLDER / "network" / "one")
-            speeds[HERE].append(alone["train"]["samples_per_second"])
+        speeds[HERE].append(measure(None, overrides, steps)[0])
         for link, rate in LINKS.items():
             both.shape(rate)
-            if name == DDP:
-                speeds[link].append(_at_ends(both, ends))
-                continue
-            found = _run_on_both(both, overrides, FOLDER / "network" / "both")
-            speeds[link].append(found["train"]["samples_per_second"])
-            sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
-            if not found["edges"]:  # replicas: what each of two sends in a ring's all-reduce
-                sent = 4.0 * sum(module["params"] for module in found["per_module"])
+            speed, sent = measure(both, overrides, steps)
+            speeds[link].append(speed)
     return {"samples_per_second": speeds, "bytes_per_batch": sent}
+
+
+def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
+    """Samples per second of a run on one machine or on both, and bytes that a batch sends."""
+    folder = FOLDER / "network" / ("one" if both is None else "both")
+    found = run(overrides, folder) if both is None else _run_on_both(both, overrides, folder)
+    sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
+    if not found["edges"]:  # replicas: what each of two sends in a ring's all-reduce
+        sent = 4.0 * sum(module["params"] for module in found["per_module"])
+    return found["train"]["samples_per_second"], sent
+
+
+def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
+    """The same of torch's trainer, of which no bytes are known."""
+    warm_up = min(10, steps // 5)
+    return _at_ends(both, ["ddp", str(warm_up), str(steps - warm_up), *overrides]), 0.0
 
 
 def _learn(

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.files import scratch
 from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links, StopFlag
@@ -192,7 +192,7 @@ def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
         return
     # The machine's name may lead anywhere, and all workers are here.
     interface = "lo0" if sys.platform == "darwin" else "lo"
-    with TemporaryDirectory(prefix="ppll-run-") as folder:
+    with scratch() as folder:
         yield f"file://{folder}/store", interface
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from ppll_cli.partition.layout import Chunk
 from ppll_cli.runtime.averages import BUCKET_BYTES
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.prediction.interconnect import Carriers
+from ppll_cli.runtime.prediction.interconnect import Carriers, ring_bytes
 from ppll_cli.runtime.prediction.pace import Times
 from ppll_cli.runtime.prediction.profile import Measured
 from ppll_cli.schedules.instructions import (
@@ -60,7 +60,7 @@ def instruction_times(
     edges = edge_bytes(job)
 
     def send(cut: int, size: int) -> float:
-        carried = carriers.of_edge(cut) is not None and not carriers.crosses(cut)
+        carried = carriers.of_edge(cut) and not carriers.crosses(cut)
         return 0.0 if carried else profile.copy(size)
 
     result = []
@@ -79,10 +79,8 @@ def instruction_times(
                 case LocalStep(chunk):
                     seconds = parts[chunk].step_s
                 case FinishAverage(chunk):
-                    size = parts[chunk].gradient_bytes
-                    carried = carriers.average(stage, size) is not None
-                    moved = size * 2 * (job.replicas - 1) // job.replicas
-                    seconds = 0.0 if carried else profile.copy(moved)
+                    moved = ring_bytes(parts[chunk].gradient_bytes, job.replicas)
+                    seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
                 case Loss(chunk, m):
                     seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
                 case Backward(chunk, m):

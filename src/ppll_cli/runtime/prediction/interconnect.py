@@ -31,6 +31,11 @@ class Interconnect:
     bf16: bool = False
 
 
+def ring_bytes(size: int, replicas: int) -> int:
+    """What each replica sends in an all-reduce: every part of the sum but its own, twice."""
+    return size * 2 * (replicas - 1) // replicas
+
+
 class Carriers:
     """What carries the messages and averages of a job.
 
@@ -52,10 +57,6 @@ class Carriers:
         """Whether messages go to another machine behind a stage, for any of its replicas."""
         return any(self._leaves(seat) for seat in self._seats(cut))
 
-    def spread(self, stage: int) -> bool:
-        """Whether a stage's replicas are on several machines."""
-        return len({self._job.home(seat) for seat in self._seats(stage)}) > 1
-
     def of_edge(self, cut: int) -> Link | None:
         """What an edge behind a stage has for itself, if all that share its link use it."""
         if not self.crosses(cut) or self._interconnect.between is None:
@@ -66,9 +67,8 @@ class Carriers:
 
     def of_average(self, stage: int) -> Link | None:
         """What the replicas of a stage are connected by."""
-        if not self.spread(stage) or self._interconnect.between is None:
-            return self._interconnect.within
-        return self._interconnect.between
+        apart = len({self._job.home(seat) for seat in self._seats(stage)}) > 1
+        return (apart and self._interconnect.between) or self._interconnect.within
 
     def size(self, cut: int, size: int) -> int:
         """Bytes that cross, of a message behind a stage."""
@@ -82,14 +82,11 @@ class Carriers:
         return Journey(self.size(cut, size) / link.bytes_per_second, link.latency_s)
 
     def average(self, stage: int, size: int) -> Journey | None:
-        """The same of the all-reduce of so many bytes, as a ring makes it.
-
-        Each replica sends and gets every part of the sum but its own, twice.
-        """
+        """The same of the all-reduce of so many bytes, as a ring makes it."""
         link, replicas = self.of_average(stage), self._job.replicas
         if link is None:
             return None
-        moved = size * 2 * (replicas - 1) / replicas
+        moved = ring_bytes(size, replicas)
         return Journey(moved / link.bytes_per_second, 2 * (replicas - 1) * link.latency_s)
 
     def _seats(self, stage: int) -> list[Seat]:

@@ -16,7 +16,7 @@ from ppll_cli.runtime.prediction.costs import (
     instruction_times,
     journeys_of,
 )
-from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect
+from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect, ring_bytes
 from ppll_cli.runtime.prediction.pace import Pipeline, Times, company
 from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import usable_cores
@@ -92,11 +92,12 @@ def predict(
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
     carriers = Carriers(job, interconnect)
-    alone = instruction_times(job, profile.at(sizes[0]), sizes, carriers)
+    quiet = profile.at(sizes[0])
+    alone = instruction_times(job, quiet, sizes, carriers)
     beside = alone
     if others:
         beside = instruction_times(job, profile.at(sizes[0], others), sizes, carriers)
-    underway = journeys_of(job, beside, sizes, carriers, profile.at(sizes[0]))
+    underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
@@ -119,10 +120,10 @@ def predict(
         batch_s=steady.batch_s,
         bubble_fraction=steady.bubble_fraction,
         stage_s=steady.busy_s,
-        activation_bytes=_activation_bytes(job, profile.at(sizes[0]), steady.peak_live),
-        parameter_bytes=_parameter_bytes(job, profile.at(sizes[0])),
+        activation_bytes=_activation_bytes(job, quiet, steady.peak_live),
+        parameter_bytes=_parameter_bytes(job, quiet),
         edges=_edge_loads(job, carriers, steady.batch_s),
-        averaged_bytes=_averaged_bytes(job, profile.at(sizes[0])),
+        averaged_bytes=_averaged_bytes(job, quiet),
     )
 
 
@@ -183,11 +184,11 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
     """What a replica sends of its gradients, at the stage that has the most."""
     if job.replicas == 1:
         return 0
-    gradients = max(
+    gradients = (
         sum(gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
         for stage in range(job.stages)
     )
-    return gradients * 2 * (job.replicas - 1) // job.replicas
+    return ring_bytes(max(gradients), job.replicas)
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
