@@ -43,7 +43,6 @@ SAVED = 5
 COMMON = ["data=synthetic", "data.size=8", "data.flip=true", "data.pad=1", "data.test_samples=256"]
 COMMON += [f"data.train_samples={16 * BATCHES}", "batch_size=16", f"epochs={EPOCHS}"]
 COMMON += [f"eval_every={EVALUATED}", f"checkpoint.every={SAVED}", "threads=1", "device=cpu"]
-COMMON += ["timeline=false"]
 VIT = ["model=vit", "model.dim=32", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
 RESNET = ["model=resnet32", "model.depth=8", "optim=sgd", "optim.lr=0.05"]
 
