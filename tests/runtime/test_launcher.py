@@ -75,12 +75,14 @@ class FailsToLoad(Synthetic):
 
 
 class FailsToLearn(Greedy):
-    """Whose losses cannot be computed in a worker."""
+    """Whose first loss cannot be computed in a worker."""
 
     def criterion(self, site: Site) -> Criterion:
-        """The smallest head, and what fails behind it."""
+        """The smallest head, and what fails behind the first one."""
         head = super().criterion(site).head
-        return Criterion(nn.Sequential(head, _Fails()), (site.feature,), site.task)
+        if site.module == 0:  # later ones could fail sooner: what they need is sent before
+            head = nn.Sequential(head, _Fails())
+        return Criterion(head, (site.feature,), site.task)
 
 
 class _Fails(nn.Module):

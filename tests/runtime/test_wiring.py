@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ppll_cli.runtime import run as running
+from ppll_cli.runtime import wiring
 from ppll_cli.runtime.prepare import Prepared, prepare
-from tests.conftest import Runner, assert_same_run
+from ppll_cli.transport.groups import Group
+from tests.conftest import Runner, assert_same_run, prepared
 
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
 DATA += ["data.test_samples=23", "batch_size=8", "epochs=4", "eval_every=1"]  # 53 = 6 * 8 + 5
@@ -71,3 +74,44 @@ def test_half_as_much_may_cross(run: Runner, place: Place) -> None:
     assert 0.5 < edge["bytes_sent"] / whole["bytes_sent"] < 0.52
     assert found.test["loss"] != expected.test["loss"]
     assert found.test["loss"] == pytest.approx(expected.test["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("schedule", ["ppll", "gpipe", "1f1b"])
+def test_channels_over_the_network_change_nothing_on_cuda(
+    run: Runner, place: Place, monkeypatch: pytest.MonkeyPatch, schedule: str, devices: int
+) -> None:
+    """Through NCCL where each end has a device of its own; on one, by way of the host."""
+    if devices > torch.cuda.device_count():
+        pytest.skip(f"there are {torch.cuda.device_count()} CUDA devices, and this takes {devices}")
+    common = [f"schedule={schedule}", "gpus=2", "max_steps=9", *DATA, *RESNET]
+    common += ["device=cuda", "deterministic=true", "optim.clip_norm=0.5"]
+    if devices == 1:
+        common += ["oversubscribe=true"]
+        monkeypatch.setattr(wiring, "backend", lambda places: "gloo")
+    expected = run(*common)
+    place(0, 1)
+    found = run(*common)
+    assert_same_run(found, expected)
+    assert found.summary["edges"] == expected.summary["edges"]
+
+
+def test_bytes_go_from_device_to_device_where_each_end_has_its_own() -> None:
+    """What tells other replicas what comes next has no bytes."""
+    job = prepared("gpus=4", "replicas=2", "schedule=gpipe", *DATA, *VIT).job
+    on_cuda = replace(job, homes=(0, 1, 1, 1), devices=("cuda:0", "cuda:0", "cuda:1", "cuda:2"))
+    groups = wiring._groups(on_cuda)
+    first, second, third, fourth = [f"stage {s} replica {r}" for s in (0, 1) for r in (0, 1)]
+    assert groups == {
+        "replicas of stage 0": Group((0, 1), "nccl"),
+        "replicas of stage 1": Group((2, 3), "nccl"),
+        f"{first} to {third}": Group((0, 2), "gloo", directed=True),
+        f"{first} to {third}, bytes": Group((0, 2), "nccl", directed=True),
+        f"{third} to {first}": Group((2, 0), "gloo", directed=True),
+        f"{third} to {first}, bytes": Group((2, 0), "nccl", directed=True),
+        f"{first} to {second}": Group((0, 1), "gloo", directed=True),
+    }
+    on_cpu = wiring._groups(replace(on_cuda, devices=("cpu",) * 4))
+    assert {group.backend for group in on_cpu.values()} == {"gloo"}
+    assert [*on_cpu] == [name for name in groups if not name.endswith("bytes")]
+    assert fourth not in "".join(groups)  # on the machine of what sends to it

@@ -96,7 +96,7 @@ ON_TWO = {
 }
 
 
-def each(kinds: Mapping[str, Kind], devices: int = 0) -> list[Any]:
+def each(kinds: Mapping[str, object], devices: int = 0) -> list[Any]:
     """Parameters of a test; skipped where there are fewer CUDA devices."""
     reason = f"there are {DEVICES} CUDA devices, and this takes {devices}"
     marks = pytest.mark.skipif(devices > DEVICES, reason=reason)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
 from time import monotonic, perf_counter
@@ -18,8 +19,14 @@ from ppll_cli.runtime import forkserver
 from ppll_cli.transport import groups as grouping
 from ppll_cli.transport.channel import aligned
 from ppll_cli.transport.groups import Group, Groups, ProcessGroup
-from ppll_cli.transport.network import HEAD, STAGED, NetworkReceiver, NetworkSender
-from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting
+from ppll_cli.transport.network import (
+    HEAD,
+    STAGED,
+    NetworkReceiver,
+    NetworkSender,
+    bytes_group,
+)
+from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting, each
 
 FAST_S = 1000.0
 """How far the second process's clock is ahead."""
@@ -27,42 +34,66 @@ FAST_S = 1000.0
 Tensors = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How bytes travel, and between which devices."""
+
+    backend: str | None
+    """Of a group of their own."""
+
+    devices: tuple[str, str] = ("cpu", "cpu")
+
+
+ON_CPU = {"one group": Kind(None), "two groups": Kind("gloo")}
+ON_CUDA = {"pinned": Kind(None, ("cuda:0", "cuda:0"))}
+ON_TWO = {"nccl": Kind("nccl", ("cuda:0", "cuda:1"))}
+
+
 class LaterGroups(Groups):
     """Makes a group when it is first asked for, which both ends do in the same order."""
 
     def of(self, name: str) -> ProcessGroup:
         if name not in self._made:
-            self._made[name] = dist.new_group([0, 1], backend="gloo")
+            self._made[name] = dist.new_group([0, 1], backend=self.groups[name].backend)
         return self._made[name]
-
-    def ranks(self, name: str) -> tuple[int, int]:
-        return 0, 1
 
 
 def serve(rank: int, store: str, commands: Connection) -> None:
     """A process: its end of the channel that was last made is used as commands say."""
-    whole = {"all": Group((0, 1), "gloo")}
-    groups = LaterGroups(f"file://{store}", rank, 2, whole, "lo", apart=True)
+    known = {"all": Group((0, 1), "gloo"), "from first": Group((0, 1), "gloo", directed=True)}
+    groups = LaterGroups(f"file://{store}", rank, 2, known, "lo", apart=True)
 
     def clock() -> float:
         return perf_counter() + FAST_S * rank
 
     with mock.patch.object(grouping, "perf_counter", clock):
         groups.open(torch.device("cpu"))
-    kind: Any = NetworkSender if rank == 0 else NetworkReceiver
+    make: Any = NetworkSender if rank == 0 else NetworkReceiver
     end: Any = None
+    device = "cpu"
     while (command := commands.recv()) is not None:
         name, *arguments = command
         answer: Any = None
         try:
             if name == "make":
-                end = kind(groups, *arguments[:3], "cpu", arguments[3], _same, arguments[4])
+                kind, channel, slots, size, schema, wire_dtype = arguments
+                device = kind.devices[rank]
+                known[channel] = Group((0, 1), "gloo")
+                if kind.backend is not None:
+                    known[bytes_group(channel)] = Group((0, 1), kind.backend, directed=True)
+                end = make(groups, channel, slots, size, device, schema, _same, wire_dtype)
                 end.open()
             elif name == "ahead":
                 answer = groups.ahead_s
+            elif name == "send":
+                header, tensors = arguments
+                there = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+                end.send(header, there)
+                for tensor in there.values():
+                    tensor.zero_()
             elif name == "receive":
                 header, tensors = end.receive()
-                answer = header, {name: tensor.clone() for name, tensor in tensors.items()}
+                answer = header, {n: tensor.to("cpu", copy=True) for n, tensor in tensors.items()}
             else:
                 answer = getattr(end, name)(*arguments)
         except Exception as error:
@@ -121,8 +152,8 @@ def test_clocks_are_compared(ends: tuple[Far, Far]) -> None:
 NAMES = count()
 
 
-@pytest.fixture
-def open_channel(ends: tuple[Far, Far]) -> Open:
+@pytest.fixture(params=[*each(ON_CPU), *each(ON_CUDA, 1), *each(ON_TWO, 2)])
+def open_channel(ends: tuple[Far, Far], request: pytest.FixtureRequest) -> Open:
     """Opens a channel, given its slots, the largest tensors, and what else sets it apart."""
 
     def open_channel(
@@ -134,7 +165,7 @@ def open_channel(ends: tuple[Far, Far]) -> Open:
         size = sum(aligned(tensor.nbytes) for tensor in largest.values())
         name = f"channel {next(NAMES)}"
         for end, schema in zip(ends, schemas, strict=True):
-            end("make", name, slots, size, schema, wire_dtype)
+            end("make", request.param, name, slots, size, schema, wire_dtype)
         return ends
 
     return open_channel

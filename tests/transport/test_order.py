@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppll_cli.transport.memory import HostMemory
-from ppll_cli.transport.order import CudaOrder
+from ppll_cli.transport.order import CudaOrder, Moment
 from ppll_cli.transport.ring import RingReceiver, RingSender, ring
 
 WAIT_S = 10.0
@@ -54,14 +54,20 @@ class Event:
 
     opened: dict[bytes, "Event"] = {}  # noqa: RUF012 - what all processes share
 
-    def __init__(self, interprocess: bool = False) -> None:
+    def __init__(self, interprocess: bool = False, blocking: bool = False) -> None:
         self.records = self.done = 0
-        self._interprocess = interprocess
+        self._interprocess, self._blocking = interprocess, blocking
 
     def record(self, stream: Stream) -> None:
+        self._stream = stream
         self.records += 1
         record = self.records
         stream.put(lambda: setattr(self, "done", record))
+
+    def synchronize(self) -> None:
+        assert self._blocking, "a core would be busy with waiting"
+        while self.done < self.records:
+            assert self._stream.go_on(), "it waits for ever"
 
     def ipc_handle(self) -> bytes:
         assert self._interprocess
@@ -277,3 +283,17 @@ def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]
     assert not producer.kept
     assert [len(stream.queue) for stream in cuda.current.values()] == [2]
     assert receiver.wait(WAIT_S)
+
+
+def test_a_moment_is_what_was_queued_before(patched: Callable[[], Cuda]) -> None:
+    cuda = patched()
+    device, done = torch.device("cuda:1"), list[str]()
+    stream = cuda.current_stream(device)
+    stream.put(lambda: done.append("before"))
+    moment = Moment(device)
+    stream.put(lambda: done.append("after"))
+    assert done == []
+    moment.wait()
+    assert done == ["before"]
+    Moment(torch.device("cpu")).wait()
+    assert done == ["before"]

@@ -11,7 +11,7 @@ from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
 from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import check_descriptors
 from ppll_cli.transport.groups import Group, Groups, backend
-from ppll_cli.transport.network import NetworkReceiver, NetworkSender
+from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_group
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
@@ -177,8 +177,14 @@ def _groups(job: Job) -> dict[str, Group]:
                 ranks, backend([(job.home(s), job.device(s)) for s in seats])
             )
     for way in _ways(job):
-        if job.home(way.source) != job.home(way.target):
-            found[way.name] = Group((job.number(way.source), job.number(way.target)), "gloo")
+        ends = way.source, way.target
+        if job.home(way.source) == job.home(way.target):
+            continue
+        ranks = job.number(way.source), job.number(way.target)
+        found[way.name] = Group(ranks, "gloo", directed=True)
+        carrier = backend([(job.home(seat), job.device(seat)) for seat in ends])
+        if carrier != "gloo" and not way.leads:
+            found[bytes_group(way.name)] = Group(ranks, carrier, directed=True)
     return found
 
 

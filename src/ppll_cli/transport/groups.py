@@ -14,12 +14,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 ProcessGroup = Any
 """torch's, of which its stubs know too little."""
 
 FOR_EVER = timedelta(days=365)
 """Whoever waits for a worker that is gone is stopped by its launcher; nothing here judges."""
+
+JUDGES = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
+"""What would have NCCL's own watch end a process: before its launcher knows why, or where all
+machines were suspended."""
 
 CONNECTING = timedelta(minutes=5)
 
@@ -34,10 +39,12 @@ class Group:
     Attributes:
         ranks: Their numbers.
         backend: What carries the data: gloo, or NCCL, which needs a CUDA device for each.
+        directed: There are two, and the first one sends to the second; else all do the same.
     """
 
     ranks: tuple[int, ...]
     backend: str
+    directed: bool = False
 
 
 class Groups:
@@ -76,6 +83,8 @@ class Groups:
         if self._interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", self._interface)
+        for name in JUDGES:
+            os.environ.setdefault(name, "0")
         dist.init_process_group(
             "gloo",
             store=self._make_store(),
@@ -89,8 +98,17 @@ class Groups:
             made: Any = dist.new_group(list(group.ranks), backend=group.backend, timeout=FOR_EVER)
             if self.rank in group.ranks:
                 self._made[name] = made
-                where = device if group.backend == "nccl" else "cpu"
-                dist.all_reduce(torch.zeros(1, device=where), group=made)
+                self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
+
+    def _connect(self, name: str, number: Tensor) -> None:
+        """Use a group as it is going to be used; NCCL connects for each kind of use apart."""
+        group, made = self.groups[name], self._made[name]
+        if not group.directed:
+            dist.all_reduce(number, group=made)
+        elif self.rank == group.ranks[0]:
+            dist.send(number, group.ranks[1], group=made)
+        else:
+            dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
         """Ask worker 0 for the time, and take the answer that came soonest.
@@ -118,14 +136,19 @@ class Groups:
         """A group that this worker is in, once it is open."""
         return self._made[name]
 
+    def carrier(self, name: str, device: torch.device) -> torch.device:
+        """Where a group takes tensors from: the worker's device, or the host's memory."""
+        return device if self.groups[name].backend == "nccl" else torch.device("cpu")
+
     def ranks(self, name: str) -> Sequence[int]:
         """Who is in a group."""
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Leave; torch complains where NCCL's are not left."""
-        if any(group.backend == "nccl" for group in self.groups.values()):
-            dist.destroy_process_group()
+        """Leave NCCL's groups, of which torch complains otherwise; threads still use others."""
+        for name, made in self._made.items():
+            if self.groups[name].backend == "nccl":
+                dist.destroy_process_group(made)
 
     def _make_store(self) -> Any:
         kind, _, place = self._store.partition("://")

@@ -68,11 +68,11 @@ class HostMemory:
 
 
 class DeviceMemory:
-    """Memory that the consumer's process makes on its device, and gives to the producer's.
+    """Memory that a process makes on its device; the consumer's may give it to the producer's.
 
     Args:
         size: In bytes.
-        device: The consumer's.
+        device: Where.
     """
 
     def __init__(self, size: int, device: str) -> None:
@@ -82,13 +82,17 @@ class DeviceMemory:
     def open(self) -> None:
         """The producer's end waits for the offer."""
 
-    def offer(self) -> bytes:
-        """Make it, and a handle for the other process."""
+    def make(self) -> None:
+        """Make it, for other streams and processes to use."""
         self.tensor = torch.empty(self._size, dtype=torch.uint8, device=self._device)
         if self._device.type == "cuda":
-            # It may have belonged to a tensor that what is queued here still uses, of which no
-            # other process knows.
+            # It may have belonged to a tensor that what is queued here still uses, of which nobody
+            # else knows.
             torch.cuda.synchronize(self._device)
+
+    def offer(self) -> bytes:
+        """Make it, and a handle for the other process."""
+        self.make()
         return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:

@@ -1,20 +1,24 @@
 """Channels between machines: slots that are filled over torch.distributed's point-to-point.
 
-Each channel has a process group of its own, so that nothing waits behind what it does not depend
-on. The sender copies a message into a slot of its own and a thread sends it on; the receiver's
-thread posts the next receive only when it has a free slot, which is all the backpressure there is:
-gloo sends nothing before it is asked for. What crosses is a head, JSON, and the tensors' bytes,
-exactly as many as the head says, so that nothing of an earlier message can be taken for a later
-one's. Before the first message the sender tells what it is going to send, and the receiver
-compares.
+Each channel has process groups of its own, so that nothing waits behind what it does not depend on.
+The sender copies a message into a slot of its own and a thread sends it on; the receiver's thread
+asks for the next one only when it has a free slot, which is all the backpressure there is: gloo
+sends nothing before it is asked for. What crosses is a head, JSON, and the tensors' bytes, exactly
+as many as the head says, so that nothing of an earlier message can be taken for a later one's.
+Before the first message the sender tells what it is going to send, and the receiver compares.
 
-Slots are in host memory; on CUDA they are pinned.
+Heads go through gloo, and bytes through gloo too, from host memory, which is pinned on CUDA, or
+through NCCL, from one device's memory into the other's. NCCL's transfers occupy both devices until
+they are through, and those of several channels could wait for one another in a circle. So none
+begins before its bytes are complete at one end and there is room at the other: the sender's thread
+waits for the device before it sends the head, the receiver's before it asks for one.
 """
 
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -27,7 +31,8 @@ from torch import Tensor
 from ppll_cli.errors import SchemaError
 from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
 from ppll_cli.transport.groups import Groups
-from ppll_cli.transport.memory import HostMemory
+from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory
+from ppll_cli.transport.order import Moment
 from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
 
 HEAD = 1024
@@ -50,19 +55,31 @@ _Message = tuple[Header, Layout, Sequence[torch.dtype]]
 """With what its tensors were before they were sent."""
 
 
+def bytes_group(name: str) -> str:
+    """The name of the group that carries a channel's bytes, where its own group does not."""
+    return f"{name}, bytes"
+
+
 class _Slots(Slots):
     """Slots in this process's memory.
 
     Args:
         count: How many.
         size: Bytes of each.
+        carrier: Where their bytes are sent from, or come to.
         device: Of the worker.
     """
 
-    def __init__(self, count: int, size: int, device: str) -> None:
+    def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:
         size = max(ALIGNMENT, aligned(size))
-        memory = HostMemory(torch.zeros(count * size, dtype=torch.uint8), device != "cpu")
-        memory.open()
+        memory: Memory
+        if carrier.type == "cpu":
+            whole = torch.zeros(count * size, dtype=torch.uint8)
+            memory = HostMemory(whole, pinned=device.type != "cpu")
+            memory.open()
+        else:
+            memory = DeviceMemory(count * size, str(carrier))
+            memory.make()
         super().__init__(memory, count, size)
         self._numbers: dict[Layout, int] = {}
 
@@ -81,7 +98,8 @@ class _End:
 
     Args:
         groups: The run's.
-        name: Of the channel's group, whose first rank sends to the second one.
+        name: Of the channel's group, whose first rank sends to the second one. Bytes have a group
+            of their own where there is one.
         slots: How many the receiver has.
         size: Bytes of a message at most.
         device: Of the worker.
@@ -102,7 +120,8 @@ class _End:
         wire_dtype: WireDtype | None,
     ) -> None:
         self._groups, self._name, self._count, self._size = groups, name, slots, size
-        self._device, self._schema, self._code = device, schema, code
+        self._device, self._schema, self._code = torch.device(device), schema, code
+        self._bytes = bytes_group(name) if bytes_group(name) in groups.groups else name
         self._wire = torch.bfloat16 if wire_dtype == "bf16" else torch.float32
         self._error: Exception | None = None
         self._failed_s = 0.0
@@ -126,27 +145,42 @@ class _End:
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
 
-    def _send(self, tensor: Tensor) -> None:
-        if len(tensor):
-            dist.send(tensor, self._groups.ranks(self._name)[1], group=self._groups.of(self._name))
+    def _open(self, slots: int) -> None:
+        """Make the slots, and a stream beside the worker's, for whose work no transfer waits."""
+        carrier = self._groups.carrier(self._bytes, self._device)
+        self._slots = _Slots(slots, self._size, carrier, self._device)
+        self._aside: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if carrier.type == "cuda":
+            side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
+            self._aside = partial(torch.cuda.stream, side)
 
-    def _receive(self, tensor: Tensor) -> None:
+    def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
+        """Send to an end of a group, or receive from it; that has been done when this returns."""
         if len(tensor):
-            dist.recv(tensor, self._groups.ranks(self._name)[0], group=self._groups.of(self._name))
+            peer, group = self._groups.ranks(name)[end], self._groups.of(name)
+            with self._aside():
+                transfer(tensor, peer, group=group)
+                Moment(tensor.device).wait()
+
+    def _send(self, tensor: Tensor, name: str) -> None:
+        self._carry(dist.send, tensor, 1, name)
+
+    def _receive(self, tensor: Tensor, name: str) -> None:
+        self._carry(dist.recv, tensor, 0, name)
 
     def _send_head(self, content: Any) -> None:
         text = json.dumps(content, separators=(",", ":")).encode()
         data = bytearray(f"{len(text):0{LENGTH}d}".encode() + text)
         whole = torch.frombuffer(data.ljust(HEAD), dtype=torch.uint8)
-        self._send(whole[:HEAD])
-        self._send(whole[HEAD:])
+        self._send(whole[:HEAD], self._name)
+        self._send(whole[HEAD:], self._name)
 
     def _receive_head(self) -> Any:
         first = torch.empty(HEAD, dtype=torch.uint8)
-        self._receive(first)
+        self._receive(first, self._name)
         length = LENGTH + int(bytes(first[:LENGTH].numpy()))
         rest = torch.empty(max(0, length - HEAD), dtype=torch.uint8)
-        self._receive(rest)
+        self._receive(rest, self._name)
         return json.loads(bytes(torch.cat([first, rest])[LENGTH:length].numpy()))
 
 
@@ -157,9 +191,9 @@ class NetworkSender(_End):
 
     def open(self) -> None:
         """Make the slots, and tell the other end what is going to come."""
-        self._slots = _Slots(STAGED, self._size, self._device)
+        self._open(STAGED)
         self._free: SimpleQueue[None] = SimpleQueue()
-        self._filled: SimpleQueue[tuple[Any, Tensor]] = SimpleQueue()
+        self._filled: SimpleQueue[tuple[Any, Tensor, Moment]] = SimpleQueue()
         self._is_free = False
         for _ in range(STAGED):
             self._free.put(None)
@@ -187,19 +221,20 @@ class NetworkSender(_End):
         self._slots.check_room(layout)
         slot, views = self._slots.take(layout)
         for name, tensor in tensors.items():
-            views[name].copy_(tensor.detach())
+            _copy(views[name], tensor.detach())
         spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in layout]
         self._is_free = False
         body = self._slots.bytes(slot, layout_bytes(layout))
-        self._filled.put(([self._code(header), spelled], body))
+        self._filled.put(([self._code(header), spelled], body, Moment(self._device)))
         self.bytes_sent += sum(view.nbytes for view in views.values())
 
     def _work(self) -> None:
         self._send_head(self._schema)
         while True:
-            head, body = self._filled.get()
+            head, body, filled = self._filled.get()
+            filled.wait()
             self._send_head(head)
-            self._send(body)
+            self._send(body, self._bytes)
             self._free.put(None)
 
 
@@ -208,13 +243,13 @@ class NetworkReceiver(_End):
 
     def open(self) -> None:
         """Make the slots, and ask for the first message."""
-        self._slots = _Slots(self._count, self._size, self._device)
-        self._free: SimpleQueue[int] = SimpleQueue()
+        self._open(self._count)
+        self._free: SimpleQueue[tuple[int, Moment]] = SimpleQueue()
         self._come: SimpleQueue[_Message] = SimpleQueue()
         self._next: _Message | None = None
         self._held: deque[int] = deque()
         for slot in range(self._count):
-            self._free.put(slot)
+            self._free.put((slot, Moment(self._device)))
         self._start(self._work)
 
     def wait(self, timeout_s: float) -> bool:
@@ -236,27 +271,37 @@ class NetworkReceiver(_End):
         (header, layout, dtypes), self._next = self._next, None
         slot, views = self._slots.take(layout)
         self._held.append(slot)
-        # What is copied must be there before the slot is filled anew, which no stream tells.
         return header, {
-            name: view.detach().to(self._device, dtype)
+            name: view.detach().to(self._device, dtype, non_blocking=True)
             for (name, view), dtype in zip(views.items(), dtypes, strict=True)
         }
 
     def release(self) -> None:
         """Give the oldest slot back."""
-        self._free.put(self._held.popleft())
+        self._free.put((self._held.popleft(), Moment(self._device)))
 
     def _work(self) -> None:
         if (theirs := self._receive_head()) != self._schema:
             raise SchemaError(self._name, str(theirs), self._schema)
         while True:
-            slot = self._free.get()
+            slot, given_back = self._free.get()
+            given_back.wait()
             header, spelled = self._receive_head()
             layout = tuple(_form(*parts) for *parts, _ in spelled)
             dtypes = [_dtype(name) for *_, name in spelled]
             self._slots.check_room(layout)
-            self._receive(self._slots.bytes(slot, layout_bytes(layout)))
+            self._receive(self._slots.bytes(slot, layout_bytes(layout)), self._bytes)
             self._come.put((self._code(header), layout, dtypes))
+
+
+def _copy(view: Tensor, tensor: Tensor) -> None:
+    """Queue a copy into a slot."""
+    if view.device != tensor.device:
+        # Of the same type and without gaps, so that it goes straight into pinned memory.
+        size, stride = view.shape, view.stride()
+        compact = torch.empty_strided(size, stride, dtype=view.dtype, device=tensor.device)
+        tensor = compact.copy_(tensor)
+    view.copy_(tensor, non_blocking=True)
 
 
 def _spelled(form: TensorForm) -> list[Any]:

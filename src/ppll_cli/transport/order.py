@@ -25,6 +25,25 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 
 
+class Moment:
+    """What is queued on a device's current stream by now. On CPU it has been done.
+
+    Args:
+        device: Which.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Have the calling thread wait, without computing, until it has been done."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
 class Order(Protocol):
     """Orders one end's use of slots behind the other's."""
 

@@ -16,6 +16,7 @@ import pytest
 from ppll_cli.errors import RunFailedError
 from ppll_cli.runtime.checkpoint import SavedFile, unfinished_folder
 from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.machines import others
 from ppll_cli.runtime.machines.fleet import Fleet, Message
 from ppll_cli.runtime.machines.others import Follower, Leader, Report, Seen
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
@@ -101,6 +102,31 @@ def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
     one = leader(job, messages, None)
     assert list(one.news(lambda _, report: dealt.append(report["kind"]))) == []
     assert dealt == ["saved", "done"]
+
+
+def test_a_failure_without_a_last_word_is_the_cause_and_waits_for_no_other(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has one may have stumbled over another's end, of which others are still to tell."""
+    stumbled = {"error": "lost a connection", "traceback": "torch/distributed/", "time": 1.0}
+    silent = {"error": "is stopped", "time": 2.0}
+    messages, pauses = [said("failed", **stumbled)], list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            messages.append(said("failed", **silent))
+
+    monkeypatch.setattr(others, "HEARING_S", 60.0)
+    monkeypatch.setattr("time.sleep", pause)
+    one = leader(job, messages, None)
+    heard = one.verdict([], lambda *_: None)
+    assert (heard["error"], heard["machine"]) == ("is stopped", "machine 1")
+    assert len(pauses) == 4
+    messages.append(said("failed", **stumbled))
+    own = {"stage": 0, **silent}
+    assert one.verdict([own], lambda *_: None) == {**own, "machine": "machine 0"}
+    assert len(messages) == 1
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ppll_cli.runtime.pulse import Pulse
 Report = dict[str, Any]
 
 HEARING_S = 2.0
-"""After a failure, how long others may take to tell of the one that is its cause."""
+"""After a failure that has a last word, how long others may take to tell of its cause."""
 
 VERDICT_S = 10.0
 """How long machine 0 may take to say what the cause was."""
@@ -104,7 +104,7 @@ class Leader:
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
         """What of all failures, here and there, is the cause; all end then."""
         until_s = time.monotonic() + HEARING_S
-        while time.monotonic() < until_s:
+        while time.monotonic() < until_s and not any(map(_is_silent, failures)):
             with suppress(RunFailedError):  # there is a failure already, which says more
                 failures += self.news(deal)
             time.sleep(0.1)
@@ -246,9 +246,14 @@ def cause(failures: Sequence[Report]) -> Report:
     def order(failure: Report) -> tuple[bool, bool, float]:
         words = failure.get("traceback", "")
         stumbled = any(each in words for each in ("torch/distributed/", "transport/network.py"))
-        return bool(words), stumbled, failure["time"]
+        return not _is_silent(failure), stumbled, failure["time"]
 
     return min(failures, key=order)
+
+
+def _is_silent(failure: Report) -> bool:
+    """Whether a worker failed without a last word: it is gone, or stopped, or its machine is."""
+    return not failure.get("traceback")
 
 
 _LOOK = ("step", "sent", "received", "memory_bytes", "counted_s")

@@ -1,0 +1,170 @@
+"""When the threads of channels over a network wait for a device; here there is none.
+
+`Gates` stand for what devices do: a moment has come once the test lets it. `Wire` stands for both
+groups: what is sent waits until it is asked for, and every transfer is there to be seen.
+"""
+
+import json
+from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+from threading import Condition, current_thread, main_thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppll_cli.transport import network
+from ppll_cli.transport.groups import Group
+from ppll_cli.transport.network import HEAD, LENGTH, NetworkReceiver, NetworkSender, bytes_group
+
+WAIT_S, SHORT_S = 20.0, 0.1
+SIZE = 512
+OURS, TRANSFERS = "the worker's", "transfers"
+"""Moments of what the worker has queued, and of what a channel's thread has."""
+
+
+class Gates:
+    """Which moments do not come."""
+
+    def __init__(self) -> None:
+        self._shut: tuple[str, ...] = ()
+        self._changed = Condition()
+
+    def shut(self, *kinds: str) -> None:
+        with self._changed:
+            self._shut = kinds
+            self._changed.notify_all()
+
+    def wait(self, kind: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: kind not in self._shut, WAIT_S)
+
+
+class Wire:
+    """One end of two groups; the test is the other end."""
+
+    groups = {"x": Group((0, 1), "gloo"), bytes_group("x"): Group((0, 1), "gloo")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self._sent: SimpleQueue[tuple[str, Tensor]] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[str, int]] = SimpleQueue()
+        self._answers: SimpleQueue[Tensor] = SimpleQueue()
+
+    def ranks(self, name: str) -> tuple[int, ...]:
+        return self.groups[name].ranks
+
+    def of(self, name: str) -> str:
+        return name
+
+    def carrier(self, name: str, device: torch.device) -> torch.device:
+        return device
+
+    def send(self, tensor: Tensor, peer: int, group: str) -> None:
+        assert peer == 1
+        self._sent.put((group, tensor.clone()))
+
+    def recv(self, tensor: Tensor, peer: int, group: str) -> None:
+        assert peer == 0
+        self._asked.put((group, len(tensor)))
+        tensor.copy_(self._answers.get(timeout=WAIT_S))
+
+    def sent(self, limit_s: float = WAIT_S) -> tuple[str, Tensor]:
+        """What is sent next, and through which group."""
+        return self._sent.get(timeout=limit_s)
+
+    def asked(self, limit_s: float = WAIT_S) -> tuple[str, int]:
+        """How much is asked for next, and of which group."""
+        return self._asked.get(timeout=limit_s)
+
+    def answer(self, content: Tensor) -> None:
+        self._answers.put(content)
+
+
+def head(content: Any) -> Tensor:
+    text = json.dumps(content).encode()
+    return torch.frombuffer(
+        bytearray((f"{len(text):0{LENGTH}d}".encode() + text).ljust(HEAD)), dtype=torch.uint8
+    )
+
+
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gates]:
+    gates = Gates()
+
+    class Moment:
+        def __init__(self, device: torch.device) -> None:
+            self._kind = OURS if current_thread() is main_thread() else TRANSFERS
+
+        def wait(self) -> None:
+            gates.wait(self._kind)
+
+    monkeypatch.setattr(network, "Moment", Moment)
+    yield gates
+    gates.shut()
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    wire = Wire()
+    monkeypatch.setattr("torch.distributed.send", wire.send)
+    monkeypatch.setattr("torch.distributed.recv", wire.recv)
+    return wire
+
+
+def end(kind: Any, wire: Wire) -> Any:
+    """An end of a channel with one slot, open."""
+    made = kind(wire, "x", 1, SIZE, "cpu", "schema", lambda header: header, None)
+    made.open()
+    return made
+
+
+def test_nothing_is_sent_before_it_is_complete(gates: Gates, wire: Wire) -> None:
+    """A slot is not filled again before its bytes have been sent, head and bytes in turn."""
+    sender = end(NetworkSender, wire)
+    assert wire.sent()[0] == "x"  # the schema
+    gates.shut(OURS)
+    for number in (1, 2):
+        assert sender.wait(WAIT_S)
+        sender.send(number, {"n": torch.full((128,), number, dtype=torch.int32)})
+    with pytest.raises(Empty):
+        wire.sent(SHORT_S)
+    gates.shut(TRANSFERS)
+    group, first = wire.sent()
+    assert (group, len(first)) == ("x", HEAD)
+    with pytest.raises(Empty):
+        wire.sent(SHORT_S)
+    assert not sender.wait(SHORT_S)
+    gates.shut()
+    for number in (1, 2):
+        group, content = wire.sent()
+        assert group == "x, bytes"
+        assert content.view(torch.int32).eq(number).all()
+        if number == 1:
+            assert wire.sent()[0] == "x"
+    assert sender.wait(WAIT_S)
+
+
+def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> None:
+    """What is received has come once its bytes are there."""
+    receiver = end(NetworkReceiver, wire)
+    spelled = ["header", [["n", "int64", [3], [1], "int64"]]]
+    assert wire.asked() == ("x", HEAD)
+    wire.answer(head("schema"))
+    for number in (1, 2):
+        assert wire.asked() == ("x", HEAD)
+        wire.answer(head(spelled))
+        assert wire.asked() == ("x, bytes", SIZE)
+        gates.shut(TRANSFERS)
+        wire.answer(torch.full((SIZE // 8,), number).view(torch.uint8))
+        assert not receiver.wait(SHORT_S)
+        gates.shut(OURS)
+        assert receiver.wait(WAIT_S)
+        header, tensors = receiver.receive()
+        assert (header, tensors["n"].tolist()) == ("header", [number] * 3)
+        receiver.release()
+        with pytest.raises(Empty):
+            wire.asked(SHORT_S)
+        assert tensors["n"].tolist() == [number] * 3
+        gates.shut()
+    assert wire.asked() == ("x", HEAD)
