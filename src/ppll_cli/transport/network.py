@@ -7,11 +7,12 @@ sends nothing before it is asked for. What crosses is a head, JSON, and the tens
 as many as the head says, so that nothing of an earlier message can be taken for a later one's.
 Before the first message the sender tells what it is going to send, and the receiver compares.
 
-Heads go through gloo, and bytes through gloo too, from host memory, which is pinned on CUDA, or
-through NCCL, from one device's memory into the other's. NCCL's transfers occupy both devices until
-they are through, and those of several channels could wait for one another in a circle. So none
-begins before its bytes are complete at one end and there is room at the other: the sender's thread
-waits for the device before it sends the head, the receiver's before it asks for one.
+gloo takes head and bytes in one piece from the host's memory, which is pinned on CUDA. Where NCCL
+carries the bytes from one device's memory into the other's, the head goes before them. NCCL's
+transfers occupy both devices until they are through, and those of several channels could wait for
+one another in a circle. So none begins before its bytes are complete at one end and there is room
+at the other: the sender's thread waits for the device before it sends the head, the receiver's
+before it asks for one.
 """
 
 import json
@@ -29,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppll_cli.errors import SchemaError
-from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
+from ppll_cli.transport.channel import Header, WireDtype, aligned
 from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory
 from ppll_cli.transport.order import Moment
@@ -41,6 +42,9 @@ first part, which says how long the rest is."""
 
 LENGTH = 8
 """Digits at the beginning of a head: how long it is without them."""
+
+HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
+"""A head lies in its slot before the tensors, unless it goes before them."""
 
 PATIENCE_S = 15.0
 """How long after the loss of a connection an end goes on waiting."""
@@ -71,7 +75,7 @@ class _Slots(Slots):
     """
 
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:
-        size = max(ALIGNMENT, aligned(size))
+        size = HEAD + aligned(size)
         memory: Memory
         if carrier.type == "cpu":
             whole = torch.zeros(count * size, dtype=torch.uint8)
@@ -87,9 +91,10 @@ class _Slots(Slots):
         """The next slot and its tensors."""
         return self.next(self._numbers.setdefault(layout, len(self._numbers)), layout)
 
-    def bytes(self, slot: int, length: int) -> Tensor:
-        """The first bytes of a slot."""
+    def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
+        """A slot, as far as such tensors reach in it, or all of it."""
         assert self.memory.tensor is not None
+        length = self.size if layout is None else layout_bytes(layout)
         return self.memory.tensor[slot * self.size :][:length]
 
 
@@ -121,7 +126,8 @@ class _End:
     ) -> None:
         self._groups, self._name, self._count, self._size = groups, name, slots, size
         self._device, self._schema, self._code = torch.device(device), schema, code
-        self._bytes = bytes_group(name) if bytes_group(name) in groups.groups else name
+        self._bytes = bytes_group(name)
+        self._apart = self._bytes in groups.groups
         self._wire = torch.bfloat16 if wire_dtype == "bf16" else torch.float32
         self._error: Exception | None = None
         self._failed_s = 0.0
@@ -147,7 +153,7 @@ class _End:
 
     def _open(self, slots: int) -> None:
         """Make the slots, and a stream beside the worker's, for whose work no transfer waits."""
-        carrier = self._groups.carrier(self._bytes, self._device)
+        carrier = self._groups.carrier(self._bytes if self._apart else self._name, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)
         self._aside: Callable[[], AbstractContextManager[Any]] = nullcontext
         if carrier.type == "cuda":
@@ -168,20 +174,21 @@ class _End:
     def _receive(self, tensor: Tensor, name: str) -> None:
         self._carry(dist.recv, tensor, 0, name)
 
-    def _send_head(self, content: Any) -> None:
-        text = json.dumps(content, separators=(",", ":")).encode()
-        data = bytearray(f"{len(text):0{LENGTH}d}".encode() + text)
-        whole = torch.frombuffer(data.ljust(HEAD), dtype=torch.uint8)
-        self._send(whole[:HEAD], self._name)
-        self._send(whole[HEAD:], self._name)
-
-    def _receive_head(self) -> Any:
-        first = torch.empty(HEAD, dtype=torch.uint8)
-        self._receive(first, self._name)
+    def _receive_head(self, first: Tensor | None = None) -> Any:
+        """What a head says, of which the first part may be there already."""
+        if first is None:
+            first = torch.empty(HEAD, dtype=torch.uint8)
+            self._receive(first, self._name)
         length = LENGTH + int(bytes(first[:LENGTH].numpy()))
         rest = torch.empty(max(0, length - HEAD), dtype=torch.uint8)
         self._receive(rest, self._name)
         return json.loads(bytes(torch.cat([first, rest])[LENGTH:length].numpy()))
+
+
+def _head(content: Any) -> Tensor:
+    text = json.dumps(content, separators=(",", ":")).encode()
+    data = bytearray(f"{len(text):0{LENGTH}d}".encode() + text)
+    return torch.frombuffer(data.ljust(HEAD), dtype=torch.uint8)
 
 
 class NetworkSender(_End):
@@ -193,7 +200,7 @@ class NetworkSender(_End):
         """Make the slots, and tell the other end what is going to come."""
         self._open(STAGED)
         self._free: SimpleQueue[None] = SimpleQueue()
-        self._filled: SimpleQueue[tuple[Any, Tensor, Moment]] = SimpleQueue()
+        self._filled: SimpleQueue[tuple[Tensor, Tensor, Moment]] = SimpleQueue()
         self._is_free = False
         for _ in range(STAGED):
             self._free.put(None)
@@ -214,27 +221,36 @@ class NetworkSender(_End):
         Raises:
             ValueError: They do not fit.
         """
-        layout = tuple(
+        forms = tuple(
             form._replace(dtype=self._wire) if form.dtype == torch.float32 else form
             for form in layout_of(tensors)
         )
+        layout = (HEAD_FORM, *forms)
         self._slots.check_room(layout)
         slot, views = self._slots.take(layout)
         for name, tensor in tensors.items():
             _copy(views[name], tensor.detach())
-        spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in layout]
+        spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in forms]
         self._is_free = False
-        body = self._slots.bytes(slot, layout_bytes(layout))
-        self._filled.put(([self._code(header), spelled], body, Moment(self._device)))
-        self.bytes_sent += sum(view.nbytes for view in views.values())
+        head = _head([self._code(header), spelled])
+        self._filled.put((head, self._slots.bytes(slot, layout), Moment(self._device)))
+        self.bytes_sent += sum(views[name].nbytes for name in tensors)
 
     def _work(self) -> None:
-        self._send_head(self._schema)
+        schema = _head(self._schema)
+        self._send(schema[:HEAD], self._name)
+        self._send(schema[HEAD:], self._name)
         while True:
-            head, body, filled = self._filled.get()
+            head, whole, filled = self._filled.get()
             filled.wait()
-            self._send_head(head)
-            self._send(body, self._bytes)
+            if self._apart:
+                self._send(head[:HEAD], self._name)
+            else:
+                whole[:HEAD] = head[:HEAD]
+                self._send(whole, self._name)
+            self._send(head[HEAD:], self._name)
+            if self._apart:
+                self._send(whole[HEAD:], self._bytes)
             self._free.put(None)
 
 
@@ -274,6 +290,7 @@ class NetworkReceiver(_End):
         return header, {
             name: view.detach().to(self._device, dtype, non_blocking=True)
             for (name, view), dtype in zip(views.items(), dtypes, strict=True)
+            if name != HEAD_FORM.name
         }
 
     def release(self) -> None:
@@ -286,11 +303,17 @@ class NetworkReceiver(_End):
         while True:
             slot, given_back = self._free.get()
             given_back.wait()
-            header, spelled = self._receive_head()
-            layout = tuple(_form(*parts) for *parts, _ in spelled)
-            dtypes = [_dtype(name) for *_, name in spelled]
+            whole = self._slots.bytes(slot)
+            if self._apart:
+                header, spelled = self._receive_head()
+            else:
+                self._receive(whole, self._name)  # as long as it is; the head says how much
+                header, spelled = self._receive_head(whole[:HEAD])
+            layout = (HEAD_FORM, *(_form(*parts) for *parts, _ in spelled))
+            dtypes = [HEAD_FORM.dtype, *(_dtype(name) for *_, name in spelled)]
             self._slots.check_room(layout)
-            self._receive(self._slots.bytes(slot, layout_bytes(layout)), self._bytes)
+            if self._apart:
+                self._receive(self._slots.bytes(slot, layout)[HEAD:], self._bytes)
             self._come.put((self._code(header), layout, dtypes))
 
 
