@@ -277,13 +277,27 @@ def test_an_average_is_carried_during_the_backward() -> None:
 
 
 def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 buckets, whose 3 s begin a hundredth into the backward of 6 s: one of them is left."""
+    """100 buckets, whose 3 s begin early in the backward of 6 s: one of them is left."""
     params = sum(10 * (index + 1) for index in range(UNITS))
     monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * params / 100)
     link = Interconnect(Link(4 * params / 3.0))
     assert batch_s(predict(job("bp", 2, replicas=2), Source(), link)) == approx(9.0 + 0.03)
-    slow = Interconnect(Link(4 * params / 60.0))  # 3 s of forward, and 0.06 s of the first bucket
-    assert batch_s(predict(job("bp", 2, replicas=2), Source(), slow)) == approx(63.06)
+    # The last unit, whose backward takes 1 s, has 60 of 210 parameters, and a bucket 2.1.
+    slow = Interconnect(Link(4 * params / 60.0))
+    assert batch_s(predict(job("bp", 2, replicas=2), Source(), slow)) == approx(63.0 + 2.1 / 60)
+
+
+def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of 100 parameters and one of 10; units have 10, 20, ... and take equally long."""
+    monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * 100)
+    made = job("bp", 2, replicas=2)
+    (chunk,) = made.layout.chunks(0)
+    shares = costs._complete(made, chunk, Source())
+    assert shares == approx([(1 + 40 / 50) / 6, (4 + 20 / 20) / 6, 1.0])
+    link = Interconnect(Link(4 * 210 / 6.0))  # each bucket takes 2 s, the backward 6 s
+    assert batch_s(predict(made, Source(), link)) == approx(9.0 - 6.0 + 5.0 + 2.0 + 2.0)
 
 
 def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """What the instructions of a job take, and what they set on its way, from a profile."""
 
 from collections.abc import Iterable, Sequence
-from math import ceil, prod
+from math import prod
 from typing import Protocol
 
 from ppll_cli.partition.layout import Chunk
@@ -123,19 +123,36 @@ def journeys_of(
                 case StartAverage(chunk):
                     size = gradient_bytes(job, chunks[chunk], profile)
                     journey = carriers.average(stage, size)
-                    if journey is not None:  # it begins when the first bucket is complete
-                        buckets, last = _buckets(size), stream[number + 1]
-                        wait_s = times[stage].get(last, 0.0) / buckets
-                        carried_s = journey.carried_s * (buckets - 1) / buckets
-                        journey = Journey(wait_s + carried_s)
+                    if journey is not None:  # a bucket goes when it is complete
+                        shares = _complete(job, chunks[chunk], profile)
+                        backward_s, end_s = times[stage].get(stream[number + 1], 0.0), 0.0
+                        for share in shares[:-1]:
+                            end_s = max(end_s, share * backward_s)
+                            end_s += journey.carried_s / len(shares)
+                        journey = Journey(end_s)
                     underway[instruction] = journey
                 case FinishAverage(chunk):  # the last bucket is complete as the backward ends
                     size = gradient_bytes(job, chunks[chunk], profile)
                     if (journey := carriers.average(stage, size)) is not None:
-                        last_s = journey.carried_s / _buckets(size)
+                        last_s = journey.carried_s / len(_complete(job, chunks[chunk], profile))
                         underway[instruction] = Journey(last_s, journey.latency_s)
         result.append(underway)
     return result
+
+
+def _complete(job: Job, chunk: Chunk, profile: Source) -> list[float]:
+    """For each bucket of an average, after which share of the backward it is complete, about."""
+    units = [profile.unit(index) for index in chunk.units]
+    parts = [end_of(job, chunk, profile), *reversed(units)]
+    whole_s, size = sum(part.backward_s for part in parts), sum(4 * part.params for part in parts)
+    shares, reached_s, reached = [], 0.0, 0
+    for part in parts:
+        own, full = 4 * part.params, (len(shares) + 1) * BUCKET_BYTES
+        while full <= reached + own and full < size:
+            shares.append((reached_s + part.backward_s * (full - reached) / own) / whole_s)
+            full += BUCKET_BYTES
+        reached_s, reached = reached_s + part.backward_s, reached + own
+    return [*shares, 1.0]
 
 
 class _ChunkTimes:
@@ -164,11 +181,6 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
     """Of a chunk's gradients, which are numbers of 32 bits."""
     units = [profile.unit(index) for index in chunk.units]
     return 4 * sum(part.params for part in (*units, end_of(job, chunk, profile)))
-
-
-def _buckets(size: int) -> int:
-    """Into how many parts an average is split, about."""
-    return max(1, ceil(size / BUCKET_BYTES))
 
 
 def edge_bytes(job: Job) -> list[tuple[int, int]]:
