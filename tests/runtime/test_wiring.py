@@ -96,8 +96,11 @@ def test_channels_over_the_network_change_nothing_on_cuda(
     assert found.summary["edges"] == expected.summary["edges"]
 
 
-def test_bytes_go_from_device_to_device_where_each_end_has_its_own() -> None:
+def test_bytes_go_from_device_to_device_where_each_end_has_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What tells other replicas what comes next has no bytes."""
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     job = prepared("gpus=4", "replicas=2", "schedule=gpipe", *DATA, *VIT).job
     on_cuda = replace(job, homes=(0, 1, 1, 1), devices=("cuda:0", "cuda:0", "cuda:1", "cuda:2"))
     groups = wiring._groups(on_cuda)

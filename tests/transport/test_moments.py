@@ -20,8 +20,8 @@ from ppll_cli.transport.network import HEAD, LENGTH, NetworkReceiver, NetworkSen
 
 WAIT_S, SHORT_S = 20.0, 0.1
 SIZE = 512
-OURS, TRANSFERS = "the worker's", "transfers"
-"""Moments of what the worker has queued, and of what a channel's thread has."""
+OURS, HEADS, BYTES = "the worker's", "x", bytes_group("x")
+"""Moments of what the worker has queued, and of what a channel's thread has, by its group."""
 
 
 class Gates:
@@ -44,9 +44,10 @@ class Gates:
 class Wire:
     """One end of two groups; the test is the other end."""
 
-    groups = {"x": Group((0, 1), "gloo"), bytes_group("x"): Group((0, 1), "gloo")}  # noqa: RUF012
+    groups = {HEADS: Group((0, 1), "gloo"), BYTES: Group((0, 1), "gloo")}  # noqa: RUF012
 
     def __init__(self) -> None:
+        self.latest = ""
         self._sent: SimpleQueue[tuple[str, Tensor]] = SimpleQueue()
         self._asked: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._answers: SimpleQueue[Tensor] = SimpleQueue()
@@ -62,10 +63,12 @@ class Wire:
 
     def send(self, tensor: Tensor, peer: int, group: str) -> None:
         assert peer == 1
+        self.latest = group
         self._sent.put((group, tensor.clone()))
 
     def recv(self, tensor: Tensor, peer: int, group: str) -> None:
         assert peer == 0
+        self.latest = group
         self._asked.put((group, len(tensor)))
         tensor.copy_(self._answers.get(timeout=WAIT_S))
 
@@ -89,12 +92,20 @@ def head(content: Any) -> Tensor:
 
 
 @pytest.fixture
-def gates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gates]:
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    wire = Wire()
+    monkeypatch.setattr("torch.distributed.send", wire.send)
+    monkeypatch.setattr("torch.distributed.recv", wire.recv)
+    return wire
+
+
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> Iterator[Gates]:
     gates = Gates()
 
     class Moment:
         def __init__(self, device: torch.device) -> None:
-            self._kind = OURS if current_thread() is main_thread() else TRANSFERS
+            self._kind = OURS if current_thread() is main_thread() else wire.latest
 
         def wait(self) -> None:
             gates.wait(self._kind)
@@ -104,58 +115,52 @@ def gates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gates]:
     gates.shut()
 
 
-@pytest.fixture
-def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
-    wire = Wire()
-    monkeypatch.setattr("torch.distributed.send", wire.send)
-    monkeypatch.setattr("torch.distributed.recv", wire.recv)
-    return wire
-
-
-def end(kind: Any, wire: Wire) -> Any:
+def end(kind: Any, wire: Wire, device: str = "cpu") -> Any:
     """An end of a channel with one slot, open."""
-    made = kind(wire, "x", 1, SIZE, "cpu", "schema", lambda header: header, None)
+    made = kind(wire, "x", 1, SIZE, device, "schema", lambda header: header, None)
     made.open()
     return made
 
 
 def test_nothing_is_sent_before_it_is_complete(gates: Gates, wire: Wire) -> None:
-    """A slot is not filled again before its bytes have been sent, head and bytes in turn."""
+    """A slot is not filled again before its bytes have been sent."""
     sender = end(NetworkSender, wire)
-    assert wire.sent()[0] == "x"  # the schema
+    assert wire.sent()[0] == HEADS  # the schema
     gates.shut(OURS)
     for number in (1, 2):
         assert sender.wait(WAIT_S)
         sender.send(number, {"n": torch.full((128,), number, dtype=torch.int32)})
     with pytest.raises(Empty):
         wire.sent(SHORT_S)
-    gates.shut(TRANSFERS)
-    group, first = wire.sent()
-    assert (group, len(first)) == ("x", HEAD)
-    with pytest.raises(Empty):
-        wire.sent(SHORT_S)
-    assert not sender.wait(SHORT_S)
-    gates.shut()
+    gates.shut(HEADS)
     for number in (1, 2):
+        group, first = wire.sent()
+        assert (group, len(first)) == (HEADS, HEAD)
+        with pytest.raises(Empty):
+            wire.sent(SHORT_S)
+        gates.shut(BYTES)
         group, content = wire.sent()
-        assert group == "x, bytes"
+        assert (group, len(content)) == (BYTES, SIZE)
         assert content.view(torch.int32).eq(number).all()
-        if number == 1:
-            assert wire.sent()[0] == "x"
-    assert sender.wait(WAIT_S)
+        with pytest.raises(Empty):
+            wire.sent(SHORT_S)
+        assert not sender.wait(0.0)
+        gates.shut(HEADS)
+        assert sender.wait(WAIT_S)
+        sender.send(number, {})  # fills the slot that came free
 
 
 def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> None:
     """What is received has come once its bytes are there."""
     receiver = end(NetworkReceiver, wire)
     spelled = ["header", [["n", "int64", [3], [1], "int64"]]]
-    assert wire.asked() == ("x", HEAD)
+    assert wire.asked() == (HEADS, HEAD)
     wire.answer(head("schema"))
     for number in (1, 2):
-        assert wire.asked() == ("x", HEAD)
+        assert wire.asked() == (HEADS, HEAD)
         wire.answer(head(spelled))
-        assert wire.asked() == ("x, bytes", SIZE)
-        gates.shut(TRANSFERS)
+        assert wire.asked() == (BYTES, SIZE)
+        gates.shut(BYTES)
         wire.answer(torch.full((SIZE // 8,), number).view(torch.uint8))
         assert not receiver.wait(SHORT_S)
         gates.shut(OURS)
@@ -167,4 +172,30 @@ def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> 
             wire.asked(SHORT_S)
         assert tensors["n"].tolist() == [number] * 3
         gates.shut()
-    assert wire.asked() == ("x", HEAD)
+    assert wire.asked() == (HEADS, HEAD)
+
+
+@pytest.mark.parametrize("kind", [NetworkSender, NetworkReceiver])
+def test_devices_carry_bytes_beside_what_the_worker_has_queued(
+    gates: Gates, wire: Wire, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """On a stream of the thread's own, of the worker's device."""
+    streams: SimpleQueue[tuple[bool, object]] = SimpleQueue()
+
+    class Memory:
+        def __init__(self, size: int, device: str) -> None:
+            assert device == "cuda:1"
+            self._size = size
+
+        def make(self) -> None:
+            self.tensor = torch.zeros(self._size, dtype=torch.uint8)
+
+    def set_stream(stream: object) -> None:
+        streams.put((current_thread() is main_thread(), stream))
+
+    monkeypatch.setattr(network, "DeviceMemory", Memory)
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr("torch.cuda.set_stream", set_stream)
+    end(kind, wire, "cuda:1")
+    assert (wire.sent if kind is NetworkSender else wire.asked)()[0] == HEADS
+    assert streams.get(timeout=WAIT_S) == (False, "stream of cuda:1")

@@ -105,7 +105,7 @@ def wire(
         job: The run.
         transport: Makes the channels inside a machine.
         store: Where the workers meet, if they have to.
-        interface: Through which gloo connects them.
+        interface: Through which gloo and NCCL connect them.
         machine: Make only the ends that this one's workers need; None: all.
     """
     ends = {seat: Ends() for seat in job.seats}

@@ -18,8 +18,7 @@ before it asks for one.
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -44,7 +43,7 @@ LENGTH = 8
 """Digits at the beginning of a head: how long it is without them."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
-"""A head lies in its slot before the tensors, unless it goes before them."""
+"""In a slot a head lies before the tensors; where it is sent by itself, that room is not used."""
 
 PATIENCE_S = 15.0
 """How long after the loss of a connection an end goes on waiting."""
@@ -126,8 +125,8 @@ class _End:
     ) -> None:
         self._groups, self._name, self._count, self._size = groups, name, slots, size
         self._device, self._schema, self._code = torch.device(device), schema, code
-        self._bytes = bytes_group(name)
-        self._apart = self._bytes in groups.groups
+        self._carrying = bytes_group(name) if bytes_group(name) in groups.groups else name
+        self._apart = self._carrying != name
         self._wire = torch.bfloat16 if wire_dtype == "bf16" else torch.float32
         self._error: Exception | None = None
         self._failed_s = 0.0
@@ -135,6 +134,8 @@ class _End:
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
+                if self._side is not None:  # with its device, which is not a new thread's own
+                    torch.cuda.set_stream(self._side)
                 work()
             except Exception as error:
                 self._failed_s, self._error = monotonic(), error
@@ -152,21 +153,21 @@ class _End:
             raise self._error
 
     def _open(self, slots: int) -> None:
-        """Make the slots, and a stream beside the worker's, for whose work no transfer waits."""
-        carrier = self._groups.carrier(self._bytes if self._apart else self._name, self._device)
+        """Make the slots, and where a device carries their bytes a stream for the thread.
+
+        A transfer waits for what is queued on its thread's stream, which is nothing.
+        """
+        carrier = self._groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)
-        self._aside: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._side: torch.cuda.Stream | None = None
         if carrier.type == "cuda":
-            side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
-            self._aside = partial(torch.cuda.stream, side)
+            self._side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
         """Send to an end of a group, or receive from it; that has been done when this returns."""
         if len(tensor):
-            peer, group = self._groups.ranks(name)[end], self._groups.of(name)
-            with self._aside():
-                transfer(tensor, peer, group=group)
-                Moment(tensor.device).wait()
+            transfer(tensor, self._groups.ranks(name)[end], group=self._groups.of(name))
+            Moment(tensor.device).wait()
 
     def _send(self, tensor: Tensor, name: str) -> None:
         self._carry(dist.send, tensor, 1, name)
@@ -250,7 +251,7 @@ class NetworkSender(_End):
                 self._send(whole, self._name)
             self._send(head[HEAD:], self._name)
             if self._apart:
-                self._send(whole[HEAD:], self._bytes)
+                self._send(whole[HEAD:], self._carrying)
             self._free.put(None)
 
 
@@ -288,7 +289,7 @@ class NetworkReceiver(_End):
         slot, views = self._slots.take(layout)
         self._held.append(slot)
         return header, {
-            name: view.detach().to(self._device, dtype, non_blocking=True)
+            name: view.detach().to(self._device, non_blocking=True).to(dtype)
             for (name, view), dtype in zip(views.items(), dtypes, strict=True)
             if name != HEAD_FORM.name
         }
@@ -313,17 +314,19 @@ class NetworkReceiver(_End):
             dtypes = [HEAD_FORM.dtype, *(_dtype(name) for *_, name in spelled)]
             self._slots.check_room(layout)
             if self._apart:
-                self._receive(self._slots.bytes(slot, layout)[HEAD:], self._bytes)
+                self._receive(self._slots.bytes(slot, layout)[HEAD:], self._carrying)
             self._come.put((self._code(header), layout, dtypes))
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:
     """Queue a copy into a slot."""
     if view.device != tensor.device:
-        # Of the same type and without gaps, so that it goes straight into pinned memory.
-        size, stride = view.shape, view.stride()
-        compact = torch.empty_strided(size, stride, dtype=view.dtype, device=tensor.device)
-        tensor = compact.copy_(tensor)
+        tensor = tensor.to(view.dtype)
+        if tensor.stride() != view.stride():  # gaps, with which it would not go straight there
+            compact = torch.empty_strided(
+                view.shape, view.stride(), dtype=view.dtype, device=tensor.device
+            )
+            tensor = compact.copy_(tensor)
     view.copy_(tensor, non_blocking=True)
 
 

@@ -295,7 +295,7 @@ def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
     made = job("bp", 2, replicas=2)
     (chunk,) = made.layout.chunks(0)
     shares = costs._complete(made, chunk, Source())
-    assert shares == approx([(1 + 40 / 50) / 6, (4 + 20 / 20) / 6, 1.0])
+    assert shares == [approx((1 + 40 / 50) / 6), approx((4 + 20 / 20) / 6), 1.0]
     link = Interconnect(Link(4 * 210 / 6.0))  # each bucket takes 2 s, the backward 6 s
     assert batch_s(predict(made, Source(), link)) == approx(9.0 - 6.0 + 5.0 + 2.0 + 2.0)
 

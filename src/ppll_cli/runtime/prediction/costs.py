@@ -145,7 +145,8 @@ def _complete(job: Job, chunk: Chunk, profile: Source) -> list[float]:
     units = [profile.unit(index) for index in chunk.units]
     parts = [end_of(job, chunk, profile), *reversed(units)]
     whole_s, size = sum(part.backward_s for part in parts), sum(4 * part.params for part in parts)
-    shares, reached_s, reached = [], 0.0, 0
+    shares: list[float] = []
+    reached_s, reached = 0.0, 0
     for part in parts:
         own, full = 4 * part.params, (len(shares) + 1) * BUCKET_BYTES
         while full <= reached + own and full < size:
