@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,6 @@ def test_a_worker_that_raises_ends_the_run(
     run: Runner, schedule: str, unit: str, stage: int
 ) -> None:
     """The others would wait for it for ever: the parent must end them."""
-    started = time.monotonic()
     with pytest.raises(WorkerFailedError, match="the third pass is too much") as failure:
         run(f"schedule={schedule}", "gpus=3", *faulty(unit, "raise"))
     report = failure.value.report
@@ -41,7 +39,6 @@ def test_a_worker_that_raises_ends_the_run(
     assert "step=" in report["batch"]
     assert report["shapes"]["label"] == [8 if schedule != "gpipe" else 2]
     assert "ArithmeticError" in report["traceback"]
-    assert time.monotonic() - started < 30
     assert not multiprocessing.active_children()
 
 
@@ -144,9 +141,9 @@ def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
 @pytest.mark.timeout(60)
 def test_a_worker_that_computes_for_ever_ends_the_run(run: Runner) -> None:
     with pytest.raises(
-        WorkerFailedError, match=r"no progress for \d+ s; the limit is 2 s"
+        WorkerFailedError, match=r"no progress for \d+ s; the limit is 4 s"
     ) as failure:
-        run("schedule=gpipe", "gpus=3", "progress_limit=2", *faulty("third", "hang"))
+        run("schedule=gpipe", "gpus=3", "progress_limit=4", *faulty("third", "hang"))
     assert failure.value.report["stage"] == 2  # and not those that wait for it
 
 
