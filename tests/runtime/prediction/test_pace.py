@@ -1,0 +1,108 @@
+"""The pace that few batches settle at, and who computes beside whom."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
+
+from ppll_cli.runtime.prediction.pace import Pipeline, Steady, company
+from ppll_cli.schedules.gpipe import GPipe
+from ppll_cli.schedules.instructions import Forward, Instruction, LocalUpdate, Step
+from ppll_cli.schedules.one_f_one_b import OneFOneB
+from ppll_cli.schedules.pp import NaivePipeline
+from ppll_cli.schedules.ppll import PPLL
+from ppll_cli.schedules.rules import Channel
+from ppll_cli.schedules.schedule import Place, Schedule
+from ppll_cli.simulate import Event, Journey, simulate
+
+costs_s = st.floats(0.0, 10.0)
+KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline]
+
+
+def slots_of(schedule: Schedule, places: Sequence[Place], depth: int) -> dict[Channel, int]:
+    slots = {}
+    for stage in range(1, len(places)):
+        slots[Channel(stage - 1, stage)] = schedule.held(places[stage]) + depth
+        slots[Channel(stage, stage - 1)] = 1 + depth
+    return slots
+
+
+@given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+def test_the_pace_is_that_of_many_batches(
+    data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
+) -> None:
+    """Whatever instructions cost, few batches tell what a long run settles at."""
+    schedule = kind(microbatches=microbatches)
+    chunks = data.draw(st.integers(1, 2)) if schedule.local else 1
+    places = [Place(s, stages, chunks, schedule.microbatches) for s in range(stages)]
+    streams = [list(schedule.batch(place)) for place in places]
+    times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
+    slots = slots_of(schedule, places, depth)
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return times[stage, instruction]
+
+    few, many = 5 * stages, 10 * stages
+    makespans_s = [
+        simulate([s * n for s in streams], cost, lambda channel: slots[channel]).makespan_s
+        for n in (few, many)
+    ]
+    found = Pipeline(streams, slots).steady(cost)
+    expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
+    assert found.batch_s == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
+
+
+@settings_of(deadline=None)
+@given(st.data(), st.sampled_from(KINDS), st.integers(2, 4), st.integers(1, 3), st.integers(1, 3))
+def test_the_pace_with_a_long_way_between_stages(
+    data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
+) -> None:
+    """Where messages are underway for long they come in groups, one after another."""
+    schedule = kind(microbatches=microbatches)
+    places = [Place(s, stages, 1, schedule.microbatches) for s in range(stages)]
+    streams = [list(schedule.batch(place)) for place in places]
+    times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
+    ways = {s: Journey(data.draw(costs_s), data.draw(costs_s)) for s in range(stages)}
+    slots = slots_of(schedule, places, depth)
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return times[stage, instruction]
+
+    def journeys(stage: int, instruction: Instruction) -> Journey:
+        return ways[stage]
+
+    few, many = 60, 120  # groups of up to 6 batches
+    makespans_s = [
+        simulate(
+            [s * n for s in streams], cost, lambda channel: slots[channel], journeys
+        ).makespan_s
+        for n in (few, many)
+    ]
+    found = Pipeline(streams, slots).steady(cost, journeys)
+    expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
+    assert found.batch_s == pytest.approx(expected_s, rel=1e-2, abs=1e-6)
+
+
+def test_company() -> None:
+    """Two stages at a pace of 10 s: 0 to 6, and 4 to 9 and from 9 on to 11, which is 1."""
+    steady = Steady(
+        batch_s=10.0,
+        events=[
+            [Event(Forward(0, 0), 0.0, 6.0)],
+            [Event(Forward(0, 0), 4.0, 9.0), Event(LocalUpdate(0, 0), 9.0, 11.0)],
+        ],
+        peak_live=[1, 1],
+    )
+    first, second = company(steady, 1)
+    assert first == {Forward(0, 0): pytest.approx((2 + 1) / 6)}
+    assert second == {Forward(0, 0): pytest.approx(2 / 5), LocalUpdate(0, 0): pytest.approx(0.5)}
+
+
+def test_company_has_a_limit() -> None:
+    """What takes no time has none."""
+    stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(), 1.0, 1.0)]
+    steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
+    assert company(steady, 2) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
+    assert company(steady, 9) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
