@@ -56,6 +56,26 @@ def test_channels_over_the_network_change_nothing(
     assert found.summary["edges"] == expected.summary["edges"]
 
 
+@pytest.mark.parametrize(
+    ("case", "homes"), [(["gpus=3"], (0, 1, 2)), (["gpus=4", "replicas=2"], (0, 1, 1, 2))]
+)
+@pytest.mark.parametrize("schedule", ["ppll", "gpipe"])
+def test_bytes_in_groups_of_their_own_change_nothing(
+    run: Runner,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+    case: list[str],
+    homes: tuple[int, ...],
+) -> None:
+    """As on CUDA, but for what carries them: gloo, by another of its names."""
+    common = [f"schedule={schedule}", "max_steps=9", "optim.clip_norm=0.1", *DATA, *VIT, *case]
+    expected = run(*common)
+    monkeypatch.setattr(wiring, "backend", lambda places: "cpu:gloo")
+    place(*homes)
+    assert_same_run(run(*common), expected)
+
+
 @pytest.mark.parametrize("homes", [(0, 0, 1, 1), (0, 1, 0, 1)], ids=["stages", "replicas"])
 def test_replicas_over_the_network(run: Runner, place: Place, homes: tuple[int, ...]) -> None:
     common = ["gpus=4", "replicas=2", "max_steps=9", *DATA, *VIT]
