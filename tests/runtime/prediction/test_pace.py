@@ -95,7 +95,7 @@ def test_company() -> None:
         ],
         peak_live=[1, 1],
     )
-    first, second = company(steady, 1)
+    first, second = company(steady, 1, [{0: 1}, {0: 1}])
     assert first == {Forward(0, 0): pytest.approx((2 + 1) / 6)}
     assert second == {Forward(0, 0): pytest.approx(2 / 5), LocalUpdate(0, 0): pytest.approx(0.5)}
 
@@ -104,5 +104,14 @@ def test_company_has_a_limit() -> None:
     """What takes no time has none."""
     stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(), 1.0, 1.0)]
     steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
-    assert company(steady, 2) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
-    assert company(steady, 9) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
+    here = [{0: 1}] * 5
+    assert company(steady, 2, here) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
+    assert company(steady, 9, here) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
+
+
+def test_company_is_that_of_a_machine() -> None:
+    """A stage with a worker on each of two machines has most beside it on the fuller one."""
+    steady = Steady(1.0, [[Event(Forward(0, 0), 0.0, 1.0)] for _ in range(4)], [1] * 4)
+    crews = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]
+    found = [crowd[Forward(0, 0)] for crowd in company(steady, 9, crews)]
+    assert found == [2.0, 2.0, 0.0, 2.0]

@@ -98,6 +98,20 @@ def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyP
     assert batch_s(predict(job("ppll", 3), source)) == pytest.approx(1.5 * 6.0)
 
 
+def test_only_stages_of_the_same_machine_slow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is said how many do."""
+    monkeypatch.setattr(predicting, "usable_cores", lambda: 4)
+    source = Source(slower=1.5)
+    for per_machine, slower in ((3, 1.5), (1, 1.0)):
+        made = job("ppll", 3, per_machine=per_machine)
+        assert batch_s(predict(made, source)) == pytest.approx(slower * 6.0)
+        assert batch_s(predict(made, source, neighbours=1)) == pytest.approx(1.5 * 6.0)
+    # Of two machines the one with two stages sets the pace.
+    assert batch_s(predict(job("ppll", 3, per_machine=2), source)) == pytest.approx(1.5 * 6.0)
+    paced = Source(slower=1.5, forward_s=(1.0,) * 4 + (4.0,) * 2)
+    assert batch_s(predict(job("ppll", 3, per_machine=2), paced)) == pytest.approx(12.0)
+
+
 def test_memory() -> None:
     """Units save 100, 200, ... bytes a sample and have 10, 20, ... parameters."""
     saved = [100 * (index + 1) for index in range(UNITS)]

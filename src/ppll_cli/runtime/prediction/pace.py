@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import ceil
@@ -97,46 +97,67 @@ class Pipeline:
         return max((ceil(self.slots[c] / count) for c, count in messages.items()), default=1)
 
 
-def company(steady: Steady, limit: int, replicas: int = 1) -> list[Times]:
-    """For each stage's instructions, how many other workers compute meanwhile, on the average.
+def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> list[Times]:
+    """For each stage's instructions, how many others compute beside its workers, on the average.
 
     Every stage repeats its batch at the pipeline's pace, so all of them are laid on one batch's
-    time, from 0 to `batch_s`, round and round.
+    time, from 0 to `batch_s`, round and round. Replicas do the same at the same time, and wait for
+    the one that has most beside it.
 
     Args:
         steady: The pipeline.
         limit: More than so many others count as so many.
-        replicas: Of the pipeline; they all do the same at the same time.
+        crews: For each stage, how many of its workers are on which machine.
     """
-    period_s = steady.batch_s
-    pieces = [[_wrapped(e, period_s) for e in events] for events in steady.events]
-    changes: dict[float, int] = {0.0: 0, period_s: 0}
-    for start_s, end_s in (span for stage in pieces for spans in stage for span in spans):
-        changes[start_s] = changes.get(start_s, 0) + 1
-        changes[end_s] = changes.get(end_s, 0) - 1
-    times_s = sorted(changes)
-    busy = list(accumulate(changes[time_s] for time_s in times_s))
-    others = [min(limit, max(0, count * replicas - 1)) for count in busy]
-    areas = [
-        0.0,
-        *accumulate(n * (b - a) for n, (a, b) in zip(others, pairwise(times_s), strict=False)),
-    ]
-
-    def area(time_s: float) -> float:
-        at = bisect_right(times_s, time_s) - 1
-        return areas[at] + others[at] * (time_s - times_s[at])
-
+    pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
+    areas = {
+        machine: _area(pieces, [crew.get(machine, 0) for crew in crews], limit, steady.batch_s)
+        for machine in {machine for crew in crews for machine in crew}
+    }
     result = []
-    for events, stage in zip(steady.events, pieces, strict=True):
+    for events, stage, crew in zip(steady.events, pieces, crews, strict=True):
         crowds: Times = {}
         for event, spans in zip(events, stage, strict=True):
             if lasted_s := sum(b - a for a, b in spans):
-                crowds[event.instruction] = sum(area(b) - area(a) for a, b in spans) / lasted_s
+                beside = (sum(areas[m](b) - areas[m](a) for a, b in spans) for m in crew)
+                crowds[event.instruction] = max(beside) / lasted_s
         result.append(crowds)
     return result
 
 
-def _wrapped(event: Event, period_s: float) -> list[tuple[float, float]]:
+_Spans = list[tuple[float, float]]
+
+
+def _area(
+    pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
+) -> Callable[[float], float]:
+    """How many others compute beside a worker of a machine, summed over time from 0 on.
+
+    Args:
+        pieces: For each stage, when its instructions run.
+        workers: How many each has there.
+        limit: Of others.
+        period_s: Of all.
+    """
+    changes: dict[float, int] = {0.0: 0, period_s: 0}
+    for stage, crew in zip(pieces, workers, strict=True):
+        for start_s, end_s in (span for spans in stage for span in spans if crew):
+            changes[start_s] = changes.get(start_s, 0) + crew
+            changes[end_s] = changes.get(end_s, 0) - crew
+    times_s = sorted(changes)
+    busy = accumulate(changes[time_s] for time_s in times_s)
+    others = [min(limit, max(0, count - 1)) for count in busy]
+    lengths_s = (b - a for a, b in pairwise(times_s))
+    sums = [0.0, *accumulate(n * length_s for n, length_s in zip(others, lengths_s, strict=False))]
+
+    def area(time_s: float) -> float:
+        at = bisect_right(times_s, time_s) - 1
+        return sums[at] + others[at] * (time_s - times_s[at])
+
+    return area
+
+
+def _wrapped(event: Event, period_s: float) -> _Spans:
     """An event's time on a clock that begins anew after each period."""
     length_s = min(event.end_s - event.start_s, period_s)
     if length_s <= 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.prediction.costs import (
     Source,
     bytes_of,
@@ -87,7 +87,8 @@ def predict(
         job: What is going to run.
         profile: What was measured.
         interconnect: What carries messages and gradients.
-        neighbours: How many workers compute beside one; None: as `neighbours_of` says.
+        neighbours: How many workers compute beside one, at most, whatever machine they are on;
+            None: those of its machine, as `neighbours_of` says.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -99,6 +100,12 @@ def predict(
         beside = instruction_times(job, profile.at(sizes[0], others), sizes, carriers)
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
+    crews = [
+        Counter(job.home(Seat(stage, replica)) for replica in range(job.replicas))
+        for stage in range(job.stages)
+    ]
+    if neighbours is not None:
+        crews = [Counter({0: job.replicas})] * job.stages
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
@@ -107,7 +114,7 @@ def predict(
     journeys = carried if anything else at_once
     steady = pipeline.steady(_cost(times), journeys)
     for _ in range(ROUNDS if others else 0):
-        crowds = company(steady, others, job.replicas)
+        crowds = company(steady, others, crews)
         times = [
             {i: own[i] + (slow[i] - own[i]) * crowd.get(i, 0.0) / others for i in own}
             for own, slow, crowd in zip(alone, beside, crowds, strict=True)
