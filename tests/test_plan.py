@@ -5,15 +5,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ppll_cli import plan as planning
 from ppll_cli.errors import ConfigError
 from ppll_cli.plan import GPUS, SCHEDULES, Plan
+from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.prediction import timing
 from ppll_cli.runtime.prediction.interconnect import Interconnect, Link
 from ppll_cli.runtime.prediction.planning import Planner
+from ppll_cli.runtime.prediction.predict import Prediction, predict
 
 ROOT = Path(__file__).parents[1]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
@@ -231,6 +234,23 @@ def test_the_fastest_layout(cache: Path) -> None:
     first, line = planning._told(rows["ppll, 4 replicas"])
     assert first.startswith("fastest layout: ppll, 1 stage x 4 replicas on 4 machines: ")
     assert re.fullmatch(r"  gradients: each replica sends 2\.\d+ MB a batch to average", line), line
+
+
+@pytest.mark.parametrize("neighbours", [None, 1])
+def test_who_computes_beside_whom_is_reckoned_by_machine(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, neighbours: int | None
+) -> None:
+    """Unless it is said."""
+    asked = list[tuple[int, int | None]]()
+
+    def spy(job: Job, *given: Any) -> Prediction:
+        asked.append((len({*job.homes}), given[-1]))
+        return predict(job, *given)
+
+    monkeypatch.setattr("ppll_cli.runtime.prediction.planning.predict", spy)
+    plan = Plan.compose([*TINY, "threads=1", "schedule=ppll"])
+    Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours).rows(4)
+    assert asked == [(2, neighbours)]
 
 
 def test_many_edges_are_told_together(cache: Path) -> None:

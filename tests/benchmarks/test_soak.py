@@ -51,7 +51,7 @@ def test_what_is_written(
 ) -> None:
     """A short run, its fault, and what comes after it."""
     monkeypatch.chdir(tmp_path)
-    case = [*CASES["vit ll 1"], "epochs=3"]  # of which the last one is the margin
+    case = [*CASES["vit ll 1"], "epochs=3"]  # long enough not to be over before its fault
     monkeypatch.setattr(soak, "CASES", {"vit ll 1": case})
     monkeypatch.setattr(soak, "plans", lambda runs, seed: [plan("truncate", "training", 15)])
     soak.main(["--jobs", "1"])

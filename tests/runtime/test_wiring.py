@@ -26,8 +26,8 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
 
     def place(*homes: int) -> None:
         def placed(*arguments: object) -> Prepared:
-            prepared = prepare(*arguments)  # type: ignore[arg-type]
-            return replace(prepared, job=replace(prepared.job, homes=homes))
+            found = prepare(*arguments)  # type: ignore[arg-type]
+            return replace(found, job=replace(found.job, homes=homes))
 
         monkeypatch.setattr(running, "prepare", placed)
 

@@ -89,7 +89,7 @@ def serve(rank: int, store: str, commands: Connection) -> None:
                 answer = end._slots.memory.tensor.numel()
             elif name in ("send", "send with gaps"):
                 header, tensors = arguments
-                there = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+                there = {n: tensor.to(device, copy=True) for n, tensor in tensors.items()}
                 if name == "send with gaps":
                     there = {n: torch.stack([t, -t], dim=-1)[..., 0] for n, t in there.items()}
                 end.send(header, there)

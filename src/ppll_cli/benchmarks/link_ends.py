@@ -66,7 +66,7 @@ def ping(rank: int, store: str) -> dict[str, float]:
     sender, receiver = NetworkSender(groups, out, *common), NetworkReceiver(groups, into, *common)
     sender.open()
     receiver.open()
-    # In turn, because how busy the machine is changes.
+    # In turn: how busy the machine is may change.
     taken_s = [
         [_round_trip_s(sender, receiver, size, rank == 0) for size in SIZES] for _ in range(TIMES)
     ]

@@ -22,9 +22,10 @@ ProcessGroup = Any
 FOR_EVER = timedelta(days=365)
 """Whoever waits for a worker that is gone is stopped by its launcher; nothing here judges."""
 
-JUDGES = tuple(
-    f"TORCH_NCCL_{each}"
-    for each in ("ASYNC_ERROR_HANDLING", "ENABLE_MONITORING", "RETHROW_CUDA_ERRORS")
+JUDGES = (
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    "TORCH_NCCL_ENABLE_MONITORING",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS",
 )
 """What would have NCCL's own watch end a process: before its last word, or its launcher's, or where
 all machines were suspended."""

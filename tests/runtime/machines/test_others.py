@@ -118,7 +118,7 @@ def test_a_failure_without_a_last_word_is_the_cause_and_waits_for_no_other(
             messages.append(said("failed", **silent))
 
     monkeypatch.setattr(others, "HEARING_S", 60.0)
-    monkeypatch.setattr("time.sleep", pause)
+    monkeypatch.setattr(others, "time", SimpleNamespace(monotonic=monotonic, sleep=pause))
     one = leader(job, messages, None)
     heard = one.verdict([], lambda *_: None)
     assert (heard["error"], heard["machine"]) == ("is stopped", "machine 1")

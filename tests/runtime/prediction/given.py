@@ -38,7 +38,6 @@ class Source:
     slower: float = 1.0
     parameter_bytes: float = 16.0
     samples: int = 8
-    neighbours: int = 0
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     def at(self, samples: int, neighbours: int = 0) -> "Source":

@@ -69,11 +69,10 @@ def test_edges_that_leave_a_machine_share_its_link() -> None:
     assert batch_s(apart) == approx(batch_s(alone) / 2)
 
 
-def test_an_average_is_carried_during_the_backward() -> None:
-    """Buckets of one parameter each: all but the last can hide behind a backward of 12 s."""
+def test_an_average_of_one_bucket_follows_the_backward() -> None:
+    """Here it is one bucket, which is complete as the backward ends, and then takes its time."""
     params = sum(10 * (index + 1) for index in range(UNITS))
-    buckets = -(-4 * params // BUCKET_BYTES)
-    assert buckets == 1  # which is complete when the backward has ended, and then takes its time
+    assert 4 * params < BUCKET_BYTES
 
     def pace_s(per_machine: int, interconnect: Interconnect) -> float:
         made = job("bp", 2, replicas=2, per_machine=per_machine)
@@ -107,7 +106,7 @@ def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
     monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * 100)
     made = job("bp", 2, replicas=2)
     (chunk,) = made.layout.chunks(0)
-    shares = costs._complete(made, chunk, Source())
+    shares = costs._completed_after(made, chunk, Source())
     assert shares == [approx((1 + 40 / 50) / 6), approx((4 + 20 / 20) / 6), 1.0]
     link = Interconnect(Link(4 * 210 / 6.0))  # each bucket takes 2 s, the backward 6 s
     assert batch_s(predict(made, Source(), link)) == approx(9.0 - 6.0 + 5.0 + 2.0 + 2.0)

@@ -239,8 +239,8 @@ class Follower:
 def cause(failures: Sequence[Report]) -> Report:
     """The failure that is the cause of the others: one without a last word, or else the first.
 
-    Who lost a connection has only stumbled over somebody else's end; clocks of machines differ, and
-    cannot tell.
+    Of several of a kind it is the first that is known of by then. Who lost a connection has only
+    stumbled over somebody else's end; clocks of machines differ, and cannot tell.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
@@ -252,7 +252,7 @@ def cause(failures: Sequence[Report]) -> Report:
 
 
 def _is_silent(failure: Report) -> bool:
-    """Whether a worker failed without a last word: it is gone, or stopped, or its machine is."""
+    """Whether there was no last word: a worker is gone, stopped or stuck, or its machine is."""
     return not failure.get("traceback")
 
 

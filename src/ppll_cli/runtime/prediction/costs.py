@@ -124,7 +124,7 @@ def journeys_of(
                     size = gradient_bytes(job, chunks[chunk], profile)
                     journey = carriers.average(stage, size)
                     if journey is not None:  # a bucket goes when it is complete
-                        shares = _complete(job, chunks[chunk], profile)
+                        shares = _completed_after(job, chunks[chunk], profile)
                         backward_s, end_s = times[stage].get(stream[number + 1], 0.0), 0.0
                         for share in shares[:-1]:
                             end_s = max(end_s, share * backward_s)
@@ -134,17 +134,21 @@ def journeys_of(
                 case FinishAverage(chunk):  # the last bucket is complete as the backward ends
                     size = gradient_bytes(job, chunks[chunk], profile)
                     if (journey := carriers.average(stage, size)) is not None:
-                        last_s = journey.carried_s / len(_complete(job, chunks[chunk], profile))
+                        shares = _completed_after(job, chunks[chunk], profile)
+                        last_s = journey.carried_s / len(shares)
                         underway[instruction] = Journey(last_s, journey.latency_s)
         result.append(underway)
     return result
 
 
-def _complete(job: Job, chunk: Chunk, profile: Source) -> list[float]:
-    """For each bucket of an average, after which share of the backward it is complete, about."""
+def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
+    """For each bucket of an average, the share of the backward after which it is complete.
+
+    That is about so: buckets end with a parameter, and a loss that comes first is left out.
+    """
     units = [profile.unit(index) for index in chunk.units]
     parts = [end_of(job, chunk, profile), *reversed(units)]
-    whole_s, size = sum(part.backward_s for part in parts), sum(4 * part.params for part in parts)
+    size, whole_s = gradient_bytes(job, chunk, profile), sum(part.backward_s for part in parts)
     shares: list[float] = []
     reached_s, reached = 0.0, 0
     for part in parts:

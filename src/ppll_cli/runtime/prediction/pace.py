@@ -21,6 +21,9 @@ or where each batch is drained the way through all of them, sets it at once."""
 Times = dict[Instruction, float]
 """A number for each instruction of a stage in a batch; 0 for those that are left out."""
 
+_Spans = list[tuple[float, float]]
+"""From when to when."""
+
 
 @dataclass(frozen=True)
 class Steady:
@@ -125,9 +128,6 @@ def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> l
     return result
 
 
-_Spans = list[tuple[float, float]]
-
-
 def _area(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
@@ -141,7 +141,9 @@ def _area(
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, crew in zip(pieces, workers, strict=True):
-        for start_s, end_s in (span for spans in stage for span in spans if crew):
+        if not crew:
+            continue
+        for start_s, end_s in (span for spans in stage for span in spans):
             changes[start_s] = changes.get(start_s, 0) + crew
             changes[end_s] = changes.get(end_s, 0) - crew
     times_s = sorted(changes)

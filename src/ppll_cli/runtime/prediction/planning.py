@@ -181,9 +181,8 @@ class Planner:
                 return Row(name, None, obstacle=f"more stages than {what}")
             return Row(name, None, obstacle=error.problem)
         self._found = True
-        beside = neighbours_of(job) if self._neighbours is None else self._neighbours
-        self._beside.add(beside)
-        found = predict(job, self.profile, self.interconnect, beside)
+        self._beside.add(neighbours_of(job) if self._neighbours is None else self._neighbours)
+        found = predict(job, self.profile, self.interconnect, self._neighbours)
         return Row(
             name,
             found,

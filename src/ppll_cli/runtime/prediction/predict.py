@@ -101,11 +101,12 @@ def predict(
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
     crews = [
-        Counter(job.home(Seat(stage, replica)) for replica in range(job.replicas))
+        Counter(
+            job.home(Seat(stage, replica)) if neighbours is None else 0
+            for replica in range(job.replicas)
+        )
         for stage in range(job.stages)
     ]
-    if neighbours is not None:
-        crews = [Counter({0: job.replicas})] * job.stages
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
