@@ -289,9 +289,8 @@ class NetworkReceiver(_End):
         slot, views = self._slots.take(layout)
         self._held.append(slot)
         return header, {
-            name: view.detach().to(self._device, non_blocking=True).to(dtype)
-            for (name, view), dtype in zip(views.items(), dtypes, strict=True)
-            if name != HEAD_FORM.name
+            form.name: views[form.name].detach().to(self._device, non_blocking=True).to(dtype)
+            for form, dtype in zip(layout[1:], dtypes, strict=True)
         }
 
     def release(self) -> None:
@@ -311,7 +310,7 @@ class NetworkReceiver(_End):
                 self._receive(whole, self._name)  # as long as it is; the head says how much
                 header, spelled = self._receive_head(whole[:HEAD])
             layout = (HEAD_FORM, *(_form(*parts) for *parts, _ in spelled))
-            dtypes = [HEAD_FORM.dtype, *(_dtype(name) for *_, name in spelled)]
+            dtypes = [_dtype(name) for *_, name in spelled]
             self._slots.check_room(layout)
             if self._apart:
                 self._receive(self._slots.bytes(slot, layout)[HEAD:], self._carrying)

@@ -122,21 +122,16 @@ def journeys_of(
                     underway[instruction] = carriers.message(stage - 1, size)
                 case StartAverage(chunk):
                     size = gradient_bytes(job, chunks[chunk], profile)
-                    journey = carriers.average(stage, size)
-                    if journey is not None:  # a bucket goes when it is complete
-                        shares = _completed_after(job, chunks[chunk], profile)
-                        backward_s, end_s = times[stage].get(stream[number + 1], 0.0), 0.0
-                        for share in shares[:-1]:
-                            end_s = max(end_s, share * backward_s)
-                            end_s += journey.carried_s / len(shares)
-                        journey = Journey(end_s)
-                    underway[instruction] = journey
-                case FinishAverage(chunk):  # the last bucket is complete as the backward ends
-                    size = gradient_bytes(job, chunks[chunk], profile)
-                    if (journey := carriers.average(stage, size)) is not None:
-                        shares = _completed_after(job, chunks[chunk], profile)
-                        last_s = journey.carried_s / len(shares)
-                        underway[instruction] = Journey(last_s, journey.latency_s)
+                    if (whole := carriers.average(stage, size)) is None:
+                        continue
+                    shares = _completed_after(job, chunks[chunk], profile)
+                    backward_s = times[stage].get(stream[number + 1], 0.0)
+                    bucket_s, end_s = whole.carried_s / len(shares), 0.0
+                    for share in shares[:-1]:  # a bucket goes when it is complete
+                        end_s = max(end_s, share * backward_s) + bucket_s
+                    underway[instruction] = Journey(end_s)
+                    # The last one is complete as the backward ends.
+                    underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
         result.append(underway)
     return result
 
