@@ -11,7 +11,9 @@ from typing import NoReturn
 
 from ppll_cli.arguments import Parser
 from ppll_cli.errors import ConfigError
+from ppll_cli.files import write_text
 from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.comparison_tables import as_csv, as_markdown, tables
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
@@ -59,7 +61,7 @@ def _main(arguments: Sequence[str]) -> None:
     output = options.output or _output(comparison, options.folders)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        comparison.write(output)
+        write(comparison, output)
     except OSError as error:
         problem = f"cannot be written to: {error.strerror or error}"
         raise ConfigError("--output", output, problem, "give another folder") from None
@@ -73,13 +75,27 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
     return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
 
 
+def write(comparison: Comparison, folder: Path) -> None:
+    """Write `comparison.csv`, `comparison.md` and `comparison.png`.
+
+    Raises:
+        OSError: One of them cannot be written.
+    """
+    from ppll_cli.observe.comparison_picture import picture
+
+    write_text(folder / "comparison.csv", as_csv(comparison))
+    write_text(folder / "comparison.md", as_markdown(comparison))
+    picture(folder / "comparison.png", comparison)
+
+
 def show(comparison: Comparison, folder: Path) -> None:
     """Print a comparison, and where it was written to."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
     console = Console(highlight=False, markup=False, emoji=False, width=width)
-    console.print(comparison)
+    for table in tables(comparison, console.width):
+        console.print(table)
     for note in comparison.notes:
         console.print(note)
     console.print(f"{folder / 'comparison'}.md, .csv and .png", soft_wrap=True)

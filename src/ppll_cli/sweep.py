@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from ppll_cli.compare import show
+from ppll_cli.compare import show, write
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.runs import REFUSED_FILE
 from ppll_cli.observe.tracker import guarded, sweep_name
@@ -60,7 +60,7 @@ class CompareRuns(Callback):
         if all(row.run.status == "refused" for row in comparison.rows):
             return False
         try:
-            comparison.write(folder)
+            write(comparison, folder)
         except OSError as error:
             log.warning("the comparison could not be written: %s", error)
         show(comparison, folder)

@@ -1,18 +1,14 @@
-"""Runs side by side: the numbers, what may be compared, and the picture."""
+"""Runs side by side: the numbers, and what may be compared."""
 
 import csv
 import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
-from matplotlib.image import imread
-from rich.console import Console
 
 from ppll_cli.observe.comparison import Comparison, compare
-from ppll_cli.observe.comparison_picture import COLOURS
+from ppll_cli.observe.comparison_tables import as_csv
 from tests.conftest import Runner
 from tests.observe.test_runs import line, write
 
@@ -77,7 +73,7 @@ def make(
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(compare([folder]).csv())))
+    return list(csv.DictReader(io.StringIO(as_csv(compare([folder])))))
 
 
 def test_speed_ups_are_over_the_fastest_of_the_same_conditions(tmp_path: Path) -> None:
@@ -259,102 +255,6 @@ def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
     assert "1 failed: stage 1: it broke" in found.notes
     assert "4 refused: gpus=0: none" in found.notes
     assert found.rows[4].differs == "gpus=0"
-    found.write(tmp_path)
-
-
-def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
-    make(tmp_path / "0", "ppll", None, pipeline={}, stages=[], test=None)
-    assert compare([tmp_path]).metric == "metric"
-    (row,) = rows(tmp_path)
-    empty = {key for key, value in row.items() if not value}
-    assert empty == {
-        "settings",
-        "samples_per_second",
-        "speed_up_over_bp",
-        "speed_up_over_ll",
-        "bubble_fraction",
-        "seconds_to_target",
-        "best_metric",
-        "peak_memory_bytes",
-        "aux_fraction",
-    }
-
-
-def test_markdown_has_the_columns_that_hold_something(tmp_path: Path) -> None:
-    make(tmp_path / "a|b", "ppll", 150.4, accuracies=(0.5,))
-    text = compare([tmp_path]).markdown().splitlines()
-    assert text[0] == (
-        "| run | status | schedule | gpus | samples/s | bubble | s to test accuracy 0.5 | "
-        "best test accuracy | peak MB | auxiliary |"
-    )
-    assert text[2] == ("| a\\|b | completed | ppll | 2 | 150 | 0.125 | 2.0 | 0.5000 | 0 | 0.125 |")
-
-
-def printed(comparison: Comparison, width: int) -> list[str]:
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(comparison)
-    return console.export_text().splitlines()
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_in_a_narrow_window_tables_stand_one_below_the_other(tmp_path: Path, width: int) -> None:
-    """And each number is whole, whatever the width."""
-    for number in range(3):
-        config = {"optim": {"lr": number}}
-        make(tmp_path / str(number), "ppll", 1234.0 + number, accuracies=(0.5,), config=config)
-    found = compare([tmp_path])
-    lines = printed(found, width)
-    assert all(len(line) <= width for line in lines)
-    words = [word for line in lines for word in line.split()]
-    for number in range(3):
-        rows = [line for line in lines if line.startswith(f"{number} ")]
-        assert all(row.split()[0] == str(number) for row in rows)
-        assert len(rows) == {40: 3, 60: 2, 80: 2, 120: 1, 200: 1}[width]
-        assert str(1234 + number) in words
-    assert words.count("completed") == words.count("0.5000") == 3
-    assert width != 200 or len(lines) == 4
-
-
-def test_a_long_name_is_broken_and_not_cut(tmp_path: Path) -> None:
-    name = "a-name-of-a-run-that-is-longer-than-a-third-of-the-window"
-    make(tmp_path / name, "ppll")
-    lines = printed(compare([tmp_path]), 60)
-    first = lines[1 : next(n for n, line in enumerate(lines) if n > 1 and line.startswith("run"))]
-    assert "".join(line[:20].strip() for line in first).startswith(name)
-
-
-def pixels(image: Any, colour: str) -> int:
-    return int((np.abs(image - np.array(to_rgb(colour))).max(axis=2) < 0.02).sum())
-
-
-def test_a_bar_is_as_long_as_its_run_is_fast(tmp_path: Path) -> None:
-    """Memory and curves are left out: speed is the only thing drawn in the schedules' colours."""
-    make(tmp_path / "0", "bp", 100.0, gpus=1, stages=[])
-    make(tmp_path / "1", "ppll", 150.0, stages=[])
-    make(tmp_path / "2", "ll", 50.0, gpus=1, stages=[])
-    compare([tmp_path]).write(tmp_path)
-    image = imread(tmp_path / "comparison.png")[:, :, :3]
-    ppll, ll = (pixels(image, COLOURS[name]) for name in ("ppll", "ll"))
-    assert ppll == pytest.approx(3 * ll, rel=0.05)
-    assert ll > 1000
-
-
-def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
-    make(tmp_path / "one" / "0", "ppll")
-    for number in range(12):
-        make(tmp_path / "dozen" / str(number), "ppll", accuracies=(0.5, 0.6))
-    heights = []
-    for name in ("one", "dozen"):
-        compare([tmp_path / name]).write(tmp_path / name)
-        heights.append(imread(tmp_path / name / "comparison.png").shape[0])
-    assert heights[0] < heights[1]
-
-
-def test_a_name_is_no_formula(tmp_path: Path) -> None:
-    """What stands between two dollars would be one, and most are wrong ones."""
-    make(tmp_path / "_$x_{$", "ppll", accuracies=(0.5,))
-    compare([tmp_path]).write(tmp_path)
-    assert (tmp_path / "comparison.png").stat().st_size > 0
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:

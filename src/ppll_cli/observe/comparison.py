@@ -1,25 +1,12 @@
 """Runs side by side: what each reached, how fast, and whether they may be compared at all."""
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
-from rich.table import Table
-
-from ppll_cli.files import write_text
 from ppll_cli.observe.conditions import conditions, locality, settings, shown, unequal, usual
 from ppll_cli.observe.runs import FoundRun, find
-
-GAP = 2
-"""Characters between columns."""
-
-WIDE = 24
-"""Characters of a cell in a narrow window; a longer one is broken."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +59,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the tables.
-
-    Attributes:
-        name: Its head.
-        value: What a row has there, in full precision.
-        text: That as people read it.
-        left: Whether it is set flush left.
-    """
-
-    name: str
-    value: Callable[[Row], Any]
-    text: Callable[[Any], str] = str
-    left: bool = False
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Runs side by side.
 
@@ -111,122 +81,6 @@ class Comparison:
     def failed(self) -> list[Row]:
         """Runs that failed or were refused."""
         return [row for row in self.rows if row.run.status in ("failed", "refused")]
-
-    def columns(self) -> list[Column]:
-        """What is shown: no column without anything in it."""
-        target = "target" if self.target is None else f"{self.metric} {self.target:.4g}"
-        every = [
-            Column("run", lambda row: row.name, left=True),
-            Column("status", lambda row: row.run.status, left=True),
-            Column("schedule", lambda row: row.run.schedule, left=True),
-            Column("gpus", lambda row: row.gpus),
-            Column("settings", lambda row: row.differs or None, left=True),
-            Column("samples/s", lambda row: row.samples_per_second, lambda v: f"{v:.0f}"),
-            Column("x bp", lambda row: row.over_bp, lambda v: f"{v:.2f}"),
-            Column("x ll", lambda row: row.over_ll, lambda v: f"{v:.2f}"),
-            Column("bubble", lambda row: row.bubble, lambda v: f"{v:.3f}"),
-            Column(f"s to {target}", lambda row: row.seconds_to_target, lambda v: f"{v:.1f}"),
-            Column(f"best {self.metric}", lambda row: row.best, lambda v: f"{v:.4f}"),
-            Column("peak MB", lambda row: row.peak_bytes, lambda v: f"{v / 1e6:.0f}"),
-            Column("auxiliary", lambda row: row.auxiliary, lambda v: f"{v:.3f}"),
-        ]
-        return [c for c in every if any(c.value(row) is not None for row in self.rows)]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        yield from self.tables(options.max_width)
-
-    def tables(self, width: int) -> Iterator[Table]:
-        """For a window so many characters wide: where one table has no room, one below the other.
-
-        Each begins with the names of the runs. Nothing is left out; long cells are broken.
-        """
-        columns = self.columns()
-        texts = [_texts(columns, row) for row in self.rows]
-        cells = {
-            column.name: [cell_len(text[place]) for text in texts]
-            for place, column in enumerate(columns)
-        }
-        whole = {c.name: max(len(c.name), *cells[c.name], 0) for c in columns}
-        if sum(whole.values()) + GAP * (len(columns) - 1) <= width:
-            yield self._table(columns, whole)
-            return
-        words = {c.name: max(map(len, c.name.split()), default=0) for c in columns}
-        most = min(WIDE, width // 3)
-        need = {
-            c.name: max(words[c.name], min(most, max(cells[c.name], default=0))) for c in columns
-        }
-        first, *rest = columns
-        while rest:
-            room, taken = width - need[first.name], 1
-            room -= GAP + need[rest[0].name]
-            while taken < len(rest) and room >= GAP + need[rest[taken].name]:
-                room -= GAP + need[rest[taken].name]
-                taken += 1
-            yield self._table([first, *rest[:taken]], need)
-            rest = rest[taken:]
-
-    def _table(self, columns: Sequence[Column], widths: Mapping[str, int]) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-        for column in columns:
-            justify: Literal["left", "right"] = "left" if column.left else "right"
-            width = widths[column.name]
-            table.add_column(column.name, justify=justify, width=width, overflow="fold")
-        for row in self.rows:
-            table.add_row(*_texts(columns, row))
-        return table
-
-    def markdown(self) -> str:
-        """A table, and the notes below it."""
-        columns = self.columns()
-        lines = [
-            [column.name for column in columns],
-            ["---" if column.left else "---:" for column in columns],
-            *(_texts(columns, row) for row in self.rows),
-        ]
-        table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in c)} |" for c in lines]
-        return "\n".join([*table, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
-
-    def csv(self) -> str:
-        """Plain numbers, in bytes, seconds and samples per second; nothing where it is unknown."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV)
-        for row in self.rows:
-            cells = [value(row) for value in CSV.values()]
-            writer.writerow(["" if cell is None else cell for cell in cells])
-        return file.getvalue()
-
-    def write(self, folder: Path) -> None:
-        """Write `comparison.csv`, `comparison.md` and `comparison.png`.
-
-        Raises:
-            OSError: One of them cannot be written.
-        """
-        from ppll_cli.observe.comparison_picture import picture
-
-        write_text(folder / "comparison.csv", self.csv())
-        write_text(folder / "comparison.md", self.markdown())
-        picture(folder / "comparison.png", self)
-
-
-CSV: dict[str, Callable[[Row], Any]] = {
-    "run": lambda row: row.run.name,
-    "folder": lambda row: row.run.folder,
-    "status": lambda row: row.run.status,
-    "comparable": lambda row: not row.unequal,
-    "schedule": lambda row: row.run.schedule,
-    "gpus": lambda row: row.gpus,
-    "threads": lambda row: row.run.get("threads"),
-    "settings": lambda row: row.differs,
-    "samples_per_second": lambda row: row.samples_per_second,
-    "speed_up_over_bp": lambda row: row.over_bp,
-    "speed_up_over_ll": lambda row: row.over_ll,
-    "bubble_fraction": lambda row: row.bubble,
-    "seconds_to_target": lambda row: row.seconds_to_target,
-    "best_metric": lambda row: row.best,
-    "peak_memory_bytes": lambda row: row.peak_bytes,
-    "aux_fraction": lambda row: row.auxiliary,
-}
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -317,14 +171,6 @@ def _stages(run: FoundRun) -> list[Mapping[str, Any]]:
 def _mean(values: Sequence[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
-
-
-def _texts(columns: Sequence[Column], row: Row) -> list[str]:
-    values = [column.value(row) for column in columns]
-    return [
-        "" if value is None else column.text(value)
-        for column, value in zip(columns, values, strict=True)
-    ]
 
 
 def _notes(rows: Sequence[Row], metric: str, target: float | None) -> Iterator[str]:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ppll_cli.observe.comparison import Comparison, Row
 from ppll_cli.observe.figures import new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
-
-    from ppll_cli.observe.comparison import Comparison, Row
 
 COLOURS = {
     "bp": "#000000",
@@ -30,7 +29,7 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = "os^Dvx"
 
 
-def picture(path: Path, comparison: "Comparison") -> None:
+def picture(path: Path, comparison: Comparison) -> None:
     """Draw it.
 
     Raises:
@@ -54,19 +53,19 @@ def picture(path: Path, comparison: "Comparison") -> None:
     save(figure, path, dpi=100)
 
 
-def label(row: "Row") -> str:
+def label(row: Row) -> str:
     """A run in few words."""
     gpus = "" if row.gpus is None else f" x{row.gpus}"
     name = row.name if len(row.name) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{row.name[-LONGEST:]}"
     return f"{name}  {row.run.schedule}{gpus}"
 
 
-def colour(row: "Row") -> str:
+def colour(row: Row) -> str:
     """A schedule's colour."""
     return COLOURS.get(row.run.schedule, OTHER)
 
 
-def _bars(axes: "Axes", rows: Sequence["Row"], values: Sequence[float | None], form: str) -> None:
+def _bars(axes: "Axes", rows: Sequence[Row], values: Sequence[float | None], form: str) -> None:
     """A bar for each run, with its value at the end."""
     if not any(values):
         _nothing(axes)
@@ -81,7 +80,7 @@ def _bars(axes: "Axes", rows: Sequence["Row"], values: Sequence[float | None], f
     _settle(axes, len(rows))
 
 
-def _progress(axes: "Axes", rows: Sequence["Row"], comparison: "Comparison") -> None:
+def _progress(axes: "Axes", rows: Sequence[Row], comparison: Comparison) -> None:
     seen: dict[str, int] = {}
     drawn: list[tuple[Line2D, str]] = []
     for row in rows:
@@ -115,7 +114,7 @@ def _progress(axes: "Axes", rows: Sequence["Row"], comparison: "Comparison") -> 
         text.set_parse_math(False)  # a name is no formula
 
 
-def _memory(axes: "Axes", rows: Sequence["Row"]) -> None:
+def _memory(axes: "Axes", rows: Sequence[Row]) -> None:
     """What each stage has at most, one after the other: the whole bar is all devices together."""
     sums = [sum(row.stage_bytes) / 1e6 for row in rows]
     if not any(sums):
