@@ -22,7 +22,7 @@ def make(options: Options) -> Callable[..., Batches]:
 
     def batches(seed: int = 0, batch_size: int = 6, **changes: object) -> Batches:
         dataset = Synthetic(**options(**OWN | changes))
-        return Batches(dataset, dataset.load(), batch_size, seed, CPU)
+        return dataset.batches(dataset.load(), batch_size, seed, CPU)
 
     return batches
 

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ppll_cli.data.dataset import Arrays, ImageDataset, Part, cache_root
-from ppll_cli.data.pictures import PictureDataset
-from ppll_cli.data.scenes import DetectionDataset
+from ppll_cli.data.pictures.dataset import PictureDataset
+from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks.classification import Classification

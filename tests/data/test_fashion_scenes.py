@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ppll_cli.data import fashion_canvas, fashion_scenes
+from ppll_cli.data import fashion_scenes
 from ppll_cli.data.dataset import fixed_random
-from ppll_cli.data.fashion_canvas import VISIBLE, Cutout, _around, _common, _cutout, _fits, paint
 from ppll_cli.data.fashion_mnist import DEBIAN
 from ppll_cli.data.fashion_scenes import FashionScenes
+from ppll_cli.data.scenes import canvas
+from ppll_cli.data.scenes.canvas import VISIBLE, Cutout, _around, _common, _cutout, _fits, paint
 from ppll_cli.errors import ConfigError
 from tests.conftest import compose_config
 from tests.data.scene_files import write_fashion
@@ -117,10 +118,10 @@ def test_boxes_are_tight(size: float) -> None:
 def test_what_is_painted_is_where_its_box_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an even ground, without noise or snippets, a box is what differs from the ground."""
     ground = np.full((96, 96, 3), 128.0, np.float32)
-    monkeypatch.setattr(fashion_canvas, "_background", lambda *_: ground.copy())
-    monkeypatch.setattr(fashion_canvas, "_paint_fragment", lambda *_: None)
-    monkeypatch.setattr(fashion_canvas, "MOST", 1)
-    monkeypatch.setattr(fashion_canvas, "_NOISE", 0)
+    monkeypatch.setattr(canvas, "_background", lambda *_: ground.copy())
+    monkeypatch.setattr(canvas, "_paint_fragment", lambda *_: None)
+    monkeypatch.setattr(canvas, "MOST", 1)
+    monkeypatch.setattr(canvas, "_NOISE", 0)
     ring = np.hypot(*(np.mgrid[:28, :28] - 13.5))
     rings = np.where((ring < 12) & (ring > 4), 200, 0).astype(np.uint8)[None]
     for number in range(10):
@@ -154,7 +155,7 @@ def test_a_tint_stands_out() -> None:
     behind = np.full((4, 4, 3), 128, np.float32)
     cutout = Cutout(np.ones((4, 4), np.float32), np.ones((4, 4), np.float32))
     for number in range(20):
-        tint = fashion_canvas._tint(fixed_random(number), behind, cutout)
+        tint = canvas._tint(fixed_random(number), behind, cutout)
         assert np.abs(tint - 128).mean() >= 50
 
 

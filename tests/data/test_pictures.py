@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ppll_cli.data.div2k import Div2k
-from ppll_cli.data.patches import PatchBatches, _turned
 from ppll_cli.data.photos import Photos
-from ppll_cli.data.picture_samples import side_by_side
-from ppll_cli.data.pictures import PictureDataset
+from ppll_cli.data.pictures.dataset import PictureDataset
+from ppll_cli.data.pictures.patches import PatchBatches, _turned
+from ppll_cli.data.pictures.samples import side_by_side
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 from tests.conftest import compose_config

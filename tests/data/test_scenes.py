@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ppll_cli.data.scene_batches import SceneBatches, fitted
-from ppll_cli.data.scene_samples import drawn, write_samples
+from ppll_cli.data.scenes.batches import SceneBatches
+from ppll_cli.data.scenes.samples import drawn, write_samples
+from ppll_cli.data.scenes.sizes import fitted
 from ppll_cli.data.voc import Voc
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE, ImageSpec

@@ -12,7 +12,7 @@ import pytest
 from torchvision.datasets import voc as torchvision_voc
 
 from ppll_cli.data import voc
-from ppll_cli.data.scene_index import Scene, Scenes
+from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.voc import CLASSES, YEARS, Voc
 from ppll_cli.errors import ConfigError
 from ppll_cli.runtime.subject import DATA_SET

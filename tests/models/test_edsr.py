@@ -6,7 +6,7 @@ from math import ceil
 import pytest
 import torch
 
-from ppll_cli.data.tiles import spans
+from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.edsr import EDSR
 from ppll_cli.models.plain import PlainModel

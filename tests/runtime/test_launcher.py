@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.data.batches import Batches
-from ppll_cli.data.dataset import Split
+from ppll_cli.data.batches import Batches, Split
 from ppll_cli.data.synthetic import Synthetic
 from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
 from ppll_cli.local.greedy import Greedy

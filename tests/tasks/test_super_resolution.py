@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.data.tiles import spans
+from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.classification import classes_of

@@ -3,15 +3,15 @@
 Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, random_crop, random_flip
-from ppll_cli.data.dataset import ImageDataset, Split
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
@@ -64,12 +64,28 @@ class EpochOrder:
         return self._latest[1]
 
 
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 [N, C, H, W] and their labels int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
 class Batches:
     """Makes batches of splits, which it keeps on the device as bytes.
 
     Args:
-        dataset: Says how to augment and normalise.
-        splits: What `dataset.load` returned.
+        splits: What the data set loaded.
+        mean: Of the pixels in [0, 1].
+        std: Likewise.
+        pad: How far training images are shifted at most by the random crop, in pixels; 0 is off.
+        pad_mode: What is behind an image's border, "zeros" or "reflect".
+        flip: Whether half of the training images are mirrored.
+        drop_last: Whether a shorter last batch is left out.
         batch_size: Samples of a training batch.
         seed: The run's.
         device: Where batches are made.
@@ -77,22 +93,29 @@ class Batches:
 
     def __init__(
         self,
-        dataset: ImageDataset,
         splits: Mapping[str, Split],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pad: int,
+        pad_mode: str,
+        flip: bool,
+        drop_last: bool,
         batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.dataset, self.batch_size, self.seed, self.device = dataset, batch_size, seed, device
+        self.pad, self.pad_mode, self.flip = pad, pad_mode, flip
+        self.batch_size, self.seed, self.device = batch_size, seed, device
         self.splits = {
             name: Split(split.images.to(device), split.labels.to(device))
             for name, split in splits.items()
         }
         samples = len(splits["train"].labels)
-        self.steps_per_epoch = steps_per_epoch(samples, batch_size, dataset.drop_last)
+        self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-            for values in (dataset.mean, dataset.std)
+            for values in (mean, std)
         )
         self._order = EpochOrder(len(splits["train"].labels), seed)
 
@@ -128,9 +151,9 @@ class Batches:
 
     def _augmented(self, images: Tensor, seed: int) -> Tensor:
         generator = generator_of(seed)
-        if self.dataset.pad:
-            images = random_crop(images, self.dataset.pad, self.dataset.pad_mode, generator)
-        return random_flip(images, generator) if self.dataset.flip else images
+        if self.pad:
+            images = random_crop(images, self.pad, self.pad_mode, generator)
+        return random_flip(images, generator) if self.flip else images
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}

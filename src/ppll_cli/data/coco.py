@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.data.dataset import PARTS, Part
-from ppll_cli.data.scene_index import Found, Index, Objects, Scenes, kept_index, stamp
-from ppll_cli.data.scenes import DetectionDataset
+from ppll_cli.data.scenes.dataset import DetectionDataset
+from ppll_cli.data.scenes.index import Found, Index, Objects, Scenes, kept_index, stamp
 
 URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}

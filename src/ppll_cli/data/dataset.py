@@ -17,9 +17,8 @@ from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
-    from torch import Tensor
 
-    from ppll_cli.data.batches import Batches
+    from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
@@ -31,17 +30,6 @@ PARTS: tuple[Part, ...] = ("train", "test")
 
 PAD_MODES = ("zeros", "reflect")
 _HOLD_OUT_SEED = 20240607  # any number, but never another: it decides which samples are `val`
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images uint8 [N, C, H, W] and their labels int64 [N]."""
-
-    images: "Tensor"
-    labels: "Tensor"
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -206,7 +194,18 @@ class ImageDataset(Files, ABC):
         """What makes the batches of a run from what `load` returned."""
         from ppll_cli.data.batches import Batches
 
-        return Batches(self, splits, batch_size, seed, device)
+        return Batches(
+            splits,
+            mean=self.mean,
+            std=self.std,
+            pad=self.pad,
+            pad_mode=self.pad_mode,
+            flip=self.flip,
+            drop_last=self.drop_last,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
 
     def load(self) -> "dict[str, Split]":
         """Reads, checks and divides the data: `train`, `val` where a fraction is held out, `test`.
@@ -325,8 +324,10 @@ def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
     return None
 
 
-def _split(arrays: Arrays) -> Split:
+def _split(arrays: Arrays) -> "Split":
     import torch
+
+    from ppll_cli.data.batches import Split
 
     # from_numpy wants memory that it may write to, and the gathers later want it in order
     images = np.require(arrays.images, requirements=["C", "W"])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppll_cli.data.dataset import Part
-from ppll_cli.data.picture_cache import Source
-from ppll_cli.data.pictures import PictureDataset
+from ppll_cli.data.pictures.cache import Source
+from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.errors import ConfigError
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"

@@ -11,10 +11,18 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from ppll_cli.data.dataset import Part, check_at_least, fixed_random
-from ppll_cli.data.fashion_canvas import paint
 from ppll_cli.data.fashion_mnist import FashionMnist
-from ppll_cli.data.scene_index import Found, Objects, Scenes, place, read_objects, stamp, unwritable
-from ppll_cli.data.scenes import DetectionDataset
+from ppll_cli.data.scenes.canvas import paint
+from ppll_cli.data.scenes.dataset import DetectionDataset
+from ppll_cli.data.scenes.index import (
+    Found,
+    Objects,
+    Scenes,
+    place,
+    read_objects,
+    stamp,
+    unwritable,
+)
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it

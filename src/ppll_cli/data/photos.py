@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppll_cli.data.dataset import Part, readable
-from ppll_cli.data.picture_cache import Source
-from ppll_cli.data.pictures import PictureDataset
+from ppll_cli.data.pictures.cache import Source
+from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.errors import ConfigError
 
 TEST_PICTURES = 3

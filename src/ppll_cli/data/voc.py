@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ppll_cli.data.dataset import PARTS, Part
 from ppll_cli.data.download import provide
-from ppll_cli.data.scene_index import Found, Index, Objects, Scenes, kept_index, stamp
-from ppll_cli.data.scenes import DetectionDataset
+from ppll_cli.data.scenes.dataset import DetectionDataset
+from ppll_cli.data.scenes.index import Found, Index, Objects, Scenes, kept_index, stamp
 from ppll_cli.errors import ConfigError
 
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/"

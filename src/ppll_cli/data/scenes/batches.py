@@ -17,9 +17,9 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise
 from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
-from ppll_cli.data.picture_cache import decoded
-from ppll_cli.data.scene_index import Bytes, Scene, Scenes
-from ppll_cli.data.scenes import MULTIPLE
+from ppll_cli.data.pictures.cache import decoded
+from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
+from ppll_cli.data.scenes.sizes import fitted, padded
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
 
@@ -145,8 +145,7 @@ class SceneBatches:
     def _images(self, pictures: Sequence[Bytes]) -> Tensor:
         """Bytes to float32 [B, 3, H, W], normalised; zeros on the right and below."""
         height, width = (
-            -(-max(picture.shape[side] for picture in pictures) // MULTIPLE) * MULTIPLE
-            for side in (0, 1)
+            padded(max(picture.shape[side] for picture in pictures)) for side in (0, 1)
         )
         canvas = np.zeros((len(pictures), height, width, 3), dtype=np.uint8)
         outside = torch.ones(len(pictures), 1, height, width, dtype=torch.bool)
@@ -157,12 +156,6 @@ class SceneBatches:
         images = torch.from_numpy(canvas).to(self.device).permute(0, 3, 1, 2).contiguous()
         normal = normalise(images, self._mean, self._std)
         return normal.masked_fill_(outside.to(self.device), 0)
-
-
-def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Height and width of a picture resized to a shorter side, unless the longer gets too long."""
-    factor = min(short_side / min(height, width), long_side / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def decode(pixels: Path | Bytes) -> Image.Image:

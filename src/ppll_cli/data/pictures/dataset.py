@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     import torch
     from torch import Tensor
 
-    from ppll_cli.data.patches import PatchBatches, PictureSplit, Tile
-    from ppll_cli.data.picture_cache import Source
+    from ppll_cli.data.pictures.cache import Source
+    from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.super_resolution import SuperResolution
@@ -78,8 +78,8 @@ class PictureDataset(Files, ABC):
 
     def load(self) -> "dict[str, PictureSplit]":
         """`train`, `val` where a fraction is held out, `test`; the same in every run."""
-        from ppll_cli.data.patches import PictureSplit
-        from ppll_cli.data.picture_cache import kept
+        from ppll_cli.data.pictures.cache import kept
+        from ppll_cli.data.pictures.patches import PictureSplit
 
         folder = Path(os.path.expanduser(self.cache)) if self.cache else cache_root() / "pictures"
         splits = {}
@@ -111,8 +111,8 @@ class PictureDataset(Files, ABC):
             raise ConfigError("data", file, problem, "remove it, or give a smaller data.patch")
 
     def _tiles(self, shapes: Sequence[Sequence[int]]) -> "tuple[Tile, ...]":
-        from ppll_cli.data.patches import Tile
-        from ppll_cli.data.tiles import spans
+        from ppll_cli.data.pictures.patches import Tile
+        from ppll_cli.data.pictures.tiles import spans
 
         return tuple(
             Tile(number, rows, columns)
@@ -151,7 +151,7 @@ class PictureDataset(Files, ABC):
         The small picture's pixels as squares, bicubic enlargement, what the model makes, and the
         large picture.
         """
-        from ppll_cli.data.picture_samples import side_by_side
+        from ppll_cli.data.pictures.samples import side_by_side
 
         pictures = self.load()["test"].pictures
         sources = self.sources("test")[: len(pictures)]
@@ -168,7 +168,7 @@ class PictureDataset(Files, ABC):
         device: "torch.device",
     ) -> "PatchBatches":
         """What makes the batches of a run from what `load` returned."""
-        from ppll_cli.data.patches import PatchBatches
+        from ppll_cli.data.pictures.patches import PatchBatches
 
         return PatchBatches(
             splits,

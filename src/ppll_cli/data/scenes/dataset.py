@@ -15,19 +15,17 @@ from ppll_cli.data.dataset import (
     check_normalisation,
     hold_out,
 )
-from ppll_cli.data.scene_index import Scenes
+from ppll_cli.data.scenes.index import Scenes
+from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
     from torch import Tensor
 
-    from ppll_cli.data.scene_batches import SceneBatches
+    from ppll_cli.data.scenes.batches import SceneBatches
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.detection import Detection
-
-MULTIPLE = 32
-"""Height and width of a batch's images are multiples of it: maps of stride 32 have no remainder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ class DetectionDataset(Files, ABC):
     @property
     def largest(self) -> int:
         """Height and width of the largest images, in pixels."""
-        return -(-self.long_side // MULTIPLE) * MULTIPLE
+        return padded(self.long_side)
 
     @property
     def task(self) -> "Detection":
@@ -137,7 +135,7 @@ class DetectionDataset(Files, ABC):
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"
     ) -> "SceneBatches":
         """What makes the batches of a run from what `load` returned."""
-        from ppll_cli.data.scene_batches import SceneBatches
+        from ppll_cli.data.scenes.batches import SceneBatches
 
         return SceneBatches(
             splits,
@@ -157,7 +155,7 @@ class DetectionDataset(Files, ABC):
         """Writes the first test pictures with their boxes and with what the model detects."""
         import torch
 
-        from ppll_cli.data.scene_samples import write_samples
+        from ppll_cli.data.scenes.samples import write_samples
 
         splits = self.load()
         batches = self.batches(splits, 1, 0, torch.device("cpu"))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ppll_cli.data.picture_cache import Bytes
+from ppll_cli.data.pictures.cache import Bytes
 
 SIDE = 96
 """Height and width of what is shown, in pixels of the small picture."""

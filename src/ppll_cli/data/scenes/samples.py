@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ppll_cli.data.scene_batches import SceneBatches, decode
-from ppll_cli.data.scene_index import Scene, Scenes
+from ppll_cli.data.scenes.batches import SceneBatches, decode
+from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import FRAME, Detection

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.batches import generator_of, steps_per_epoch
-from ppll_cli.data.picture_cache import Bytes, Pictures
-from ppll_cli.data.tiles import Span
+from ppll_cli.data.pictures.cache import Bytes, Pictures
+from ppll_cli.data.pictures.tiles import Span
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE

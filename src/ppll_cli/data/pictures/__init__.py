@@ -1,0 +1,1 @@
+"""Pictures that are learnt from in patches, for super-resolution."""
