@@ -1,9 +1,6 @@
-"""The soak benchmark: what it plans, what it sees from outside, and one fault in earnest."""
+"""The soak benchmark: what it plans, what it finds, and one fault in earnest."""
 
 import json
-import mmap
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -12,19 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from ppll_cli import settings
-from ppll_cli.benchmarks import session, soak
-from ppll_cli.benchmarks.session import Session
-from ppll_cli.benchmarks.soak import CASES, COMMON, FAULTS, Outcome, Plan, plans, summary
-from ppll_cli.runtime import checkpoint
+from ppll_cli.benchmarks import soak
+from ppll_cli.benchmarks.faults import Plan
+from ppll_cli.benchmarks.soak import CASES, COMMON, FAULTS, Outcome, plans, summary
 from tests.conftest import compose_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
-
-SLEEPER = "import time; print('ready', flush=True); time.sleep(60)"
-FORKS = f"""
-import subprocess, sys
-subprocess.Popen([sys.executable, "-c", {SLEEPER!r}])
-"""
 
 
 def plan(kind: str, moment: str, step: int = 5) -> Plan:
@@ -114,17 +104,6 @@ def test_the_numbers_are_those_of_the_faults_that_came() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", soak.DAMAGES)
-def test_damage_is_found(tmp_path: Path, kind: str) -> None:
-    for step in (5, 10):
-        saved = checkpoint.save_stage(tmp_path, step, 0, {"model.a": torch.zeros(64)})
-        checkpoint.finish(tmp_path, step, 1, [saved], keep=2)
-    soak._damage(plan(kind, "training"), tmp_path)
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found.step == 5
-
-
 def test_a_run_that_ended_otherwise_is_not_good(tmp_path: Path) -> None:
     outcome = Outcome(plan("interrupt", "training"), status=1)
     assert soak._wrong(outcome.plan, outcome, tmp_path, "Traceback") == [
@@ -158,50 +137,3 @@ def test_other_weights_are_not_good(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert outcome.resumed_from == 5
         results.append((outcome.recovered, outcome.notes))
     assert results == [(True, []), (False, ["its weights are others"])]
-
-
-def test_a_process_that_is_left_is_seen_and_ended(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(session, "LEAVE_S", 0.2)
-    with Session([sys.executable, "-c", FORKS], tmp_path / "printed") as started:
-        assert started.wait() == 0
-        (left,) = started.left()
-        assert "time.sleep" in left
-    monkeypatch.undo()
-    assert started.left() == []
-
-
-def test_a_name_that_is_left_in_shared_memory_is_seen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    shared = tmp_path / "shm"
-    shared.mkdir()
-    (shared / "before").touch()
-    monkeypatch.setattr(session, "SHARED_MEMORY", shared)
-    monkeypatch.setattr(session, "LEAVE_S", 0.2)
-    script = f"open({str(shared / 'left')!r}, 'w').close()"
-    with Session([sys.executable, "-c", script], tmp_path / "printed") as started:
-        assert started.wait() == 0
-        assert started.left() == [str(shared / "left")]
-
-
-def test_a_name_in_shared_memory_that_another_process_uses_is_not_a_leak(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(session, "SHARED_MEMORY", tmp_path)
-    with Session([sys.executable, "-c", "pass"], Path(os.devnull)) as started:
-        (tmp_path / "used").write_bytes(b"x")
-        with (tmp_path / "used").open("r+b") as file, mmap.mmap(file.fileno(), 1):
-            assert started.wait() == 0
-            assert started.left() == []
-
-
-def test_a_condition_that_never_comes_ends_with_the_program(tmp_path: Path) -> None:
-    with Session([sys.executable, "-c", SLEEPER], tmp_path / "printed") as started:
-        assert started.wait_until(lambda: "ready" in started.printed())
-        assert not started.wait_until(lambda: False, limit_s=0.05)
-        assert started.wait(0.05) is None
-        started.signal(signal.SIGTERM, started.pid)
-        assert not started.wait_until(lambda: False)
-        assert started.status == -signal.SIGTERM

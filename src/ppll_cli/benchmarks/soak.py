@@ -10,20 +10,20 @@ weights of a run without a fault, bit for bit. The status is 1 if any of that is
 import argparse
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ppll_cli.benchmarks.faults import DAMAGES, KINDS, TO_A_WORKER, Plan, damage, inject
 from ppll_cli.benchmarks.runs import RunFailedError, machine
 from ppll_cli.benchmarks.session import LIMIT_S, Session, ppll_run
 from ppll_cli.settings import usable_cores
@@ -58,24 +58,6 @@ CASES = {
 }
 """What runs, by model, schedule and workers."""
 
-KINDS = {
-    "kill worker": (signal.SIGKILL, 1),
-    "stop worker": (signal.SIGSTOP, 1),
-    "kill fork server": (signal.SIGKILL, 1),
-    "kill parent": (signal.SIGKILL, -signal.SIGKILL),
-    "interrupt": (signal.SIGINT, 128 + signal.SIGINT),
-    "terminate": (signal.SIGTERM, 128 + signal.SIGTERM),
-    "truncate": (signal.SIGKILL, 1),
-    "flip": (signal.SIGKILL, 1),
-}
-"""Faults: the signal, and the status with which the run is to end.
-
-The last two kill a worker, and damage a file of the newest checkpoint after that.
-"""
-
-DAMAGES = ("truncate", "flip")
-TO_A_WORKER = ("kill worker", "stop worker", *DAMAGES)
-
 FAULTS = [
     *[("kill worker", moment) for moment in ("start-up", "training", "evaluation", "checkpoint")],
     *[("stop worker", moment) for moment in ("start-up", "training", "evaluation")],
@@ -88,37 +70,6 @@ FAULTS = [
 
 DELAYS_S = {"start-up": 4.0, "training": 0.1, "evaluation": 0.05, "checkpoint": 0.0}
 """How long after the moment has come a fault may come: training is seen at checkpoints only."""
-
-SEARCH_S = 0.05
-"""Between looks at all processes."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run, and its fault.
-
-    Attributes:
-        case: Key of `CASES`.
-        kind: Key of `KINDS`.
-        moment: In which part of the run.
-        stage: Which worker, of those that there are.
-        step: When so many steps are done.
-        delay_s: So long after that; in start-up, after what the fault is to hit was there.
-        place: Where in the checkpoint, from 0 to 1.
-    """
-
-    case: str
-    kind: str
-    moment: str
-    stage: int
-    step: int
-    delay_s: float
-    place: float
-
-    def when(self) -> str:
-        """For the table."""
-        at = "" if self.moment == "start-up" else f" {self.step}"
-        return f"{self.moment}{at} + {self.delay_s:.2f} s"
 
 
 @dataclass
@@ -243,7 +194,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     """
     outcome = Outcome(plan)
     with Session(*_start(plan.case, folder)) as session:
-        fault_s = _inject(plan, session, folder / "run")
+        fault_s = inject(plan, session, folder / "run")
         outcome.status = session.wait()
         end_s = monotonic()
         outcome.left += session.left()
@@ -258,7 +209,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     outcome.detection_s = end_s - fault_s
     wrong = _wrong(plan, outcome, folder / "run", printed)
     if plan.kind in DAMAGES:
-        _damage(plan, folder / "run")
+        damage(plan, folder / "run")
     _recover(plan, outcome, folder, reference)
     if plan.kind in DAMAGES and "is not used: " not in _printed(folder, "resume"):
         wrong.append("the damage was not told")
@@ -274,64 +225,6 @@ def _start(case: str, folder: Path) -> tuple[list[str], Path]:
     return ppll_run(*COMMON, *CASES[case], run_dir), folder / "start.txt"
 
 
-def _inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
-    """Wait for the moment, and do it; the time then, or None if the moment did not come."""
-    target: int | None = None
-
-    def found() -> bool:
-        nonlocal target
-        target = _target(plan, session)
-        return target is not None
-
-    # Once the fork server is there, signals are no longer Python's own business.
-    if not session.wait_until(lambda: session.server() is not None, look_s=SEARCH_S):
-        return None
-    if not session.wait_until(found, look_s=SEARCH_S) or target is None:
-        return None
-    if plan.moment != "start-up" and not session.wait_until(lambda: _at(plan, run_dir)):
-        return None
-    sleep(plan.delay_s)
-    return session.signal(KINDS[plan.kind][0], target)
-
-
-def _target(plan: Plan, session: Session) -> int | None:
-    """The process that the fault is to hit, if that is there yet."""
-    if plan.kind in TO_A_WORKER:
-        workers, stage = session.workers(), _stage(plan)
-        return workers[stage].pid if stage < len(workers) else None
-    if plan.kind == "kill fork server":
-        server = session.server()
-        return server.pid if server else None
-    return session.pid
-
-
-def _stage(plan: Plan) -> int:
-    """The stage that the fault is to hit; the name of a case ends with how many there are."""
-    return plan.stage % int(plan.case.split()[-1])
-
-
-def _at(plan: Plan, run_dir: Path) -> bool:
-    """Whether the moment has come."""
-    checkpoints = run_dir / "checkpoints"
-    if plan.moment == "checkpoint" and (checkpoints / f".step-{plan.step}.unfinished").exists():
-        return True
-    return _steps(run_dir) >= plan.step
-
-
-def _steps(run_dir: Path) -> int:
-    """Steps that a run has done, as far as its folder shows."""
-    metrics = run_dir / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-    return max([*steps, *_saved(run_dir)], default=0)
-
-
-def _saved(run_dir: Path) -> list[int]:
-    """The steps of all checkpoints, in order."""
-    names = (path.name for path in run_dir.glob("checkpoints/step-*"))
-    return sorted(int(name.removeprefix("step-")) for name in names)
-
-
 def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[str]:
     """What is not as it should be after the fault."""
     wrong = []
@@ -344,8 +237,8 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
         wrong.append("a traceback was printed")
     if status == 1 and f"ppll-run resume={run_dir.absolute()}" not in printed:
         wrong.append("how to go on was not told")
-    if plan.kind in TO_A_WORKER and f"ppll-run: stage {_stage(plan)} " not in printed:
-        wrong.append(f"stage {_stage(plan)} was not named first")
+    if plan.kind in TO_A_WORKER and f"ppll-run: stage {plan.worker} " not in printed:
+        wrong.append(f"stage {plan.worker} was not named first")
     if status > 128 and plan.moment != "start-up":
         if not (run_dir / "checkpoints" / "last").exists():
             wrong.append("there is no checkpoint")
@@ -353,20 +246,6 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
         if not told.exists() or json.loads(told.read_text())["status"] != "interrupted":
             wrong.append("no summary says interrupted")
     return wrong
-
-
-def _damage(plan: Plan, run_dir: Path) -> None:
-    """Damage a file of the newest checkpoint."""
-    newest = run_dir / "checkpoints" / f"step-{_saved(run_dir)[-1]}"
-    files = sorted(newest.glob("stage-*.safetensors"))
-    path = files[plan.stage % len(files)]
-    content = bytearray(path.read_bytes())
-    place = int(plan.place * len(content))
-    if plan.kind == "truncate":
-        del content[place:]
-    else:
-        content[place] ^= 1 << plan.stage
-    path.write_bytes(content)
 
 
 def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> None:
@@ -422,7 +301,7 @@ def _print(outcomes: Sequence[Outcome], result: dict[str, Any], console: Console
     table = Table("run", "fault", "moment", "status", "ended", "from", "", box=SIMPLE_HEAD)
     for outcome in outcomes:
         plan = outcome.plan
-        to = f"{plan.kind} {_stage(plan)}" if plan.kind in TO_A_WORKER else plan.kind
+        to = f"{plan.kind} {plan.worker}" if plan.kind in TO_A_WORKER else plan.kind
         time = "" if outcome.detection_s is None else f"{outcome.detection_s:.2f} s"
         step = outcome.resumed_from
         anew = "anew" if outcome.recovered else ""
