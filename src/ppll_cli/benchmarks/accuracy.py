@@ -1,8 +1,9 @@
 """`scripts/benchmark accuracy`: what each local method learns, and what it costs.
 
 ResNet-20, cut into 2, 4 and 8 modules, on a third of Fashion-MNIST's training set, so that all rows
-take about an hour on two cores (`--long` takes the whole set). Every row has the same budget. The
-last module always has a residual unit, and not the head alone, which no local loss prepares for.
+take a quarter of an hour on two cores (`--long` takes the whole set). Every row has the same
+budget. The last module always has a residual unit, and not the head alone, which no local loss
+prepares for.
 A row is trained under `ll`, which learns what `ppll` learns, bit for bit, and so several rows can
 be trained beside one another. Speed and memory come from a short run under `ppll` on two stages,
 one after another and with nothing beside it. Every worker has one thread; because that is not all
