@@ -5,8 +5,15 @@ device: the same batch is augmented alike everywhere. Images stay uint8 until th
 which comes last. Legend: B batch, C channels, H height, W width (pixels).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """One value, or one a channel, float32 [C, 1, 1], as `normalise` takes them."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

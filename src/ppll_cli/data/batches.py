@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.augment import normalise, random_crop, random_flip
+from ppll_cli.data.augment import normalise, per_channel, random_crop, random_flip
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
@@ -111,13 +111,10 @@ class Batches:
             name: Split(split.images.to(device), split.labels.to(device))
             for name, split in splits.items()
         }
-        samples = len(splits["train"].labels)
+        samples = len(splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-            for values in (mean, std)
-        )
-        self._order = EpochOrder(len(splits["train"].labels), seed)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
+        self._order = EpochOrder(samples, seed)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """One training batch, augmented.
@@ -147,7 +144,7 @@ class Batches:
 
     def evaluation_batches(self, split: str, size: int) -> int:
         """How many batches of at most `size` samples a split has."""
-        return _batches(len(self.splits[split].labels), size)
+        return _batches(len(self.splits[split]), size)
 
     def _augmented(self, images: Tensor, seed: int) -> Tensor:
         generator = generator_of(seed)

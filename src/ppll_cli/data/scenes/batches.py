@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.augment import normalise
+from ppll_cli.data.augment import normalise, per_channel
 from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
 from ppll_cli.data.pictures.cache import decoded
 from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
@@ -77,12 +77,10 @@ class SceneBatches:
         self.splits, self.boxes, self.flip = splits, boxes, flip
         self.short_side, self.long_side = short_side, long_side
         self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, drop_last)
-        self._order = EpochOrder(len(splits["train"]), seed)
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-            for values in (mean, std)
-        )
+        samples = len(splits["train"])
+        self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
+        self._order = EpochOrder(samples, seed)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Pictures in an order drawn for the epoch, some mirrored; ignored boxes are left out.
