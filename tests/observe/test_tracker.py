@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,25 @@ def test_a_tracker_that_hangs_is_left_and_ends_what_it_started(
         "tracker=noted is lost: it is not done 0.1 s after the end; the run goes on without it"
     ]
     assert [name for name, _ in tracker.told] == ["start", "metrics", "abandon"]
+
+
+def test_what_is_tidied_up_after_a_hang_is_not_the_next_runs(tmp_path: Path) -> None:
+    """As with wandb: what it takes down at the end belongs to the whole process."""
+    released, tidied = threading.Event(), threading.Event()
+
+    class Hanging(Noted):
+        limit_s = 0.1
+
+        def abandon(self) -> None:
+            released.set()
+
+        def end(self, summary: Mapping[str, Any]) -> None:
+            _wait(released)
+            assert not tidied.wait(0.2)  # nobody sets it: it takes so long
+            tidied.set()
+
+    told_of_a_run(Hanging(), tmp_path)
+    assert tidied.is_set()
 
 
 def _wait(event: threading.Event) -> None:

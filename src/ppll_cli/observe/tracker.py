@@ -25,6 +25,9 @@ with them the speed that a short run measures (seen: by a fifth over 9 s on two 
 END_LIMIT_S = 60.0
 """How long a tracker may take for what is left to do, where it says nothing else."""
 
+ABANDONED_LIMIT_S = 5.0
+"""How long one that was abandoned may take to let go of what the next run's will use."""
+
 
 @dataclass(frozen=True)
 class Tracked:
@@ -175,7 +178,9 @@ class Guarded:
         if self._thread.is_alive():
             self._lose(f"it is not done {self._limit_s:g} s after the end")
             with suppress(Exception):
-                getattr(self._tracker, "abandon", lambda: None)()
+                if abandon := getattr(self._tracker, "abandon", None):
+                    abandon()
+                    self._thread.join(ABANDONED_LIMIT_S)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
