@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.resume import CONFIG_FORMAT, GROUPS
 from ppll_cli.runtime import forkserver
 from ppll_cli.runtime import run as running
-from ppll_cli.schedules.instructions import Instruction, NextBatch, ReceiveActivations
+from ppll_cli.schedules.gpipe import GPipe
+from ppll_cli.schedules.instructions import Instruction, NextBatch, SendActivations
+from ppll_cli.schedules.ppll import PPLL
 from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.tasks.task import Task
 from tests.conftest import Runner, own_model
@@ -204,13 +207,40 @@ class Idle(Schedule):
         return 1
 
 
-class Stuck(Idle):
-    """Waits for what nobody sends."""
+class Stuck(GPipe):
+    """Holds fewer slots than its order needs."""
+
+    def held(self, place: Place) -> int:
+        """None but those that `transport.depth` adds."""
+        return 0
+
+
+class Endless(Idle):
+    """Never ends a batch."""
 
     def batch(self, place: Place) -> Iterator[Instruction]:
-        """Each stage waits for its other neighbour."""
-        yield NextBatch() if place.first else ReceiveActivations(place.stage - 1, 0, 0)
-        yield ReceiveActivations((place.stage + 1) % place.stages, 0, 0)
+        """The batch is taken again and again."""
+        while True:
+            yield NextBatch()
+
+
+class FirstChunk(PPLL):
+    """Sends another chunk than the stage's last one."""
+
+    sent = 0
+
+    def batch(self, place: Place) -> Iterator[Instruction]:
+        """PPLL's instructions, but for what is sent."""
+        for instruction in super().batch(place):
+            if isinstance(instruction, SendActivations):
+                instruction = replace(instruction, chunk=self.sent)
+            yield instruction
+
+
+class NoChunk(FirstChunk):
+    """Sends a chunk that the stage does not have."""
+
+    sent = 7
 
 
 class Words(Idle):
@@ -748,9 +778,22 @@ TARGETS = [
     blamed("local", ReturnsModule, "its criterion() must return a Criterion"),
     blamed("local", MisfitHead, "the auxiliary network of module 0 raised RuntimeError"),
     blamed("schedule", NoSchedule, "derive it from ppll_cli.schedules.schedule.Schedule"),
-    blamed("schedule", Idle, "stage 0 never computes chunk 0"),
-    blamed("schedule", Stuck, "every stage waits for another one"),
-    blamed("schedule", Words, "'forward', which is no instruction"),
+    blamed("schedule", Idle, "stage 0 never runs Forward(chunk=0) of micro-batch 0"),
+    blamed("schedule", Stuck, "every stage waits for another one", "schedule.microbatches=8"),
+    blamed("schedule", Endless, "stage 0 has more than 400 instructions for a batch"),
+    blamed(
+        "schedule",
+        FirstChunk,
+        "SendActivations(peer=1, chunk=0, micro_batch=0) is not for stage 0: only "
+        "SendActivations(peer=1, chunk=1) can be",
+        "local.modules=4",
+    ),
+    blamed(
+        "schedule",
+        NoChunk,
+        "SendActivations(peer=1, chunk=7, micro_batch=0) on stage 0, whose chunks are 0 to 0",
+    ),
+    blamed("schedule", Words, "'forward', no instruction"),
     blamed("transport", NoTransport, "has no 'obstacle'; see ppll_cli.transport.channel.Transport"),
     blamed(
         "data", Unreadable, "loading the data raised RuntimeError: the disk is on fire; see lin"

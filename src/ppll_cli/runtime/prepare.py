@@ -21,8 +21,8 @@ from ppll_cli.runtime.prediction.pace import Pipeline
 from ppll_cli.runtime.prediction.predict import report
 from ppll_cli.runtime.prediction.profile import Profile
 from ppll_cli.runtime.subject import Subject, examine
-from ppll_cli.schedules.instructions import FinishAverage, Forward, Instruction
 from ppll_cli.schedules.schedule import Schedule
+from ppll_cli.schedules.validation import validate
 from ppll_cli.settings import Settings
 from ppll_cli.simulate import simulate
 from ppll_cli.targets import blaming, make
@@ -312,28 +312,27 @@ def _check_shares(course: Course, replicas: int) -> None:
 
 
 def _check_instructions(job: Job) -> None:
-    """Run two batches on a clock: a user's own schedule may wait for ever, or leave work out."""
+    """Refuse a user's own schedule that waits for ever, or trains another network.
+
+    Every stage's instructions are checked for every number of micro-batches that a batch or a
+    replica's share of one has; then two batches run on a clock.
+    """
     key, path = "schedule._target_", job.schedule["_target_"]
+    schedule = job.make_schedule()
+    sizes, replicas = {*job.course.batch_sizes()}, range(job.replicas)
+    counts = {len(job.microbatches(size, replica)) for size in sizes for replica in replicas}
     try:
         with blaming(key, path, "its instructions"):
+            for count in counts:
+                for stage in range(job.stages):
+                    place = job.place(stage, count)
+                    validate(place, schedule.local, schedule.batch(place))
             pipeline = Pipeline.of(job)
             streams = [[*stream, *stream] for stream in pipeline.streams]
             most = max(map(len, streams))  # more slots make no difference
             simulate(streams, lambda *_: 0.0, lambda channel: min(pipeline.slots[channel], most))
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
-    for stage, stream in enumerate(pipeline.streams):
-        if strange := [each for each in stream if not isinstance(each, Instruction)]:
-            problem = f"stage {stage} is told {strange[0]!r}, which is no instruction"
-            raise ConfigError(key, path, problem, f"see {Forward.__module__}")
-        computed = {each.chunk for each in stream if isinstance(each, Forward)}
-        if missing := {*range(len(job.layout.chunks(stage)))} - computed:
-            raise ConfigError(key, path, f"stage {stage} never computes chunk {min(missing)}")
-        averaged = {each.chunk for each in stream if isinstance(each, FinishAverage)}
-        if job.replicas > 1 and (missing := {*range(len(job.layout.chunks(stage)))} - averaged):
-            problem = f"stage {stage} never averages the gradients of chunk {min(missing)}"
-            remedy = f"use replicas=1, or see {FinishAverage.__module__}.FinishAverage"
-            raise ConfigError(key, path, f"{problem} over its replicas", remedy)
 
 
 def _check_batch_norm(
