@@ -1,0 +1,1 @@
+"""What `scripts/check-gpu` runs: is the program right and fast on the GPUs of this machine?"""

@@ -1,0 +1,145 @@
+"""Steps that compare the bits of two runs, or hurt a run and see whether it recovers them."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ppll_cli.benchmarks.session import Session, ppll_run
+from scripts.check_gpu.report import Outcome, skipped, verdict
+from scripts.check_gpu.running import Check
+
+FOUND_S = 12.0
+"""A worker that is gone or stopped is found in 10 s; the rest is for processes to end."""
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Two runs whose last checkpoints have to be the same, bit for bit.
+
+    Attributes:
+        name: Of the step.
+        one: Name of a run.
+        other: Name of the other run.
+    """
+
+    name: str
+    one: str
+    other: str
+
+    def act(self, check: Check) -> Outcome:
+        """Compare them; skipped where one of the runs did not complete."""
+        for run in (self.one, self.other):
+            if not (check.folder(run) / "summary.json").exists():
+                return skipped(f"{run!r} did not complete")
+        return compared(check.folder(self.one), check.folder(self.other))
+
+
+@dataclass(frozen=True)
+class Hurt:
+    """A run that loses a worker, ends with status 1, and is resumed.
+
+    Attributes:
+        name: Of the step.
+        overrides: Of a run whose result is fixed by its number of steps.
+        signal: What the worker is hurt by: SIGKILL, or SIGSTOP, which makes it hang.
+    """
+
+    name: str
+    overrides: Sequence[str]
+    signal: signal.Signals
+
+    def act(self, check: Check) -> Outcome:
+        """Hurt it after its first checkpoint, resume it, and train the same without a fault."""
+        start_s = monotonic()
+        folder = check.folder(self.name)
+        endless = [*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}"]
+        with check.session(self.name, ppll_run(*endless)) as session:
+            if not _started(session, folder, check):
+                return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
+            hurt_s = session.signal(self.signal, session.workers()[-1].pid)
+            status = session.wait(check.limited(2 * FOUND_S))
+            found_s, left, output = monotonic() - hurt_s, session.left(), session.printed()
+        facts = {"status": status, "found_s": round(found_s, 1), "left": left}
+        if status != 1 or left or found_s > check.patience * FOUND_S:
+            return verdict(False, output, monotonic() - start_s, **facts)
+        steps = int((folder / "checkpoints" / "last").resolve().name.removeprefix("step-")) + 10
+        again = ppll_run(f"resume={folder}", f"max_steps={steps}")
+        whole = check.folder(f"{self.name} whole")
+        unhurt = ppll_run(*self.overrides, f"max_steps={steps}", f"hydra.run.dir={whole}")
+        for name, command in ((f"{self.name} resumed", again), (f"{self.name} whole", unhurt)):
+            ended = check.command(name, command, 80.0)
+            if ended.late:
+                return skipped("out of time", output, monotonic() - start_s)
+            if ended.status != 0:
+                return verdict(False, output + ended.output, monotonic() - start_s, **facts)
+        outcome = compared(folder, whole)
+        return verdict(
+            outcome.state == "ok", output, monotonic() - start_s, **facts, **outcome.facts
+        )
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that is interrupted (Ctrl-C), saves a checkpoint and ends with status 130.
+
+    Attributes:
+        name: Of the step.
+        overrides: Of the run.
+    """
+
+    name: str
+    overrides: Sequence[str]
+
+    def act(self, check: Check) -> Outcome:
+        """Interrupt it after its first checkpoint."""
+        start_s = monotonic()
+        folder = check.folder(self.name)
+        command = ppll_run(*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}")
+        with check.session(self.name, command) as session:
+            if not _started(session, folder, check):
+                return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
+            session.signal(signal.SIGINT, session.pid)
+            status = session.wait(check.limited(30.0))
+            left, output = session.left(), session.printed()
+        right = status == 128 + signal.SIGINT and not left and (folder / "summary.json").exists()
+        return verdict(right, output, monotonic() - start_s, status=status, left=left)
+
+
+def compared(one: Path, other: Path) -> Outcome:
+    """Whether the last checkpoints of two run directories are the same, bit for bit."""
+    ours, theirs = _tensors(one), _tensors(other)
+    if not ours or ours.keys() != theirs.keys():
+        names = sorted(ours.keys() ^ theirs.keys())[:5]
+        return verdict(False, f"{len(ours)} and {len(theirs)} tensors; only in one: {names}")
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    gaps = [
+        float((ours[name].double() - theirs[name].double()).abs().max())
+        for name in different
+        if ours[name].numel() and ours[name].shape == theirs[name].shape
+    ]
+    return verdict(
+        not different,
+        f"they differ in {different[:5]}",
+        tensors=len(ours),
+        different=len(different) or None,
+        largest=max(gaps, default=None),
+    )
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted((folder / "checkpoints" / "last").glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _started(session: Session, folder: Path, check: Check) -> bool:
+    """Wait for a checkpoint; where processes cannot be seen, as outside Linux, there is none."""
+    last = folder / "checkpoints" / "last"
+    limit_s = check.limited(90.0)
+    return sys.platform == "linux" and session.wait_until(last.exists, limit_s, look_s=0.1)

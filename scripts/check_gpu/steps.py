@@ -1,0 +1,339 @@
+"""The steps of the check, in groups: what each group has to show, and how many run at a time.
+
+Where there are fewer devices than stages, workers share devices, and NCCL is not used between them.
+"""
+
+import json
+import platform
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ppll_cli.files import write_json
+from scripts.check_gpu.equal import Equal, Hurt, Interrupted
+from scripts.check_gpu.report import Outcome, verdict
+from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
+
+PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "-q", "-rfE"]
+TWO = ["local.modules=2"]
+PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""No process can share device memory of this allocator, so rings are in pinned host memory."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Steps that may run side by side.
+
+    Attributes:
+        name: For `--only`.
+        steps: In the order in which they begin.
+        width: How many run at a time.
+    """
+
+    name: str
+    steps: Sequence[Step]
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine is: cards, driver, versions, compilers."""
+
+    name: str = "machine"
+
+    def act(self, check: Check) -> Outcome:
+        """Ask torch, and nvidia-smi where it is there."""
+        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        compilers = [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)]
+        facts = {
+            "cards": cards,
+            "driver": driver.split("\n")[0],
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "python": platform.python_version(),
+            "compilers": compilers,
+            "shared_memory_bytes": shutil.disk_usage("/dev/shm").total,
+        }
+        text = f"{', '.join(cards) or platform.processor() or platform.machine()}; torch "
+        text += f"{facts['torch']}, CUDA {facts['cuda']}, driver {facts['driver'] or 'none'}"
+        return verdict(bool(cards) or not check.cuda, text=text, **facts)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the CUDA runtime does here, where the program's design relies on it."""
+
+    name: str = "facts"
+
+    def act(self, check: Check) -> Outcome:
+        """Run `probe.py`; its facts go to `probe.json`."""
+        program = Program(self.name, ["-m", "scripts.check_gpu.probe", _device(check)], 100.0)
+        outcome = program.act(check)
+        lines = [line for line in outcome.output.splitlines() if line.startswith('{"fact"')]
+        facts = [json.loads(line) for line in lines]
+        (check.report.folder / "probe.json").write_text(json.dumps(facts, indent=1) + "\n")
+        wrong = [fact for fact in facts if fact["fact"] == "failed" or fact.get("right") is False]
+        if outcome.state == "skipped":
+            return outcome
+        right = outcome.state == "ok" and bool(facts) and not wrong
+        return verdict(right, outcome.output, outcome.seconds, facts=facts, reason=wrong)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One of `scripts/benchmark`.
+
+    Attributes:
+        name: Of the step.
+        benchmark: Which one, and its options.
+        limit_s: How long it may take.
+    """
+
+    name: str
+    benchmark: Sequence[str]
+    limit_s: float
+
+    def act(self, check: Check) -> Outcome:
+        """Run it in this checkout, and copy the file that it writes."""
+        arguments = ["-m", "ppll_cli.benchmarks", *self.benchmark]
+        outcome = Program(self.name, arguments, self.limit_s).act(check)
+        found = read_json(Path("outputs/benchmark") / f"{self.benchmark[0]}.json")
+        if outcome.state == "ok" and found is not None:
+            write_json(check.report.folder / f"{self.benchmark[0]}.json", found)
+        return outcome
+
+
+def groups(check: Check) -> Iterator[Group]:
+    """All groups, the most important ones first: time may run out."""
+    width = usable_width(check.cuda)
+    yield Group("facts", [Machine(), Facts()])
+    yield Group("exact", exact(check), width)
+    yield Group("equal", equal(check))
+    yield Group("users", users(check), width)
+    yield Group("numbers", numbers(check), width)
+    yield Group("equal numbers", equal_numbers(check))
+    if not check.quick:
+        yield Group("tests", tests(check))
+    yield Group("speed", speed(check))
+
+
+def exact(check: Check) -> list[Step]:
+    """Runs with `deterministic=true` whose weights have to agree bit for bit."""
+    base = _exact(check)
+    ppll = [*base, *TWO, "schedule=ppll", "gpus=2"]
+    steps: list[Step] = [
+        Train("ll", [*base, *TWO, "schedule=ll"]),
+        Train("ppll", ppll),
+        Train("ppll by queue", [*ppll, "transport=queue"]),
+        Train("ppll by pinned memory", ppll, environment=PINNED),
+        Train("bp", [*base, "schedule=bp"]),
+        Train("pp", [*base, "schedule=pp", "gpus=2"]),
+        Train("bp accumulating", [*base, "schedule=bp", "schedule.microbatches=4"]),
+        Train("gpipe", [*base, "schedule=gpipe", "gpus=2"]),
+        Train("1f1b", [*base, "schedule=1f1b", "gpus=4"]),
+    ]
+    if _several(check):
+        steps.append(Train("ppll on one device", ppll, environment={"CUDA_VISIBLE_DEVICES": "0"}))
+    return steps
+
+
+def equal(check: Check) -> list[Step]:
+    """What has to agree among these runs."""
+    steps: list[Step] = [
+        Equal("ll = ppll", "ll", "ppll"),
+        Equal("ring = queue", "ppll", "ppll by queue"),
+        Equal("ring = pinned memory", "ppll", "ppll by pinned memory"),
+        Equal("pp = bp", "pp", "bp"),
+        Equal("gpipe = bp accumulating", "gpipe", "bp accumulating"),
+        Equal("1f1b = gpipe", "1f1b", "gpipe"),
+    ]
+    if _several(check):
+        steps.append(Equal("two devices = one device", "ppll", "ppll on one device"))
+    return steps
+
+
+def users(check: Check) -> list[Step]:
+    """What users do: other tasks, replicas, losing a worker, Ctrl-C."""
+    base, write = _base(check), write_data(check.work)
+    endless = [*_exact(check), *TWO, "schedule=ppll", "gpus=2", "checkpoint.every=20"]
+    endless += ["epochs=100000", "eval_every=100000", "data=synthetic", "data.test_samples=64"]
+    few = f"max_steps={2 if check.quick else 6}"
+    scenes = ["data=fashion_scenes", f"data.root={write['fashion']}", "data.pictures=32"]
+    scenes += ["data.test_pictures=4", "model=retinanet", "batch_size=4", few, "eval_every=100"]
+    photos = ["data=photos", f"data.folders=[{write['photos']}]", "data.patches_per_epoch=64"]
+    photos += ["model=edsr", "model.depth=4", "batch_size=8", few, "eval_every=100"]
+    if check.quick:
+        scenes += ["model.width=64", "data.short_side=64", "data.long_side=96"]
+    ppll = [*base, "schedule=ppll", "gpus=2"]
+    return [
+        Hurt("killed worker", endless, signal.SIGKILL),
+        Hurt("stopped worker", endless, signal.SIGSTOP),
+        Interrupted("interrupt", endless),
+        Train("detection", [*ppll, *scenes]),
+        Train("super-resolution", [*ppll, *photos]),
+        Train("replicas under bp", [*_exact(check), "schedule=bp", "replicas=2"]),
+        Train(
+            "replicas under ppll",
+            [*_exact(check), *TWO, "schedule=ppll", "gpus=4", "replicas=2"],
+        ),
+        Train("partition=profile", [*ppll, "partition=profile", few]),
+    ]
+
+
+def numbers(check: Check) -> list[Step]:
+    """Other precisions, compiled units, and the local methods."""
+    exact_base, base = _exact(check), _base(check)
+    few = f"max_steps={2 if check.quick else 6}"
+    small = ["data=synthetic", "data.train_samples=256", "data.test_samples=64", few]
+    small += ["batch_size=32", "eval_every=100", "schedule=ppll", "gpus=2"]
+    bf16 = [*exact_base, *TWO, "precision=bf16"]
+    steps: list[Step] = [
+        Train("bf16 ll", [*bf16, "schedule=ll"]),
+        Train("bf16 ppll", [*bf16, "schedule=ppll", "gpus=2"]),
+        Train("resnet18 and dgl", [*base, *small, "model=resnet18", "local=dgl"]),
+        Train("resnet32 and infopro", [*base, *small, "model=resnet32", "local=infopro"]),
+        Train("predsim", [*base, *small, "local=predsim"]),
+        Train("feature bank", [*base, *small, "fba=on", "local.modules=4"]),
+        Train(
+            "clip and skip",
+            [*base, few, "schedule=gpipe", "gpus=2", "optim.clip_norm=0.5", "optim.nonfinite=skip"],
+        ),
+    ]
+    if check.cuda:  # refused elsewhere
+        steps.insert(
+            2, Train("tf32", [*base, *TWO, few, "schedule=ppll", "gpus=2", "precision=tf32"])
+        )
+    if not check.quick:
+        compiled = [*base, *TWO, "deterministic=true", "compile=true", "max_steps=12"]
+        compiled += ["eval_every=100", "model.depth=4"]
+        for name, schedule in (("ll", ["schedule=ll"]), ("ppll", ["schedule=ppll", "gpus=2"])):
+            steps.append(
+                Train(f"compiled {name}", [*compiled, *schedule], limit_s=150.0, stops=False)
+            )
+    return steps
+
+
+def equal_numbers(check: Check) -> list[Step]:
+    """What has to agree among these runs."""
+    steps: list[Step] = [Equal("bf16: ll = ppll", "bf16 ll", "bf16 ppll")]
+    if not check.quick:
+        steps.append(Equal("compiled: ll = ppll", "compiled ll", "compiled ppll"))
+    return steps
+
+
+def tests(check: Check) -> list[Step]:
+    """The suite's tests of CUDA; those that take more devices than there are skip."""
+    several = ["--timeout=150", "-n", str(usable_width(check.cuda))]
+    log = "pytest.log"
+    channels = ["tests/transport", "-k", "cuda or Cuda or device or pinned or channel"]
+    return [
+        Program("tests of runs", [*PYTEST, *several, "tests/runtime/test_cuda.py"], 150.0, log),
+        Program("tests of channels", [*PYTEST, *several, *channels], 110.0, log),
+    ]
+
+
+def speed(check: Check) -> list[Step]:
+    """What is timed, one step at a time; workers that share a device are emulated stages."""
+    device = _device(check)
+    steps: list[Step] = []
+    if not check.quick:
+        steps += [
+            Benchmark("channels", ["transport"], 60.0),
+            Benchmark("host's time a step", ["host", f"device={device}"], 90.0),
+        ]
+    never = ["eval_every=100000", "checkpoint.every=1000000", "data=synthetic"]
+    vit = [*_base(check), *never, *TWO, f"max_steps={4 if check.quick else 500}"]
+    vit += ["data.test_samples=64"]
+    if check.quick:
+        vit += _tiny()
+    steps += [
+        Train("vit ll, 1 stage", [*vit, "schedule=ll"], 60.0),
+        Train("vit ppll, 2 stages", [*vit, "schedule=ppll", "gpus=2"], 60.0),
+    ]
+    large = [*_base(check), *never, "model=vit_base", "precision=bf16"]
+    if check.quick:
+        large += ["model.depth=4", "model.dim=64", "model.heads=2", "max_steps=2", "batch_size=16"]
+        large += ["data.train_samples=64", "data.test_samples=16"]
+    else:
+        large += ["data.size=224", "data.train_samples=1280", "data.test_samples=16"]
+        large += ["batch_size=128", "max_steps=40"]
+    for schedule, stages in (("ll", 1), ("ppll", 2), ("ppll", 4), ("bp", 1), ("gpipe", 4)):
+        local = ["local.modules=4"] if schedule in ("ll", "ppll") else []
+        name = f"vit_base {schedule}, {stages} stage{'s' if stages > 1 else ''}"
+        overrides = [*large, *local, f"schedule={schedule}", f"gpus={stages}"]
+        steps.append(Train(name, overrides, 70.0))
+    return steps
+
+
+def write_data(folder: Path) -> Mapping[str, Path]:
+    """Small data sets of noise in the layouts that the program reads: nothing is downloaded."""
+    from tests.data.scene_files import write_fashion
+
+    fashion, photos = folder / "fashion", folder / "photos"
+    if not fashion.exists():
+        write_fashion(fashion, 400)
+    photos.mkdir(exist_ok=True)
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        large = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
+        large.save(photos / f"{number}.png")
+    return {"fashion": fashion, "photos": photos}
+
+
+def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
+    """The groups that `--only` names, and those whose runs they compare."""
+    names = {*only} | ({"exact"} if "equal" in only else set())
+    if {"numbers", "equal numbers"} & names:
+        names |= {"numbers", "equal numbers"}
+    if "exact" in names:
+        names.add("equal")
+    return [group for group in all_groups if not only or group.name in names]
+
+
+def unavailable(check: Check) -> str | None:
+    """Why the check cannot run here; None if it can."""
+    if check.cuda and not torch.cuda.is_available():
+        return "there is no CUDA device; DEVICE=cpu tries the check itself on the CPU"
+    return None
+
+
+def _several(check: Check) -> bool:
+    """Whether stages are on devices of their own, so that sharing one can be compared."""
+    return check.cuda and torch.cuda.device_count() > 1
+
+
+def _device(check: Check) -> str:
+    return "cuda" if check.cuda else "cpu"
+
+
+def _base(check: Check) -> list[str]:
+    shared = ["device=cuda", "oversubscribe=true"] if check.cuda else ["device=cpu"]
+    return [*shared, "timeline=false", "threads=2" if check.cuda else "threads=1"]
+
+
+def _exact(check: Check) -> list[str]:
+    steps = 4 if check.quick else 60
+    base = [*_base(check), "deterministic=true", f"max_steps={steps}", "eval_every=100"]
+    return [*base, *_tiny()] if check.quick else base
+
+
+def _tiny() -> list[str]:
+    return ["model.dim=16", "model.depth=4", "model.heads=1", "batch_size=32", "data.eval_limit=32"]
+
+
+def _said(*command: str) -> str:
+    """What a command prints; nothing if it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,218 @@
+"""The check of a machine's GPUs, tried on the CPU."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ppll_cli import settings
+from scripts.check_gpu import __main__ as program
+from scripts.check_gpu import running, steps
+from scripts.check_gpu.equal import Equal, compared
+from scripts.check_gpu.report import Outcome, Report, skipped, verdict
+from scripts.check_gpu.running import Check, Program, Train, figures, run_steps
+from tests.conftest import compose_config
+
+ROOT = Path(__file__).parents[2]
+HEEDS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); "
+HANGS = "import signal, time; signal.signal(15, signal.SIG_IGN); "
+SLEEPS = "print('ready', flush=True); time.sleep(60)"
+
+
+@dataclass(frozen=True)
+class Does:
+    """A step made of a function."""
+
+    name: str
+    does: Callable[[], Outcome]
+
+    def act(self, check: Check) -> Outcome:
+        return self.does()
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Check:
+    (tmp_path / "work" / "runs").mkdir(parents=True)
+    (tmp_path / "found").mkdir()
+    report = Report(tmp_path / "found")
+    return Check(report=report, cuda=False, quick=True, work=tmp_path / "work", limit_s=100.0)
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have training runs replaced by a script."""
+    monkeypatch.setattr(running, "ppll_run", lambda *_: [sys.executable, "-c", script])
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_has_to_end_with_status_0(
+    monkeypatch: pytest.MonkeyPatch, check: Check, status: int
+) -> None:
+    instead(monkeypatch, f"print('said'); raise SystemExit({status})")
+    outcome = Train("a run", []).act(check)
+    assert outcome.state == ("FAILED" if status else "ok")
+    assert outcome.output == "said\n"
+    assert outcome.facts["status"] == status
+
+
+def test_a_run_whose_time_runs_out_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, check: Check
+) -> None:
+    """On a slow machine a step says nothing; only a run that does not even stop is at fault."""
+    instead(monkeypatch, HEEDS + SLEEPS)
+    outcome = Train("slow", [], limit_s=3.0).act(check)
+    assert outcome.state == "skipped"
+    assert outcome.facts == {"reason": "out of time, still training"}
+
+
+def test_a_run_that_does_not_stop_has_failed(monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
+    monkeypatch.setattr(running, "STOP_S", 0.2)
+    instead(monkeypatch, HANGS + SLEEPS)
+    assert Train("hung", [], limit_s=3.0).act(check).state == "FAILED"
+    assert Train("compiling", [], limit_s=3.0, stops=False).act(check).state == "skipped"
+
+
+def test_a_program_is_told_by_its_status_and_its_output_is_kept(check: Check) -> None:
+    outcome = Program("tests", ["-c", "print('3 failed'); raise SystemExit(1)"], 30.0, "log").act(
+        check
+    )
+    assert outcome.state == "FAILED"
+    assert outcome.facts["last"] == "3 failed"
+    assert "3 failed" in (check.report.folder / "log").read_text()
+
+
+def test_steps_are_skipped_when_the_time_is_up_and_an_exception_fails_one(check: Check) -> None:
+    def broken() -> Outcome:
+        raise ValueError("a fault")
+
+    run_steps(check, [Does("fine", lambda: verdict(True)), Does("broken", broken)], 2)
+    late = Check(report=check.report, cuda=False, quick=True, work=check.work, limit_s=0.0)
+    run_steps(late, [Does("late", broken)], 1)
+    states = {name: outcome.state for name, outcome in check.report.outcomes.items()}
+    assert states == {"fine": "ok", "broken": "FAILED", "late": "skipped"}
+    assert check.report.failed() == ["broken"]
+
+
+def test_the_table_counts_and_names_what_failed(check: Check) -> None:
+    check.report.add("facts", verdict(True, facts=[{"fact": "start", "first_kernel_s": 3.25}]))
+    check.report.add("run", verdict(True, samples_per_second=1234.56, peak_memory_bytes=[1 << 25]))
+    check.report.add("other", skipped("no time left"))
+    check.report.add("wrong", verdict(False, "the reason", different=3))
+    table = check.report.table()
+    assert "start: first_kernel_s 3.25" in table
+    assert re.search(r"^ok .* run +samples_per_second=1235 peak_memory_bytes=32MiB$", table, re.M)
+    assert re.search(r"^skipped .* other +reason=no time left$", table, re.M)
+    assert "2 passed, 1 failed, 1 skipped" in table
+    assert table.endswith("failed: wrong")
+    assert (check.report.folder / "table.txt").read_text() == table + "\n"
+    results = json.loads((check.report.folder / "results.json").read_text())
+    assert results["wrong"] == {"state": "FAILED", "seconds": 0.0, "different": 3}
+    assert "the reason" in (check.report.folder / "jobs.log").read_text()
+
+
+def test_runs_are_compared_bit_for_bit(check: Check) -> None:
+    def write(name: str, **tensors: torch.Tensor) -> Path:
+        folder = check.folder(name) / "checkpoints" / "last"
+        folder.mkdir(parents=True)
+        (check.folder(name) / "summary.json").write_text("{}")
+        save_file(tensors, folder / "stage-0.safetensors")
+        return check.folder(name)
+
+    one = write("one", a=torch.tensor([1.0, 2.0]), b=torch.zeros(2))
+    assert compared(one, write("the same", a=torch.tensor([1.0, 2.0]), b=torch.zeros(2))).state == (
+        "ok"
+    )
+    other = compared(one, write("other", a=torch.tensor([1.0, 2.5]), b=torch.zeros(2)))
+    assert other.state == "FAILED"
+    assert other.facts["different"] == 1
+    assert other.facts["largest"] == 0.5
+    assert compared(one, write("fewer", a=torch.tensor([1.0, 2.0]))).state == "FAILED"
+    assert Equal("=", "one", "the same").act(check).state == "ok"
+    assert Equal("=", "one", "missing").act(check).state == "skipped"
+
+
+def test_the_check_trains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way from the command line to the table, with two of the runs and one that is wrong."""
+
+    def some(check: Check) -> list[running.Step]:
+        wanted = [step for step in exact(check) if step.name in ("ll", "ppll")]
+        return [*wanted, Train("wrong", ["gpus=none"])]
+
+    exact = steps.exact
+    monkeypatch.setattr(steps, "exact", some)
+    monkeypatch.setattr(steps, "equal", lambda _: [Equal("ll = ppll", "ll", "ppll")])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    output = tmp_path / "found"
+    arguments = ["--device=cpu", "--quick", "--only=exact", "--patience=5", f"--output={output}"]
+    assert program.main(arguments) == 1
+    results = json.loads((output / "results.json").read_text())
+    assert {name: each["state"] for name, each in results.items()} == {
+        "ll": "ok",
+        "ppll": "ok",
+        "wrong": "FAILED",
+        "ll = ppll": "ok",
+    }
+    assert results["wrong"]["status"] == 2
+    assert len([*output.iterdir()]) <= 8
+
+
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert program.main(["--device=cuda", f"--output={tmp_path / 'found'}"]) == 2
+    assert capsys.readouterr().err == (
+        "check-gpu: there is no CUDA device; DEVICE=cpu tries the check itself on the CPU\n"
+    )
+
+
+def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--only=exakt"])
+    assert ended.value.code == 2
+    assert "there is no group 'exakt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("cuda", [True, False])
+def test_every_run_of_the_check_has_settings_that_exist(
+    check: Check, monkeypatch: pytest.MonkeyPatch, cuda: bool, quick: bool
+) -> None:
+    """A step that a renamed key breaks would only be found where there is a GPU."""
+    monkeypatch.setattr(steps, "_several", lambda _: True)
+    asked = Check(
+        report=check.report, cuda=cuda, quick=quick, work=check.work, limit_s=check.limit_s
+    )
+    groups = [*steps.groups(asked)]
+    runs = [step for group in groups for step in group.steps if isinstance(step, Train)]
+    assert len(runs) > 25
+    for run in runs:
+        settings.parse(compose_config([*run.overrides])[0])
+    names = [step.name for group in groups for step in group.steps]
+    assert len(names) == len(set(names))
+    assert program.GROUPS.split(", ") == [group.name for group in groups] or quick
+    named = {run.name for run in runs}
+    compares = [step for group in groups for step in group.steps if isinstance(step, Equal)]
+    assert compares
+    assert {name for each in compares for name in (each.one, each.other)} <= named
+
+
+def test_figures_leave_out_what_is_unknown(tmp_path: Path) -> None:
+    assert figures(tmp_path) == {}
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"train": {"samples_per_second": None}, "stages": [{"peak_memory_bytes": 5}]})
+    )
+    assert figures(tmp_path) == {"peak_memory_bytes": [5]}
+
+
+def test_the_packages_that_are_collected_are_pinned() -> None:
+    text = (ROOT / "scripts" / "check-gpu").read_text()
+    (names,) = re.findall(r'^packages="([^"]+)"', text, re.M)
+    pinned = re.findall(r"^([^=#\n]+)==", (ROOT / "constraints.txt").read_text().lower(), re.M)
+    assert {name.lower() for name in names.split()} <= {*pinned}
