@@ -19,7 +19,9 @@ from ppll_cli import __version__
 from ppll_cli.composition import own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.files import remove_scratch
+from ppll_cli.observe import streams
 from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
+from ppll_cli.printable import printable
 from ppll_cli.runtime import forkserver
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 
@@ -37,8 +39,10 @@ log = logging.getLogger(__name__)
 def main() -> NoReturn:
     """The console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. Whether what is
+    printed can be read by anybody does not change it.
     """
+    streams.guard()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
@@ -65,7 +69,8 @@ def _leave(number: int, _: "FrameType | None") -> NoReturn:
     remove_scratch()
     with suppress(Exception):
         sys.stdout.flush()
-    os.write(2, f"ppll-run: {Interrupted(number)}\n".encode())
+    with suppress(OSError):  # nobody may read it
+        os.write(2, f"ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
 
 
@@ -148,6 +153,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         # Hydra would announce an exception in its own words, and would give up a sweep's results.
         nonlocal began
         began = True
+        streams.guard()  # a launcher may have the job run in another process
+        streams.tell_failures()
         try:
             return _run(cfg, before, overrides, made, fleet)
         except (ConfigError, OmegaConfBaseException) as error:
@@ -247,14 +254,7 @@ def _run(
         changed = partial(changes, config, choices)
         run = Run(parsed, config, choices, run_dir, before, changed, fleet)
         summary = run.execute()
-    except WorkerFailedError as error:
-        log.error(_failure_screen(error, run_dir / f"{hydra_config.job.name}.log"))
-        raise
-    except RunFailedError as error:
-        log.error("ppll-run: %s\n%s", error, _to_go_on(run_dir))
-        raise
     except Interrupted:
-        log.info(_to_go_on(run_dir))
         if hydra_config.mode is RunMode.MULTIRUN:
             log.info("  the sweep until now: ppll-compare %s", hydra_config.sweep.dir)
         raise
@@ -364,24 +364,6 @@ def _refuse_arguments(_: object, message: str) -> NoReturn:
     raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)
 
 
-def _failure_screen(error: WorkerFailedError, log_file: Path) -> str:
-    """Root cause first."""
-    report = error.report
-    lines = [f"ppll-run: {error}"]
-    for key in ("phase", "batch", "shapes"):
-        if report.get(key):
-            lines.append(f"  {key}: {report[key]}")
-    for stage, doing in report.get("others", {}).items():
-        lines.append(f"  stage {stage} meanwhile: {doing}")
-    lines.append(f"  log: {log_file}")
-    lines.append(_to_go_on(log_file.parent))
-    return "\n".join([*lines, report.get("traceback", "")]).rstrip()
-
-
-def _to_go_on(run_dir: Path) -> str:
-    return f"  to go on: ppll-run resume={run_dir}"
-
-
 def _complain(message: str) -> None:
     """One line, whatever was in the value that is wrong."""
-    sys.stderr.write(f"ppll-run: {' '.join(message.splitlines())}\n")
+    sys.stderr.write(f"ppll-run: {printable(' '.join(message.splitlines()))}\n")

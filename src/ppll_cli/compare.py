@@ -12,8 +12,11 @@ from typing import NoReturn
 from ppll_cli.arguments import Parser
 from ppll_cli.errors import ConfigError
 from ppll_cli.files import write_text
+from ppll_cli.observe import streams
 from ppll_cli.observe.comparison import Comparison, compare
-from ppll_cli.observe.comparison_tables import as_csv, as_markdown, tables
+from ppll_cli.observe.comparison_tables import LONGEST_NOTE, as_csv, as_markdown, tables
+from ppll_cli.observe.logs import for_show
+from ppll_cli.printable import printable
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
@@ -24,12 +27,13 @@ EPILOG = """\
 Writes comparison.csv, comparison.md and comparison.png: for one folder that holds runs, into that
 folder, else into the current directory. The last line says where.
 
-Exit status: 0 done; 2 the input is wrong, said in one line.
+Exit status: 0 done; 2 the input is wrong, said in one line; 1 the table could not be printed.
 """
 
 
 def main() -> NoReturn:
     """The console script."""
+    streams.guard()
     try:
         _main(sys.argv[1:])
     except ConfigError as error:
@@ -37,7 +41,7 @@ def main() -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+    streams.leave("ppll-compare")
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -61,11 +65,11 @@ def _main(arguments: Sequence[str]) -> None:
     output = options.output or _output(comparison, options.folders)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write(comparison, output)
+        written = write(comparison, output)
     except OSError as error:
         problem = f"cannot be written to: {error.strerror or error}"
         raise ConfigError("--output", output, problem, "give another folder") from None
-    show(comparison, output)
+    show(comparison, output, written)
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
@@ -75,30 +79,40 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
     return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
 
 
-def write(comparison: Comparison, folder: Path) -> None:
-    """Write `comparison.csv`, `comparison.md` and `comparison.png`.
+def write(comparison: Comparison, folder: Path) -> list[str]:
+    """Write `comparison.md`, `comparison.csv` and `comparison.png`.
+
+    The picture is only for show: where it cannot be drawn, a line is logged.
+
+    Returns:
+        The endings of the files that were written.
 
     Raises:
-        OSError: One of them cannot be written.
+        OSError: One of the tables cannot be written.
     """
-    from ppll_cli.observe.comparison_picture import picture
-
     write_text(folder / "comparison.csv", as_csv(comparison))
     write_text(folder / "comparison.md", as_markdown(comparison))
-    picture(folder / "comparison.png", comparison)
+    with for_show("comparison.png could not be written"):
+        from ppll_cli.observe.comparison_picture import picture
+
+        picture(folder / "comparison.png", comparison)
+        return [".md", ".csv", ".png"]
+    return [".md", ".csv"]
 
 
-def show(comparison: Comparison, folder: Path) -> None:
-    """Print a comparison, and where it was written to."""
-    from rich.console import Console
+def show(comparison: Comparison, folder: Path, written: Sequence[str]) -> None:
+    """Print a comparison, and the files that were written."""
+    from ppll_cli.observe.console import rich_console
 
-    width = None if sys.stdout.isatty() else 160
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    console = rich_console(160)
     for table in tables(comparison, console.width):
         console.print(table)
     for note in comparison.notes:
-        console.print(note)
-    console.print(f"{folder / 'comparison'}.md, .csv and .png", soft_wrap=True)
+        console.print(printable(note, LONGEST_NOTE))
+    if written:
+        *others, last = written
+        endings = f"{', '.join(others)} and {last}"
+        console.print(f"{printable(folder / 'comparison')}{endings}", soft_wrap=True)
 
 
 if __name__ == "__main__":

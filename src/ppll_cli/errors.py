@@ -3,6 +3,10 @@
 from typing import Any
 
 from ppll_cli.names import seat_name
+from ppll_cli.printable import LONGEST, printable
+
+MOST = 600
+"""Characters of a problem, and of a remedy, that a message shows."""
 
 
 class PpllError(Exception):
@@ -11,6 +15,8 @@ class PpllError(Exception):
 
 class ConfigError(PpllError):
     """Raised when the configuration or an input file is wrong; the run never starts (exit 2).
+
+    Its message is one line: what a terminal would obey is escaped, and long values are shortened.
 
     Args:
         key: The configuration key at fault, as it is written on the command line.
@@ -21,7 +27,9 @@ class ConfigError(PpllError):
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
         self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
-        super().__init__(f"{key}={value}: {problem}" + (f"; {remedy}" if remedy else ""))
+        problem, remedy = (printable(" ".join(s.split()), MOST) for s in (problem, remedy))
+        message = f"{printable(key, LONGEST)}={printable(value, LONGEST)}: {problem}"
+        super().__init__(message + (f"; {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str, str]]:
         return ConfigError, (self.key, self.value, self.problem, self.remedy)

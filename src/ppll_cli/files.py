@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +38,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         unfinished.rename(path)
     except OSError:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # the first failure says more
+            unfinished.unlink(missing_ok=True)
         raise
 
 

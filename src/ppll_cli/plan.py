@@ -15,6 +15,7 @@ from ppll_cli.app import conf_dir, register_resolvers
 from ppll_cli.arguments import Parser
 from ppll_cli.composition import composed
 from ppll_cli.errors import ConfigError, WorkerFailedError
+from ppll_cli.observe import streams
 from ppll_cli.settings import Settings, parse, usable_cores
 from ppll_cli.targets import make
 
@@ -54,6 +55,7 @@ Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 
 
 def main() -> NoReturn:
     """The console script."""
+    streams.guard()
     try:
         _main(sys.argv[1:])
     except ConfigError as error:
@@ -64,7 +66,7 @@ def main() -> NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+    streams.leave("ppll-plan")
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -246,16 +248,16 @@ def _show(plan: Plan, options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
+    from ppll_cli.observe.console import rich_console
     from ppll_cli.runtime.prediction.interconnect import Interconnect, Link
     from ppll_cli.runtime.prediction.planning import Planner
 
     within = options.bandwidth and Link(options.bandwidth, options.latency or 0.0)
     between = options.network and Link(options.network, options.network_latency or 0.0)
     interconnect = Interconnect(within, between)
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=120)
-    with Console(stderr=True).status("measuring units ..."):
+    console, waiting = rich_console(), Console(stderr=True)
+    spinner = "line" if waiting.options.ascii_only else "dots"
+    with waiting.status("measuring units ...", spinner=spinner):
         planner = Planner(
             plan.settings, list(plan.configs), plan.replicas, interconnect, options.per_machine
         )

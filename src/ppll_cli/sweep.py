@@ -1,7 +1,6 @@
 """A sweep: which of its jobs were refused, and the comparison that it ends with."""
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.compare import show, write
 from ppll_cli.observe.comparison import compare
+from ppll_cli.observe.logs import for_show
 from ppll_cli.observe.runs import REFUSED_FILE
 from ppll_cli.observe.tracker import guarded, sweep_name
-
-log = logging.getLogger(__name__)
 
 
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
@@ -49,9 +47,10 @@ class CompareRuns(Callback):
         """All jobs have ended."""
         folder = Path(config.hydra.sweep.dir)
         if self._compare(folder):
-            tracker: Any = OmegaConf.to_container(config.tracker, resolve=True)
-            name = str(config.hydra.runtime.choices.tracker)
-            guarded(name, tracker).sweep(folder, sweep_name(folder))
+            with for_show("the tracker was not told of the sweep"):
+                tracker: Any = OmegaConf.to_container(config.tracker, resolve=True)
+                name = str(config.hydra.runtime.choices.tracker)
+                guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
         """Show the comparison and write it, where there is something to compare."""
@@ -59,9 +58,9 @@ class CompareRuns(Callback):
         type(self).failed = len(comparison.failed)
         if all(row.run.status == "refused" for row in comparison.rows):
             return False
-        try:
-            write(comparison, folder)
-        except OSError as error:
-            log.warning("the comparison could not be written: %s", error)
-        show(comparison, folder)
+        written: list[str] = []
+        with for_show("the comparison could not be written"):
+            written = write(comparison, folder)
+        with for_show("the comparison could not be shown"):
+            show(comparison, folder, written)
         return True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ppll_cli.observe.comparison import Comparison, Row
 from ppll_cli.observe.figures import new_figure, save
+from ppll_cli.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +57,9 @@ def picture(path: Path, comparison: Comparison) -> None:
 def label(row: Row) -> str:
     """A run in few words."""
     gpus = "" if row.gpus is None else f" x{row.gpus}"
-    name = row.name if len(row.name) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{row.name[-LONGEST:]}"
-    return f"{name}  {row.run.schedule}{gpus}"
+    name = printable(row.name)
+    name = name if len(name) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{name[-LONGEST:]}"
+    return f"{name}  {printable(row.run.schedule, LONGEST)}{gpus}"
 
 
 def colour(row: Row) -> str:

@@ -10,12 +10,16 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from ppll_cli.observe.comparison import Comparison, Row
+from ppll_cli.printable import printable
 
 GAP = 2
 """Characters between columns."""
 
 WIDE = 24
 """Characters of a cell in a narrow window; a longer one is broken."""
+
+LONGEST_CELL, LONGEST_NOTE = 400, 1000
+"""Characters that are shown; a longer cell or note is shortened in its middle."""
 
 
 CSV: dict[str, Callable[[Row], Any]] = {
@@ -72,7 +76,7 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
         yield _table(comparison, columns, whole)
         return
     words = {c.name: max(map(len, c.name.split()), default=0) for c in columns}
-    most = min(WIDE, width // 3)
+    most = max(1, min(WIDE, width // 3))
     need = {c.name: max(words[c.name], min(most, max(cells[c.name], default=0))) for c in columns}
     first, *rest = columns
     while rest:
@@ -94,7 +98,8 @@ def as_markdown(comparison: Comparison) -> str:
         *(_texts(columns, row) for row in comparison.rows),
     ]
     table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in c)} |" for c in lines]
-    return "\n".join([*table, "", *(f"- {note}" for note in comparison.notes)]).rstrip() + "\n"
+    notes = (f"- {printable(note, LONGEST_NOTE)}" for note in comparison.notes)
+    return "\n".join([*table, "", *notes]).rstrip() + "\n"
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -145,6 +150,6 @@ def _table(comparison: Comparison, columns: Sequence[Column], widths: Mapping[st
 def _texts(columns: Sequence[Column], row: Row) -> list[str]:
     values = [column.value(row) for column in columns]
     return [
-        "" if value is None else column.text(value)
+        "" if value is None else printable(column.text(value), LONGEST_CELL)
         for column, value in zip(columns, values, strict=True)
     ]

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppll_cli.observe.runs import FoundRun
+from ppll_cli.printable import printable
 
 Conditions = Mapping[str, Any]
 """What has to be the same for two runs to be comparable. What is not known of a run, as of one of
 an older program or one that has only begun, has no key, and speaks against nothing."""
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic")
+
+LONGEST_VALUE = 200
+"""Characters of a setting's value that are shown."""
 
 PLACES = {"root", "download"}
 """Where data are read from changes nothing that is measured."""
@@ -98,8 +102,8 @@ def settings(runs: Sequence[FoundRun]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """As it is written on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """As it is written on a command line, if it is not too long."""
+    return printable(value if isinstance(value, str) else json.dumps(value), LONGEST_VALUE)
 
 
 def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:

@@ -1,22 +1,31 @@
 """What a run prints: before it starts, while it goes on, and when it ends."""
 
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
+from ppll_cli.errors import Interrupted
 from ppll_cli.names import device_name, seat_name
 from ppll_cli.observe.facts import RunFacts
 from ppll_cli.observe.live import Ticker, View, few, line, size
+from ppll_cli.observe.logs import to_file
 from ppll_cli.observe.progress import Look, Progress
+from ppll_cli.printable import LONGEST, printable
 
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 Line = Mapping[str, Any]
 
 REFRESH_S, PLAIN_S = 0.5, 10.0
@@ -25,30 +34,90 @@ REFRESH_S, PLAIN_S = 0.5, 10.0
 PLAIN_WIDTH = 120
 """Columns of tables where there is no terminal."""
 
+TOO_SHORT = "too short for a steady state"
+"""What a run says of its speed, bubble, shares and memory where it has measured none of them."""
+
+NARROWEST = 20
+"""Columns that a terminal must have for a display, and for tables that are fitted to it."""
+
+NO_CURSOR = ("", "dumb", "unknown")
+"""Values of TERM that say that a terminal cannot move its cursor."""
+
+
+def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
+    """A writer to stdout.
+
+    Args:
+        plain_width: Columns of tables where stdout is no terminal, or a very narrow one.
+    """
+    out = RichConsole(highlight=False, markup=False, emoji=False)
+    if not _is_terminal(out) or out.width < NARROWEST:
+        out = RichConsole(highlight=False, markup=False, emoji=False, width=plain_width)
+    return out
+
+
+def _is_terminal(out: RichConsole) -> bool:
+    try:
+        return out.file.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def _for_show(
+    method: Callable[Concatenate["Console", P], None],
+) -> Callable[Concatenate["Console", P], None]:
+    """Have a method show something or nothing, and never raise: a display cannot end a run."""
+
+    @wraps(method)
+    def shown(console: "Console", *args: P.args, **kwargs: P.kwargs) -> None:
+        if not console.lost:
+            with console.guarded():
+                method(console, *args, **kwargs)
+
+    return shown
+
 
 class Console:
-    """Owns the terminal: results go to stdout.
+    """Owns the terminal: results go to stdout, and the same lines to the log file.
 
     While the workers run there is, on a terminal, a live display, elsewhere a plain line every few
-    seconds, from `watch` until `close`.
+    seconds, from `watch` until `close`. After a failure nothing more is shown.
 
     Args:
         facts: The run.
+
+    Attributes:
+        lost: Whether it has failed.
     """
 
     def __init__(self, facts: RunFacts) -> None:
         self._facts = facts
-        width = None if sys.stdout.isatty() else PLAIN_WIDTH
-        self._out = RichConsole(highlight=False, markup=False, emoji=False, width=width)
+        self.lost = False
+        self._out = rich_console()
         self._held = ExitStack()
         self._train: Line | None = None
         self._results: dict[str, str] = {}
         self._spoke_s = 0.0
 
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """After a failure of the body, say so and show nothing more."""
+        try:
+            yield
+        except Interrupted:  # a signal may come in any line
+            raise
+        except (Exception, SystemExit) as error:  # rich leaves where a pipe is broken
+            if not self.lost:
+                self.lost = True
+                log.warning("the run is not shown any more: %s: %s", type(error).__name__, error)
+
+    @_for_show
     def settings(self, changes: Sequence[str]) -> None:
         """The settings that differ from the defaults."""
-        self._say(f"settings: {' '.join(changes) or 'the defaults'}")
+        shown = " ".join(printable(change, LONGEST) for change in changes)
+        self._say(f"settings: {shown or 'the defaults'}")
 
+    @_for_show
     def begin(self, run_dir: Path) -> None:
         """The stages, and where results go."""
         names = ["stage", "device", "units", "modules", "parameters", "FLOPs"]
@@ -64,9 +133,10 @@ class Console:
             ]
             for stage in self._facts.stages
         ]
-        self._out.print(_table(names, rows, left=("device", "units", "modules")))
+        self._print(_table(names, rows, left=("device", "units", "modules")))
         self._say(f"output: {run_dir}")
 
+    @_for_show
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
         """Show how far the run is until `close`.
 
@@ -75,15 +145,8 @@ class Console:
         """
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
-        if not self._out.is_terminal or self._out.is_dumb_terminal:
-
-            def speak(now_s: float) -> None:
-                now = progress.update(now_s, looks())
-                if now_s - self._spoke_s >= PLAIN_S and now.step < self._facts.steps:
-                    self._spoke_s = now_s
-                    self._say(line(self._facts, now))
-
-            self._tick(PLAIN_S / 5, speak)
+        if not self._has_display():
+            self._tick(PLAIN_S / 5, partial(self._speak, progress, looks))
             return
         live = self._held.enter_context(
             Live(
@@ -95,13 +158,28 @@ class Console:
         )
         self._out.show_cursor(True)  # a run that is stopped by Ctrl-Z leaves the terminal as it is
         self._held.enter_context(_logs_above())
+        self._tick(REFRESH_S, partial(self._refresh, live, progress, looks))
 
-        def show(now_s: float) -> None:
-            now = progress.update(now_s, looks())
-            results = "  ".join(self._results.values())
-            live.update(View(self._facts, now, results), refresh=True)
+    def _has_display(self) -> bool:
+        """Whether a terminal can show a display that is replaced again and again."""
+        moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
+        wide = RichConsole(file=self._out.file).width >= NARROWEST  # ours may have another width
+        return self._out.is_terminal and moves and wide
 
-        self._tick(REFRESH_S, show)
+    @_for_show
+    def _speak(self, progress: Progress, looks: Callable[[], Sequence[Look]], now_s: float) -> None:
+        now = progress.update(now_s, looks())
+        if now_s - self._spoke_s >= PLAIN_S and now.step < self._facts.steps:
+            self._spoke_s = now_s
+            self._say(line(self._facts, now))
+
+    @_for_show
+    def _refresh(
+        self, live: Live, progress: Progress, looks: Callable[[], Sequence[Look]], now_s: float
+    ) -> None:
+        now = progress.update(now_s, looks())
+        results = "  ".join(self._results.values())
+        live.update(View(self._facts, now, results), refresh=True)
 
     def _tick(self, every_s: float, tick: Callable[[float], None]) -> None:
         ticker = Ticker(every_s, tick)
@@ -110,8 +188,10 @@ class Console:
 
     def close(self) -> None:
         """The workers have ended: nothing more is shown of them."""
-        self._held.close()
+        with self.guarded():
+            self._held.close()
 
+    @_for_show
     def metrics(self, line: Line) -> None:
         """A line of the metrics file; evaluations of the model's own head are shown."""
         if line["module"] is not None:
@@ -130,6 +210,7 @@ class Console:
             f"epoch {line['epoch']}/{self._facts.epochs}  step {line['step']}  {train}{result}"
         )
 
+    @_for_show
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
         """The summary; the last line names the metric and the run directory.
 
@@ -139,15 +220,17 @@ class Console:
             then: A command worth trying next.
         """
         for table in self._tables(summary):
-            self._out.print(table)
+            self._print(table)
         if then:
             self._say(f"next: {then}")
         rate = summary["train"]["samples_per_second"]
-        bubble = summary["pipeline"]["bubble_fraction"]
+        speed = (
+            f"{_number(rate, 0)} samples/s in the steady state, "
+            f"bubble {_number(summary['pipeline']['bubble_fraction'])}"
+        )
         self._say(
             f"{summary['status']} after {summary['steps']} steps in "
-            f"{summary['train']['seconds']:.1f} s: {_number(rate, 0)} samples/s in the steady "
-            f"state, bubble {_number(bubble)}, "
+            f"{summary['train']['seconds']:.1f} s: {speed if _steady(summary) else TOO_SHORT}, "
             f"{'emulated on ' if summary['emulated'] else ''}{', '.join(summary['devices'])}"
         )
         metric = self._facts.metric
@@ -170,6 +253,8 @@ class Console:
                 for index, module in enumerate(modules)
             ]
             yield _table(names, rows, left=("units",))
+        if not _steady(summary):
+            return
         parts = ["compute", "aux", "starved", "blocked"]
         if summary["replicas"] > 1:
             parts.append("average")
@@ -187,15 +272,25 @@ class Console:
 
     def _say(self, text: str) -> None:
         """A line, however long."""
-        self._out.print(text, soft_wrap=True)
+        self._print(printable(text), soft_wrap=True)
+
+    def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
+        """Print on the terminal and, as plain text, into the log file."""
+        self._out.print(what, soft_wrap=soft_wrap)
+        if isinstance(what, Table):
+            plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
+            with plain.capture() as captured:
+                plain.print(what)
+            what = "\n".join(line.rstrip() for line in captured.get().splitlines())
+        to_file(what)
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in names:
-        table.add_column(name, justify="left" if name in left else "right")
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 
@@ -211,6 +306,11 @@ def _logs_above() -> Iterator[None]:
     finally:
         for handler, stream in moved:
             handler.setStream(stream)
+
+
+def _steady(summary: Line) -> bool:
+    """Whether a run had a steady state, in which alone speeds and shares are measured."""
+    return summary["train"]["samples_per_second"] is not None
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -1,6 +1,7 @@
 """Figures that are drawn without a screen, and without matplotlib's global state."""
 
 import logging
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,14 @@ if TYPE_CHECKING:
 def new_figure(width: float, height: float) -> "Figure":
     """A figure of this size, in inches."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    # matplotlib refuses to be imported under a backend that it does not know, and none is needed.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

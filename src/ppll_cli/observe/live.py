@@ -10,12 +10,16 @@ from rich.text import Text
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
+from ppll_cli.printable import printable
 
 UNITS_FROM, QUEUE_FROM = 100, 64
 """Columns of a window from which on there is room for units, and for queues and memory."""
 
 BAR, SHORTEST = 40, 8
 """Columns of a bar, at most and at least."""
+
+LONGEST_NAME = 60
+"""Characters of a unit's name that are shown."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # Rich's tables and bars would look the same, and take several times as long.
         width, blocks = options.max_width, not options.ascii_only
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text(no_wrap=True, overflow="ellipsis" if blocks else "crop")
         text.append(self._head(width, blocks))
         if self.results:
             text.append(f"{self.results}\n")
@@ -128,8 +132,9 @@ def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first and the last of several names."""
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    """The first and the last of several names, which may be of any length."""
+    first, last = (printable(names[end], LONGEST_NAME) for end in (0, -1))
+    return first if len(names) == 1 else f"{first} to {last}"
 
 
 def _queue(stage: StageFacts, state: StageNow) -> str:

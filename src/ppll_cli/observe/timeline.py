@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppll_cli.files import write_json
 from ppll_cli.observe.figures import new_figure, save
+from ppll_cli.printable import printable
 from ppll_cli.schedules.instructions import Forward, Instruction, Loss
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def picture(
     axes.set_yticks(range(len(lanes)), places)
     axes.set_xlabel("milliseconds; the numbers are those of batches; white: waiting")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(printable(title), loc="left", fontsize=11, parse_math=False)
     handles = [
         Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=category)
         for category, colour in COLOURS.items()

@@ -169,10 +169,16 @@ class Guarded:
     def _tell(self, what: str, *arguments: Any) -> None:
         if not self._lost.locked():
             self._calls.put((what, arguments))
-        if not self._thread.ident:
-            self._thread.start()
+        if not self._thread.ident and not self._lost.locked():
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # the system has no thread left
+                self._lose(str(error))
+                self._started.set()
 
     def _finish(self) -> None:
+        if not self._thread.ident:
+            return
         self._calls.put(None)
         self._thread.join(self._limit_s)
         if self._thread.is_alive():
@@ -190,7 +196,10 @@ class Guarded:
             try:
                 getattr(self._tracker, what)(*arguments)
             except BaseException as error:  # SystemExit too: it would end this thread unheard
-                self._lose(f"{type(error).__name__}: {error}")
+                said = type(error).__name__
+                with suppress(Exception):  # it may be unable to say what is wrong
+                    said += f": {error}"
+                self._lose(said)
                 log.debug("tracker=%s", self._name, exc_info=True)
             self._started.set()
 

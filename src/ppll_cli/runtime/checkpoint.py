@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -274,5 +274,10 @@ def write_model(checkpoint: Path, path: Path) -> None:
         names = [name for name in saved.names if name.startswith("model.")]
         tensors = {name.removeprefix("model."): saved[name] for name in names}
     unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished)
-    unfinished.rename(path)
+    try:
+        save_file(tensors, unfinished)
+        unfinished.rename(path)
+    except Exception:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise

@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 
 import torch
 
+from ppll_cli.observe import streams
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links
 from ppll_cli.runtime.memory import CurrentMemory
@@ -34,6 +35,7 @@ class _ReportHandler(logging.Handler):
 
 def main(job: Job, seat: Seat, links: Links) -> None:
     """Run a worker; its reports, the last one among them, go to the parent."""
+    streams.guard()  # what a user's model prints is only for show, too
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
     threading.Thread(target=_stay_with_parent, args=(links.pulse, memory), daemon=True).start()

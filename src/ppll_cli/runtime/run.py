@@ -2,34 +2,41 @@
 
 import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ppll_cli import objective
-from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.errors import (
+    ConfigError,
+    Interrupted,
+    PpllError,
+    RunFailedError,
+    WorkerFailedError,
+)
 from ppll_cli.files import write_json
-from ppll_cli.observe import timeline
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.facts import RunFacts, StageFacts
+from ppll_cli.observe.logs import for_show, to_file
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import Look, Progress
 from ppll_cli.observe.runs import CONFIG_FILE
 from ppll_cli.observe.tracker import Tracked, guarded
+from ppll_cli.printable import LONGEST, printable
 from ppll_cli.resume import CONFIG_FORMAT, Recorded, locked
-from ppll_cli.runtime import checkpoint
+from ppll_cli.runtime import checkpoint, failure
 from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
 from ppll_cli.runtime.launcher import Report, launch
 from ppll_cli.runtime.machines.fleet import Fleet
 from ppll_cli.runtime.machines.follow import announce
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
-from ppll_cli.runtime.samples import write_samples
+from ppll_cli.runtime.results import drop_unfinished, write_results
 from ppll_cli.runtime.summary import summarise
 from ppll_cli.runtime.wiring import fitting
 from ppll_cli.schedules.rules import Channel
@@ -75,9 +82,12 @@ class Run:
         self._metrics_then: dict[int, dict[str, Any]] = {}
         self._ready = 0
         self._started_s = time.perf_counter()
+        self._told: PpllError | None = None
 
     def execute(self) -> dict[str, Any]:
         """Prepare, train, and write the results.
+
+        Why a run ended early is logged here, as soon as it is known.
 
         Returns:
             What `summary.json` holds.
@@ -93,10 +103,20 @@ class Run:
         remedy = f"see {Transport.__module__}.Transport"
         require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
         self.tracker = guarded(self.choices["tracker"], self.settings.tracker)
-        with ExitStack() as held:
-            if self.before is not None:
-                held.enter_context(locked(self.run_dir))
-            return self._execute(held, transport)
+        try:
+            with ExitStack() as held:
+                if self.before is not None:
+                    held.enter_context(locked(self.run_dir))
+                return self._execute(held, transport)
+        except OSError as error:
+            if not failure.is_of_disk(error, self.run_dir):
+                raise
+            failed = failure.run_failed(error, self.run_dir)
+            self._tell(failed)
+            raise failed from error
+        except (WorkerFailedError, RunFailedError, Interrupted) as error:
+            self._tell(error)
+            raise
 
     def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
         """The same, with a lock of the run directory in the stack once it is this run's."""
@@ -123,14 +143,14 @@ class Run:
             try:
                 ending = launch(job, transport, self._on_report, self._on_start, self._fleet)
             except (WorkerFailedError, RunFailedError, Interrupted) as error:
-                status = "interrupted" if isinstance(error, Interrupted) else "failed"
-                self._finish([], status, error=str(error))
+                self._fail(error)
                 raise
-            except OSError as error:
-                problem = f"{error.strerror or error}: {error.filename or self.run_dir}"
-                with suppress(OSError):
-                    self._finish([], "failed", error=problem)
-                raise RunFailedError(f"results cannot be written: {problem}") from error
+            except ConfigError:
+                raise
+            except Exception as error:
+                failed = failure.run_failed(error, self.run_dir)
+                self._fail(failed, error)
+                raise failed from error
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
         then = None if self._tracked().sweep else self._worth_trying()
@@ -139,6 +159,12 @@ class Run:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
         return summary
+
+    def _tell(self, error: PpllError) -> None:
+        """Log why the run ended early, once."""
+        if error is not self._told:
+            self._told = error
+            failure.tell(error, self.run_dir)
 
     def _gather(self, fleet: Fleet) -> None:
         """Have the other machines make the run ready."""
@@ -204,14 +230,16 @@ class Run:
             workers,
         )
 
-    def _worth_trying(self) -> str:
-        """The command that sets this run beside the other schedules."""
+    def _worth_trying(self) -> str | None:
+        """The command that sets this run beside the other schedules, where it can be shown."""
+        if any(change != printable(change, LONGEST) for change in self.changes):
+            return None
         own = [change for change in self.changes if not change.startswith(("schedule", "gpus="))]
         gpus = f"gpus={max(2, self.settings.devices_asked)}"
         return " ".join(["ppll-run --multirun schedule=bp,ll,gpipe,ppll", gpus, *own])
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
-        with _for_show("what differs from the defaults is not known"):
+        with for_show("what differs from the defaults is not known"):
             self.changes = self._find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(_short(self.run_dir))
@@ -282,46 +310,47 @@ class Run:
             step, start.metrics if start else {}, evaluated=step < self.prepared.job.course.steps
         )
         checkpoint.go_back(self.run_dir, start)
-        self._drop_unfinished()  # it may be of more stages than there are now
+        drop_unfinished(self.run_dir)  # it may be of more stages than there are now
 
-    def _drop_unfinished(self) -> None:
-        """Remove checkpoints that were never finished."""
-        for unfinished in self.run_dir.glob("checkpoints/.step-*"):
-            # A worker of another machine may still be writing.
-            shutil.rmtree(unfinished, ignore_errors=True)
+    def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
+        """Tell the root cause of a run's end, then write what can still be written.
 
-    def _finish(
-        self, reports: list[Report], status: str, error: str | None = None
-    ) -> dict[str, Any]:
-        """Write everything that stands in the run directory at the end."""
-        seconds = time.perf_counter() - self._started_s
-        summary = summarise(
-            self.settings, self.choices, self.prepared, self.metrics, reports, status, seconds
-        )
-        if error is not None:
-            summary["error"] = error
-        last = self.run_dir / "checkpoints" / "last"
-        if last.exists():
-            checkpoint.write_model(last, self.run_dir / "model.safetensors")
-        self._drop_unfinished()
-        write_json(self.run_dir / "summary.json", summary)
-        self._draw(reports, summary)
-        if last.exists():
-            with _for_show("no samples could be written"):
-                write_samples(self.prepared.job, self.run_dir)
-        self.tracker.end(summary)
+        Args:
+            error: The root cause.
+            cause: What was raised, where the error only stands for it.
+        """
+        self._tell(error)
+        if cause is not None:
+            to_file("".join(traceback.format_exception(cause)))
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        _, problems = self._write_results([], status, str(error))
+        for problem in problems:
+            log.error("  besides: %s", problem)
+
+    def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
+        """Write everything that stands in the run directory at the end.
+
+        Returns:
+            What `summary.json` holds.
+
+        Raises:
+            RunFailedError: The model or the summary could not be written.
+        """
+        summary, problems = self._write_results(reports, status)
+        if summary is None or problems:
+            self._tell(problems[0])
+            for problem in problems[1:]:
+                log.error("  besides: %s", problem)
+            raise problems[0]
         return summary
 
-    def _draw(self, reports: list[Report], summary: Mapping[str, Any]) -> None:
-        """Write the timeline, where enough was traced."""
-        lanes = [report["trace"] for report in reports]
-        if not lanes or not all(lanes):
-            return
-        with _for_show("the timeline could not be written"):
-            job = self.prepared.job
-            names = [job.name(seat) for seat in job.seats]
-            places = [job.place_name(seat) for seat in job.seats]
-            timeline.write(self.run_dir, lanes, names, places, timeline.title(summary))
+    def _write_results(
+        self, reports: list[Report], status: str, error: str | None = None
+    ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
+        seconds = time.perf_counter() - self._started_s
+        known = self.settings, self.choices, self.prepared, self.metrics, reports
+        summarised = partial(summarise, *known, seconds=seconds)
+        return write_results(self.prepared.job, summarised, self.tracker, reports, status, error)
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None
@@ -333,22 +362,22 @@ class Run:
         record["cuts"] = list(self.prepared.cuts)
         try:
             with (self.run_dir / CONFIG_FILE).open("x") as file:
-                json.dump(record, file, indent=2)
+                try:
+                    json.dump(record, file, indent=2)
+                    file.flush()
+                except OSError:  # a part of it would be of no use
+                    (self.run_dir / CONFIG_FILE).unlink(missing_ok=True)
+                    raise
         except FileExistsError:
             raise ConfigError(
                 "hydra.run.dir", self.run_dir, "is in use by another run", "choose another folder"
             ) from None
 
 
-@contextmanager
-def _for_show(problem: str) -> Iterator[None]:
-    """What is only looked at cannot fail a run: the problem is told."""
-    try:
-        yield
-    except Exception as error:
-        log.warning("%s: %s", problem, error, exc_info=True)
-
-
 def _short(path: Path) -> Path:
-    """Relative to the current directory where it is inside it."""
-    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+    """Relative to the current directory where it is below it."""
+    try:
+        here = Path.cwd()  # with hydra.job.chdir=true it is the run directory
+    except OSError:  # somebody removed it
+        return path
+    return path.relative_to(here) if here in path.parents else path

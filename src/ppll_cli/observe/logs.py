@@ -1,0 +1,79 @@
+"""The log file of a run. Imports nothing heavy."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ppll_cli.errors import Interrupted
+from ppll_cli.observe.streams import reason
+from ppll_cli.printable import lines
+
+log = logging.getLogger(__name__)
+
+
+class LogFile(logging.FileHandler):
+    """Writes the log file; a failure is told once on the terminal, and training goes on."""
+
+    _failed = False
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, encoding="utf-8", errors="backslashreplace")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Tell why a record could not be written."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            line = f"the log file cannot be written: {reason(error)}: {self.baseFilename}\n"
+            sys.stderr.write(line)
+
+
+class Lines(logging.Formatter):
+    """Shows a record without anything that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text, of several lines where its message has some."""
+        return lines(super().format(record))
+
+
+def log_file() -> Path | None:
+    """Where the log file is, if there is one."""
+    return next((Path(handler.baseFilename) for handler in _files()), None)
+
+
+def to_file(text: str) -> None:
+    """Have the log file alone hold a text that the terminal has by another way, line by line."""
+    for line in text.splitlines():
+        record = log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None)
+        for handler in _files():
+            if handler.level <= logging.INFO:
+                handler.handle(record)
+
+
+@contextmanager
+def for_show(problem: str) -> Iterator[None]:
+    """Have a failure of the body, which makes what is only looked at, told in a line."""
+    try:
+        yield
+    except Interrupted:  # a signal may come in any line
+        raise
+    except (Exception, SystemExit) as error:
+        log.warning("%s: %s", problem, said(error))
+        to_file(traceback.format_exc())
+
+
+def said(error: BaseException) -> str:
+    """An exception in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _files() -> list[logging.FileHandler]:
+    handlers = logging.getLogger().handlers
+    return [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
