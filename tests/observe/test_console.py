@@ -1,13 +1,19 @@
 """What a run prints."""
 
+import io
+import logging
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ppll_cli.errors import Interrupted
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.facts import RunFacts, StageFacts
+from ppll_cli.observe.logs import LogFile
 
 FACTS = RunFacts(
     metric="accuracy",
@@ -99,10 +105,11 @@ def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
         "pipeline": {"bubble_fraction": None},
     }
     Console(FACTS).end(unknown, Path("outputs/x"))
-    *_, first, last = capsys.readouterr().out.splitlines()
+    *tables, first, last = capsys.readouterr().out.splitlines()
+    assert not [line for line in tables if line.startswith("stage")]  # of "unknown" alone
     assert first == (
-        "interrupted after 40 steps in 0.0 s: unknown samples/s in the steady state, "
-        "bubble unknown, emulated on cuda:0, cuda:1"
+        "interrupted after 40 steps in 0.0 s: too short for a steady state, "
+        "emulated on cuda:0, cuda:1"
     )
     assert last == "test accuracy unknown in outputs/x"
 
@@ -183,3 +190,100 @@ def test_replicas_have_rows_of_their_own(capsys: pytest.CaptureFixture[str]) -> 
         ["0", "replica", "1", "cuda:1"],
     )
     assert "0.250" in first
+
+
+class Broken(io.StringIO):
+    """A stream whose reader has left."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it shows."""
+
+    encoding = "ascii"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def show_everything(console: Console) -> None:
+    console.settings(["schedule=ll"])
+    console.begin(Path("outputs/x"))
+    console.watch(list)
+    console.metrics({**LINE, "split": "test"})
+    console.close()
+    console.end(SUMMARY, Path("outputs/x"))
+
+
+@pytest.mark.parametrize("make", [Broken, lambda: None])
+def test_a_broken_stream_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
+) -> None:
+    """Rich leaves the program where a pipe is broken."""
+    monkeypatch.setattr(sys, "stdout", make())
+    show_everything(Console(FACTS))
+
+
+def test_a_failing_display_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    console = Console(FACTS)
+    monkeypatch.setattr(console._out, "print", lambda *_, **__: 1 / 0)
+    show_everything(console)
+    expected = "the run is not shown any more: ZeroDivisionError: division by zero"
+    assert caplog.messages == [expected]
+
+
+def test_a_signal_ends_a_run_while_it_shows_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted(2)
+
+    console = Console(FACTS)
+    monkeypatch.setattr(console._out, "print", interrupted)
+    with pytest.raises(Interrupted):
+        console.settings([])
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "19"])
+@pytest.mark.parametrize("term", ["xterm", "dumb", ""])
+def test_a_terminal_of_hardly_any_width_is_written_to_in_lines(
+    monkeypatch: pytest.MonkeyPatch, columns: str, term: str
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(FACTS)
+    show_everything(console)
+    assert not console.lost
+    printed = terminal.getvalue()
+    assert "\x1b[?25l" not in printed
+    assert printed.isascii()
+    assert printed.splitlines()[-1] == "test accuracy 0.8750 in outputs/x"
+
+
+def test_the_log_file_has_the_same_lines(tmp_path: Path, capsys: Capture) -> None:
+    handler = LogFile(str(tmp_path / "log"))
+    logging.getLogger().addHandler(handler)
+    try:
+        show_everything(Console(FACTS))
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert (tmp_path / "log").read_text().splitlines() == printed
+
+
+def test_names_that_a_terminal_would_obey_are_escaped_and_shortened(capsys: Capture) -> None:
+    stage = StageFacts("0", "cpu", [5000 * "u", "\x1b[2J"], [0], 1, 1, 0)
+    console = Console(replace(FACTS, stages=[stage]))
+    console.settings([f"data.root={5000 * 'x'}"])
+    console.begin(Path("outputs/\x1b]0;x\x07"))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert r"\x1b[2J" in printed
+    assert printed.splitlines()[-1] == r"output: outputs/\x1b]0;x\x07"
+    assert len(printed) < 1500

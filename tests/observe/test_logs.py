@@ -1,0 +1,58 @@
+"""The log file."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.errors import Interrupted
+from ppll_cli.observe.logs import LogFile, for_show, log_file, to_file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A log file that the root logger has."""
+    handler = LogFile(str(tmp_path / "run.log"))
+    logging.getLogger().addHandler(handler)
+    yield tmp_path / "run.log"
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+def test_the_file_alone_gets_what_the_terminal_has(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_file("one\ntwo r\u00e9sum\u00e9 \udcff")
+    assert file.read_text() == "one\ntwo r\u00e9sum\u00e9 \\udcff\n"
+    assert log_file() == file
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python would print a traceback for every line."""
+    handler = LogFile("/dev/full")
+    logger = logging.Logger("alone")
+    logger.addHandler(handler)
+    logger.warning("one")
+    logger.warning("two")
+    logging.shutdown([lambda: handler])  # type: ignore[list-item]
+    expected = "the log file cannot be written: No space left on device: /dev/full\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no font\nat all"), SystemExit(3)])
+def test_what_is_for_show_is_told_in_a_line(
+    error: BaseException, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with for_show("no picture"):
+        raise error
+    (message,) = caplog.messages
+    assert message.startswith(f"no picture: {type(error).__name__}: ")
+    assert "\n" not in message
+    assert "Traceback" in file.read_text()
+
+
+def test_a_signal_is_not_for_show() -> None:
+    with pytest.raises(Interrupted), for_show("no picture"):
+        raise Interrupted(2)
