@@ -195,6 +195,28 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
 
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    """As `ppll-run | head -1`, with standard error closed as well; rich once left with status 1."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "ppll_cli", f"hydra.run.dir={folder}", "max_steps=5", *PLAIN]
+    here, there = os.pipe()
+    os.close(here)
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$@" 2>&-', "bash", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=there,
+        timeout=100,
+        check=False,
+    )
+    os.close(there)
+    assert done.returncode == 0
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert (folder / "model.safetensors").exists()
+    lines = (folder / "ppll-run.log").read_text().splitlines()
+    assert len([line for line in lines if line.endswith("stdout gets nothing: Broken pipe")]) == 1
+    assert "INFO test accuracy " in lines[-1]
+
+
 def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
     """It comes to the whole process group, as from `timeout` or a batch system."""
     with start("epochs=100000", "eval_every=1", *PLAIN, cwd=tmp_path) as process:

@@ -29,6 +29,7 @@ def test_the_file_alone_gets_what_the_terminal_has(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of its buffer
 def test_a_full_disk_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Python would print a traceback for every line."""
     handler = LogFile("/dev/full")
@@ -36,7 +37,7 @@ def test_a_full_disk_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     logger.addHandler(handler)
     logger.warning("one")
     logger.warning("two")
-    logging.shutdown([lambda: handler])  # type: ignore[list-item]
+    logging.shutdown([lambda: handler])
     expected = "the log file cannot be written: No space left on device: /dev/full\n"
     assert capsys.readouterr().err == expected
 

@@ -102,3 +102,4 @@ def test_a_closed_stream_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.stdout.write("nobody reads this")
     assert not sys.stdout.isatty()
     assert isinstance(sys.stderr, Shown)
+    sys.stdout.close()

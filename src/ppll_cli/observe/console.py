@@ -69,7 +69,7 @@ def _for_show(
     """Have a method show something or nothing, and never raise: a display cannot end a run."""
 
     @wraps(method)
-    def shown(console: "Console", *args: P.args, **kwargs: P.kwargs) -> None:
+    def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not console.lost:
             with console.guarded():
                 method(console, *args, **kwargs)

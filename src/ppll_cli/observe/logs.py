@@ -1,6 +1,7 @@
 """The log file of a run. Imports nothing heavy."""
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -76,4 +77,5 @@ def said(error: BaseException) -> str:
 
 def _files() -> list[logging.FileHandler]:
     handlers = logging.getLogger().handlers
-    return [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
+    files = [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
+    return [handler for handler in files if handler.baseFilename != os.devnull]
