@@ -378,7 +378,7 @@ OPTIONS = [
     row("fba", ["fba=false"], "fba=false", "there are off, on"),
     row("optim", ["optim=adam"], "optim=adam", "did you mean adamw? there are adamw, sgd"),
     row("optim-number", ["optim=3"], "optim=3", "there are adamw, sgd"),
-    row("transport", ["transport=rings"], "transport=rings", "did you mean ring? there are naive"),
+    row("transport", ["transport=rings"], "transport=rings", "did you mean ring? there are queue, ring"),
     row("tracker", ["tracker=wand"], "tracker=wand", "none"),
     row("experiment", ["experiment=no"], "experiment=no", "there are dgl_resnet110_k16"),
     row("recipe", ["recipe=ppll"], "recipe=ppll", "there are edsr_div2k, infopro_cifar10"),
@@ -929,7 +929,7 @@ def combinations(draw: st.DrawFn) -> list[str]:
     overrides += partition
     if partition == ["partition=manual"]:
         overrides += [f"partition.cuts={written}"]
-    overrides += draw(key("transport", "ring", "naive")) + draw(key("transport.depth", 1, 3))
+    overrides += draw(key("transport", "ring", "queue")) + draw(key("transport.depth", 1, 3))
     overrides += draw(key("batch_size", 1, 2, 7, 21, 22)) + draw(key("data.drop_last", "true"))
     overrides += draw(key("data.val_fraction", 0.3)) + draw(key("data.eval_limit", 1))
     overrides += draw(key("data.pad", 1)) + draw(key("data.flip", "true"))

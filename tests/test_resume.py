@@ -105,8 +105,8 @@ def test_what_is_as_it_was_is_no_change(
         (["transport.depth=4"], {"transport.depth": 4}),
         (["transport={depth:4}"], {"transport.depth": 4}),
         (
-            ["transport=naive"],
-            {"transport._target_": "ppll_cli.transport.naive.NaiveTransport"},
+            ["transport=queue"],
+            {"transport._target_": "ppll_cli.transport.queue.QueueTransport"},
         ),
         (["partition=flops"], {"partition.name": "flops"}),
         (
@@ -128,8 +128,8 @@ def test_other_threads_are_told(folder: Path, caplog: pytest.LogCaptureFixture, 
 
 
 def test_the_choice_of_a_group_follows(folder: Path) -> None:
-    _, choices = change(folder, "partition=params", "transport=naive", "model=vit")
-    assert (choices["partition"], choices["transport"]) == ("params", "naive")
+    _, choices = change(folder, "partition=params", "transport=queue", "model=vit")
+    assert (choices["partition"], choices["transport"]) == ("params", "queue")
     assert (choices["model"], choices["data"]) == ("vit", "synthetic")
 
 
@@ -362,7 +362,7 @@ def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> 
 
 def test_a_class_that_is_not_used_any_more_is_not_asked_for(folder: Path) -> None:
     spoil(folder, transport={"_target_": EVIL, "depth": 2})
-    config, _ = change(folder, "transport=naive")
+    config, _ = change(folder, "transport=queue")
     assert EVIL not in str(config)
 
 

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.moved import OPTIONS
 from ppll_cli.names import meant
 
 
@@ -60,6 +61,8 @@ def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
 
 
 def _no_option(group: str, name: str, conf_dir: Path) -> ConfigError:
+    if now := OPTIONS.get((group, name)):
+        return ConfigError(group, name, "there is no such option any more", f"use {group}={now}")
     options = _options(group, conf_dir)
     remedy = f"there are {', '.join(options)}" if options else "there are none"
     if len(options) == 1:

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.moved import choices_now, config_now
 from ppll_cli.observe.runs import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -161,8 +162,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     if not run_dir.is_dir():
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
     try:
-        config = json.loads((run_dir / CONFIG_FILE).read_text())
-        choices = config.pop("choices")
+        config = config_now(json.loads((run_dir / CONFIG_FILE).read_text()))
+        choices = choices_now(config.pop("choices"))
         version = config.pop("format", CONFIG_FORMAT)
         cuts = config.pop("cuts", None)
         # With a path of another kind, Hydra would find a file anywhere.

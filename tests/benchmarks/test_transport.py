@@ -22,7 +22,7 @@ def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     for row in written["rows"]:
         assert all(value > 0 for value in row.values())
         assert row["ring_speed_over_memcpy"] == pytest.approx(row["memcpy"] / row["ring"])
-        assert row["naive_time_over_ring"] == pytest.approx(row["naive"] / row["ring"])
+        assert row["queue_time_over_ring"] == pytest.approx(row["queue"] / row["ring"])
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def test_an_edge(source: str, target: str) -> None:
     assert (measured["source"], measured["target"]) == (source, target)
     assert [row["bytes"] for row in measured["rows"]] == [4096, 1 << 16]
     for row in [*measured["rows"], measured["bulk"]]:
-        assert {"bytes", "copy", "ring", "naive"} <= row.keys()
+        assert {"bytes", "copy", "ring", "queue"} <= row.keys()
         assert all(value > 0 for value in row.values())
     bulk = measured["bulk"]
     assert bulk["ring_speed_over_copy"] == pytest.approx(bulk["copy"] / bulk["ring"])
 
 
 def test_what_is_printed_of_cuda(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}  # naive cannot be used everywhere
+    row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}  # queue cannot be used everywhere
     bulk = {**row, "ring_speed_over_copy": 0.1}
     cuda = {"source": "cuda:0", "target": "cuda:1", "rows": [row], "bulk": bulk}
     transport._print({"rows": [], "cuda": cuda})

@@ -41,7 +41,7 @@ def test_transports_carry_the_same_bits(
     """On the device, by way of pinned host memory, or mapped anew; gradients and norms too."""
     case = [f"schedule={schedule}", "gpus=3", *DATA, *SGD, *own_model("Skipping"), "eval_every=1"]
     case += ["optim.clip_norm=0.5"]
-    expected = run("transport=naive", *case)
+    expected = run("transport=queue", *case)
     on_device = run("transport=ring", *case)
     assert "transport=ring" not in caplog.text
     monkeypatch.setattr(ring, "cannot_share", lambda: "a test says so")

@@ -161,9 +161,9 @@ def test_detached_skips_travel_forward(run: Runner) -> None:
 def test_transports_carry_the_same_bits(run: Runner, schedule: str) -> None:
     """In place or mapped anew, with strides and a short last batch; gradients too."""
     case = [f"schedule={schedule}", "gpus=3", FEW_STEPS, *DATA, *own_model("Skipping")]
-    ring, naive = (run(f"transport={name}", *case) for name in ("ring", "naive"))
-    assert_same(naive.tensors(), ring.tensors())
-    assert naive.summary["edges"] == ring.summary["edges"]
+    ring, queue = (run(f"transport={name}", *case) for name in ("ring", "queue"))
+    assert_same(queue.tensors(), ring.tensors())
+    assert queue.summary["edges"] == ring.summary["edges"]
 
 
 def test_micro_batches_make_a_difference(run: Runner) -> None:

@@ -165,7 +165,7 @@ def test_a_ring_that_cannot_be_made_gives_way(
     monkeypatch.setattr(ring, "_free_bytes", lambda: 1000)
     summary = run(*TINY).summary
     assert summary["status"] == "completed"
-    assert "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; naive is used" in (
+    assert "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; queue is used" in (
         caplog.text
     )
 

@@ -41,7 +41,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
         ["schedule=ppll", "local=infopro", "local.modules=4", "optim.clip_norm=0.1", *VIT],
         ["schedule=gpipe", "optim.clip_norm=0.1", *VIT],
         ["schedule=1f1b", *RESNET],
-        ["schedule=pp", "transport=naive", *VIT],
+        ["schedule=pp", "transport=queue", *VIT],
     ],
     ids=["ppll, bank", "ppll, image", "gpipe, norms", "1f1b", "pp"],
 )

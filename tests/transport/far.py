@@ -4,8 +4,12 @@ What a test finds of a channel between two processes, or on CUDA, is then found 
 within one. On CUDA there is no other way: a process cannot open what it has itself shared.
 """
 
+import pickle
 from collections.abc import Mapping
+from multiprocessing import context, resource_sharer
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +23,7 @@ def serve(commands: Connection) -> None:
     while (command := commands.recv()) is not None:
         name, *arguments = command
         if name == "use":
-            (receiver,) = arguments
+            receiver = pickle.loads(*arguments)
             receiver.open()
             commands.send(None)
         elif name == "receive":
@@ -36,7 +40,7 @@ class FarReceiver:
         self._commands, self._receiver = commands, receiver
 
     def open(self) -> None:
-        self._call("use", self._receiver)
+        self._call("use", _as_for_a_start(self._receiver))
 
     def wait(self, timeout_s: float) -> bool:
         return bool(self._call("wait", timeout_s))
@@ -56,6 +60,28 @@ class FarReceiver:
         self._commands.send(command)
         assert self._commands.poll(60.0), f"no answer to {command}"
         return self._commands.recv()
+
+
+class _Start:
+    """Stands for a process that is being started; file descriptors go to it on its request."""
+
+    DupFd = staticmethod(resource_sharer.DupFd)
+
+    def duplicate_for_child(self, descriptor: int) -> int:
+        return descriptor
+
+
+def _as_for_a_start(receiver: Receiver) -> bytes:
+    """Pickle an end of a channel as when a process starts, which is when queues can be handed on.
+
+    One process is enough for many tests then.
+    """
+    library: Any = context
+    library.set_spawning_popen(_Start())
+    try:
+        return bytes(ForkingPickler.dumps(receiver))
+    finally:
+        library.set_spawning_popen(None)
 
 
 class Uploading:

@@ -17,7 +17,7 @@ from ppll_cli.runtime import forkserver
 from ppll_cli.transport import ring
 from ppll_cli.transport.channel import Receiver, Sender, Transport, aligned
 from ppll_cli.transport.memory import DeviceMemory
-from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.order import HostOrder
 from ppll_cli.transport.ring import RingTransport
 from tests.transport.far import FarReceiver, Uploading, serve
@@ -73,24 +73,24 @@ class PinnedRing(RingTransport):
             return super().channel(slots, size, source, target)
 
 
-NAIVE, RING, PINNED = NaiveTransport(depth=0), RingTransport(depth=0), PinnedRing(depth=0)
+QUEUE, RING, PINNED = QueueTransport(depth=0), RingTransport(depth=0), PinnedRing(depth=0)
 
 ON_CPU = {
-    "naive": Kind(NAIVE),
+    "queue": Kind(QUEUE),
     "ring": Kind(RING),
     "ring, offered": Kind(OfferedRing(depth=0)),
 }
 IN_ONE_PROCESS = {
-    "naive, one process": Kind(NAIVE, two_processes=False),
+    "queue, one process": Kind(QUEUE, two_processes=False),
     "ring, one process": Kind(RING, two_processes=False),
 }
 ON_CUDA = {
-    "naive, cuda": Kind(NAIVE, "cuda:0", "cuda:0"),
+    "queue, cuda": Kind(QUEUE, "cuda:0", "cuda:0"),
     "ring, cuda": Kind(RING, "cuda:0", "cuda:0"),
     "ring, pinned": Kind(PINNED, "cuda:0", "cuda:0"),
 }
 ON_TWO = {
-    "naive, two devices": Kind(NAIVE, "cuda:0", "cuda:1"),
+    "queue, two devices": Kind(QUEUE, "cuda:0", "cuda:1"),
     "ring, two devices": Kind(RING, "cuda:0", "cuda:1"),
     "ring, two devices, pinned": Kind(PINNED, "cuda:0", "cuda:1"),
 }

@@ -12,7 +12,7 @@ from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import OWN, check_descriptors, raise_limit
 from ppll_cli.transport.memory import HostMemory, remove_left
-from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
 
 CUDA = ["cuda:0", "cuda:1"]
@@ -52,7 +52,7 @@ def test_devices_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_transport_that_works_is_used() -> None:
-    for transport in (RingTransport(depth=1), NaiveTransport(depth=1)):
+    for transport in (RingTransport(depth=1), QueueTransport(depth=1)):
         assert usable("it", transport, 1000, ["cpu", "cpu"]) is transport
 
 
@@ -61,10 +61,10 @@ def test_a_ring_without_room_gives_way(
 ) -> None:
     monkeypatch.setattr(ring, "_free_bytes", lambda: 3 << 20)
     used = usable("ring", RingTransport(depth=3), 5 << 20, ["cpu", "cpu"])
-    assert isinstance(used, NaiveTransport)
+    assert isinstance(used, QueueTransport)
     assert used.depth == 3
     assert caplog.messages == [
-        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; naive is used"
+        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; queue is used"
     ]
 
 
@@ -74,16 +74,16 @@ def refusal(name: str, transport: Transport, size: int = 1000) -> str:
     return str(refused.value)
 
 
-def test_naive_without_memory_that_can_be_shared_is_refused(
+def test_queue_without_memory_that_can_be_shared_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    assert refusal("naive", NaiveTransport(depth=1)) == (
-        "transport=naive: PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory "
+    assert refusal("queue", QueueTransport(depth=1)) == (
+        "transport=queue: PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory "
         "cannot be shared; use transport=ring, or unset the variable"
     )
-    alone = NaiveTransport(depth=1)
-    assert usable("naive", alone, 0, ["cuda:0"]) is alone  # nothing travels
+    alone = QueueTransport(depth=1)
+    assert usable("queue", alone, 0, ["cuda:0"]) is alone  # nothing travels
     ring_used = RingTransport(depth=1)
     assert usable("ring", ring_used, 1000, CUDA) is ring_used  # on pinned host memory
 
@@ -92,7 +92,7 @@ def test_neither_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setattr(ring, "_free_bytes", lambda: 3 << 20)
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
-        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; nor can naive be used: "
+        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; nor can queue be used: "
         "PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory cannot be shared; "
         "make room there, or unset the variable"
     )
@@ -142,7 +142,7 @@ def test_a_limit_that_cannot_be_raised(limits: Limits, monkeypatch: pytest.Monke
 
 def test_no_limit(limits: Limits) -> None:
     limits.now = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    check_descriptors("naive", NaiveTransport(depth=1), 9, chain(9, slots=10**6), tensors=10)
+    check_descriptors("queue", QueueTransport(depth=1), 9, chain(9, slots=10**6), tensors=10)
 
 
 def test_descriptors_of_the_parent(limits: Limits) -> None:
@@ -158,13 +158,13 @@ def test_descriptors_of_the_parent(limits: Limits) -> None:
 
 
 def test_descriptors_of_a_worker(limits: Limits) -> None:
-    """Each tensor in a slot takes one from naive; the worker in the middle has two ends."""
-    check_descriptors("naive", NaiveTransport(depth=1), 3, chain(3, slots=200), tensors=2)
+    """Each tensor in a slot takes one from a queue; the worker in the middle has two ends."""
+    check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=200), tensors=2)
     with pytest.raises(ConfigError) as refused:
-        check_descriptors("naive", NaiveTransport(depth=1), 3, chain(3, slots=300), tensors=2)
+        check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=300), tensors=2)
     needed = OWN + 2 * (2 + 300 * 2)
     assert str(refused.value) == (
-        f"transport=naive: a worker needs {needed} file descriptors, and may have 1000; allow more "
+        f"transport=queue: a worker needs {needed} file descriptors, and may have 1000; allow more "
         f"(`ulimit -n {needed}`, which may need an administrator) or use transport=ring"
     )
     check_descriptors("ring", RingTransport(depth=1), 3, chain(3, slots=300), tensors=2)

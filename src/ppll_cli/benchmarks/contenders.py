@@ -35,7 +35,7 @@ MODELS = {
 }
 OURS = {
     "ppll": ["schedule=ppll", "partition=profile"],
-    "ppll_naive": ["schedule=ppll", "partition=profile", "transport=naive"],
+    "ppll_queue": ["schedule=ppll", "partition=profile", "transport=queue"],
     "ll": ["schedule=ll", "partition=uniform"],
     "gpipe_m4": ["schedule=gpipe", "partition=profile", "schedule.microbatches=4"],
     "gpipe_m8": ["schedule=gpipe", "partition=profile", "schedule.microbatches=8"],
@@ -61,7 +61,7 @@ UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
 """The stages of ppll without channels, and how they are measured."""
 
 LONG = (
-    *("ppll", "bound", "bound_in_turn", "ll", "ppll_naive"),
+    *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),
     *("torch_gpipe_m4", "gpipe_m4", "1f1b_m4", "torch_1f1b_m4"),
     *("torch_gpipe_m8", "gpipe_m8", "1f1b_m8", "torch_1f1b_m8"),
     *("pp", "ddp", "bp_replicas", "bp", "bp_all_threads"),

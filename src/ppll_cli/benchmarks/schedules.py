@@ -4,7 +4,7 @@ ViT and ResNet-32 on synthetic images of 32 x 32, a batch of 64, on `--gpus` sta
 each. All contenders of a model are started once and stay alive; then rounds follow, in which each
 in turn trains for a few seconds while the others rest. What is shown are medians over the rounds.
 
-- `ppll` and `ppll_naive` (by transport) and `ll` train the same modules, the stages that
+- `ppll` and `ppll_queue` (by transport) and `ll` train the same modules, the stages that
   `partition=profile` cuts for `ppll`; `pp`, `gpipe_m4` and the like have the stages that it cuts
   for them, and `torch_gpipe_m4` and the like those of `gpipe_m4` and the like. `ddp` is torch's
   `DistributedDataParallel` with its defaults, each rank with its part of the batch, and

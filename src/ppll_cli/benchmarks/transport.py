@@ -26,7 +26,7 @@ from torch import Tensor
 from ppll_cli.benchmarks.runs import machine
 from ppll_cli.runtime import forkserver
 from ppll_cli.transport.channel import Receiver, Sender, Transport
-from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
 
 RESULT = Path("outputs/benchmark/transport.json")
@@ -59,14 +59,15 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
     """Time messages of each size, in bytes, through each transport.
 
     Returns:
-        For each size: `bytes`, the median seconds of `memcpy`, `ring` and `naive`, and the ratios
-        `ring_speed_over_memcpy` and `naive_time_over_ring`.
+        For each size: `bytes`, the median seconds of `memcpy`, `ring` and `queue`, and the ratios
+        `ring_speed_over_memcpy` and `queue_time_over_ring`.
     """
     forkserver.start()
     torch.set_num_threads(1)
     senders, receivers = _channels(SLOTS, max(sizes), "cpu", "cpu")
+    end, ended = forkserver.context().Pipe()
     process = forkserver.context().Process(
-        target=_produce, args=(senders, sizes, repetitions), daemon=True
+        target=_produce, args=(senders, sizes, repetitions, ended), daemon=True
     )
     process.start()
     _open(receivers.values())
@@ -82,9 +83,10 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
         speed = row["memcpy"] / row["ring"]
         ratios = {
             "ring_speed_over_memcpy": speed,
-            "naive_time_over_ring": row["naive"] / row["ring"],
+            "queue_time_over_ring": row["queue"] / row["ring"],
         }
         rows.append({"bytes": float(size), **row, **ratios})
+    end.send_bytes(b"")
     process.join(LIMIT_S)
     return rows
 
@@ -96,7 +98,7 @@ def measure_edge(
 
     Returns:
         The devices; for each size `bytes` and the median seconds of `copy`, from device to device,
-        `ring` and `naive`; and of `bulk` the same, a message, and `ring_speed_over_copy`.
+        `ring` and `queue`; and of `bulk` the same, a message, and `ring_speed_over_copy`.
     """
     forkserver.start()
     single, singles = _channels(1, max(sizes), source, target)
@@ -129,10 +131,10 @@ def measure_edge(
 
 
 def _channels(slots: int, size: int, source: str, target: str) -> tuple[Senders, Receivers]:
-    """One of each transport; naive is left out where it cannot work."""
+    """One of each transport; queue is left out where it cannot work."""
     transports: dict[str, Transport] = {
         "ring": RingTransport(depth=slots),
-        "naive": NaiveTransport(depth=slots),
+        "queue": QueueTransport(depth=slots),
     }
     senders: Senders = {}
     receivers: Receivers = {}
@@ -150,8 +152,10 @@ def _open(ends: Iterable[Sender | Receiver]) -> None:
         end.open()
 
 
-def _produce(senders: Mapping[str, Sender], sizes: Sequence[int], repetitions: int) -> None:
-    """The other process."""
+def _produce(
+    senders: Mapping[str, Sender], sizes: Sequence[int], repetitions: int, ended: Connection
+) -> None:
+    """The other process; it stays until all messages have been received."""
     torch.set_num_threads(1)
     _open(senders.values())
     matrix = torch.rand(256, 256)
@@ -162,6 +166,7 @@ def _produce(senders: Mapping[str, Sender], sizes: Sequence[int], repetitions: i
                 _send(sender, tensor)
                 for _ in range(20):
                     matrix = (matrix @ matrix).clamp(0, 1)
+    _wait_for_word(ended)
 
 
 def _produce_edge(
@@ -264,15 +269,15 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    table = Table("message", "memcpy", "ring", "naive", "ring / memcpy speed", "naive / ring time")
+    table = Table("message", "memcpy", "ring", "queue", "ring / memcpy speed", "queue / ring time")
     for row in result["rows"]:
-        ratios = [f"{row[key]:.2f}" for key in ("ring_speed_over_memcpy", "naive_time_over_ring")]
+        ratios = [f"{row[key]:.2f}" for key in ("ring_speed_over_memcpy", "queue_time_over_ring")]
         table.add_row(*_cells(row, "memcpy"), *ratios)
     Console().print(table)
     cuda = result["cuda"]
     if cuda is None:
         return
-    table = Table("message", "copy", "ring", "naive", title=f"{cuda['source']} to {cuda['target']}")
+    table = Table("message", "copy", "ring", "queue", title=f"{cuda['source']} to {cuda['target']}")
     for row in cuda["rows"]:
         table.add_row(*_cells(row, "copy"))
     table.add_row(*_cells(cuda["bulk"], "copy"), style="bold")
@@ -282,6 +287,6 @@ def _print(result: Mapping[str, Any]) -> None:
 
 def _cells(row: Mapping[str, float], yardstick: str) -> list[str]:
     """A size, and the times there are for it."""
-    names = (yardstick, "ring", "naive")
+    names = (yardstick, "ring", "queue")
     times = [f"{1000 * row[name]:.3f} ms" if name in row else "" for name in names]
     return [f"{int(row['bytes']) >> 10} KiB", *times]

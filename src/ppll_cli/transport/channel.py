@@ -53,7 +53,10 @@ class Sender(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a slot is free; whether one is. None is before the other end is open."""
+        """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
+
+        No slot is free until the receiver has opened its end.
+        """
         ...
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:

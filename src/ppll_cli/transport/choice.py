@@ -5,36 +5,38 @@ from collections.abc import Sequence
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.transport.channel import Transport
-from ppll_cli.transport.naive import NaiveTransport
+from ppll_cli.transport.queue import QueueTransport
 
 log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """The transport that was asked for, or the plain one where something stands in its way.
+    """Return the transport that was asked for, or queues where it cannot be used here.
+
+    The reason why it cannot be used is logged.
 
     Args:
-        name: What was asked for; the reason why it is not used is logged.
-        transport: The same.
+        name: The option that was asked for.
+        transport: The transport that it names.
         size: Bytes of all slots of all channels.
-        devices: Of all stages.
+        devices: The devices of all stages.
 
     Raises:
-        ConfigError: The plain one cannot be used here either.
+        ConfigError: Queues cannot be used here either.
     """
     obstacle = transport.obstacle(size, devices)
     if obstacle is None:
         return transport
-    plain = NaiveTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
-    other = plain.obstacle(size, devices)
+    queues = QueueTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
+    other = queues.obstacle(size, devices)
     if other is None:
-        log.warning("transport=%s: %s; naive is used", name, obstacle)
-        return plain
+        log.warning("transport=%s: %s; queue is used", name, obstacle)
+        return queues
     if other == obstacle:
         raise ConfigError("transport", name, other, "use transport=ring, or unset the variable")
     raise ConfigError(
         "transport",
         name,
-        f"{obstacle}; nor can naive be used: {other}",
+        f"{obstacle}; nor can queue be used: {other}",
         "make room there, or unset the variable",
     )

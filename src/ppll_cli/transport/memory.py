@@ -1,6 +1,7 @@
 """Where the slots of a ring are."""
 
 import pickle
+import weakref
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -52,10 +53,12 @@ class HostMemory:
         self._pinned = pinned
 
     def open(self) -> None:
-        """Pin it in this process."""
+        """Pin it in this process, until this object is gone."""
         if self._pinned:
             assert self.tensor is not None
-            _pin(self.tensor)
+            if _pin(self.tensor):
+                # At the end of a process CUDA does it by itself.
+                weakref.finalize(self, _unpin, self.tensor).atexit = False
 
     def offer(self) -> bytes:
         """Pin it in this process; there is nothing to say."""
@@ -101,14 +104,26 @@ class DeviceMemory:
         self.tensor = pickle.loads(offer)
 
 
-def _pin(tensor: Tensor) -> None:
+def _pin(tensor: Tensor) -> bool:
+    """Pin host memory and return True, or False where it is pinned already."""
     if tensor.is_pinned():  # by the other end, in the same process
-        return
+        return False
     size = tensor.nbytes
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     error = int(runtime.cudaHostRegister(tensor.data_ptr(), size, _PORTABLE))
     if error:
         raise RuntimeError(f"{size >> 20} MiB of host memory cannot be pinned: CUDA error {error}")
+    return True
+
+
+def _unpin(tensor: Tensor) -> None:
+    """Undo `_pin` before the memory is unmapped.
+
+    CUDA would take other memory that is mapped at the same address later for pinned, and go on
+    copying to and from the old pages.
+    """
+    torch.cuda.synchronize()  # copies may still be queued
+    torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
 
 
 def remove_left(process_id: int) -> None:

@@ -14,13 +14,20 @@ only, and before that comes a token that the other end sends after its wait has 
 always means the record that its token followed. On a slot's first turn there is nothing to wait
 for. Each wait means what was queued before it, in whatever process, so streams cannot wait in a
 circle. A handle of an event goes with the first token after it was made.
+
+An end records only its own events, and waits only for the other end's. CUDA lets a stream wait for
+an event of any device, so each end opens the other's events in the context of its own device: a
+context on the neighbour's device would take hundreds of MB there.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
 
@@ -29,7 +36,7 @@ class Moment:
     """What is queued on a device's current stream by now. On CPU it has been done.
 
     Args:
-        device: Which.
+        device: The device whose current stream counts.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,6 +51,18 @@ class Moment:
             self._event.synchronize()
 
 
+def let_default_stream_wait(device: torch.device) -> None:
+    """Have a CUDA device's default stream wait for what is queued on the current stream by now.
+
+    A new thread records events on the default stream, whatever stream this thread uses.
+    """
+    if device.type == "cuda":
+        current = torch.cuda.current_stream(device)
+        default = torch.cuda.default_stream(device)
+        if current != default:
+            default.wait_stream(current)
+
+
 class Order(Protocol):
     """Orders one end's use of slots behind the other's."""
 
@@ -55,9 +74,9 @@ class Order(Protocol):
         """Copy after the slot was given back; returns a handle where an event was made for it.
 
         Args:
-            slot: Which.
-            views: Of the slot's memory.
-            tensors: What is copied into them.
+            slot: Index of the slot.
+            views: The tensors as they lie in the slot's memory.
+            tensors: The tensors that are copied there.
         """
         ...
 
@@ -95,7 +114,7 @@ class CudaOrder:
     """Orders the streams of two devices, or of two processes on one, by events.
 
     Args:
-        device: Of this end.
+        device: This end's device.
         other: The other end's device.
         aside: Whether copies that this end makes leave its device. They are then made beside its
             work, on a stream of their own. On one device they would only take from that work.
@@ -109,10 +128,24 @@ class CudaOrder:
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open the other end's event, on the device that it was made for."""
-        self._theirs.append(
-            torch.cuda.Event.from_ipc_handle(self._other, handle)  # type: ignore[no-untyped-call]
-        )
+        """Open the other end's event for the next slot."""
+        self._theirs.append(self._open(handle))
+
+    def _open(self, handle: bytes) -> torch.cuda.Event:
+        """Open the other end's event in the context of this end's device."""
+        opened: torch.cuda.Event
+        try:
+            opened = torch.cuda.Event.from_ipc_handle(self._device, handle)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if self._device == self._other:
+                raise
+            # The driver may refuse it where the two devices have no peer access. On the event's own
+            # device it can always be opened.
+            if not self._theirs:
+                reason = str(error).partition("\n")[0]
+                log.warning("%s takes memory on %s as well: %s", self._device, self._other, reason)
+            opened = torch.cuda.Event.from_ipc_handle(self._other, handle)  # type: ignore[no-untyped-call]
+        return opened
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
         """Queue the copies after the slot was given back."""

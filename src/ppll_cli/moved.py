@@ -1,0 +1,37 @@
+"""Names in the `config.json` of older programs that have another name now. Imports no torch.
+
+Whoever moves a class or renames an option adds a line here, and older runs go on.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+TARGETS = {
+    "ppll_cli.transport.naive.NaiveTransport": "ppll_cli.transport.queue.QueueTransport",
+}
+"""Values of `_target_`."""
+
+OPTIONS = {
+    ("transport", "naive"): "queue",
+}
+"""Options, by group and the name that they had."""
+
+
+def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with today's names of the classes in it."""
+    return {key: _now(key, value) for key, value in config.items()}
+
+
+def choices_now(choices: Mapping[str, str]) -> dict[str, str]:
+    """Return the option of each group by the name that it has today."""
+    return {group: OPTIONS.get((group, name), name) for group, name in choices.items()}
+
+
+def _now(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return config_now(value)
+    if isinstance(value, list):
+        return [_now("", each) for each in value]
+    if key == "_target_" and isinstance(value, str):
+        return TARGETS.get(value, value)
+    return value

@@ -1,0 +1,166 @@
+"""The paper's way: a `torch.multiprocessing.Queue` per direction, and a fresh tensor every time.
+
+The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
+moves them into shared memory (on CUDA it makes IPC handles) and writes what the receiver needs to
+map them into the queue's pipe. Slots come back through a pipe of their own, because the queue alone
+would count a message as gone once it is received, and not when it is released.
+
+A process that leaves takes its messages with it: the receiver asks the sender's process for the
+shared memory. Workers stay until the parent says that all are done, so nothing is lost.
+"""
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from multiprocessing.reduction import ForkingPickler
+from queue import Empty
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.multiprocessing  # lets ForkingPickler share tensors
+from torch import Tensor
+
+from ppll_cli.transport.channel import Header, WireDtype
+from ppll_cli.transport.devices import cannot_share
+from ppll_cli.transport.order import let_default_stream_wait
+from ppll_cli.transport.pipes import FreeSlots
+
+if TYPE_CHECKING:
+    AnyQueue = Queue[Any]
+else:
+    AnyQueue = Queue  # has no type parameters when the program runs
+
+
+class _Message(NamedTuple):
+    header: Header
+    tensors: dict[str, Tensor]
+
+
+class _Lost(NamedTuple):
+    """Takes the place of a message that could not be shared.
+
+    Attributes:
+        reason: The feeder's exception, as text.
+    """
+
+    reason: str
+
+
+class MessageQueue(AnyQueue):
+    """A queue that tells the receiver of a message that could not be shared.
+
+    The library prints a traceback and drops the message, for which the receiver would then wait.
+    """
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots, ctx=multiprocessing.get_context("forkserver"))
+
+    def _on_queue_feeder_error(self, error: Exception, message: object) -> None:
+        """Send the reason in the place of the message; the library calls this in the feeder."""
+        internals: Any = self
+        internals._sem.acquire(False)  # the feeder counts one less now, and so will the receiver
+        reason = f"{type(error).__name__}: {error}"
+        internals._writer.send_bytes(ForkingPickler.dumps(_Lost(reason)))
+
+
+class QueueSender:
+    """The producer's end; see `channel.Sender`."""
+
+    def __init__(self, queue: MessageQueue, returned: Connection, slots: int) -> None:
+        self._queue, self._free = queue, FreeSlots(returned, slots)
+        self.bytes_sent = 0
+
+    def open(self) -> None:
+        """Let this process leave without waiting for the feeder.
+
+        The feeder may hang in a full pipe that a dead neighbour does not read any more.
+        """
+        self._queue.cancel_join_thread()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
+        return self._free.wait(timeout_s, lambda _: 1)
+
+    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
+        """Put copies of the tensors on the queue."""
+        # The feeder moves a tensor's memory to where the receiver shares it: never the caller's.
+        fresh = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for device in {tensor.device for tensor in fresh.values()}:
+            let_default_stream_wait(device)  # the feeder records its event there
+        self.bytes_sent += sum(tensor.nbytes for tensor in fresh.values())
+        self._free.count -= 1
+        self._queue.put_nowait(_Message(header, fresh))  # never full: a slot was free
+
+
+class QueueReceiver:
+    """The consumer's end; see `channel.Receiver`."""
+
+    def __init__(self, queue: MessageQueue, returned: Connection) -> None:
+        self._queue, self._returned = queue, returned
+        self._next: _Message | None = None
+
+    def open(self) -> None:
+        """Nothing is to be made."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` seconds for a message and return whether there is one.
+
+        Raises:
+            RuntimeError: The sender could not share the message.
+        """
+        if self._next is None:
+            with suppress(Empty):
+                came = self._queue.get(timeout=timeout_s)
+                if isinstance(came, _Lost):
+                    raise RuntimeError(f"the sender could not share a message: {came.reason}")
+                self._next = came
+        return self._next is not None
+
+    def peek(self) -> Header:
+        """Return the header of the next message, whose tensors are mapped already."""
+        assert self._next is not None
+        return self._next.header
+
+    def receive(self) -> tuple[Header, dict[str, Tensor]]:
+        """Return the next message."""
+        assert self._next is not None
+        message, self._next = self._next, None
+        return message.header, message.tensors
+
+    def release(self) -> None:
+        """Give a slot back. The memory is freed with the last reference to the tensors."""
+        self._returned.send_bytes(b"")
+
+
+class QueueTransport:
+    """Channels that copy each tensor into new shared memory.
+
+    Args:
+        depth: How many slots each channel has beyond those that a schedule holds.
+        wire_dtype: The type that float32 numbers get where they cross a network; None: float32.
+    """
+
+    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
+
+    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
+        """Say why CUDA memory cannot be shared between processes; None if it can, or need not."""
+        on_cuda = len(devices) > 1 and any(device != "cpu" for device in devices)
+        return cannot_share() if on_cuda else None
+
+    def descriptors(self, slots: int, tensors: int) -> int:
+        """Both ends of the queue's pipe, one of the way back, and one per tensor.
+
+        A tensor needs one while it is on its way or held, and a second one while it is shared.
+        """
+        return 3 + (slots + 1) * tensors
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[QueueSender, QueueReceiver]:
+        """Make the two ends of a new channel."""
+        queue = MessageQueue(slots)
+        receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
+        return QueueSender(queue, receive_returned, slots), QueueReceiver(queue, send_returned)

@@ -1,0 +1,189 @@
+"""What only queues do: a thread of the producer's shares what is sent."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppll_cli.runtime import forkserver
+from ppll_cli.transport.queue import QueueReceiver, QueueSender, QueueTransport
+
+WAIT_S = 30.0
+MANY = 2000
+"""Messages that fill a pipe several times over: one takes about 100 bytes, and a pipe has 64 KiB."""
+
+
+def channel(slots: int) -> tuple[QueueSender, QueueReceiver]:
+    sender, receiver = QueueTransport(depth=0).channel(slots, 1 << 20)
+    sender.open()
+    receiver.open()
+    return sender, receiver
+
+
+def test_the_queue_is_the_librarys_and_has_a_bound() -> None:
+    sender, _receiver = channel(3)
+    queue = sender._queue
+    assert isinstance(queue, Queue)
+    assert queue._maxsize == 3  # type: ignore[attr-defined]
+
+
+def test_every_message_is_a_fresh_tensor() -> None:
+    sender, receiver = channel(3)
+    tensor = torch.zeros(4)
+    received = []
+    for number in range(3):
+        assert sender.wait(WAIT_S)
+        sender.send(number, {"x": tensor.fill_(number)})
+        assert receiver.wait(WAIT_S)
+        received.append(receiver.receive()[1]["x"])
+    assert not tensor.is_shared()
+    assert all(each.is_shared() for each in received)
+    assert len({each.data_ptr() for each in received}) == 3
+    assert [each.tolist() for each in received] == [[number] * 4 for number in range(3)]
+
+
+def test_peek_and_receive_map_a_message_once() -> None:
+    sender, receiver = channel(1)
+    sender.send("header", {"x": torch.ones(4)})
+    assert receiver.wait(WAIT_S)
+    mapped = receiver._next
+    assert receiver.peek() == "header"
+    assert receiver.wait(0.0)
+    assert receiver._next is mapped is not None
+    assert receiver.receive()[1] is mapped.tensors
+
+
+def test_a_message_that_cannot_be_shared_is_told_to_the_receiver() -> None:
+    """The library would print a traceback and drop it, and the receiver would wait for ever.
+
+    It comes in its turn, and what follows still arrives.
+    """
+    sender, receiver = channel(3)
+    sender.send("first", {})
+    sender.send(lambda: None, {})  # cannot be pickled
+    sender.send("third", {})
+    assert receiver.wait(WAIT_S)
+    assert receiver.receive()[0] == "first"
+    with pytest.raises(RuntimeError, match=r"^the sender could not share a message: .*lambda"):
+        receiver.wait(WAIT_S)
+    assert receiver.wait(WAIT_S)
+    assert receiver.receive()[0] == "third"
+    for _ in range(3):
+        receiver.release()
+    for number in range(3):  # the library's own count of messages is right again
+        assert sender.wait(WAIT_S)
+        sender.send(number, {})
+    assert not sender.wait(0.0)
+    for number in range(3):
+        assert receiver.wait(WAIT_S)
+        assert receiver.receive()[0] == number
+
+
+def test_shared_memory_that_is_full_is_told_to_the_receiver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    sender, receiver = channel(1)
+    sender.send(None, {"x": torch.ones(4)})
+    with pytest.raises(RuntimeError, match=r"share a message: RuntimeError: .*No space left"):
+        receiver.wait(WAIT_S)
+
+
+def _fill(sender: QueueSender, sent: Connection, fails: bool) -> None:
+    sender.open()
+    for number in range(MANY):
+        assert sender.wait(0.0)
+        sender.send(number, {})
+    sent.send(sender.wait(0.0))
+    if fails:
+        raise SystemExit(1)
+
+
+def _pass_on(sender: QueueSender, sent: Connection, fails: bool) -> None:
+    """Send, and stay until the word comes that all is received."""
+    sender.open()
+    for number in range(MANY):
+        assert sender.wait(WAIT_S)
+        sender.send(number, {"x": torch.tensor(number)})
+    assert sent.poll(WAIT_S)
+
+
+def _started(
+    target: Callable[..., None], slots: int, fails: bool
+) -> tuple[multiprocessing.process.BaseProcess, QueueReceiver, Connection]:
+    forkserver.start()
+    sender, receiver = QueueTransport(depth=0).channel(slots, 100)
+    ours, theirs = forkserver.context().Pipe()
+    process = forkserver.context().Process(
+        target=target, args=(sender, theirs, fails), daemon=True
+    )
+    process.start()
+    theirs.close()
+    return process, receiver, ours
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_leaves_although_nobody_reads(fails: bool) -> None:
+    """Its pipe is full, and its neighbour does not read any more."""
+    process, _receiver, ours = _started(_fill, MANY, fails)
+    assert ours.poll(WAIT_S)
+    assert ours.recv() is False  # all slots are in use
+    process.join(WAIT_S)
+    try:
+        assert process.exitcode == int(fails)
+    finally:
+        process.kill()
+
+
+def test_nothing_is_lost_while_the_sender_stays() -> None:
+    process, receiver, ours = _started(_pass_on, 5, fails=False)
+    for number in range(MANY):
+        assert receiver.wait(WAIT_S)
+        header, tensors = receiver.receive()
+        assert header == int(tensors["x"]) == number
+        receiver.release()
+    ours.send("done")
+    process.join(WAIT_S)
+    assert process.exitcode == 0
+
+
+def test_a_dead_sender_leaves_a_wait_bounded() -> None:
+    process, receiver, ours = _started(_pass_on, 1, fails=False)
+    assert receiver.wait(WAIT_S)
+    process.kill()
+    process.join(WAIT_S)
+    receiver.receive()
+    assert not receiver.wait(0.1)
+    ours.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="file descriptors are not listed")
+def test_descriptors_are_counted() -> None:
+    """In one process that has both ends: with all slots full, then received and held."""
+
+    def used() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    sender, receiver = channel(1)  # what the library needs besides is opened with the first one
+    sender.send(None, {"x": torch.ones(2)})
+    assert receiver.wait(WAIT_S)
+    before = used()
+    slots, names = 4, ("x", "y", "z")
+    sender, receiver = channel(slots)
+    held = []
+    for _ in range(slots):
+        sender.send(None, {name: torch.ones(2) for name in names})
+    for _ in range(slots):
+        assert receiver.wait(WAIT_S)
+        held.append(receiver.receive())
+    at_least = 4 + slots * len(names)  # two pipes, and what is held
+    assert at_least <= used() - before
+    assert used() - before <= 2 * QueueTransport(depth=0).descriptors(slots, len(names))
+    assert len(held) == slots
