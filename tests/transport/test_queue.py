@@ -171,9 +171,9 @@ def test_descriptors_are_counted() -> None:
     def used() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    sender, receiver = channel(1)  # what the library needs besides is opened with the first one
-    sender.send(None, {"x": torch.ones(2)})
-    assert receiver.wait(WAIT_S)
+    first = channel(1)  # what the library needs besides is opened with the first one
+    first[0].send(None, {"x": torch.ones(2)})
+    assert first[1].wait(WAIT_S)
     before = used()
     slots, names = 4, ("x", "y", "z")
     sender, receiver = channel(slots)
