@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ppll_cli.app import conf_dir
 from ppll_cli.errors import ConfigError
+from ppll_cli.moved import OPTIONS, TARGETS, choices_now, config_now
 from ppll_cli.resume import FREE, GROUPS, Recorded, recorded
 from tests.conftest import compose_config, own_model
 
@@ -131,6 +134,54 @@ def test_the_choice_of_a_group_follows(folder: Path) -> None:
     _, choices = change(folder, "partition=params", "transport=queue", "model=vit")
     assert (choices["partition"], choices["transport"]) == ("params", "queue")
     assert (choices["model"], choices["data"]) == ("vit", "synthetic")
+
+
+def older(folder: Path) -> Config:
+    """Make a run directory look as a program wrote it that had `transport=naive`."""
+    record: Config = json.loads((folder / "config.json").read_text())
+    target = "ppll_cli.transport.naive.NaiveTransport"
+    record["transport"] = {"_target_": target, "depth": 3}
+    record["choices"] |= {"transport": "naive"}
+    (folder / "config.json").write_text(json.dumps(record))
+    return record
+
+
+def test_a_transport_that_was_replaced(folder: Path) -> None:
+    """A run with `transport=naive` goes on with queues, and keeps its own depth."""
+    before = older(folder)
+    config, choices = change(folder)
+    assert config["transport"] == {
+        "_target_": "ppll_cli.transport.queue.QueueTransport",
+        "depth": 3,
+    }
+    assert choices["transport"] == "queue"
+    for key in {*before} - {"transport", "choices", "format", "resume"}:
+        assert config[key] == before[key]
+    config, choices = change(folder, "transport=ring")
+    assert config["transport"]["_target_"] == "ppll_cli.transport.ring.RingTransport"
+    assert choices["transport"] == "ring"
+
+
+def test_every_name_that_moved_leads_to_one_of_today() -> None:
+    for target in TARGETS.values():
+        module, _, name = target.rpartition(".")
+        assert isinstance(getattr(import_module(module), name), type)
+        assert target not in TARGETS
+    for (group, before), now in OPTIONS.items():
+        options = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        assert now in options
+        assert before not in options
+
+
+def test_names_that_moved_are_found_anywhere() -> None:
+    (before, now), *_ = TARGETS.items()
+    config = {"a": {"b": [{"_target_": before, "x": before}]}, "_target_": 1, "c": None}
+    expected = {"a": {"b": [{"_target_": now, "x": before}]}, "_target_": 1, "c": None}
+    assert config_now(config) == expected
+    assert choices_now({"transport": "naive", "model": "naive"}) == {
+        "transport": "queue",
+        "model": "naive",
+    }
 
 
 def test_an_experiment_is_not_read_again(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from ppll_cli.runtime import forkserver
 from ppll_cli.transport import ring
 from ppll_cli.transport.channel import Receiver, Sender, Transport, aligned
 from ppll_cli.transport.memory import DeviceMemory
-from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.order import HostOrder
+from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
 from tests.transport.far import FarReceiver, Uploading, serve
 

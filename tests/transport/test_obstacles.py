@@ -20,7 +20,7 @@ CUDA = ["cuda:0", "cuda:1"]
 
 @pytest.fixture(autouse=True)
 def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in devices.ALLOCATOR_VARIABLES:
+    for variable in (*devices.ALLOCATOR_VARIABLES, devices.NO_CACHE_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -41,6 +41,13 @@ def test_memory_that_cannot_be_shared(
     monkeypatch.setenv(variable, value)
     reason = f"{variable} has {found}, and such CUDA memory cannot be shared"
     assert devices.cannot_share() == (found and reason)
+
+
+def test_memory_without_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch asks whether the variable is there, and not what it says."""
+    monkeypatch.setenv(devices.NO_CACHE_VARIABLE, "0")
+    reason = f"{devices.NO_CACHE_VARIABLE} is set, and such CUDA memory cannot be shared"
+    assert devices.cannot_share() == reason
 
 
 def test_devices_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +169,7 @@ def test_descriptors_of_a_worker(limits: Limits) -> None:
     check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=200), tensors=2)
     with pytest.raises(ConfigError) as refused:
         check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=300), tensors=2)
-    needed = OWN + 2 * (2 + 300 * 2)
+    needed = OWN + 2 * (3 + 301 * 2)
     assert str(refused.value) == (
         f"transport=queue: a worker needs {needed} file descriptors, and may have 1000; allow more "
         f"(`ulimit -n {needed}`, which may need an administrator) or use transport=ring"
@@ -191,21 +198,43 @@ class Runtime:
     def __init__(self, error: int) -> None:
         self._error = error
         self.registered: list[tuple[int, int, int]] = []
+        self.released: list[int] = []
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
         self.registered.append((address, size, flags))
         return self._error
 
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.released.append(address)
+        return 0
+
 
 def test_both_ends_pin_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(error=0)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     tensor = torch.zeros(4096, dtype=torch.uint8)
     producer, consumer = HostMemory(tensor, pinned=True), HostMemory(tensor, pinned=True)
     producer.open()
     assert consumer.offer() == b""
     portable = 1
     assert runtime.registered == [(tensor.data_ptr(), 4096, portable)] * 2
+
+
+def test_pinned_memory_is_released_before_it_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else CUDA takes what is mapped at its address later for pinned, and copies to old pages."""
+    runtime, waited = Runtime(error=0), list[bool]()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(not runtime.released))
+    tensor = torch.zeros(4096, dtype=torch.uint8)
+    address = tensor.data_ptr()
+    memory = HostMemory(tensor, pinned=True)
+    memory.open()
+    del tensor
+    assert runtime.released == []
+    del memory
+    assert runtime.released == [address]
+    assert waited == [True]  # before that
 
 
 def test_memory_that_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppll_cli.transport.memory import HostMemory
-from ppll_cli.transport.order import CudaOrder, Moment
+from ppll_cli.transport.order import CudaOrder, Moment, let_default_stream_wait
 from ppll_cli.transport.ring import RingReceiver, RingSender, ring
 
 WAIT_S = 10.0
@@ -26,7 +26,8 @@ SIZE = 512
 class Stream:
     """What was queued and is not done, in order: each says whether it could be done now."""
 
-    def __init__(self, *_: object, **__: object) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
         self.queue: deque[Callable[[], bool]] = deque()
 
     def put(self, action: Callable[[], object]) -> None:
@@ -53,13 +54,17 @@ class Event:
     """Counts how often it was recorded, and how many of these are done."""
 
     opened: dict[bytes, "Event"] = {}  # noqa: RUF012 - what all processes share
+    contexts: list[torch.device] = []  # noqa: RUF012 - where handles were opened
+    refused: tuple[torch.device, ...] = ()
+    device: torch.device | None = None
 
     def __init__(self, interprocess: bool = False, blocking: bool = False) -> None:
         self.records = self.done = 0
         self._interprocess, self._blocking = interprocess, blocking
 
     def record(self, stream: Stream) -> None:
-        self._stream = stream
+        assert self.device in (None, stream.device), "CUDA refuses a stream of another device"
+        self._stream, self.device = stream, stream.device
         self.records += 1
         record = self.records
         stream.put(lambda: setattr(self, "done", record))
@@ -78,7 +83,9 @@ class Event:
 
     @classmethod
     def from_ipc_handle(cls, device: torch.device, handle: bytes) -> "Event":
-        assert device.type == "cuda"
+        if device in cls.refused:
+            raise RuntimeError("peer access is not supported between these two devices\nand so on")
+        cls.contexts.append(device)
         return cls.opened[handle]
 
 
@@ -88,13 +95,19 @@ class Cuda:
     def __init__(self) -> None:
         self.current: dict[torch.device, Stream] = {}
         self.others: list[Stream] = []
+        self.used: set[torch.device] = set()
         self._inside: list[Stream] = []
 
     def current_stream(self, device: torch.device) -> Stream:
-        return self._inside[-1] if self._inside else self.current.setdefault(device, Stream())
+        self.used.add(device)
+        return self._inside[-1] if self._inside else self.default_stream(device)
+
+    def default_stream(self, device: torch.device) -> Stream:
+        return self.current.setdefault(device, Stream(device))
 
     def make_stream(self, device: torch.device, priority: int) -> Stream:
-        self.others.append(Stream())
+        self.used.add(device)
+        self.others.append(Stream(device))
         return self.others[-1]
 
     @contextmanager
@@ -115,9 +128,12 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cuda]:
     def new() -> Cuda:
         cuda = Cuda()
         Event.opened.clear()
+        Event.contexts.clear()
+        monkeypatch.setattr(Event, "refused", ())
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "Stream", cuda.make_stream)
         monkeypatch.setattr(torch.cuda, "current_stream", cuda.current_stream)
+        monkeypatch.setattr(torch.cuda, "default_stream", cuda.default_stream)
         monkeypatch.setattr(torch.cuda, "stream", cuda.stream)
         return cuda
 
@@ -272,6 +288,73 @@ def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
     assert len(Event.opened) == 2
     assert [stream for _, stream in producer.kept] == [side] * 3
     assert not consumer.kept
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_each_end_uses_its_own_device_alone(patched: Callable[[], Cuda], aside: bool) -> None:
+    """A context on the neighbour's device takes hundreds of MB, and events need none there."""
+    cuda = patched()
+    sender, receiver, _, _ = make_ring(cuda, 2, "cuda:0", "cuda:1", aside)
+
+    def used() -> set[torch.device]:
+        """Where streams were asked for and handles opened since the last time."""
+        devices = cuda.used | {*Event.contexts}
+        cuda.used.clear()
+        Event.contexts.clear()
+        return devices
+
+    opened = 0
+    for _ in range(4):
+        assert sender.wait(WAIT_S)
+        sender.send(None, {"x": torch.ones(3)})
+        opened += len(Event.contexts)
+        assert used() == {torch.device("cuda:0")}
+        assert receiver.wait(WAIT_S)
+        receiver.receive()
+        opened += len(Event.contexts)
+        receiver.release()
+        assert used() == {torch.device("cuda:1")}
+    assert opened == len(Event.opened) == 4  # two events of each end
+
+
+def test_events_that_need_peer_access_are_opened_where_they_were_made(
+    patched: Callable[[], Cuda],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The driver may refuse the others; what that costs is said once."""
+    patched()
+    here, there = torch.device("cuda:0"), torch.device("cuda:1")
+    monkeypatch.setattr(Event, "refused", (here,))
+    Event.opened[b"1"] = Event.opened[b"2"] = Event(interprocess=True)
+    order = CudaOrder("cuda:0", "cuda:1", aside=True)
+    order.learn(b"1")
+    order.learn(b"2")
+    assert Event.contexts == [there, there]
+    assert caplog.messages == [
+        "cuda:0 takes memory on cuda:1 as well: "
+        "peer access is not supported between these two devices"
+    ]
+    with pytest.raises(RuntimeError, match="peer access"):
+        CudaOrder("cuda:0", "cuda:0", aside=False).learn(b"1")
+
+
+def test_threads_of_queues_see_what_is_queued_on_another_stream(
+    patched: Callable[[], Cuda],
+) -> None:
+    cuda = patched()
+    device = torch.device("cuda:1")
+    default, other = cuda.default_stream(device), cuda.make_stream(device, 0)
+    let_default_stream_wait(device)
+    assert not default.queue  # which is the current one
+    other.put(lambda: None)
+    with cuda.stream(other):
+        let_default_stream_wait(device)
+    assert not default.go_on()
+    while other.go_on():
+        pass
+    assert default.go_on()
+    let_default_stream_wait(torch.device("cpu"))
 
 
 def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]) -> None:

@@ -14,7 +14,7 @@ from ppll_cli.transport.queue import QueueReceiver, QueueSender, QueueTransport
 
 WAIT_S = 30.0
 MANY = 2000
-"""Messages that fill a pipe several times over: one takes about 100 bytes, and a pipe has 64 KiB."""
+"""Messages that fill a pipe, which has 64 KiB; one takes about 100 bytes."""
 
 
 def channel(slots: int) -> tuple[QueueSender, QueueReceiver]:
@@ -121,9 +121,7 @@ def _started(
     forkserver.start()
     sender, receiver = QueueTransport(depth=0).channel(slots, 100)
     ours, theirs = forkserver.context().Pipe()
-    process = forkserver.context().Process(
-        target=target, args=(sender, theirs, fails), daemon=True
-    )
+    process = forkserver.context().Process(target=target, args=(sender, theirs, fails), daemon=True)
     process.start()
     theirs.close()
     return process, receiver, ours

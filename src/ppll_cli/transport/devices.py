@@ -9,7 +9,7 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator for CUDA memory: the name, and the one that it had before."""
 
 NO_CACHE_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
-"""Turns that allocator off, whatever its value is; torch shares no memory that it did not allocate."""
+"""Turns that allocator off, whatever its value is. torch shares no memory from elsewhere."""
 
 # Memory of the first kind torch shares by way of `pidfd_getfd`, which containers forbid (pytorch
 # issue 165685); of the second it does not share any ("does not yet support shareIpcHandle").
