@@ -78,6 +78,13 @@ class StageChunk:
         return [p for network in self.networks for p in network.parameters()]
 
     @property
+    def learnt(self) -> list[list[nn.Parameter]]:
+        """The parameters of each unit, and of the auxiliary network. Exports get no gradients."""
+        criterion = [] if self.criterion is None else [self.criterion]
+        networks = [network for _, network in self.units] + criterion
+        return [list(network.parameters()) for network in networks]
+
+    @property
     def buffers(self) -> list[Tensor]:
         """What is neither learnt nor forgotten, as BatchNorm's running means."""
         return [buffer for network in self.networks for buffer in network.buffers()]

@@ -79,9 +79,7 @@ class Stage:
             chunk.optimizer = make_optimizer(job.optim, chunk.parameters)
         if self._replicas is not None:
             early = not job.sync_batchnorm
-            chunk.average = Average(
-                self._replicas, chunk.parameters, lambda: chunk.nonfinite, early
-            )
+            chunk.average = Average(self._replicas, chunk.learnt, lambda: chunk.nonfinite, early)
         return chunk
 
     def begin(

@@ -1,6 +1,7 @@
 """What the replicas of a stage do together: collective operations of torch.distributed."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 import torch.distributed as dist
@@ -41,9 +42,15 @@ class Replicas:
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Have what the first replica has in these tensors."""
-        for tensor in tensors:
-            dist.broadcast(tensor, self._ranks[0], group=self._group)
+        """Have what the first replica has in these tensors: one broadcast for each type of them."""
+        ordered = sorted(tensors, key=lambda tensor: str(tensor.dtype))
+        for _, same in groupby(ordered, key=lambda tensor: tensor.dtype):
+            group = list(same)
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.broadcast(flat, self._ranks[0], group=self._group)
+            parts = flat.split([tensor.numel() for tensor in group])
+            views = [part.view(each.shape) for part, each in zip(parts, group, strict=True)]
+            torch._foreach_copy_(group, views)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all replicas, those of the first one first.
@@ -54,9 +61,8 @@ class Replicas:
         shape = torch.tensor(rows.shape, device=rows.device)
         shapes = [torch.empty_like(shape) for _ in self._ranks]
         dist.all_gather(shapes, shape, group=self._group)
-        counts = [int(n) for n, _ in (found.tolist() for found in shapes)]
-        width = max(int(found[1]) for found in shapes)
-        padded = rows.new_zeros(max(counts), width)
+        counts, widths = zip(*torch.stack(shapes).tolist(), strict=True)
+        padded = rows.new_zeros(max(counts), max(widths))
         if len(rows):
             padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in self._ranks]
