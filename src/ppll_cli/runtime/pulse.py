@@ -3,6 +3,10 @@
 A thread of the worker turns the first one; a process that is stopped turns none. Its main thread
 turns the second one with each instruction, and while it waits for another stage: whoever waits is
 not the one that hangs. Times are of the monotonic clock, which all processes share.
+
+That thread needs Python's lock. While CUDA starts on a device, or opens the memory of another one,
+the main thread can hold the lock for many seconds. So a worker may be silent for much longer until
+its first batch has ended, and with it all that CUDA does only once.
 """
 
 import ctypes
@@ -11,8 +15,12 @@ from time import monotonic
 
 from ppll_cli.observe.progress import KINDS, Look
 
-ALIVE_LIMIT_S = 8.0
-"""After so long without a sign of life a process is stopped, or its machine is far too busy."""
+ALIVE_LIMIT_S = 6.0
+"""After so long without a sign of life a process is stopped, or its machine is far too busy. The
+parent is to find it within 10 s, also where it looks three seconds too late."""
+
+STARTING_ALIVE_LIMIT_S = 60.0
+"""The same until the first batch of the process has ended."""
 
 FORKED_LIMIT_S = 60.0
 """A process is there, but shows that it lives only when it has imported what describes its job."""
@@ -27,7 +35,8 @@ COMPILING_LIMIT_S = 3600.0
 BEAT_S = 1.0
 
 _OWN_GAP_S = 3.0
-"""The parent looks every second; when it did not for so long, it was stopped itself."""
+"""The parent looks every second. Of a longer gap than this, the rest does not count: the parent was
+stopped itself, perhaps with its workers."""
 
 _TEXT = 200
 
@@ -37,6 +46,7 @@ class Pulse(ctypes.Structure):
 
     Attributes:
         alive_s: When it last showed that it lives; 0 before it first did.
+        started: Whether its first batch, of training or evaluation, has ended.
         progress_s: When it last got on.
         limit_s: How long it may take for what it does; 0 for ever.
         doing: What it does.
@@ -53,6 +63,7 @@ class Pulse(ctypes.Structure):
         ("alive_s", ctypes.c_double),
         ("progress_s", ctypes.c_double),
         ("limit_s", ctypes.c_double),
+        ("started", ctypes.c_bool),
         ("doing", ctypes.c_char * _TEXT),
         ("item", ctypes.c_char * _TEXT),
         ("step", ctypes.c_int64),
@@ -65,6 +76,7 @@ class Pulse(ctypes.Structure):
     alive_s: float
     progress_s: float
     limit_s: float
+    started: bool
     doing: bytes
     item: bytes
     step: int
@@ -124,18 +136,25 @@ class Watch:
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses
-        self._looked_s = self._since_s = monotonic()
+        self._looked_s = monotonic()
+        # For each worker: since when the clocks of its life and of its progress have stood still.
+        self._since_s = [(self._looked_s, self._looked_s) for _ in pulses]
 
     def late(self) -> Iterator[tuple[int, str]]:
         """The workers whose clocks stand still, and what is to be said of them."""
         now = monotonic()
-        if now - self._looked_s > _OWN_GAP_S:
-            self._since_s = now  # all clocks count anew
+        stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # this process itself
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
-            silent_s = now - max(pulse.alive_s, self._since_s)
-            stuck_s = now - max(pulse.progress_s, self._since_s)
-            if pulse.alive_s and silent_s > ALIVE_LIMIT_S:
+            turned_s = pulse.alive_s, pulse.progress_s
+            alive_s, progress_s = (
+                min(max(turned, since) + stopped_s, now)
+                for turned, since in zip(turned_s, self._since_s[worker], strict=True)
+            )
+            self._since_s[worker] = alive_s, progress_s
+            silent_s, stuck_s = now - alive_s, now - progress_s
+            limit_s = ALIVE_LIMIT_S if pulse.started else STARTING_ALIVE_LIMIT_S
+            if pulse.alive_s and silent_s > limit_s:
                 yield worker, f"the worker process is stopped: no sign of life for {silent_s:.0f} s"
             elif pulse.limit_s and stuck_s > pulse.limit_s:
                 yield worker, f"no progress for {stuck_s:.0f} s; the limit is {pulse.limit_s:g} s"

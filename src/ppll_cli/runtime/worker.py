@@ -122,6 +122,7 @@ class Worker:
                     self.stage.begin(training=False, sizes=[item.samples])
                     self._execute(evaluation_batch(place))
                     self.stage.end()
+                    self.links.pulse.started = True
                 else:
                     self._execute(pass_mark(place, item))
 
@@ -144,7 +145,7 @@ class Worker:
         self.recorder.end_batch(sum(sizes))
         self.last_train, self._training = item, True
         done = item.step + 1
-        self.links.pulse.step = done
+        self.links.pulse.step, self.links.pulse.started = done, True
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
         if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
             self._report_training()
