@@ -425,7 +425,7 @@ COMMAND_LINES = [
         "folder", ["--config-dir", "no"], "arguments=--config-dir no", "Additional config directory"
     ),
     row("sweep", ["gpus=1,2"], "gpus=1,2", "add --multirun"),
-    row("lines", ["precision='a\nb'"], "precision=a b", "'fp32' or 'bf16'"),
+    row("lines", ["precision='a\nb'"], "precision=a b", "'fp32', 'tf32' or 'bf16'"),
     row("multirun", ["--multirun", "gpus=0,-1"], "gpus=0", "greater than or equal to 1"),
     row("multirun-option", ["-m", "model=vit,vti"], "model=vti", "did you mean vit?"),
 ]
@@ -463,7 +463,7 @@ VALUES = [
     row("threads-huge", [f"threads={10**9}"], f"threads={10**9}", "less than or equal to 4096"),
     row("device", ["device=gpu"], "device=gpu", "'auto', 'cuda' or 'cpu'"),
     row("device-cuda", ["device=cuda"], "device=cuda", "no CUDA device; use device=cpu"),
-    row("precision", ["precision=fp16"], "precision=fp16", "'fp32' or 'bf16'"),
+    row("precision", ["precision=fp16"], "precision=fp16", "'fp32', 'tf32' or 'bf16'"),
     row("seed", ["seed=-1"], "seed=-1", "greater than or equal to 0"),
     row("seed-huge", [f"seed={2**63}"], f"seed={2**63}", "less than 9223372036854775808"),
     row("epochs-0", ["epochs=0"], "epochs=0", "greater than or equal to 1"),

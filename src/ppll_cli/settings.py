@@ -144,7 +144,7 @@ class Settings(_Section):
     max_steps: Count | None
     batch_size: Count
     eval_every: Count
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     progress_limit: Positive | None
     compile: bool

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 
@@ -49,23 +50,48 @@ def device_of(settings: Settings) -> str:
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """Check what workers on CPU need of this machine.
+    """Check what workers on these devices need of this machine, and note where they are too many.
 
     Raises:
         ConfigError: It lacks something.
     """
-    if "cpu" not in devices:
-        return
-    if settings.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    on_cpu = "cpu" in devices
+    if on_cpu and settings.precision == "tf32":
         raise ConfigError(
-            "compile",
-            True,
-            "torch.compile needs a C++ compiler for workers on CPU, and found none",
-            "install g++, name one in the environment variable CXX, or use compile=false",
+            "precision", "tf32", "is for CUDA devices, and workers run on CPU", "use precision=fp32"
         )
+    if settings.compile:
+        _check_compiler(on_cpu)
+    if not on_cpu:
+        return
     cores, busy = usable_cores(), settings.threads_per_worker * len(devices)
     if busy > cores:
         notes.append(
             f"{len(devices)} worker(s) with {settings.threads_per_worker} thread(s) each share "
             f"{cores} cores: they will wait for one another"
         )
+
+
+def _check_compiler(on_cpu: bool) -> None:
+    """Check that torch.compile finds what compiles for workers on CPU, or on CUDA.
+
+    On CUDA Triton makes the kernels, and builds a module in C that launches them.
+    """
+    language, variable, usual, other = (
+        ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
+    )
+    named = os.environ.get(variable)
+    # Triton takes what CC names and looks no further.
+    sought = [named or usual, other] if on_cpu or not named else [named]
+    if not any(map(shutil.which, sought)):
+        where = "CPU" if on_cpu else "CUDA"
+        raise ConfigError(
+            "compile",
+            True,
+            f"torch.compile needs a {language} compiler for workers on {where}, and found none",
+            f"install {usual}, name one in the environment variable {variable}, or use "
+            "compile=false",
+        )
+    if not on_cpu and find_spec("triton") is None:
+        problem = "torch.compile needs Triton for workers on CUDA, and it is not installed"
+        raise ConfigError("compile", True, problem, "use compile=false")

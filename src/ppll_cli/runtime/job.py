@@ -10,6 +10,7 @@ from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.names import device_name, seat_name
 from ppll_cli.partition.layout import Edge, Layout
 from ppll_cli.runtime.items import Course, split_share
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.schedules.rules import Channel
 from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
@@ -54,8 +55,7 @@ class Job:
         devices: The device of each worker, in the order of `seats`.
         threads: CPU threads of each worker.
         seed: Of all that is drawn.
-        bf16: Compute under bfloat16 autocast.
-        deterministic: Use deterministic kernels only.
+        numerics: How to compute.
         compiled: Networks are compiled by torch.compile.
         progress_limit_s: How long an instruction may take; None for ever.
         run_dir: Where results go.
@@ -84,8 +84,7 @@ class Job:
     devices: tuple[str, ...]
     threads: int
     seed: int
-    bf16: bool
-    deterministic: bool
+    numerics: Numerics
     compiled: bool
     progress_limit_s: float | None
     run_dir: str

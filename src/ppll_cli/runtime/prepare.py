@@ -16,6 +16,7 @@ from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.machines.fleet import Machine
 from ppll_cli.runtime.machines.spread import spread, threads_of
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.prediction.fingerprint import source_digest
 from ppll_cli.runtime.prediction.pace import Pipeline
 from ppll_cli.runtime.prediction.predict import report
@@ -113,7 +114,7 @@ def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
         samples=settings.batch_size,
         device=torch.device(device),
         threads=settings.threads_per_worker,
-        bf16=settings.precision == "bf16",
+        numerics=Numerics(settings.precision, settings.deterministic),
         compiled=settings.compile,
         conditions={
             "local": subject.local,
@@ -190,8 +191,7 @@ def assemble(
         devices=devices,
         threads=settings.threads_per_worker,
         seed=settings.seed,
-        bf16=settings.precision == "bf16",
-        deterministic=settings.deterministic,
+        numerics=Numerics(settings.precision, settings.deterministic),
         compiled=settings.compile,
         progress_limit_s=settings.progress_limit,
         run_dir=run_dir,

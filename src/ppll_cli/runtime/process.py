@@ -61,10 +61,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
 def _set_up(job: Job, seat: Seat) -> None:
     torch.set_num_threads(job.threads)
     device = torch.device(job.device(seat))
-    if job.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    job.numerics.apply(device)
     if job.compiled:
         prepare_compiler()
     if device.type == "cuda":

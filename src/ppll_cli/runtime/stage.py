@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from math import inf, isnan
 
 import torch
@@ -345,9 +345,7 @@ class Stage:
         chunk.optimizer.zero_grad(set_to_none=True)
 
     def _autocast(self) -> AbstractContextManager[None]:
-        if not self.job.bf16:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return self.job.numerics.autocast(self.device)
 
     def _reseed(self, seed: int) -> None:
         # torch.manual_seed would visit every device, and format a stack trace for each call.

@@ -62,6 +62,7 @@ def summarise(
         "batch_size": course.batch_size,
         "microbatches": job.make_schedule().microbatches,
         "precision": settings.precision,
+        "numerics": reports[0]["numerics"] if reports else None,
         "train": {
             "loss": metrics.train_loss,
             "seconds": seconds,

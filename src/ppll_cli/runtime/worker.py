@@ -18,6 +18,7 @@ from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_shar
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header, Links, upcoming
 from ppll_cli.runtime.memory import PeakMemory
+from ppll_cli.runtime.numerics import in_force
 from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.runtime.stage import Stage
@@ -351,6 +352,7 @@ class Worker:
             instruction_s=dict(totals.instruction_s),
             bytes_sent={peer: sender.bytes_sent for peer, sender in self.links.senders.items()},
             peak_memory_bytes=self.memory.read(),
+            numerics=in_force(self.device),
             trace=[span.later(-ahead_s) for span in self.recorder.trace],
         )
 

@@ -162,9 +162,16 @@ def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         again = prepared("gpus=2")
     assert again.job.layout == first.job.layout
     assert again.notes == first.notes
-    for other in ("model.dim=32", "batch_size=7", "threads=2", "precision=bf16", "optim=sgd"):
+    for other in (
+        "model.dim=32",
+        "batch_size=7",
+        "threads=2",
+        "precision=bf16",
+        "optim=sgd",
+        "deterministic=true",
+    ):
         prepared("gpus=2", other)
-    assert len(list(cache.glob("*"))) == 6
+    assert len(list(cache.glob("*"))) == 7
 
 
 def test_neighbours_are_a_condition(cache: Path) -> None:

@@ -6,6 +6,7 @@ itself in a loop has been seen to take a fifth less.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.models.unit import ImageSpec, Model, Unit
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
 from ppll_cli.runtime.placing import placed, prepare_compiler
 from ppll_cli.runtime.prediction.timing import Stopwatch, batch_like, held, saved_storages, storage
@@ -49,7 +51,7 @@ class Work:
     samples: int
     device: str
     threads: int
-    bf16: bool
+    numerics: Numerics
     compiled: bool
 
     def chain(self) -> "Chain":
@@ -152,8 +154,8 @@ class Chain:
             leaves.append(x.detach().requires_grad_(learnt and x.is_floating_point()))
         return leaves
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.work.bf16)
+    def _autocast(self) -> AbstractContextManager[None]:
+        return self.work.numerics.autocast(self.device)
 
 
 def _backward(

@@ -76,6 +76,7 @@ def _train(work: Work, parent: Connection) -> None:
     """What a neighbour does, until it is killed or nobody is at the other end any more."""
     torch.set_num_threads(work.threads)
     try:
+        work.numerics.apply(torch.device(work.device))
         chain = work.chain()
         chain.step()
         parent.send({})

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from torch import Tensor
 from ppll_cli.files import write_json
 from ppll_cli.runtime.ends import Ends
 from ppll_cli.runtime.memory import keep_freed_memory, return_freed_memory
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.placing import placed, prepare_compiler
 from ppll_cli.runtime.prediction.chain import Chain, Part, Work
 from ppll_cli.runtime.prediction.fingerprint import digest, structure
@@ -63,7 +64,7 @@ class Profile:
         samples: Of a batch, or micro-batch.
         device: Where to measure.
         threads: CPU threads, as a worker will have.
-        bf16: Under bfloat16 autocast.
+        numerics: How to compute.
         compiled: By torch.compile.
         conditions: Whatever else the times depend on, for the cache.
         folder: Where times are kept for the next run.
@@ -76,7 +77,7 @@ class Profile:
     samples: int
     device: torch.device
     threads: int
-    bf16: bool
+    numerics: Numerics
     compiled: bool
     conditions: Mapping[str, Any]
     folder: Path
@@ -132,7 +133,7 @@ class Profile:
                 values = {
                     name: self._values(specs[name], name in learnt) for name in criterion.reads
                 }
-                found = time_criterion(criterion, values, self.ends.site.task, self.bf16)
+                found = time_criterion(criterion, values, self.ends.site.task, self.numerics)
             self._add(key, **found)
         return self._measured(key)
 
@@ -236,7 +237,7 @@ class Profile:
             samples=self.samples,
             device=str(self.device),
             threads=self.threads,
-            bf16=self.bf16,
+            numerics=self.numerics,
             compiled=self.compiled,
         )
 
@@ -281,7 +282,7 @@ class Profile:
         if self.compiled:
             prepare_compiler()
         try:
-            with torch.random.fork_rng(devices=[]):
+            with self.numerics.applied(self.device), torch.random.fork_rng(devices=[]):
                 yield
         finally:
             torch.set_num_threads(threads)
@@ -307,7 +308,7 @@ class Profile:
     @cached_property
     def _file(self) -> Path:
         own = {"samples": self.samples, "device": str(self.device), "threads": self.threads}
-        own |= {"bf16": self.bf16, "compile": self.compiled, "torch": torch.__version__}
+        own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
         own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}
         own |= {"momentum": bool(self.optim.momentum), "neighbours": self.neighbours}
         own |= {"model": self.model, "format": FORMAT}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.local.method import Criterion
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.tasks.task import Task
 from ppll_cli.values import ValueSpec
 
@@ -101,7 +102,7 @@ def storage(tensor: Tensor) -> tuple[int, int]:
 
 
 def time_criterion(
-    criterion: Criterion, values: Mapping[str, Tensor], task: Task, bf16: bool
+    criterion: Criterion, values: Mapping[str, Tensor], task: Task, numerics: Numerics
 ) -> dict[str, float]:
     """What an auxiliary network and its loss cost, the measuring of the metric included.
 
@@ -109,7 +110,7 @@ def time_criterion(
         criterion: On the device, in training.
         values: What it reads; with gradients where the module has made them.
         task: Says what is measured.
-        bf16: Under bfloat16 autocast.
+        numerics: How to compute.
 
     Returns:
         `forward_s`, `backward_s`, `saved_bytes` and `params`.
@@ -118,7 +119,7 @@ def time_criterion(
     parameters = list(criterion.parameters())
 
     def loss_of() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with numerics.autocast(device):
             loss, prediction = criterion(values)
             with torch.no_grad():
                 task.measure(prediction, values, training=True)
