@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 _SCRATCH: set[str] = set()
@@ -79,6 +79,13 @@ def scratch() -> Iterator[Path]:
             yield Path(folder)
         finally:
             _SCRATCH.discard(folder)
+
+
+def lasting_scratch() -> str:
+    """A folder of this user's alone that is there until `remove_scratch`."""
+    folder = mkdtemp(prefix="ppll-run-")
+    _SCRATCH.add(folder)
+    return folder
 
 
 def remove_scratch() -> None:

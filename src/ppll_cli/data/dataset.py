@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ppll_cli.cache import cache_folder
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
@@ -56,14 +57,12 @@ def cache_root() -> Path:
     Raises:
         ConfigError: The user has no home folder.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG specification asks for relative paths to be ignored
-        base = os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):
+    folder = cache_folder()
+    if folder is None:
         raise ConfigError(
             "data.root", "null", "there is no home folder to keep data in", "set HOME, or a root"
         )
-    return Path(base, "ppll-run", "data")
+    return folder / "data"
 
 
 @dataclass(frozen=True, kw_only=True)

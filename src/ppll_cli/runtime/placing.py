@@ -1,5 +1,6 @@
 """How a network is made ready for the device that trains it."""
 
+import os
 from contextlib import suppress
 
 import torch
@@ -30,9 +31,15 @@ def prepare_compiler() -> None:
     evaluation, for whole batches and for shorter last ones.
     """
     import torch._dynamo.config
+    import torch._inductor.codecache
     import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = 256
     with suppress(AttributeError):
         torch._dynamo.config.accumulated_recompile_limit = 4096
     torch._inductor.config.compile_threads = 1  # a pool would be processes that nobody watches
+    # Headers go to torch's own folder in /tmp whatever its cache folder is, so they move as well.
+    headers = os.path.join(os.environ["TORCHINDUCTOR_CACHE_DIR"], "precompiled_headers")
+    for name, folder in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", f"{headers}/locks")):
+        if hasattr(torch._inductor.codecache, name):
+            setattr(torch._inductor.codecache, name, folder)
