@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.transport import ring
 from tests.conftest import Runner, assert_same, own_model
 
@@ -51,3 +52,25 @@ def test_transports_carry_the_same_bits(
         assert_same(other.tensors(), expected.tensors())
         assert other.summary["test"] == expected.summary["test"]
         assert other.summary["edges"] == expected.summary["edges"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_the_summary_says_how_the_device_computed(run: Runner, precision: str) -> None:
+    found = run("schedule=ppll", "gpus=2", *CASE, f"precision={precision}").summary["numerics"]
+    assert found["tf32_matmul"] == found["tf32_convolution"] == (precision == "tf32")
+    assert found["deterministic"]
+    assert not found["cudnn_benchmark"]
+
+
+def test_fp32_is_true_fp32_in_convolutions_and_matrix_products() -> None:
+    """Next to a product in float64, TF32 is wrong by a thousandth and fp32 by a millionth."""
+    device = torch.device("cuda", 0)
+    image = torch.rand(4, 64, 16, 16, device=device)
+    kernel = torch.rand(64, 64, 3, 3, device=device)
+    matrix = torch.rand(512, 512, device=device)
+    convolve, multiply = torch.nn.functional.conv2d, torch.matmul
+    with Numerics("fp32", False).applied(device):
+        convolved, multiplied = convolve(image, kernel), multiply(matrix, matrix)
+    exact = convolve(image.double(), kernel.double()), multiply(matrix.double(), matrix.double())
+    for found, expected in zip((convolved, multiplied), exact, strict=True):
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5

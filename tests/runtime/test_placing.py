@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,9 @@ def test_what_has_no_parameters_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.timeout(300)  # a C++ compiler works here
 def test_a_compiled_network_computes_the_same_for_every_size() -> None:
     prepare_compiler()
+    from torch._inductor import codecache
+
+    assert codecache._HEADER_DIR.startswith(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(4, 4), nn.GELU())
     network = nn.Sequential(nn.Linear(4, 4), nn.GELU())
