@@ -173,7 +173,7 @@ class Probe:
         for turn in range(1, TURNS + 1):
             if turn > 1:
                 torch.cuda.current_stream().wait_event(read)
-            torch.cuda._sleep(200_000)  # the host runs ahead of the device
+            _sleep(200_000)  # the host runs ahead of the device
             memory.fill_(turn)
             filled.record()
             ours.send(None)
@@ -239,7 +239,7 @@ class Probe:
 
     def _keep_busy(self, seconds: float) -> None:
         if self.cuda:
-            torch.cuda._sleep(int(seconds * BUSY_CYCLES_PER_S))
+            _sleep(int(seconds * BUSY_CYCLES_PER_S))
 
     def _synchronize(self) -> None:
         if self.cuda:
@@ -272,6 +272,11 @@ def _stage_step(
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _sleep(cycles: int) -> None:
+    """Keep the device busy for so many cycles."""
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
 def _add_up(connection: Connection, device: str) -> None:

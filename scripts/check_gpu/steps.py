@@ -58,7 +58,7 @@ class Machine:
             "driver": driver.split("\n")[0],
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "python": platform.python_version(),
             "compilers": compilers,
             "shared_memory_bytes": shutil.disk_usage("/dev/shm").total,

@@ -172,7 +172,7 @@ def test_no_bucket_has_parameters_of_two_units(monkeypatch: pytest.MonkeyPatch) 
 class OnCuda(nn.Parameter):
     """Says that it is on CUDA, as far as buckets look."""
 
-    device = torch.device("cuda")  # type: ignore[assignment]
+    device = torch.device("cuda")
 
 
 def test_buckets_are_larger_on_cuda() -> None:
@@ -228,7 +228,7 @@ def test_nothing_waits_for_the_device(
     network, image = layers(3), torch.ones(1, 2)
     if convolutions:
         network = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3)))
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
         image = torch.ones(1, 4, 9, 9)
     average = as_on_cuda(*network)
     average.start()
@@ -260,7 +260,7 @@ class Other(Twins):
 
 def test_a_gradient_that_only_another_replica_has_comes_here() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     average = Average(Other(), units_of(*network), finite)
     average.start()
     network[0](torch.ones(1, 2, 5, 5)).sum().backward()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch.utils.deterministic
 
 from ppll_cli.runtime.numerics import Numerics, in_force
 from tests.conftest import Runner
+
+MEMORY: Any = torch.utils.deterministic  # type checkers do not see its property
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=16", "data.test_samples=8"]
@@ -35,7 +38,7 @@ def test_switches_on_cuda(precision: str, deterministic: bool) -> None:
     assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
     assert torch.backends.cudnn.benchmark is not deterministic
     assert torch.are_deterministic_algorithms_enabled() is deterministic
-    assert torch.utils.deterministic.fill_uninitialized_memory is not deterministic
+    assert MEMORY.fill_uninitialized_memory is not deterministic
     assert in_force(CUDA) == {
         "deterministic": deterministic,
         "tf32_matmul": tf32,
@@ -49,7 +52,7 @@ def test_what_is_applied_for_a_while_is_switched_back() -> None:
     with Numerics("tf32", True).applied(CUDA):
         assert in_force(CUDA) != before
     assert in_force(CUDA) == before
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert MEMORY.fill_uninitialized_memory
 
 
 def test_nothing_of_cuda_is_in_force_on_cpu() -> None:

@@ -179,6 +179,13 @@ def test_a_step_before_a_backward_is_refused() -> None:
     assert str(refused.value) == f"Step() on stage 0 comes before {Backward(0, 1)}"
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_stage_may_have_many_chunks(replicas: int) -> None:
+    """More than ten: chunks are numbers, and not names in an alphabet."""
+    place = Place(0, 1, chunks=12, replicas=replicas)
+    validate(place, True, PPLL().batch(place))
+
+
 def test_a_stream_without_an_end_is_refused() -> None:
     def endless() -> Iterator[Instruction]:
         while True:

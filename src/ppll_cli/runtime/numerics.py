@@ -5,10 +5,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.deterministic
+
+_memory: Any = torch.utils.deterministic  # type checkers do not see its property
 
 
 class _Flags(NamedTuple):
@@ -85,7 +87,7 @@ def _get() -> _Flags:
     with _old_names():
         return _Flags(
             torch.are_deterministic_algorithms_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,
+            _memory.fill_uninitialized_memory,
             torch.backends.cuda.matmul.allow_tf32,
             torch.backends.cudnn.allow_tf32,
             torch.backends.cudnn.benchmark,
@@ -95,7 +97,7 @@ def _get() -> _Flags:
 def _set(flags: _Flags) -> None:
     if flags.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(flags.deterministic)  # imports the compiler, in seconds
-    torch.utils.deterministic.fill_uninitialized_memory = flags.fill_memory
+    _memory.fill_uninitialized_memory = flags.fill_memory
     with _old_names():
         torch.backends.cuda.matmul.allow_tf32 = flags.tf32_matmul
         torch.backends.cudnn.allow_tf32 = flags.tf32_convolution

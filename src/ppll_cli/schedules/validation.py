@@ -8,6 +8,7 @@ leave a module untrained, or give a slot back that is still read. `validate` ref
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from operator import attrgetter
 
 from ppll_cli.errors import ScheduleError
 from ppll_cli.schedules.instructions import (
@@ -20,6 +21,7 @@ from ppll_cli.schedules.instructions import (
     LocalStep,
     LocalUpdate,
     Loss,
+    Measure,
     NextBatch,
     ReceiveActivations,
     ReceiveGradients,
@@ -35,6 +37,10 @@ from ppll_cli.schedules.schedule import Place, step
 
 MOST_PER_DUTY = 100
 """So many instructions at most for a chunk and micro-batch: a user's generator may never end."""
+
+BETWEEN_STAGES = ReceiveActivations | SendActivations | ReceiveGradients | SendGradients
+OF_A_PART = BETWEEN_STAGES | Forward | Loss | Backward | LocalUpdate | LocalBackward | Measure
+"""Instructions that name a micro-batch."""
 
 Duty = tuple[type[Instruction], tuple[int, ...]]
 """What a stage does again for each micro-batch: an instruction, with its peer and chunk."""
@@ -74,9 +80,9 @@ def _check_duties(place: Place, local: bool, stream: Sequence[Instruction]) -> N
     wanted = _duties(place, local, stream)
     done: dict[Duty, list[int]] = defaultdict(list)
     for instruction in stream:
-        if hasattr(instruction, "micro_batch"):
+        if isinstance(instruction, OF_A_PART):
             kind = type(instruction)
-            peer = [getattr(instruction, "peer")] if hasattr(instruction, "peer") else []  # noqa: B009
+            peer = [instruction.peer] if isinstance(instruction, BETWEEN_STAGES) else []
             duty = kind, (*peer, instruction.chunk)
             if duty not in wanted:
                 possible = [_spelled(kind, other) for each, other in wanted if each is kind]
@@ -128,20 +134,20 @@ def _check_steps(place: Place, local: bool, stream: Sequence[Instruction]) -> No
         )
     wanted: list[Instruction]
     chunks = range(place.chunks)
-    kinds: tuple[type[Instruction], ...] = StartAverage, FinishAverage
-    averages = chunks if place.replicas > 1 else ()
-    for kind in kinds:
-        wanted = [kind(chunk) for chunk in averages]
-        _compare(place, wanted, sorted((e for e in stream if isinstance(e, kind)), key=str))
+    averaged = chunks if place.replicas > 1 else ()
+    starts = [each for each in stream if isinstance(each, StartAverage)]
+    ends = [each for each in stream if isinstance(each, FinishAverage)]
+    _compare(place, [*map(StartAverage, averaged)], sorted(starts, key=attrgetter("chunk")))
+    _compare(place, [*map(FinishAverage, averaged)], sorted(ends, key=attrgetter("chunk")))
     if local:
         by_itself = {each.chunk for each in stream if isinstance(each, LocalBackward)}
         wanted = [LocalStep(chunk) for chunk in chunks if chunk in by_itself]
         steps = [each for each in stream if isinstance(each, LocalStep)]
-        _compare(place, wanted, sorted(steps, key=str))
+        _compare(place, wanted, sorted(steps, key=attrgetter("chunk")))
         others = [e for e in stream if isinstance(e, Step | AddNorms | SendNorms | ReceiveNorms)]
         _compare(place, [], others)
         return
-    kinds = AddNorms, SendNorms, ReceiveNorms, Step
+    kinds = AddNorms | SendNorms | ReceiveNorms | Step
     wanted = [each for each in step(place) if isinstance(each, kinds)]
     _compare(place, wanted, [each for each in stream if isinstance(each, kinds)])
     _compare(place, [], [each for each in stream if isinstance(each, LocalStep)])

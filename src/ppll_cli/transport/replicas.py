@@ -48,7 +48,7 @@ class Replicas:
             group = list(same)
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.broadcast(flat, self._ranks[0], group=self._group)
-            parts = flat.split([tensor.numel() for tensor in group])
+            parts = torch.split(flat, [tensor.numel() for tensor in group])
             views = [part.view(each.shape) for part, each in zip(parts, group, strict=True)]
             torch._foreach_copy_(group, views)
 
