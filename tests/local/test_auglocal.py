@@ -1,5 +1,6 @@
 """Auxiliary networks of units copied from the rest of the model."""
 
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.auglocal import AugLocal
+from ppll_cli.local.auglocal import AugLocal, NormedHead
 from ppll_cli.local.method import Site
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
@@ -56,9 +57,9 @@ def row(units: int, *stops: int) -> list[Site]:
     ("depth", "chosen"),
     [
         (1, [7]),
-        (2, [4, 7]),  # 2 + 2.5 and 2 + 5, halves to the even number
-        (3, [4, 5, 7]),  # 2 + 1.67, 2 + 3.33, 2 + 5
-        (4, [3, 4, 6, 7]),  # 2 + 1.25, 2 + 2.5, 2 + 3.75, 2 + 5
+        (2, [4, 7]),  # 4.5 and 7, halves to the even number
+        (3, [4, 5, 7]),  # 3.67, 5.33, 7
+        (4, [3, 4, 6, 7]),  # 3.25, 4.5, 5.75, 7
         (5, [3, 4, 5, 6, 7]),
         (9, [3, 4, 5, 6, 7]),
     ],
@@ -67,6 +68,43 @@ def test_units_are_chosen_at_equal_distances(depth: int, chosen: list[int]) -> N
     """Behind units 0 to 2 there are five, 3 to 7."""
     (site,) = row(8, 3)
     assert AugLocal(depth=depth)._chosen(site) == chosen
+
+
+def published(end: int, last: int, depth: int) -> list[int]:
+    """The units that the paper's code copies: round(j + i (L - j) / d), in exact arithmetic."""
+    if depth >= last - end:
+        return list(range(end + 1, last + 1))
+    chosen = []
+    for number in range(1, depth + 1):
+        twice = Fraction(2 * (end * depth + number * (last - end)), depth)
+        below, odd = divmod(twice.numerator // twice.denominator, 2)
+        if odd and (twice.denominator > 1 or below % 2):  # above a half, or a half behind an odd
+            below += 1
+        chosen.append(below)
+    return chosen
+
+
+@pytest.mark.parametrize(("last", "cases", "moved"), [(15, 135, 6), (54, 486, 98)])
+def test_the_whole_index_is_rounded_and_not_the_distance(last: int, cases: int, moved: int) -> None:
+    """On ResNet-32 and ResNet-110, the rounded distance gave other units in some of the cases."""
+    seen = other = 0
+    for end in range(last):
+        (site,) = row(last + 1, end + 1)
+        for depth in range(1, 10):
+            found = AugLocal(depth=depth)._chosen(site)
+            assert found == published(end, last, depth), (end, depth)
+            distance = (last - end) / depth
+            distances = [end + round(distance * number) for number in range(1, depth + 1)]
+            seen += 1
+            other += depth < last - end and found != distances
+    assert (seen, other) == (cases, moved)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 70))
+def test_units_are_those_of_the_formula(units: int, stop: int, depth: int) -> None:
+    (site,) = row(units, min(stop, units))
+    expected = published(min(stop, units) - 1, units - 1, depth)
+    assert AugLocal(depth=depth)._chosen(site) == expected
 
 
 def test_only_the_head_is_left_behind_the_last_of_the_units() -> None:
@@ -105,11 +143,49 @@ def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]
     assert [len(method._chosen(site)) for site in found] == depths
 
 
-def test_depths_are_those_of_the_papers_code() -> None:
-    """What its ResNet-32 has for 16 modules, a depth of 5 and a pyramid coefficient of 0.5."""
-    found = row(40, *range(1, 16))
-    method = AugLocal(depth=5, tau=0.5)
-    assert [len(method._chosen(site)) for site in found] == [5] * 4 + [4] * 7 + [3] * 4
+@pytest.mark.parametrize(
+    ("depth", "depths"),
+    [(1, [1] * 14), (3, [3] * 6 + [2] * 6), (5, [5] * 3 + [4] * 4 + [3] * 3)],
+)
+def test_depths_are_those_of_the_papers_commands(depth: int, depths: list[int]) -> None:
+    """ResNet-32 with "K=16" and a pyramid coefficient of 0.5; that is 16 - d modules."""
+    model = CifarResNet(depth=32)
+    units = model.units(GREY, TASK)
+    names = [unit.name for unit in units]
+    starts = [names.index(cut) for cut in model.partitions[f"auglocal_d{depth}"]]
+    found = row(len(units) - 1, *starts)
+    assert [len(AugLocal(depth=depth)._chosen(site)) for site in found] == depths
+    assert len(found) + 1 == 16 - depth
+
+
+def test_a_single_copy_is_followed_by_batch_norm_as_in_the_papers_code() -> None:
+    """There it stands between the pooled vector and the Linear, and only there."""
+    site = sites(CifarResNet(depth=14), GREY)[0]
+
+    def norms(depth: int) -> list[int]:
+        network = AugLocal(depth=depth).criterion(site).head
+        return [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm1d)]
+
+    assert (norms(1), norms(2), norms(3)) == ([64], [], [])
+    (*copies, head) = AugLocal(depth=1).criterion(site).head.children()
+    assert isinstance(head, NormedHead)
+    x = 3 + 5 * torch.randn(64, *site.spec.shape)
+    for copy in copies:
+        x = copy(x)
+    vectors = x.mean(dim=(2, 3))
+    normed = (vectors - vectors.mean(0)) / (vectors.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(head(x), head.head.fc(normed))
+
+
+def test_convolutions_are_drawn_by_hes_rule() -> None:
+    """A standard deviation of sqrt(2 / fan out)."""
+    site = sites(CifarResNet(depth=14), GREY)[0]
+    layers = AugLocal(depth=5).criterion(site).head.modules()
+    found = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    assert len(found) > 10
+    for layer in found:
+        fan_out = layer.out_channels * layer.kernel_size[0] ** 2
+        assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 
 
 def test_a_single_auxiliary_network_has_the_whole_depth() -> None:
@@ -142,7 +218,8 @@ def test_residual_networks(
     for site in sites(model, image):
         *copies, head = everything_is_trained(site, train, depth)
         assert all(isinstance(unit, BasicUnit) for unit in copies)
-        assert isinstance(head, ResNetHead)
+        normed = [m for m in head.modules() if isinstance(m, nn.BatchNorm1d)]
+        assert isinstance(head, NormedHead if normed else ResNetHead)
 
 
 def test_copies_take_maps_of_any_size_to_the_heads_width() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.dgl import DGL, AdaptivePool
 from ppll_cli.local.method import Site
+from ppll_cli.tasks.classification import Classification
 from ppll_cli.values import ValueSpec
 from tests.local.conftest import Train
 
@@ -45,9 +46,44 @@ def test_layers(site: Site) -> None:
     assert layers(site, hidden=20) == [*convolutions, (20, 8 * 4), (20, 20), (20, 20), (5, 20)]
 
 
+@pytest.mark.parametrize(
+    ("channels", "side", "parameters"),
+    [(16, 32, 14_378), (16, 28, 14_378), (32, 14, 54_858), (64, 8, 214_154), (64, 7, 214_154)],
+)
+@pytest.mark.parametrize("shape", [(8, 16, 12)])
+def test_parameters_are_those_of_the_authors_network(
+    site: Site, channels: int, side: int, parameters: int
+) -> None:
+    """Of "mlp-sr" in github.com/eugenium/DGL, for ten classes, added up by hand."""
+    here = replace(
+        site,
+        features=[ValueSpec((channels, side, side), torch.float32)] * 2,
+        task=Classification(10),
+    )
+    width = 4 * channels
+    by_hand = 3 * (channels**2 + 2 * channels) + 3 * (width**2 + 3 * width) + 10 * width + 10
+    found = sum(p.numel() for p in DGL().criterion(here).parameters())
+    assert found == by_hand == parameters
+
+
+@pytest.mark.parametrize(("side", "pooled"), [(32, 8), (28, 7), (14, 4), (8, 2), (7, 2), (5, 2)])
+@pytest.mark.parametrize("shape", [(8, 16, 12)])
+def test_convolutions_see_a_quarter_of_the_side_rounded_up(
+    site: Site, side: int, pooled: int
+) -> None:
+    """Rounded down, maps of 7, which Fashion-MNIST's last stage has, became a single pixel."""
+    here = replace(site, features=[ValueSpec((8, side, side), torch.float32)] * 2)
+    seen: list[torch.Size] = []
+    network = DGL().criterion(here).head
+    convolution = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    convolution.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0].shape))
+    network(torch.randn(2, 8, side, side))
+    assert seen == [(2, 8, pooled, pooled)]
+
+
 @pytest.mark.parametrize("shape", [(8, 16, 12)])
 @pytest.mark.parametrize(
-    ("spatial", "pooled"), [((8, 8), 4), ((8, 7), 2), ((7, 8), 2), ((7, 7), 1), ((1, 16), 2)]
+    ("spatial", "pooled"), [((8, 8), 4), ((8, 4), 2), ((4, 7), 2), ((4, 4), 1), ((1, 16), 2)]
 )
 def test_what_the_perceptron_reads_of_a_small_map(
     site: Site, spatial: tuple[int, int], pooled: int
@@ -66,12 +102,12 @@ def test_hidden_must_be_positive(hidden: int) -> None:
     ("pool", "size", "expected"),
     [
         (AdaptivePool(divisor=4), (16, 12), (4, 3)),
-        (AdaptivePool(divisor=4), (7, 3), (1, 1)),
+        (AdaptivePool(divisor=4), (7, 3), (2, 1)),
         (AdaptivePool(size=2), (4, 3), (2, 2)),
         (AdaptivePool(size=2), (1, 3), (1, 2)),
         (AdaptivePool(size=2), (1, 1), (1, 1)),
         (AdaptivePool(size=2), (7, 4), (2, 2)),
-        (AdaptivePool(divisor=4), (14, 11), (3, 2)),
+        (AdaptivePool(divisor=4), (14, 11), (4, 3)),
     ],
 )
 def test_pooling_never_enlarges(

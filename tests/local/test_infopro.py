@@ -100,6 +100,20 @@ def test_layers_of_the_classifier(
     assert layers(contrastive.probe) == [(CLASSES, 128)]
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_convolutions_are_drawn_by_hes_rule(loss: Loss) -> None:
+    """As in the paper's code: a standard deviation of sqrt(2 / fan out)."""
+    torch.manual_seed(0)
+    (site,) = sites(2, (32, 4, 4))
+    criterion = built(InfoPro(loss=loss), site)
+    found = [layer for layer in criterion.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(found) == 3
+    for layer in found:
+        fan_out = layer.out_channels * layer.kernel_size[0] ** 2
+        assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+        assert layer.weight.mean().item() == pytest.approx(0, abs=0.05)
+
+
 def test_widths_are_options() -> None:
     (site,) = sites(2)
     criterion = built(InfoPro(width=10, hidden=7, decoder_width=5), site)

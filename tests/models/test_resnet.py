@@ -274,6 +274,10 @@ INFOPRO = {
     (110, "K4"): "1.11 2.7 3.3",
     (110, "K8"): "1.4 1.11 2.0 2.7 2.14 3.3 3.10",
     (110, "K16"): "1.1 1.4 1.7 1.10 1.13 1.16 2.1 2.4 2.7 2.11 2.15 3.1 3.5 3.9 3.13",
+    (110, "K2_balanced"): "1.14",
+    (110, "K3_balanced"): "1.9 2.2",
+    (110, "K3_balanced_stl10"): "1.8 2.1",
+    (110, "K4_balanced"): "1.6 1.14 2.8",
 }
 
 
@@ -283,7 +287,19 @@ def test_infopros_modules_end_where_its_table_says(depth: int, name: str) -> Non
     names = [unit.name for unit in model.units(IMAGE, Classification(CLASSES))]
     ends = [names[names.index(start) - 1] for start in model.partitions[name]]
     assert ends == [f"layer{end}" for end in INFOPRO[depth, name].split()]
-    assert len(ends) == int(name[1:]) - 1
+    assert len(ends) == int(name.split("_")[0][1:]) - 1
+
+
+@pytest.mark.parametrize(("depth", "units"), [(32, 16), (110, 55)])
+@pytest.mark.parametrize("d", range(1, 7))
+def test_auglocals_last_module_has_one_unit_more_than_d(depth: int, units: int, d: int) -> None:
+    """Its K counts stem and residual units; the modules are K - d, the others one unit each."""
+    model = CifarResNet(depth=depth)
+    names = [unit.name for unit in model.units(IMAGE, Classification(CLASSES))]
+    assert len(names) == units + 1  # the head as well
+    cuts = model.partitions[f"auglocal_d{d}"]
+    assert list(cuts) == names[1 : units - d]
+    assert len(cuts) + 1 == units - d
 
 
 def test_infopros_sixteen_modules_of_resnet32_are_the_stem_and_each_residual_unit() -> None:
@@ -293,9 +309,14 @@ def test_infopros_sixteen_modules_of_resnet32_are_the_stem_and_each_residual_uni
     assert list(model.partitions["K16"]) == names[1:-1]
 
 
-@pytest.mark.parametrize("depth", [32, 110])
-def test_partitions_have_names(depth: int) -> None:
-    assert list(CifarResNet(depth=depth).partitions) == ["K2", "K4", "K8", "K16"]
+@pytest.mark.parametrize(
+    ("depth", "balanced"),
+    [(32, []), (110, ["K2_balanced", "K3_balanced", "K3_balanced_stl10", "K4_balanced"])],
+)
+def test_partitions_have_names(depth: int, balanced: list[str]) -> None:
+    auglocal = [f"auglocal_d{d}" for d in range(1, 7)]
+    names = ["K2", "K4", "K8", "K16", *balanced, *auglocal]
+    assert list(CifarResNet(depth=depth).partitions) == names
 
 
 @pytest.mark.parametrize("depth", [8, 20, 56])

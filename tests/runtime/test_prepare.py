@@ -85,7 +85,7 @@ def test_modules_of_a_partition_that_the_model_names() -> None:
     [
         (
             ["local.cuts=K9"],
-            "local.cuts=K9: is no partition of the model; the names are K2, K4, K8, K16; or give ",
+            "local.cuts=K9: is no partition of the model; the names are K2, K4, K8, K16, auglocal_",
         ),
         (["local.cuts=k8"], "local.cuts=k8: is no partition of the model; the names are K2"),
         (["model.depth=20", "local.cuts=K8"], "local.cuts=K8: .* this model has none; or give a"),

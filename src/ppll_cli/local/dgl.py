@@ -16,7 +16,7 @@ class AdaptivePool(nn.Module):
     """Average pooling to a size, or to the input's own size where that is smaller.
 
     Args:
-        divisor: The output is this many times smaller than the input; 1 where `size` counts.
+        divisor: The output is this many times smaller than the input, rounded up.
         size: Height and width of the output, at most.
     """
 
@@ -24,11 +24,14 @@ class AdaptivePool(nn.Module):
         super().__init__()
         self.divisor, self.size = divisor, size
 
+    def side(self, side: int) -> int:
+        """Height or width of the output, given that of the input."""
+        divided = -(-side // self.divisor)
+        return divided if self.size is None else min(divided, self.size)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, h, w]."""
-        height, width = (max(1, n // self.divisor) for n in x.shape[2:])
-        if self.size is not None:
-            height, width = min(height, self.size), min(width, self.size)
+        height, width = map(self.side, x.shape[2:])
         # What adaptive_avg_pool2d computes, with a backward that is deterministic on CUDA too.
         if x.shape[2] % height == 0 and x.shape[3] % width == 0:
             return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
@@ -48,15 +51,25 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
 class DGL(LocalMethod):
     """Each module is trained through a small convolutional network and the task's loss.
 
-    Pool to a quarter of the height and width; three 1x1 convolutions, each with BatchNorm and ReLU;
-    pool to 2x2; a perceptron with three hidden layers, each with BatchNorm and ReLU; Linear. The
-    convolutions keep the number of channels, and the perceptron's layers are as wide as `hidden`.
+    Pool to a quarter of the height and width, rounded up; three 1x1 convolutions, each with
+    BatchNorm and ReLU; pool to 2x2; a perceptron with three hidden layers, each with BatchNorm and
+    ReLU; Linear. The convolutions keep the number of channels, and the perceptron's layers are as
+    wide as `hidden`.
+
+    The layers and their initial weights, which are torch's own, are those of "mlp-sr" in the
+    authors' code (github.com/eugenium/DGL, auxiliary_nets_study). The biases in front of BatchNorm
+    do nothing; they are there so that both count the same parameters. A map of one pixel stays as
+    it is (ours; the authors' code copies the pixel to 2x2). Other code uses other networks under
+    this name: AugLocal's has two hidden layers and draws convolutions by He's rule; MAN++'s pools
+    to 8x8, has 128 channels, pools to one pixel and has hidden layers of 512. InfoPro's comparison
+    with DGL was published without code.
 
     Args:
         hidden: Width of the perceptron's hidden layers; null is as wide as what it reads, four
-            times the module's channels where the map has at least 8 x 8 positions, as in AugLocal's
-            comparison (github.com/ChenxiangMA/AugLocal).
+            times the module's channels where the map has at least 5 x 5 positions.
     """
+
+    changed = "their pooling was mended"
 
     def __init__(self, *, hidden: int | None = None) -> None:
         if hidden is not None and hidden < 1:
@@ -67,16 +80,17 @@ class DGL(LocalMethod):
         """The auxiliary network and local loss of a module."""
         classes_of(site.task, "dgl", key="local")  # its perceptron ends in vectors
         channels, height, width = map_shape(site.spec.shape)
+        quarter, pool = AdaptivePool(divisor=4), AdaptivePool(size=2)
         convolutions: list[nn.Module] = []
         for _ in range(3):
             convolution = nn.Conv2d(channels, channels, 1, bias=False)
             convolutions += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-        convolutions = [AsMap(), AdaptivePool(divisor=4), *convolutions, AdaptivePool(size=2)]
-        pooled = min(2, max(1, height // 4)) * min(2, max(1, width // 4))
+        convolutions = [AsMap(), quarter, *convolutions, pool]
+        pooled = pool.side(quarter.side(height)) * pool.side(quarter.side(width))
         hidden = self.hidden or pooled * channels
         perceptron: list[nn.Module] = []
         for inputs, outputs in pairwise([pooled * channels, hidden, hidden, hidden]):
-            linear = nn.Linear(inputs, outputs, bias=False)
+            linear = nn.Linear(inputs, outputs)
             perceptron += [linear, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
         head = site.task.smallest_head((hidden,))
         network = nn.Sequential(*convolutions, nn.Flatten(), *perceptron, head)

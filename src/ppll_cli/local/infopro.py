@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
+from ppll_cli.local.parts import AsMap, Probe, drawn_by_he, gram, map_shape
 from ppll_cli.models.unit import IMAGE, ImageSpec, check_depth
 from ppll_cli.tasks.classification import LABEL, Pool, classes_of
 
@@ -28,7 +28,7 @@ WEIGHTS = {
 }
 """By the number of modules, reconstruction's and classification's weight at the first auxiliary
 network, then at the last: those of InfoPro's own commands for ResNet-32 on CIFAR-10, which train
-the contrastive loss (github.com/blackfeather-wang/InfoPro-Pytorch)."""
+the contrastive loss. Its weights for ResNet-110, STL-10 and SVHN are in the presets."""
 
 
 class InfoPro(LocalMethod):
@@ -38,7 +38,8 @@ class InfoPro(LocalMethod):
     the first auxiliary network to the last. Reconstruction is a `Decoder`'s. Classification reads
     convolutions of 3x3 positions, each with BatchNorm and ReLU, the mean over positions, and a
     perceptron with one hidden layer (the paper's "1c2f"); its loss is cross-entropy (`softmax`), or
-    a `contrastive_loss` between samples.
+    a `contrastive_loss` between samples. Convolutions are drawn by He's rule (fan out), as in the
+    paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
     Where l1 is 0 there is no decoder. Where l2 is 0 the classifier would stay as it was drawn; here
     it is trained with weight 1 as a `Probe`, so that the module is trained by reconstruction alone
@@ -121,7 +122,8 @@ class InfoPro(LocalMethod):
             convolution = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
         perceptron = [nn.Linear(channels, self.hidden), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers, Pool(3), *perceptron, nn.Linear(self.hidden, outputs))
+        last = nn.Linear(self.hidden, outputs)
+        return drawn_by_he(nn.Sequential(*layers, Pool(3), *perceptron, last))
 
 
 def _check_weights(weights: list[float]) -> None:
@@ -151,12 +153,13 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, image: ImageSpec, width: int) -> None:
         super().__init__()
         self.size = (image.height, image.width)
-        self.network = nn.Sequential(
+        layers = (
             nn.Conv2d(channels, width, 3, padding=1, bias=False),  # BatchNorm takes a bias away
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, image.channels, 3, padding=1),
         )
+        self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
             self.register_buffer(name, tensor, persistent=False)  # known from the data set

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -91,7 +91,14 @@ class Criterion(nn.Module):
 
 
 class LocalMethod(ABC):
-    """How modules are trained. A constructor takes the keys of the method's YAML file."""
+    """How modules are trained. A constructor takes the keys of the method's YAML file.
+
+    Attributes:
+        changed: Why auxiliary networks may be others than those of an earlier version, told where a
+            run of that version cannot go on.
+    """
+
+    changed: ClassVar[str] = ""
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:

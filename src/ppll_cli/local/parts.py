@@ -64,3 +64,11 @@ def gram(rows: Tensor) -> Tensor:
     available = torch.amp.is_autocast_available(kind)  # the meta device has none to switch off
     with torch.autocast(kind, enabled=False) if available else nullcontext():
         return rows.float() @ rows.float().T
+
+
+def drawn_by_he(network: nn.Module) -> nn.Module:
+    """The same network, its convolutions' weights drawn anew by He's rule (fan out)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return network

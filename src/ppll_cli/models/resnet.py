@@ -187,12 +187,20 @@ _INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
             *((2, 1), (2, 4), (2, 7), (2, 11), (2, 15)),
             *((3, 1), (3, 5), (3, 9), (3, 13)),
         ),
+        "K2_balanced": ((1, 14),),
+        "K3_balanced": ((1, 9), (2, 2)),
+        "K3_balanced_stl10": ((1, 8), (2, 1)),
+        "K4_balanced": ((1, 6), (1, 14), (2, 8)),
     },
 }
 """Per depth and partition: group and index of the last unit of each module but the last.
 
-From github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem.
+From github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. The balanced partitions
+("InfoPro*" in the paper) give modules about the same memory.
 """
+
+_AUGLOCAL_DEPTHS = range(1, 7)
+"""Depths d of AugLocal's auxiliary networks for which its partition has a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,15 +231,23 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """InfoPro's, where it has any for this depth: the units that start modules 2 to k."""
+        """InfoPro's and AugLocal's, for their depths: the units that start modules 2 to k.
+
+        AugLocal's code (github.com/ChenxiangMA/AugLocal) makes the stem and each residual unit a
+        module, and the last d + 1 units a single one.
+        """
+        if self.depth not in _INFOPRO:
+            return {}
         count = (self.depth - 2) // 6
 
         def behind(group: int, index: int) -> str:
             last = group == 0 or index == count - 1
             return f"layer{group + 1}.0" if last else f"layer{group}.{index + 1}"
 
-        known = _INFOPRO.get(self.depth, {})
-        return {name: [behind(*end) for end in ends] for name, ends in known.items()}
+        residual = [f"layer{group}.{index}" for group in (1, 2, 3) for index in range(count)]
+        known = _INFOPRO[self.depth]
+        infopro = {name: [behind(*end) for end in ends] for name, ends in known.items()}
+        return infopro | {f"auglocal_d{d}": residual[:-d] for d in _AUGLOCAL_DEPTHS}
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
