@@ -27,7 +27,15 @@ COMPARED = [
         ("infopro", "dgl"), ("resnet32", "resnet110"), ("2", "4", "8", "16")
     )
 ]
-RESNET = [*PPLL_RESNET, *COMPARED]
+# InfoPro's and AugLocal's own commands beside those that DGL is compared with.
+INFOPRO = [
+    f"infopro_resnet110_{data}_k{k}" for data, k in product(("stl10", "svhn"), (2, 4, 8, 16))
+]
+BALANCED = [
+    f"infopro_resnet110_{data}balanced_k{k}" for data, k in product(("", "stl10_"), (2, 3, 4))
+]
+AUGLOCAL = [f"auglocal_{model}_d{d}" for model, d in product(("resnet32", "resnet110"), (1, 3, 5))]
+RESNET = [*PPLL_RESNET, *COMPARED, *INFOPRO, *BALANCED]
 EDSR = [f"{method}edsr_div2k_x{scale}" for method, scale in product(("", "fba_"), (2, 3, 4))]
 RETINANET = [f"{method}retinanet_{d}" for method, d in product(("", "fba_"), ("voc", "coco"))]
 
@@ -45,7 +53,17 @@ STAGES = {
     "ppll_resnet32_k8s2": [4, 4],
     "ppll_resnet32_k4s2": [2, 2],
     # Stages are uniform by units, and InfoPro's sixteen modules are smaller in front.
-    **{name: {2: [1, 1], 4: [2, 2], 8: [4, 4], 16: [9, 7]}[modules_of(name)] for name in COMPARED},
+    **{
+        name: {2: [1, 1], 4: [2, 2], 8: [4, 4], 16: [9, 7]}[modules_of(name)]
+        for name in (*COMPARED, *INFOPRO)
+    },
+    **{name: {2: [1, 1], 3: [2, 1], 4: [3, 1]}[modules_of(name)] for name in BALANCED},
+    "auglocal_resnet32_d1": [9, 6],
+    "auglocal_resnet32_d3": [9, 4],
+    "auglocal_resnet32_d5": [9, 2],
+    "auglocal_resnet110_d1": [28, 26],
+    "auglocal_resnet110_d3": [28, 24],
+    "auglocal_resnet110_d5": [28, 22],
     **{name: [2, 2] if name.startswith("fba") else [1] for name in [*EDSR, *RETINANET]},
 }
 
@@ -63,8 +81,9 @@ RESNET_OPTIM: Mapping[str, object] = SGD | {
     "lr": 0.8,
     "nesterov": True,
     "weight_decay": 1e-4,
-    "schedule": "cosine",
+    "schedule": "cosine_by_epoch",
     "warmup_epochs": 10,
+    "warmup_lr": 0.01,
 }
 EDSR_OPTIM: Mapping[str, object] = {
     "name": "adamw",
@@ -76,7 +95,28 @@ EDSR_OPTIM: Mapping[str, object] = {
     "gamma": 0.5,
     "warmup_epochs": 0,
 }
-RESNET110_WEIGHTS = {2: [5, 0.5, 0, 0], 4: [1, 0, 0, 1], 8: [5, 0, 0, 1], 16: [5, 0, 0.5, 1]}
+# InfoPro's commands for ResNet-110: l1 and l2 of the first auxiliary network, and of the last.
+CIFAR10_WEIGHTS = {2: [5, 0.5, 0, 0], 4: [1, 0, 0, 1], 8: [5, 0, 0, 1], 16: [5, 0, 0.5, 1]}
+STL10_WEIGHTS = {2: [10, 1, 0, 0], 4: [20, 0.2, 5, 2], 8: [20, 0.2, 5, 1], 16: [20, 0.5, 10, 0.1]}
+SVHN_WEIGHTS = {2: [1, 0.1, 0, 0], 4: [5, 0, 0.5, 1], 8: [5, 0, 0.5, 2], 16: [5, 0.2, 0.5, 1]}
+BALANCED_WEIGHTS = {2: [5, 0.1, 0, 0], 3: [5, 0, 5, 0.1], 4: [5, 0, 5, 0.1]}
+STL10_BALANCED_WEIGHTS = {2: [20, 1, 0, 0], 3: [20, 0.5, 5, 2], 4: [20, 0.5, 10, 1]}
+WEIGHTS: Mapping[str, Mapping[int, list[float]]] = {
+    "infopro_resnet110": CIFAR10_WEIGHTS,
+    "infopro_resnet110_stl10": STL10_WEIGHTS,
+    "infopro_resnet110_svhn": SVHN_WEIGHTS,
+    "infopro_resnet110_balanced": BALANCED_WEIGHTS,
+    "infopro_resnet110_stl10_balanced": STL10_BALANCED_WEIGHTS,
+}
+"""By the name of a preset without its K."""
+
+CIFAR10 = ([v / 255 for v in (125.3, 123.0, 113.9)], [v / 255 for v in (63.0, 62.1, 66.7)])
+FORMS: Mapping[str, tuple[object, object, int, str, bool]] = {
+    "cifar10": (*(pytest.approx(v, abs=1e-6) for v in CIFAR10), 4, "reflect", True),
+    "stl10": ([0.5], [0.5], 4, "zeros", True),
+    "svhn": ([0.5], [0.5], 2, "zeros", False),
+}
+"""Mean, standard deviation, padding and flips of the code whose numbers are quoted."""
 
 
 FileWriter = Callable[[str, Path], list[str]]
@@ -112,7 +152,7 @@ def synthetic(name: str, train_samples: int) -> list[str]:
 
 
 def prepared(name: str, *overrides: str) -> Prepared:
-    batch_size = 128 if name in VIT else 1024
+    batch_size = 128 if name in VIT or "stl10" in name else 1024
     return prepared_from(*synthetic(name, batch_size), *overrides)
 
 
@@ -135,7 +175,7 @@ def assert_optimizer(result: Prepared, expected: Mapping[str, object]) -> None:
 
 
 def test_these_are_all() -> None:
-    assert sorted(FILES) == sorted([*VIT, *RESNET, *EDSR, *RETINANET])
+    assert sorted(FILES) == sorted([*VIT, *RESNET, *AUGLOCAL, *EDSR, *RETINANET])
     assert STAGES.keys() == FILES.keys()
 
 
@@ -181,20 +221,45 @@ def test_residual_networks(name: str) -> None:
     method, model, *_ = name.split("_")
     k = modules_of(name)
     config, choices = compose_config([f"experiment={name}"])
-    assert (choices["model"], choices["data"]) == (model, "cifar10")
+    named = next((data for data in ("stl10", "svhn") if data in name), "cifar10")
+    assert (choices["model"], choices["data"]) == (model, named)
     assert choices["local"] == ("dgl" if method == "dgl" else "infopro")
-    weights = RESNET110_WEIGHTS[k] if (method, model) == ("infopro", "resnet110") else None
-    assert config["local"].get("weights") == weights
+    weights = WEIGHTS.get(name.rpartition("_")[0])
+    assert config["local"].get("weights") == (weights and weights[k])
     data = config["data"]
-    assert (data["pad"], data["pad_mode"], data["flip"]) == (4, "reflect", True)
+    assert tuple(data[key] for key in ("mean", "std", "pad", "pad_mode", "flip")) == FORMS[named]
 
     result = prepared(name)
     assert len(modules(result)) == k
     starts = [units[0] for units in modules(result)[1:]]
-    assert starts == list(make("model", config["model"]).partitions[f"K{k}"])
+    partition = f"K{k}" + ("_balanced" if name in BALANCED else "")
+    partition += "_stl10" if name == "infopro_resnet110_stl10_balanced_k3" else ""
+    assert starts == list(make("model", config["model"]).partitions[partition])
     assert modules_of_stages(result) == STAGES[name]
-    epochs = 400 if method == "ppll" else 160
-    assert (result.job.course.epochs, result.job.course.batch_size) == (epochs, 1024)
+    epochs, batch_size = 400 if method == "ppll" else 160, 128 if named == "stl10" else 1024
+    assert (result.job.course.epochs, result.job.course.batch_size) == (epochs, batch_size)
+    assert_optimizer(result, {**RESNET_OPTIM, "lr": 0.1 if named == "stl10" else 0.8})
+
+
+@pytest.mark.parametrize("name", AUGLOCAL)
+def test_auglocal(name: str) -> None:
+    """Its "K=16" of ResNet-32 is 16 - d modules: the last of them has the last d + 1 units."""
+    _, model, depth = name.split("_")
+    d = int(depth[1:])
+    config, choices = compose_config([f"experiment={name}"])
+    assert (choices["model"], choices["data"], choices["local"]) == (model, "cifar10", "auglocal")
+    assert (config["local"]["depth"], config["local"]["tau"]) == (d, 0.5)
+    data = config["data"]
+    form = tuple(data[key] for key in ("mean", "std", "pad", "pad_mode", "flip"))
+    assert form == FORMS["cifar10"]
+
+    result = prepared(name)
+    found = modules(result)
+    units = {"resnet32": 16, "resnet110": 55}[model]
+    assert len(found) == units - d
+    assert [len(module) for module in found] == [1] * (units - d - 1) + [d + 2]  # head as well
+    assert modules_of_stages(result) == STAGES[name]
+    assert (result.job.course.epochs, result.job.course.batch_size) == (400, 1024)
     assert_optimizer(result, RESNET_OPTIM)
 
 

@@ -134,7 +134,7 @@ class Recorded:
         free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
         given, before = override.partition("=")[2], _at(self.config, key)
         if key == "epochs" and value is not _ABSENT:
-            if _at(self.config, "optim.schedule") != "cosine":
+            if _at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch"):
                 return
             raise _refused(key, given, before, "and its learning rate depends on it")
         if value is _ABSENT or not free:

@@ -41,8 +41,10 @@ class Optim(_Section):
         momentum: SGD's.
         nesterov: SGD's.
         schedule: How the learning rate falls: not at all, by `gamma` at each of `milestones`
-            (epochs), or along a cosine to zero.
+            (epochs), or along a cosine to zero. `cosine` changes at each step and begins after the
+            warm-up; `cosine_by_epoch` changes once an epoch and counts the warm-up's epochs.
         warmup_epochs: Over which the learning rate rises linearly.
+        warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         clip_norm: The greatest gradient norm of a module; null does not clip.
         nonfinite: At a loss that is no finite number: stop the run, or skip each step whose
             gradients are none.
@@ -54,17 +56,22 @@ class Optim(_Section):
     momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
     betas: Annotated[list[Annotated[Finite, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    schedule: Literal["constant", "step", "cosine"]
+    schedule: Literal["constant", "step", "cosine", "cosine_by_epoch"]
     warmup_epochs: Epochs
     milestones: list[Epochs]
     gamma: Annotated[Positive, Field(le=1)]
     clip_norm: Positive | None
     nonfinite: Literal["stop", "skip"] = "stop"
+    warmup_lr: Positive = 0.01  # runs of before this existed can be resumed
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ConfigError("optim.nesterov", True, "needs optim.momentum above 0")
+        warms_up = self.schedule == "cosine_by_epoch" and self.warmup_epochs >= 1
+        if warms_up and self.warmup_lr > self.lr:
+            problem = f"a warm-up cannot begin above optim.lr={self.lr}"
+            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem)
         return self
 
 
@@ -168,6 +175,19 @@ class Settings(_Section):
     def threads_per_worker(self) -> int:
         """What `threads` asks for: the usable cores shared by the workers where it is left open."""
         return self.threads or max(1, usable_cores() // self.devices_asked)
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> Self:
+        optim = self.optim
+        only_zero = optim.schedule == "cosine_by_epoch" and self.epochs == 1
+        if only_zero and optim.warmup_epochs < 1:
+            raise ConfigError(
+                "optim.schedule",
+                optim.schedule,
+                "its last epoch has learning rate 0, and epochs=1 is no more than that",
+                "use optim.schedule=cosine, or more epochs",
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:

@@ -48,6 +48,26 @@ def test_the_mean_is_taken_off_and_added_again(scale: int) -> None:
     assert torch.equal(made[0, :, 0, 0], torch.tensor(TASK.mean))
 
 
+def test_inside_the_net_pictures_have_values_up_to_255() -> None:
+    """Input and output stay in [0, 1]; a net that learns in [0, 1] is slower."""
+    model = net(2, depth=1, width=4)
+    seen: list[torch.Tensor] = []
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+    first.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0]))
+    picture = torch.rand(1, 3, 5, 6)
+    model(picture)
+    mean = torch.tensor(TASK.mean)[:, None, None]
+    torch.testing.assert_close(seen[0], 255 * (picture - mean))
+
+
+def test_weights_of_a_net_that_computed_in_0_to_1_are_refused() -> None:
+    """They have the same shapes, and would make other pictures."""
+    model = net(2, depth=1, width=4)
+    saved = {k: v for k, v in model.state_dict().items() if not k.endswith("levels.levels")}
+    with pytest.raises(RuntimeError, match=r"Missing key.*first\.levels\.levels"):
+        model.load_state_dict(saved)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_tiles_are_pieces_of_the_whole(scale: int) -> None:
     """To float32's rounding: sums of other shapes are added up in another order."""

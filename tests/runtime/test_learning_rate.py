@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.runtime.items import Course
 from ppll_cli.runtime.learning_rate import learning_rate
 from ppll_cli.settings import Optim
@@ -81,6 +82,48 @@ def test_a_run_that_stops_early_had_the_same_rates() -> None:
     settings = optim(schedule="cosine", warmup_epochs=1)
     found = [rates(settings, c.steps_per_epoch, c.epochs)[:3] for c in (course, short)]
     assert found[0] == found[1]
+
+
+INFOPRO = {"schedule": "cosine_by_epoch", "warmup_epochs": 10}
+
+
+def published(epoch: int) -> float:
+    """The learning rate of an epoch from 1 to 160, as InfoPro's code computes it."""
+    cosine = 0.8 / 2 * (1 + cos(pi * epoch / 160))
+    if epoch <= 10:
+        return cosine * (epoch - 1) / 10 + 0.01 * (11 - epoch) / 10
+    return cosine
+
+
+def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
+    found = rates(optim(**INFOPRO), 3, 160)
+    expected = [published(step // 3 + 1) for step in range(3 * 160)]
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert found[:3] == [0.01] * 3  # the first epoch
+    assert found[3 * 10] == pytest.approx(0.8 * cos(11 * pi / 320) ** 2)  # the first full one
+    assert found[-3:] == [0.0] * 3  # the last epoch
+
+
+def test_a_cosine_behind_the_warmup_trains_eight_per_cent_more() -> None:
+    """Added up over all epochs: what presets with InfoPro's name had trained with before."""
+    by_epoch = sum(rates(optim(**INFOPRO), 49, 160)) / 49
+    behind = sum(rates(optim(**INFOPRO | {"schedule": "cosine"}), 49, 160)) / 49
+    assert by_epoch == pytest.approx(sum(published(epoch) for epoch in range(1, 161)))
+    assert by_epoch == pytest.approx(59.264, abs=1e-3)
+    assert behind / by_epoch == pytest.approx(1.080, abs=1e-3)
+
+
+def test_a_cosine_by_epoch_needs_no_warmup() -> None:
+    found = rates(optim(schedule="cosine_by_epoch"), 2, 3)
+    assert found == pytest.approx([0.6, 0.6, 0.2, 0.2, 0, 0])
+
+
+def test_a_warmup_that_begins_above_the_learning_rate_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        optim(**INFOPRO, lr=0.001)
+    message = "optim.warmup_lr=0.01: a warm-up cannot begin above optim.lr=0.001"
+    assert str(caught.value) == message
+    optim(**INFOPRO | {"warmup_epochs": 0}, lr=0.001)
 
 
 @given(

@@ -17,6 +17,8 @@ from ppll_cli.tasks.super_resolution import (
     FusedPictureHead,
     PictureHead,
     SuperResolution,
+    ToLevels,
+    ToPictures,
     Upsampler,
     super_resolution_of,
 )
@@ -58,7 +60,7 @@ def test_numbers_of_pictures_are_averaged() -> None:
     rows = [TASK.measure(values.pop("made"), values, training=False) for values in parts]
     scores = [TASK.score(each) for each in rows]
     both = TASK.score(torch.cat(rows))
-    assert list(both) == ["psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
+    assert list(both) == ["psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "rgb_psnr"]
     assert both["psnr"] == pytest.approx((scores[0]["psnr"] + scores[1]["psnr"]) / 2)
     assert both["ssim"] == pytest.approx((scores[0]["ssim"] + scores[1]["ssim"]) / 2)
     assert both["bicubic_psnr"] == 30.5
@@ -80,7 +82,7 @@ def test_training_patches_have_a_psnr_alone() -> None:
     values = {TARGET: wanted, TILE: torch.empty(3, 0), BICUBIC: torch.empty(3, 0)}
     black, white = torch.zeros(3, 3, 16, 16), torch.ones(3, 3, 16, 16)
     measured = TASK.measure(wanted, values, training=True)
-    assert measured.tolist() == [[0, 0, 3 * 16 * 16, 0, 0, 0, 0]]
+    assert measured.tolist() == [[0, 0, 3 * 16 * 16, 0, 0, 0, 0, 0, 0]]
     measured = TASK.measure(black, {**values, TARGET: white}, training=True)
     assert TASK.score(measured) == {"psnr": pytest.approx(1.33, abs=0.01)}
     assert TASK.loss(black, {TARGET: white}) == 1
@@ -114,7 +116,71 @@ def test_heads_make_pictures_of_the_scale(scale: int) -> None:
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
     assert torch.equal(head(x)[0, :, 0, 0], torch.tensor(task.mean))
-    assert not any("shift" in name for name in head.state_dict())
+    assert not any("mean" in name for name in head.state_dict())
+
+
+def test_heads_and_nets_compute_with_levels() -> None:
+    """From 0 to 255: a level more at the end is 1/255 more in the picture."""
+    picture = torch.rand(1, 3, 5, 7)
+    levels = ToLevels(TASK.mean)(picture)
+    mean = torch.tensor(TASK.mean)[:, None, None]
+    torch.testing.assert_close(levels, 255 * picture - 255 * mean)
+    torch.testing.assert_close(ToPictures(TASK.mean)(levels), picture)
+    for head in (TASK.smallest_head((4, 5, 7)), Upsampler(4, 2, TASK.mean)):
+        last = [m for m in head.modules() if isinstance(m, nn.Conv2d)][-1]
+        x = torch.rand(2, 4, 5, 7)
+        before = head(x)
+        assert last.bias is not None
+        with torch.no_grad():
+            last.bias += 51
+        torch.testing.assert_close(head(x), before + 0.2)
+
+
+def test_levels_are_float32_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ToPictures(TASK.mean)(torch.rand(1, 3, 2, 2).bfloat16()).dtype == torch.float32
+
+
+def test_psnr_of_rgb_is_that_of_edsrs_authors() -> None:
+    """On 8 bits of all three channels, without scale + 6 pixels at the picture's border."""
+    torch.manual_seed(0)
+    wanted = torch.rand(1, 3, SIDE, SIDE + 6)
+    made = wanted + 0.1 * torch.randn_like(wanted)
+    score = TASK.score(TASK.measure(made, whole(0, made, wanted), training=False))
+    levels = [p.mul(255).clamp(0, 255).round() / 255 for p in (made, wanted)]
+    error = (levels[0] - levels[1])[..., 8:-8, 8:-8].pow(2).mean()
+    assert score["rgb_psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-4)
+    assert score["rgb_psnr"] != pytest.approx(score["psnr"], abs=0.1)
+
+
+def test_what_lies_in_the_authors_border_does_not_count_there() -> None:
+    wanted = torch.full((1, 3, SIDE, SIDE), 0.5)
+    made = wanted.clone()
+    made[..., :8, :], made[..., -8:, :], made[..., :8], made[..., -8:] = 0, 1, 0, 1
+    score = TASK.score(TASK.measure(made, whole(0, made, wanted), training=False))
+    assert score["rgb_psnr"] == pytest.approx(88.13, abs=0.01)
+    made[0, :, 8, 8] = 0
+    score = TASK.score(TASK.measure(made, whole(0, made, wanted), training=False))
+    assert score["rgb_psnr"] < 60
+
+
+def test_tiles_shave_the_pictures_border_and_not_the_cuts() -> None:
+    """A picture in two tiles, cut behind its 20th column, and the same in one piece."""
+    torch.manual_seed(0)
+    wanted = torch.rand(1, 3, SIDE, SIDE)
+    made = (wanted + 0.1 * torch.randn_like(wanted)).clamp(0, 1)
+    one = TASK.score(TASK.measure(made, whole(0, made, wanted), training=False))
+    parts = []
+    for columns, psnr_bounds, ssim_bounds in (
+        (slice(0, 30), (2, 20), (7, 20)),
+        (slice(10, SIDE), (10, SIDE - 12), (10, SIDE - 17)),
+    ):
+        values = whole(0, made[..., columns], wanted[..., columns])
+        bounds = [2, SIDE - 2, *psnr_bounds, 7, SIDE - 7, *ssim_bounds]
+        values[TILE] = torch.tensor([[0, *bounds]])
+        parts.append(TASK.measure(values["made"], values, training=False))
+    parts[1][:, -2:] = 0  # a picture's first tile alone has bicubic's
+    assert TASK.score(torch.cat(parts)) == pytest.approx(one)
 
 
 BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, isfinite
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
 from ppll_cli.tasks.picture_quality import RADIUS
-from ppll_cli.tasks.super_resolution import PictureHead, Shift, Upsampler, super_resolution_of
+from ppll_cli.tasks.super_resolution import PictureHead, ToLevels, Upsampler, super_resolution_of
 from ppll_cli.tasks.task import Task
 
 FIRST = "first"
@@ -22,7 +23,7 @@ FIRST = "first"
 
 
 class First(nn.Module):
-    """The mean is subtracted, and a 3x3 convolution makes the first features.
+    """A 3x3 convolution makes the first features of levels from 0 to 255, less their mean.
 
     Args:
         width: C of the output.
@@ -31,12 +32,12 @@ class First(nn.Module):
 
     def __init__(self, width: int, mean: Sequence[float]) -> None:
         super().__init__()
-        self.shift = Shift([-value for value in mean])
+        self.levels = ToLevels(mean)
         self.conv = nn.Conv2d(3, width, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1] to a map [B, width, H, W]."""
-        x: Tensor = self.conv(self.shift(image))
+        x: Tensor = self.conv(self.levels(image))
         return x
 
 
@@ -87,7 +88,8 @@ class EDSR:
     The first features are read again by `tail`: they travel over stages beside the map, with a
     gradient under back-propagation, without one from module to module of local learning. The
     baseline has 16 residual units of 64 channels, 1.37 million parameters for x2; the large one
-    has `depth=32 width=256 res_scale=0.1`. Weights are torch's own, as in the paper's code.
+    has `depth=32 width=256 res_scale=0.1`. Weights are torch's own, as in the paper's code, and
+    inside the net pictures have values from 0 to 255, as there.
 
     Attributes:
         depth: Residual units.
@@ -97,6 +99,8 @@ class EDSR:
     Raises:
         ConfigError: There is no such network.
     """
+
+    changed: ClassVar[str] = "it computes in [0, 255] now, as its authors' code, and not in [0, 1]"
 
     depth: int = 16
     width: int = 64

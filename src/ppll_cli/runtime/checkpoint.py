@@ -93,6 +93,10 @@ class SavedTensors:
         """Of all tensors."""
         return self._files.keys()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, which is not read."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor

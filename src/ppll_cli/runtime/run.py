@@ -36,6 +36,7 @@ from ppll_cli.runtime.machines.fleet import Fleet
 from ppll_cli.runtime.machines.follow import announce
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
+from ppll_cli.runtime.restorable import check_restorable
 from ppll_cli.runtime.results import drop_unfinished, write_results
 from ppll_cli.runtime.summary import summarise
 from ppll_cli.runtime.wiring import fitting
@@ -194,6 +195,7 @@ class Run:
         prepared = prepare(settings, str(self.run_dir), machines)
         if start is None:
             return prepared
+        check_restorable(prepared.job, start)
         job = replace(prepared.job, start=start.step, checkpoint=start.folder)
         return replace(prepared, job=job)
 

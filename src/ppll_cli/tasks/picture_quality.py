@@ -26,9 +26,18 @@ def luma(pictures: Tensor) -> Tensor:
     Returns:
         float32 [B, H, W].
     """
-    channels = (pictures.float() * 255).clamp(0, 255).round().unbind(dim=1)
+    channels = eight_bits(pictures).unbind(dim=1)
     red, green, blue = (c * (w / 255) for c, w in zip(channels, _LUMA, strict=True))
     return red + green + blue + 16
+
+
+def eight_bits(pictures: Tensor) -> Tensor:
+    """Pictures in [0, 1] to float32 levels from 0 to 255, rounded as in a file; beyond is cut off.
+
+    Args:
+        pictures: Any shape.
+    """
+    return (pictures.float() * 255).clamp(0, 255).round()
 
 
 def psnr(squared_error: float, pixels: float) -> float:

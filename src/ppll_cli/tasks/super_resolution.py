@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
-from ppll_cli.tasks.picture_quality import RADIUS, luma, psnr, ssim_map
+from ppll_cli.tasks.picture_quality import RADIUS, eight_bits, luma, psnr, ssim_map
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 from ppll_cli.values import ValueSpec
 
@@ -36,27 +36,50 @@ On the first tile of a picture; zeros on its others. Training: [B, 0].
 
 SCALES = (2, 3, 4)
 
-_COLUMNS = 7
-"""Measured of a tile: its picture, squared error, pixels, SSIM, pixels of it, BICUBIC."""
+AUTHORS_BORDER = 6
+"""Pixels that EDSR's authors leave out at the border of DIV2K's pictures, beside the scale."""
+
+_COLUMNS = 9
+"""Measured of a tile: its picture, squared error and pixels of the luma, SSIM and its pixels,
+squared error and values of RGB, BICUBIC."""
 
 
-class Shift(nn.Module):
-    """Adds a constant to each of three channels; it is no parameter and is not saved.
+class _Levels(nn.Module):
+    """Pictures in [0, 1], and what nets compute with: levels from 0 to 255, less their mean.
+
+    EDSR's authors and BasicSR train in [0, 255], and nets learn faster there than in [0, 1].
+    The number of levels is saved with the weights, so that weights of nets that computed in [0, 1]
+    are refused and not misunderstood. The mean is known from the data and is not saved.
 
     Args:
-        amounts: What is added, [3].
+        mean: Of the pictures in [0, 1], [3].
     """
 
-    amounts: Tensor
+    levels: Tensor
+    mean: Tensor
 
-    def __init__(self, amounts: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        values = torch.tensor([*amounts], dtype=torch.float32)[:, None, None]
-        self.register_buffer("amounts", values, persistent=False)
+        # Not a number alone: under autocast its float32 has to win over bfloat16.
+        self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
+        values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
+        self.register_buffer("mean", values, persistent=False)
+
+
+class ToLevels(_Levels):
+    """Pictures to levels."""
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W], of the same shape."""
-        return pictures + self.amounts
+        """Pictures [B, 3, H, W] in [0, 1] to levels less their mean, of the same shape."""
+        return (pictures - self.mean) * self.levels
+
+
+class ToPictures(_Levels):
+    """Levels to pictures."""
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Levels [B, 3, H, W] less their mean to pictures in [0, 1], of the same shape."""
+        return levels / self.levels + self.mean
 
 
 class Upsampler(nn.Module):
@@ -76,11 +99,11 @@ class Upsampler(nn.Module):
         for step in steps:
             layers += [nn.Conv2d(channels, step**2 * channels, 3, padding=1), nn.PixelShuffle(step)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 3, 3, padding=1))
-        self.shift = Shift(mean)
+        self.pictures = ToPictures(mean)
 
     def forward(self, x: Tensor) -> Tensor:
         """A map [B, C, H, W] to pictures [B, 3, sH, sW]."""
-        pictures: Tensor = self.shift(self.layers(x))
+        pictures: Tensor = self.pictures(self.layers(x))
         return pictures
 
 
@@ -160,8 +183,9 @@ class SuperResolution:
     """Predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1, the metric PSNR.
 
     PSNR and SSIM are those of the luma, without a border of `scale` pixels, of each whole picture,
-    and the mean over pictures is reported; those of bicubic enlargement stand beside. In training,
-    PSNR is that of the mean squared error over whole patches.
+    and the mean over pictures is reported; those of bicubic enlargement stand beside, and PSNR as
+    EDSR's authors have it for DIV2K (`rgb_psnr`): of RGB, without a border of `scale` + 6 pixels.
+    In training, PSNR is that of the mean squared error over whole patches.
 
     Attributes:
         scale: By how much height and width grow.
@@ -198,9 +222,9 @@ class SuperResolution:
         return F.l1_loss(prediction.float(), values[TARGET])
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Of each tile [picture, squared error, pixels, SSIM, its pixels, bicubic PSNR and SSIM].
+        """Of each tile a row of `_COLUMNS`.
 
-        Training patches count as one tile of one picture, without SSIM.
+        Training patches count as one tile of one picture, with the luma's error alone.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -212,26 +236,31 @@ class SuperResolution:
         similar = ssim_map(made, wanted)
         counted = _inside(tile[:, 1:5], errors)
         compared = _inside(tile[:, 5:9] - RADIUS, similar)
+        shaved = _inside(_shaved(tile), errors)
+        rgb_errors = (eight_bits(prediction) - eight_bits(values[TARGET])).double().square()
         sums = [errors * counted, counted, similar * compared, compared]
+        sums += [rgb_errors.sum(dim=1) * shaved, 3 * shaved]
         rows = torch.stack([each.sum(dim=(1, 2)) for each in sums], dim=1)
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """PSNR (dB) and SSIM, and those of bicubic enlargement: means over pictures."""
+        """PSNR (dB), SSIM, PSNR of RGB, and those of bicubic enlargement: means over pictures."""
         pictures = sorted(set(rows[:, 0].tolist()))
         sums = [rows[rows[:, 0] == number, 1:].sum(dim=0).tolist() for number in pictures]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
         if all(each[3] for each in sums):
             found["ssim"] = _mean([each[2] / each[3] for each in sums])
-            found["bicubic_psnr"] = _mean([each[4] for each in sums])
-            found["bicubic_ssim"] = _mean([each[5] for each in sums])
+            found["bicubic_psnr"] = _mean([each[6] for each in sums])
+            found["bicubic_ssim"] = _mean([each[7] for each in sums])
+        if all(each[5] for each in sums):
+            found["rgb_psnr"] = _mean([psnr(each[4], each[5]) for each in sums])
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """A convolution to as many channels as a pixel has parts, and a pixel shuffle."""
         _check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
-        return nn.Sequential(convolution, nn.PixelShuffle(self.scale), Shift(self.mean))
+        return nn.Sequential(convolution, nn.PixelShuffle(self.scale), ToPictures(self.mean))
 
     def banked(self, shape: tuple[int, ...]) -> nn.Module:
         """The map as it is: a picture's details are nowhere else."""
@@ -255,6 +284,18 @@ class SuperResolution:
         channels = [shape[0] for shape in banked]
         fused = FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
         return CopiedNetwork(copies.units, fused)
+
+
+def _shaved(tile: Tensor) -> Tensor:
+    """Bounds of the pixels that count for `rgb_psnr`: as `TILE`'s, int64 [B, 4].
+
+    Its border is one pixel wider than that of SSIM. The bounds of PSNR and SSIM differ where they
+    are the picture's border and not a cut between tiles.
+    """
+    bounds, narrower = tile[:, 1:5], tile[:, 5:9]
+    inwards = torch.tensor([1, -1, 1, -1], device=tile.device)
+    assert RADIUS + 1 == AUTHORS_BORDER
+    return narrower + inwards * (bounds != narrower)
 
 
 def _inside(bounds: Tensor, like: Tensor) -> Tensor:
