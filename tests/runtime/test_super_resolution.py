@@ -109,9 +109,10 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
     ]
     tiled, whole = run(*case), run(*case, "data.tile=64")
     assert_same(tiled.tensors(), whole.tensors())
-    assert list(tiled.test) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
+    assert list(tiled.test) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "rgb_psnr"]
     # Pixels are rounded to 8 bits: where float32 rounds otherwise, one may become its neighbour.
     assert tiled.test["psnr"] == pytest.approx(whole.test["psnr"], abs=1e-2)
+    assert tiled.test["rgb_psnr"] == pytest.approx(whole.test["rgb_psnr"], abs=1e-2)
     assert tiled.test["ssim"] == pytest.approx(whole.test["ssim"], abs=1e-4)
     assert tiled.test["bicubic_psnr"] == whole.test["bicubic_psnr"]
     first, last = (module["test"] for module in tiled.summary["per_module"])

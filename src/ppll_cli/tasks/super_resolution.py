@@ -135,7 +135,8 @@ class FusedPictureHead(nn.Module):
     """A head whose map is fused with a feature bank (arXiv 2406.00446; the details are ours).
 
     Our reading: the bank has the maps that earlier modules made, and stands in for the backbone's
-    long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)), x_0 being what the first module made.
+    long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)), x_0 being what the first module made. A
+    public configuration with FBA's name, Local-SR, takes the net's first features for x_0.
     Maps with another number of channels than the head's are projected by a 1x1 convolution. `add`
     sums them and the head's own map; `concatenate` joins all, and a 1x1 convolution takes them
     back to the head's channels, which begins as that sum's first term: training lets the bank in.
