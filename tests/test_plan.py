@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from ppll_cli import plan as planning
 from ppll_cli.errors import ConfigError
 from ppll_cli.plan import GPUS, SCHEDULES, Plan
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.prediction import timing
 from ppll_cli.runtime.prediction.interconnect import Interconnect, Link
 from ppll_cli.runtime.prediction.planning import Planner
 from ppll_cli.runtime.prediction.predict import Prediction, predict
@@ -164,28 +165,38 @@ def test_all_workers_have_the_same_threads(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where times are kept; few are taken."""
+    """Where times are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     return tmp_path / "ppll-run" / "profile"
 
 
-def planner(*overrides: str) -> Planner:
-    plan = Plan.compose([*TINY, "threads=1", *overrides])
-    return Planner(plan.settings, list(plan.configs), plan.replicas)
+Make = Callable[..., Planner]
 
 
-def test_a_second_plan_measures_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def planner(cache: Path) -> Iterator[Make]:
+    """Makes planners whose processes end with the test."""
+    with ExitStack() as stack:
+
+        def make(*overrides: str) -> Planner:
+            plan = Plan.compose([*TINY, "threads=1", *overrides])
+            return stack.enter_context(Planner(plan.settings, list(plan.configs), plan.replicas))
+
+        yield make
+
+
+def test_a_second_plan_measures_nothing(
+    cache: Path, planner: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = planner("schedule=bp,gpipe,ppll").rows(2)
     # Whole batches and micro-batches, each alone and, where there are cores, beside a neighbour.
     assert len(list(cache.iterdir())) in (2, 4)
-    monkeypatch.delattr("ppll_cli.runtime.prediction.profile.Chain")
-    monkeypatch.delattr("ppll_cli.runtime.prediction.profile.repeat")
+    monkeypatch.delattr("ppll_cli.runtime.prediction.meter.Meter._start")
     assert planner("schedule=bp,gpipe,ppll").rows(2) == first
     assert first["bp"].speed_up == pytest.approx(1.0)
 
 
-def test_obstacles(cache: Path) -> None:
+def test_obstacles(planner: Make) -> None:
     found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
     rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
     assert [row.obstacle for row in rows[4].values()] == [
@@ -198,7 +209,7 @@ def test_obstacles(cache: Path) -> None:
     found.check()
 
 
-def test_replicas_have_rows_of_their_own(cache: Path) -> None:
+def test_replicas_have_rows_of_their_own(planner: Make) -> None:
     """They share a batch, so each takes about half as long, and an all-reduce."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")
     rows = found.rows(2)
@@ -216,12 +227,12 @@ def test_the_fastest_layout(cache: Path) -> None:
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll", "model.dim=128", "batch_size=4"])
     for network in (1e12, 1e3):
         interconnect = Interconnect(between=Link(network))
-        found = Planner(plan.settings, ["ppll"], None, interconnect, per_machine=1)
-        row = found.fastest(4)
-        assert row is not None
-        assert found.replicas is None
-        found.replicas = (1, 2, 4)
-        rows = found.rows(4)
+        with Planner(plan.settings, ["ppll"], None, interconnect, per_machine=1) as found:
+            row = found.fastest(4)
+            assert row is not None
+            assert found.replicas is None
+            found.replicas = (1, 2, 4)
+            rows = found.rows(4)
         assert row == max(rows.values(), key=lambda row: row.speed_up)
     assert row is not None
     assert (row.stages, row.replicas, row.machines) == (4, 1, 4)
@@ -249,11 +260,12 @@ def test_who_computes_beside_whom_is_reckoned_by_machine(
 
     monkeypatch.setattr("ppll_cli.runtime.prediction.planning.predict", spy)
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll"])
-    Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours).rows(4)
+    with Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours) as found:
+        found.rows(4)
     assert asked == [(2, neighbours)]
 
 
-def test_many_edges_are_told_together(cache: Path) -> None:
+def test_many_edges_are_told_together(planner: Make) -> None:
     found = planner("schedule=ppll", "model.depth=6", "replicas=1")
     row = found.fastest(8)
     assert row is not None
@@ -263,7 +275,7 @@ def test_many_edges_are_told_together(cache: Path) -> None:
     assert len(told) == 2
 
 
-def test_a_plan_without_any_row_is_refused(cache: Path) -> None:
+def test_a_plan_without_any_row_is_refused(planner: Make) -> None:
     found = planner("schedule=ppll,pp")
     found.rows(5)
     assert found.fastest(1024) is None
@@ -271,7 +283,7 @@ def test_a_plan_without_any_row_is_refused(cache: Path) -> None:
         found.check()
 
 
-def test_how_the_tables_came_about(cache: Path) -> None:
+def test_how_the_tables_came_about(planner: Make) -> None:
     found = planner("schedule=bp,gpipe")
     found.rows(1)
     notes = "\n".join(found.notes([1, 4096]))

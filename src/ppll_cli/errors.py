@@ -102,14 +102,18 @@ class WorkerFailedError(PpllError):
     """Raised when a worker failed, after all workers have been stopped (exit 1).
 
     Args:
-        report: What the worker, or for a dead one the launcher, said of it.
+        report: What the worker, or for a dead one the launcher, said of it. It has the worker's
+            stage, or else its `name`.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
         self.report = report
-        stage = seat_name(report["stage"], report.get("replica", 0), report.get("replicas", 1))
+        name = report.get("name")
+        if name is None:
+            seat = report["stage"], report.get("replica", 0), report.get("replicas", 1)
+            name = f"stage {seat_name(*seat)}"
         where = f"{report['device']} of {report['machine']}" if "machine" in report else None
-        super().__init__(f"stage {stage} ({where or report['device']}): {report['error']}")
+        super().__init__(f"{name} ({where or report['device']}): {report['error']}")
 
     def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
         return WorkerFailedError, (self.report,)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from ppll_cli.app import conf_dir, register_resolvers
 from ppll_cli.arguments import Parser
 from ppll_cli.composition import composed
-from ppll_cli.errors import ConfigError, WorkerFailedError
+from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
 from ppll_cli.observe import streams
 from ppll_cli.settings import Settings, parse, usable_cores
 from ppll_cli.targets import make
@@ -63,6 +63,9 @@ def main() -> NoReturn:
         sys.exit(2)
     except WorkerFailedError as error:
         sys.stderr.write(f"ppll-plan: {error}\n{error.report.get('traceback', '')}".rstrip() + "\n")
+        sys.exit(1)
+    except RunFailedError as error:
+        sys.stderr.write(f"ppll-plan: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -257,18 +260,21 @@ def _show(plan: Plan, options: argparse.Namespace) -> None:
     interconnect = Interconnect(within, between)
     console, waiting = rich_console(), Console(stderr=True)
     spinner = "line" if waiting.options.ascii_only else "dots"
-    with waiting.status("measuring units ...", spinner=spinner):
-        planner = Planner(
+    with (
+        waiting.status("measuring units ...", spinner=spinner),
+        Planner(
             plan.settings, list(plan.configs), plan.replicas, interconnect, options.per_machine
-        )
+        ) as planner,
+    ):
         tables = {gpus: (planner.rows(gpus), planner.fastest(gpus)) for gpus in plan.gpus}
         planner.check()
+        notes = planner.notes(plan.gpus)
     console.print(planner.title(plan.choices))
     for gpus, (rows, fastest) in tables.items():
         console.print(_table(gpus, rows))
         for line in _told(fastest) if fastest else []:
             console.print(line)
-    for note in planner.notes(plan.gpus):
+    for note in notes:
         console.print(note)
 
 

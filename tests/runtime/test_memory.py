@@ -33,27 +33,3 @@ def test_freed_memory_is_used_again_without_the_system() -> None:
         return int(done.stdout)
 
     assert faults("keep") < 50 < faults("give back")
-
-
-RETURNED = """
-import torch
-from ppll_cli.runtime.memory import keep_freed_memory, return_freed_memory
-
-def resident():
-    with open("/proc/self/statm") as pages:
-        return int(pages.read().split()[1])
-
-keep_freed_memory()
-torch.zeros(100 << 20, dtype=torch.uint8)
-kept = resident()
-return_freed_memory()
-print(kept - resident())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is for glibc")
-def test_what_was_kept_can_be_returned() -> None:
-    """100 MiB are 25,600 pages of 4 KiB, or 1,600 of 64 KiB."""
-    command = [sys.executable, "-c", RETURNED]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert int(done.stdout) > 1500

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppll_cli import cuda
 from ppll_cli.errors import ConfigError
 from ppll_cli.transport import descriptors, devices, memory, ring
 from ppll_cli.transport.channel import Transport
@@ -51,7 +52,7 @@ def test_memory_without_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_devices_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: other == "cuda:2")
+    monkeypatch.setattr(cuda, "can_access_peer", lambda one, other: other == "cuda:2")
     assert devices.cannot_reach("cuda:1", "cuda:1") is None
     assert devices.cannot_reach("cuda:0", "cuda:2") is None
     reason = "there is no peer access between cuda:0 and cuda:1"

@@ -149,15 +149,15 @@ def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -
     for where, each in ((HERE, None), *links.items()):
         link = each and Link(**each)
         interconnect = Interconnect(between=link or None)
-        planner = Planner(
+        with Planner(
             settings,
             [name],
             [base.replicas],
             interconnect,
             per_machine=1 if link else None,
             neighbours=1,
-        )
-        (row,) = planner.rows(2).values()
+        ) as planner:
+            (row,) = planner.rows(2).values()
         assert row.prediction is not None, row.obstacle
         found[where] = row.prediction.samples_per_second
     return found

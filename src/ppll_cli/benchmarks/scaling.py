@@ -65,10 +65,12 @@ def measure(schedules: Sequence[str], numbers: Sequence[int]) -> Mapping[tuple[i
 def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
     """A row for each number of stages and schedule, with what was measured of it."""
     plan = Plan.compose([*MODEL, f"gpus={','.join(map(str, GPUS))}"])
-    planner = Planner(plan.settings, SCHEDULES)
+    with Planner(plan.settings, SCHEDULES) as planner:
+        predicted = {gpus: planner.rows(gpus) for gpus in plan.gpus}
+        planner.check()
     rows = []
-    for gpus in plan.gpus:
-        for schedule, row in planner.rows(gpus).items():
+    for gpus, each in predicted.items():
+        for schedule, row in each.items():
             found = row.prediction
             rows.append(
                 {
@@ -80,7 +82,6 @@ def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
                     "measured_samples_per_second": measured.get((gpus, schedule)),
                 }
             )
-    planner.check()
     return rows
 
 

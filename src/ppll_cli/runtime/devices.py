@@ -7,7 +7,9 @@ from importlib.util import find_spec
 
 import torch
 
+from ppll_cli import cuda
 from ppll_cli.errors import ConfigError
+from ppll_cli.machine import processor
 from ppll_cli.settings import Settings, usable_cores
 
 
@@ -47,6 +49,17 @@ def device_of(settings: Settings) -> str:
     (device,), _ = devices_here(settings, 1, [])
     check_processors(settings, (device,), [])
     return device
+
+
+def model_of(device: str) -> str:
+    """The name of a device's model, without making a CUDA context here."""
+    return processor() if device == "cpu" else cuda.device_name(device)
+
+
+def receiver_of(device: str) -> str:
+    """The device to which a stage on this one sends its messages: another one, if there is one."""
+    several = device == "cuda:0" and torch.cuda.device_count() > 1
+    return "cuda:1" if several else device
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:

@@ -6,8 +6,10 @@ import signal
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
+
+from ppll_cli.errors import RunFailedError
 
 
 def context() -> ForkServerContext:
@@ -60,3 +62,32 @@ def gone(limit_s: float) -> str | None:
     servers = lives()
     ended = wait(list(servers), limit_s)
     return next((name for end, name in servers.items() if end in ended), None)
+
+
+def begin(process: ForkServerProcess) -> None:
+    """Have the fork server start a process.
+
+    Raises:
+        RunFailedError: The fork server is gone.
+    """
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise lost("fork server") from error
+
+
+def lost(name: str) -> RunFailedError:
+    """What to raise where one of multiprocessing's own processes is gone."""
+    return RunFailedError(
+        f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
+    )
+
+
+def fate(code: int | None) -> str:
+    """How a process ended that has this exit status."""
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    how = f"killed by {signal.Signals(-code).name}"
+    if -code == signal.SIGKILL:
+        how += "; if nobody did, the system was out of memory"
+    return how

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 from typing import Any
 
-from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.errors import Interrupted, WorkerFailedError
 from ppll_cli.files import scratch
 from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job, Seat
@@ -114,7 +114,7 @@ def launch(
             started = context.Process(
                 target=process.main, args=(job, seat, links), name=f"ppll-stage-{name}"
             )
-            _start(started)
+            forkserver.begin(started)
             there.close()
             workers.append(_Watched(seat, name, pulse, process=started, reports=here))
         seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
@@ -165,20 +165,6 @@ def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[Non
     finally:
         if fleet is not None:
             fleet.close_parcels()
-
-
-def _start(worker: ForkServerProcess) -> None:
-    """Have the fork server start a worker."""
-    try:
-        worker.start()
-    except (EOFError, ConnectionError) as error:
-        raise _lost("fork server") from error
-
-
-def _lost(name: str) -> RunFailedError:
-    return RunFailedError(
-        f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
-    )
 
 
 @contextmanager
@@ -246,7 +232,7 @@ def _failures(
     # Of workers one hears through the fork server; without it all of them seem to be dead.
     forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
     if name := forkserver.gone(SETTLE_S if forgotten else 0):
-        raise _lost(name)
+        raise forkserver.lost(name)
     for watched in workers:
         died = watched.process.sentinel in ready
         for report in _read(watched.reports, LEAVE_S if died else 0):
@@ -272,12 +258,7 @@ def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
 def _death(job: Job, watched: _Watched) -> Report:
     """The report of a worker that ended without one."""
     watched.process.join(LEAVE_S)
-    code = watched.process.exitcode
-    how = f"exit status {code}"
-    if code is not None and code < 0:
-        how = f"killed by {signal.Signals(-code).name}"
-        if -code == signal.SIGKILL:
-            how += "; if nobody did, the system was out of memory"
+    how = forkserver.fate(watched.process.exitcode)
     return _failure(job, watched, f"the worker process is gone ({how})")
 
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -66,22 +65,11 @@ def keep_freed_memory() -> None:
     By default glibc gives large pieces back to the system and gets them again for the next batch,
     page by page, which cost ResNet-32 about a twelfth of its time. Elsewhere nothing happens.
     """
-    mallopt = _of_glibc("mallopt")
+    # Other libraries do not have it.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_MMAP_MAX, 0)
-
-
-def return_freed_memory() -> None:
-    """Give the system what was kept for the next use, where there will be none."""
-    malloc_trim = _of_glibc("malloc_trim")
-    if malloc_trim is not None:
-        malloc_trim(0)
-
-
-def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of it, null where there is none."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _status(field: str) -> int | None:

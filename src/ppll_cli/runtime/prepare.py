@@ -1,9 +1,8 @@
 """From settings to a job: everything that can be checked before a worker starts is checked here."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
-
-import torch
 
 from ppll_cli.data.dataset import cache_root
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
@@ -11,13 +10,15 @@ from ppll_cli.machine import processor
 from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
 from ppll_cli.runtime.cutting import cut, weights
-from ppll_cli.runtime.devices import check_processors, devices_here
+from ppll_cli.runtime.devices import check_processors, devices_here, receiver_of
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.machines.fleet import Machine
 from ppll_cli.runtime.machines.spread import spread, threads_of
 from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.prediction.fingerprint import source_digest
+from ppll_cli.runtime.prediction.kept import Kept
+from ppll_cli.runtime.prediction.meter import Meter
 from ppll_cli.runtime.prediction.pace import Pipeline
 from ppll_cli.runtime.prediction.predict import report
 from ppll_cli.runtime.prediction.profile import Profile
@@ -95,34 +96,38 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
     profile = None
     if settings.partition.name == "profile" and _partitions(settings, schedule):
         profile = profile_of(settings, subject, devices[0])
-    job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
-    job = replace(job, homes=homes)
-    _check_instructions(job)
-    if profile is not None:
-        stages_are_modules = _stages_are_modules(settings, schedule)
-        notes += report(job, subject.names, profile, stages_are_modules)
-        profile.save()
+    with closing(profile) if profile is not None else nullcontext():
+        job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
+        job = replace(job, homes=homes)
+        _check_instructions(job)
+        if profile is not None:
+            stages_are_modules = _stages_are_modules(settings, schedule)
+            notes += report(job, subject.names, profile, stages_are_modules)
+            profile.save()
     return Prepared(job, subject.names, subject.costs, auxiliary, emulated, tuple(notes))
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
     """What measures the units of a subject, for whole batches."""
+    numerics = Numerics(settings.precision, settings.deterministic)
     return Profile(
         ends=subject.ends,
         model=settings.model,
+        local=subject.local,
         optim=settings.optim,
         samples=settings.batch_size,
-        device=torch.device(device),
+        device=device,
+        receiver=receiver_of(device),
         threads=settings.threads_per_worker,
-        numerics=Numerics(settings.precision, settings.deterministic),
+        numerics=numerics,
         compiled=settings.compile,
         conditions={
-            "local": subject.local,
             "image": asdict(subject.image),
             "source": source_digest(subject.model, subject.method),
             "processor": processor(),
         },
-        folder=cache_root().parent / "profile",
+        kept=Kept(cache_root().parent / "profile"),
+        meter=Meter(device, numerics),
     )
 
 

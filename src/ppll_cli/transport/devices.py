@@ -3,7 +3,7 @@
 import os
 import re
 
-import torch
+from ppll_cli import cuda
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator for CUDA memory: the name, and the one that it had before."""
@@ -29,7 +29,7 @@ def cannot_share() -> str | None:
 
 def cannot_reach(source: str, target: str) -> str | None:
     """Why one CUDA device cannot write into another's memory; None if it can."""
-    if source == target or torch.cuda.can_device_access_peer(source, target):
+    if source == target or cuda.can_access_peer(source, target):
         return None
     one, other = sorted((source, target))
     return f"there is no peer access between {one} and {other}"

@@ -7,7 +7,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import combinations, pairwise
 from multiprocessing import active_children
@@ -26,6 +27,7 @@ from ppll_cli.runtime.devices import device_of
 from ppll_cli.runtime.prediction import timing
 from ppll_cli.runtime.prediction.chain import Work
 from ppll_cli.runtime.prediction.fingerprint import source_digest, structure
+from ppll_cli.runtime.prediction.meter import Meter
 from ppll_cli.runtime.prediction.neighbours import neighbours
 from ppll_cli.runtime.prediction.profile import Measured, Profile
 from ppll_cli.runtime.prepare import Prepared, prepare, profile_of
@@ -41,9 +43,8 @@ LIMIT_S = 30
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where times are kept; few are taken."""
+    """Where times are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     return tmp_path / "cache" / "ppll-run" / "profile"
 
 
@@ -52,10 +53,17 @@ def prepared(*overrides: str) -> Prepared:
     return prepare(settings.parse(config), "unused")
 
 
-def profile(*overrides: str) -> Profile:
+def made(*overrides: str) -> Profile:
     config, _ = compose_config([*SMALL, *overrides])
     parsed = settings.parse(config)
     return profile_of(parsed, examine(parsed), device_of(parsed))
+
+
+@pytest.fixture
+def profile() -> Iterator[Callable[..., Profile]]:
+    """Makes profiles whose processes end with the test."""
+    with ExitStack() as stack:
+        yield lambda *overrides: stack.enter_context(closing(made(*overrides)))
 
 
 def kept(cache: Path) -> dict[str, dict[str, float]]:
@@ -157,8 +165,7 @@ def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def never(*_: object) -> Any:
             raise AssertionError("measured again")
 
-        for name in ("repeat", "time_criterion", "Chain"):
-            patched.setattr(f"ppll_cli.runtime.prediction.profile.{name}", never)
+        patched.setattr(Meter, "_start", never)
         again = prepared("gpus=2")
     assert again.job.layout == first.job.layout
     assert again.notes == first.notes
@@ -174,7 +181,7 @@ def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(cache.glob("*"))) == 7
 
 
-def test_neighbours_are_a_condition(cache: Path) -> None:
+def test_neighbours_are_a_condition(cache: Path, profile: Callable[..., Profile]) -> None:
     alone = profile()
     beside = alone.at(alone.samples, neighbours=1)
     assert alone.at(8).unit(1) != beside.unit(1)
@@ -183,7 +190,9 @@ def test_neighbours_are_a_condition(cache: Path) -> None:
     assert profile().at(8, neighbours=1).unit(1) == beside.unit(1)
 
 
-def test_losses_are_slower_beside_neighbours_as_units_are() -> None:
+def test_losses_are_slower_beside_neighbours_as_units_are(
+    profile: Callable[..., Profile],
+) -> None:
     """To measure each of them beside neighbours would start these again for each."""
     alone = profile().at(8)
     beside = alone.at(8, neighbours=1)
@@ -268,10 +277,11 @@ def test_nothing_is_measured_where_nothing_is_cut(cache: Path, case: list[str]) 
     assert not cache.exists()
 
 
-def test_the_median_after_a_warm_up_counts() -> None:
+def test_the_median_after_a_warm_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first run that takes long does not count, and one that something came between hardly."""
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     rows = iter([[9.0, 90.0]] * timing.WARMUP + [[3.0, 20.0], [1.0, 80.0], [2.0, 10.0]])
-    assert timing.repeat(lambda: next(rows)) == [2.0, 20.0]
+    assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
 
 
 def test_what_autograd_saves_is_counted_once() -> None:
@@ -285,7 +295,7 @@ def test_what_autograd_saves_is_counted_once() -> None:
 
 def work(*overrides: str) -> Work:
     """All units of a model, one behind the other."""
-    found = profile(*overrides)
+    found = made(*overrides)
     return found._work([(index, False) for index in range(len(found.ends.site.units))])
 
 
@@ -346,6 +356,7 @@ def test_a_neighbour_that_fails_is_told() -> None:
 PARENT = """
 import os, sys, pickle
 from multiprocessing import active_children
+from ppll_cli.runtime.prediction.meter import Meter
 from ppll_cli.runtime.prediction.neighbours import neighbours
 
 if __name__ == "__main__":

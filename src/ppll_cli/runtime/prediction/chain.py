@@ -74,10 +74,7 @@ class Chain:
     def __init__(self, work: Work, units: Sequence[Unit]) -> None:
         self.work, self.units = work, units
         self.device = torch.device(work.device)
-        with torch.random.fork_rng(devices=[]):
-            self.networks = [
-                placed(unit.build(), self.device, work.compiled).train() for unit in units
-            ]
+        self.networks = [placed(u.build(), self.device, work.compiled).train() for u in units]
         self.parameters = [p for network in self.networks for p in network.parameters()]
         self.optimizer = make_optimizer(work.optim, self.parameters) if self.parameters else None
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}

@@ -37,7 +37,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
         for _ in range(count):
             here, there = context.Pipe()
             process = context.Process(target=_train, args=(work, there), daemon=True)
-            process.start()
+            forkserver.begin(process)
             there.close()
             links.append(here)
             processes.append(process)
@@ -68,7 +68,7 @@ def _hear(link: Connection, limit_s: float) -> None:
             if not report:
                 return
     raise WorkerFailedError(
-        {"stage": "beside the profile", "device": "cpu", "error": error, **report}
+        {"name": "a process beside what is measured", "device": "cpu", "error": error, **report}
     )
 
 

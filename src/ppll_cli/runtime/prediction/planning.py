@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.machine import processor
-from ppll_cli.runtime.devices import device_of
+from ppll_cli.runtime.devices import device_of, model_of
 from ppll_cli.runtime.prediction.interconnect import Interconnect
 from ppll_cli.runtime.prediction.predict import Prediction, bp_batch_s, neighbours_of, predict
 from ppll_cli.runtime.prepare import assemble, profile_of
@@ -42,6 +42,8 @@ class Row:
 
 class Planner:
     """Measures the units of a model once, and predicts from that.
+
+    It is a context manager: the process that measures ends with the body.
 
     Args:
         settings: Of a run, by the name of its schedule, the number of devices and that of replicas.
@@ -79,6 +81,13 @@ class Planner:
         self._errors: list[ConfigError] = []
         self._found = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.profile.save()
+        self.profile.close()
+
     @property
     def bp_samples_per_second(self) -> float:
         """Of back-propagation on one device, with the same threads."""
@@ -113,7 +122,7 @@ class Planner:
     def title(self, choices: Mapping[str, str]) -> str:
         """What is planned, on what."""
         base = self.base
-        where = processor() if self.device == "cpu" else torch.cuda.get_device_name(self.device)
+        where = model_of(self.device)
         parts = [f"model={choices['model']} ({len(self.subject.units)} units)"]
         parts += [f"data={choices['data']}", f"batch_size={base.batch_size}", base.precision]
         return f"{' '.join(parts)} on {where}, {base.threads_per_worker} thread(s) a worker"

@@ -1,33 +1,30 @@
 """How long the parts of a model take on the device that will train them, and what they keep there.
 
-Everything is measured on copies with weights of their own, so nothing of the run has been trained,
-counted or drawn when it begins.
+Everything is measured on copies with weights of their own, in a process of its own (`meter`). When
+the run begins, nothing of it has been trained, counted or drawn, and its devices are free.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from ppll_cli.files import write_json
+from ppll_cli.runtime.devices import model_of
 from ppll_cli.runtime.ends import Ends
-from ppll_cli.runtime.memory import keep_freed_memory, return_freed_memory
 from ppll_cli.runtime.numerics import Numerics
-from ppll_cli.runtime.placing import placed, prepare_compiler
-from ppll_cli.runtime.prediction.chain import Chain, Part, Work
+from ppll_cli.runtime.prediction.chain import Part, Work
 from ppll_cli.runtime.prediction.fingerprint import digest, structure
+from ppll_cli.runtime.prediction.kept import Kept, Record
+from ppll_cli.runtime.prediction.meter import Meter
 from ppll_cli.runtime.prediction.neighbours import neighbours
-from ppll_cli.runtime.prediction.timing import Stopwatch, batch_like, repeat, time_criterion
+from ppll_cli.runtime.prediction.requests import Copy, Loss, Units
 from ppll_cli.settings import Optim
-from ppll_cli.values import ValueSpec
+from ppll_cli.transport.devices import cannot_reach, cannot_share
 
 FORMAT = 2
 """Of the files in which times are kept; another one is not read."""
@@ -35,6 +32,9 @@ FORMAT = 2
 COPIES = 4
 """How many units of a kind are measured, each in its place: enough to fill caches as a stage does,
 and of a very deep model few enough."""
+
+LEAST_S = 1e-9
+"""A time that a clock gives as nothing still counts as so much: speeds are divided by times."""
 
 
 class Measured(NamedTuple):
@@ -59,28 +59,34 @@ class Profile:
 
     Args:
         ends: The model and the local method.
-        model: The configuration of the model's class.
+        model: Configuration of the model's class.
+        local: Configuration of the local method's class.
         optim: Settings of the optimizer.
-        samples: Of a batch, or micro-batch.
-        device: Where to measure.
+        samples: Samples of a batch, or of a micro-batch.
+        device: The device on which units are measured.
+        receiver: The device to which messages are copied: another one where there are several.
         threads: CPU threads, as a worker will have.
-        numerics: How to compute.
-        compiled: By torch.compile.
-        conditions: Whatever else the times depend on, for the cache.
-        folder: Where times are kept for the next run.
+        numerics: How workers compute.
+        compiled: Whether workers compile their networks by torch.compile.
+        conditions: Everything else that the times depend on, for the cache.
+        kept: Keeps the times for the next program.
+        meter: Measures them.
         neighbours: How many other processes train copies of the model meanwhile.
     """
 
     ends: Ends
     model: Mapping[str, Any]
+    local: Mapping[str, Any]
     optim: Optim
     samples: int
-    device: torch.device
+    device: str
+    receiver: str
     threads: int
     numerics: Numerics
     compiled: bool
     conditions: Mapping[str, Any]
-    folder: Path
+    kept: Kept
+    meter: Meter
     neighbours: int = 0
     _family: dict[tuple[int, int, int], "Profile"] = field(default_factory=dict, repr=False)
     _criteria: dict[tuple[tuple[range, ...], int], tuple[str, frozenset[str]]] = field(
@@ -101,6 +107,10 @@ class Profile:
         """Keep the times of this profile and of those that came from it."""
         for profile in (self, *self._family.values()):
             profile._write()
+
+    def close(self) -> None:
+        """End the process that measures; another one is started if there is more to measure."""
+        self.meter.close()
 
     def unit(self, index: int, first: bool = False) -> Measured:
         """A unit, measured between the others.
@@ -126,33 +136,46 @@ class Profile:
                 forward_s=slower * alone.forward_s, backward_s=slower * alone.backward_s
             )
         if key not in self._known:
-            build, specs = self.ends.criterion(modules, module)
-            with self._as_a_worker():
-                criterion = build()
-                placed(criterion, self.device, self.compiled).train()
-                values = {
-                    name: self._values(specs[name], name in learnt) for name in criterion.reads
-                }
-                found = time_criterion(criterion, values, self.ends.site.task, self.numerics)
-            self._add(key, **found)
+            _, specs = self.ends.criterion(modules, module)
+            loss = Loss(
+                model=self.model,
+                local=self.local,
+                image=self.ends.site.image,
+                task=self.ends.site.task,
+                features=tuple(self.ends.site.features),
+                modules=tuple(modules),
+                module=module,
+                specs=specs,
+                learnt=learnt,
+                samples=self.samples,
+                device=self.device,
+                threads=self.threads,
+                numerics=self.numerics,
+                compiled=self.compiled,
+            )
+            self._add(key, **self.meter.ask(loss))
         return self._measured(key)
 
     def copy(self, size: int) -> float:
-        """Seconds to copy so many bytes into a slot."""
-        key = f"copy {size}"
+        """Seconds to copy so many bytes to the next stage."""
+        key = f"copy {size}{self._way}"
         if key not in self._known:
-            source, target = torch.ones(2, size, dtype=torch.uint8, device=self.device)
-
-            def step() -> list[float]:
-                watch = Stopwatch(self.device)
-                watch.mark()
-                target.copy_(source)
-                watch.mark()
-                return watch.spans()
-
-            with self._as_a_worker():
-                self._add(key, seconds=repeat(step)[0])
+            copy = Copy(size, self.device, self.receiver, self._by_host, self.threads)
+            self._add(key, seconds=self.meter.ask(copy))
         return self._known[key]["seconds"]
+
+    @cached_property
+    def _by_host(self) -> bool:
+        """Whether the ring would have to copy through the host's memory."""
+        if self.device == "cpu":
+            return False
+        return (cannot_share() or cannot_reach(self.device, self.receiver)) is not None
+
+    @property
+    def _way(self) -> str:
+        """How messages travel, where that is not inside one device."""
+        to = f" to {model_of(self.receiver)}" if self.receiver != self.device else ""
+        return to + (" by the host" if self._by_host else "")
 
     @property
     def step_s(self) -> float:
@@ -185,23 +208,19 @@ class Profile:
         if {"parameter", *keys} <= self._known.keys():
             return
         work = self._work(chosen)
-        units = [self.ends.site.units[index] for index, _ in chosen]
-        with self._as_a_worker(), neighbours(work, self.neighbours):
-            chain = Chain(work, units)
-            saved = chain.saved_bytes()
-            seconds = repeat(chain.step)
-        forwards, backwards = seconds[: len(units)], seconds[len(units) : -1][::-1]
+        with neighbours(work, self.neighbours):
+            found = self.meter.ask(Units(work))
         for key in dict.fromkeys(keys):
             places = [place for place, other in enumerate(keys) if other == key]
             self._add(
                 key,
-                forward_s=median(forwards[place] for place in places),
-                backward_s=median(backwards[place] for place in places),
-                saved_bytes=saved[places[0]],
+                forward_s=median(found.forward_s[place] for place in places),
+                backward_s=median(found.backward_s[place] for place in places),
+                saved_bytes=found.saved_bytes[places[0]],
                 params=self.ends.traced[chosen[places[0]][0]].cost.params,
             )
-        params = max(1, sum(parameter.numel() for parameter in chain.parameters))
-        self._add("parameter", step_s=seconds[-1] / params, bytes=chain.bytes_per_parameter())
+        step_s = found.step_s / max(1, found.params)
+        self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
         """Of a unit; to have no gradients changes nothing for one that reads nothing but data."""
@@ -235,7 +254,7 @@ class Profile:
             parts=tuple(parts),
             optim=self.optim,
             samples=self.samples,
-            device=str(self.device),
+            device=self.device,
             threads=self.threads,
             numerics=self.numerics,
             compiled=self.compiled,
@@ -267,58 +286,32 @@ class Profile:
             self._criteria[modules, module] = key, learnt
         return self._criteria[modules, module]
 
-    def _values(self, spec: ValueSpec, learnt: bool) -> Tensor:
-        values = batch_like(spec, self.samples, self.device)
-        if learnt and values.dim() == 4:  # as convolutions make maps
-            values = values.contiguous(memory_format=torch.channels_last)
-        return values.requires_grad_(learnt and values.is_floating_point())
-
-    @contextmanager
-    def _as_a_worker(self) -> Iterator[None]:
-        """With a worker's threads and memory, and nothing drawn from this process's generator."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        keep_freed_memory()
-        if self.compiled:
-            prepare_compiler()
-        try:
-            with self.numerics.applied(self.device), torch.random.fork_rng(devices=[]):
-                yield
-        finally:
-            torch.set_num_threads(threads)
-            return_freed_memory()
-
     def _measured(self, key: str) -> Measured:
         known = self._known[key]
         saved, params = int(known["saved_bytes"]), int(known["params"])
-        return Measured(known["forward_s"], known["backward_s"], saved, params)
+        return Measured(max(LEAST_S, known["forward_s"]), known["backward_s"], saved, params)
 
     def _add(self, key: str, **record: float) -> None:
         self._known[key] = record
         self._new = True
 
     @cached_property
-    def _known(self) -> dict[str, dict[str, float]]:
+    def _known(self) -> dict[str, Record]:
         """What was measured, now or before."""
-        known: dict[str, dict[str, float]] = {}
-        if self._file.exists():
-            known = json.loads(self._file.read_text())
-        return known
+        return self.kept.read(self._file)
 
     @cached_property
-    def _file(self) -> Path:
-        own = {"samples": self.samples, "device": str(self.device), "threads": self.threads}
+    def _file(self) -> str:
+        """Name of the file for these conditions."""
+        own = {"samples": self.samples, "device": model_of(self.device), "threads": self.threads}
         own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
         own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}
         own |= {"momentum": bool(self.optim.momentum), "neighbours": self.neighbours}
-        own |= {"model": self.model, "format": FORMAT}
-        if self.device.type == "cuda":
-            own["device"] = torch.cuda.get_device_name(self.device)
+        own |= {"model": self.model, "local": self.local, "format": FORMAT}
         text = json.dumps({**own, **self.conditions}, sort_keys=True)
-        return self.folder / f"{digest(text)}.json"
+        return f"{digest(text)}.json"
 
     def _write(self) -> None:
         if self._new:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._file, self._known)
+            self.kept.write(self._file, self._known)
             self._new = False

@@ -18,9 +18,14 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 """Of what is timed: how often it runs before that, how often it is timed unless that takes longer
 than the budget, and then three times at least."""
 
+CUDA_WARMUP_S = 0.5
+"""A CUDA device that was idle computes slowly at first: it is kept busy for so long before."""
+
 
 class Stopwatch:
     """Times at which a device comes past marks; reading them waits for it.
+
+    A CUDA mark is on the current device's current stream, so it times what is queued there.
 
     A single CPU thread never waits here, so its own time counts: what other programs take from its
     core in the meantime does not, for it says nothing about a run.
@@ -45,18 +50,25 @@ class Stopwatch:
         pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
         if not self._cuda:
             return [stop - start for start, stop in pairs]
-        torch.cuda.synchronize()
+        for _, stop in pairs:  # they may be of several devices
+            stop.synchronize()
         return [start.elapsed_time(stop) / 1000 for start, stop in pairs]
 
 
-def repeat(step: Callable[[], list[float]]) -> list[float]:
+def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]:
     """The median of each time that a step returns, after a warm-up.
+
+    On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. A step
+    returns once the device has done it, so the warm-up is over when the timing begins.
 
     The median and not the least: a run lasts as long as its steps take on the average, and what is
     slow about some of them (memory that is taken anew, a neighbour's cache) is slow in a run too.
     """
-    for _ in range(WARMUP):
+    least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
+    started_s, steps = perf_counter(), 0
+    while steps < WARMUP or perf_counter() - started_s < least_s:
         step()
+        steps += 1
     started_s = perf_counter()
     rows: list[list[float]] = []
     while len(rows) < 3 or (len(rows) < REPETITIONS and perf_counter() - started_s < BUDGET_S):
@@ -141,7 +153,7 @@ def time_criterion(
 
     with saved_storages([*values.values(), *held(criterion)]) as saved:
         loss_of()
-    forward_s, backward_s = repeat(step)
+    forward_s, backward_s = repeat(step, device)
     return {
         "forward_s": forward_s,
         "backward_s": backward_s,

@@ -1,0 +1,57 @@
+"""What the CUDA driver says of devices, asked without making a context.
+
+A context takes some hundred MiB of a device for as long as its process lives. The process that
+starts the workers computes nothing, so it makes none: it must not call what initialises
+`torch.cuda`.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+
+NAME_BYTES = 256
+
+
+def device_name(device: str) -> str:
+    """The name of a CUDA device, such as "NVIDIA H100 80GB HBM3"."""
+    driver = _driver()
+    if driver is None:
+        return str(torch.cuda.get_device_name(device))
+    text = ctypes.create_string_buffer(NAME_BYTES)
+    _check(driver.cuDeviceGetName(text, NAME_BYTES, _handle(driver, device)))
+    return text.value.decode(errors="replace")
+
+
+def can_access_peer(source: str, target: str) -> bool:
+    """Whether one CUDA device can read and write another one's memory."""
+    driver = _driver()
+    if driver is None:
+        return torch.cuda.can_device_access_peer(source, target)
+    found = ctypes.c_int()
+    handles = _handle(driver, source), _handle(driver, target)
+    _check(driver.cuDeviceCanAccessPeer(ctypes.byref(found), *handles))
+    return bool(found.value)
+
+
+@cache
+def _driver() -> Any:
+    """The driver's library; None where there is none by this name, as under ROCm."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    return driver if driver.cuInit(0) == 0 else None
+
+
+def _handle(driver: Any, device: str) -> ctypes.c_int:
+    """The driver's own name of a device; it counts devices as torch does."""
+    handle = ctypes.c_int()
+    _check(driver.cuDeviceGet(ctypes.byref(handle), torch.device(device).index or 0))
+    return handle
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"the CUDA driver cannot say what a device is: error {status}")
