@@ -27,6 +27,9 @@ Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads: more than any mach
 Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
 Group = dict[str, Any]
 
+MOST_SLOTS = 1024
+"""Of a channel, beyond those that its schedule holds: predictions follow as many batches."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -240,6 +243,10 @@ def parse(config: Mapping[str, Any]) -> Settings:
     depth = settings.transport.get("depth")
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")
+    if depth > MOST_SLOTS:
+        raise ConfigError(
+            "transport.depth", depth, "is more than a channel can use", f"use at most {MOST_SLOTS}"
+        )
     return settings
 
 

@@ -185,10 +185,10 @@ def test_tokens_lie_in_order_in_memory(
             {"heads": 5},
             "model.heads=5: does not divide model.dim=32; possible: 1, 2, 4, 8, 16, 32",
         ),
-        ({"dim": 0}, "model.dim=0: is not positive; give 1 or more"),
+        ({"dim": 0}, "model.dim=0: must be at least 1"),
         ({"depth": 0}, "model.depth=0: must be at least 1"),
-        ({"heads": -1}, "model.heads=-1: is not positive; give 1 or more"),
-        ({"patch": 0}, "model.patch=0: is not positive; give 1 or more"),
+        ({"heads": -1}, "model.heads=-1: must be at least 1"),
+        ({"patch": 0}, "model.patch=0: must be at least 1"),
         ({"mlp_ratio": 0.0}, "model.mlp_ratio=0.0: leaves no width; give a positive number"),
         (
             {"mlp_ratio": float("nan")},

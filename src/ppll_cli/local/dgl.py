@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, map_shape
+from ppll_cli.models.unit import check_size
 from ppll_cli.tasks.classification import classes_of
 
 
@@ -72,8 +72,8 @@ class DGL(LocalMethod):
     changed = "their pooling was mended"
 
     def __init__(self, *, hidden: int | None = None) -> None:
-        if hidden is not None and hidden < 1:
-            raise ConfigError("local.hidden", hidden, "must be at least 1", "or null")
+        if hidden is not None:
+            check_size("local.hidden", hidden)
         self.hidden = hidden
 
     def criterion(self, site: Site) -> Criterion:

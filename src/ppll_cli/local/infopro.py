@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, drawn_by_he, gram, map_shape
-from ppll_cli.models.unit import IMAGE, ImageSpec, check_depth
+from ppll_cli.models.unit import IMAGE, ImageSpec, check_depth, check_size
 from ppll_cli.tasks.classification import LABEL, Pool, classes_of
 
 Loss = Literal["softmax", "contrastive"]
@@ -76,8 +76,7 @@ class InfoPro(LocalMethod):
         check_depth("local.convolutions", convolutions)
         sizes = {"width": width, "hidden": hidden, "decoder_width": decoder_width}
         for key, value in sizes.items():
-            if value < 1:
-                raise ConfigError(f"local.{key}", value, "must be at least 1")
+            check_size(f"local.{key}", value)
         if not (isfinite(temperature) and temperature > 0):
             raise ConfigError("local.temperature", temperature, "must be finite and above 0")
         self.loss, self.weights, self.temperature = loss, weights, temperature

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
+from ppll_cli.models.unit import check_size
 from ppll_cli.tasks.classification import LABEL, classes_of
 
 
@@ -38,8 +39,7 @@ class PredSim(LocalMethod):
             raise ConfigError(
                 "local.similarity", similarity, "is out of range", "give 0 <= similarity <= 1"
             )
-        if width < 1:
-            raise ConfigError("local.width", width, "must be at least 1")
+        check_size("local.width", width)
         self.similarity, self.width = similarity, width
 
     def criterion(self, site: Site) -> Criterion:

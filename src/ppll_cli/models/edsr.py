@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth, check_size
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import PictureHead, ToLevels, Upsampler, super_resolution_of
 from ppll_cli.tasks.task import Task
@@ -108,8 +108,7 @@ class EDSR:
 
     def __post_init__(self) -> None:
         check_depth("model.depth", self.depth)
-        if self.width < 1:
-            raise ConfigError("model.width", self.width, "must be at least 1")
+        check_size("model.width", self.width)
         if not (isfinite(self.res_scale) and self.res_scale > 0):
             problem, remedy = "is out of range", "give a number above 0"
             raise ConfigError("model.res_scale", self.res_scale, problem, remedy)

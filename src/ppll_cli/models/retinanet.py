@@ -9,7 +9,7 @@ from torch import nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.resnet import FAMILY, ResNet
-from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.models.unit import ImageSpec, Unit, check_size
 from ppll_cli.tasks.detection import Detection, detection_of
 from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Task
@@ -50,8 +50,7 @@ class RetinaNet:
         if self.depth not in self.DEPTHS:
             possible = "possible: " + ", ".join(map(str, self.DEPTHS))
             raise ConfigError("model.depth", self.depth, "no RetinaNet has this depth", possible)
-        if self.width < 1:
-            raise ConfigError("model.width", self.width, "must be at least 1")
+        check_size("model.width", self.width)
         if self.norm not in get_args(Norm):
             raise ConfigError("model.norm", self.norm, "is unknown", "possible: none, group")
         # The coarsest map may be a single pixel, and a norm needs two values.

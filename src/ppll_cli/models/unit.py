@@ -18,6 +18,10 @@ MOST_LAYERS = 4096
 """In a row of equal ones: far more than any network has."""
 
 
+MOST_SIZE = 1 << 24
+"""Of a layer in one direction: a million times what fits into memory in both."""
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """The images that a model is built for.
@@ -97,6 +101,18 @@ def check_depth(key: str, depth: int, least: int = 1) -> None:
         raise ConfigError(key, depth, f"must be at least {least}")
     if depth > MOST_LAYERS:
         raise ConfigError(key, depth, "are too many layers to build", f"use at most {MOST_LAYERS}")
+
+
+def check_size(key: str, size: int) -> None:
+    """Refuse a width, or another size of a layer, that leaves nothing or that no memory holds.
+
+    Raises:
+        ConfigError: It is less than 1, or above `MOST_SIZE`.
+    """
+    if size < 1:
+        raise ConfigError(key, size, "must be at least 1")
+    if size > MOST_SIZE:
+        raise ConfigError(key, size, "is larger than any memory", f"use at most {MOST_SIZE}")
 
 
 def check_names(names: Sequence[str]) -> None:

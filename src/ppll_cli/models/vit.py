@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
+from ppll_cli.models.unit import IMAGE, MOST_SIZE, ImageSpec, Unit, check_depth, check_size
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Task
 
@@ -183,7 +183,7 @@ class ViT:
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "patch"):
-            _require_positive(name, getattr(self, name))
+            check_size(f"model.{name}", getattr(self, name))
         check_depth("model.depth", self.depth)
         for name in ("dropout", "attention_dropout"):
             _require_probability(name, getattr(self, name))
@@ -191,6 +191,9 @@ class ViT:
             raise ConfigError(
                 "model.mlp_ratio", self.mlp_ratio, "leaves no width", "give a positive number"
             )
+        if self.hidden > MOST_SIZE:
+            problem = f"makes layers wider than {MOST_SIZE}"
+            raise ConfigError("model.mlp_ratio", self.mlp_ratio, problem, "use a smaller one")
         if self.pooling not in get_args(Pooling):
             raise ConfigError("model.pooling", self.pooling, "is unknown", "possible: cls, mean")
         if self.dim % self.heads:
@@ -245,18 +248,14 @@ class ViT:
         return (image.height // self.patch) * (image.width // self.patch)
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"model.{name}", value, "is not positive", "give 1 or more")
-
-
 def _require_probability(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ConfigError(f"model.{name}", value, "is not a probability below 1", "give 0 <= p < 1")
 
 
 def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
 
 
 def _possible(values: Sequence[int]) -> str:

@@ -108,6 +108,7 @@ def test_a_fork_server_that_is_gone(asked: Meter, monkeypatch: pytest.MonkeyPatc
 
 
 PARENT = """
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.prediction.meter import Meter
 from tests.runtime.prediction.test_meter import Do
 
