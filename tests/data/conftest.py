@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.data import augment, batches
+from ppll_cli.data.pictures import patches
+from ppll_cli.data.scenes import batches as scene_batches
+from tests.no_waiting import NoWaiting
+
 SHARED = {
     "root": None,
     "download": True,
@@ -44,6 +49,15 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> NoWaiting:
+    """Within it, batch makers may copy to the device by `to_device` alone."""
+    mode = NoWaiting()
+    for module in (augment, batches, patches, scene_batches):
+        monkeypatch.setattr(module, "to_device", mode.staged)
+    return mode
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -9,6 +9,7 @@ import torch
 from ppll_cli.data.batches import Ahead, Batches, steps_per_epoch
 from ppll_cli.data.synthetic import Synthetic
 from ppll_cli.errors import ConfigError
+from tests.no_waiting import DEVICE, NoWaiting
 
 Options = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
@@ -121,6 +122,21 @@ def test_evaluation_goes_in_order_without_augmentation(make: Callable[..., Batch
 
 def test_the_data_stay_bytes(make: Callable[..., Batches]) -> None:
     assert {split.images.dtype for split in make().splits.values()} == {torch.uint8}
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_no_batch_makes_the_host_wait_for_the_device(
+    options: Options, no_waiting: NoWaiting, mode: str
+) -> None:
+    """A new epoch copies its order; a batch copies where crops begin and what is mirrored."""
+    dataset = Synthetic(**options(**OWN | AUGMENTED | {"pad_mode": mode}))
+    batches = dataset.batches(dataset.load(), 6, 0, DEVICE)
+    with no_waiting:
+        for batch in range(batches.steps_per_epoch):
+            made = batches.train(0, batch)
+            assert {tensor.device for tensor in made.values()} == {DEVICE}
+            assert no_waiting.staged_copies == 1 + 2 * (batch + 1)
+        batches.evaluation("test", 0, 4)
 
 
 @pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 3)])

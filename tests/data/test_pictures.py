@@ -19,6 +19,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 from tests.conftest import compose_config
 from tests.data.picture_files import picture, write_div2k, write_photos
+from tests.no_waiting import DEVICE, NoWaiting
 
 SMALL = {"patch": 8, "patches_per_epoch": 10, "tile": 16, "overlap": 3}
 
@@ -241,3 +242,12 @@ def test_views_of_a_picture_are_aligned() -> None:
     assert (views[0] == views[2]).all()
     assert (views[3] == high[64:256, 54:246]).all()
     assert np.abs(views[1].astype(int) - views[3]).mean() < 8
+
+
+def test_no_batch_makes_the_host_wait_for_the_device(photos: Make, no_waiting: NoWaiting) -> None:
+    dataset = photos()
+    batches = dataset.batches(dataset.load(), 4, 0, DEVICE)
+    with no_waiting:
+        for made in (batches.train(0, 0), batches.evaluation("test", 0, 1)):
+            assert {tensor.device for tensor in made.values()} == {DEVICE}
+    assert no_waiting.staged_copies == 2 * 4

@@ -21,6 +21,7 @@ from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBE
 from ppll_cli.values import spec_of
 from tests.conftest import compose_config
 from tests.data.scene_files import HEIGHT, WIDTH, write_voc
+from tests.no_waiting import DEVICE, NoWaiting
 
 Make = Callable[..., Voc]
 CPU = torch.device("cpu")
@@ -261,3 +262,12 @@ def test_a_data_set_draws_its_samples(
     monkeypatch.setattr(type(dataset.task), "detections", Finds.detections, raising=False)
     dataset.samples(lambda images: images.mean((2, 3)), tmp_path / "samples")
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0-test000001.png"]
+
+
+def test_no_batch_makes_the_host_wait_for_the_device(make: Make, no_waiting: NoWaiting) -> None:
+    dataset = make(flip=True)
+    batches = dataset.batches(dataset.load(), 2, 0, DEVICE)
+    with no_waiting:
+        for made in (batches.train(0, 0), batches.evaluation("test", 0, 1)):
+            assert {tensor.device for tensor in made.values()} == {DEVICE}
+    assert no_waiting.staged_copies >= 2 * len(dataset.task.targets)

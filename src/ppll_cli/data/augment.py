@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ppll_cli.data.staging import to_device
+
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
     """One value, or one a channel, float32 [C, 1, 1], as `normalise` takes them."""
@@ -22,7 +24,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Args:
         images: uint8 [B, C, H, W], 0 to 255.
         mean: float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
-        std: Likewise.
+        std: Of the same form.
 
     Returns:
         float32 [B, C, H, W].
@@ -37,21 +39,24 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
         images: uint8 [B, C, H, W].
         pad: Pixels on each side, fewer than H and W.
         mode: `zeros` or `reflect` (the border itself is not repeated).
-        generator: Of the CPU.
+        generator: A generator of the CPU.
 
     Returns:
         uint8 [B, C, H, W].
     """
     batch, channels, height, width = images.shape
-    down, right = torch.randint(-pad, pad + 1, (2, batch, 1), generator=generator)
-    rows, columns = torch.arange(height) + down, torch.arange(width) + right
+    device = images.device
+    draws = torch.randint(-pad, pad + 1, (2, batch, 1), generator=generator)
+    down, right = to_device(draws, device)
+    rows = torch.arange(height, device=device) + down
+    columns = torch.arange(width, device=device) + right
     row_sources, column_sources = _inside(rows, mode), _inside(columns, mode)
     sources = (row_sources[:, :, None] * width + column_sources[:, None, :]).flatten(1)
-    index = sources.to(images.device)[:, None].expand(-1, channels, -1)
+    index = sources[:, None].expand(-1, channels, -1)
     cropped = images.flatten(2).gather(2, index).view(images.shape)
     if mode == "zeros":
         outside = (rows != row_sources)[:, :, None] | (columns != column_sources)[:, None, :]
-        cropped = cropped.masked_fill(outside.to(images.device)[:, None], 0)
+        cropped = cropped.masked_fill(outside[:, None], 0)
     return cropped
 
 
@@ -68,10 +73,10 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: uint8 [B, C, H, W].
-        generator: Of the CPU.
+        generator: A generator of the CPU.
 
     Returns:
         uint8 [B, C, H, W].
     """
     flipped = torch.randint(2, (len(images), 1, 1, 1), generator=generator) == 1
-    return torch.where(flipped.to(images.device), images.flip(3), images)
+    return torch.where(to_device(flipped, images.device), images.flip(3), images)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, per_channel, random_crop, random_flip
 from ppll_cli.data.source import BatchMaker
+from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL
@@ -49,18 +50,20 @@ class EpochOrder:
 
     Args:
         samples: N.
-        seed: The run's.
+        seed: The run's seed.
+        device: Where the order is read. It is drawn on the CPU and copied once an epoch.
     """
 
-    def __init__(self, samples: int, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    def __init__(self, samples: int, seed: int, device: torch.device = CPU) -> None:
+        self.samples, self.seed, self.device = samples, seed, device
         self._latest: tuple[int, Tensor] | None = None
 
     def of(self, epoch: int) -> Tensor:
-        """Numbers of samples, int64 [N] on the CPU."""
+        """Numbers of samples, int64 [N] on the device."""
         if self._latest is None or self._latest[0] != epoch:
             generator = generator_of(seeding.sample_order(self.seed, epoch))
-            self._latest = epoch, torch.randperm(self.samples, generator=generator)
+            order = torch.randperm(self.samples, generator=generator)
+            self._latest = epoch, to_device(order, self.device)
         return self._latest[1]
 
 
@@ -80,8 +83,8 @@ class Batches:
 
     Args:
         splits: What the data set loaded.
-        mean: Of the pixels in [0, 1].
-        std: Likewise.
+        mean: Mean of the pixels in [0, 1], one value or one a channel.
+        std: Standard deviation of the pixels in [0, 1], in the same form.
         pad: How far training images are shifted at most by the random crop, in pixels; 0 is off.
         pad_mode: What is behind an image's border, "zeros" or "reflect".
         flip: Whether half of the training images are mirrored.
@@ -114,7 +117,7 @@ class Batches:
         samples = len(splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
         self._mean, self._std = per_channel(mean, device), per_channel(std, device)
-        self._order = EpochOrder(samples, seed)
+        self._order = EpochOrder(samples, seed, device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """One training batch, augmented.
@@ -126,7 +129,7 @@ class Batches:
         """
         assert 0 <= batch < self.steps_per_epoch
         first = batch * self.batch_size
-        chosen = self._order.of(epoch)[first : first + self.batch_size].to(self.device)
+        chosen = self._order.of(epoch)[first : first + self.batch_size]
         split = self.splits["train"]
         images = split.images.index_select(0, chosen)
         images = self._augmented(images, seeding.augmentation(self.seed, epoch, batch))
@@ -156,20 +159,29 @@ class Batches:
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}
 
 
+Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
+"""A batch, and on CUDA the event behind the work that makes it."""
+
+
 class Ahead:
-    """Batches, those for training each made in a thread while the one before it is trained.
+    """Makes each training batch in a thread while the batch before it is trained.
+
+    On CUDA the thread also has a stream of its own. Evaluation batches are made by the caller, on
+    the caller's stream.
 
     Args:
-        batches: What makes them.
+        batches: Makes the batches.
         threads: CPU threads of the calling worker; torch would give a new thread all cores.
+        device: Where `batches` makes them.
     """
 
-    def __init__(self, batches: BatchMaker, threads: int) -> None:
+    def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
         self._batches, self.evaluation = batches, batches.evaluation
+        self._side = SideStream(device)
         self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="batches", initializer=torch.set_num_threads, initargs=(threads,)
+            1, thread_name_prefix="batches", initializer=self._begin, initargs=(threads,)
         )
-        self._next: tuple[tuple[int, int], Future[dict[str, Tensor]]] | None = None
+        self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """As `Batches.train`; quick if this batch follows the last one that was asked for.
@@ -179,10 +191,18 @@ class Ahead:
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)
         assert self._next is not None
-        made = self._next[1].result()
+        tensors, made = self._next[1].result()
+        self._side.hand_over(tensors, made)
         last = batch + 1 == self._batches.steps_per_epoch
         self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
-        return made
+        return tensors
 
     def _start(self, epoch: int, batch: int) -> None:
-        self._next = (epoch, batch), self._thread.submit(self._batches.train, epoch, batch)
+        self._next = (epoch, batch), self._thread.submit(self._make, epoch, batch)
+
+    def _begin(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._side.enter()
+
+    def _make(self, epoch: int, batch: int) -> Made:
+        return self._batches.train(epoch, batch), self._side.mark()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
-from ppll_cli.data.source import BatchMaker, Dataset
+from ppll_cli.data.source import Dataset
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.chunk import Sums
@@ -53,12 +53,11 @@ class Worker:
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 self.stage.restore(saved)
-        self.batches: BatchMaker | Ahead | None = None
+        self.batches: Ahead | None = None
         if index == 0:
             dataset: Dataset = make("data", job.data)
             batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
-            # On CUDA this process is ahead of its device anyway.
-            self.batches = Ahead(batches, job.threads) if self.device.type == "cpu" else batches
+            self.batches = Ahead(batches, job.threads, self.device)
         buffered = job.depth * (job.stages - 1)
         self.recorder = Recorder(
             self.device,

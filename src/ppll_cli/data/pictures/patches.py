@@ -16,6 +16,7 @@ from ppll_cli import seeding
 from ppll_cli.data.batches import generator_of, steps_per_epoch
 from ppll_cli.data.pictures.cache import Bytes, Pictures
 from ppll_cli.data.pictures.tiles import Span
+from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
@@ -142,13 +143,13 @@ class PatchBatches:
         return {
             IMAGE: self._pictures(low),
             TARGET: self._pictures(high),
-            TILE: tile.to(self.device, torch.int64),
-            BICUBIC: bicubic.to(self.device, torch.float64),
+            TILE: to_device(tile.to(torch.int64), self.device),
+            BICUBIC: to_device(bicubic.to(torch.float64), self.device),
         }
 
     def _pictures(self, pictures: list[Bytes]) -> Tensor:
         """Bytes [H, W, 3] to float32 [B, 3, H, W] in [0, 1]."""
-        stacked = torch.from_numpy(np.stack(pictures)).to(self.device)
+        stacked = to_device(torch.from_numpy(np.stack(pictures)), self.device)
         return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 

@@ -20,6 +20,7 @@ from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
 from ppll_cli.data.pictures.cache import decoded
 from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
 from ppll_cli.data.scenes.sizes import fitted, padded
+from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
 
@@ -137,7 +138,7 @@ class SceneBatches:
             NUMBER: numbers,
             FRAME: frame,
         }
-        on_device = {name: target.to(self.device) for name, target in targets.items()}
+        on_device = {name: to_device(target, self.device) for name, target in targets.items()}
         return {IMAGE: self._images([picture.pixels for picture in pictures]), **on_device}
 
     def _images(self, pictures: Sequence[Bytes]) -> Tensor:
@@ -146,14 +147,15 @@ class SceneBatches:
             padded(max(picture.shape[side] for picture in pictures)) for side in (0, 1)
         )
         canvas = np.zeros((len(pictures), height, width, 3), dtype=np.uint8)
-        outside = torch.ones(len(pictures), 1, height, width, dtype=torch.bool)
         for row, picture in enumerate(pictures):
-            rows, columns = (slice(side) for side in picture.shape[:2])
-            canvas[row, rows, columns] = picture
-            outside[row, 0, rows, columns] = False
-        images = torch.from_numpy(canvas).to(self.device).permute(0, 3, 1, 2).contiguous()
+            canvas[row, : picture.shape[0], : picture.shape[1]] = picture
+        images = to_device(torch.from_numpy(canvas), self.device).permute(0, 3, 1, 2).contiguous()
         normal = normalise(images, self._mean, self._std)
-        return normal.masked_fill_(outside.to(self.device), 0)
+        # Sizes are few bytes to copy, where a mask would be a third of what the pictures are.
+        sizes = to_device(torch.tensor([picture.shape[:2] for picture in pictures]), self.device)
+        below = torch.arange(height, device=self.device)[:, None] >= sizes[:, :1, None]
+        right = torch.arange(width, device=self.device) >= sizes[:, 1:, None]
+        return normal.masked_fill_((below | right)[:, None], 0)
 
 
 def decode(pixels: Path | Bytes) -> Image.Image:

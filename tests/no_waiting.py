@@ -1,0 +1,51 @@
+"""A device that cannot be waited for: what would make the host wait for CUDA is an error there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE = torch.device("meta")
+"""Stands for a CUDA device. torch itself refuses to read a value there, by `.item()`, by a boolean
+mask, by `nonzero` and the like."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies from the host to the device, unless they are `staged`.
+
+    Attributes:
+        staged_copies: How many copies were made as they should be.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.staged_copies = 0
+        self._staging = False
+
+    def staged(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """In the place of `ppll_cli.data.staging.to_device`."""
+        assert tensor.device.type == "cpu"
+        self.staged_copies += 1
+        self._staging = True
+        try:
+            return tensor.to(device)
+        finally:
+            self._staging = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Each operation of torch comes by here."""
+        made = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name == "aten::lift_fresh" and made.device == DEVICE:
+            raise AssertionError("torch.tensor(..., device=...) copies and waits")
+        if name == "aten::_to_copy" and not self._staging and args[0].device != made.device:
+            raise AssertionError(f"a copy from {args[0].device} to {made.device} waits")
+        return made
