@@ -1,12 +1,15 @@
 """Detection: loss, measures, and the networks that local learning makes of a head."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher, encode_boxes
 from torchvision.ops import box_iou
 
@@ -19,6 +22,8 @@ from ppll_cli.tasks.precision import COLUMNS
 from ppll_cli.tasks.pyramid import BankedPyramid, PyramidHead, SmallestHead, split_prediction
 from ppll_cli.tasks.task import Copies
 from ppll_cli.values import empty
+from tests.no_waiting import NoWaiting
+from tests.tasks import one_picture
 
 TASK = d.Detection(("a", "b", "c"), boxes=4, height=64, width=96, anchor=16)
 BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
@@ -123,6 +128,115 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_pictures() -> None:
     single = torch.stack([TASK.loss(prediction, values) for values in both])
     mean = TASK.loss(prediction.expand(2, -1, -1), together)
     torch.testing.assert_close(mean, single.mean())
+
+
+def random_case(seed: int, classes: int) -> tuple[d.Detection, Tensor, dict[str, Tensor]]:
+    """A prediction for up to eight pictures, with none to nine boxes each, some of them ignored."""
+    torch.manual_seed(seed)
+    batch, boxes = (int(torch.randint(1, most, ())) for most in (9, 10))
+    height, width = (32 * int(torch.randint(1, 8, ())) for _ in range(2))
+    names = tuple(map(str, range(classes)))
+    task = d.Detection(names, boxes=boxes, height=height, width=width, anchor=16)
+    head = SmallestHead(4, 8, classes, 16)
+    torch.nn.init.normal_(head.predict.weight, std=0.5)
+    prediction = head(torch.randn(batch, 4, height // 8, width // 8)).detach()
+    size = torch.tensor([width, height])
+    corner = torch.rand(batch, boxes, 2) * size * 0.8
+    behind = corner + 2 + torch.rand(batch, boxes, 2) * size * 0.6
+    count = torch.randint(boxes + 1, (batch,))
+    padding = torch.arange(boxes) >= count[:, None]
+    nothing = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    values = {
+        d.BOXES: torch.cat((corner, behind), dim=2).where(~padding[..., None], nothing),
+        d.LABELS: torch.randint(classes, (batch, boxes)),
+        d.IGNORED: torch.rand(batch, boxes) < 0.2,
+        d.COUNT: count,
+    }
+    return task, prediction.bfloat16() if seed % 4 == 3 else prediction, values
+
+
+def with_gradient(
+    loss: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    prediction: Tensor,
+    values: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    prediction = prediction.clone().requires_grad_()
+    made = loss(prediction, values)
+    made.backward()  # type: ignore[no-untyped-call]
+    assert prediction.grad is not None
+    return made.detach(), prediction.grad
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The number of threads is put back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("largest", [1, 2**16, 2**24])
+@pytest.mark.parametrize("classes", [1, 3, 20, 91])
+def test_pictures_taken_together_have_the_bits_of_each_by_itself(
+    monkeypatch: pytest.MonkeyPatch, classes: int, largest: int
+) -> None:
+    """However threads share the work: loss and gradients, of padded and ignored boxes as well."""
+    monkeypatch.setattr(d, "LARGEST_TABLE", largest)
+    for seed in range(4):
+        task, prediction, values = random_case(seed, classes)
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found = with_gradient(task.loss, prediction, values)
+            alone = partial(one_picture.loss, task)
+            expected = with_gradient(alone, prediction, values)
+            assert all(map(torch.equal, found, expected))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch computes."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_picture_more_takes_few_operations_more() -> None:
+    """On a CUDA device each is a launch, which takes the host longer than the device."""
+    prediction, values = right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0])
+    counts = []
+    for pictures in (1, 9):
+        more = {name: torch.cat([value] * pictures) for name, value in values.items()}
+        with Operations() as operations:
+            with_gradient(TASK.loss, prediction.repeat(pictures, 1, 1), more)
+        counts.append(operations.count)
+    assert counts[1] - counts[0] <= 8 * 4
+
+
+def test_tables_of_large_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+
+    def noted(boxes: Tensor, *others: Tensor) -> Tensor:
+        together.append(len(boxes))
+        return matched(boxes, *others)
+
+    monkeypatch.setattr(d, "matched", noted)
+    prediction, values = right_answer(BOXES, [2, 0]).repeat(5, 1, 1), batch(BOXES, [2, 0])
+    values = {name: torch.cat([value] * 5) for name, value in values.items()}
+    monkeypatch.setattr(d, "LARGEST_TABLE", 2 * prediction.shape[1] * TASK.boxes)
+    TASK.loss(prediction, values)
+    assert together == [2, 2, 1]
+
+
+def test_the_loss_makes_no_host_wait_for_its_device() -> None:
+    values = {name: empty(spec) for name, spec in TASK.targets.items()}
+    prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).detach().to("meta")
+    with NoWaiting():
+        with_gradient(TASK.loss, prediction, values)
 
 
 def test_nothing_is_measured_in_training() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 BACKGROUND = -1
 BETWEEN = -2
@@ -39,6 +39,7 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
+@torch.no_grad()
 def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor) -> Tensor:
     """Which box each anchor stands for.
 
@@ -48,20 +49,49 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor) -> Tensor:
     a value.
 
     Args:
-        boxes: float [N, 4].
-        wanted: Which of them count, bool [N].
-        anchors: float [A, 4].
+        boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
+        wanted: Which of them count, bool [..., N].
+        anchors: float [..., A, 4].
 
     Returns:
-        Numbers of boxes, `BACKGROUND`, or `BETWEEN` where neither is sure; int64 [A].
+        Numbers of boxes, `BACKGROUND`, or `BETWEEN` where neither is sure; int64 [..., A].
     """
-    overlaps = box_iou(boxes, anchors)
-    overlaps = torch.where(wanted[:, None], overlaps, -1.0)
-    most, which = overlaps.max(dim=0)
-    best = overlaps.amax(dim=1, keepdim=True)
-    kept = ((overlaps == best) & (best > 0)).any(dim=0)
+    overlaps = torch.where(wanted[..., None], _overlaps(boxes, anchors), -1.0)
+    most, which = overlaps.max(dim=-2)
+    best = overlaps.amax(dim=-1, keepdim=True)
+    kept = ((overlaps == best) & (best > 0)).any(dim=-2)
     sure = torch.where(most < BACKGROUND_BELOW, BACKGROUND, BETWEEN)
     return torch.where(kept | (most >= FOUND_FROM), which, sure)
+
+
+def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Intersection over union, [..., N, A]; in place, because these are a loss's largest tables."""
+    first = torch.maximum(boxes[..., None, :2], anchors[..., None, :, :2])
+    sides = torch.minimum(boxes[..., None, 2:], anchors[..., None, :, 2:]).sub_(first).clamp_(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    return shared.div_(_area(boxes)[..., None] + _area(anchors)[..., None, :] - shared)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return sides[..., 0] * sides[..., 1]
+
+
+def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """What an anchor's deltas are to be so that it becomes a box, as torchvision's BoxCoder has it.
+
+    Args:
+        boxes: float [..., 4].
+        anchors: float [..., 4].
+
+    Returns:
+        By how much of the anchor's width and height the centre moves, and the logarithm of how
+        many times as wide and high the box is; float [..., 4].
+    """
+    size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
+    centre = anchors[..., :2] + 0.5 * size
+    box_centre = boxes[..., :2] + 0.5 * box_size
+    return torch.cat(((box_centre - centre) / size, torch.log(box_size / size)), dim=-1)
 
 
 def best_detections(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import encode_boxes
-from torchvision.ops import sigmoid_focal_loss
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.settings import FeatureBank
-from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched
+from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched, offsets
+from ppll_cli.tasks.focal_loss import FocalLoss
 from ppll_cli.tasks.precision import COLUMNS, FOUND, PICTURE, THERE, average_precisions
 from ppll_cli.tasks.pyramid import (
     STRIDES,
@@ -43,6 +42,11 @@ NUMBER = "number"
 FRAME = "frame"
 """Height and width of the picture inside of the batch's image (pixels; the rest is padding), and by
 what its own height and width were multiplied to be that, float32 [B, 4]."""
+
+
+LARGEST_TABLE = 2**24
+"""Numbers in a table of pictures, anchors, and boxes or classes: 64 MiB of float32. A loss has a
+few such tables at a time. A picture of 800x1333 with 80 classes has one of about this size."""
 
 
 @dataclass(frozen=True)
@@ -85,27 +89,37 @@ class Detection:
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """The mean over pictures; no shape depends on a value, so nothing waits for a device."""
-        losses = []
-        order = torch.arange(self.boxes, device=prediction.device)
-        numbers = torch.arange(len(self.classes), device=prediction.device)
-        for number, of_one in enumerate(prediction.float()):
-            _, anchors, deltas, logits = split_prediction(of_one)
-            boxes, labels = values[BOXES][number], values[LABELS][number]
-            wanted = (order < values[COUNT][number]) & ~values[IGNORED][number]
-            which = matched(boxes, wanted, anchors)
-            found, given = which >= 0, which.clamp(min=0)
-            count = found.sum().clamp(min=1)
-            classes = (labels[given][:, None] == numbers) & found[:, None]
-            focal = sigmoid_focal_loss(logits, classes.to(logits.dtype))
-            counted = found | (which == BACKGROUND)
-            focal = torch.where(counted[:, None], focal, 0.0).sum()
-            # Anchors without a box are given themselves, so that no logarithm is of zero.
-            right = torch.where(found[:, None], boxes[given], anchors)
-            offsets = encode_boxes(right, anchors, torch.ones(4, device=anchors.device))
-            distance = torch.where(found[:, None], (deltas - offsets).abs(), 0.0).sum()
-            losses.append((focal + distance) / count)
-        return torch.stack(losses).mean()
+        """The mean over pictures; no shape depends on a value, so nothing waits for a device.
+
+        Pictures are taken together as far as `LARGEST_TABLE` allows.
+        """
+        prediction = prediction.float()
+        per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
+        together = max(1, LARGEST_TABLE // per_picture)
+        boxes, labels, ignored, counts = (
+            values[name].split(together) for name in (BOXES, LABELS, IGNORED, COUNT)
+        )
+        parts = zip(prediction.split(together), boxes, labels, ignored, counts, strict=True)
+        return torch.cat([self._losses(*part) for part in parts]).mean()
+
+    def _losses(
+        self, prediction: Tensor, boxes: Tensor, labels: Tensor, ignored: Tensor, counts: Tensor
+    ) -> Tensor:
+        """The loss of each picture, [B]."""
+        _, anchors, deltas, logits = split_prediction(prediction)
+        wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
+        which = matched(boxes, wanted, anchors)
+        found, given = which >= 0, which.clamp(min=0)
+        numbers = torch.arange(len(self.classes), device=labels.device)
+        classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
+        focal: Tensor = FocalLoss.apply(logits, classes)  # type: ignore[no-untyped-call]
+        counted = found | (which == BACKGROUND)
+        # Anchors without a box are given themselves, so that no logarithm is of zero.
+        right = boxes.gather(1, given[..., None].expand(-1, -1, 4))
+        right = torch.where(found[..., None], right, anchors)
+        distance = (deltas - offsets(right, anchors)).abs()
+        sums = _sums(focal, counted) + _sums(distance, found)
+        return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """A row for each picture, and each box that is there or was found, as `precision` has them.
@@ -190,6 +204,15 @@ class Detection:
         problem = f"finds boxes in maps of an image of {self.height}x{self.width}, and a module "
         problem += f"ends in {list(shape)}"
         raise ConfigError(key, value, problem, "use model=retinanet")
+
+
+def _sums(rows: Tensor, counted: Tensor) -> Tensor:
+    """What counts of each picture, [B], given rows [B, A, columns] and which count, [B, A].
+
+    Picture by picture: on CPU threads share a picture's sum, where they would take whole pictures
+    of a batch, and so the order of the additions would depend on how many pictures there are.
+    """
+    return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ _COLUMNS = 9
 
 
 def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Level [A], anchors [A, 4], deltas [A, 4] and logits [A, C] of a prediction [A, 9 + C]."""
-    anchors, deltas, logits = (
-        prediction[:, 1:5],
-        prediction[:, 5:_COLUMNS],
-        prediction[:, _COLUMNS:],
-    )
-    return prediction[:, 0], anchors, deltas, logits
+    """Level [..., A], anchors and deltas [..., A, 4] and logits [..., A, C].
+
+    Args:
+        prediction: [..., A, 9 + C], where `...` is nothing or the pictures of a batch.
+    """
+    anchors, deltas = prediction[..., 1:5], prediction[..., 5:_COLUMNS]
+    return prediction[..., 0], anchors, deltas, prediction[..., _COLUMNS:]
 
 
 class Anchors(nn.Module):
