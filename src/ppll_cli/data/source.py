@@ -35,7 +35,11 @@ class BatchMaker(Protocol):
     def steps_per_epoch(self) -> int: ...  # noqa: D102
 
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
-        """One training batch, which depends on the run's seed and these two numbers alone."""
+        """One training batch, which depends on the run's seed and these two numbers alone.
+
+        It is called in a thread, on CUDA with that thread's own stream. Copy to the device with
+        `ppll_cli.data.staging.to_device`, which does not wait.
+        """
         ...
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
