@@ -12,7 +12,7 @@ DEVICE = torch.device("meta")
 mask, by `nonzero` and the like."""
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses copies from the host to the device, unless they are `staged`.
 
     Attributes:
@@ -20,7 +20,7 @@ class NoWaiting(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.staged_copies = 0
         self._staging = False
 

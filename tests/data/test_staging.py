@@ -163,7 +163,7 @@ def test_batches_on_cuda_wait_for_nothing_and_are_those_of_the_cpu(options: Opti
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in range(1, 10):
-            torch.cuda._sleep(10**7)
+            torch.cuda._sleep(10**7)  # type: ignore[no-untyped-call]
             sums.append(ahead.train(0, batch)["image"].double().sum(dim=0))
     finally:
         torch.cuda.set_sync_debug_mode("default")

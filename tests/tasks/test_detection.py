@@ -193,7 +193,7 @@ def test_pictures_taken_together_have_the_bits_of_each_by_itself(
             assert all(map(torch.equal, found, expected))
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what torch computes."""
 
     count = 0
@@ -211,7 +211,7 @@ def test_a_picture_more_takes_few_operations_more() -> None:
     counts = []
     for pictures in (1, 9):
         more = {name: torch.cat([value] * pictures) for name, value in values.items()}
-        with Operations() as operations:
+        with Operations() as operations:  # type: ignore[no-untyped-call]
             with_gradient(TASK.loss, prediction.repeat(pictures, 1, 1), more)
         counts.append(operations.count)
     assert counts[1] - counts[0] <= 8 * 4

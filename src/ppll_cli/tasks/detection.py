@@ -97,9 +97,9 @@ class Detection:
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
         together = max(1, LARGEST_TABLE // per_picture)
         boxes, labels, ignored, counts = (
-            values[name].split(together) for name in (BOXES, LABELS, IGNORED, COUNT)
+            torch.split(values[name], together) for name in (BOXES, LABELS, IGNORED, COUNT)
         )
-        parts = zip(prediction.split(together), boxes, labels, ignored, counts, strict=True)
+        parts = zip(torch.split(prediction, together), boxes, labels, ignored, counts, strict=True)
         return torch.cat([self._losses(*part) for part in parts]).mean()
 
     def _losses(
@@ -112,7 +112,7 @@ class Detection:
         found, given = which >= 0, which.clamp(min=0)
         numbers = torch.arange(len(self.classes), device=labels.device)
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
-        focal: Tensor = FocalLoss.apply(logits, classes)  # type: ignore[no-untyped-call]
+        focal: Tensor = FocalLoss.apply(logits, classes)
         counted = found | (which == BACKGROUND)
         # Anchors without a box are given themselves, so that no logarithm is of zero.
         right = boxes.gather(1, given[..., None].expand(-1, -1, 4))
