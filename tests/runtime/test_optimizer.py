@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
+from ppll_cli.runtime.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.settings import Optim
 
 PLAIN: dict[str, Any] = {
@@ -31,12 +31,10 @@ GRADIENTS = [
 
 def trained(optim: Optim) -> Tensor:
     parameter = nn.Parameter(START.clone())
-    optimizer = make_optimizer(optim, [parameter])
+    optimizer = FusedOptimizer(optim, [parameter])
     for rate, gradient in zip(RATES, GRADIENTS, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         parameter.grad = gradient.clone()
-        optimizer.step()
+        optimizer.step(rate)
     return parameter.detach()
 
 
@@ -75,11 +73,11 @@ def test_a_parameter_is_stepped_the_same_in_every_company(name: str) -> None:
 
     def stepped(indices: Sequence[int]) -> list[Tensor]:
         parameters = [nn.Parameter(values[i].clone()) for i in indices]
-        optimizer = make_optimizer(optim, parameters)
+        optimizer = FusedOptimizer(optim, parameters)
         for _ in range(3):
             for i, parameter in zip(indices, parameters, strict=True):
                 parameter.grad = gradients[i].clone()
-            optimizer.step()
+            optimizer.step(0.1)
         return [parameter.detach() for parameter in parameters]
 
     together = stepped(range(len(sizes)))

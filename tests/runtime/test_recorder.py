@@ -1,10 +1,10 @@
 """What is counted of a stage's time, on a clock that the test holds."""
 
 import pytest
-import torch
 
 from ppll_cli.observe.timeline import Span
-from ppll_cli.runtime import recorder
+from ppll_cli.runtime import clock as clocks
+from ppll_cli.runtime.clock import HostClock
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.schedules.instructions import Backward, Forward
 
@@ -21,7 +21,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(recorder, "perf_counter", clock)
+    monkeypatch.setattr(clocks, "perf_counter", clock)
     return clock
 
 
@@ -33,7 +33,7 @@ class Script:
         self.steady_at: list[float] = []
         self.step = 0
         self.recorder = Recorder(
-            torch.device("cpu"), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
+            HostClock(), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
         )
 
     def batches(self, count: int) -> None:
@@ -51,6 +51,7 @@ class Script:
 
     def evaluation(self) -> None:
         self.recorder.end_segment()
+        self.recorder.settle()
         with self.recorder.waiting("starved"):
             self.clock.now_s += 50
         with self.recorder.working("compute", FORWARD):
@@ -154,6 +155,7 @@ def test_which_batches_are_traced(
 def test_a_trace_says_when_what_was_done(clock: Clock) -> None:
     script = Script(clock, warmup=1, traced=1)
     script.batches(3)
+    script.recorder.settle()
     assert script.recorder.trace == [
         Span(110.0, 111.0, "starved", None, 1),
         Span(111.0, 113.0, "compute", FORWARD, 1),

@@ -5,6 +5,7 @@ import sys
 from ppll_cli.benchmarks import (
     accuracy,
     beyond,
+    host,
     network,
     scaling,
     schedules,
@@ -16,6 +17,7 @@ from ppll_cli.benchmarks import (
 NAMES = {
     "accuracy": accuracy.main,
     "beyond": beyond.main,
+    "host": host.main,
     "network": network.main,
     "scaling": scaling.main,
     "schedules": schedules.main,

@@ -139,8 +139,8 @@ class PipelineTrainer:
         labels = self._labels.popleft() if self._last else None
         losses: list[Tensor] | None = [] if self._last else None
         self._schedule.step(*images, target=labels, losses=losses, return_outputs=False)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(self._job.optim.lr)
+        self._optimizer.zero_grad()
         return torch.stack(losses).detach().mean() if losses else None
 
     def _loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
@@ -185,8 +185,8 @@ class DataParallelTrainer:
         batch = _batch(self._batches, step * self._ranks + self._rank)
         loss = self._job.task.loss(self._model(batch[IMAGE]), batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(self._job.optim.lr)
+        self._optimizer.zero_grad()
         return loss.detach()
 
 

@@ -85,7 +85,7 @@ class Endless:
         return cycle(
             [
                 {
-                    name: _random(spec, samples).to(self._device)
+                    name: random_values(spec, samples).to(self._device)
                     for name, spec in zip(edge.names, edge.specs, strict=True)
                 }
                 for _ in range(self._slots)
@@ -146,7 +146,8 @@ def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
     return kind(name, paced_jobs[0], transport, lines)
 
 
-def _random(spec: ValueSpec, samples: int) -> Tensor:
+def random_values(spec: ValueSpec, samples: int) -> Tensor:
+    """A tensor that can stand for a value of so many samples, on the CPU."""
     shape = (samples, *spec.shape)
     if spec.dtype.is_floating_point:
         return torch.rand(shape, dtype=spec.dtype)

@@ -10,8 +10,9 @@ import torch
 class PeakMemory:
     """The most memory in use since the steady state began.
 
-    CUDA: the most that tensors had allocated. Linux, CPU: the high-water mark of the process, less
-    its size when this object was made, before the model was built. Elsewhere unknown.
+    CUDA: the most that tensors had allocated; `reserved` is what torch's allocator had taken of the
+    device for them, because papers report either. Linux, CPU: the high-water mark of the process,
+    less its size when this object was made, before the model was built. Elsewhere unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,6 +35,10 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self._device)
         peak = _status("VmHWM")
         return None if peak is None or self._before is None else max(0, peak - self._before)
+
+    def reserved(self) -> int | None:
+        """CUDA: the most that torch's allocator had reserved, in bytes; elsewhere null."""
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h

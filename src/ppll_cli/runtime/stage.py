@@ -1,6 +1,5 @@
 """The part of a model that one worker holds, and what it computes."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from math import inf, isnan
@@ -15,16 +14,14 @@ from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.partition.layout import Chunk, Edge
 from ppll_cli.runtime.averages import Average
 from ppll_cli.runtime.checkpoint import SavedTensors
-from ppll_cli.runtime.chunk import StageChunk
+from ppll_cli.runtime.chunk import StageChunk, warn_of_skipped
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.learning_rate import learning_rate
-from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
+from ppll_cli.runtime.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.runtime.placing import placed
 from ppll_cli.runtime.synced_norm import synced
 from ppll_cli.targets import make
 from ppll_cli.transport.replicas import Replicas
-
-log = logging.getLogger(__name__)
 
 
 class Stage:
@@ -55,8 +52,15 @@ class Stage:
         self._norm: Tensor | None = None
         self._training: bool | None = None
         self._step = 0
+        self._steps_per_epoch = job.course.steps_per_epoch
         self.sizes: list[int] = []
         self._samples = self._first_micro_batch = 0
+        # Reading a tensor on CUDA would make the host wait for all that is queued there.
+        self.reads_at_once = device.type == "cpu"
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._generators.append(torch.cuda.default_generators[index])
 
     def _build(self, place: Chunk, site: Site) -> StageChunk:
         job = self.job
@@ -76,7 +80,7 @@ class Stage:
         for network in chunk.networks:
             placed(network, self.device, job.compiled)
         if chunk.parameters:
-            chunk.optimizer = make_optimizer(job.optim, chunk.parameters)
+            chunk.optimizer = FusedOptimizer(job.optim, chunk.parameters)
         if self._replicas is not None:
             early = not job.sync_batchnorm
             chunk.average = Average(self._replicas, chunk.learnt, lambda: chunk.nonfinite, early)
@@ -190,10 +194,10 @@ class Stage:
 
     def local_step(self, chunk: StageChunk) -> None:
         """The step of a module's optimizer."""
-        parameters, optim = chunk.parameters, self.job.optim
+        optim = self.job.optim
         total = None
         if optim.clip_norm is not None or optim.nonfinite == "skip":
-            total = squared_norm(parameters)
+            total = squared_norm(chunk.optimizer.parameters if chunk.optimizer else ())
         self._step_optimizer(chunk, total)
 
     def loss(self, chunk: StageChunk, micro_batch: int) -> None:
@@ -220,7 +224,7 @@ class Stage:
         """One backward pass, from all that left the stage or from the loss.
 
         Args:
-            micro_batch: Which.
+            micro_batch: Index of the micro-batch within its batch, from 0.
             gradients: Received for what crossed the cut behind the stage.
         """
         values = self.values.pop(micro_batch)
@@ -249,8 +253,8 @@ class Stage:
         if before is not None:
             total = before
         for chunk in self.chunks:
-            for _, network in chunk.units:
-                total = total + squared_norm(network.parameters())
+            for parameters in chunk.unit_parameters:
+                total = total + squared_norm(parameters)
         return total
 
     def step(self, total: Tensor | None) -> None:
@@ -282,23 +286,21 @@ class Stage:
                 for name, parameter in network.named_parameters():
                     state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
                     for key, value in state.items():
-                        if isinstance(value, Tensor):
-                            found[f"optimizer.{prefix}.{name}.{key}"] = value
+                        found[f"optimizer.{prefix}.{name}.{key}"] = value
         return found
 
     def restore(self, saved: SavedTensors) -> None:
         """Take parameters, buffers and optimizer states from a checkpoint of any partition."""
         for chunk in self.chunks:
             for prefix, network in self._named_networks(chunk):
-                state = {name: saved[f"{prefix}.{name}"] for name in network.state_dict()}
-                network.load_state_dict(state)
+                values = {name: saved[f"{prefix}.{name}"] for name in network.state_dict()}
+                network.load_state_dict(values)
                 for name, parameter in network.named_parameters():
                     start = f"optimizer.{prefix}.{name}."
                     keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
-                    for key in keys:
-                        if "." not in key and chunk.optimizer is not None:
-                            tensor = _like(parameter, saved[start + key])
-                            chunk.optimizer.state[parameter][key] = tensor
+                    state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
+                    if chunk.optimizer is not None:
+                        chunk.optimizer.restore(parameter, state)
 
     def _named_networks(self, chunk: StageChunk) -> Iterator[tuple[str, nn.Module]]:
         for unit, network in chunk.units:
@@ -316,14 +318,19 @@ class Stage:
             with torch.no_grad():
                 measures = self.job.task.measure(prediction, values, training=True)
         chunk.add("train", loss, self.sizes[micro_batch], measures)
-        # On CUDA reading it would stop the host; there it is seen where losses are reported.
-        if self.device.type == "cpu" and self.job.optim.nonfinite == "stop":
+        # Elsewhere it is seen when losses are reported.
+        if self.reads_at_once and self.job.optim.nonfinite == "stop":
             chunk.nonfinite = chunk.nonfinite or not bool(loss.isfinite())
         assert isinstance(loss, Tensor)
         return loss
 
     def _step_optimizer(self, chunk: StageChunk, total: Tensor | None) -> None:
-        """A step, unless gradients whose squared norm is `total` are not to be followed."""
+        """A step, which the device skips where `nonfinite=skip` and the norm is not finite.
+
+        Args:
+            chunk: Whose parameters are stepped.
+            total: The squared norm of the gradients; None where nobody asks for it.
+        """
         optim = self.job.optim
         if chunk.nonfinite:
             norms = [float(p.grad.norm()) for p in chunk.parameters if p.grad is not None]
@@ -331,28 +338,27 @@ class Stage:
             raise NonFiniteError(self._step, chunk.place.module, largest)
         if chunk.optimizer is None:
             return
-        if total is not None and optim.nonfinite == "skip" and not total.isfinite():
-            log.warning("step %d of module %d is skipped", self._step, chunk.place.module)
-            chunk.optimizer.zero_grad(set_to_none=True)
-            return
+        nonfinite = None
+        if total is not None and optim.nonfinite == "skip":
+            nonfinite = total.isfinite().logical_not().float()
+            if self.reads_at_once:
+                warn_of_skipped(chunk.place.module, [self._step], nonfinite[None])
+            else:
+                chunk.skipped[self._step] = nonfinite
         if total is not None and optim.clip_norm is not None:
-            clip(chunk.parameters, optim.clip_norm, total)
-        course = self.job.course
-        rate = learning_rate(self.job.optim, self._step, course.steps_per_epoch, course.epochs)
-        for group in chunk.optimizer.param_groups:
-            group["lr"] = rate
-        chunk.optimizer.step()
-        chunk.optimizer.zero_grad(set_to_none=True)
+            clip(chunk.optimizer.parameters, optim.clip_norm, total)
+        rate = learning_rate(optim, self._step, self._steps_per_epoch, self.job.course.epochs)
+        chunk.optimizer.step(rate, nonfinite)
+        chunk.optimizer.zero_grad()
 
     def _autocast(self) -> AbstractContextManager[None]:
         return self.job.numerics.autocast(self.device)
 
     def _reseed(self, seed: int) -> None:
-        # torch.manual_seed would visit every device, and format a stack trace for each call.
-        generator = torch.default_generator
-        if self.device.type == "cuda":
-            generator = torch.cuda.default_generators[self.device.index or 0]
-        generator.manual_seed(seed)
+        # A unit may draw on the CPU as well as on its device. torch.manual_seed would visit every
+        # device, and format a stack trace for each call.
+        for generator in self._generators:
+            generator.manual_seed(seed)
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:

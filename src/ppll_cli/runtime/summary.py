@@ -121,9 +121,10 @@ def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str,
             "data_fraction": _fraction(report, "data"),
             "transfer_fraction": _fraction(report, "transfer"),
             "average_fraction": _fraction(report, "average"),
-            "peak_memory_bytes": report["peak_memory_bytes"]
-            if report and _steady(report)
-            else None,
+            **{
+                key: report[key] if report and _steady(report) else None
+                for key in ("peak_memory_bytes", "peak_reserved_bytes")
+            },
         }
 
 

@@ -1,9 +1,7 @@
 """A worker: what executes the instructions of one stage, or of one replica of it."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from math import isfinite
 from typing import Any
 
 import torch
@@ -11,9 +9,8 @@ from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
 from ppll_cli.data.source import Dataset
-from ppll_cli.errors import NonFiniteError
 from ppll_cli.runtime import checkpoint
-from ppll_cli.runtime.chunk import Sums
+from ppll_cli.runtime.clock import clock_of
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header, Links, upcoming
@@ -21,6 +18,7 @@ from ppll_cli.runtime.memory import PeakMemory
 from ppll_cli.runtime.numerics import in_force
 from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.runtime.recorder import Recorder
+from ppll_cli.runtime.reports import Reports
 from ppll_cli.runtime.stage import Stage
 from ppll_cli.schedules import instructions as do
 from ppll_cli.schedules.schedule import Place, evaluation_batch, pass_mark
@@ -59,8 +57,16 @@ class Worker:
             batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
         buffered = job.depth * (job.stages - 1)
+        clock = clock_of(self.device)
+        self.reports = Reports(
+            clock,
+            job.task,
+            stop=job.optim.nonfinite == "stop",
+            tell=self.report if self.replica == 0 else None,
+            get_on=links.pulse.get_on,
+        )
         self.recorder = Recorder(
-            self.device,
+            clock,
             warmup=job.warmup,
             skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
@@ -70,7 +76,6 @@ class Worker:
         self.instruction: do.Instruction | None = None
         self.last_train: TrainBatch | None = None  # of what is not reported yet
         self._training = False
-        self._since: dict[str, float] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
         self._norms: Tensor | None = None
         self._table: dict[type, Callable[[Any], None]] = {
@@ -118,7 +123,7 @@ class Worker:
                 if not self._concerns(item):
                     continue
                 if isinstance(item, EvaluationBatch):
-                    self._since.setdefault(item.split, time.perf_counter())
+                    self.reports.begin(item.split)
                     self.stage.begin(training=False, sizes=[item.samples])
                     self._execute(evaluation_batch(place))
                     self.stage.end()
@@ -137,7 +142,7 @@ class Worker:
         shares = [split(replica) for replica in range(self.replica + 1)]
         sizes, first = shares[-1], sum(map(len, shares[:-1]))
         self.recorder.begin_batch(item.step)
-        self._since.setdefault("train", time.perf_counter())
+        self.reports.begin("train")
         self.stage.begin(True, sizes, item.step, item.samples, first)
         self._first_sample = sum(map(sum, shares[:-1]))
         self._execute(self.schedule.batch(self.job.place(self.index, len(sizes))))
@@ -149,6 +154,7 @@ class Worker:
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
         if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
             self._report_training()
+        self.reports.send()
 
     def _end_training(self) -> None:
         """Something else than a training batch is there."""
@@ -157,6 +163,7 @@ class Worker:
         self._training = False
         self.recorder.end_segment()
         self._report_training()
+        self.reports.send()
         if self.links.replicas is not None:  # what is evaluated and saved is the first one's
             self.links.pulse.begin("waiting for the other replicas", None)
             chunks = self.stage.chunks
@@ -330,15 +337,18 @@ class Worker:
     def _evaluate(self, mark: do.Evaluate) -> None:
         self.links.pulse.begin("scoring", SCORING_LIMIT_S)
         self._report_metrics(mark.split, mark.step, mark.epoch)
+        self._settle()
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
+        self.links.pulse.begin("saving", SAVING_LIMIT_S)
+        self._settle()  # a state after a loss that is no finite number is never saved
         if self.replica > 0:  # the first one has the same, and saves it
             return
-        self.links.pulse.begin("saving", SAVING_LIMIT_S)
         file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
     def _end(self, mark: do.End) -> None:
+        self._settle()
         totals = self.recorder.totals
         ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
         self.report(
@@ -352,6 +362,7 @@ class Worker:
             bytes_sent={peer: sender.bytes_sent for peer, sender in self.links.senders.items()},
             peak_memory_bytes=self.memory.read(),
             numerics=in_force(self.device),
+            peak_reserved_bytes=self.memory.reserved(),
             trace=[span.later(-ahead_s) for span in self.recorder.trace],
         )
 
@@ -363,35 +374,18 @@ class Worker:
         self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self) -> None:
-        self.recorder.collect()
         if self.last_train is not None:
             self._report_metrics("train", self.last_train.step + 1, self.last_train.epoch + 1)
             self.last_train = None
 
     def _report_metrics(self, split: str, step: int, epoch: int) -> None:
-        """Read what was measured since the last report; this waits for the device."""
-        chunks = [chunk for chunk in self.stage.chunks if chunk.criterion is not None]
-        found = [chunk.sums.pop(split, Sums()) for chunk in chunks]
+        """Begin to report what was measured since the last report."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
-            found = [sums.over(self.links.replicas, self.device) for sums in found]
-        losses = [float(sums.loss) for sums in found]
-        seconds = time.perf_counter() - self._since.pop(split, time.perf_counter())
-        for chunk, sums, loss in zip(chunks, found, losses, strict=True):
-            self.links.pulse.get_on()
-            if split == "train" and not isfinite(loss) and self.job.optim.nonfinite == "stop":
-                raise NonFiniteError(None, chunk.place.module, None)
-            if self.replica > 0 or not sums.samples:
-                continue
-            rows = torch.cat(sums.measures).cpu()
-            self.report(
-                "metrics",
-                split=split,
-                step=step,
-                epoch=epoch,
-                module=chunk.place.module,
-                loss=loss,
-                samples=sums.samples,
-                scores=self.job.task.score(rows),
-                seconds=seconds,
-            )
+        chunks, replicas = self.stage.chunks, self.links.replicas
+        self.reports.take(split, step, epoch, chunks, replicas, self.device)
+
+    def _settle(self) -> None:
+        """Wait for the device, which a mark does anyway, and report all that it has done."""
+        self.reports.send(wait=True)
+        self.recorder.settle()

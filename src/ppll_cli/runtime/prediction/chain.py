@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.runtime.numerics import Numerics
-from ppll_cli.runtime.optimizer import clip, make_optimizer, squared_norm
+from ppll_cli.runtime.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.runtime.placing import placed, prepare_compiler
 from ppll_cli.runtime.prediction.timing import Stopwatch, batch_like, held, saved_storages, storage
 from ppll_cli.settings import Optim
@@ -76,7 +76,7 @@ class Chain:
         self.device = torch.device(work.device)
         self.networks = [placed(u.build(), self.device, work.compiled).train() for u in units]
         self.parameters = [p for network in self.networks for p in network.parameters()]
-        self.optimizer = make_optimizer(work.optim, self.parameters) if self.parameters else None
+        self.optimizer = FusedOptimizer(work.optim, self.parameters) if self.parameters else None
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
     def step(self) -> list[float]:
@@ -104,8 +104,8 @@ class Chain:
         if self.optimizer is not None:
             if self.work.optim.clip_norm is not None:
                 clip(self.parameters, self.work.optim.clip_norm, squared_norm(self.parameters))
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step(self.work.optim.lr)
+            self.optimizer.zero_grad()
         watch.mark()
         return watch.spans()
 
@@ -131,12 +131,8 @@ class Chain:
         """Of a parameter, its gradient and what the optimizer, after a step, keeps of it."""
         if self.optimizer is None:
             return 0.0
-        kept = sum(
-            value.nbytes
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        )
+        states = self.optimizer.state.values()
+        kept = sum(value.nbytes for state in states for value in state.values())
         parameters = sum(parameter.nbytes for parameter in self.parameters)
         return (2 * parameters + kept) / sum(p.numel() for p in self.parameters)
 
