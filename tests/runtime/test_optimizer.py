@@ -1,6 +1,6 @@
 """Optimizers against the plain formulas, in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -83,6 +83,87 @@ def test_a_parameter_is_stepped_the_same_in_every_company(name: str) -> None:
     together = stepped(range(len(sizes)))
     for index, expected in enumerate(together):
         assert torch.equal(stepped([index])[0], expected)
+
+
+TORCH: list[tuple[dict[str, Any], Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = [
+    (
+        {"name": "adamw", "weight_decay": 0.1},
+        lambda p: torch.optim.AdamW(p, 0.1, (0.8, 0.9), weight_decay=0.1, fused=True),
+    ),
+    (
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        lambda p: torch.optim.SGD(
+            p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1, fused=True
+        ),
+    ),
+    ({"momentum": 0.0, "nesterov": False}, lambda p: torch.optim.SGD(p, 0.1, fused=True)),
+]
+SIZES = [1, 3, 64, 1000]
+
+
+@pytest.mark.parametrize(("changed", "torch_optimizer"), TORCH, ids=["adamw", "nesterov", "sgd"])
+def test_bits_and_states_are_those_of_torch(
+    changed: dict[str, Any], torch_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+) -> None:
+    """Of two dtypes; a parameter has no gradient in some steps, and one first has it later.
+
+    torch's SGD cannot begin the momentum of some parameters after that of others.
+    """
+    late = changed.get("name") == "adamw"
+    values = [torch.randn(n, dtype=torch.float64 if n == 3 else None) for n in SIZES]
+    ours, theirs = ([nn.Parameter(x.clone()) for x in values] for _ in range(2))
+    mine, other = FusedOptimizer(Optim(**PLAIN | changed), ours), torch_optimizer(theirs)
+    for step in range(6):
+        for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):
+            absent = (index == 2 and step in (2, 4)) or (late and index == 3 and step < 2)
+            gradient = torch.randn_like(one)
+            one.grad = None if absent else gradient.clone()
+            two.grad = None if absent else gradient.clone()
+        for group in other.param_groups:
+            group["lr"] = 0.1 / (step + 1)
+        mine.step(0.1 / (step + 1))
+        other.step()
+    for one, two in zip(ours, theirs, strict=True):
+        assert torch.equal(one, two)
+        wanted = {k: v for k, v in other.state[two].items() if v is not None}
+        assert list(mine.state[one]) == list(wanted)
+        assert all(torch.equal(mine.state[one][key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("changed", [each for each, _ in TORCH], ids=["adamw", "nesterov", "sgd"])
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_step_that_the_device_skips_leaves_no_trace(
+    changed: dict[str, Any], skipped: int
+) -> None:
+    def trained(skips: bool) -> tuple[list[nn.Parameter], FusedOptimizer]:
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.ones(n)) for n in SIZES]
+        optimizer = FusedOptimizer(Optim(**PLAIN | changed), parameters)
+        for step in range(4):
+            flag = torch.tensor(float(step == skipped))
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                if flag:
+                    parameter.grad.fill_(float("nan"))
+            if skips or not flag:
+                optimizer.step(0.1, flag if skips else None)
+        return parameters, optimizer
+
+    (ours, mine), (expected, other) = trained(skips=True), trained(skips=False)
+    for one, two in zip(ours, expected, strict=True):
+        assert torch.equal(one, two)
+        for key, value in other.state[two].items():
+            assert torch.equal(mine.state[one][key], value)
+
+
+def test_a_parameter_that_is_given_twice_is_stepped_once() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = FusedOptimizer(
+        Optim(**PLAIN | {"momentum": 0.0, "nesterov": False}), [parameter] * 2
+    )
+    parameter.grad = torch.ones(1)
+    optimizer.step(0.25)
+    assert parameter.item() == 0.75
 
 
 def with_gradients(*gradients: list[float] | None) -> list[nn.Parameter]:

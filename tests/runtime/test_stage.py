@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppll_cli import settings
 from ppll_cli.errors import AttachedError
@@ -91,14 +93,17 @@ def test_every_gradient_stays_inside_its_module(model: str, choice: list[str]) -
     stepped = []
 
     def watch(chunk: StageChunk) -> None:
-        def check(*_: object) -> None:
+        assert chunk.optimizer is not None
+        step = chunk.optimizer.step
+
+        def checked(rate: float, nonfinite: Tensor | None = None) -> None:
             for other in stage.chunks:
                 touched = [n for n, p in named(other).items() if p.grad is not None]
                 assert bool(touched) == (other is chunk), touched
             stepped.append(chunk.place.module)
+            step(rate, nonfinite)
 
-        assert chunk.optimizer is not None
-        chunk.optimizer.register_step_pre_hook(check)
+        chunk.optimizer.step = checked  # type: ignore[method-assign]
 
     for chunk in stage.chunks:
         watch(chunk)
@@ -189,3 +194,64 @@ def test_a_users_own_method_is_one_class() -> None:
     assert torch.equal(values["map.0"], values["x"])
     assert values["x"].requires_grad
     assert not values["map.0"].requires_grad
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("clip", ["null", "1"])
+@pytest.mark.parametrize("schedule", ["ll", "bp"])
+def test_a_step_reads_nothing_where_that_would_stop_the_host(
+    schedule: str, clip: str, nonfinite: str
+) -> None:
+    """The device's way, on CPU tensors; what is skipped is seen afterwards."""
+    where = ["device=cpu", f"schedule={schedule}", "gpus=1", f"batch_size={BATCH}"]
+    case = [f"optim.clip_norm={clip}", f"optim.nonfinite={nonfinite}", *MODELS["vit"], *DATA, *SGD]
+    config, _ = compose_config([*where, *case])
+    stage = Stage(prepare(settings.parse(config), "unused").job, 0, torch.device("cpu"))
+    stage.reads_at_once = False
+    with _Reads() as reads:
+        for step, batch in enumerate(batches(2)):
+            stage.begin(training=True, sizes=[BATCH], step=step)
+            stage.put(0, batch)
+            for chunk in stage.chunks:
+                stage.forward(chunk, 0)
+                if schedule == "ll":
+                    stage.local_backward(chunk, 0, stage.local_loss(chunk, 0))
+                    stage.local_step(chunk)
+            if schedule == "bp":
+                stage.loss(stage.chunks[-1], 0)
+                stage.backward(0, {})
+                needed = clip != "null" or nonfinite == "skip"
+                stage.step(stage.add_norms(None) if needed else None)
+            stage.end()
+    assert reads.count == 0
+    for chunk in stage.chunks:
+        assert list(chunk.skipped) == ([0, 1] if nonfinite == "skip" else [])
+        assert not any(chunk.skipped.values())
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often a tensor's value is read by the host: `item`, `float`, `bool`, `tolist`."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_unit_draws_on_any_device_depends_on_its_seed_alone() -> None:
+    """Another module may have drawn from the CPU's generator before, on a stage that holds both."""
+    stage = whole_model("vit", ["local=greedy"])
+    other = torch.Generator()  # stands for the generator of a second device
+    stage.generators.append(other)
+    (batch,) = batches(1)
+
+    def drawn() -> list[Tensor]:
+        stage.begin(training=True, sizes=[BATCH])
+        stage.put(0, dict(batch))
+        stage.forward(stage.chunks[0], 0)
+        return [torch.rand(3), torch.rand(3, generator=other)]
+
+    first = drawn()
+    torch.rand(7), torch.rand(5, generator=other)
+    assert all(map(torch.equal, first, drawn()))

@@ -57,10 +57,10 @@ class Stage:
         self._samples = self._first_micro_batch = 0
         # Reading a tensor on CUDA would make the host wait for all that is queued there.
         self.reads_at_once = device.type == "cpu"
-        self._generators = [torch.default_generator]
+        self.generators = [torch.default_generator]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
-            self._generators.append(torch.cuda.default_generators[index])
+            self.generators.append(torch.cuda.default_generators[index])
 
     def _build(self, place: Chunk, site: Site) -> StageChunk:
         job = self.job
@@ -357,7 +357,7 @@ class Stage:
     def _reseed(self, seed: int) -> None:
         # A unit may draw on the CPU as well as on its device. torch.manual_seed would visit every
         # device, and format a stack trace for each call.
-        for generator in self._generators:
+        for generator in self.generators:
             generator.manual_seed(seed)
 
 
