@@ -208,7 +208,7 @@ def test_a_step_reads_nothing_where_that_would_stop_the_host(
     config, _ = compose_config([*where, *case])
     stage = Stage(prepare(settings.parse(config), "unused").job, 0, torch.device("cpu"))
     stage.reads_at_once = False
-    with _Reads() as reads:
+    with _Reads() as reads:  # type: ignore[no-untyped-call]
         for step, batch in enumerate(batches(2)):
             stage.begin(training=True, sizes=[BATCH], step=step)
             stage.put(0, batch)
@@ -229,7 +229,7 @@ def test_a_step_reads_nothing_where_that_would_stop_the_host(
         assert not any(chunk.skipped.values())
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how often a tensor's value is read by the host: `item`, `float`, `bool`, `tolist`."""
 
     count = 0

@@ -16,7 +16,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -111,7 +110,11 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     }
     worker_s: list[float] = []
     torch_s: list[float] = []
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     clock = perf_counter if device.type == "cuda" else thread_time
     bare = bare_step(job, device, inputs)
 
@@ -149,6 +152,7 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
     state = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     count = torch.zeros(len(parameters), device=device)
     counts = list(count.unbind())
+    stepped: list[Tensor] = [*parameters]
 
     def update() -> None:
         gradients = [cast(Tensor, p.grad) for p in parameters]
@@ -159,7 +163,12 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
             count.add_(1)
             b1, b2 = optim.betas
             torch._fused_adamw_(
-                *(parameters, gradients, *state, [], counts),
+                stepped,
+                gradients,
+                state[0],
+                state[1],
+                [],
+                counts,
                 lr=optim.lr,
                 beta1=b1,
                 beta2=b2,
@@ -170,7 +179,9 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
             )
         else:
             torch._fused_sgd_(
-                *(parameters, gradients, state[0]),
+                stepped,
+                gradients,
+                state[0],
                 lr=optim.lr,
                 momentum=optim.momentum,
                 nesterov=optim.nesterov,
