@@ -15,6 +15,7 @@ from tests.data.scene_files import write_coco
 
 NAN = float("nan")
 Make = Callable[..., Coco]
+Change = Callable[[Any], object]
 
 
 @pytest.fixture
@@ -66,38 +67,66 @@ def test_what_is_missing_has_an_address(make: Make, tmp_path: Path) -> None:
         make().prepare()
 
 
-def changed(path: Path, change: Callable[[Any], object]) -> None:
+def changed(path: Path, change: Change) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def lacks_a_category(content: Any) -> None:
-    content["annotations"][0]["category_id"] = 2
+def of(key: str, position: int = 0, **values: object) -> Change:
+    """A change of an entry of a list."""
+    return lambda content: content[key][position].update(values)
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda content: content.pop("images"), r"\(KeyError: 'images'\)"),
-        (lacks_a_category, r"\(KeyError: 2\)"),
-        (lambda content: content["annotations"][0].update(bbox=[1, 2]), "ValueError"),
-        (
-            lambda content: content["annotations"][0].update(bbox=[1, 2, NAN, 3]),
-            "has the box .1, 2",
-        ),
-        (lambda content: content["annotations"][0].update(image_id=-1), "is of no listed picture"),
-    ],
-)
+WRONG: list[tuple[Change, str]] = [
+    (lambda content: content.pop("images"), "its images are null, no list"),
+    (lambda content: content.update(annotations=["x"]), r'annotations\[0\] is "x", no object'),
+    (lambda content: content.update(categories=[]), "its categories are empty"),
+    (of("annotations", category_id=2), r"annotations\[0\] \(id 0\) has category_id=2: no category"),
+    (of("annotations", category_id=[1]), r"has category_id=\[1\]: it must be a whole number"),
+    (of("annotations", image_id=-1), "has image_id=-1: no image has this id"),
+    (of("annotations", image_id="7"), 'has image_id="7": it must be a whole number'),
+    (of("annotations", bbox=[1, 2]), r"has bbox=\[1, 2\]: it must be left, top, width and height"),
+    (of("annotations", bbox=[]), r"has bbox=\[\]: it must be left"),
+    (of("annotations", bbox=[1, 2, NAN, 3]), r"has bbox=\[1, 2, NaN, 3\]: it must be left"),
+    (of("annotations", bbox=[1, 2, 10**400, 3]), r"has bbox=\[1, 2, 1000.*\.\.\.: it must be left"),
+    (of("annotations", bbox=[1, 2, True, 3]), "has bbox=.*: it must be left"),
+    (of("annotations", bbox=[30, 2, -9, 3]), "width and height must not be negative"),
+    (of("annotations", iscrowd="0"), 'has iscrowd="0": it must be 0 or 1'),
+    (of("images", id=9), r"images\[0\] \(id 9\) and images\[2\] \(id 9\) have the same id"),
+    (
+        of("categories", id=1),
+        r"categories\[0\] \(id 1\) and categories\[1\] \(id 1\) have the same",
+    ),
+    (of("images", id="30"), 'has id="30": it must be a whole number'),
+    (of("images", id=True), "has id=true: it must be a whole number"),
+    (of("images", file_name=None), "has file_name=null: it must be a text"),
+    (of("images", file_name="a\nb\x1b[31m"), "it must be a text that can be printed"),
+    (of("categories", name=""), 'has name="": it must be a text'),
+    (of("images", width=0), 'has width=0: the size of "0+30.jpg" must be whole numbers'),
+    (of("images", height=None), 'has height=null: the size of "0+30.jpg" must be whole'),
+    (of("images", width=float("inf")), "has width=Infinity: the size"),
+    (of("images", width=50.5), "has width=50.5: the size"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), WRONG)
 def test_wrong_annotations_are_named(
-    make: Make, tmp_path: Path, change: Callable[[Any], object], problem: str
+    make: Make, tmp_path: Path, change: Change, problem: str
 ) -> None:
+    """By file, entry and value; once they were a KeyError, or boxes that were of another picture."""
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
     changed(path, change)
-    with pytest.raises(ConfigError, match=f"{path}: is no file of annotations .*{problem}"):
+    with pytest.raises(ConfigError, match=f"{path}: is no file of annotations .*{problem}") as told:
         make().load()
-    path.write_text("no JSON")
-    with pytest.raises(ConfigError, match="is no file of annotations"):
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", "null", "[" * 100_000, '{"images": 1e'])
+def test_what_is_no_file_of_annotations(make: Make, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "root" / "annotations" / "instances_train2017.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=f"{path}: is no file of annotations"):
         make().load()
 
 

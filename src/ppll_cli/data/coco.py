@@ -2,19 +2,23 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppll_cli.data.dataset import PARTS, Part
+from ppll_cli.data.download import one_line
+from ppll_cli.data.kept import stamp
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import Found, Index, Objects, Scenes, kept_index, stamp
+from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_index
 
 URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}
 """Where the pictures of each part are: the test is on the validation pictures, as usual."""
+
+_MOST_SHOWN = 60  # characters of a wrong value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class Coco(DetectionDataset):
         for name in index.files:
             if name not in there and not (folder / name).is_file():
                 raise self._missing(folder / name)
-        return Scenes.all([folder / name for name in index.files], index.objects)
+        return Scenes.indexed(folder, index)
 
     def prepare(self) -> None:  # noqa: D102
         super().prepare()
@@ -70,9 +74,9 @@ class Coco(DetectionDataset):
         def make() -> Index:
             try:
                 return parse(json.loads(path.read_bytes()))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                problem = f"is no file of annotations ({type(error).__name__}: {error})"
-                raise self.fault(path, problem) from error
+            except (OSError, ValueError, RecursionError) as error:
+                problem = f"is no file of annotations ({one_line(error)})"
+                raise self.fault(path, problem, "mend or replace it") from error
 
         return kept_index(["coco", found], make)
 
@@ -85,29 +89,123 @@ def parse(content: Any) -> Index:
     """What a file of annotations says; pictures are in order of their numbers.
 
     Raises:
-        KeyError, TypeError, ValueError: It is not as it should be.
+        ValueError: It is not as it should be; the message names the entry.
     """
-    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-    labels = {category["id"]: label for label, category in enumerate(categories)}
-    pictures = sorted(content["images"], key=lambda picture: int(picture["id"]))
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {shown(content)}, no object with images")
+    categories = _by_number(content, "categories")
+    pictures = _by_number(content, "images")
+    names = [entry.text("name") for entry in categories.values()]
+    files = [entry.text("file_name") for entry in pictures.values()]
+    for key, found in (("categories", names), ("images", files)):
+        if not found:
+            raise ValueError(f"its {key} are empty")
+    labels = {number: label for label, number in enumerate(categories)}
     objects: dict[int, list[tuple[float, float, float, float, int, bool]]] = {
-        picture["id"]: [] for picture in pictures
+        number: [] for number in pictures
     }
-    for annotation in content["annotations"]:
-        number = annotation.get("id")
-        left, top, width, height = map(float, annotation["bbox"])
-        if not all(map(isfinite, (left, top, width, height))):
-            raise ValueError(f"annotation {number} has the box {annotation['bbox']}")
-        if annotation["image_id"] not in objects:
-            raise ValueError(f"annotation {number} is of no listed picture")
-        label, crowd = labels[annotation["category_id"]], bool(annotation.get("iscrowd", 0))
-        box = (left, top, left + width, top + height, label, crowd)
-        objects[annotation["image_id"]].append(box)
-    return Index(
-        tuple(str(category["name"]) for category in categories),
-        tuple(str(picture["file_name"]) for picture in pictures),
-        Objects.of(
-            Found(float(picture["height"]), float(picture["width"]), objects[picture["id"]])
-            for picture in pictures
-        ),
-    )
+    for entry in _entries(content, "annotations"):
+        picture = entry.whole("image_id")
+        if picture not in objects:
+            raise entry.wrong("image_id", "no image has this id")
+        category = entry.whole("category_id")
+        if category not in labels:
+            raise entry.wrong("category_id", "no category has this id")
+        objects[picture].append((*entry.box(), labels[category], entry.crowd()))
+    found = [
+        Found(entry.side("height"), entry.side("width"), objects[number])
+        for number, entry in pictures.items()
+    ]
+    return Index.of(names, files, found)
+
+
+class _Entry(NamedTuple):
+    """An entry of a list in the file.
+
+    Attributes:
+        name: How messages name it.
+        values: Its values by key, not yet checked.
+    """
+
+    name: str
+    values: dict[str, Any]
+
+    def wrong(self, key: str, problem: str) -> ValueError:
+        """The error for one of its values."""
+        has = f"{key}={shown(self.values[key])}" if key in self.values else f"no {key}"
+        return ValueError(f"{self.name} has {has}: {problem}")
+
+    def whole(self, key: str) -> int:
+        """A number that identifies something."""
+        value = self.values.get(key)
+        if type(value) is not int:  # True is an int too
+            raise self.wrong(key, "it must be a whole number")
+        return value
+
+    def text(self, key: str) -> str:
+        """A name."""
+        value = self.values.get(key)
+        if not isinstance(value, str) or not value.isprintable() or not value:
+            raise self.wrong(key, "it must be a text that can be printed")
+        return value
+
+    def side(self, key: str) -> int:
+        """Height or width of a picture."""
+        value = self.values.get(key)
+        if not _is_number(value) or not (value >= 1 and value == int(value)):
+            of = f" of {shown(self.values.get('file_name'))}"
+            raise self.wrong(key, f"the size{of} must be whole numbers of pixels, at least 1")
+        return int(value)
+
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom."""
+        value = self.values.get("bbox")
+        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+            raise self.wrong("bbox", "it must be left, top, width and height in pixels")
+        left, top, width, height = map(float, value)
+        if width < 0 or height < 0:
+            raise self.wrong("bbox", "width and height must not be negative")
+        return left, top, left + width, top + height
+
+    def crowd(self) -> bool:
+        """Whether its box is of a crowd."""
+        value = self.values.get("iscrowd", 0)
+        if value not in (0, 1) or not isinstance(value, int):
+            raise self.wrong("iscrowd", "it must be 0 or 1")
+        return bool(value)
+
+
+def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise ValueError(f"its {key} are {shown(entries)}, no list")
+    for position, values in enumerate(entries):
+        if not isinstance(values, dict):
+            raise ValueError(f"{key}[{position}] is {shown(values)}, no object")
+        number = f" (id {shown(values['id'])})" if "id" in values else ""
+        yield _Entry(f"{key}[{position}]{number}", values)
+
+
+def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
+    """Entries in order of their ids, each of which occurs once."""
+    found: dict[int, _Entry] = {}
+    for entry in _entries(content, key):
+        number = entry.whole("id")
+        if number in found:
+            raise ValueError(f"{found[number].name} and {entry.name} have the same id")
+        found[number] = entry
+    return dict(sorted(found.items()))
+
+
+def _is_number(value: Any) -> bool:
+    # Comparing excludes NaN and infinity; a whole number may be too large to be a float.
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST_PIXELS
+
+
+def shown(value: Any) -> str:
+    """A value of the file as a short text for messages."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = type(value).__name__
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -30,6 +30,7 @@ Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
 
 PAD_MODES = ("zeros", "reflect")
+_LONGEST_STEM = 50  # characters of up to 4 bytes; file systems allow 255 bytes a name
 _HOLD_OUT_SEED = 20240607  # any number, but never another: it decides which samples are `val`
 
 
@@ -299,6 +300,18 @@ def check_normalisation(mean: list[float], std: list[float], channels: int) -> N
             raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")
     if min(std) <= 0:
         raise ConfigError("data.std", std, "is not positive", "give values above 0")
+
+
+def sample_name(number: int, file: Path | None) -> str:
+    """The name of a picture in samples/, which is no other one's.
+
+    Args:
+        number: Number of the picture in the test split.
+        file: Where the picture comes from, if it is from a file.
+    """
+    stem = "" if file is None else file.stem[:_LONGEST_STEM]
+    clean = "".join(each if each.isprintable() else "_" for each in stem)
+    return f"{number}-{clean}.png" if clean else f"{number}.png"
 
 
 def readable(root: str) -> bool:

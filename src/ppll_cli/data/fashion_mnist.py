@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _UNSIGNED_BYTE = 8
+_MOST_BYTES = 1 << 30  # of a file: over twenty times as much as the training images have
 
 
 class FashionMnist(ImageDataset):
@@ -74,20 +76,26 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     Its header is two zero bytes, the code of the type and the number of dimensions, then each
     dimension as a big-endian 32-bit integer.
 
+    No more is read than the header says, so that a small `.gz` cannot fill the memory.
+
     Raises:
         ValueError: The header is another one, or the length does not fit it.
     """
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    packed = path.suffix == ".gz"
     header, magic = 4 + 4 * dimensions, bytes([0, 0, _UNSIGNED_BYTE, dimensions])
-    if content[:4] != magic:
-        raise ValueError(f"begins with {content[:4].hex()}, not {magic.hex()}")
-    if len(content) < header:
-        raise ValueError(f"ends after {len(content)} bytes, within its header")
-    shape = [int(length) for length in np.frombuffer(content, ">u4", dimensions, offset=4)]
-    length = int(np.prod(shape, dtype=object))
-    if len(content) != header + length:
-        raise ValueError(f"has {len(content) - header} bytes of data, not {length} for {shape}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    with gzip.open(path) if packed else path.open("rb") as file:
+        begin = file.read(header)
+        if begin[:4] != magic:
+            raise ValueError(f"begins with {begin[:4].hex()}, not {magic.hex()}")
+        if len(begin) < header:
+            raise ValueError(f"ends after {len(begin)} bytes, within its header")
+        shape = [int(length) for length in np.frombuffer(begin, ">u4", dimensions, offset=4)]
+        length = prod(shape)
+        content = file.read(min(length, _MOST_BYTES) + 1)
+        more = " or more" if file.read(1) else ""
+    if len(content) != length or more:
+        raise ValueError(f"has {len(content)} bytes of data{more}, not {length} for {shape}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:

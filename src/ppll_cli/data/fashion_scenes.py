@@ -1,10 +1,8 @@
 """Scenes with several items of Fashion-MNIST on cluttered grounds: detection without a download."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +10,10 @@ from numpy.lib.format import open_memmap
 
 from ppll_cli.data.dataset import Part, check_at_least, fixed_random
 from ppll_cli.data.fashion_mnist import FashionMnist
+from ppll_cli.data.kept import kept_folder, place, stamp, unwritable
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import (
-    Found,
-    Objects,
-    Scenes,
-    place,
-    read_objects,
-    stamp,
-    unwritable,
-)
+from ppll_cli.data.scenes.index import Found, Objects, Scenes, check_objects, read_objects
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
@@ -80,20 +71,14 @@ class FashionScenes(DetectionDataset):
         count = self.pictures if part == "train" else self.test_pictures
         stamps = [stamp(path) for path in files.values()]
         folder = place("fashion_scenes", [PAINTER, stamps, part, count, self.side])
-        if not folder.exists():
-            try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-                    made = Path(scratch, "made")
-                    made.mkdir()
-                    self._paint(made, part, count)
-                    os.replace(made, folder)
-            except OSError as error:
-                if not folder.exists():  # or another run was quicker
-                    raise unwritable(folder, error) from error
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        with np.load(folder / "objects.npz") as stored:
-            return Scenes.all(pixels, read_objects(stored))
+        try:
+            return kept_folder(
+                folder,
+                lambda made: self._paint(made, part, count),
+                lambda kept: self._painted(kept, count),
+            )
+        except OSError as error:
+            raise unwritable(folder, error) from error
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
         """None: scenes are all of one size, and evaluation batches like training batches."""
@@ -111,6 +96,20 @@ class FashionScenes(DetectionDataset):
             found.append(Found(self.side, self.side, scene.objects))
         pixels.flush()
         np.savez(folder / "objects.npz", **Objects.of(found).arrays)
+
+    def _painted(self, folder: Path, count: int) -> Scenes:
+        """The scenes in a folder.
+
+        Raises:
+            ValueError: They are not as many, or not as large, as they should be.
+        """
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        with np.load(folder / "objects.npz") as stored:
+            objects = read_objects(stored)
+        if pixels.dtype != np.uint8 or pixels.shape != (count, self.side, self.side, 3):
+            raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape}")
+        check_objects(objects, count, len(CLASSES))
+        return Scenes.all(pixels, objects)
 
     @property
     def _items(self) -> FashionMnist:

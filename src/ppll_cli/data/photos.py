@@ -43,13 +43,10 @@ class Photos(PictureDataset):
 
     def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102
         paths: list[Path] = []
-        for folder in self.folders:
-            if not readable(folder):
-                problem = f"there is no folder {folder} that can be read"
-                remedy = f"name folders of pictures, or install the default ones: {PACKAGES}"
-                raise ConfigError("data.folders", self._given, problem, remedy)
-            files = Path(os.path.expanduser(folder)).iterdir()
-            paths += [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+        for folder in self._folders():
+            # A link to nowhere or a named pipe is refused later, as no readable picture.
+            files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+            paths += [path for path in files if not path.is_dir()]
         paths.sort(key=lambda path: (path.name.lower(), str(path)))
         if len(paths) <= TEST_PICTURES:
             raise ConfigError(
@@ -61,6 +58,21 @@ class Photos(PictureDataset):
             )
         chosen = paths[:-TEST_PICTURES] if part == "train" else paths[-TEST_PICTURES:]
         return [Source(path) for path in chosen]
+
+    def _folders(self) -> list[Path]:
+        """The folders; each of them can be read, and is listed once."""
+        seen: dict[str, str] = {}
+        for folder in self.folders:
+            if not readable(folder):
+                problem = f"there is no folder {folder} that can be read"
+                remedy = f"name folders of pictures, or install the default ones: {PACKAGES}"
+                raise ConfigError("data.folders", self._given, problem, remedy)
+            real = os.path.realpath(os.path.expanduser(folder))
+            if real in seen:
+                problem = f"{folder} is the same folder as {seen[real]}"
+                raise ConfigError("data.folders", self._given, problem, "list each folder once")
+            seen[real] = folder
+        return [Path(os.path.expanduser(folder)) for folder in self.folders]
 
     @property
     def _given(self) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppll_cli.data.dataset import PARTS, Part
-from ppll_cli.data.download import provide
+from ppll_cli.data.download import one_line, provide
+from ppll_cli.data.kept import stamp
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import Found, Index, Objects, Scenes, kept_index, stamp
+from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_index
 from ppll_cli.errors import ConfigError
 
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
@@ -23,6 +24,8 @@ YEARS: Mapping[str, Mapping[Part, Lists]] = {
     "07+12": {"train": [("2007", "trainval"), ("2012", "trainval")], "test": [("2007", "test")]},
 }
 """What data.years stands for. The test of 2012 was never published with boxes."""
+
+_MEND = "mend or replace the annotation"
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -89,7 +92,7 @@ class Voc(DetectionDataset):
             raise self.fault(error.filename, "cannot be read", self._remedy) from error
         files = tuple(f"{folder}/JPEGImages/{picture}.jpg" for folder, picture in named)
         index = kept_index(["voc", stamps], lambda: self._index(annotations, files))
-        return Scenes.all([self.folder / name for name in index.files], index.objects)
+        return Scenes.indexed(self.folder, index)
 
     @property
     def _remedy(self) -> str:
@@ -115,9 +118,13 @@ class Voc(DetectionDataset):
         for name in annotations:
             try:
                 found.append(parse(self.folder / name))
-            except (OSError, ValueError, ElementTree.ParseError) as error:
-                raise self.fault(self.folder / name, f"is no annotation ({error})") from error
-        return Index(CLASSES, files, Objects.of(found))
+            except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
+                problem = f"is no annotation ({one_line(error)})"
+                raise self.fault(self.folder / name, problem, _MEND) from error
+        try:
+            return Index.of(CLASSES, files, found)
+        except ValueError as error:
+            raise self.fault(self.folder, one_line(error), _MEND) from error
 
 
 def parse(path: Path) -> Found:
@@ -125,28 +132,46 @@ def parse(path: Path) -> Found:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It lacks something, or names a class that is none.
+        ValueError: It lacks something, has a number that cannot be, or names an unknown class.
+        LookupError: Its encoding is unknown.
         xml.etree.ElementTree.ParseError: It is not XML.
     """
     tree = ElementTree.parse(path).getroot()
+    height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
+    if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
+        raise ValueError(f"its picture has the size {width:g} x {height:g}")
     objects = []
-    for element in tree.iterfind("object"):
-        name = element.findtext("name", "").strip()
-        if name not in CLASSES:
-            raise ValueError(f"there is no class {name!r}")
-        left, top, right, bottom = (
-            _number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
-        )
-        difficult = element.findtext("difficult", "0").strip() == "1"
-        objects.append((left - 1, top - 1, right, bottom, CLASSES.index(name), difficult))
-    return Found(_number(tree, "size/height"), _number(tree, "size/width"), objects)
+    for number, element in enumerate(tree.iterfind("object"), start=1):
+        try:
+            objects.append(_object(element))
+        except ValueError as error:
+            raise ValueError(f"object {number}: {error}") from error
+    return Found(height, width, objects)
+
+
+def _object(element: ElementTree.Element) -> tuple[float, float, float, float, int, bool]:
+    name = element.findtext("name", "").strip()
+    if name not in CLASSES:
+        raise ValueError(f"there is no class {name!r}")
+    left, top, right, bottom = (
+        _number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    if right < left - 1 or bottom < top - 1:
+        raise ValueError(f"its box ends before it begins, at {right:g}, {bottom:g}")
+    difficult = element.findtext("difficult", "0").strip()
+    if difficult not in ("", "0", "1"):
+        raise ValueError(f"difficult is {difficult!r}, not 0 or 1")
+    return left - 1, top - 1, right, bottom, CLASSES.index(name), difficult == "1"
 
 
 def _number(element: ElementTree.Element, path: str) -> float:
     text = element.findtext(path)
     if text is None:
         raise ValueError(f"it has no {path}")
-    return float(text)
+    value = float(text)
+    if not abs(value) <= MOST_PIXELS:  # NaN too
+        raise ValueError(f"{path} is {text.strip()}")
+    return value
 
 
 def _devkit(year: str) -> str:

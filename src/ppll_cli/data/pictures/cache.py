@@ -5,20 +5,24 @@ Legend: H height, W width (pixels of the large picture), s scale.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from PIL import Image
 
+from ppll_cli.data.kept import kept_folder, stamp
+from ppll_cli.data.pictures.files import decoded as decoded  # where other modules look for it
+from ppll_cli.data.pictures.files import header, unreadable
 from ppll_cli.errors import ConfigError
 
-_VERSION = 1  # of what is kept: another number makes everything anew
+_VERSION = 2  # of what is kept: another number makes everything anew
 
 Bytes = NDArray[np.uint8]
 
@@ -76,87 +80,104 @@ def kept(
     stamps = [_stamp(path) for source in sources for path in (source.high, source.low) if path]
     recipe = json.dumps([_VERSION, stamps, scale, longest, measured])
     place = folder / blake2b(recipe.encode(), digest_size=12).hexdigest()
-    if not (place / "index.json").exists():
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
-                made = Path(scratch, "made")
-                made.mkdir()
-                _make(made, sources, scale, longest, measured)
-                if not place.exists():  # another run may have been quicker
-                    os.replace(made, place)
-        except OSError as error:
-            problem = f"decoded pictures cannot be kept there ({error.strerror})"
-            raise ConfigError("data.cache", folder, problem, "name another folder") from error
-    index = json.loads((place / "index.json").read_text())
-    high, low = (
-        _views(np.load(place / f"{name}.npy", mmap_mode="r"), index[name])
-        for name in ("high", "low")
-    )
-    return Pictures(high, low, [(p, s) for p, s in index["quality"]] if measured else None)
+    try:
+        return kept_folder(
+            place,
+            lambda made: _make(made, sources, scale, longest, measured),
+            lambda there: _read(there, len(sources), scale, measured),
+        )
+    except OSError as error:
+        problem = f"decoded pictures cannot be kept there ({error.strerror})"
+        raise ConfigError("data.cache", folder, problem, "name another folder") from error
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
     try:
-        status = path.stat()
+        return stamp(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
-    return str(path.absolute()), status.st_size, status.st_mtime_ns
-
-
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())
-    return ConfigError("data", path, f"cannot be read as a picture ({reason})", "remove or mend it")
+        raise unreadable(path, error) from error
 
 
 def _make(
     place: Path, sources: Sequence[Source], scale: int, longest: int | None, measured: bool
 ) -> None:
-    sizes = [_size(source.high, scale, longest) for source in sources]
+    sizes = [large_size(source.high, scale, longest) for source in sources]
     shapes = {
         "high": [(height, width, 3) for height, width in sizes],
         "low": [(height // scale, width // scale, 3) for height, width in sizes],
     }
-    views = {}
-    for name, each in shapes.items():
-        total = sum(int(np.prod(shape)) for shape in each)
-        flat = open_memmap(place / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(total,))
-        views[name] = _views(flat, each)
     quality = []
-    for number, source in enumerate(sources):
-        height, width = sizes[number]
-        high = decoded(source.high)
-        if longest is not None and max(high.size) > longest:
-            high = high.resize(_reduced(high.size, longest), Image.Resampling.BICUBIC)
-        high = high.crop((0, 0, width, height))
-        small = (width // scale, height // scale)
-        if source.low is None:
-            low = high.resize(small, Image.Resampling.BICUBIC)
-        else:
-            low = decoded(source.low)
-            if low.size[0] < small[0] or low.size[1] < small[1]:
-                problem = f"measures {low.size}, and {source.high.name} divided by {scale} {small}"
-                raise ConfigError("data.scale", scale, f"{source.low} {problem}")
-            low = low.crop((0, 0, *small))
-        views["high"][number][:], views["low"][number][:] = np.asarray(high), np.asarray(low)
-        if measured:
-            enlarged = low.resize((width, height), Image.Resampling.BICUBIC)
-            quality.append(_quality(np.array(enlarged), np.array(high), scale))
+    with (place / "high.npy").open("wb") as large, (place / "low.npy").open("wb") as small:
+        for name, file in (("high", large), ("low", small)):
+            shape = (sum(map(prod, shapes[name])),)
+            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for source, (height, width) in zip(sources, sizes, strict=True):
+            high, low = _pair(source, width, height, scale, longest)
+            # Bytes are written, not mapped: a full disk is an error then, not a crash.
+            large.write(high.tobytes())
+            small.write(low.tobytes())
+            if measured:
+                enlarged = low.resize((width, height), Image.Resampling.BICUBIC)
+                quality.append(_quality(np.array(enlarged), np.array(high), scale))
+        for file in (large, small):
+            file.flush()
+            os.fsync(file.fileno())
     (place / "index.json").write_text(json.dumps({**shapes, "quality": quality}))
 
 
-def _views(flat: Bytes, shapes: Sequence[Sequence[int]]) -> list[Bytes]:
-    ends = np.cumsum([np.prod(shape) for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=False)]
+def _pair(
+    source: Source, width: int, height: int, scale: int, longest: int | None
+) -> tuple[Image.Image, Image.Image]:
+    """A large picture, reduced and cut to its size, and the small one."""
+    high = decoded(source.high)
+    if longest is not None and max(high.size) > longest:
+        high = high.resize(_reduced(high.size, longest), Image.Resampling.BICUBIC)
+    high = high.crop((0, 0, width, height))
+    size = (width // scale, height // scale)
+    if source.low is None:
+        return high, high.resize(size, Image.Resampling.BICUBIC)
+    low = decoded(source.low)
+    if low.size[0] < size[0] or low.size[1] < size[1]:
+        problem = f"measures {low.size}, and {source.high.name} divided by {scale} {size}"
+        raise ConfigError("data.scale", scale, f"{source.low} {problem}")
+    return high, low.crop((0, 0, *size))
 
 
-def _size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
-    """(height, width) of a large picture as it is kept; the file is not decoded for that."""
-    try:
-        with Image.open(path) as opened:
-            size = opened.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+def _read(place: Path, count: int, scale: int, measured: bool) -> Pictures:
+    """What a folder holds.
+
+    Raises:
+        Exception: Of any kind; it is damaged.
+    """
+    index = json.loads((place / "index.json").read_text())
+    high, low = (_views(place / f"{name}.npy", index[name]) for name in ("high", "low"))
+    quality = [(float(p), float(s)) for p, s in index["quality"]]
+    wanted = [tuple(scale * side for side in each.shape[:2]) for each in low]
+    if len(low) != count or len(quality) != count * measured:
+        raise ValueError(f"it holds {len(low)} pictures, not {count}")
+    if [each.shape[:2] for each in high] != wanted:
+        raise ValueError("its large and small pictures do not fit")
+    return Pictures(high, low, quality if measured else None)
+
+
+def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
+    """The pictures in a file, one behind the other."""
+    flat, sizes = np.load(path, mmap_mode="r"), [tuple(map(int, shape)) for shape in shapes]
+    ends = np.cumsum([prod(size) for size in sizes], dtype=np.int64)
+    whole = flat.dtype == np.uint8 and flat.ndim == 1 and len(flat) == ends[-1]
+    if not whole or any(len(size) != 3 or size[2] != 3 or min(size) < 1 for size in sizes):
+        raise ValueError(f"{path.name} holds {flat.dtype} {flat.shape}")
+    parts = np.split(flat, ends[:-1])
+    return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def large_size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
+    """(height, width) of a large picture as it is kept; the file is not decoded for that.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
+    """
+    size = header(path).upright
     width, height = _reduced(size, longest) if longest is not None and max(size) > longest else size
     return height - height % scale, width - width % scale
 
@@ -164,19 +185,6 @@ def _size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
 def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
     width, height = (max(1, round(side * longest / max(size))) for side in size)
     return width, height
-
-
-def decoded(path: Path) -> Image.Image:
-    """The picture in a file, in colour.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
 
 
 def _quality(made: Bytes, wanted: Bytes, scale: int) -> tuple[float, float]:

@@ -2,12 +2,13 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppll_cli.data.dataset import Files, Part, cache_root, check_at_least, hold_out
+from ppll_cli.data.dataset import Files, Part, cache_root, check_at_least, hold_out, sample_name
+from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
@@ -85,9 +86,9 @@ class PictureDataset(Files, ABC):
         splits = {}
         for name, sources in self._divided().items():
             trained = name == "train"
+            for source in sources:
+                self._check_size(source.high, trained)
             pictures = kept(folder, sources, self.scale, self.longest, not trained)
-            for source, low in zip(sources, pictures.low, strict=True):
-                self._check_size(source.high, low.shape, trained)
             tiles = () if trained else self._tiles([low.shape for low in pictures.low])
             splits[name] = PictureSplit(pictures, self.patches_per_epoch if trained else 0, tiles)
         return splits
@@ -99,16 +100,38 @@ class PictureDataset(Files, ABC):
             kept, held_out = hold_out(len(train), self.val_fraction)
             divided["train"] = [train[number] for number in kept]
             divided["val"] = [train[number] for number in held_out][: self.eval_limit]
-        divided["test"] = list(self.sources("test"))[: self.eval_limit]
+        test = self.sources("test")
+        self._check_apart([train, test])
+        divided["test"] = list(test)[: self.eval_limit]
         return {**divided}
 
-    def _check_size(self, file: Path, small: Sequence[int], trained: bool) -> None:
+    def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
+        """Check that no picture is in two splits, nor twice in one, not even through a link."""
+        seen: dict[tuple[int, int], Path] = {}
+        for sources in parts:
+            for source in sources:
+                try:
+                    status = source.high.stat()
+                except OSError as error:
+                    raise unreadable(source.high, error) from error
+                first = seen.setdefault((status.st_dev, status.st_ino), source.high)
+                if first is not source.high:
+                    problem = f"is the same file as {first}, so a test picture may be trained on"
+                    raise ConfigError("data", source.high, problem, "list each picture once")
+
+    def _check_size(self, file: Path, trained: bool) -> None:
+        from ppll_cli.data.pictures.cache import large_size
+
+        # SSIM has windows of 11 pixels, inside of a border of `scale` pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
-        if min(small[:2]) < least:
-            size = f"{small[1]}x{small[0]} pixels after division by {self.scale}"
-            need = f"data.patch={self.patch}" if trained else f"SSIM, which needs {least}"
-            problem = f"has {size}, too few for {need}"
-            raise ConfigError("data", file, problem, "remove it, or give a smaller data.patch")
+        height, width = (side // self.scale for side in large_size(file, self.scale, self.longest))
+        if min(height, width) < least:
+            size = f"{width}x{height} pixels after division by {self.scale}"
+            need = f"data.patch={self.patch}" if trained else "SSIM"
+            whole = f"{least * self.scale}x{least * self.scale}"
+            problem = f"has {size}, too few for {need}; it needs at least {whole} before that"
+            then = "remove it, or give a smaller data.patch" if trained else "remove it"
+            raise ConfigError("data", file, problem, then)
 
     def _tiles(self, shapes: Sequence[Sequence[int]]) -> "tuple[Tile, ...]":
         from ppll_cli.data.pictures.patches import Tile
@@ -156,9 +179,10 @@ class PictureDataset(Files, ABC):
         pictures = self.load()["test"].pictures
         sources = self.sources("test")[: len(pictures)]
         folder.mkdir()
-        for source, low, high in zip(sources, pictures.low, pictures.high, strict=True):
+        each = zip(sources, pictures.low, pictures.high, strict=True)
+        for number, (source, low, high) in enumerate(each):
             views = side_by_side(low, high, self.scale, self.overlap, predict)
-            views.save(folder / f"{source.high.stem}.png")
+            views.save(folder / sample_name(number, source.high))
 
     def batches(
         self,

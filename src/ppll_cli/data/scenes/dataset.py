@@ -1,5 +1,8 @@
 """What a data set for object detection is."""
 
+import logging
+import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +29,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.detection import Detection
+
+CHECK_S = 5.0
+"""Seconds in which as many pictures as possible are compared with their annotations at the start;
+the others are compared when they are decoded."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +83,24 @@ class DetectionDataset(Files, ABC):
         check_at_least("anchor", self.anchor, 1)
 
     def prepare(self) -> None:
-        """Makes sure that the files exist; what is slow to read is read once, and kept.
+        """Makes sure that the files exist and fit; what is slow to read is read once, and kept.
 
         Raises:
             ConfigError: Files are missing, or are not what they should be.
         """
-        self.load()
+        splits = self.load()
+        end_s = time.monotonic() + CHECK_S
+        for scenes in sorted(splits.values(), key=len):
+            for number in range(len(scenes) if scenes.sizes is not None else 0):
+                if time.monotonic() >= end_s:
+                    break
+                scenes[number]
+        for remark in dict.fromkeys(scenes.remark for scenes in splits.values() if scenes.remark):
+            log.warning(remark)
+        for name, scenes in splits.items():
+            if not scenes.asked_for:
+                then = "nothing is learnt but that" if name == "train" else "ap will be null"
+                log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
         """`train`, `val` where a fraction is held out, `test`; the same in every run.
@@ -96,6 +117,7 @@ class DetectionDataset(Files, ABC):
         for part, scenes in parts.items():
             if not len(scenes):
                 raise self.fault(self.folder, f"has no pictures for {part}")
+        self._check_apart(parts)
         splits = {"train": parts["train"]}
         if self.val_fraction:
             kept, held_out = hold_out(len(parts["train"]), self.val_fraction)
@@ -103,6 +125,22 @@ class DetectionDataset(Files, ABC):
             splits["val"] = parts["train"].of(held_out[: self.eval_limit])
         splits["test"] = parts["test"].of(slice(self.eval_limit))
         return splits
+
+    def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
+        """Check that no file is in both parts, nor twice in one; folders may be links."""
+        folders: dict[Path, str] = {}
+        seen: dict[str, Path] = {}
+        for scenes in parts.values():
+            for file in scenes.pixels if scenes.sizes is not None else ():
+                assert isinstance(file, Path)
+                if file.parent not in folders:
+                    folders[file.parent] = os.path.realpath(file.parent)
+                real = f"{folders[file.parent]}/{file.name}"
+                if real in seen:
+                    problem = "is in training and test, or twice in one of them"
+                    where = f" and as {seen[real]}" if seen[real] != file else ""
+                    raise self.fault(f"{file}{where}", problem, "list each picture once")
+                seen[real] = file
 
     @property
     def largest(self) -> int:

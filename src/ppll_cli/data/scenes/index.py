@@ -6,21 +6,21 @@ Legend: P pictures, n objects of one of them, S objects of all.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.dataset import cache_root
-from ppll_cli.errors import ConfigError
-from ppll_cli.files import write_bytes
+from ppll_cli.data.kept import kept_file, place, read_kept
+from ppll_cli.data.scenes.upright import on_upright
 
-_VERSION = 1  # of what is kept: another number makes everything anew
-_LEAST_SIDE = 1.0  # pixels: what is thinner is no object
+MOST_PIXELS = 1e6
+"""Larger numbers than this are no positions in a picture."""
+
+_LEAST_SIDE = 1.0  # pixels: a thinner box is no object
+_LEAST_PART = 0.5  # of a box that should lie inside of its picture
 
 Bytes = NDArray[np.uint8]
 
@@ -29,8 +29,8 @@ class Found(NamedTuple):
     """A picture's objects as an annotation has them.
 
     Attributes:
-        height: Of the picture, in pixels.
-        width: Likewise.
+        height: Height of the picture, in pixels.
+        width: Width of the picture, in pixels.
         objects: Left, top, right and bottom in pixels from 0, the class, and whether it is ignored.
     """
 
@@ -47,7 +47,7 @@ class Objects:
         starts: Where each picture's begin, and where the last one's end, int64 [P + 1].
         boxes: Left, top, right and bottom in the pictures' own pixels, float32 [S, 4].
         labels: Classes from 0, int64 [S].
-        ignored: Neither learnt nor asked for, bool [S].
+        ignored: Objects that are neither learnt nor asked for, bool [S].
     """
 
     starts: NDArray[np.int64]
@@ -93,14 +93,41 @@ class Index:
     """What annotations say.
 
     Attributes:
-        classes: Their names.
-        files: Of the P pictures, relative to where the data set has them.
-        objects: What is in them.
+        classes: Names of the classes.
+        files: The P pictures' files, relative to where the data set has them.
+        sizes: Width and height of the P pictures, int64 [P, 2].
+        objects: The objects of the P pictures.
+        remark: What the user should know of boxes that are left out or cut; mostly empty.
     """
 
     classes: tuple[str, ...]
     files: tuple[str, ...]
+    sizes: NDArray[np.int64]
     objects: Objects
+    remark: str = ""
+
+    @classmethod
+    def of(cls, classes: Sequence[str], files: Sequence[str], pictures: Sequence[Found]) -> "Index":
+        """Gather what the annotations of some pictures say.
+
+        Raises:
+            ValueError: Most boxes do not lie in their pictures, so they are of other pictures, of
+                another size or in another form.
+        """
+        sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
+        objects = Objects.of(pictures)
+        remark = _remark(files, pictures, objects)
+        return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), objects, remark)
+
+    def check(self) -> None:
+        """Check what was read from a kept file.
+
+        Raises:
+            ValueError: The parts do not fit one another.
+        """
+        check_objects(self.objects, len(self.files), len(self.classes))
+        if self.sizes.shape != (len(self.files), 2):
+            raise ValueError("it has not one size for each picture")
 
 
 class Scene(NamedTuple):
@@ -108,9 +135,9 @@ class Scene(NamedTuple):
 
     Attributes:
         pixels: The picture's file, or its pixels uint8 [height, width, 3].
-        boxes: Left, top, right and bottom in its own pixels, float32 [n, 4].
+        boxes: Left, top, right and bottom in pixels of the upright picture, float32 [n, 4].
         labels: Classes from 0, int64 [n].
-        ignored: Neither learnt nor asked for, bool [n].
+        ignored: Objects that are neither learnt nor asked for, bool [n].
     """
 
     pixels: Path | Bytes
@@ -125,57 +152,65 @@ class Scenes:
 
     Attributes:
         pixels: The P pictures' files, or their pixels, uint8 [height, width, 3] each.
-        objects: What is in the P pictures.
+        objects: The objects of the P pictures.
         chosen: Which of them are in the split, int64 [pictures of the split].
+        sizes: Width and height of the P pictures as annotations have them, int64 [P, 2]. None: not
+            to be compared with the pictures.
+        remark: As an index has it.
     """
 
     pixels: Sequence[Path] | Bytes
     objects: Objects
     chosen: NDArray[np.intp]
+    sizes: NDArray[np.int64] | None = None
+    remark: str = ""
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Every picture."""
+        """Every picture, with objects that are known to be in it."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
+
+    @classmethod
+    def indexed(cls, folder: Path, index: Index) -> "Scenes":
+        """Every picture of an index; the index's files are relative to the folder."""
+        files, order = [folder / name for name in index.files], np.arange(len(index.files))
+        return cls(files, index.objects, order, index.sizes, index.remark)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> Scene:
+        """A picture and its objects; the size in a picture's file is compared with the annotation.
+
+        Raises:
+            ConfigError: The file cannot be read, or its size is not that of the annotation.
+        """
         picture = int(self.chosen[number])
         here = slice(*self.objects.starts[picture : picture + 2])
-        found = self.objects
-        return Scene(
-            self.pixels[picture], found.boxes[here], found.labels[here], found.ignored[here]
-        )
+        found, pixels = self.objects, self.pixels[picture]
+        boxes = found.boxes[here]
+        if self.sizes is not None and isinstance(pixels, Path):
+            width, height = self.sizes[picture].tolist()
+            boxes = on_upright(pixels, (width, height), boxes)
+        return Scene(pixels, boxes, found.labels[here], found.ignored[here])
 
     def of(self, numbers: slice | NDArray[np.intp]) -> "Scenes":
         """A part of them."""
-        return Scenes(self.pixels, self.objects, self.chosen[numbers])
+        return Scenes(self.pixels, self.objects, self.chosen[numbers], self.sizes, self.remark)
 
     @property
     def most_objects(self) -> int:
-        """Of any picture."""
+        """The largest number of objects of any picture."""
         counts = np.diff(self.objects.starts)[self.chosen]
         return int(counts.max(initial=0))
 
-
-def place(folder: str, recipe: object) -> Path:
-    """Where something is kept in the cache folder.
-
-    Args:
-        folder: For what of its kind.
-        recipe: All that it depends on; JSON must know it.
-    """
-    written = json.dumps([_VERSION, recipe]).encode()
-    return cache_root() / folder / blake2b(written, digest_size=12).hexdigest()
-
-
-def unwritable(path: Path, error: OSError) -> ConfigError:
-    """The error for a cache folder that cannot be written to."""
-    problem = f"nothing can be kept in the cache folder ({error.strerror})"
-    return ConfigError("data", path, problem, "set XDG_CACHE_HOME to a folder that can be written")
+    @property
+    def asked_for(self) -> int:
+        """How many objects there are that are not ignored."""
+        counted = np.concatenate(([0], np.cumsum(~self.objects.ignored)))
+        of_each = np.diff(counted[self.objects.starts])
+        return int(of_each[self.chosen].sum())
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
@@ -186,28 +221,28 @@ def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
         make: Reads the annotations.
 
     Raises:
-        ConfigError: They cannot be read, or the index cannot be kept.
+        ConfigError: They cannot be read.
     """
     path = place("scenes", recipe).with_suffix(".npz")
-    try:
-        return _read(path)
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
-        made = make()
-    buffer = BytesIO()
-    classes, files = (np.array(names, np.str_) for names in (made.classes, made.files))
-    np.savez(buffer, classes=classes, files=files, **made.objects.arrays)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, buffer.getvalue())
-    except OSError as error:
-        raise unwritable(path, error) from error
-    return made
+    found = read_kept(path, _read)
+    return kept_file(path, make, _written) if found is None else found
+
+
+def _written(index: Index) -> bytes:
+    # As text: an array of strings gives each the room of the longest.
+    names = json.dumps([index.classes, index.files, index.remark]).encode()
+    buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
+    np.savez(buffer, names=text, sizes=index.sizes, **index.objects.arrays)
+    return buffer.getvalue()
 
 
 def _read(path: Path) -> Index:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        classes, files = (tuple(stored[key].tolist()) for key in ("classes", "files"))
-        return Index(classes, files, read_objects(stored))
+        classes, files, remark = json.loads(stored["names"].tobytes())
+        sizes, objects = stored["sizes"], read_objects(stored)
+    index = Index(tuple(classes), tuple(files), sizes, objects, remark)
+    index.check()
+    return index
 
 
 def read_objects(stored: "np.lib.npyio.NpzFile") -> Objects:
@@ -215,11 +250,55 @@ def read_objects(stored: "np.lib.npyio.NpzFile") -> Objects:
     return Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """What of a file changes with its content, without reading it.
+def check_objects(objects: Objects, pictures: int, classes: int) -> None:
+    """Check objects that were read from a kept file.
 
     Raises:
-        OSError: There is none.
+        ValueError: They are not those of so many pictures and classes, or do not fit one another.
     """
-    status = path.stat()
-    return str(path.absolute()), status.st_size, status.st_mtime_ns
+    starts, labels, count = objects.starts, objects.labels, len(objects.labels)
+    shapes = {
+        "starts": (starts, np.int64, (pictures + 1,)),
+        "boxes": (objects.boxes, np.float32, (count, 4)),
+        "labels": (labels, np.int64, (count,)),
+        "ignored": (objects.ignored, np.bool_, (count,)),
+    }
+    for name, (array, dtype, shape) in shapes.items():
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(f"its {name} are {array.dtype} {array.shape}, not {shape}")
+    if starts[0] != 0 or starts[-1] != count or (np.diff(starts) < 0).any():
+        raise ValueError("its pictures do not share the boxes out")
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"it has labels from {labels.min()} to {labels.max()}")
+
+
+def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
+    """What to say of boxes that are left out, or that mostly lie outside of their pictures."""
+    boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
+    total = len(boxes)
+    if total and all(max(right, bottom) <= 1 for _, _, _, right, bottom in boxes):
+        raise ValueError("all boxes end within the first pixel: give pixels, not fractions")
+    lost = [len(each.objects) for each in pictures] - np.diff(objects.starts)
+    missing = int(lost.sum())
+    outside = sum(not _inside(box) for box in boxes)
+    if 2 * outside > total:
+        problem = f"{outside} of {total} boxes lie outside of their pictures or have no area"
+        raise ValueError(f"{problem}; {files[int(lost.argmax())]} has such boxes")
+    if not outside:
+        return ""
+    first = f", the first in {files[int((lost > 0).argmax())]}" if missing else ""
+    return (
+        f"{missing} of {total} boxes are left out, since they lie outside of their pictures or "
+        f"are thinner than a pixel{first}; {outside - missing} more lose over half of their area "
+        "at the border"
+    )
+
+
+def _inside(box: tuple[Found, float, float, float, float]) -> bool:
+    """Whether at least half of a box's area is in its picture, and a pixel wide and high."""
+    picture, left, top, right, bottom = box
+    width = min(right, picture.width) - max(left, 0.0)
+    height = min(bottom, picture.height) - max(top, 0.0)
+    if min(width, height) < _LEAST_SIDE:
+        return False
+    return width * height >= _LEAST_PART * (right - left) * (bottom - top)

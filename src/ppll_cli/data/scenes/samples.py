@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ppll_cli.data.dataset import sample_name
 from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.models.unit import IMAGE
@@ -50,8 +51,8 @@ def write_samples(
         values = batches.evaluation("test", number, 1)
         (found,) = task.detections(predict(values[IMAGE]), values[FRAME])
         scene = scenes[number]
-        stem = f"-{scene.pixels.stem}" if isinstance(scene.pixels, Path) else ""
-        drawn(scene, found, task.classes).save(folder / f"{number}{stem}.png")
+        file = scene.pixels if isinstance(scene.pixels, Path) else None
+        drawn(scene, found, task.classes).save(folder / sample_name(number, file))
 
 
 def drawn(scene: Scene, found: Detections, classes: Sequence[str]) -> Image.Image:

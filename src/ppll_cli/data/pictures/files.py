@@ -1,0 +1,118 @@
+"""Picture files: their headers, and their pixels in colour, upright, with 8 bits a channel."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from ppll_cli.errors import ConfigError
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a stored picture becomes upright, by its EXIF orientation. 5 to 8 exchange its sides."""
+
+_MOST_16_BIT = 0xFFFF
+_QUIET = Lock()  # warning filters belong to the process, so one thread changes them at a time
+
+
+class Header(NamedTuple):
+    """What a picture's file says before its pixels.
+
+    Attributes:
+        size: Width and height of the picture as it is stored, in pixels.
+        orientation: EXIF's orientation, 1 to 8; 1 is upright.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of the upright picture, which `decoded` returns."""
+        width, height = self.size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+
+def header(path: Path) -> Header:
+    """Read the size of a picture without decoding it.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
+    """
+    with _opened(path) as (_, found):
+        return found
+
+
+def decoded(path: Path) -> Image.Image:
+    """Decode a picture: RGB, turned upright as EXIF says, the first frame of several.
+
+    16-bit channels keep their upper 8 bits. Transparency is dropped, and the colours beneath stay.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
+    """
+    with _opened(path) as (image, found):
+        image.load()
+        picture = _in_colour(image)
+        turn = _TURNS.get(found.orientation)
+        return picture if turn is None else picture.transpose(turn)
+
+
+def unreadable(path: Path, error: Exception) -> ConfigError:
+    """The error for a file that cannot be read as a picture."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    problem = f"cannot be read as a picture ({' '.join(reason.split())})"
+    return ConfigError("data", path, problem, "remove or mend it")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
+    try:
+        path.stat()  # says why it cannot be reached, where is_file() is only false
+        if not path.is_file():  # opening a named pipe would wait for its writer
+            raise ValueError("it is no regular file")
+        with _QUIET, warnings.catch_warnings():
+            # PIL's warnings (corrupt EXIF, very large) name a line of its source, not the file.
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+            orientation = _orientation(image)
+        with image:
+            yield image, Header(image.size, orientation)
+    except Exception as error:  # PIL raises exceptions of any kind for a damaged file
+        raise unreadable(path, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # PIL turns these itself
+        return 1
+    try:
+        # PngImageFile.getexif would decode the picture to look for EXIF data behind its pixels.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data raises exceptions of any kind, and says nothing
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;"):
+        greys = np.asarray(image)
+        if greys.min() < 0 or greys.max() > _MOST_16_BIT:
+            raise ValueError("its greys have more than 16 bits")
+        # convert() would cut everything above 255 off.
+        return Image.fromarray((greys >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its greys are floating-point numbers, whose range is not known")
+    image.info.pop("transparency", None)  # convert() warns of it for a palette, and drops it
+    return image.convert("RGB")
