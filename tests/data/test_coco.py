@@ -1,6 +1,7 @@
 """COCO: what a file of annotations says, and where it is looked for."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from ppll_cli.data import coco
 from ppll_cli.data.coco import Coco
+from ppll_cli.data.scenes import dataset as scenes_dataset
 from ppll_cli.errors import ConfigError
 from tests.conftest import compose_config
 from tests.data.scene_files import write_coco
@@ -114,7 +116,7 @@ WRONG: list[tuple[Change, str]] = [
 def test_wrong_annotations_are_named(
     make: Make, tmp_path: Path, change: Change, problem: str
 ) -> None:
-    """By file, entry and value; once they were a KeyError, or boxes that were of another picture."""
+    """By file, entry and value; boxes were once given to another picture, or lost."""
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
     changed(path, change)
     with pytest.raises(ConfigError, match=f"{path}: is no file of annotations .*{problem}") as told:
@@ -154,3 +156,85 @@ def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:
     changed(path, lambda content: content["categories"][0].update(name="lion"))
     with pytest.raises(ConfigError, match=r"val2017.json: its classes are not those of instances_"):
         make().prepare()
+
+
+def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> None:
+    """Before training, and where the time was too short for that, when it is decoded."""
+    path = tmp_path / "root" / "annotations" / "instances_val2017.json"
+    changed(path, of("images", 1, width=40, height=50))
+    picture = tmp_path / "root" / "val2017" / "000000000007.jpg"
+    message = f"data={picture}: measures 50x40 pixels, and its annotation says 40x50"
+    with pytest.raises(ConfigError, match=message):
+        make().prepare()
+    with pytest.raises(ConfigError, match=message):
+        make().load()["test"][0]
+
+
+def test_pictures_are_compared_for_a_bounded_time(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(
+        tmp_path / "root" / "annotations" / "instances_train2017.json",
+        of("images", 1, width=40, height=50),
+    )
+    monkeypatch.setattr(scenes_dataset, "CHECK_S", -1.0)
+    make().prepare()
+
+
+def test_boxes_that_are_left_out_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make().prepare()
+    make().prepare()  # from the kept index as well
+    said = "1 of 4 boxes are left out, .* the first in 000000000007.jpg; 1 more lose over half"
+    assert len(re.findall(said, caplog.text)) == 2
+
+
+@pytest.mark.parametrize(
+    ("box", "problem"),
+    [
+        ([0.1, 0.2, 0.5, 0.5], "all boxes end within the first pixel: give pixels, not fractions"),
+        ([60, 2, 9, 9], "4 of 4 boxes lie outside of their pictures"),
+        ([4, 2, 0, 9], "4 of 4 boxes lie outside of their pictures or have no area"),
+        ([30, 20, 60, 60], "4 of 4 boxes lie outside"),
+    ],
+)
+def test_boxes_in_another_form_are_refused(
+    make: Make, tmp_path: Path, box: list[float], problem: str
+) -> None:
+    """They were dropped one by one, and the training went on without objects."""
+    path = tmp_path / "root" / "annotations" / "instances_train2017.json"
+
+    def all_alike(content: Any) -> None:
+        for annotation in content["annotations"]:
+            annotation["bbox"] = box
+
+    changed(path, all_alike)
+    with pytest.raises(ConfigError, match=f"{path}: .*{problem}"):
+        make().load()
+
+
+def test_parts_without_objects_are_told(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Crowds are not asked for."""
+    path = tmp_path / "root" / "annotations" / "instances_val2017.json"
+    changed(path, lambda content: [each.update(iscrowd=1) for each in content["annotations"]])
+    make().prepare()
+    assert "the 3 pictures of test have no objects: ap will be null" in caplog.text
+    assert "of train" not in caplog.text
+
+
+def test_a_picture_is_in_one_part_and_once(make: Make, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    changed(
+        root / "annotations" / "instances_train2017.json",
+        of("images", 1, file_name="000000000030.jpg"),
+    )
+    with pytest.raises(ConfigError, match=r"000000000030.jpg: is in training and test, or twice"):
+        make().load()
+    for name in ("train2017", "annotations/instances_train2017.json"):
+        (root / name).rename(root / f"{name}-old")
+    (root / "train2017").symlink_to(root / "val2017")
+    content = (root / "annotations" / "instances_val2017.json").read_text()
+    (root / "annotations" / "instances_train2017.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"val2017/.*jpg and as .*train2017/.*is in training and"):
+        make().load()

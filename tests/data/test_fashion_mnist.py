@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,24 @@ def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     write(tmp_path, {"some-file": idx(array)})
     assert np.array_equal(read_idx(tmp_path / "some-file", 3), array)
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        (bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28]), "1569 bytes of data or more"),
+        (bytes([0, 0, 8, 3]) + b"\xff" * 12, "4097 bytes of data or more, not 7922816"),
+    ],
+)
+def test_a_gz_expands_as_far_as_its_header_may_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes, problem: str
+) -> None:
+    """A small file of zeros could fill the memory."""
+    monkeypatch.setattr(fashion_mnist, "_MOST_BYTES", 4096)
+    write(tmp_path, {"some-file.gz": gzip.compress(header + bytes(5_000_000))})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=problem):
+        read_idx(tmp_path / "some-file.gz", 3)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1_000_000

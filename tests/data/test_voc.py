@@ -126,6 +126,17 @@ def test_the_root_is_only_read(
         ("<annotation></annotation>", r"is no annotation \(it has no size/height\)"),
         (voc_xml("x", [("unicorn", (1, 1, 9, 9), False)]), "there is no class 'unicorn'"),
         (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>one<"), "'one'"),
+        (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>nan<"), "is nan"),
+        (voc_xml("x", [("cat", (1, 1, 1e400, 9), False)]), "object 1: bndbox/xmax is inf"),
+        (voc_xml("x", [("cat", (9, 1, 2, 9), False)]), "its box ends before it begins, at 2, 9"),
+        (voc_xml("x", []).replace("width>50<", "width>0<"), "has the size 0 x 40"),
+        (voc_xml("x", []).replace("width>50<", "width>-5<"), "has the size -5 x 40"),
+        (voc_xml("x", []).replace("width>50<", "width>inf<"), "size/width is inf"),
+        (
+            voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("difficult>0", "difficult>maybe"),
+            "difficult is 'maybe', not 0 or 1",
+        ),
+        ("<?xml version='1.0' encoding='martian'?><annotation/>", "unknown encoding"),
     ],
 )
 def test_a_wrong_annotation_is_named(
@@ -213,3 +224,26 @@ def test_what_a_data_set_offers_is_checked_before_its_files_are_there(
     """The task, which needs the files, was once computed to see whether there is one."""
     (tmp_path / "empty").mkdir()
     require("data._target_", "", make(root=str(tmp_path / "empty")), DATA_SET, "")
+
+
+def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> None:
+    devkit = tmp_path / "root/VOCdevkit/VOC2007"
+    path = devkit / "Annotations/test000001.xml"
+    sizes = "<width>40</width><height>50</height>"
+    path.write_text(path.read_text().replace("<width>50</width><height>40</height>", sizes))
+    with pytest.raises(
+        ConfigError, match=r"test000001.jpg: measures 50x40 .* annotation says 40x5"
+    ):
+        make(years="07").prepare()
+
+
+def test_a_picture_is_on_one_list_and_once(make: Make, tmp_path: Path) -> None:
+    lists = tmp_path / "root/VOCdevkit/VOC2007/ImageSets/Main"
+    for name, more in (("test", "trainval000001\n"), ("trainval", "trainval000002\n")):
+        before = (lists / f"{name}.txt").read_text()
+        (lists / f"{name}.txt").write_text(before + more)
+        with pytest.raises(
+            ConfigError, match=r"trainval00000\d.jpg: is in training and test, or twice"
+        ):
+            make(years="07").load()
+        (lists / f"{name}.txt").write_text(before)

@@ -104,7 +104,8 @@ class FashionScenes(DetectionDataset):
             ValueError: They are not as many, or not as large, as they should be.
         """
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        with np.load(folder / "objects.npz") as stored:
+        # NumPy leaves a damaged file open that it opened itself.
+        with (folder / "objects.npz").open("rb") as file, np.load(file) as stored:
             objects = read_objects(stored)
         if pixels.dtype != np.uint8 or pixels.shape != (count, self.side, self.side, 3):
             raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape}")

@@ -1,0 +1,149 @@
+"""What is kept in the cache folder is repaired where it is damaged, or done without."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.data.dataset import sample_name
+from ppll_cli.data.fashion_scenes import FashionScenes
+from ppll_cli.data.photos import Photos
+from ppll_cli.data.voc import Voc
+from ppll_cli.errors import ConfigError
+from tests.conftest import compose_config
+from tests.data.picture_files import picture, write_photos
+from tests.data.scene_files import write_fashion, write_voc
+
+SMALL = {"patch": 8, "patches_per_epoch": 10, "tile": 16, "overlap": 3}
+Damage = Callable[[Path], object]
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"12345")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inner").write_text("")
+
+
+def a_file(path: Path) -> None:
+    """The whole folder is one."""
+    shutil.rmtree(path.parent)
+    path.parent.write_text("")
+
+
+DAMAGES: list[Damage] = [emptied, cut, a_folder, Path.unlink]
+
+
+def options(data: str, **changes: object) -> dict[str, object]:
+    config, _ = compose_config([f"data={data}"])
+    return {key: value for key, value in config["data"].items() if key != "_target_"} | changes
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Photos]:
+    folder = write_photos(tmp_path / "photos")
+    given = {"folders": [str(folder)], "cache": str(tmp_path / "kept"), **SMALL}
+    return lambda **changes: Photos(**(options("photos", **given) | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["high.npy", "low.npy", "index.json"])
+@pytest.mark.parametrize("damage", [*DAMAGES, a_file])
+def test_decoded_pictures_are_repaired(
+    photos: Callable[..., Photos], tmp_path: Path, name: str, damage: Damage
+) -> None:
+    wanted = [high.tobytes() for high in photos().load()["train"].pictures.high]
+    for folder in (tmp_path / "kept").iterdir():
+        damage(folder / name)
+    for _ in range(2):
+        pictures = photos().load()["train"].pictures
+        assert [high.tobytes() for high in pictures.high] == wanted
+    assert len(list((tmp_path / "kept").iterdir())) == 2  # nothing damaged stays beside them
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, a_file])
+@pytest.mark.parametrize("name", ["pixels.npy", "objects.npz"])
+def test_painted_scenes_are_repaired(
+    tmp_path: Path, cache: Path, name: str, damage: Damage
+) -> None:
+    root = str(write_fashion(tmp_path / "root"))
+    given = options("fashion_scenes", root=root, pictures=2, test_pictures=1, side=64)
+    wanted = FashionScenes(**given).load()["train"]  # type: ignore[arg-type]
+    boxes = wanted.objects.boxes.tolist()
+    for folder in (cache / "fashion_scenes").iterdir():
+        damage(folder / name)
+    again = FashionScenes(**given).load()["train"]  # type: ignore[arg-type]
+    assert again.objects.boxes.tolist() == boxes
+    assert again[1].pixels.shape == (64, 64, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("damage", [emptied, cut, longer, a_folder])
+def test_an_index_is_repaired(tmp_path: Path, cache: Path, damage: Damage) -> None:
+    given = options("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
+    boxes = Voc(**given).load()["train"].objects.boxes.tolist()  # type: ignore[arg-type]
+    for path in list((cache / "scenes").iterdir()):
+        damage(path)
+    for _ in range(2):
+        assert Voc(**given).load()["train"].objects.boxes.tolist() == boxes  # type: ignore[arg-type]
+    assert all(path.is_file() for path in (cache / "scenes").iterdir())
+
+
+def test_an_index_that_cannot_be_kept_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    given = options("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
+    assert len(Voc(**given).load()["train"]) == 4  # type: ignore[arg-type]
+    assert "XDG_CACHE_HOME names another folder" in caplog.text
+
+
+def test_a_cache_for_pictures_that_cannot_be_written_is_named(
+    photos: Callable[..., Photos], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data.cache=.*file: decoded pictures cannot be kept"):
+        photos(cache=str(tmp_path / "file")).load()
+
+
+def test_a_folder_is_listed_once(photos: Callable[..., Photos], tmp_path: Path) -> None:
+    """Its test pictures would be trained on."""
+    folder, link = tmp_path / "photos", tmp_path / "link"
+    link.symlink_to(folder)
+    for other in (folder, link, f"{tmp_path}/./photos/", f"{tmp_path}/link/../photos"):
+        with pytest.raises(ConfigError, match=r"is the same folder as .*photos; list each folder"):
+            photos(folders=[str(folder), str(other)]).load()
+    (folder / "9.png").symlink_to(folder / "0.png")
+    with pytest.raises(ConfigError, match=r"9.png: is the same file as .*0.png"):
+        photos().load()
+
+
+@pytest.mark.parametrize("side", [1, 10, 15])
+def test_a_small_test_picture_is_named(
+    photos: Callable[..., Photos], tmp_path: Path, side: int
+) -> None:
+    """It was a ZeroDivisionError or a RuntimeError."""
+    picture(0, side, side).save(tmp_path / "photos" / "9.png")
+    with pytest.raises(ConfigError, match=r"9.png: has .* it needs at least 16x16"):
+        photos().load()
+    picture(0, 16, 16).save(tmp_path / "photos" / "9.png")
+    photos().load()
+
+
+def test_samples_have_names_of_their_own() -> None:
+    names = [sample_name(number, Path(f"{folder}/0.png")) for number, folder in enumerate("ab")]
+    assert names == ["0-0.png", "1-0.png"]
+    assert sample_name(3, None) == "3.png"
+    assert len(sample_name(3, Path("é" * 120 + ".png")).encode()) < 255
+    assert sample_name(3, Path("a\nb\x1b.png")) == "3-a_b_.png"
