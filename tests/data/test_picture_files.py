@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
         ("alpha", alpha, colour),
         ("bits", bits, bits.convert("L").convert("RGB")),
     ):
-        options = {"transparency": bytes(range(8))} if name == "palette" else {}
+        options: dict[str, Any] = {"transparency": bytes(range(8))} if name == "palette" else {}
         image.save(tmp_path / f"{name}.png", **options)
         wanted[name] = np.array(becomes)
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from ppll_cli.data.dataset import PARTS, Part
 from ppll_cli.data.download import one_line
@@ -97,8 +97,8 @@ def parse(content: Any) -> Index:
     pictures = _by_number(content, "images")
     names = [entry.text("name") for entry in categories.values()]
     files = [entry.text("file_name") for entry in pictures.values()]
-    for key, found in (("categories", names), ("images", files)):
-        if not found:
+    for key, listed in (("categories", names), ("images", files)):
+        if not listed:
             raise ValueError(f"its {key} are empty")
     labels = {number: label for label, number in enumerate(categories)}
     objects: dict[int, list[tuple[float, float, float, float, int, bool]]] = {
@@ -197,7 +197,7 @@ def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
     return dict(sorted(found.items()))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     # Comparing excludes NaN and infinity; a whole number may be too large to be a float.
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST_PIXELS
 

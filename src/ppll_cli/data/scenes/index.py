@@ -257,7 +257,7 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
         ValueError: They are not those of so many pictures and classes, or do not fit one another.
     """
     starts, labels, count = objects.starts, objects.labels, len(objects.labels)
-    shapes = {
+    shapes: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
         "starts": (starts, np.int64, (pictures + 1,)),
         "boxes": (objects.boxes, np.float32, (count, 4)),
         "labels": (labels, np.int64, (count,)),
