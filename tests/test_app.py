@@ -98,6 +98,7 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
         shares = [value for key, value in stage.items() if key.endswith("_fraction")]
         assert 0 < sum(shares) <= 1.01  # the rest may be time on a busy machine without a core
         assert stage["peak_memory_bytes"] > 0
+        assert stage["peak_reserved_bytes"] is None  # only CUDA's allocator reserves
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seen = {(line["epoch"], line["split"], line["module"], line["stage"]) for line in lines}

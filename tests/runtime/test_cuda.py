@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from ppll_cli.runtime.numerics import Numerics
+from ppll_cli.benchmarks import host
+from ppll_cli.runtime.items import TrainBatch
+from ppll_cli.runtime.worker import Worker
 from ppll_cli.transport import ring
 from tests.conftest import Runner, assert_same, own_model
 
@@ -21,7 +24,8 @@ def test_ppll_is_sequential_local_learning(run: Runner, gpus: int) -> None:
     expected = run("schedule=ll", "gpus=1", *CASE, *local)
     pipelined = run("schedule=ppll", f"gpus={gpus}", *CASE, *local)
     assert pipelined.summary["emulated"] == (gpus > torch.cuda.device_count())
-    assert pipelined.summary["stages"][0]["peak_memory_bytes"] > 0
+    first = pipelined.summary["stages"][0]
+    assert first["peak_reserved_bytes"] >= first["peak_memory_bytes"] > 0
     assert_same(pipelined.tensors(), expected.tensors())
 
 
@@ -74,3 +78,23 @@ def test_fp32_is_true_fp32_in_convolutions_and_matrix_products() -> None:
     exact = convolve(image.double(), kernel.double()), multiply(matrix.double(), matrix.double())
     for found, expected in zip((convolved, multiplied), exact, strict=True):
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("optim", [["optim.clip_norm=1"], ["optim.nonfinite=skip"], SGD])
+def test_a_training_step_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, optim: list[str]
+) -> None:
+    """A read of the device in a step, or in a report, would leave the device without work."""
+    train = Worker._train
+
+    def guarded(worker: Worker, item: TrainBatch) -> None:
+        # The first steps make what later ones keep.
+        torch.cuda.set_sync_debug_mode("error" if item.step > 2 else "default")
+        try:
+            train(worker, item)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Worker, "_train", guarded)
+    row = host.measure([*host.OVERRIDES, *optim, "device=cuda"], blocks=2)
+    assert row["steps"] == 2 * host.BLOCK

@@ -44,12 +44,16 @@ class Endless:
     Args:
         course: What comes, and when.
         edge: What a batch brings.
+        chunk: The chunk that would have made it, counted through the whole model.
         device: Where its tensors are.
         slots: How many batches there are, to be received in turn, as they would lie in a ring.
     """
 
-    def __init__(self, course: PacedCourse, edge: Edge, device: str, slots: int) -> None:
-        self._course, self._edge, self._device, self._slots = course, edge, device, slots
+    def __init__(
+        self, course: PacedCourse, edge: Edge, chunk: int, device: str, slots: int
+    ) -> None:
+        self._course, self._edge, self._chunk = course, edge, chunk
+        self._device, self._slots = device, slots
         self._header: Header | None = None
 
     def open(self) -> None:
@@ -58,7 +62,8 @@ class Endless:
     def wait(self, timeout_s: float) -> bool:
         """Wait for an order where the last one is done; then there is always a message."""
         if self._header is None:
-            self._header = Header(next(self._items))
+            item = next(self._items)
+            self._header = Header(item, chunk=self._chunk if isinstance(item, TrainBatch) else 0)
         return True
 
     def peek(self) -> channel.Header:
@@ -104,7 +109,8 @@ class NoTransport:
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:
         self.depth = job.depth
         self.wire_dtype: channel.WireDtype | None = None
-        self._ends = zip(courses, job.edges, job.devices[1:], strict=True)
+        makers = [job.layout.first_chunk(stage) - 1 for stage in range(1, job.stages)]
+        self._ends = zip(courses, job.edges, makers, job.devices[1:], strict=True)
 
     def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
         """Nothing is in its way."""

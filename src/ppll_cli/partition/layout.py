@@ -42,6 +42,10 @@ class Layout:
                 chunks.append(Chunk(index, range(start, stop), stop == module.stop))
         return chunks
 
+    def first_chunk(self, stage: int) -> int:
+        """The number of a stage's first chunk, where chunks are counted through the whole model."""
+        return sum(len(self.chunks(earlier)) for earlier in range(stage))
+
 
 @dataclass(frozen=True)
 class Edge:

@@ -58,20 +58,28 @@ class Links:
 
 @dataclass(frozen=True)
 class Header:
-    """What travels with every message: to which item it belongs, and which part of it."""
+    """What travels with every message, so that the receiver sees whether it is the one it needs.
+
+    Attributes:
+        item: The batch or mark to which the message belongs.
+        micro_batch: Index of the micro-batch within its batch, from 0.
+        chunk: The chunk whose outputs, or their gradients, the message carries; chunks are counted
+            through the whole model.
+    """
 
     item: Item
     micro_batch: int = 0
+    chunk: int = 0
 
     def spelled(self) -> list[Any]:
         """As plain data, which JSON has words for."""
-        return [type(self.item).__name__, astuple(self.item), self.micro_batch]
+        return [type(self.item).__name__, astuple(self.item), self.micro_batch, self.chunk]
 
     @classmethod
     def read(cls, spelled: list[Any]) -> "Header":
         """What was spelled so."""
-        name, values, micro_batch = spelled
-        return cls(_ITEMS[name](*values), micro_batch)
+        name, values, micro_batch, chunk = spelled
+        return cls(_ITEMS[name](*values), micro_batch, chunk)
 
 
 def upcoming(

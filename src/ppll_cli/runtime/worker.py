@@ -1,7 +1,7 @@
 """A worker: what executes the instructions of one stage, or of one replica of it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ REPORT_EVERY = 50
 
 TRACED = 4
 """Batches of the steady state that a timeline shows, and as many more as are on their way."""
+
+_name = lru_cache(maxsize=1024)(str)
+"""An instruction as the parent sees it; the same few come in every batch."""
 
 
 class Worker:
@@ -74,6 +77,8 @@ class Worker:
         )
         self.item: Item | None = None
         self.instruction: do.Instruction | None = None
+        self._first_chunk = job.layout.first_chunk(index)
+        self._streams: dict[int, list[do.Instruction]] = {}
         self.last_train: TrainBatch | None = None  # of what is not reported yet
         self._training = False
         self._gradients: dict[int, dict[str, Tensor]] = {}
@@ -145,7 +150,7 @@ class Worker:
         self.reports.begin("train")
         self.stage.begin(True, sizes, item.step, item.samples, first)
         self._first_sample = sum(map(sum, shares[:-1]))
-        self._execute(self.schedule.batch(self.job.place(self.index, len(sizes))))
+        self._execute(self._stream(len(sizes)))
         self.stage.end()
         self.recorder.end_batch(sum(sizes))
         self.last_train, self._training = item, True
@@ -169,7 +174,14 @@ class Worker:
             chunks = self.stage.chunks
             self.links.replicas.take_from_first([b for chunk in chunks for b in chunk.buffers])
 
-    def _execute(self, stream: Iterator[do.Instruction]) -> None:
+    def _stream(self, microbatches: int) -> list[do.Instruction]:
+        """The instructions for a batch of so many micro-batches, which are made once."""
+        if microbatches not in self._streams:
+            place = self.job.place(self.index, microbatches)
+            self._streams[microbatches] = [*self.schedule.batch(place)]
+        return self._streams[microbatches]
+
+    def _execute(self, stream: Iterable[do.Instruction]) -> None:
         limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
         if self.job.sync_batchnorm:
             limit_s = (
@@ -177,7 +189,7 @@ class Worker:
             )
         for instruction in stream:
             self.instruction = instruction
-            self.links.pulse.begin(str(instruction), limit_s)
+            self.links.pulse.begin(_name(instruction), limit_s)
             self._table[type(instruction)](instruction)
 
     # Data
@@ -203,41 +215,45 @@ class Worker:
     # Channels
 
     def _receive_activations(self, instruction: do.ReceiveActivations) -> None:
-        tensors = self._receive(instruction.peer, instruction.micro_batch, instruction)
+        chunk = self._first_chunk + instruction.chunk - 1
+        tensors = self._receive(instruction.peer, instruction, instruction.micro_batch, chunk)
         self.stage.put(instruction.micro_batch, tensors)
 
     def _send_activations(self, instruction: do.SendActivations) -> None:
         outputs = self.stage.outputs(instruction.micro_batch)
-        self._send(instruction.peer, instruction.micro_batch, outputs, instruction)
+        chunk = self._first_chunk + instruction.chunk
+        self._send(instruction.peer, outputs, instruction, instruction.micro_batch, chunk)
 
     def _receive_gradients(self, instruction: do.ReceiveGradients) -> None:
-        tensors = self._receive(instruction.peer, instruction.micro_batch, instruction)
+        chunk = self._first_chunk + instruction.chunk
+        tensors = self._receive(instruction.peer, instruction, instruction.micro_batch, chunk)
         self._gradients[instruction.micro_batch] = tensors
 
     def _send_gradients(self, instruction: do.SendGradients) -> None:
         gradients = self.stage.input_gradients(instruction.micro_batch)
-        self._send(instruction.peer, instruction.micro_batch, gradients, instruction)
+        chunk = self._first_chunk + instruction.chunk - 1
+        self._send(instruction.peer, gradients, instruction, instruction.micro_batch, chunk)
 
     def _release(self, instruction: do.Release) -> None:
         self.links.receivers[instruction.peer].release()
 
     def _receive_norms(self, instruction: do.ReceiveNorms) -> None:
-        self._norms = self._receive(instruction.peer, 0, instruction)["norms"].clone()
+        self._norms = self._receive(instruction.peer, instruction)["norms"].clone()
         self.links.receivers[instruction.peer].release()
 
     def _send_norms(self, instruction: do.SendNorms) -> None:
         assert self._norms is not None
-        self._send(instruction.peer, 0, {"norms": self._norms}, instruction)
+        self._send(instruction.peer, {"norms": self._norms}, instruction)
 
     def _receive_mark(self, instruction: do.ReceiveMark) -> None:
-        self._receive(instruction.peer, 0, instruction)
+        self._receive(instruction.peer, instruction)
         self.links.receivers[instruction.peer].release()
 
     def _send_mark(self, instruction: do.SendMark) -> None:
-        self._send(instruction.peer, 0, {}, instruction)
+        self._send(instruction.peer, {}, instruction)
 
     def _receive(
-        self, peer: int, micro_batch: int, instruction: do.Instruction
+        self, peer: int, instruction: do.Instruction, micro_batch: int = 0, chunk: int = 0
     ) -> dict[str, Tensor]:
         receiver = self.links.receivers[peer]
         self._wait(receiver, "starved")
@@ -245,7 +261,7 @@ class Worker:
         kind = "starved" if self.device.type == "cuda" else "transfer"
         with self.recorder.working(kind, instruction):
             header, tensors = receiver.receive()
-            expected = Header(self._current(), micro_batch)
+            expected = Header(self._current(), micro_batch, chunk)
             assert header == expected, f"expected {expected} from stage {peer}, got {header}"
             if peer < self.index:
                 self.links.pulse.received += 1
@@ -254,14 +270,15 @@ class Worker:
     def _send(
         self,
         peer: int,
-        micro_batch: int,
         tensors: Mapping[str, Tensor],
         instruction: do.Instruction,
+        micro_batch: int = 0,
+        chunk: int = 0,
     ) -> None:
         sender = self.links.senders[peer]
         self._wait(sender, "blocked")
         with self.recorder.working("transfer", instruction):
-            sender.send(Header(self._current(), micro_batch), tensors)
+            sender.send(Header(self._current(), micro_batch, chunk), tensors)
         if peer > self.index:
             self.links.pulse.sent += 1
 
