@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.benchmarks import host
 from ppll_cli.runtime.items import TrainBatch
+from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.worker import Worker
 from ppll_cli.transport import ring
 from tests.conftest import Runner, assert_same, own_model
