@@ -1,16 +1,30 @@
 """Files that are replaced as a whole or not at all, files that grow, folders that do not stay.
 
-Imports nothing heavy.
+What is read here may have been damaged, or replaced by something else. Imports nothing heavy.
 """
 
+import errno
+import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
+from typing import Any, BinaryIO
+
+MOST_JSON_BYTES = 1 << 26
+"""How large a file of one JSON value may be."""
+
+DEEPEST_JSON = 64
+"""How deeply lists and objects may be nested in it."""
+
+TOO_DEEP = "its brackets are nested too deeply"
+
+MOST_LINES_BYTES = 1 << 30
+"""How large a file of JSON lines may be."""
 
 _SCRATCH: set[str] = set()
 
@@ -43,21 +57,113 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+@contextmanager
+def regular(path: Path, most_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """A regular file, opened to be read.
+
+    A FIFO or a device is refused before it is opened, which could wait for ever or have effects.
+
+    Args:
+        path: The file, or a link to it.
+        most_bytes: How large it may be; None: of any size.
+
+    Raises:
+        OSError: It is missing, is something else, is too large, or cannot be read.
+    """
+    _check_regular(path, os.stat(path), most_bytes)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        _check_regular(path, os.fstat(descriptor), most_bytes)  # it may have been replaced since
+        yield file
+
+
+def _check_regular(path: Path, status: os.stat_result, most_bytes: int | None) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder and no file", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    if most_bytes is not None and status.st_size > most_bytes:
+        problem = f"has {status.st_size} bytes, more than {most_bytes}"
+        raise OSError(errno.EFBIG, problem, str(path))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        OSError: The file is missing, is no regular one, is too large, or cannot be read.
+        ValueError: It does not hold JSON.
+    """
+    with regular(path, MOST_JSON_BYTES) as file:
+        value = parse_json(file.read())
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what functions that call themselves for what is inside could not go through."""
+    inner = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST_JSON):
+        lists = [each.values() if isinstance(each, dict) else each for each in inner]
+        inner = [v for each in lists for v in each if isinstance(v, dict | list)]
+        if not inner:
+            return
+    raise ValueError(TOO_DEEP)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The JSON value in a text.
+
+    Raises:
+        ValueError: It is no JSON, or is nested more deeply than Python can read.
+    """
+    try:
+        return json.loads(content if isinstance(content, str) else content.decode())
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+
+
+def problem_of(error: Exception) -> str:
+    """Why a file could not be read, in a few words that may follow its name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file's whole lines; none of a file that is not there.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It is no regular file, is too large, or cannot be read.
     """
-    if not path.exists():
+    try:
+        with regular(path, MOST_LINES_BYTES) as file:
+            for line in file:
+                try:
+                    found = parse_json(line)
+                except ValueError:
+                    continue
+                if isinstance(found, dict):
+                    yield found
+    except FileNotFoundError:
         return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of what JSON can say, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing where nothing is.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ taken from the command line. Imports no torch.
 import fcntl
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,9 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from ppll_cli.errors import ConfigError
 from ppll_cli.moved import choices_now, config_now
 from ppll_cli.observe.runs import CONFIG_FILE
+from ppll_cli.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
 
 log = logging.getLogger(__name__)
-
-CONFIG_FORMAT = 1
-"""Of that file. A program refuses what a later one wrote."""
 
 GROUPS = (
     "model",
@@ -56,8 +55,12 @@ FREE = {
     "data.root",
     "data.download",
     "data.cache",
+    "data.folders",
 }
 """Keys, and groups of keys, that change nothing in what is trained."""
+
+COMPARED = ("data.folders",)
+"""Of these the ones that are free only where a run has recorded what identifies its data."""
 
 BOUND = {"transport.wire_dtype"}
 """Keys of these groups that do."""
@@ -74,12 +77,14 @@ class Recorded:
         config: The configuration that it was started with, resolved.
         choices: The option chosen in each group.
         cuts: Names of the units that start modules 2 to k; None where an older program ran.
+        data_sha256: Digest of what identifies its data; None where that was not recorded.
     """
 
     run_dir: Path
     config: Mapping[str, Any]
     choices: Mapping[str, str]
     cuts: tuple[str, ...] | None = None
+    data_sha256: str | None = None
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """What Hydra is to compose: the same options, with the changes on the command line."""
@@ -117,6 +122,8 @@ class Recorded:
                 chosen[key] = choices[key]
             for inner in _keys(key, given):
                 value, before = _at(composed, inner), _at(self.config, inner)
+                if inner.removeprefix("data.") in PATHS:
+                    value = absolute(value)
                 if value != before:
                     self._check_free(inner, _text(override), value)
                     _set(config, inner, value)
@@ -132,6 +139,8 @@ class Recorded:
     def _check_free(self, key: str, override: str, value: Any) -> None:
         """Refuse a change of what is trained, and to leave out what a run needs."""
         free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
+        if key in COMPARED and self.data_sha256 is None:
+            free = False
         given, before = override.partition("=")[2], _at(self.config, key)
         if key == "epochs" and value is not _ABSENT:
             if _at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch"):
@@ -159,30 +168,40 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
         if key in given:
             value = _text(given[key]).partition("=")[2]
             raise ConfigError(key, value, "resume says where results go", "leave it out")
-    if not run_dir.is_dir():
+    if not os.path.isdir(run_dir):
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
-    try:
-        config = config_now(json.loads((run_dir / CONFIG_FILE).read_text()))
-        choices = choices_now(config.pop("choices"))
-        version = config.pop("format", CONFIG_FORMAT)
-        cuts = config.pop("cuts", None)
-        # With a path of another kind, Hydra would find a file anywhere.
-        whole = all(re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", choices[group]) for group in GROUPS)
-        whole = whole and (cuts is None or all(isinstance(cut, str) for cut in cuts))
-        whole = whole and {*GROUPS} <= {*config}
-        if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
-            config["tracker"] = {"_target_": "ppll_cli.observe.tracker.NoTracker"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        problem = "it holds no config.json of a run"
-        raise ConfigError(
-            "resume", run_dir, problem, "give the folder that a run printed at its end"
-        )
-    if not isinstance(version, int) or version > CONFIG_FORMAT:
-        problem = f"its config.json has format {version}, and this program knows {CONFIG_FORMAT}"
-        raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
-    return Recorded(run_dir.absolute(), config, choices, None if cuts is None else tuple(cuts))
+    record = read_record(run_dir)
+    found = _found(run_dir, record)
+    check_kinds(run_dir)
+    return found
+
+
+def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
+    """The run that a record tells of."""
+    config = config_now({k: v for k, v in record.items() if k not in ("format", DIGEST)})
+    choices, cuts = config.pop("choices", None), config.pop("cuts", None)
+    data_sha256 = config.pop("data_sha256", None)
+    if not isinstance(choices, dict):
+        raise no_run(run_dir, "that file has no choices")
+    choices = choices_now(choices)
+    # With a path of another kind, Hydra would find a file anywhere.
+    option = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
+    for group in GROUPS:
+        choice = choices.get(group)
+        if not isinstance(choice, str) or not option.fullmatch(choice):
+            raise no_run(run_dir, f"its choice of {group} is no option")
+        if not isinstance(config.get(group), dict):
+            raise no_run(run_dir, f"it has no settings of {group}")
+    if cuts is not None and not _is_list_of_names(cuts):
+        raise no_run(run_dir, "its cuts are no names of units")
+    if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
+        config["tracker"] = {"_target_": "ppll_cli.observe.tracker.NoTracker"}
+    cuts = None if cuts is None else tuple(cuts)
+    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256)
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 @contextmanager

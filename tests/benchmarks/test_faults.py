@@ -7,13 +7,14 @@ import torch
 
 from ppll_cli.benchmarks.faults import DAMAGES, Plan, damage
 from ppll_cli.runtime import checkpoint
+from ppll_cli.runtime.manifest import Manifest
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_found(tmp_path: Path, kind: str) -> None:
     for step in (5, 10):
         saved = checkpoint.save_stage(tmp_path, step, 0, {"model.a": torch.zeros(64)})
-        checkpoint.finish(tmp_path, step, 1, [saved], keep=2)
+        checkpoint.finish(tmp_path, Manifest(step, 1, (), {}, (saved,)), keep=2)
     damage(Plan("vit ll 1", kind, "training", 2, 5, 0.0, 0.5), tmp_path)
     found = checkpoint.newest(tmp_path)
     assert found is not None

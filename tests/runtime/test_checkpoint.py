@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.files import digest_of
 from ppll_cli.runtime.checkpoint import (
     Checkpoint,
     SavedTensors,
@@ -21,6 +23,7 @@ from ppll_cli.runtime.checkpoint import (
     save_stage,
     write_model,
 )
+from ppll_cli.runtime.manifest import Manifest, SavedFile
 
 TENSORS = {
     "model.stem.weight": torch.arange(6.0).reshape(2, 3),
@@ -37,7 +40,12 @@ def save(run_dir: Path, step: int, parts: list[list[str]], keep: int = 2) -> Pat
         save_stage(run_dir, step, stage, {name: TENSORS[name] for name in names})
         for stage, names in enumerate(parts)
     ]
-    return finish(run_dir, step, epoch=1, files=reversed(files), keep=keep)
+    return finish(run_dir, manifest(step, *reversed(files)), keep)
+
+
+def manifest(step: int, *files: SavedFile, **more: Any) -> Manifest:
+    """What a checkpoint at a step of the first epoch says of itself."""
+    return Manifest(**{"step": step, "epoch": 1, "cuts": (), "metrics": {}, "files": files, **more})
 
 
 def saved(folder: Path) -> dict[str, Tensor]:
@@ -61,14 +69,14 @@ def test_every_partition_saves_the_same(tmp_path: Path, parts: list[list[str]]) 
 
 def test_manifest(tmp_path: Path) -> None:
     folder = save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert {key: manifest[key] for key in ("format", "step", "epoch")} == {
+    found = json.loads((folder / "manifest.json").read_text())
+    assert {key: found[key] for key in ("format", "step", "epoch")} == {
         "format": 1,
         "step": 3,
         "epoch": 1,
     }
     files = [folder / "stage-0.safetensors", folder / "stage-1.safetensors"]
-    assert manifest["files"] == [
+    assert found["files"] == [
         {
             "name": file.name,
             "size_bytes": file.stat().st_size,
@@ -106,12 +114,12 @@ def test_a_step_that_is_saved_again_never_ceases_to_exist(tmp_path: Path) -> Non
     folder = save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
     inode = folder.stat().st_ino
     files = [save_stage(tmp_path, 3, 0, TENSORS)]
-    assert finish(tmp_path, 3, 1, files, keep=1, metrics={"loss": 2.0}) == folder
+    assert finish(tmp_path, manifest(3, *files, metrics={"loss": 2.0}), keep=1) == folder
     assert folder.stat().st_ino == inode
     assert {path.name for path in folder.parent.iterdir()} == {"step-3", "last"}
     found = newest(tmp_path)
     assert found is not None
-    assert found.metrics == {"loss": 2.0}
+    assert found.manifest.metrics == {"loss": 2.0}
     assert_equal(saved(folder), TENSORS)
 
 
@@ -168,8 +176,9 @@ def test_the_newest_is_found_with_what_it_says(tmp_path: Path) -> None:
     save(tmp_path, 9, [NAMES])
     file = save_stage(tmp_path, 10, 0, TENSORS)
     state = {"number": 2, "loss": 0.1 + 0.2, "samples": 7}
-    folder = finish(tmp_path, 10, 2, [file], keep=2, cuts=["blocks.1", "head"], metrics=state)
-    assert newest(tmp_path) == Checkpoint(folder, 10, ("blocks.1", "head"), state)
+    said = manifest(10, file, epoch=2, cuts=("blocks.1", "head"), metrics=state)
+    folder = finish(tmp_path, said, keep=2)
+    assert newest(tmp_path) == Checkpoint(folder, said)
 
 
 def truncate(path: Path) -> None:
@@ -186,11 +195,9 @@ def rewrite(**changes: object) -> Callable[[Path], None]:
     """A manifest that says something else, and has a checksum of that if it is a whole one."""
 
     def write(path: Path) -> None:
-        manifest = {**json.loads(path.read_text()), **changes}
-        del manifest["sha256"]
-        text = json.dumps(manifest, sort_keys=True)
-        manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        path.write_text(json.dumps(manifest))
+        said = {**json.loads(path.read_text()), **changes}
+        del said["sha256"]
+        path.write_text(json.dumps({**said, "sha256": digest_of(said)}))
 
     return write
 
@@ -246,16 +253,16 @@ def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
     """A flipped bit in a number is still JSON, and would be a wrong loss in the summary."""
     save(tmp_path, 8, [NAMES])
     file = save_stage(tmp_path, 9, 0, TENSORS)
-    folder = finish(tmp_path, 9, 1, [file], keep=2, cuts=["head"], metrics={"loss": 12.5})
-    manifest = folder / "manifest.json"
-    written = manifest.read_text()
+    said = manifest(9, file, cuts=("head",), metrics={"loss": 12.5})
+    path = finish(tmp_path, said, keep=2) / "manifest.json"
+    written = path.read_text()
     for old, new in (("12.5", "12.7"), ("head", "heaf"), ('"epoch": 1', '"epoch": 3')):
         assert old in written
-        manifest.write_text(written.replace(old, new))
+        path.write_text(written.replace(old, new))
         found = newest(tmp_path)
         assert found is not None
         assert found.step == 8
-    manifest.write_text(written)
+    path.write_text(written)
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 9

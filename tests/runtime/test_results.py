@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ppll_cli import settings
 from ppll_cli.errors import PpllError, RunFailedError, WorkerFailedError
-from ppll_cli.runtime import failure, results, run
+from ppll_cli.runtime import checkpoint, failure, results, run
 from ppll_cli.runtime.launcher import Ending
+from ppll_cli.runtime.manifest import Manifest
 from ppll_cli.runtime.run import Run
 from tests.conftest import compose_config
 
@@ -71,19 +73,43 @@ def test_a_run_directory_that_is_gone_does_not_hide_the_root_cause(
     assert second.startswith("  besides: ")
 
 
-def test_a_damaged_stage_file_fails_the_run_and_its_summary_says_so(
-    end: Callable[..., Any], tmp_path: Path, caplog: Log
+def spoil_stage(folder: Path) -> None:
+    """A bit of a weight flips; safetensors has no checksum, and reads it as it is."""
+    path = folder / "stage-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+def spoil_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (spoil_stage, "DamagedError: stage-0.safetensors does not have its checksum"),
+        (spoil_manifest, "DamagedError: its manifest cannot be read"),
+    ],
+)
+def test_a_model_that_cannot_be_trusted_is_not_written(
+    end: Callable[..., Any],
+    tmp_path: Path,
+    caplog: Log,
+    damage: Callable[[Path], None],
+    problem: str,
 ) -> None:
-    def damage(folder: Path) -> Ending:
-        (folder / "checkpoints" / "last").mkdir(parents=True)
-        (folder / "checkpoints" / "last" / "stage-0.safetensors").write_bytes(b"damaged")
+    """The run has failed then, and its summary says so."""
+
+    def damaged(folder: Path) -> Ending:
+        file = checkpoint.save_stage(folder, 3, 0, {"model.head.weight": torch.ones(2)})
+        damage(checkpoint.finish(folder, Manifest(3, 1, (), {}, (file,)), keep=1))
         return Ending([], None)
 
-    with pytest.raises(RunFailedError, match=r"model\.safetensors could not be written: Safetens"):
-        end(damage)
+    with pytest.raises(RunFailedError) as raised:
+        end(damaged)
+    assert str(raised.value).startswith(f"model.safetensors could not be written: {problem}")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "failed"
-    assert "model.safetensors could not be written" in summary["error"]
+    assert (summary["status"], summary["error"]) == ("failed", str(raised.value))
     assert "to go on: ppll-run resume=" in caplog.text
     assert not list((tmp_path / "run").glob("*.unfinished"))
 

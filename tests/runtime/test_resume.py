@@ -338,22 +338,57 @@ def contents(folder: Path) -> dict[str, bytes]:
 # A run that is over
 
 
-@pytest.mark.parametrize("change", [[], ["gpus=1"]], ids=["same", "stages"])
-def test_a_completed_run_is_evaluated_again_and_nothing_else(
+@pytest.mark.parametrize(
+    "change",
+    [[], ["gpus=1", "max_steps=25"], ["eval_every=1", "checkpoint.every=3", "max_steps=7"]],
+    ids=["same", "stages", "intervals"],
+)
+def test_a_completed_run_is_left_as_it_is(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
-    caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
     change: list[str],
 ) -> None:
+    """It once lost its speed, its shares of time and the predictions, and was evaluated again."""
     completed = copied("ppll")
-    result = resumed(completed, *change)
-    assert "going on after step 25, from " in caplog.text
-    assert "completed after 25 steps" in capsys.readouterr().out
+    before = contents(completed.run_dir)
+    assert resumed(completed, *change).summary == unbroken("ppll").summary
+    assert contents(completed.run_dir) == before
+    said, last = capsys.readouterr().out.splitlines()[-2:]
+    assert said.startswith("the run is complete after 25 steps: there is nothing to do; more epo")
+    assert last.startswith("test accuracy ")
+    assert last.endswith(f" in {completed.run_dir}")
+
+
+def without_summary(run_dir: Path) -> None:
+    (run_dir / "summary.json").unlink()
+
+
+def of_another_kind(run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text("[" * 9999)
+
+
+def failed_at_the_end(run_dir: Path) -> None:
+    (run_dir / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [without_summary, of_another_kind, failed_at_the_end])
+def test_an_ending_that_failed_is_made_again_and_measured_figures_stay(
+    unbroken: Callable[[str], Result],
+    copied: Callable[[str], Result],
+    damage: Callable[[Path], None],
+) -> None:
+    completed = copied("ppll")
+    damage(completed.run_dir)
+    result = resumed(completed)
     assert_as_if_unbroken(result, unbroken("ppll"))
     assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
-    kept = {path.name for path in (result.run_dir / "checkpoints").iterdir()}
-    assert kept == {"step-20", "step-25", "last"}
+    mine, other = result.summary, unbroken("ppll").summary
+    assert mine["train"]["samples_per_second"] == other["train"]["samples_per_second"]
+    assert mine["pipeline"] == other["pipeline"]
+    for now, then in zip(mine["stages"], other["stages"], strict=True):
+        shares = [key for key in then if key.endswith("_fraction")]
+        assert [now[key] for key in shares] == [then[key] for key in shares]
 
 
 def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_it_is(

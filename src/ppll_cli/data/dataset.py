@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     import torch
 
     from ppll_cli.data.batches import Batches, Split
+    from ppll_cli.data.identity import Identity
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
@@ -187,6 +188,18 @@ class ImageDataset(Files, ABC):
     def evaluation_form(self, splits: "dict[str, Split]") -> "EvaluationForm | None":
         """None: evaluation batches are like training batches."""
         return None
+
+    def identity(self, splits: "dict[str, Split]") -> "Identity | None":
+        """The pixels and labels of each split, by digests; None where a subclass loads others."""
+        from ppll_cli.data.batches import Split
+        from ppll_cli.data.identity import of_arrays
+
+        if not all(isinstance(split, Split) for split in splits.values()):
+            return None
+        return {
+            name: of_arrays({"images": split.images.numpy(), "labels": split.labels.numpy()})
+            for name, split in splits.items()
+        }
 
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"

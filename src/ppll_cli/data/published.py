@@ -3,13 +3,17 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from ppll_cli.data.dataset import PARTS, Arrays, ImageDataset, Part
 from ppll_cli.data.download import one_line, provide
 from ppll_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ppll_cli.data.batches import Split
+    from ppll_cli.data.identity import Identity
 
 
 class Published(ImageDataset):
@@ -56,6 +60,10 @@ class Published(ImageDataset):
         except Exception as error:  # scipy and pickle raise anything for a damaged file
             raise self._explained(part, error) from error
         return Arrays(images, labels, self._source(part))
+
+    def identity(self, splits: "dict[str, Split]") -> "Identity":
+        """The published files: no others are read."""
+        return {part: [*self.files(part).items()] for part in PARTS}
 
     def _source(self, part: Part) -> str:
         return f"{', '.join(self.files(part))} in {self.folder}"

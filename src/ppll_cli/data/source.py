@@ -57,6 +57,10 @@ class Dataset(Protocol):
     It may also have a method `samples(predict, folder)`, which is called at the end of a run and
     writes pictures of what the model makes of the test set into a folder that is not there yet.
     `predict` takes images and returns the model's prediction.
+
+    And it may have a method `identity(splits)`, which says what identifies its data wherever the
+    files are (see `ppll_cli.data.identity`): a run is then not resumed on others. Without it
+    nothing is compared.
     """
 
     @property

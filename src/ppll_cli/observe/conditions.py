@@ -16,10 +16,11 @@ KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic")
 LONGEST_VALUE = 200
 """Characters of a setting's value that are shown."""
 
-PLACES = {"root", "download"}
+PLACES = {"root", "download", "cache"}
 """Where data are read from changes nothing that is measured."""
 
 OWN = {"schedule", "gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
+OWN |= {"sha256", "data_sha256"}
 """Keys of a configuration that have a column, or that change nothing worth one."""
 
 

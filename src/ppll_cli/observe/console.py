@@ -233,9 +233,19 @@ class Console:
             f"{summary['train']['seconds']:.1f} s: {speed if _steady(summary) else TOO_SHORT}, "
             f"{'emulated on ' if summary['emulated'] else ''}{', '.join(summary['devices'])}"
         )
+        self._result(summary, run_dir)
+
+    @_for_show
+    def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
+        """The run is complete, and nothing was asked for that would need work."""
+        done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
+        self._say(f"{done}; more epochs, or a larger max_steps, make it longer")
+        self._result(summary, run_dir)
+
+    def _result(self, summary: Line, run_dir: Path) -> None:
         metric = self._facts.metric
-        result = summary["test"] or {}
-        self._say(f"test {metric} {_number(result.get(metric))} in {run_dir}")
+        value = (summary["test"] or {}).get(metric)
+        self._say(f"test {metric} {_number(value)} in {run_dir}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
         """What each stage did, and what each module learned, where there are several."""

@@ -1,10 +1,10 @@
 """The metrics file, and what is kept of it for the summary."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -24,6 +24,14 @@ class _Epoch:
     number: int = 0
     loss: float = 0.0
     samples: int = 0
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "_Epoch":
+        """The sums that `Metrics.state` gave; none where it is not known."""
+        number, samples, loss = (state.get(key) for key in ("number", "samples", "loss"))
+        if not (_is_count(number) and _is_count(samples)):
+            return cls()
+        return cls(int(number), nan if loss is None else float(loss), int(samples))
 
     def add(self, report: Mapping[str, Any]) -> None:
         if report["epoch"] != self.number:
@@ -107,24 +115,27 @@ class Metrics:
         """
         kept = [
             line
-            for line in read_json_lines(self.path)
+            for line in _lines(self.path)
             if step and line["step"] <= step and (evaluated or not _ends_at(line, step))
         ]
         self.latest = {(line["split"], line["module"]): line for line in kept}
         self.last_step = max((line["step"] for line in kept), default=0)
         self._before_s = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-        lost = {"loss": nan} if state.get("loss", 0.0) is None else {}
-        self._epoch = _Epoch(**{**state, **lost})
+        self._epoch = _Epoch.of(state)
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def history(self, split: str) -> dict[int, float]:
         """The model's metric in each evaluation of a split so far, by optimizer steps."""
         found = {}
-        for line in read_json_lines(self.path):
+        for line in _lines(self.path):
             value = line.get(self.task.metric)
-            if line["split"] == split and line["module"] is None and value is not None:
+            if line["split"] == split and line["module"] is None and isinstance(value, int | float):
                 found[line["step"]] = value
         return found
+
+    def written_until(self) -> int:
+        """The last step of any line in the file; 0 where there is none."""
+        return max((line["step"] for line in _lines(self.path)), default=0)
 
     @property
     def train_loss(self) -> float | None:
@@ -142,6 +153,33 @@ class Metrics:
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
         return line and {key: value for key, value in line.items() if key not in CONDITIONS}
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines in a file that `Metrics` can have written; what else is there is passed over."""
+    return (line for line in read_json_lines(path) if _is_line(line))
+
+
+def _is_line(line: Mapping[str, Any]) -> bool:
+    module = line.get("module")
+    return (
+        _is_count(line.get("step"))
+        and isinstance(line.get("split"), str)
+        and "module" in line
+        and (module is None or _is_count(module))
+        and _is_number(line.get("seconds", 0.0))
+        and all(
+            value is None or isinstance(value, str) or _is_number(value) for value in line.values()
+        )
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < inf
 
 
 def _ends_at(line: Line, step: int) -> bool:

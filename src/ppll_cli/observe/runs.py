@@ -3,7 +3,6 @@
 Whatever a folder lacks is unknown; nothing here fails because a run did.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.files import read_json_lines
+from ppll_cli.files import read_json, read_json_lines
 
 CONFIG_FILE = "config.json"
 """In a run directory; who holds its lock is the one process that may write there."""
@@ -200,7 +199,7 @@ def _step(line: Mapping[str, Any]) -> int:
 def _object(file: Path) -> dict[str, Any]:
     """A file's JSON object; an empty one where there is none, or no whole one yet."""
     try:
-        found = json.loads(file.read_text(errors="replace"))
+        found = read_json(file)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,13 +12,13 @@ only then does the checkpoint exist::
 """
 
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,45 +28,44 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.files import write_json
+from ppll_cli.files import remove
+from ppll_cli.runtime.manifest import (
+    MANIFEST_FILE,
+    DamagedError,
+    LaterFormatError,
+    Manifest,
+    SavedFile,
+    check_files,
+    read_manifest,
+)
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-"""Of the manifest. A program refuses what a later one wrote."""
-
-
-@dataclass(frozen=True)
-class SavedFile:
-    """What a stage wrote: its name, its size and the SHA-256 of its bytes."""
-
-    name: str
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are whole.
+    """A checkpoint whose files are as they were written.
 
     Attributes:
         folder: Where it is.
-        step: Optimizer steps done.
-        cuts: The units that start modules 2 to k; none under back-propagation.
-        metrics: What `Metrics.state` was as the mark passed.
+        manifest: What it says of itself.
     """
 
     folder: Path
-    step: int
-    cuts: tuple[str, ...]
-    metrics: Mapping[str, Any]
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.manifest.step
 
 
 class SavedTensors:
     """The tensors of a checkpoint, whichever stage wrote them; a context manager.
 
     Args:
-        folder: The checkpoint's.
+        folder: The checkpoint's; where it has no manifest, as a copy of the stages' files, all of
+            them belong to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +74,11 @@ class SavedTensors:
         self._files: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        for path in sorted(self._folder.glob("stage-*.safetensors")):
+        if (self._folder / MANIFEST_FILE).exists():
+            paths = [self._folder / file.name for file in files(self._folder)]
+        else:
+            paths = sorted(self._folder.glob("stage-*.safetensors"))
+        for path in paths:
             file = self._open.enter_context(safe_open(path, framework="pt"))
             self._files |= dict.fromkeys(file.keys(), file)
         return self
@@ -123,57 +126,34 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
     return Path(run_dir, "checkpoints", f".step-{step}.unfinished")
 
 
-def finish(
-    run_dir: str | Path,
-    step: int,
-    epoch: int,
-    files: Iterable[SavedFile],
-    keep: int,
-    cuts: Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
-    best: bool = False,
-) -> Path:
+def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Make a checkpoint of what the stages wrote, and remove old ones.
 
     Args:
         run_dir: The run directory.
-        step: Optimizer steps done.
-        epoch: The epoch that the last of them belongs to, from 1.
-        files: What the stages wrote.
+        manifest: What the checkpoint says of itself.
         keep: How many checkpoints stay.
-        cuts: The units that start modules 2 to k.
-        metrics: What `Metrics.state` was as the mark passed.
         best: Keep this one until there is a better one.
 
     Returns:
         The checkpoint's folder.
     """
-    unfinished = unfinished_folder(run_dir, step)
-    folder = unfinished.with_name(f"step-{step}")
-    written = [asdict(file) for file in files]
-    there = folder.exists()
-    if there:  # the run went on from it and made no step since: only the metrics are new
-        written = json.loads((folder / "manifest.json").read_text())["files"]
+    unfinished = unfinished_folder(run_dir, manifest.step)
+    folder = unfinished.with_name(f"step-{manifest.step}")
+    if folder.is_dir():  # the run went on from it and made no step since: its files stay
+        replace(manifest, files=tuple(files(folder))).write(folder)
         shutil.rmtree(unfinished)
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        "epoch": epoch,
-        "cuts": list(cuts),
-        "metrics": metrics or {},
-        "files": sorted(written, key=lambda file: str(file["name"])),
-    }
-    manifest["sha256"] = _digest(manifest)
-    write_json((folder if there else unfinished) / "manifest.json", manifest)
-    if not there:
+    else:
+        manifest.write(unfinished)
+        remove(folder)
         unfinished.rename(folder)
     _name("last", folder)
     if best:
         _name("best", folder)
     kept = best_step(run_dir)
-    for old in _steps(run_dir)[:-keep]:
-        if old != kept:
-            shutil.rmtree(folder.with_name(f"step-{old}"))
+    for step, old in _folders(run_dir)[:-keep]:
+        if step != kept:
+            remove(old)
     return folder
 
 
@@ -187,93 +167,84 @@ def best_step(run_dir: str | Path) -> int | None:
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
-    """The newest checkpoint whose files are whole; those that are not are told.
+    """The newest checkpoint that is as it was written; those that are not are told.
 
     Raises:
-        ConfigError: One was written by a later program.
+        ConfigError: One was written by a later program, or there is no folder for checkpoints.
     """
-    for step in reversed(_steps(run_dir)):
-        folder = Path(run_dir, "checkpoints", f"step-{step}")
+    place = Path(run_dir, "checkpoints")
+    if os.path.lexists(place) and not os.path.isdir(place):
+        raise ConfigError("resume", run_dir, "its checkpoints is no folder", "remove it")
+    for step, folder in reversed(_named(run_dir)):
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            if manifest["format"] > FORMAT:
-                raise ConfigError(
-                    "resume",
-                    run_dir,
-                    f"{folder.name} has format {manifest['format']}, and this program knows "
-                    f"{FORMAT}",
-                    "use a newer ppll-run",
-                )
-            problem = _damage(folder, manifest)
-            if manifest["step"] != step:
-                problem = f"it is the checkpoint of step {manifest['step']}"
-            found = Checkpoint(folder, step, tuple(manifest["cuts"]), manifest["metrics"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"its manifest cannot be read ({error})"
-        if problem is None:
-            return found
-        log.warning("%s is not used: %s", folder, problem)
+            if not os.path.isdir(folder):
+                raise DamagedError("it is no folder")
+            manifest = read_manifest(folder)
+            check_files(folder, manifest)
+            if manifest.step != step:
+                raise DamagedError(f"it is the checkpoint of step {manifest.step}")
+        except LaterFormatError as error:
+            raise ConfigError("resume", run_dir, str(error), "use a newer ppll-run") from None
+        except DamagedError as error:
+            log.warning("%s is not used: %s", folder, error)
+        else:
+            return Checkpoint(folder, manifest)
     return None
 
 
-def files(folder: Path) -> list[SavedFile]:
-    """The files of a checkpoint that exists."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return [SavedFile(**file) for file in manifest["files"]]
+def files(folder: Path) -> tuple[SavedFile, ...]:
+    """The files of a checkpoint that exists.
+
+    Raises:
+        DamagedError: Its manifest is not as it was written.
+    """
+    return read_manifest(folder).files
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove what is later than a checkpoint: it is broken, and its steps are made anew."""
-    for step in _steps(run_dir):
+    for step, folder in _named(run_dir):
         if to is None or step > to.step:
-            shutil.rmtree(Path(run_dir, "checkpoints", f"step-{step}"))
+            remove(folder)
     if to is not None:
         _name("last", to.folder)
     for name in ("last", "best"):
         link = Path(run_dir, "checkpoints", name)
-        if link.is_symlink() and not link.exists():
+        if link.is_symlink() and not os.path.exists(link):
             link.unlink()
 
 
 def _name(name: str, folder: Path) -> None:
     """Have a name lead to a checkpoint."""
     link = folder.with_name(f"{name}.new")
-    link.unlink(missing_ok=True)
+    remove(link)
     link.symlink_to(folder.name)
     link.rename(folder.with_name(name))
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of what a manifest says beside that."""
-    text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """All that has the name of a checkpoint, with its step and sorted by it."""
+    found = []
+    for path in Path(run_dir, "checkpoints").glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if re.fullmatch(r"0|[1-9][0-9]{0,17}", number):
+            found.append((int(number), path))
+    return sorted(found)
 
 
-def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's files."""
-    if manifest["sha256"] != _digest(manifest):
-        return "manifest.json does not have its checksum"
-    for file in manifest["files"]:
-        path = folder / Path(file["name"]).name
-        if not path.is_file():
-            return f"{path.name} is missing"
-        if path.stat().st_size != file["size_bytes"]:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {file['size_bytes']}"
-        with path.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                return f"{path.name} does not have its checksum"
-    return None
-
-
-def _steps(run_dir: str | Path) -> list[int]:
-    """Of all checkpoints that exist, sorted."""
-    folders = Path(run_dir, "checkpoints").glob("step-*")
-    numbers = (folder.name.removeprefix("step-") for folder in folders)
-    return sorted(int(number) for number in numbers if number.isdecimal())
+def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """The same without files and links that lead nowhere, which are no checkpoints."""
+    return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
 
 
 def write_model(checkpoint: Path, path: Path) -> None:
-    """Write the backbone's parameters and buffers under the model's own unit names."""
+    """Write the backbone's parameters and buffers under the model's own unit names.
+
+    Raises:
+        DamagedError: The checkpoint is not as it was written.
+        OSError, SafetensorError: Its files cannot be read, or the model cannot be written.
+    """
+    check_files(checkpoint, read_manifest(checkpoint))
     with SavedTensors(checkpoint) as saved:
         names = [name for name in saved.names if name.startswith("model.")]
         tensors = {name.removeprefix("model."): saved[name] for name in names}

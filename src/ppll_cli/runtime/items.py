@@ -85,6 +85,12 @@ class Course:
         """Sizes of the training batches of an epoch."""
         return _sizes(self.samples["train"], self.batch_size, self.drop_last)
 
+    def samples_until(self, step: int) -> int:
+        """Samples of the first training batches of a run, so many as there are steps."""
+        sizes = self.batch_sizes()
+        epochs, rest = divmod(step, len(sizes))
+        return epochs * sum(sizes) + sum(sizes[:rest])
+
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
         """Everything that flows, in order.
 

@@ -5,6 +5,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 from ppll_cli.data.dataset import cache_root
+from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.machine import processor
 from ppll_cli.partition.layout import Edge, edges
@@ -42,6 +43,7 @@ class Prepared:
         auxiliary_costs: Of each module's auxiliary network.
         emulated: Whether several workers share a device.
         notes: What the user should be told.
+        identity: What identifies the data; None where the data set does not say it.
     """
 
     job: Job
@@ -50,6 +52,7 @@ class Prepared:
     auxiliary_costs: tuple[Cost, ...]
     emulated: bool
     notes: tuple[str, ...]
+    identity: Identity | None = None
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -104,7 +107,9 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
             stages_are_modules = _stages_are_modules(settings, schedule)
             notes += report(job, subject.names, profile, stages_are_modules)
             profile.save()
-    return Prepared(job, subject.names, subject.costs, auxiliary, emulated, tuple(notes))
+    return Prepared(
+        job, subject.names, subject.costs, auxiliary, emulated, tuple(notes), subject.identity
+    )
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:

@@ -5,12 +5,12 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ppll_cli.errors import Interrupted, RunFailedError
-from ppll_cli.files import write_json
+from ppll_cli.files import remove, write_json
 from ppll_cli.observe import timeline
 from ppll_cli.observe.logs import for_show, to_file
 from ppll_cli.observe.tracker import Guarded
@@ -70,8 +70,9 @@ def write_results(
 def drop_unfinished(run_dir: Path) -> None:
     """Remove checkpoints that were never finished."""
     for unfinished in run_dir.glob("checkpoints/.step-*"):
-        # A worker of another machine may still be writing.
         shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):  # it is no folder, or a worker of another machine still writes
+            remove(unfinished)
 
 
 def _write_model(run_dir: Path, needed: bool) -> bool:

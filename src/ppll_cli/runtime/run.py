@@ -1,6 +1,5 @@
 """One run: from settings to a run directory with results."""
 
-import json
 import logging
 import time
 import traceback
@@ -21,26 +20,27 @@ from ppll_cli.errors import (
 )
 from ppll_cli.files import write_json
 from ppll_cli.observe.console import Console
-from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.logs import for_show, to_file
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import Look, Progress
-from ppll_cli.observe.runs import CONFIG_FILE
 from ppll_cli.observe.tracker import Tracked, guarded
 from ppll_cli.printable import LONGEST, printable
-from ppll_cli.resume import CONFIG_FORMAT, Recorded, locked
-from ppll_cli.runtime import checkpoint, failure
-from ppll_cli.runtime.checkpoint import Checkpoint, SavedFile
+from ppll_cli.resume import Recorded, locked
+from ppll_cli.runtime import beginning, checkpoint, failure
+from ppll_cli.runtime.beginning import short
+from ppll_cli.runtime.checkpoint import Checkpoint
+from ppll_cli.runtime.facts import facts
 from ppll_cli.runtime.launcher import Report, launch
 from ppll_cli.runtime.machines.fleet import Fleet
 from ppll_cli.runtime.machines.follow import announce
+from ppll_cli.runtime.parts import Parts
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.pulse import Pulse
 from ppll_cli.runtime.restorable import check_restorable
-from ppll_cli.runtime.results import drop_unfinished, write_results
+from ppll_cli.runtime.results import write_results
+from ppll_cli.runtime.saving import Saving
 from ppll_cli.runtime.summary import summarise
 from ppll_cli.runtime.wiring import fitting
-from ppll_cli.schedules.rules import Channel
 from ppll_cli.settings import Settings
 from ppll_cli.targets import make, require
 from ppll_cli.transport.channel import Transport
@@ -79,8 +79,6 @@ class Run:
         self.before, self._find_changes, self._fleet = before, changes, fleet
         self.changes: Sequence[str] = ()
         self.objective = ""
-        self._saved: dict[int, list[SavedFile]] = {}
-        self._metrics_then: dict[int, dict[str, Any]] = {}
         self._ready = 0
         self._started_s = time.perf_counter()
         self._told: PpllError | None = None
@@ -127,18 +125,24 @@ class Run:
         name = self.choices["transport"]
         transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
-        blank = summarise(self.settings, self.choices, self.prepared, self.metrics)
-        self.objective = objective.chosen(self.settings.objective, blank, job.task.metric)
+        was = () if start is None else (start.manifest.parts, start.manifest.counted)
+        self.parts = Parts(job, self.choices["transport"], self.prepared.units, *was)
+        wanted = self.settings.objective
+        self.objective = objective.chosen(wanted, self._summarise(), job.task.metric)
         if self.before is None:
-            self._write_config()
+            beginning.record(self.run_dir, self.config, self.choices, self.prepared)
             held.enter_context(locked(self.run_dir))
+        elif summary := self._finished(self.before, start):
+            return summary
         if self._fleet is not None:
             self._gather(self._fleet)
         for note in self.prepared.notes:
             log.info(note)
-        self.console = Console(self._facts())
+        self.console = Console(facts(self.prepared))
         if self.before is not None:
-            self._go_back(start)
+            beginning.go_back(self.run_dir, start, self.metrics, job.course.steps)
+        kept, cuts = self.settings.checkpoint, self.prepared.cuts
+        self._saving = Saving(job, kept, cuts, self.metrics, self.parts)
         self.tracker.start(self._tracked())
         with self.metrics, closing(self.console):
             try:
@@ -155,11 +159,25 @@ class Run:
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
         then = None if self._tracked().sweep else self._worth_trying()
-        self.console.end(summary, _short(self.run_dir), then)
+        self.console.end(summary, short(self.run_dir), then)
         if early:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
         return summary
+
+    def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
+        """The summary of a run that is complete, after the user has been told so."""
+        beginning.check_data(before, self.settings.data, self.prepared.identity)
+        steps = self.prepared.job.course.steps
+        known = self.run_dir, start, steps, self.metrics, self.objective
+        if (summary := beginning.finished(*known)) is not None:
+            Console(facts(self.prepared)).nothing_to_do(summary, short(self.run_dir))
+        return summary
+
+    def _summarise(self, **known: Any) -> dict[str, Any]:
+        """What `summary.json` would hold now."""
+        run = self.settings, self.choices, self.prepared, self.metrics, self.parts
+        return summarise(*run, **known)
 
     def _tell(self, error: PpllError) -> None:
         """Log why the run ended early, once."""
@@ -174,11 +192,10 @@ class Run:
             announce(fleet, self.config, self.prepared, self.run_dir)
         except ConfigError:
             if self.before is None:
-                (self.run_dir / CONFIG_FILE).unlink()
+                beginning.remove_record(self.run_dir)
             raise
         except RunFailedError as error:
-            arguments = self.settings, self.choices, self.prepared, self.metrics
-            summary = {**summarise(*arguments, status="failed"), "error": str(error)}
+            summary = {**self._summarise(status="failed"), "error": str(error)}
             write_json(self.run_dir / "summary.json", summary)
             raise
 
@@ -186,7 +203,7 @@ class Run:
         """The job, from a checkpoint on if there is one; its modules are those of the beginning."""
         settings, cuts = self.settings, None
         if self.before is not None:
-            cuts = self.before.cuts if start is None else start.cuts
+            cuts = self.before.cuts if start is None else start.manifest.cuts
         fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
         if cuts is not None and not fixed:
             local = {**settings.local, "cuts": list(cuts)}
@@ -198,39 +215,6 @@ class Run:
         check_restorable(prepared.job, start)
         job = replace(prepared.job, start=start.step, checkpoint=start.folder)
         return replace(prepared, job=job)
-
-    def _facts(self) -> RunFacts:
-        """What the user is shown of the run."""
-        prepared, job = self.prepared, self.prepared.job
-        rooms = job.channels()
-        workers = []
-        for seat in job.seats:
-            index, units = seat.stage, job.layout.stages[seat.stage]
-            modules = [chunk.module for chunk in job.layout.chunks(index)]
-            costs = [prepared.unit_costs[unit] for unit in units]
-            costs += [prepared.auxiliary_costs[module] for module in modules]
-            workers.append(
-                StageFacts(
-                    job.name(seat),
-                    job.place_name(seat),
-                    [prepared.units[unit] for unit in units],
-                    modules,
-                    sum(cost.params for cost in costs),
-                    sum(cost.flops for cost in costs),
-                    rooms[Channel(index - 1, index)].slots if index else 0,
-                )
-            )
-        course = job.course
-        return RunFacts(
-            job.task.metric,
-            course.epochs,
-            job.start,
-            course.steps,
-            course.steps_per_epoch,
-            course.batch_size,
-            job.replicas,
-            workers,
-        )
 
     def _worth_trying(self) -> str | None:
         """The command that sets this run beside the other schedules, where it can be shown."""
@@ -244,7 +228,7 @@ class Run:
         with for_show("what differs from the defaults is not known"):
             self.changes = self._find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
-        self.console.begin(_short(self.run_dir))
+        self.console.begin(short(self.run_dir))
         self._pulses = pulses
         job = self.prepared.job
         self._progress = Progress(job.start, job.course.steps, job.replicas)
@@ -271,48 +255,8 @@ class Run:
                     for seat, stage in zip(seats, now.stages, strict=True)
                 ]
                 self.tracker.stages(line["step"], stages, line["seconds"])
-        elif report["kind"] == "saved":
-            self._on_saved(report)
-
-    def _on_saved(self, report: Report) -> None:
-        """A stage has written its part of a checkpoint."""
-        job, step = self.prepared.job, report["step"]
-        if report["stage"] == job.stages - 1:  # whose metrics until there have come before
-            self._metrics_then[step] = self.metrics.state()
-        files = self._saved.setdefault(step, [])
-        files.append(report["file"])
-        if len(files) == job.stages:
-            checkpoint.finish(
-                self.run_dir,
-                step,
-                report["epoch"],
-                self._saved.pop(step),
-                self.settings.checkpoint.keep,
-                self.prepared.cuts,
-                self._metrics_then.pop(step),
-                best=self.settings.checkpoint.best and self._is_best(step),
-            )
-
-    def _is_best(self, step: int) -> bool:
-        """Whether the evaluation of a step found a better metric than the checkpoint's kept."""
-        split = "val" if "val" in self.prepared.job.course.samples else "test"
-        found = self.metrics.history(split)
-        kept = checkpoint.best_step(self.run_dir)
-        now, best = found.get(step), found.get(kept) if kept is not None else None
-        return now is not None and (best is None or now > best)
-
-    def _go_back(self, start: Checkpoint | None) -> None:
-        """Have the run directory as it was at the checkpoint that the run goes on from."""
-        if start is None:
-            log.warning("no checkpoint is there: the run starts again at step 0")
-        else:
-            log.info("going on after step %d, from %s", start.step, _short(start.folder))
-        step = start.step if start else 0
-        self.metrics.go_back(
-            step, start.metrics if start else {}, evaluated=step < self.prepared.job.course.steps
-        )
-        checkpoint.go_back(self.run_dir, start)
-        drop_unfinished(self.run_dir)  # it may be of more stages than there are now
+        elif report["kind"] in ("counted", "saved"):
+            self._saving.take(report, time.perf_counter() - self._started_s)
 
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
         """Tell the root cause of a run's end, then write what can still be written.
@@ -350,36 +294,9 @@ class Run:
         self, reports: list[Report], status: str, error: str | None = None
     ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
         seconds = time.perf_counter() - self._started_s
-        known = self.settings, self.choices, self.prepared, self.metrics, reports
-        summarised = partial(summarise, *known, seconds=seconds)
+        summarised = partial(self._summarise, reports=reports, seconds=seconds)
         return write_results(self.prepared.job, summarised, self.tracker, reports, status, error)
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None
         return Tracked(self.run_dir, self.config, self.choices, job.task.metric, job.start, resumed)
-
-    def _write_config(self) -> None:
-        record = {**self.config, "choices": dict(self.choices), "format": CONFIG_FORMAT}
-        record["threads"] = self.prepared.job.threads
-        record["cuts"] = list(self.prepared.cuts)
-        try:
-            with (self.run_dir / CONFIG_FILE).open("x") as file:
-                try:
-                    json.dump(record, file, indent=2)
-                    file.flush()
-                except OSError:  # a part of it would be of no use
-                    (self.run_dir / CONFIG_FILE).unlink(missing_ok=True)
-                    raise
-        except FileExistsError:
-            raise ConfigError(
-                "hydra.run.dir", self.run_dir, "is in use by another run", "choose another folder"
-            ) from None
-
-
-def _short(path: Path) -> Path:
-    """Relative to the current directory where it is below it."""
-    try:
-        here = Path.cwd()  # with hydra.job.chdir=true it is the run directory
-    except OSError:  # somebody removed it
-        return path
-    return path.relative_to(here) if here in path.parents else path

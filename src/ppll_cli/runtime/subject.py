@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ppll_cli.data.dataset import ImageDataset
+from ppll_cli.data.identity import Identity
 from ppll_cli.data.source import Dataset
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import LocalMethod, Site
@@ -57,6 +58,7 @@ class Subject:
         method: How modules are trained by local losses.
         local: Configuration of the local method's class.
         ends: The units, and what stands at the ends of modules.
+        identity: What identifies the data; None where the data set does not say it.
         evaluation: The same for evaluation batches, where they are not like training batches.
     """
 
@@ -66,6 +68,7 @@ class Subject:
     method: LocalMethod
     local: Mapping[str, Any]
     ends: Ends
+    identity: Identity | None = None
     evaluation: "Evaluation | None" = None
     _found: dict[tuple[range, ...], Found] = field(default_factory=dict, repr=False)
 
@@ -125,6 +128,8 @@ def examine(settings: Settings) -> Subject:
         splits = dataset.load()
         image, task = dataset.image_spec(splits), dataset.task
         form = dataset.evaluation_form(splits)
+        identify = getattr(dataset, "identity", None)
+        identity = identify(splits) if callable(identify) else None
 
     key, path = "model._target_", settings.model.get("_target_")
     model: Model = make("model", settings.model)
@@ -157,6 +162,7 @@ def examine(settings: Settings) -> Subject:
         method=method,
         local=local,
         ends=ends(image, task.targets),
+        identity=identity,
         evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
     )
 

@@ -1,15 +1,16 @@
 """The summary of a run: what `summary.json` holds."""
 
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
-from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.parts import Parts, Worker, is_steady, rate, worker
 from ppll_cli.runtime.prediction.pace import Pipeline, Steady
 from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.schedules.instructions import Instruction
@@ -17,12 +18,16 @@ from ppll_cli.settings import Settings
 
 Report = Mapping[str, Any]
 
+GIT_LIMIT_S = 5.0
+"""How long git may take to name the commit: the folder may be on a network disk that is gone."""
+
 
 def summarise(
     settings: Settings,
     choices: Mapping[str, str],
     prepared: Prepared,
     metrics: Metrics,
+    parts: Parts,
     reports: Sequence[Report] = (),
     status: str = "running",
     seconds: float = 0.0,
@@ -34,14 +39,19 @@ def summarise(
         choices: The option chosen in each group.
         prepared: The job, and what its parts cost.
         metrics: What was measured.
+        parts: The parts of the run; speeds and shares are over all that were alike.
         reports: The last report of each worker; none of a run that failed, or is yet to begin.
         status: completed, interrupted or failed; before that, running.
-        seconds: How long the workers trained, evaluation and checkpoints included.
+        seconds: How long the workers have trained since the run was started or resumed, evaluation
+            and checkpoints included.
     """
     job = prepared.job
     course = job.course
     step = reports[-1]["step"] if reports else metrics.last_step
-    predicted = _prediction(prepared, reports)
+    counted = [worker(report) for report in reports]
+    listed = parts.listed(step, seconds, counted)
+    workers = parts.alike(counted)
+    predicted = _prediction(prepared, workers)
     return {
         "status": status,
         "schedule": choices["schedule"],
@@ -65,19 +75,20 @@ def summarise(
         "numerics": reports[0]["numerics"] if reports else None,
         "train": {
             "loss": metrics.train_loss,
-            "seconds": seconds,
-            "samples_per_second": _rate(job, reports),
+            "seconds": sum(part["seconds"] for part in listed) if listed else seconds,
+            "samples_per_second": rate(workers, job.replicas),
+            "parts": [{k: v for k, v in part.items() if k != "stages"} for part in listed],
         },
         "test": metrics.result("test"),
         **({"val": metrics.result("val")} if "val" in course.samples else {}),
         "per_module": list(_modules(prepared, metrics)),
-        "stages": list(_stages(prepared, reports)),
-        "edges": list(_edges(prepared, reports)),
+        "stages": list(_stages(prepared, workers)),
+        "edges": list(_edges(prepared, workers)),
         "pipeline": {
-            "bubble_fraction": _bubble(reports),
+            "bubble_fraction": _bubble(workers),
             "predicted_bubble_fraction": predicted and predicted.bubble_fraction,
             "predicted_samples_per_second": predicted
-            and sum(r["samples"] / r["batches"] for r in reports[-job.replicas :])
+            and sum(r["samples"] / r["batches"] for r in workers[-job.replicas :])
             / predicted.batch_s,
         },
         "versions": {
@@ -103,10 +114,10 @@ def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
         }
 
 
-def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, Any]]:
+def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
     job = prepared.job
-    for worker, seat in enumerate(job.seats):
-        report = reports[worker] if reports else None
+    for number, seat in enumerate(job.seats):
+        counted = workers[number] if workers and is_steady(workers[number]) else None
         yield {
             "index": seat.stage,
             "replica": seat.replica,
@@ -114,82 +125,67 @@ def _stages(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str,
             "device": job.device(seat),
             "units": [prepared.units[unit] for unit in job.layout.stages[seat.stage]],
             "modules": [chunk.module for chunk in job.layout.chunks(seat.stage)],
-            "compute_fraction": _fraction(report, "compute", "optimizer"),
-            "aux_fraction": _fraction(report, "auxiliary"),
-            "starved_fraction": _fraction(report, "starved"),
-            "blocked_fraction": _fraction(report, "blocked"),
-            "data_fraction": _fraction(report, "data"),
-            "transfer_fraction": _fraction(report, "transfer"),
-            "average_fraction": _fraction(report, "average"),
-            **{
-                key: report[key] if report and _steady(report) else None
-                for key in ("peak_memory_bytes", "peak_reserved_bytes")
-            },
+            "compute_fraction": _fraction(counted, "compute", "optimizer"),
+            "aux_fraction": _fraction(counted, "auxiliary"),
+            "starved_fraction": _fraction(counted, "starved"),
+            "blocked_fraction": _fraction(counted, "blocked"),
+            "data_fraction": _fraction(counted, "data"),
+            "transfer_fraction": _fraction(counted, "transfer"),
+            "average_fraction": _fraction(counted, "average"),
+            "peak_memory_bytes": counted and counted["peak_memory_bytes"],
+            "peak_reserved_bytes": counted and counted["peak_reserved_bytes"],
         }
 
 
-def _edges(prepared: Prepared, reports: Sequence[Report]) -> Iterator[dict[str, Any]]:
+def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
+    replicas = prepared.job.replicas
     for stage, edge in enumerate(prepared.job.edges):
         directions = [(stage, stage + 1, edge.names)]
         if edge.gradients:
             directions.append((stage + 1, stage, edge.gradients))
         for source, target, names in directions:
-            own = _replicas(prepared.job, reports, source)
-            sent = sum(report["bytes_sent"][target] for report in own) if own else None
+            own = workers[source * replicas : (source + 1) * replicas]
+            sent = sum(each["bytes_sent"].get(str(target), 0) for each in own) if own else None
             yield {"from": source, "to": target, "names": list(names), "bytes_sent": sent}
 
 
-def _steady(report: Report | None) -> TypeGuard[Report]:
-    """Whether there is a steady state to speak of."""
-    return report is not None and report["batches"] > 0 and report["wall_s"] > 0
-
-
-def _replicas(job: Job, reports: Sequence[Report], stage: int) -> Sequence[Report]:
-    """The reports of a stage's replicas."""
-    return reports[stage * job.replicas : (stage + 1) * job.replicas]
-
-
-def _rate(job: Job, reports: Sequence[Report]) -> float | None:
-    """Samples per second of the last stage, all replicas together."""
-    last = _replicas(job, reports, job.stages - 1)
-    if not last or not all(map(_steady, last)):
+def _fraction(counted: Worker | None, *kinds: str) -> float | None:
+    if counted is None:
         return None
-    return float(sum(report["samples"] / report["wall_s"] for report in last))
+    return sum(counted["spent_s"].get(kind, 0.0) for kind in kinds) / counted["wall_s"]
 
 
-def _fraction(report: Report | None, *kinds: str) -> float | None:
-    if report is None or not _steady(report):
-        return None
-    return float(sum(report["spent_s"].get(kind, 0.0) for kind in kinds) / report["wall_s"])
-
-
-def _bubble(reports: Sequence[Report]) -> float | None:
+def _bubble(workers: Sequence[Worker]) -> float | None:
     """Share of the stages' steady state in which they waited."""
-    if not reports or not all(_steady(report) for report in reports):
+    if not workers or not all(map(is_steady, workers)):
         return None
-    waits = [
-        sum(report["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for report in reports
-    ]
-    return float(sum(waits) / sum(report["wall_s"] for report in reports))
+    waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
+    return sum(waits) / sum(each["wall_s"] for each in workers)
 
 
-def _prediction(prepared: Prepared, reports: Sequence[Report]) -> Steady | None:
+def _prediction(prepared: Prepared, workers: Sequence[Worker]) -> Steady | None:
     """What the simulator makes of the mean times that the run's own instructions took."""
-    if not reports or not all(_steady(report) for report in reports):
+    if not workers or not all(map(is_steady, workers)):
         return None
 
     def cost(stage: int, instruction: Instruction) -> float:
-        report = reports[stage * prepared.job.replicas]  # they all do the same
-        return float(report["instruction_s"].get(instruction, 0.0) / report["batches"])
+        counted = workers[stage * prepared.job.replicas]  # they all do the same
+        return counted["instruction_s"].get(repr(instruction), 0.0) / counted["batches"]
 
     return Pipeline.of(prepared.job).steady(cost)
 
 
 def _git_commit() -> str | None:
-    """The commit that the program runs from, where it runs from a clone."""
+    """The commit that the program runs from; null where that is no clone, or git cannot say."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
+    try:
+        found = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=GIT_LIMIT_S
+        )
+    except (OSError, subprocess.SubprocessError):  # not installed, failed or hangs
+        return None
+    commit = found.stdout.decode(errors="replace").strip()
+    return commit if re.fullmatch(r"[0-9a-f]{40,64}", commit) else None

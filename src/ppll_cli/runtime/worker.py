@@ -359,6 +359,7 @@ class Worker:
     def _checkpoint(self, mark: do.Checkpoint) -> None:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self._settle()  # a state after a loss that is no finite number is never saved
+        self.report("counted", step=mark.step, **self._counted())
         if self.replica > 0:  # the first one has the same, and saves it
             return
         file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
@@ -366,24 +367,30 @@ class Worker:
 
     def _end(self, mark: do.End) -> None:
         self._settle()
-        totals = self.recorder.totals
         ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
         self.report(
             "done",
             step=mark.step,
-            batches=totals.batches,
-            samples=totals.samples,
-            wall_s=totals.wall_s,
-            spent_s=dict(totals.spent_s),
-            instruction_s=dict(totals.instruction_s),
-            bytes_sent={peer: sender.bytes_sent for peer, sender in self.links.senders.items()},
-            peak_memory_bytes=self.memory.read(),
+            **self._counted(),
             numerics=in_force(self.device),
-            peak_reserved_bytes=self.memory.reserved(),
             trace=[span.later(-ahead_s) for span in self.recorder.trace],
         )
 
     # Reports
+
+    def _counted(self) -> dict[str, Any]:
+        """What was counted in the steady state until now."""
+        totals = self.recorder.totals
+        return {
+            "batches": totals.batches,
+            "samples": totals.samples,
+            "wall_s": totals.wall_s,
+            "spent_s": dict(totals.spent_s),
+            "instruction_s": dict(totals.instruction_s),
+            "bytes_sent": {peer: end.bytes_sent for peer, end in self.links.senders.items()},
+            "peak_memory_bytes": self.memory.read(),
+            "peak_reserved_bytes": self.memory.reserved(),
+        }
 
     def report(self, kind: str, **fields: object) -> None:
         """Tell the parent."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     import torch
     from torch import Tensor
 
+    from ppll_cli.data.identity import Identity
     from ppll_cli.data.pictures.cache import Source
     from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
     from ppll_cli.data.source import EvaluationForm
@@ -183,6 +184,15 @@ class PictureDataset(Files, ABC):
         for number, (source, low, high) in enumerate(each):
             views = side_by_side(low, high, self.scale, self.overlap, predict)
             views.save(folder / sample_name(number, source.high))
+
+    def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":
+        """The pictures' files."""
+        from ppll_cli.data.identity import of_files
+
+        return {
+            name: of_files(p for source in sources for p in (source.high, source.low) if p)
+            for name, sources in self._divided().items()
+        }
 
     def batches(
         self,

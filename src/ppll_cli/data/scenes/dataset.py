@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ppll_cli.data.dataset import (
     PARTS,
     Files,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     import torch
     from torch import Tensor
 
+    from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.scenes.batches import SceneBatches
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
@@ -168,6 +171,24 @@ class DetectionDataset(Files, ABC):
         from ppll_cli.data.source import EvaluationForm
 
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
+
+    def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
+        """The pictures' files, where there are such, and what the annotations say of them.
+
+        None where a subclass loads something else.
+        """
+        from ppll_cli.data.identity import of_arrays, of_files
+
+        found: dict[str, list[Entry]] = {}
+        for name, scenes in splits.items():
+            if not isinstance(scenes, Scenes):
+                return None
+            entries = of_arrays({"chosen": scenes.chosen, **scenes.objects.arrays})
+            entries.append(("classes", ", ".join(self.classes)))
+            if not isinstance(scenes.pixels, np.ndarray):
+                entries += of_files(scenes.pixels[number] for number in scenes.chosen)
+            found[name] = entries
+        return found
 
     def batches(
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"

@@ -14,10 +14,10 @@ from typing import Any
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
 from ppll_cli.files import scratch
 from ppll_cli.runtime import checkpoint
-from ppll_cli.runtime.checkpoint import SavedFile
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.launcher import launch
 from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message, refusal
+from ppll_cli.runtime.manifest import SavedFile
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.wiring import fitting
 from ppll_cli.settings import parse

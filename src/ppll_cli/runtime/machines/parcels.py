@@ -17,7 +17,7 @@ from threading import Event, Thread
 from typing import Any, Protocol
 
 from ppll_cli.errors import RunFailedError
-from ppll_cli.runtime.checkpoint import SavedFile
+from ppll_cli.runtime.manifest import SavedFile
 
 PIECE_BYTES = 1 << 20
 """The store of torch.distributed takes up to 8 MiB at once."""

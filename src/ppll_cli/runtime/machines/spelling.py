@@ -5,7 +5,7 @@ from dataclasses import astuple, is_dataclass
 from typing import Any, get_args
 
 from ppll_cli.observe.timeline import Span
-from ppll_cli.runtime.checkpoint import SavedFile
+from ppll_cli.runtime.manifest import SavedFile
 from ppll_cli.schedules.instructions import Instruction
 
 _KINDS: dict[str, Callable[..., Any]] = {
