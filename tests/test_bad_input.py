@@ -31,7 +31,8 @@ from ppll_cli.data.dataset import Arrays, ImageDataset, Part
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
-from ppll_cli.resume import CONFIG_FORMAT, GROUPS
+from ppll_cli.record import CONFIG_FORMAT
+from ppll_cli.resume import GROUPS
 from ppll_cli.runtime import forkserver
 from ppll_cli.runtime import run as running
 from ppll_cli.schedules.gpipe import GPipe

@@ -11,9 +11,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any, BinaryIO
+from typing import Any
 
 MOST_JSON_BYTES = 1 << 26
 """How large a file of one JSON value may be."""
@@ -58,7 +59,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def regular(path: Path, most_bytes: int | None = None) -> Iterator[BinaryIO]:
+def regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """A regular file, opened to be read.
 
     A FIFO or a device is refused before it is opened, which could wait for ever or have effects.

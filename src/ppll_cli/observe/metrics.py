@@ -28,10 +28,10 @@ class _Epoch:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
         """The sums that `Metrics.state` gave; none where it is not known."""
-        number, samples, loss = (state.get(key) for key in ("number", "samples", "loss"))
-        if not (_is_count(number) and _is_count(samples)):
+        if not all(_is_count(state.get(key)) for key in ("number", "samples")):
             return cls()
-        return cls(int(number), nan if loss is None else float(loss), int(samples))
+        loss = state.get("loss")
+        return cls(state["number"], nan if loss is None else float(loss), state["samples"])
 
     def add(self, report: Mapping[str, Any]) -> None:
         if report["epoch"] != self.number:

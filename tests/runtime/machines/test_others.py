@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from ppll_cli.errors import RunFailedError
-from ppll_cli.runtime.checkpoint import SavedFile, unfinished_folder
+from ppll_cli.runtime.checkpoint import unfinished_folder
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.machines import others
 from ppll_cli.runtime.machines.fleet import Fleet, Message
 from ppll_cli.runtime.machines.others import Follower, Leader, Report, Seen
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.runtime.machines.spelling import spelled
+from ppll_cli.runtime.manifest import SavedFile
 from tests.conftest import prepared
 
 FILE = SavedFile("stage-1.safetensors", 3, "ab")

@@ -9,9 +9,9 @@ from time import monotonic, sleep
 import pytest
 
 from ppll_cli.errors import RunFailedError
-from ppll_cli.runtime.checkpoint import SavedFile
 from ppll_cli.runtime.machines import parcels
 from ppll_cli.runtime.machines.parcels import AHEAD, Parcels
+from ppll_cli.runtime.manifest import SavedFile
 
 LIMIT_S = 20.0
 

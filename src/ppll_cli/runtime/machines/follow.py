@@ -124,7 +124,7 @@ def _told(
 
 def _start(job: Job) -> list[SavedFile]:
     """The files of the checkpoint that is gone on from."""
-    return [] if job.checkpoint is None else checkpoint.files(job.checkpoint)
+    return [] if job.checkpoint is None else [*checkpoint.files(job.checkpoint)]
 
 
 def follow(fleet: Fleet) -> None:
