@@ -1,0 +1,96 @@
+"""What identifies data: the same files anywhere are the same, and others are named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.data.identity import difference
+from ppll_cli.files import digest_of
+from ppll_cli.targets import make
+from tests.conftest import compose_config
+from tests.data.picture_files import picture, write_photos
+from tests.data.scene_files import write_coco, write_fashion
+
+Place = Callable[[Path], list[str]]
+
+
+def photos(folder: Path) -> list[str]:
+    return ["data=photos", f"data.folders=[{folder}]", f"data.cache={folder.parent}"]
+
+
+def coco(folder: Path) -> list[str]:
+    return ["data=coco", f"data.root={folder}"]
+
+
+def fashion(folder: Path) -> list[str]:
+    return ["data=fashion_mnist", f"data.root={folder}"]
+
+
+def scenes(folder: Path) -> list[str]:
+    sizes = ["data.pictures=3", "data.test_pictures=2", "data.side=64"]
+    return ["data=fashion_scenes", f"data.root={folder}", *sizes]
+
+
+WRITERS: dict[Place, Callable[[Path], Any]] = {
+    photos: lambda folder: write_photos(folder, width=128, height=120),
+    coco: write_coco,
+    fashion: write_fashion,
+    scenes: write_fashion,
+}
+
+
+def identity(place: Place, folder: Path) -> Any:
+    config, _ = compose_config(place(folder))
+    dataset = make("data", config["data"])
+    return json.loads(json.dumps(dataset.identity(dataset.load())))
+
+
+@pytest.mark.parametrize("place", WRITERS)
+def test_a_copy_elsewhere_is_the_same(tmp_path: Path, cache: Path, place: Place) -> None:
+    WRITERS[place](tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    found = [identity(place, tmp_path / name) for name in ("here", "there")]
+    assert found[0] == found[1]
+    assert found[0].keys() == {"train", "test"}
+    assert all(found[0].values())
+
+
+def test_a_picture_that_was_added_is_named(tmp_path: Path) -> None:
+    """It shifts which pictures are for the test."""
+    folder = write_photos(tmp_path / "here", width=128, height=120)
+    before = identity(photos, folder)
+    picture(3, 130, 130).save(folder / "2b.png")
+    now = identity(photos, folder)
+    assert difference(now, before) == "2b.png is new in train, which has 4 and not 3 entries"
+    assert difference(before, now) == "2b.png is missing in train, which has 3 and not 4 entries"
+    (folder / "2b.png").rename(folder / "9.png")
+    assert difference(identity(photos, folder), before).startswith("3.png is new in train")
+
+
+def test_a_picture_that_was_replaced_is_named(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "here", width=128, height=120)
+    before = identity(photos, folder)
+    picture(4, 300, 300).save(folder / "1.png")
+    assert difference(identity(photos, folder), before) == "1.png in train is another one"
+
+
+def test_other_annotations_are_other_data(tmp_path: Path, cache: Path) -> None:
+    root = write_coco(tmp_path / "here")
+    before = identity(coco, root)
+    path = root / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace("4.5", "4.6"))
+    assert difference(identity(coco, root), before) == "boxes in train is another one"
+
+
+def test_other_pixels_are_other_data(tmp_path: Path) -> None:
+    root = write_fashion(tmp_path / "here")
+    before = identity(fashion, root)
+    path = root / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    now = identity(fashion, root)
+    assert difference(now, before) == "images in test is another one"
+    assert digest_of(now) != digest_of(before)

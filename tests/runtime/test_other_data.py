@@ -1,0 +1,72 @@
+"""A run goes on with the data that it was started with, wherever they are now."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.errors import ConfigError
+from tests.conftest import Result, Runner, assert_same, resumed
+from tests.data.scene_files import write_fashion
+
+CASE = ["data=fashion_mnist", "model.dim=16", "model.depth=2", "model.heads=2", "batch_size=5"]
+CASE += ["schedule=bp", "epochs=2", "optim.schedule=constant"]
+
+
+@pytest.fixture
+def started(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """A run that was started in a folder in which its data are."""
+    write_fashion(tmp_path / "work" / "data")
+    monkeypatch.chdir(tmp_path / "work")
+    result = run(*CASE, "data.root=data", "max_steps=3")
+    monkeypatch.chdir(tmp_path)
+    return result
+
+
+def spoil(folder: Path) -> None:
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path: Path, started: Result, run: Runner) -> None:
+    """Where other data have the relative name that was given."""
+    record = json.loads((started.run_dir / "config.json").read_text())
+    assert record["data"]["root"] == str(tmp_path / "work" / "data")
+    write_fashion(tmp_path / "data")
+    spoil(tmp_path / "data")
+    expected = run(*CASE, f"data.root={tmp_path / 'work' / 'data'}")
+    assert_same(resumed(started, "max_steps=null").tensors(), expected.tensors())
+
+
+def test_the_same_files_may_be_elsewhere(tmp_path: Path, started: Result) -> None:
+    shutil.move(tmp_path / "work" / "data", tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"data\.root=.*: is no folder that can be read"):
+        resumed(started, "max_steps=6")
+    assert resumed(started, "max_steps=6", "data.root=moved").summary["steps"] == 6
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -> None:
+    """By the entry that differs, as long as it is known."""
+    spoil(tmp_path / "work" / "data")
+    if not known:
+        (started.run_dir / "data-files.json").write_text('{"train": 1}')
+    with pytest.raises(ConfigError) as error:
+        resumed(started, "max_steps=6")
+    how = "images in train is another one" if known else "what differs is not recorded"
+    problem = f"these are not the data that the run was started with: {how}"
+    assert str(error.value) == (
+        f"data.root={tmp_path / 'work' / 'data'}: {problem}; give the place where those are, or "
+        "start a new run"
+    )
+
+
+def test_a_run_of_before_there_was_a_record_goes_on(tmp_path: Path, started: Result) -> None:
+    path = started.run_dir / "config.json"
+    record = json.loads(path.read_text())
+    for key in ("sha256", "data_sha256"):
+        del record[key]
+    path.write_text(json.dumps({**record, "format": 1}))
+    spoil(tmp_path / "work" / "data")
+    assert resumed(started, "max_steps=6").summary["steps"] == 6
