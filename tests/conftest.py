@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -21,6 +22,7 @@ from ppll_cli.composition import own_choices
 from ppll_cli.resume import recorded
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.run import Run
+from ppll_cli.transport import memory
 
 # How long an example takes says nothing on a machine that others use as well.
 hypothesis.settings.register_profile("ppll", deadline=None)
@@ -121,3 +123,9 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f"{len(different)} of {len(one)} differ: {different[:5]}"
+
+
+def shared_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Have /dev/shm be of 64 MiB, of which so many bytes are free."""
+    there = SimpleNamespace(total=64 << 20, free=free)
+    monkeypatch.setattr(memory, "shutil", SimpleNamespace(disk_usage=lambda _: there))

@@ -16,8 +16,7 @@ from ppll_cli.models.vit import ViT
 from ppll_cli.runtime.run import Run
 from ppll_cli.targets import make
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.transport import ring
-from tests.conftest import Runner, assert_same, compose_config, own_model
+from tests.conftest import Runner, assert_same, compose_config, own_model, shared_memory
 
 DIGITS = ["data=digits", "model.dim=32", "model.depth=2", "model.heads=2", "model.patch=2"]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
@@ -158,16 +157,14 @@ def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: 
         run(*own_model(name), *TINY)
 
 
-def test_a_ring_that_cannot_be_made_gives_way(
-    run: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_run_without_room_in_shared_memory_is_refused(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is found before a worker starts: memory that is not there would kill one later."""
-    monkeypatch.setattr(ring, "_free_bytes", lambda: 1000)
-    summary = run(*TINY).summary
-    assert summary["status"] == "completed"
-    assert "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; queue is used" in (
-        caplog.text
-    )
+    shared_memory(monkeypatch, 1000)
+    full = "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; enlarge /dev/shm to"
+    with pytest.raises(ConfigError, match=full):
+        run(*TINY)
 
 
 @pytest.mark.timeout(400)  # a C++ compiler works here

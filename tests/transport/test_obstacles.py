@@ -8,13 +8,14 @@ import torch
 
 from ppll_cli import cuda
 from ppll_cli.errors import ConfigError
-from ppll_cli.transport import descriptors, devices, memory, ring
+from ppll_cli.transport import descriptors, devices, memory
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import OWN, check_descriptors, raise_limit
 from ppll_cli.transport.memory import HostMemory, remove_left
 from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
+from tests.conftest import shared_memory
 
 CUDA = ["cuda:0", "cuda:1"]
 
@@ -64,16 +65,32 @@ def test_a_transport_that_works_is_used() -> None:
         assert usable("it", transport, 1000, ["cpu", "cpu"]) is transport
 
 
-def test_a_ring_without_room_gives_way(
+def test_a_ring_without_room_gives_way_where_the_plain_transport_needs_none(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ring, "_free_bytes", lambda: 3 << 20)
-    used = usable("ring", RingTransport(depth=3), 5 << 20, ["cpu", "cpu"])
+    shared_memory(monkeypatch, 3 << 20)
+    monkeypatch.setattr(cuda, "can_access_peer", lambda *_: False)
+    used = usable("ring", RingTransport(depth=3), 5 << 20, CUDA)
     assert isinstance(used, QueueTransport)
     assert used.depth == 3
     assert caplog.messages == [
         "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; queue is used"
     ]
+
+
+@pytest.mark.parametrize("transport", [RingTransport(depth=1), QueueTransport(depth=1)])
+def test_without_room_in_shared_memory_a_run_on_cpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, transport: Transport
+) -> None:
+    """The plain transport was used instead, and killed by SIGBUS: its tensors are there as well."""
+    shared_memory(monkeypatch, 3 << 20)
+    with pytest.raises(ConfigError) as refused:
+        usable("it", transport, 9 << 20, ["cpu", "cpu"])
+    assert str(refused.value) == (
+        "transport=it: its slots take 9 MiB, and /dev/shm has 3 MiB left; enlarge /dev/shm to 71 "
+        "MiB (docker run --shm-size=71m), or use a smaller batch_size"
+    )
+    assert usable("it", transport, 2 << 20, ["cpu", "cpu"]) is transport
 
 
 def refusal(name: str, transport: Transport, size: int = 1000) -> str:
@@ -98,7 +115,7 @@ def test_queue_without_memory_that_can_be_shared_is_refused(
 
 def test_neither_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    monkeypatch.setattr(ring, "_free_bytes", lambda: 3 << 20)
+    shared_memory(monkeypatch, 3 << 20)
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
         "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; nor can queue be used: "
         "PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory cannot be shared; "

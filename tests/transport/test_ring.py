@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ppll_cli.transport import ring
+from ppll_cli.transport import memory, ring
 from ppll_cli.transport.channel import ALIGNMENT, message_bytes
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.order import HostOrder, Tensors
 from ppll_cli.transport.ring import RingReceiver, RingSender, RingTransport
 from ppll_cli.values import ValueSpec
+from tests.conftest import shared_memory
 
 WAIT_S = 10.0
 
@@ -150,17 +152,18 @@ def test_slots_are_given_back_in_the_order_in_which_they_came(
 
 def test_what_stands_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = RingTransport(depth=2)
-    monkeypatch.setattr(ring, "_free_bytes", lambda: 100 << 20)
+    shared_memory(monkeypatch, 100 << 20)
     assert transport.obstacle(80 << 20, ["cpu", "cpu"]) is None
     full = "its slots take 99 MiB, and /dev/shm has 100 MiB left"
     assert transport.obstacle(99 << 20, ["cpu"]) == full
-    monkeypatch.setattr(ring, "_free_bytes", lambda: None)
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "SHARED_MEMORY", Path("/not/there"))
     assert transport.obstacle(99 << 40, ["cpu"]) is None
 
 
 def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
     transport, devices = RingTransport(depth=2), ["cuda:0", "cuda:1", "cuda:0"]
-    monkeypatch.setattr(ring, "_free_bytes", lambda: 100 << 20)
+    shared_memory(monkeypatch, 100 << 20)
     monkeypatch.setattr(ring, "cannot_share", lambda: None)
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: None)
     assert transport.obstacle(99 << 20, devices) is None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.transport.channel import Transport
+from ppll_cli.transport.memory import more_room
 from ppll_cli.transport.queue import QueueTransport
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     if other is None:
         log.warning("transport=%s: %s; queue is used", name, obstacle)
         return queues
+    if "cpu" in devices:  # both need shared memory
+        raise ConfigError("transport", name, other, more_room(size))
     if other == obstacle:
         raise ConfigError("transport", name, other, "use transport=ring, or unset the variable")
     raise ConfigError(

@@ -1,8 +1,10 @@
 """Where the slots of a ring are."""
 
 import pickle
+import shutil
 import weakref
 from contextlib import suppress
+from math import ceil
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +14,9 @@ import torch.multiprocessing  # lets ForkingPickler share tensors
 from torch import Tensor
 
 SHARED_MEMORY = Path("/dev/shm")
+
+USED_AT_MOST = 0.9
+"""Of what is free there: the system and other programs need some as well."""
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: pinned for every device that the process uses."""
@@ -124,6 +129,30 @@ def _unpin(tensor: Tensor) -> None:
     """
     torch.cuda.synchronize()  # copies may still be queued
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
+
+
+def no_room(size: int) -> str | None:
+    """Why shared memory has no room for so many bytes; None if it has.
+
+    Memory that is missing is only noticed when it is touched, and the process is killed then.
+    """
+    try:
+        there = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:  # another system keeps it elsewhere
+        return None
+    if size <= USED_AT_MOST * there.free:
+        return None
+    return f"its slots take {size >> 20} MiB, and {SHARED_MEMORY} has {there.free >> 20} MiB left"
+
+
+def more_room(size: int) -> str:
+    """What helps where shared memory has no room for so many bytes."""
+    there = shutil.disk_usage(SHARED_MEMORY)
+    total = ceil((there.total - there.free + size / USED_AT_MOST) / 2**20)
+    return (
+        f"enlarge {SHARED_MEMORY} to {total} MiB (docker run --shm-size={total}m), or use a "
+        "smaller batch_size"
+    )
 
 
 def remove_left(process_id: int) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ppll_cli.transport.channel import Header, WireDtype
 from ppll_cli.transport.devices import cannot_share
+from ppll_cli.transport.memory import no_room
 from ppll_cli.transport.order import let_default_stream_wait
 from ppll_cli.transport.pipes import FreeSlots
 
@@ -146,9 +147,10 @@ class QueueTransport:
         self.depth, self.wire_dtype = depth, wire_dtype
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Say why CUDA memory cannot be shared between processes; None if it can, or need not."""
-        on_cuda = len(devices) > 1 and any(device != "cpu" for device in devices)
-        return cannot_share() if on_cuda else None
+        """Say why so many bytes cannot be shared between processes; None if they can."""
+        if len(devices) < 2:
+            return None
+        return no_room(size) if "cpu" in devices else cannot_share()
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Both ends of the queue's pipe, one of the way back, and one per tensor.

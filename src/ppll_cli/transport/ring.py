@@ -14,7 +14,6 @@ copies; events order the two ends in either.
 
 import logging
 import pickle
-import shutil
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
 from ppll_cli.transport.devices import cannot_reach, cannot_share
-from ppll_cli.transport.memory import SHARED_MEMORY, DeviceMemory, HostMemory, Memory
+from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory, no_room
 from ppll_cli.transport.order import CudaOrder, HostOrder, Order
 from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet, open_pipes
 from ppll_cli.transport.slots import Layout, Slots, layout_of
@@ -158,11 +157,7 @@ class RingTransport:
         on_cuda = "cpu" not in devices
         if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):
             return None
-        free = _free_bytes()
-        # Memory that is not there is only noticed when it is touched, and kills the process then.
-        if free is not None and size > 0.9 * free:
-            return f"its slots take {size >> 20} MiB, and {SHARED_MEMORY} has {free >> 20} MiB left"
-        return None
+        return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Two pipes' ends, and the memory."""
@@ -219,10 +214,3 @@ def _on_host(size: int, pinned: bool) -> tuple[HostMemory, HostMemory]:
     tensor = torch.zeros(size, dtype=torch.uint8)
     tensor.share_memory_()  # type: ignore[no-untyped-call]
     return HostMemory(tensor, pinned), HostMemory(tensor, pinned)
-
-
-def _free_bytes() -> int | None:
-    try:
-        return shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:  # another system keeps it elsewhere
-        return None
