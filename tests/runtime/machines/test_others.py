@@ -130,6 +130,37 @@ def test_a_failure_without_a_last_word_is_the_cause_and_waits_for_no_other(
     assert len(messages) == 1
 
 
+GONE = {"kind": "failed", "machine": 1, "problem": "multiprocessing's fork server is gone"}
+
+
+def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_failure(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine 1's fork server was killed, and the healthy worker of machine 0 was named."""
+    messages, pauses = list[Message](), list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            messages.append({**GONE})
+
+    monkeypatch.setattr(others, "HEARING_S", 60.0)
+    monkeypatch.setattr(others, "time", SimpleNamespace(monotonic=monotonic, sleep=pause))
+    one = leader(job, messages, None)
+    words = {"error": "lost it", "traceback": "ppll_cli/transport/network.py", "time": 1.0}
+    with pytest.raises(RunFailedError, match=r"^machine 1: multiprocessing's fork server is gone$"):
+        one.verdict([{"stage": 0, **words}], lambda *_: None)
+
+
+def test_a_worker_that_failed_by_itself_stays_the_cause(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(others, "HEARING_S", 0.05)
+    one = leader(job, [{**GONE}], None)
+    own = {"stage": 0, "error": "boom", "traceback": "tests/own_models.py", "time": 1.0}
+    assert one.verdict([own], lambda *_: None)["error"] == "boom"
+
+
 @pytest.fixture
 def fleets() -> Iterator[tuple[Fleet, Fleet]]:
     """Two machines' launchers, as far as they are one's fleet."""

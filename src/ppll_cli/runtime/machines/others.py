@@ -9,7 +9,6 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -102,11 +101,19 @@ class Leader:
             yield self._gone(*silent)
 
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
-        """What of all failures, here and there, is the cause; all end then."""
+        """What of all failures, here and there, is the cause; all end then.
+
+        Raises:
+            RunFailedError: Something else than a worker failed on another machine, and the workers
+                have only lost their connections to that one.
+        """
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_is_silent, failures)):
-            with suppress(RunFailedError):  # there is a failure already, which says more
+            try:
                 failures += self.news(deal)
+            except RunFailedError:
+                if all(map(_stumbled, failures)):
+                    raise
             time.sleep(0.1)
         root = cause(failures)
         root.setdefault("machine", self._fleet.name(0))
@@ -244,11 +251,15 @@ def cause(failures: Sequence[Report]) -> Report:
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
-        words = failure.get("traceback", "")
-        stumbled = any(each in words for each in ("torch/distributed/", "transport/network.py"))
-        return not _is_silent(failure), stumbled, failure["time"]
+        return not _is_silent(failure), _stumbled(failure), failure["time"]
 
     return min(failures, key=order)
+
+
+def _stumbled(failure: Report) -> bool:
+    """Whether a worker failed because it lost a connection, so because of another's end."""
+    words = failure.get("traceback", "")
+    return any(each in words for each in ("torch/distributed/", "transport/network.py"))
 
 
 def _is_silent(failure: Report) -> bool:
