@@ -50,7 +50,7 @@ def restored() -> Iterator[None]:
     """What the program and Hydra leave in a process: signal handlers, singletons, log handlers."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
     singletons = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
@@ -345,6 +345,18 @@ def record(**changed: object) -> Setup:
     """A run directory `run`, with such changes in its `config.json`."""
     config = {**dict.fromkeys(GROUPS), "choices": dict.fromkeys(GROUPS, "x"), **changed}
     return file("run/config.json", json.dumps(config))
+
+
+def link(name: str, beside: Setup | None = None) -> Setup:
+    """A link that leads to what is not there."""
+
+    def make() -> None:
+        if beside is not None:
+            beside()
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).symlink_to("nothing")
+
+    return make
 
 
 # --- The table -----------------------------------------------------------------------------------
@@ -708,6 +720,17 @@ RESUMES = [
     row("a-file", ["resume=run"], "resume=run", "give a run directory", file("run")),
     row("no-run", ["resume=run"], "resume=run", "that a run printed at its end", folder("run")),
     row("broken", ["resume=run"], "resume=run", "holds no config.json", file("run/config.json")),
+    row("start-up", ["resume=run"], "resume=run", "anew with its", file("run/ppll-run.log")),
+    row(
+        "link",
+        ["resume=run"],
+        "resume=",
+        "ppll-run.log is a link",
+        link("run/ppll-run.log", record()),
+    ),
+    row(
+        "metrics", ["resume=run"], "resume=", "remove the link", link("run/metrics.jsonl", record())
+    ),
     row(
         "a-list",
         ["resume=run"],
@@ -754,6 +777,8 @@ FOLDERS = [
     row("null", ["hydra.run.dir=null"], "hydra.run.dir=None", "not the name of a folder"),
     row("refused-in-it", ["hydra.run.dir=a", "gpus=0"], "gpus=0", "greater than", folder("a")),
     row("refused-below", ["hydra.run.dir=a/b/c", "gpus=0"], "gpus=0", "greater", folder("a")),
+    row("chdir", ["hydra.job.chdir=true", "gpus=11"], "gpus=11", "use at most 10"),
+    row("link", ["hydra.run.dir=a"], "hydra.run.dir=a", "not empty", link("a/ppll-run.log")),
     row("refused-later", ["hydra.run.dir=${now:%Y}/x", "gpus=11"], "gpus=11", "use at most 10"),
 ]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.files import read_json_lines, remove_scratch, scratch, write_json, write_text
+from ppll_cli.files import make_folder, read_json_lines, write_json, write_text
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -44,14 +44,21 @@ def test_lines_that_are_no_whole_objects_are_left_out(tmp_path: Path) -> None:
     assert list(read_json_lines(file)) == [{"a": 1}, {"a": 3}]
 
 
-def test_a_scratch_folder_is_there_for_a_while() -> None:
-    with scratch() as folder:
-        (folder / "file").write_text("content")
-    assert not folder.exists()
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Who else can write in a folder could have any file of the user's overwritten."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".file.{os.getpid()}").symlink_to(victim)
+    (tmp_path / "file").symlink_to(victim)
+    write_text(tmp_path / "file", "new")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "file").read_text() == "new"
+    assert not (tmp_path / "file").is_symlink()
 
 
-def test_a_signal_handler_removes_scratch_folders() -> None:
-    with scratch() as folder:
-        (folder / "file").write_text("content")
-        remove_scratch()
-        assert not folder.exists()
+def test_a_link_is_no_folder_to_write_in(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match="a link is in the place of a folder"):
+        make_folder(tmp_path / "link")

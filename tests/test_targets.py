@@ -1,12 +1,18 @@
 """Objects that a configuration names by `_target_`."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
+from ppll_cli import targets
 from ppll_cli.errors import ConfigError
 from ppll_cli.targets import make
 
@@ -199,3 +205,64 @@ def test_a_class_without_a_signature() -> None:
     """Found as a traceback: what is written in C may have none."""
     with pytest.raises(ConfigError, match=r"^group\._target_=collections\.OrderedDict: cannot be"):
         make("group", {"_target_": "collections.OrderedDict"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, where modules lie that nobody asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
+    (tmp_path / "string.py").write_text("raise SystemExit('it ran')")
+    return tmp_path
+
+
+def test_the_current_directory_is_searched_last_and_only_for_a_users_class(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `dill.py` or `torch.py` that lay there ran."""
+    before = [*sys.path]
+    make("group", {"_target_": "string.Formatter"})
+    make("group", {"_target_": f"{__name__}.Child", "own": "x", "width": 3})
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        make("group", {"_target_": "ppll_cli.models.nothing.Model"})
+    assert sys.path == before
+    (folder / "a_users_own.py").write_text("class Model: pass")
+    make("group", {"_target_": "a_users_own.Model"})
+    assert sys.path == [*before, str(folder)]
+    monkeypatch.delitem(sys.modules, "a_users_own")
+
+
+def test_a_users_class_is_where_the_program_was_started(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hydra.job.chdir=true the current directory is the run directory."""
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    runtime = SimpleNamespace(cwd=str(folder))
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(runtime=runtime))
+    monkeypatch.chdir(tmp_path_factory.mktemp("run"))
+    (folder / "a_users_other.py").write_text("class Model: pass")
+    make("group", {"_target_": "a_users_other.Model"})
+    assert sys.path[-1] == str(folder)
+    monkeypatch.delitem(sys.modules, "a_users_other")
+
+
+@pytest.mark.parametrize("module", ["ppll_cli", "ppll_cli.plan"])
+def test_what_lies_in_the_current_directory_does_not_run(tmp_path: Path, module: str) -> None:
+    """`python -m` searches it first."""
+    for name in ("hydra", "pydantic", "torch", "logging"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'a')")
+    command = [sys.executable, "-m", module, "model.dim=x"]
+    path = str(Path(targets.__file__).parents[1])
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "model.dim=x: " in done.stderr
+    assert not (tmp_path / "ran").exists()

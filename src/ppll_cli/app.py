@@ -15,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppll_cli import __version__
+from ppll_cli import __version__, scratch
 from ppll_cli.composition import own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
-from ppll_cli.files import remove_scratch
 from ppll_cli.observe import streams
-from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, REFUSED_FILE, only_started
 from ppll_cli.printable import printable
 from ppll_cli.runtime import forkserver
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
@@ -43,7 +42,7 @@ def main() -> NoReturn:
     printed can be read by anybody does not change it.
     """
     streams.guard()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in forkserver.heeded():
         signal.signal(number, _leave)
     try:
         _main(sys.argv[1:])
@@ -63,10 +62,10 @@ def main() -> NoReturn:
 def _leave(number: int, _: "FrameType | None") -> NoReturn:
     """End at once, while there are no workers: those who have some handle signals themselves.
 
-    An exception would come out of any line, of an import too, and be told or swallowed there.
+    An exception could interrupt any line, an import too, and be swallowed or shown there.
     """
     forkserver.kill()
-    remove_scratch()
+    scratch.remove()
     with suppress(Exception):
         sys.stdout.flush()
     with suppress(OSError):  # nobody may read it
@@ -80,7 +79,6 @@ def _main(arguments: list[str]) -> None:
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         return
-    sys.path.append(str(Path.cwd()))  # where a user's own `_target_` stands
     overrides = [a for a in arguments if _is_override(a)]
     options = [a for a in arguments if not _is_override(a)]
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
@@ -180,6 +178,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
             raise ConfigError("resume", before.run_dir, problem, f"see {there}")
         else:
+            _check_links(before.run_dir)
             options = sys.argv[1 + len(overrides) :]
             sys.argv[1:] = before.arguments(overrides) + options
         run()
@@ -292,6 +291,8 @@ def _is_override(argument: str) -> bool:
 def _check_run_dir(overrides: list[str]) -> set[Path] | None:
     """Refuse a folder that holds something before Hydra writes into it.
 
+    What a start-up that died has left is no hindrance: nothing was trained there.
+
     Returns:
         The folders that Hydra will make; None where the command line does not name one.
     """
@@ -308,12 +309,23 @@ def _check_run_dir(overrides: list[str]) -> set[Path] | None:
             if not isinstance(value, str):
                 raise ConfigError("hydra.run.dir", value, "is not the name of a folder")
             folder = Path(value).absolute()
-            if folder.is_dir() and any(folder.iterdir()):
+            if folder.is_dir() and not only_started(folder):
                 raise ConfigError(
                     "hydra.run.dir", value, "exists and is not empty", "choose a new folder"
                 )
             made = {path for path in (folder, *folder.parents) if not path.exists()}
     return made
+
+
+def _check_links(run_dir: Path) -> None:
+    """Refuse to go on where files that will be appended to are links.
+
+    Whoever else can write in the folder could have any file of the user's overwritten.
+    """
+    for name in (LOG_FILE, METRICS_FILE):
+        if (run_dir / name).is_symlink():
+            problem = f"{name} is a link, which is not written through"
+            raise ConfigError("resume", run_dir, problem, "remove the link")
 
 
 def _run_dir(overrides: list[str]) -> str | None:
@@ -339,7 +351,9 @@ def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
 
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
     """Remove a folder and its parents, as far as they are empty and were made for the run."""
-    outputs = Path.cwd() / "outputs"
+    from ppll_cli.targets import start_folder
+
+    outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):
         ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
         if not ours or any(path.iterdir()):

@@ -1,7 +1,7 @@
 """The user's cache folder, and what torch keeps there. Imports nothing heavy."""
 
-import atexit
 import os
+from contextlib import suppress
 from pathlib import Path
 
 INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
@@ -29,10 +29,11 @@ def keep_compiled_code() -> None:
         os.environ[INDUCTOR] = str(folder / "inductor")
         return
     # What this process has chosen is for those that it starts, so it goes with this one.
-    from ppll_cli.files import lasting_scratch, remove_scratch
+    from ppll_cli.errors import ConfigError
+    from ppll_cli.scratch import lasting_folder
 
-    os.environ[INDUCTOR] = lasting_scratch()
-    atexit.register(remove_scratch)
+    with suppress(ConfigError):  # whatever needs temporary files will say so
+        os.environ[INDUCTOR] = str(lasting_folder() / "inductor")
 
 
 def _can_be_made(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, files that grow, folders that do not stay.
+"""Files that are replaced as a whole or not at all, and files that grow.
 
 What is read here may have been damaged, or replaced by something else. Imports nothing heavy.
 """
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 MOST_JSON_BYTES = 1 << 26
@@ -26,8 +25,6 @@ TOO_DEEP = "its brackets are nested too deeply"
 
 MOST_LINES_BYTES = 1 << 30
 """How large a file of JSON lines may be."""
-
-_SCRATCH: set[str] = set()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +44,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("wb") as file:
+        unfinished.unlink(missing_ok=True)  # a killed process had the same number
+        with unfinished.open("xb") as file:  # which follows no link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -131,6 +129,17 @@ def problem_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and its parents, where it is missing.
+
+    Raises:
+        OSError: It cannot be made, or a link is in its place, through which nothing is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "a link is in the place of a folder", str(folder))
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file's whole lines; none of a file that is not there.
 
@@ -175,27 +184,3 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: It holds infinity or NaN.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder that is there while the body runs."""
-    with TemporaryDirectory(prefix="ppll-run-", ignore_cleanup_errors=True) as folder:
-        _SCRATCH.add(folder)
-        try:
-            yield Path(folder)
-        finally:
-            _SCRATCH.discard(folder)
-
-
-def lasting_scratch() -> str:
-    """A folder of this user's alone that is there until `remove_scratch`."""
-    folder = mkdtemp(prefix="ppll-run-")
-    _SCRATCH.add(folder)
-    return folder
-
-
-def remove_scratch() -> None:
-    """Remove such folders, from a signal handler too; the program must leave after that."""
-    for folder in _SCRATCH:
-        shutil.rmtree(folder, ignore_errors=True)

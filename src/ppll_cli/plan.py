@@ -74,7 +74,6 @@ def main() -> NoReturn:
 
 def _main(arguments: Sequence[str]) -> None:
     options = _options(arguments)
-    sys.path.append(str(Path.cwd()))  # where a user's own `_target_` stands
     _show(Plan.compose(overrides_of(options)), options)
 
 

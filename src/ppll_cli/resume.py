@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.moved import choices_now, config_now
-from ppll_cli.observe.runs import CONFIG_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, only_started
 from ppll_cli.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,10 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
             raise ConfigError(key, value, "resume says where results go", "leave it out")
     if not os.path.isdir(run_dir):
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
+    if any(run_dir.iterdir()) and only_started(run_dir):
+        problem = "nothing was trained there: the start-up ended before it wrote config.json"
+        remedy = f"start the run anew with its options and hydra.run.dir={run_dir}"
+        raise ConfigError("resume", run_dir, problem, remedy)
     record = read_record(run_dir)
     found = _found(run_dir, record)
     check_kinds(run_dir)

@@ -8,8 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -132,6 +133,7 @@ def _locate(key: str, path: object) -> Any:
         raise ConfigError(key, path, "is not the dotted path of a class")
     module, _, name = path.rpartition(".")
     try:
+        _make_findable(module.partition(".")[0])
         found = import_module(module)
     except (ImportError, AttributeError) as error:
         raise ConfigError(key, path, f"cannot be imported ({error})") from None
@@ -146,6 +148,27 @@ def _locate(key: str, path: object) -> Any:
     if not callable(target):
         raise ConfigError(key, path, "is not a class")
     return target
+
+
+def _make_findable(package: str) -> None:
+    """Have a module that is not installed looked for in the folder where the program was started.
+
+    Not before that: whatever lies there could be imported in the place of an optional dependency of
+    an installed package. Workers get `sys.path` from this process.
+    """
+    folder = str(start_folder())
+    with suppress(ValueError):  # a module that was made by hand, as `__main__`, is there
+        if folder not in sys.path and find_spec(package) is None:
+            sys.path.append(folder)
+
+
+def start_folder() -> Path:
+    """The folder where the program was started; hydra.job.chdir=true leaves it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        return Path(HydraConfig.get().runtime.cwd)
+    return Path.cwd()
 
 
 def _hints(function: Any) -> dict[str, Any]:

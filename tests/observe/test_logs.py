@@ -57,3 +57,11 @@ def test_what_is_for_show_is_told_in_a_line(
 def test_a_signal_is_not_for_show() -> None:
     with pytest.raises(Interrupted), for_show("no picture"):
         raise Interrupted(2)
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """Who else can write in the run directory could have any file of the user's overwritten."""
+    (tmp_path / "run.log").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        LogFile(str(tmp_path / "run.log"))
+    assert not (tmp_path / "victim").exists()

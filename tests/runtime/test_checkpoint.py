@@ -21,6 +21,7 @@ from ppll_cli.runtime.checkpoint import (
     go_back,
     newest,
     save_stage,
+    unfinished_folder,
     write_model,
 )
 from ppll_cli.runtime.manifest import Manifest, SavedFile
@@ -321,3 +322,21 @@ def test_a_moved_run_is_whole(tmp_path: Path) -> None:
     assert found is not None
     assert found.folder == tmp_path / "there" / "checkpoints" / "step-8"
     assert_equal(saved(tmp_path / "there" / "checkpoints" / "last"), TENSORS)
+
+
+def test_nothing_is_saved_through_a_link(tmp_path: Path) -> None:
+    """Who else can write in the run directory could have any file of the user's overwritten."""
+    run_dir, victim = tmp_path / "run", tmp_path / "victim"
+    unfinished = unfinished_folder(run_dir, 3)
+    victim.mkdir()
+    unfinished.parent.mkdir(parents=True)
+    unfinished.symlink_to(victim)
+    with pytest.raises(OSError, match="a link is in the place of a folder"):
+        save(run_dir, 3, [NAMES])
+    assert not [*victim.iterdir()]
+    unfinished.unlink()
+    unfinished.mkdir()
+    (unfinished / "stage-0.safetensors").symlink_to(victim / "file")
+    (run_dir / "model.unfinished").symlink_to(victim / "file")
+    write_model(save(run_dir, 3, [NAMES]), run_dir / "model.safetensors")
+    assert not [*victim.iterdir()]

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from ppll_cli.errors import Interrupted
@@ -23,6 +24,15 @@ class LogFile(logging.FileHandler):
     def __init__(self, filename: str) -> None:
         super().__init__(filename, encoding="utf-8", errors="backslashreplace")
 
+    def _open(self) -> TextIOWrapper:
+        return open(
+            self.baseFilename,
+            self.mode,
+            encoding=self.encoding,
+            errors=self.errors,
+            opener=_without_links,
+        )
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Tell why a record could not be written."""
         error = sys.exc_info()[1]
@@ -32,6 +42,16 @@ class LogFile(logging.FileHandler):
             self._failed = True
             line = f"the log file cannot be written: {reason(error)}: {self.baseFilename}\n"
             sys.stderr.write(line)
+
+
+def _without_links(path: str, flags: int) -> int:
+    """Open a file that is no link.
+
+    Whoever else can write in the run directory could have any file of the user's overwritten.
+    """
+    if Path(path).is_relative_to("/dev"):  # where `stdout` is a link
+        return os.open(path, flags, 0o666)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class Lines(logging.Formatter):

@@ -21,11 +21,24 @@ SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 REFUSED_FILE = "refused.jsonl"
 """In a sweep's folder: a line for each job that was refused, and so has no folder of its own."""
 
+LOG_FILE = "ppll-run.log"
+
+STARTED = frozenset({".hydra", LOG_FILE})
+"""What stands in a run directory before `config.json` does, which is written before training."""
+
 SPLITS = ("val", "test")
 """What is evaluated: a held-out part, where there is one, goes before the test set."""
 
 CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
 """Keys of a line of metrics that say of what it tells; the others are the loss and the metrics."""
+
+
+def only_started(folder: Path) -> bool:
+    """Whether a folder is empty, or a start-up that died has left all that is in it.
+
+    A link is nothing that a start-up leaves.
+    """
+    return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
 
 
 @dataclass(frozen=True)

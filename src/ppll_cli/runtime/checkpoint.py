@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.files import remove
+from ppll_cli.files import make_folder, remove
 from ppll_cli.runtime.manifest import (
     MANIFEST_FILE,
     DamagedError,
@@ -110,8 +110,9 @@ def save_stage(
 ) -> SavedFile:
     """Write a stage's part of a checkpoint that does not exist yet."""
     folder = unfinished_folder(run_dir, step)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"stage-{stage}.safetensors"
+    path.unlink(missing_ok=True)  # it may be a link
     # Copies, because the format refuses tensors that share memory, as tied weights do.
     copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     save_file(copies, path)
@@ -250,6 +251,7 @@ def write_model(checkpoint: Path, path: Path) -> None:
         tensors = {name.removeprefix("model."): saved[name] for name in names}
     unfinished = path.with_suffix(".unfinished")
     try:
+        unfinished.unlink(missing_ok=True)  # it may be a link
         save_file(tensors, unfinished)
         unfinished.rename(path)
     except Exception:

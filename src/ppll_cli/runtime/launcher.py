@@ -14,8 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 from typing import Any
 
-from ppll_cli.errors import Interrupted, WorkerFailedError
-from ppll_cli.files import scratch
+from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.runtime import forkserver, process
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links, StopFlag
@@ -24,6 +23,7 @@ from ppll_cli.runtime.machines.others import Follower, Leader, Seen, cause
 from ppll_cli.runtime.machines.spelling import spelled
 from ppll_cli.runtime.pulse import FORKED_LIMIT_S, Pulse, Watch
 from ppll_cli.runtime.wiring import needs_groups, wire
+from ppll_cli.scratch import scratch
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.memory import remove_left
 
@@ -86,7 +86,8 @@ def launch(
 
     Raises:
         WorkerFailedError: A worker failed; all have been stopped.
-        RunFailedError: A process of multiprocessing's own is gone; the workers have been stopped.
+        RunFailedError: A process of multiprocessing's own is gone or stopped; the workers have been
+            stopped.
         Interrupted: A second signal came; all have been stopped.
     """
     forkserver.start()
@@ -98,9 +99,9 @@ def launch(
     workers: list[_Watched] = []
     with (
         _stop_on_signal(stop),
-        _told(others, fleet),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
+        _told(others, fleet),  # before the workers here are killed, which takes others' along
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -160,7 +161,8 @@ def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[Non
         raise
     except Exception as error:
         if others is not None:
-            others.end(problem=f"{type(error).__name__}: {error}")
+            kind = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
+            others.end(problem=f"{kind}{error}")
         raise
     finally:
         if fleet is not None:
@@ -314,9 +316,9 @@ def _is_gone(watched: _Watched, limit_s: float) -> bool:
 
 @contextmanager
 def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a checkpoint and an end, the second ends at once.
+    """The first signal that asks for an end gets a checkpoint as well; the second ends at once.
 
-    Signals come to a program's main thread; in another one there is nothing to handle.
+    Python handles signals in the main thread alone; in another one there is nothing to do.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -328,7 +330,7 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
         stop.value = number
         log.warning("stopping after the batch in hand; once more to stop at once")
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
     try:
         yield
     finally:

@@ -2,8 +2,11 @@
 
 import ctypes
 import gc
+import os
 import signal
 import sys
+
+from ppll_cli.runtime.forkserver import SAFE_PATH, STOPPING
 
 
 def _end_with_parent(number: int) -> None:
@@ -18,8 +21,11 @@ _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals the whole process group. What is to stop, and when, is for
 # the parent to decide. First, because the imports take seconds.
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for number in STOPPING:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # it is not meant for what workers start
+    del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 

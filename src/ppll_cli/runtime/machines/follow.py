@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
-from ppll_cli.files import scratch
+from ppll_cli.files import write_text
 from ppll_cli.runtime import checkpoint
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.launcher import launch
@@ -20,6 +20,7 @@ from ppll_cli.runtime.machines.fleet import PREPARING_S, Fleet, Message, refusal
 from ppll_cli.runtime.manifest import SavedFile
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.runtime.wiring import fitting
+from ppll_cli.scratch import scratch
 from ppll_cli.settings import parse
 from ppll_cli.targets import make
 from ppll_cli.transport.channel import Transport
@@ -46,7 +47,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
     fleet.remember(str(run_dir))
     fleet.close_parcels()  # of a job that came to nothing
     mark = run_dir / MARK
-    mark.write_text(secrets.token_hex())
+    write_text(mark, secrets.token_hex())
     try:
         fleet.tell(_told(fleet, config, prepared, run_dir, mark.read_text()))
         _wait_until_ready(fleet, prepared.job)

@@ -17,6 +17,7 @@ from threading import Event, Thread
 from typing import Any, Protocol
 
 from ppll_cli.errors import RunFailedError
+from ppll_cli.files import make_folder
 from ppll_cli.runtime.manifest import SavedFile
 
 PIECE_BYTES = 1 << 20
@@ -105,7 +106,8 @@ class Parcels:
         path, there = folder / Path(file.name).name, Event()
 
         def task(store: Store) -> None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            path.unlink(missing_ok=True)  # it may be a link
             size_bytes, digest = 0, hashlib.sha256()
             with path.open("wb") as written:
                 for piece in self._pieces(store):

@@ -1,0 +1,206 @@
+"""Temporary folders of this process, kept where the next start can clear what was left.
+
+A process owns `TMPDIR/ppll-run-UID/HOST-RANDOM/` and locks the file `HOST-RANDOM.lock` beside it.
+The system drops the lock when the process ends, however it ends. So a later process recognises
+what a killed one has left: a folder whose lock nobody holds. Imports nothing heavy.
+"""
+
+import atexit
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.errors import ConfigError
+
+LONGEST_FOLDER = 85
+"""Bytes of the path of a folder for sockets.
+
+The path of a socket has at most 107 bytes on Linux and 103 on macOS; multiprocessing adds 18.
+"""
+
+SHORT_PLACES = ("/tmp", "/var/tmp")
+"""Where sockets go when the path of the temporary folder is too long for them."""
+
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A folder that this process owns.
+
+    Attributes:
+        folder: The folder.
+        descriptor: The open lock file.
+        process_id: The owner; a forked child must not remove the folder.
+    """
+
+    folder: Path
+    descriptor: int
+    process_id: int
+
+    @property
+    def lock(self) -> Path:
+        """The lock file."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
+
+
+_OWN: dict[Path, _Own] = {}
+"""The folders of this process, by the place in which they are."""
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for files, in `TMPDIR`, that exists while the body runs.
+
+    Raises:
+        ConfigError: There is no room for temporary files.
+    """
+    with tempfile.TemporaryDirectory(dir=_own(_place()), ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def lasting_folder() -> Path:
+    """A folder for files, in `TMPDIR`, that exists until this process ends.
+
+    Raises:
+        ConfigError: There is no room for temporary files.
+    """
+    return _own(_place())
+
+
+def socket_folder() -> Path:
+    """A folder for sockets, whose path is short enough; it exists until this process ends.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    place = _place()
+    for short in (place, *map(Path, SHORT_PLACES)):
+        if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
+            continue
+        with suppress(ConfigError):
+            return _own(short)
+    raise ConfigError(
+        "TMPDIR", place, "no folder for sockets can be made there", "set TMPDIR to a short path"
+    )
+
+
+def remove() -> None:
+    """Remove the folders of this process.
+
+    A signal handler may call this when the program ends right after it.
+    """
+    while _OWN:
+        _, own = _OWN.popitem()
+        if own.process_id != os.getpid():
+            continue
+        shutil.rmtree(own.folder, ignore_errors=True)
+        with suppress(OSError):
+            own.lock.unlink(missing_ok=True)
+            os.close(own.descriptor)
+            own.folder.parent.rmdir()  # fails while other processes have folders there
+
+
+def _place() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        given = os.environ.get("TMPDIR", "")
+        problem, remedy = "no temporary folder can be written", "set TMPDIR to a folder with room"
+        raise ConfigError("TMPDIR", given, problem, remedy) from None
+
+
+def _own(place: Path) -> Path:
+    """The folder of this process in a place; it is made at the first call."""
+    if (own := _OWN.get(place)) is None or own.process_id != os.getpid():
+        try:
+            own = _claim(place)
+        except OSError as error:
+            problem = f"no temporary folder can be made there: {error.strerror or error}"
+            raise ConfigError("TMPDIR", place, problem, "set TMPDIR to another folder") from None
+        if not _OWN:
+            atexit.register(remove)
+        _OWN[place] = own
+    return own.folder
+
+
+def _base(place: Path) -> Path:
+    """The user's folder, which nobody else can read or write.
+
+    Somebody else may have made something of that name; then this process gets one of its own.
+    """
+    base = place / f"ppll-run-{os.getuid()}"
+    with suppress(FileExistsError):
+        base.mkdir(mode=0o700)
+    found = base.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix=f"{base.name}-", dir=place))
+    if found.st_mode & 0o077:
+        base.chmod(0o700)
+    return base
+
+
+def _claim(place: Path) -> _Own:
+    """Make a folder, locked before it exists, so that nobody takes it for one that was left."""
+    for _ in range(_ATTEMPTS):
+        base = _base(place)
+        _clear(base)
+        folder = base / _name()
+        lock = folder.with_name(f"{folder.name}.lock")
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except (FileExistsError, FileNotFoundError):  # the latter: the last owner removed the base
+            continue
+        with suppress(FileNotFoundError):  # somebody found the file before it was locked
+            if _locked(descriptor) is not False and os.path.samestat(
+                os.fstat(descriptor), lock.lstat()
+            ):
+                folder.mkdir(mode=0o700)
+                return _Own(folder, descriptor, os.getpid())
+        os.close(descriptor)
+    raise FileExistsError(f"{place} changes too fast")
+
+
+def _clear(base: Path) -> None:
+    """Remove the folders of processes of this machine that have ended."""
+    for lock in base.glob(f"{_host()}-*.lock"):
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if _locked(descriptor):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                with suppress(OSError):
+                    lock.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool | None:
+    """Lock a file; False where another process holds it, None where files cannot be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _name() -> str:
+    return f"{_host()}-{secrets.token_hex(4)}"
+
+
+def _host() -> str:
+    """A short name of this machine: several may share the temporary folder, but not the locks."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
