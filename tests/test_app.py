@@ -230,15 +230,19 @@ def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
         app._check_run_dir([f"hydra.run.dir={tmp_path}"])
 
 
-def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
-    """It comes to the whole process group, as from `timeout` or a batch system."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    """It comes to the whole process group, as from `timeout`, a batch system or a lost connection.
+
+    SIGHUP once ended multiprocessing's resource tracker.
+    """
     with start("epochs=100000", "eval_every=1", *PLAIN, cwd=tmp_path) as process:
         assert process.stdout is not None
         while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
             assert line, "the run has ended"
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     check_interrupted(run_dir(tmp_path))
 
 

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +48,24 @@ def test_a_signal_handler_removes_folders_that_are_in_use(place: Path) -> None:
         (folder / "file").write_text("content")
         remove()
         assert [*place.iterdir()] == []
+
+
+def test_the_folder_goes_after_multiprocessings_own_sockets(tmp_path: Path) -> None:
+    """A listener removes its socket at the end, and printed a traceback when it was gone."""
+    code = (
+        "import multiprocessing\n"
+        "from multiprocessing.connection import Listener\n"
+        "from ppll_cli.scratch import socket_folder\n"
+        "multiprocessing.current_process()._config['tempdir'] = str(socket_folder())\n"
+        "listener = Listener(family='AF_UNIX')\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [*tmp_path.iterdir()] == []
 
 
 def left(place: Path, name: str) -> Path:

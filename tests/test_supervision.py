@@ -33,12 +33,19 @@ Start = Callable[[list[str]], Session]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for temporary files."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
+def start(tmp_path: Path, temporary: Path) -> Iterator[Start]:
     """Starts a program in a session of its own, of which nothing outlives the test."""
     with ExitStack() as sessions:
 
         def start(command: list[str]) -> Session:
-            session = Session(command, tmp_path / "printed", {"PYTHONPATH": str(ROOT)})
+            environment = {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+            session = Session(command, tmp_path / "printed", environment)
             return sessions.enter_context(session)
 
         yield start
@@ -66,6 +73,11 @@ def wait_for_server(session: Session) -> None:
         return server is not None and "libtorch" in Path(f"/proc/{server.pid}/maps").read_text()
 
     assert session.wait_until(imports), session.printed()
+
+
+def left_in(temporary: Path) -> list[Path]:
+    """Temporary files; torch's cache of compiled code stays on purpose."""
+    return [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
 
 
 def status_of(folder: Path) -> object:
@@ -197,9 +209,9 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
     assert status_of(folder) == "interrupted"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_start_up_ends_it_at_once(
-    start: Start, folder: Path, number: signal.Signals
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
+    start: Start, folder: Path, temporary: Path, number: signal.Signals
 ) -> None:
     session = start(training(folder, *VIT, "gpus=2"))
     wait_for_server(session)
@@ -207,6 +219,25 @@ def test_a_signal_in_start_up_ends_it_at_once(
     assert session.wait() == 128 + number
     assert session.left() == []
     assert session.printed() == f"ppll-run: stopped by signal {number}\n"
+    assert left_in(temporary) == []
+
+
+def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
+    start: Start, folder: Path, temporary: Path
+) -> None:
+    """It was waited for without a bound."""
+    session = start(training(folder, *VIT, "gpus=2"))
+    wait_for_server(session)
+    server = session.server()
+    assert server is not None
+    session.signal(signal.SIGSTOP, server.pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
+    assert cause == "multiprocessing's fork server was stopped (SIGSTOP)"
+    assert [line.partition(": ")[0] for line in screen] == ["  log", "  to go on"]
+    assert status_of(folder) == "failed"
+    assert left_in(temporary) == []
 
 
 SHORT_CLOCKS = """

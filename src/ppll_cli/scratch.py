@@ -5,7 +5,6 @@ The system drops the lock when the process ends, however it ends. So a later pro
 what a killed one has left: a folder whose lock nobody holds. Imports nothing heavy.
 """
 
-import atexit
 import fcntl
 import os
 import secrets
@@ -17,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from ppll_cli.errors import ConfigError
@@ -128,7 +128,8 @@ def _own(place: Path) -> Path:
             problem = f"no temporary folder can be made there: {error.strerror or error}"
             raise ConfigError("TMPDIR", place, problem, "set TMPDIR to another folder") from None
         if not _OWN:
-            atexit.register(remove)
+            # After multiprocessing has removed its own sockets.
+            Finalize(None, remove, exitpriority=-100)
         _OWN[place] = own
     return own.folder
 

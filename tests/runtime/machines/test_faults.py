@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -148,6 +149,11 @@ def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         where = Rendezvous(1, 2, "127.0.0.1", port, hosted=False, limit_s=1.0)
         with pytest.raises(ConfigError, match=r"MASTER_ADDR=.*: the store there does not answer"):
             fleet.Fleet(where)
+    # What the thread that was given up prints, once the connection is cut, belongs to this test.
+    for thread in threading.enumerate():
+        if thread.name == "ppll-fleet-meeting":
+            thread.join(60.0)
+            assert not thread.is_alive()
 
 
 def torchrun(

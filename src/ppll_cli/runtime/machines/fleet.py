@@ -7,12 +7,10 @@ All of it is JSON. The store is asked by a thread of its own, because it may be 
 then nothing must wait for it but the question who is gone.
 """
 
-import fcntl
 import json
 import platform
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -25,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from ppll_cli import __version__
 from ppll_cli.errors import ConfigError, RunFailedError
+from ppll_cli.runtime.machines.addresses import interface_to, listening
 from ppll_cli.runtime.machines.parcels import Parcels
 from ppll_cli.runtime.machines.rendezvous import Rendezvous
 from ppll_cli.settings import usable_cores
@@ -42,8 +41,6 @@ LEAVING_S = 10.0
 """How long machine 0 waits for the others to have heard that all is over; it may have the store."""
 
 BEAT_S = 0.5
-
-SIOCGIFADDR = 0x8915
 
 Message = dict[str, Any]
 
@@ -103,7 +100,7 @@ class Fleet:
         self.parcels: dict[int, Parcels] = {}
         self.remembered: str | None = None
         self.machines = self._met()
-        self.interface = _interface_to(where.host, where.port, len({m.host for m in self.machines}))
+        self.interface = interface_to(where.host, where.port, len({m.host for m in self.machines}))
         self._looked_s = self._since_s = time.monotonic()
         self._heard_s = dict.fromkeys(range(where.machines), self._since_s)
         self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
@@ -233,6 +230,7 @@ class Fleet:
             is_master=is_master,
             timeout=timedelta(seconds=where.limit_s),
             wait_for_workers=False,
+            master_listen_fd=listening(where.host, where.port) if is_master else None,
         )
         return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
@@ -363,20 +361,3 @@ def _in_time(work: Callable[[], _T], limit_s: float) -> _T:
 
     Thread(target=run, name="ppll-fleet-meeting", daemon=True).start()
     return found.result(limit_s)
-
-
-def _interface_to(host: str, port: int, hosts: int) -> str:
-    """The network interface through which a host is reached; empty where that is not found.
-
-    Of several hosts none is reached through the loopback interface, to which a host's own name may
-    lead.
-    """
-    with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
-        address = connection.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with suppress(OSError):
-                found = fcntl.ioctl(connection.fileno(), SIOCGIFADDR, request)
-                if socket.inet_ntoa(found[20:24]) == address:
-                    return "" if hosts > 1 and address.startswith("127.") else name
-    return ""
