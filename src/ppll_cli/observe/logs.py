@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
 
 from ppll_cli.errors import Interrupted
 from ppll_cli.observe.streams import reason
@@ -25,13 +26,14 @@ class LogFile(logging.FileHandler):
         super().__init__(filename, encoding="utf-8", errors="backslashreplace")
 
     def _open(self) -> TextIOWrapper:
-        return open(
+        opened = open(  # noqa: SIM115 - the handler closes it
             self.baseFilename,
             self.mode,
             encoding=self.encoding,
             errors=self.errors,
             opener=_without_links,
         )
+        return cast(TextIOWrapper, opened)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Tell why a record could not be written."""

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch.distributed as dist
@@ -16,14 +17,18 @@ from tests.runtime.machines.conftest import free_port
 def test_the_store_is_reached_only_at_the_address_that_was_given() -> None:
     """Torch's own socket listens on all interfaces."""
     port = free_port()
-    common = {"wait_for_workers": False, "timeout": timedelta(seconds=30)}
+    store_at = partial(
+        dist.TCPStore,  # type: ignore[attr-defined]
+        "127.0.0.1",
+        port,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=30),
+    )
     listener = listening("127.0.0.1", port)
     assert listener is not None
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", port, is_master=True, master_listen_fd=listener, **common
-    )
+    store = store_at(is_master=True, master_listen_fd=listener)
     store.set("key", "value")
-    other = dist.TCPStore("127.0.0.1", port, is_master=False, **common)  # type: ignore[attr-defined]
+    other = store_at(is_master=False)
     assert other.get("key") == b"value"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=30)
