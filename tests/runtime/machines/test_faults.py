@@ -59,6 +59,19 @@ def test_a_worker_of_another_machine_that_is_gone_or_stopped(
     assert result_of(folder).summary["status"] == "failed"
 
 
+def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
+    """The healthy worker of machine 0, which lost its connection, was named."""
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    server = sessions[1].server()
+    assert server is not None
+    sessions[1].signal(KILL, server.pid)
+    assert ended(sessions) == [1, 1], printed(sessions)
+    cause = f"ppll-run: machine 1 ({HOST}): multiprocessing's fork server is gone"
+    assert cause in sessions[0].printed()
+    assert "ppll-run: stage" not in sessions[0].printed()
+
+
 @pytest.mark.parametrize(
     ("machine", "number"), [(1, STOP), (0, KILL), (0, STOP)], ids=["1-stop", "0-kill", "0-stop"]
 )
