@@ -432,8 +432,12 @@ KEYS = [
 COMMAND_LINES = [
     row("dashes", ["--gpus=2"], "arguments=--gpus=2", "keys are given as KEY=VALUE"),
     row("no-value", ["gpus"], "arguments=gpus", "missing EQUAL"),
-    row("two-equals", ["gpus=1=2"], "arguments=gpus=1=2", "see ppll-run --help"),
-    row("open-bracket", ["gpus=[1"], "arguments=gpus=[1", "see ppll-run --help"),
+    row("two-equals", ["gpus=1=2"], "gpus=1=2: Hydra cannot read", "for the shell: 'gpus=\"1=2\"'"),
+    row(
+        "equals-in-a-path", ["hydra.run.dir=/a=b"], "hydra.run.dir=/a=b", "'hydra.run.dir=\"/a=b\"'"
+    ),
+    row("quote-in-a-path", ["data.root=it's"], "data.root=it's", "is quoted twice"),
+    row("open-bracket", ["gpus=[1"], "arguments=gpus=[1", "ppll-run --help"),
     row(
         "folder", ["--config-dir", "no"], "arguments=--config-dir no", "Additional config directory"
     ),

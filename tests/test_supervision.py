@@ -129,7 +129,7 @@ def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
         "  to go on",
     ]
     assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
-    assert screen[-1].endswith(f": ppll-run resume={folder}")
+    assert screen[-1].endswith(f" -m ppll_cli resume={folder}")
     assert status_of(folder) == "failed"
 
 
@@ -177,7 +177,7 @@ def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
     assert session.left() == []
     named = name.replace("forkserver", "fork server").replace("_", " ")
     assert f"ppll-run: multiprocessing's {named} is gone" in session.printed()
-    assert f"ppll-run resume={folder}" in session.printed()
+    assert f" -m ppll_cli resume={folder}" in session.printed()
     assert "Traceback" not in session.printed()
     assert status_of(folder) == "failed"
 
@@ -204,7 +204,7 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
     session.signal(signal.SIGINT, session.pid)
     assert session.wait(10) == 128 + signal.SIGINT
     assert session.left() == []
-    assert f"to go on: ppll-run resume={folder}" in session.printed()
+    assert f" -m ppll_cli resume={folder}" in session.printed()
     assert "Traceback" not in session.printed()
     assert status_of(folder) == "interrupted"
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from ppll_cli.commands import command
 from ppll_cli.observe.tracker import NoTracker
 from ppll_cli.sweep import CompareRuns, refuse
 from tests.observe.test_comparison import make
@@ -42,7 +43,11 @@ def test_a_sweep_ends_with_its_comparison(folder: Path, capsys: pytest.CaptureFi
     make(folder / "1", "ppll", 150.0)
     CompareRuns().on_multirun_end(config(folder))
     assert CompareRuns.failed == 0
-    assert "1    completed  ppll" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1    completed  ppll" in said
+    *_, then, last = said.splitlines()
+    assert then == f"next: {command('ppll-compare', str(folder))}"
+    assert last.endswith("comparison.md, .csv and .png")
     assert {path.suffix for path in folder.glob("comparison.*")} == {".csv", ".md", ".png"}
     assert [(folder, "2026-11-25/12-00-00-7")] == TOLD
 

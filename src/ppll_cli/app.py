@@ -7,6 +7,7 @@ configuration do without torch.
 import gc
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli import __version__, scratch
-from ppll_cli.composition import own_choices
+from ppll_cli.commands import command, quoted, short_path
+from ppll_cli.composition import CONFIG, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.observe import streams
 from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, REFUSED_FILE, only_started
@@ -79,7 +81,7 @@ def _main(arguments: list[str]) -> None:
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         return
-    overrides = [a for a in arguments if _is_override(a)]
+    overrides = [_at_home(a) for a in arguments if _is_override(a)]
     options = [a for a in arguments if not _is_override(a)]
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
     sys.argv[1:] = overrides + options
@@ -167,7 +169,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             failures.append(error)
         return None
 
-    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(task)
     try:
         before = recorded(overrides)
         if before is None:
@@ -251,11 +253,13 @@ def _run(
         from ppll_cli.runtime.run import Run
 
         changed = partial(changes, config, choices)
-        run = Run(parsed, config, choices, run_dir, before, changed, fleet)
+        options = options_given(conf_dir())
+        run = Run(parsed, config, choices, run_dir, before, changed, fleet, options)
         summary = run.execute()
     except Interrupted:
         if hydra_config.mode is RunMode.MULTIRUN:
-            log.info("  the sweep until now: ppll-compare %s", hydra_config.sweep.dir)
+            sweep = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
+            log.info("  the sweep until now: %s", command("ppll-compare", sweep))
         raise
     except (ConfigError, OmegaConfBaseException):
         if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
@@ -286,6 +290,12 @@ def _note_refusal(error: ConfigError) -> None:
 
 def _is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _at_home(override: str) -> str:
+    """Where results go may be given below a home, as `~/runs`: Hydra would make a folder `~`."""
+    found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
+    return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
 
 
 def _check_run_dir(overrides: list[str]) -> set[Path] | None:
@@ -334,7 +344,7 @@ def _run_dir(overrides: list[str]) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides, return_hydra_config=True)
+        config = compose(CONFIG, overrides, return_hydra_config=True)
         try:
             return str(config.hydra.run.dir)
         except OmegaConfBaseException:
@@ -372,7 +382,7 @@ def _remove_sweeps() -> None:
 
 
 def _refuse_arguments(_: object, message: str) -> NoReturn:
-    remedy = "see ppll-run --help"
+    remedy = f"see {command('ppll-run', '--help')}"
     if message.startswith("unrecognized"):
         remedy = f"keys are given as KEY=VALUE, without dashes; {remedy}"
     raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
+from ppll_cli.commands import command
 from ppll_cli.errors import ConfigError
 
 
@@ -16,4 +17,6 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError("arguments", " ".join(sys.argv[1:]), message, f"see {self.prog} --help")
+        raise ConfigError(
+            "arguments", " ".join(sys.argv[1:]), message, f"see {command(self.prog, '--help')}"
+        )

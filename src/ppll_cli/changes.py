@@ -1,11 +1,9 @@
 """In what a configuration differs from the defaults, as the overrides that would make it."""
 
-import json
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ppll_cli.commands import setting
 from ppll_cli.composition import composed
 
 PRESETS = ("recipe", "experiment")
@@ -13,11 +11,9 @@ PRESETS = ("recipe", "experiment")
 
 WITHOUT = ("resume", "hydra")
 
-_PLAIN = re.compile(r"[\w./+-]+")
-
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """The overrides that make this configuration from the defaults, quoted for a shell.
+    """The overrides that make this configuration from the defaults, not quoted for a shell.
 
     Hydra must be initialised.
 
@@ -28,7 +24,7 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     given: list[str] = []
     defaults, usual = composed(given)
     for groups in (PRESETS, tuple(choices)):
-        chosen = [f"{g}={choices[g]}" for g in groups if choices.get(g) != usual.get(g)]
+        chosen = [_option(g, choices[g]) for g in groups if choices.get(g) != usual.get(g)]
         if chosen:
             given += chosen
             defaults, usual = composed(given)
@@ -36,7 +32,7 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     for key, value in now.items():
         if key in WITHOUT or (key in before and before[key] == value):
             continue
-        given.append(shlex.quote(f"{'' if key in before else '+'}{key}={_text(value)}"))
+        given.append(f"{'' if key in before else '+'}{setting(key, value)}")
     given += [f"~{key}" for key in before if key not in now and key not in WITHOUT]
     return given
 
@@ -49,10 +45,5 @@ def _leaves(node: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
             yield f"{before}{name}", value
 
 
-def _text(value: Any) -> str:
-    """A value as it is written on a command line."""
-    if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else "'" + value.replace("'", "\\'") + "'"
-    if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
-    return json.dumps(value)
+def _option(group: str, name: str) -> str:
+    return setting(group, None if name == "None" else name)

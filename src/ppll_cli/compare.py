@@ -100,8 +100,17 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     return [".md", ".csv"]
 
 
-def show(comparison: Comparison, folder: Path, written: Sequence[str]) -> None:
-    """Print a comparison, and the files that were written."""
+def show(
+    comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
+) -> None:
+    """Print a comparison, and the files that were written.
+
+    Args:
+        comparison: What is compared.
+        folder: Where the files are.
+        written: Their endings.
+        then: A command worth trying next.
+    """
     from ppll_cli.observe.console import rich_console
 
     console = rich_console(160)
@@ -109,6 +118,8 @@ def show(comparison: Comparison, folder: Path, written: Sequence[str]) -> None:
         console.print(table)
     for note in comparison.notes:
         console.print(printable(note, LONGEST_NOTE))
+    if then:
+        console.print(f"next: {then}", soft_wrap=True)
     if written:
         *others, last = written
         endings = f"{', '.join(others)} and {last}"

@@ -1,7 +1,13 @@
 """What Hydra composes, as plain data. Imports it only when it is needed."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ppll_cli.commands import short_path
+
+CONFIG = "config"
+"""The name of our main configuration."""
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -9,10 +15,41 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     from hydra import compose
     from omegaconf import OmegaConf
 
-    whole = compose("config", list(overrides), return_hydra_config=True)
+    whole = compose(_main_config(), list(overrides), return_hydra_config=True)
     ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     config: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     return config, own_choices(whole.hydra.runtime.choices)
+
+
+def _main_config() -> str:
+    """The name of the configuration that the program runs with; the user may give another."""
+    from hydra.core.hydra_config import HydraConfig
+
+    name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
+    return str(name or CONFIG)
+
+
+def options_given(usual: Path) -> list[str]:
+    """What this command line says of where configurations are, for the next command line.
+
+    Args:
+        usual: The folder of configuration groups where nothing else is said.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    config = HydraConfig.get()
+    given = []
+    for source in config.runtime.config_sources:
+        place = source.path if source.schema == "pkg" else short_path(Path(source.path))
+        place = f"pkg://{place}" if source.schema == "pkg" else place
+        if source.provider == "command-line":
+            given.append(f"--config-dir={place}")
+        elif source.provider == "main" and source.path != str(usual):
+            given.append(f"--config-path={place}")
+    if config.job.config_name not in (None, CONFIG):
+        given.append(f"--config-name={config.job.config_name}")
+    where = [each for each in config.overrides.hydra if each.startswith("hydra.searchpath=")]
+    return given + where
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:

@@ -7,25 +7,33 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from ppll_cli.commands import command, setting, word
+from ppll_cli.composition import CONFIG
 from ppll_cli.errors import ConfigError
 from ppll_cli.moved import OPTIONS
 from ppll_cli.names import meant
 
 
-def explain(error: Exception, arguments: Sequence[str], conf_dir: Path) -> ConfigError:
+def explain(
+    error: Exception, arguments: Sequence[str], conf_dir: Path, program: str = "ppll-run"
+) -> ConfigError:
     """The error that the user sees for an exception raised while a configuration was composed.
 
     Args:
         error: What Hydra, OmegaConf or a parser raised; the real complaint is often its cause.
         arguments: The command line.
         conf_dir: Where the configuration groups are, to find the name that was meant.
+        program: Whose help explains its arguments.
     """
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     given = {key.lstrip("+~"): value for key, _, value in (o.partition("=") for o in overrides)}
+    if isinstance(cause, OverrideParseException):
+        return _no_override(cause, command(program, "--help"))
     if isinstance(cause, OSError) and cause.filename:
         return _no_place(cause, given)
     if option := re.search(r"Could not find '([^']*)'", message):
@@ -48,7 +56,22 @@ def explain(error: Exception, arguments: Sequence[str], conf_dir: Path) -> Confi
     for key, value in given.items():
         if key and key in message:
             return ConfigError(key, value, message)
-    return ConfigError("arguments", " ".join(arguments), message, "see ppll-run --help")
+    remedy = f"see {command(program, '--help')}"
+    return ConfigError("arguments", " ".join(arguments), message, remedy)
+
+
+def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
+    """Hydra cannot read an override; most often its value is text that needs quotes."""
+    key, _, value = error.override.partition("=")
+    found = re.search(
+        r"(mismatched|extraneous|no viable).* input '[^']*'|missing EQUAL", str(error.message)
+    )
+    problem = "Hydra cannot read this" + (f": {found[0]}" if found else "")
+    if not key or not value or value.startswith(("[", "{")):
+        return ConfigError("arguments", error.override, problem, f"see {ask_help}")
+    example = word(setting(key, value))
+    remedy = f"text with such signs is quoted twice, for Hydra and for the shell: {example}"
+    return ConfigError(key, value, problem, remedy)
 
 
 def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
@@ -80,7 +103,7 @@ def _no_key(key: str, value: str, given: Mapping[str, str], conf_dir: Path) -> C
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
-    remedy = "--cfg job shows all keys"
+    remedy = f"{command('ppll-run', '--cfg', 'job')} shows all keys"
     if near := meant(name, beside):
         remedy = near.replace("mean ", f"mean {group}." if group else "mean ", 1) + remedy
     elif elsewhere:
@@ -97,7 +120,7 @@ def _keys(given: Mapping[str, str], conf_dir: Path) -> list[str]:
     chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k, conf_dir)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", chosen), resolve=False)
+        config = OmegaConf.to_container(compose(CONFIG, chosen), resolve=False)
     return list(_walk(config, ""))
 
 

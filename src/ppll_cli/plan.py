@@ -176,10 +176,7 @@ class Plan:
         except ConfigError:
             raise
         except Exception as error:  # of Hydra or OmegaConf
-            found = explain(error, overrides, conf_dir())
-            remedy = found.remedy.replace("see ppll-run", "see ppll-plan")
-            remedy = remedy.replace("--cfg job", "ppll-run --cfg job")
-            raise ConfigError(found.key, found.value, found.problem, remedy) from None
+            raise explain(error, overrides, conf_dir(), "ppll-plan") from None
         for name, config in plan.configs.items():
             for replicas in plan.replicas or (1,):
                 fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
+from ppll_cli.commands import setting
 from ppll_cli.errors import ConfigError
 from ppll_cli.moved import choices_now, config_now
 from ppll_cli.observe.runs import CONFIG_FILE, only_started
@@ -89,10 +91,7 @@ class Recorded:
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """What Hydra is to compose: the same options, with the changes on the command line."""
         own = [f"{group}={self.choices[group]}" for group in GROUPS]
-        # OmegaConf reads this once more than Hydra does: what would be an interpolation is escaped.
-        folder = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(self.run_dir))
-        quoted = QuotedString(folder, Quote.single).with_quotes()
-        where = [f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+        where = [setting("hydra.run.dir", str(self.run_dir)), "hydra.output_subdir=null"]
         return [*own, *overrides, *where]
 
     def changed(
@@ -160,10 +159,10 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     given = {override.key_or_group: override for override in _parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
         return None
-    name = str(given["resume"].value())
+    name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
     if not name:
         raise ConfigError("resume", "''", "names no folder", "give a run directory")
-    run_dir = Path(name)
+    run_dir = Path(name).expanduser()
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
             value = _text(given[key]).partition("=")[2]
@@ -228,7 +227,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
     """Refuse to import what only the folder names."""
-    for key, target in _targets(config, ""):
+    for key, target in targets(config, ""):
         if _at(composed, key) != target:
             raise ConfigError(
                 key,
@@ -294,8 +293,8 @@ def _shown(value: Any) -> str:
     return json.dumps(value)
 
 
-def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """All `_target_`s, with their keys."""
+def targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The class that each `_target_` of a configuration names, with its key."""
     if not isinstance(node, Mapping):
         return
     for name, value in node.items():
@@ -303,4 +302,4 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
         if name == "_target_":
             yield inner, str(value)
         else:
-            yield from _targets(value, inner)
+            yield from targets(value, inner)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ppll_cli.commands import command, short_path
 from ppll_cli.compare import show, write
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.logs import for_show
@@ -62,5 +63,7 @@ class CompareRuns(Callback):
         with for_show("the comparison could not be written"):
             written = write(comparison, folder)
         with for_show("the comparison could not be shown"):
-            show(comparison, folder, written)
+            # With another run or sweep behind it, it is compared to that one.
+            then = command("ppll-compare", short_path(folder.absolute()))
+            show(comparison, folder, written, then)
         return True

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.commands import pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.observe import tracker as module
 from ppll_cli.observe.tracker import (
@@ -268,7 +269,7 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: 
     config, _ = compose_config([f"tracker={name}"])
     with pytest.raises(ConfigError) as caught:
         guarded(name, config["tracker"])
-    said = f"tracker={name}: {name} is not installed; pip install {name}"
+    said = f"tracker={name}: {name} is not installed; {pip_install(name)}"
     assert str(caught.value) == said
 
 

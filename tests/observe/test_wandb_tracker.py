@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.commands import command
 from ppll_cli.observe import wandb_tracker
 from ppll_cli.observe.tracker import Guarded, Tracked
 from ppll_cli.observe.wandb_tracker import Upload, WandbTracker
@@ -179,7 +180,7 @@ def test_without_a_key_a_run_is_recorded_offline(
     assert "recorded offline: no key is configured" in first
     assert level in [it.levelname for it in caplog.records if it.getMessage() == first]
     (folder,) = tmp_path.glob("wandb/offline-run-*")
-    assert last == f"to upload what wandb recorded: wandb sync {folder}"
+    assert last == f"to upload what wandb recorded: {command('wandb', 'sync', str(folder))}"
 
 
 def test_a_server_that_does_not_answer(
@@ -238,7 +239,8 @@ def test_a_network_that_is_gone_at_the_end(
     (found,) = recorded(tmp_path)
     assert [row["step"] for row in found.rows] == [1, 2]
     (folder,) = tmp_path.glob("wandb/run-*")
-    said = f"wandb was not done uploading after 1 s; for the rest: wandb sync {folder}"
+    sync = command("wandb", "sync", str(folder))
+    said = f"wandb was not done uploading after 1 s; for the rest: {sync}"
     assert messages(caplog) == [said]
     assert services() == []
 
@@ -280,7 +282,9 @@ def test_a_process_of_wandb_that_hangs_is_ended(
     guarded.end(SUMMARY)
     lost, how = messages(caplog)
     assert lost.startswith("tracker=wandb is lost: it is not done 3 s after the end")
-    assert how.startswith(f"what wandb was not told: wandb sync {tmp_path / 'wandb'}")
+    assert how.startswith(
+        f"what wandb was not told: {command('wandb', 'sync', str(tmp_path / 'wandb'))}"
+    )
     assert services() == []
 
 

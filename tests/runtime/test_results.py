@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ppll_cli import settings
+from ppll_cli.commands import command
 from ppll_cli.errors import PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.runtime import checkpoint, failure, results, run
 from ppll_cli.runtime.launcher import Ending
@@ -22,6 +23,7 @@ from tests.conftest import compose_config
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
 TINY += ["batch_size=6", "model.dim=16", "model.depth=2", "device=cpu", "threads=1"]
 Log = pytest.LogCaptureFixture
+GO_ON = command("ppll-run", "resume=")
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_a_summary_that_cannot_be_written_does_not_hide_the_root_cause(
         end(fail)
     first, second = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert first.startswith("ppll-run: stage 1 (cpu): ValueError: the root cause\n")
-    assert "  to go on: ppll-run resume=" in first
+    assert f"  to go on: {GO_ON}" in first
     assert second.startswith("  besides: results cannot be written: Is a directory")
 
 
@@ -110,7 +112,7 @@ def test_a_model_that_cannot_be_trusted_is_not_written(
     assert not (tmp_path / "run" / "model.safetensors").exists()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", str(raised.value))
-    assert "to go on: ppll-run resume=" in caplog.text
+    assert f"to go on: {GO_ON}" in caplog.text
     assert not list((tmp_path / "run").glob("*.unfinished"))
 
 
@@ -157,5 +159,5 @@ def test_a_disk_is_named_where_it_is_the_cause(error: Exception, said: str) -> N
 def test_a_worker_that_met_a_full_disk_says_what_helps(tmp_path: Path, caplog: Log) -> None:
     report = {"stage": 0, "device": "cpu", "error": "SafetensorError: I/O error (os error 28)"}
     error: PpllError = WorkerFailedError(report)
-    failure.tell(error, tmp_path)
+    failure.tell(error, tmp_path, "ppll-run")
     assert f"  a disk is full: make room; `df -h {tmp_path} /dev/shm` shows which" in caplog.text

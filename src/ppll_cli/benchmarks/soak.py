@@ -26,6 +26,7 @@ from rich.table import Table
 from ppll_cli.benchmarks.faults import DAMAGES, KINDS, TO_A_WORKER, Plan, damage, inject
 from ppll_cli.benchmarks.runs import RunFailedError, machine
 from ppll_cli.benchmarks.session import LIMIT_S, Session, ppll_run
+from ppll_cli.commands import setting, word
 from ppll_cli.settings import usable_cores
 
 RESULT = Path("outputs/benchmark/soak.json")
@@ -235,7 +236,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
         wrong.append(f"it ended with {outcome.status} instead of {status}")
     if "Traceback" in printed:
         wrong.append("a traceback was printed")
-    if status == 1 and f"ppll-run resume={run_dir.absolute()}" not in printed:
+    if status == 1 and word(setting("resume", str(run_dir.absolute()))) not in printed:
         wrong.append("how to go on was not told")
     if plan.kind in TO_A_WORKER and f"ppll-run: stage {plan.worker} " not in printed:
         wrong.append(f"stage {plan.worker} was not named first")

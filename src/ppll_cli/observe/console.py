@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
+from ppll_cli.commands import word
 from ppll_cli.errors import Interrupted
 from ppll_cli.names import device_name, seat_name
 from ppll_cli.observe.facts import RunFacts
@@ -114,7 +115,7 @@ class Console:
     @_for_show
     def settings(self, changes: Sequence[str]) -> None:
         """The settings that differ from the defaults."""
-        shown = " ".join(printable(change, LONGEST) for change in changes)
+        shown = " ".join(printable(word(change), LONGEST) for change in changes)
         self._say(f"settings: {shown or 'the defaults'}")
 
     @_for_show

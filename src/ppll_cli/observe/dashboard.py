@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ppll_cli.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 
 STAGES_SHOWN = 8
@@ -136,11 +137,12 @@ def main(arguments: Sequence[str]) -> None:
         import wandb
         import wandb_workspaces  # noqa: F401
     except ImportError as error:
-        remedy = "pip install 'ppll-run[dashboard]'"
+        remedy = pip_install("wandb-workspaces")
         raise ConfigError("wandb_dashboard", error.name, "is not installed", remedy) from None
     if not given.dry_run:
         if not wandb.login(prompt=False):
-            remedy = "wandb login, or set WANDB_API_KEY; --dry-run needs none"
+            login = command("wandb", "login")
+            remedy = f"{login}, or set WANDB_API_KEY; --dry-run needs none"
             raise ConfigError("wandb_dashboard", "", "no key of wandb is configured", remedy)
         given.entity = given.entity or wandb.Api().default_entity
     page = workspace(given.entity, given.project, given.name, given.metric, given.baseline)

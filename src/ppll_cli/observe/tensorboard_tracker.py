@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.commands import pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars, tree
 
@@ -23,7 +24,7 @@ class TensorboardTracker:
 
     def __init__(self, *, dir: str | None = None) -> None:  # noqa: A002 - as for wandb
         if find_spec("tensorboard") is None:
-            problem, remedy = "tensorboard is not installed", "pip install tensorboard"
+            problem, remedy = "tensorboard is not installed", pip_install("tensorboard")
             raise ConfigError("tracker", "tensorboard", problem, remedy)
         self._dir = dir
 

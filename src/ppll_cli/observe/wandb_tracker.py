@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ppll_cli.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.files import write_json
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, stage_scalars, tree
@@ -86,7 +87,7 @@ class WandbTracker:
             if not 0 < limit <= threading.TIMEOUT_MAX / 4:  # wandb takes 0 for no limit
                 raise ConfigError(f"tracker.{key}", limit, "must be a number of seconds above 0")
         if find_spec("wandb") is None:
-            raise ConfigError("tracker", "wandb", "wandb is not installed", "pip install wandb")
+            raise ConfigError("tracker", "wandb", "wandb is not installed", pip_install("wandb"))
         self._entity, self._project, self._mode = entity, project, mode
         self._name, self._group, self._dir = name, group, dir
         self._tags, self._notes, self._upload = tags, notes, upload
@@ -217,7 +218,8 @@ class WandbTracker:
             try:
                 if wandb.login(prompt=False):
                     return init("online")
-                why = "no key is configured (wandb login, or WANDB_API_KEY)"
+                login = command("wandb", "login")
+                why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
                 wandb.teardown()  # its process takes the run for one in use
@@ -241,7 +243,7 @@ class WandbTracker:
             wandb.teardown()  # its process would stay until the program ends
 
     def _how_to_sync(self) -> str:
-        return f"wandb sync {Path(self._run.settings.sync_dir)}" if self._run else "nothing"
+        return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
 
     def _artifact(self, kind: str, paths: Sequence[Path]) -> None:
         """Upload files and folders under one name, those that are there."""

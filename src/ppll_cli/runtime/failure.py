@@ -5,6 +5,7 @@ import logging
 import re
 from pathlib import Path
 
+from ppll_cli.commands import word
 from ppll_cli.errors import Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.observe.logs import log_file, said, to_file
 from ppll_cli.observe.runs import CONFIG_FILE
@@ -12,7 +13,7 @@ from ppll_cli.observe.runs import CONFIG_FILE
 log = logging.getLogger(__name__)
 
 REMEDIES = {
-    errno.ENOSPC: "a disk is full: make room; `df -h {run_dir} /dev/shm` shows which",
+    errno.ENOSPC: "a disk is full: make room; `df -h {quoted} /dev/shm` shows which",
     errno.EDQUOT: "your share of the disk is used up: make room",
     errno.EFBIG: "files may not get so large here: see `ulimit -f`",
     errno.EROFS: "the disk is read-only: make {run_dir} writable",
@@ -33,11 +34,17 @@ _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """How libraries quote the number, safetensors among them."""
 
 
-def tell(error: PpllError, run_dir: Path) -> None:
-    """Log why a run ended early, and the command that goes on with it."""
+def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
+    """Log why a run ended early, and how to go on.
+
+    Args:
+        error: Why.
+        run_dir: The run directory.
+        go_on: The command that goes on with the run.
+    """
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal is told at the very end
-        log.info(_to_go_on(run_dir))
+        log.info(_to_go_on(run_dir, go_on))
         return
     lines = [f"ppll-run: {error}"]
     report = error.report if isinstance(error, WorkerFailedError) else {}
@@ -50,7 +57,7 @@ def tell(error: PpllError, run_dir: Path) -> None:
         lines.append(f"  {remedy}")
     if (file := log_file()) is not None:
         lines.append(f"  log: {file}")
-    lines.append(_to_go_on(run_dir))
+    lines.append(_to_go_on(run_dir, go_on))
     log.error("\n".join([*lines, report.get("traceback", "")]).rstrip())
 
 
@@ -70,7 +77,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
         doing: What could not be done, to begin the message with.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
-        remedy: str | None = REMEDIES[error.errno or 0].format(run_dir=run_dir)
+        remedy: str | None = _remedy(error.errno or 0, run_dir)
         where = "" if error.filename else f": {run_dir}"
         return RunFailedError(f"results cannot be written: {said(error)}{where}; {remedy}")
     remedy = _quoted_remedy(str(error), run_dir)
@@ -81,10 +88,14 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
     """What helps where a message quotes the number of one of the errors that tell of a disk."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
-    return next((REMEDIES[n].format(run_dir=run_dir) for n in found if n in _ELSEWHERE), None)
+    return next((_remedy(number, run_dir) for number in found if number in _ELSEWHERE), None)
 
 
-def _to_go_on(run_dir: Path) -> str:
+def _remedy(number: int, run_dir: Path) -> str:
+    return REMEDIES[number].format(run_dir=run_dir, quoted=word(str(run_dir)))
+
+
+def _to_go_on(run_dir: Path, go_on: str) -> str:
     if (run_dir / CONFIG_FILE).exists():
-        return f"  to go on: ppll-run resume={run_dir}"
+        return f"  to go on: {go_on}"
     return f"  nothing is left to go on with: {run_dir / CONFIG_FILE} is not there"

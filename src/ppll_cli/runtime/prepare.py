@@ -213,7 +213,7 @@ def assemble(
     if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
         reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
-    _check_batch_norm(job, subject.names, subject.costs, auxiliary)
+    check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if job.sync_batchnorm:
         _check_passes(job)
     return job, auxiliary
@@ -345,7 +345,7 @@ def _check_instructions(job: Job) -> None:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
 
 
-def _check_batch_norm(
+def check_batch_norm(
     job: Job,
     names: Sequence[str],
     units: Sequence[Cost],

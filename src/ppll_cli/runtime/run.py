@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ppll_cli import objective
+from ppll_cli import advice, objective
 from ppll_cli.errors import (
     ConfigError,
     Interrupted,
@@ -24,7 +24,6 @@ from ppll_cli.observe.logs import for_show, to_file
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import Look, Progress
 from ppll_cli.observe.tracker import Tracked, guarded
-from ppll_cli.printable import LONGEST, printable
 from ppll_cli.resume import Recorded, locked
 from ppll_cli.runtime import beginning, checkpoint, failure
 from ppll_cli.runtime.beginning import short
@@ -59,6 +58,7 @@ class Run:
         before: The run that is there and goes on, if one does.
         changes: Finds the overrides that make the configuration from the defaults, for the user.
         fleet: The machines that it runs on, if there are several; this is machine 0.
+        options: Of the command line, those that say where configurations are.
 
     Attributes:
         objective: The key of the summary whose number is the run's result for a sweeper; set once
@@ -74,10 +74,12 @@ class Run:
         before: Recorded | None = None,
         changes: Callable[[], Sequence[str]] = tuple,
         fleet: Fleet | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
         self.before, self._find_changes, self._fleet = before, changes, fleet
-        self.changes: Sequence[str] = ()
+        self.options = options
+        self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
         self._started_s = time.perf_counter()
@@ -158,8 +160,7 @@ class Run:
                 raise failed from error
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
-        then = None if self._tracked().sweep else self._worth_trying()
-        self.console.end(summary, short(self.run_dir), then)
+        self.console.end(summary, short(self.run_dir), self._worth_trying())
         if early:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
@@ -183,7 +184,8 @@ class Run:
         """Log why the run ended early, once."""
         if error is not self._told:
             self._told = error
-            failure.tell(error, self.run_dir)
+            known = self.options, self.changes, self.config, self.choices
+            failure.tell(error, self.run_dir, advice.go_on(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
         """Have the other machines make the run ready."""
@@ -217,12 +219,13 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """The command that sets this run beside the other schedules, where it can be shown."""
-        if any(change != printable(change, LONGEST) for change in self.changes):
+        """The command that sets this run beside the other schedules, where one would run."""
+        if self._fleet is not None or self._tracked().sweep or self.changes is None:
             return None
-        own = [change for change in self.changes if not change.startswith(("schedule", "gpus="))]
-        gpus = f"gpus={max(2, self.settings.devices_asked)}"
-        return " ".join(["ppll-run --multirun schedule=bp,ll,gpipe,ppll", gpus, *own])
+        known = self.settings, self.prepared, self.options, self.changes
+        with for_show("no command to try next is known"):
+            return advice.comparison(*known, resumed=self.before is not None)
+        return None
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
         with for_show("what differs from the defaults is not known"):

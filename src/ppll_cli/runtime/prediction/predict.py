@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ppll_cli.commands import setting, word
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.prediction.costs import (
     Source,
@@ -246,6 +247,6 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         f"of bp on one device, bubble {prediction.bubble_fraction:.4f}"
     )
     if stages_are_modules and len(job.layout.modules) > 1:
-        cuts = ",".join(names[module.start] for module in job.layout.modules[1:])
-        lines.append(f"  the training depends on these cuts; local.cuts=[{cuts}] pins them")
+        cuts = setting("local.cuts", [names[module.start] for module in job.layout.modules[1:]])
+        lines.append(f"  the training depends on these cuts; {word(cuts)} pins them")
     return lines
