@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__, scratch
 from ppll_cli.commands import command, quoted, short_path
@@ -227,11 +227,11 @@ def _run(
     """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli import settings
     from ppll_cli.changes import changes
+    from ppll_cli.interpolated import plain
     from ppll_cli.objective import value
     from ppll_cli.targets import make
 
@@ -243,7 +243,7 @@ def _run(
     if strangers and before is None:
         raise ConfigError("hydra.run.dir", run_dir, f"holds {strangers[0]}", "choose a new folder")
     try:
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        config = plain(cfg)
         if before is not None:
             config, choices = before.changed(config, choices, overrides)
         parsed = settings.parse(config)

@@ -15,10 +15,11 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     from hydra import compose
     from omegaconf import OmegaConf
 
+    from ppll_cli.interpolated import plain
+
     whole = compose(_main_config(), list(overrides), return_hydra_config=True)
     ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    config: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
-    return config, own_choices(whole.hydra.runtime.choices)
+    return plain(ours), own_choices(whole.hydra.runtime.choices)
 
 
 def _main_config() -> str:

@@ -140,6 +140,20 @@ def make_folder(folder: Path) -> None:
         raise OSError(errno.ELOOP, "a link is in the place of a folder", str(folder))
 
 
+def share(path: Path) -> None:
+    """Give a file the mode that any new file beside it would have.
+
+    Some libraries make files that only their owner can read, whatever the umask says.
+    """
+    probe = path.with_name(f".{path.name}.mode")
+    with suppress(OSError):  # some file systems know no modes
+        try:
+            probe.touch(exist_ok=False)
+            path.chmod(probe.stat().st_mode & 0o777)
+        finally:
+            probe.unlink(missing_ok=True)
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file's whole lines; none of a file that is not there.
 

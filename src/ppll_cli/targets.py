@@ -35,10 +35,10 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
         ConfigError: The class cannot be imported, or does not take these arguments.
     """
     path = config.get("_target_")
-    target = _locate(f"{group}._target_", path)
+    target = locate(f"{group}._target_", path)
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     try:
-        parameters, signature = _parameters(target), inspect.signature(target)
+        parameters, signature = parameters_of(target), inspect.signature(target)
     except ValueError as error:  # what is written in C may have no signature
         raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
     for key, value in arguments.items():
@@ -128,7 +128,12 @@ def describe(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _locate(key: str, path: object) -> Any:
+def locate(key: str, path: object) -> Any:
+    """Import what a dotted path names.
+
+    Raises:
+        ConfigError: It cannot be imported, or called; `key` is what named it.
+    """
     if not isinstance(path, str) or "." not in path or path.startswith("."):
         raise ConfigError(key, path, "is not the dotted path of a class")
     module, _, name = path.rpartition(".")
@@ -178,8 +183,8 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-def _parameters(target: Any) -> dict[str, Any]:
-    """Annotations by name; of base classes as well, where a constructor takes `**`."""
+def parameters_of(target: Any) -> dict[str, Any]:
+    """Annotations of the arguments that a class takes, by name; of base classes as well, where a constructor takes `**`."""
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]

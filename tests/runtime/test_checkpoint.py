@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,19 @@ def test_the_model_is_the_backbone_under_its_own_names(tmp_path: Path) -> None:
     write_model(save(tmp_path, 4, [NAMES]), path)  # again, over the old one
     assert_equal(load_file(path), backbone)
     assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> None:
+    """Safetensors makes files that their owner alone can read."""
+    before = os.umask(umask)
+    try:
+        write_model(save(tmp_path, 3, [NAMES[:2], NAMES[2:]]), tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert {path.name for path in files} > {"model.safetensors", "stage-1.safetensors"}
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.files import make_folder, remove
+from ppll_cli.files import make_folder, remove, share
 from ppll_cli.runtime.manifest import (
     MANIFEST_FILE,
     DamagedError,
@@ -116,6 +116,7 @@ def save_stage(
     # Copies, because the format refuses tensors that share memory, as tied weights do.
     copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     save_file(copies, path)
+    share(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -253,6 +254,7 @@ def write_model(checkpoint: Path, path: Path) -> None:
     try:
         unfinished.unlink(missing_ok=True)  # it may be a link
         save_file(tensors, unfinished)
+        share(unfinished)
         unfinished.rename(path)
     except Exception:
         with suppress(OSError):
