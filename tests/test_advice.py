@@ -121,6 +121,11 @@ def test_the_command_that_goes_on_finds_its_folder(tmp_path: Path, name: str) ->
     compose_config(before.arguments(given))
 
 
+def test_the_command_that_goes_on_names_the_tracker_again(tmp_path: Path) -> None:
+    line = advice.go_on(tmp_path, [], [], {}, {"tracker": "wandb"})
+    assert arguments(line) == [f"resume={tmp_path}", "tracker=wandb"]
+
+
 def test_the_command_that_goes_on_names_classes_again(tmp_path: Path) -> None:
     config = {"schedule": {"_target_": "my.Own"}, "model": {"_target_": "ppll_cli.models.vit.ViT"}}
     config["local"] = {"_target_": "my.Loss"}

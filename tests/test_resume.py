@@ -443,3 +443,35 @@ def test_own_classes_need_no_keys_again(folder: Path) -> None:
     assert differences(folder, *model) == {}
     with pytest.raises(ConfigError, match=r"model\.width=5: the run was started with 4"):
         change(folder, model[0], "+model.width=5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "again"),
+    [
+        (["tracker=tensorboard"], "tensorboard; add tracker=tensorboard"),
+        (["tracker._target_=my.Own"], "my.Own; add tracker._target_=my.Own"),
+    ],
+)
+def test_a_tracker_is_told_only_where_it_is_named_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], again: str
+) -> None:
+    """Else a folder could have a run sent elsewhere."""
+    caplog.set_level("INFO")
+    folder = write_config(tmp_path / "run", *overrides)
+    config, choices = change(folder, "max_steps=9")
+    assert config["tracker"] == {"_target_": "ppll_cli.observe.tracker.NoTracker"}
+    assert choices["tracker"] == "none"
+    assert caplog.messages == [f"this run was tracked by {again} to go on there"]
+    caplog.clear()
+    config, choices = change(folder, *overrides)
+    assert config["tracker"] == composed(*overrides)[0]["tracker"]
+    assert choices["tracker"] == composed(*overrides)[1]["tracker"]
+    assert caplog.messages == []
+
+
+def test_a_run_without_a_tracker_says_nothing_of_one(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    change(folder)
+    assert caplog.messages == []

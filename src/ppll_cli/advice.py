@@ -63,7 +63,9 @@ def go_on(
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets(config, "") if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
-    return command("ppll-run", *options, setting("resume", str(run_dir)), *classes)
+    tracker = choices.get("tracker", "none")  # a resumed run is tracked where that is said again
+    again = [] if tracker == "none" else [setting("tracker", tracker)]
+    return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
 
 def comparison(

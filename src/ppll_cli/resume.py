@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from ppll_cli.commands import setting
+from ppll_cli.commands import setting, word
 from ppll_cli.errors import ConfigError
 from ppll_cli.moved import choices_now, config_now
 from ppll_cli.observe.runs import CONFIG_FILE, only_started
@@ -67,6 +67,8 @@ COMPARED = ("data.folders",)
 BOUND = {"transport.wire_dtype"}
 """Keys of these groups that do."""
 
+NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
+
 _ABSENT = object()
 
 
@@ -90,7 +92,10 @@ class Recorded:
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """What Hydra is to compose: the same options, with the changes on the command line."""
-        own = [f"{group}={self.choices[group]}" for group in GROUPS]
+        choices = dict(self.choices)
+        if not _names_tracker(overrides):
+            choices["tracker"] = "none"
+        own = [f"{group}={choices[group]}" for group in GROUPS]
         where = [setting("hydra.run.dir", str(self.run_dir)), "hydra.output_subdir=null"]
         return [*own, *overrides, *where]
 
@@ -109,6 +114,8 @@ class Recorded:
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
+        if not _names_tracker(overrides):
+            self._leave_tracker(config, chosen)
         for override in _parsed(overrides):
             key, given = override.key_or_group, override.value()
             if re.match(r"(resume|hydra)\b", key):
@@ -134,6 +141,16 @@ class Recorded:
             )
         config["resume"] = str(self.run_dir)
         return config, chosen
+
+    def _leave_tracker(self, config: dict[str, Any], chosen: dict[str, str]) -> None:
+        """Tell no tracker of the run: what a folder says sends nothing anywhere by itself."""
+        name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
+        if path != NO_TRACKER:
+            named = name != "none"
+            again = setting("tracker", name) if named else setting("tracker._target_", path)
+            said = "this run was tracked by %s; add %s to go on there"
+            log.info(said, name if named else path, word(again))
+        config["tracker"], chosen["tracker"] = {"_target_": NO_TRACKER}, "none"
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
         """Refuse a change of what is trained, and to leave out what a run needs."""
@@ -198,7 +215,7 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     if cuts is not None and not _is_list_of_names(cuts):
         raise no_run(run_dir, "its cuts are no names of units")
     if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
-        config["tracker"] = {"_target_": "ppll_cli.observe.tracker.NoTracker"}
+        config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
     return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256)
 
@@ -223,6 +240,10 @@ def locked(run_dir: Path) -> Iterator[None]:
         except OSError as error:  # a file system that has no locks
             log.warning("%s cannot be locked (%s): let only one process run there", run_dir, error)
         yield
+
+
+def _names_tracker(overrides: Sequence[str]) -> bool:
+    return any(re.match(r"tracker\b", each.key_or_group) for each in _parsed(overrides))
 
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:

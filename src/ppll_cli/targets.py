@@ -184,7 +184,10 @@ def _hints(function: Any) -> dict[str, Any]:
 
 
 def parameters_of(target: Any) -> dict[str, Any]:
-    """Annotations of the arguments that a class takes, by name; of base classes as well, where a constructor takes `**`."""
+    """Annotations of a class's arguments, by name.
+
+    Those of base classes belong to them where a constructor takes `**`.
+    """
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]

@@ -96,6 +96,6 @@ def test_a_run_of_the_program(run: Runner) -> None:
     ((step, value),) = scalars(result.run_dir / "tensorboard", "test/accuracy")
     assert step == 4
     assert value == pytest.approx(result.summary["test"]["accuracy"])
-    resumed(result, "max_steps=6")
+    resumed(result, "max_steps=6", "tracker=tensorboard")
     steps = [step for step, _ in scalars(result.run_dir / "tensorboard", "module_0/test/loss")]
     assert steps == [4, 6]

@@ -161,6 +161,40 @@ def test_a_finished_sweep_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert services() == []
 
 
+def test_the_environment_of_older_programs_is_heeded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", wandb_tracker.__name__)
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    guarded = guard()
+    guarded.start(tracked(tmp_path))
+    guarded.end(SUMMARY)
+    assert not list(tmp_path.glob("wandb/*run-*"))
+    assert messages(caplog) == [
+        "WANDB_DISABLED=true: wandb is told nothing; tracker.mode=online tells it"
+    ]
+    track(tmp_path, 1, mode="dryrun")  # as WANDB_MODE may say; what is given by hand counts first
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "disabled", "expected"),
+    [
+        (None, "", None),
+        ("", "false", None),
+        (None, "1", "disabled"),
+        ("online", "1", "online"),
+        ("run", "", "online"),
+        ("dryrun", "", "offline"),
+    ],
+)
+def test_modes(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, disabled: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", disabled)
+    assert wandb_tracker._mode(given) == expected
+
+
 def test_disabled_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     guarded = guard(mode="disabled")
     guarded.start(tracked(tmp_path))
@@ -341,7 +375,7 @@ def test_a_run_of_the_program(run: Runner) -> None:
     rate = result.summary["train"]["samples_per_second"]
     assert found.summary["train"].get("samples_per_second") == rate
     assert found.summary["test"]["accuracy"] == result.summary["test"]["accuracy"]
-    resumed(result, "max_steps=6")
+    resumed(result, "max_steps=6", "tracker=wandb")
     first, second = recorded(result.run_dir)
     assert first.run.run_id == second.run.run_id
     assert {row["step"] for row in second.rows} == {6}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,6 +38,13 @@ RESOLVED = ("gpus", "device", "threads", "modules", "microbatches", "emulated")
 """Keys of the summary that say what a configuration became; panels group by a config's keys."""
 
 
+Mode = Literal["online", "offline", "disabled"]
+OlderMode = Literal["run", "dryrun"]
+"""What `WANDB_MODE` may also say: older names of online and of offline."""
+
+OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
+
+
 class Upload(BaseModel):
     """Which files go to wandb as artifacts when the run is over."""
 
@@ -53,7 +60,8 @@ class WandbTracker:
     Args:
         project: Of wandb.
         entity: The user or team; null is the account's own.
-        mode: null is online where there is a key, else offline.
+        mode: null is disabled where `WANDB_DISABLED` says so, else online where there is a key,
+            else offline.
         name: Of the run; null is its directory's.
         group: null is the sweep's folder, where the run is one of a sweep.
         dir: The folder for wandb's files; null is the run directory.
@@ -69,7 +77,7 @@ class WandbTracker:
         *,
         project: str,
         entity: str | None = None,
-        mode: Literal["online", "offline", "disabled"] | None = None,
+        mode: Mode | OlderMode | Literal[""] | None = None,
         name: str | None = None,
         group: str | None = None,
         dir: str | None = None,  # noqa: A002 - wandb's own word for it
@@ -186,7 +194,7 @@ class WandbTracker:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        def init(mode: Literal["online", "offline", "disabled"] | None) -> Any:
+        def init(mode: Mode | None) -> Any:
             return wandb.init(
                 project=self._project,
                 entity=self._entity,
@@ -213,7 +221,7 @@ class WandbTracker:
                 **of_run,
             )
 
-        mode = self._mode
+        mode = _mode(self._mode)
         if mode in (None, "online"):
             try:
                 if wandb.login(prompt=False):
@@ -257,6 +265,17 @@ class WandbTracker:
                 artifact.add_file(str(path), skip_cache=True)
         if artifact.manifest.entries:
             self._run.log_artifact(artifact)
+
+
+def _mode(given: str | None) -> Mode | None:
+    """The mode by its name of today; what older programs heed in the environment counts as well."""
+    if given:
+        return OLDER.get(given, cast("Mode", given))
+    disabled = os.environ.get("WANDB_DISABLED", "").lower()
+    if disabled in ("", "0", "false", "no", "off"):
+        return None
+    log.info("WANDB_DISABLED=%s: wandb is told nothing; tracker.mode=online tells it", disabled)
+    return "disabled"
 
 
 def _run_id(run: Tracked) -> str:
