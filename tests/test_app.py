@@ -20,6 +20,7 @@ from ppll_cli.errors import ConfigError
 from tests.conftest import own_model
 
 ROOT = Path(__file__).parents[1]
+PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
 PLAIN = ["timeline=false", *TINY]
@@ -29,7 +30,7 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "ppll_cli", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FULL": "full"},
+        env={**os.environ, "PYTHONPATH": PLACES, "FULL": "full"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -262,7 +263,7 @@ def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
     arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *PLAIN]
     process = subprocess.Popen(
         [sys.executable, "-m", "ppll_cli", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "xterm-256color"},
+        env={**os.environ, "PYTHONPATH": PLACES, "NO_COLOR": "1", "TERM": "xterm-256color"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -324,3 +325,40 @@ def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
         "ppll-run: local._target_=fractions.Fraction: is no LocalMethod; derive it from "
         "ppll_cli.local.method.LocalMethod"
     )
+
+
+def test_the_commands_that_a_run_prints_work(tmp_path: Path) -> None:
+    """The names of its folder and of its options mean something to a shell, and to Hydra."""
+    options = tmp_path / "my conf" / "model"
+    options.mkdir(parents=True)
+    (options / "mine.yaml").write_text("defaults: [vit]\n")
+
+    def shell(line: str) -> "subprocess.CompletedProcess[str]":
+        env = {**os.environ, "PYTHONPATH": PLACES}
+        return subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        )
+
+    def printed(name: str, text: str) -> str:
+        (found,) = re.findall(rf"^ *{name}: (.*)$", text, re.MULTILINE)
+        return str(found)
+
+    folder = tmp_path / "a b=c" / "it's"
+    given = ["--config-dir=my conf", "model=mine", f'hydra.run.dir="{folder}"', *PLAIN]
+    with start(*given, "epochs=100000", "eval_every=1", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+            assert line, "the run has ended"
+        os.kill(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=100)
+    steps = json.loads((folder / "summary.json").read_text())["steps"]
+    on = shell(f"{printed('to go on', err)} max_steps={steps + 2}")
+    assert on.returncode == 0, on.stderr
+    assert json.loads((folder / "summary.json").read_text())["steps"] == steps + 2
+
+    swept = shell(f"{printed('next', on.stdout)} max_steps=2")
+    assert swept.returncode == 0, swept.stderr
+    again = printed("next", swept.stdout)
+    assert " -m ppll_cli.compare outputs/sweeps/" in again
+    compared = shell(again)
+    assert compared.returncode == 0, compared.stderr

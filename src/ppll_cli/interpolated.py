@@ -19,10 +19,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     Text that an interpolation gave becomes the number, the truth value or null that it spells on a
     command line, where a key takes that and no text.
     """
-    found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    found: dict[str, Any] = container
     for path in list(_interpolated(config, ())):
         *above, last = path
-        node = found
+        node: Any = found
         for key in above:
             node = node[key]
         if isinstance(node[last], str):
@@ -35,7 +36,7 @@ def _interpolated(node: DictConfig, above: tuple[str, ...]) -> Iterator[tuple[st
     for key in node:
         inner = node._get_node(key)
         path = (*above, str(key))
-        if OmegaConf.is_interpolation(node, key):
+        if OmegaConf.is_interpolation(node, str(key)):
             yield path
         elif isinstance(inner, DictConfig) and not inner._is_none():
             yield from _interpolated(inner, path)
