@@ -70,7 +70,7 @@ def parse(changes: dict[str, object], *overrides: str) -> Settings:
         ("optim.betas", [0.9], "at least 2 items"),
         ("optim.betas", [0.9, 0.99, 0.999], "at most 2 items"),
         ("optim.betas", 0.9, "must be a valid list"),
-        ("optim.schedule", "linear", "must be 'constant', 'step' or 'cosine'"),
+        ("optim.schedule", "linear", "must be 'constant', 'step', 'cosine' or 'cosine_by_epoch'"),
         ("optim.warmup_epochs", -1, "must be greater than or equal to 0"),
         ("optim.milestones", 3, "must be a valid list"),
         ("optim.gamma", 0, "must be greater than 0"),
@@ -159,7 +159,7 @@ def test_every_option_that_is_shipped(override: str) -> None:
             "optim.lr": st.floats(0, exclude_min=True, allow_infinity=False) | st.integers(1, 9),
             "optim.clip_norm": st.none() | st.floats(0, 1e9, exclude_min=True),
             "schedule.microbatches": st.integers(1, 64),
-            "transport.depth": st.integers(1),
+            "transport.depth": st.integers(1, 1024),
         },
     )
 )

@@ -252,7 +252,7 @@ def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -
     # bp takes 7 ms for the units and 1 ms for the loss, the slower stage 5 ms.
     line = "  predicted: 1600 samples/s, 1.60 x the speed of bp on one device, bubble 0.0000"
     assert line in notes
-    assert "  the training depends on these cuts; local.cuts=[blocks.1] pins them" in notes
+    assert "  the training depends on these cuts; 'local.cuts=[blocks.1]' pins them" in notes
     fixed = prepared("gpus=2", "local.modules=6").notes
     assert not any("pins them" in line for line in fixed)
     assert any("pins them" in line for line in prepared("gpus=2", "schedule=ll").notes)
