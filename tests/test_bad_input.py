@@ -343,18 +343,19 @@ def cifar() -> None:
 
 def record(**changed: object) -> Setup:
     """A run directory `run`, with such changes in its `config.json`."""
-    config = {**dict.fromkeys(GROUPS), "choices": dict.fromkeys(GROUPS, "x"), **changed}
+    groups: dict[str, object] = {group: {} for group in GROUPS}
+    config = {**groups, "choices": dict.fromkeys(GROUPS, "x"), **changed}
     return file("run/config.json", json.dumps(config))
 
 
-def link(name: str, beside: Setup | None = None) -> Setup:
-    """A link that leads to what is not there."""
+def link(name: str, beside: Setup | None = None, target: str = "nothing") -> Setup:
+    """A link, by default to something that is not there."""
 
     def make() -> None:
         if beside is not None:
             beside()
         Path(name).parent.mkdir(exist_ok=True)
-        Path(name).symlink_to("nothing")
+        Path(name).symlink_to(target)
 
     return make
 
@@ -399,8 +400,8 @@ OPTIONS = [
     ),
     row("old-name", ["transport=naive"], "transport=naive", "any more; use transport=queue"),
     row("tracker", ["tracker=wand"], "tracker=wand", "none"),
-    row("experiment", ["experiment=no"], "experiment=no", "there are dgl_resnet110_k16"),
-    row("recipe", ["recipe=ppll"], "recipe=ppll", "there are edsr_div2k, infopro_cifar10"),
+    row("experiment", ["experiment=no"], "experiment=no", "there are auglocal_resnet110_d1"),
+    row("recipe", ["recipe=ppll"], "recipe=ppll", "there are auglocal_cifar10, edsr_div2k"),
     row("empty", ["model="], "model=", "there are edsr, resnet"),
     row("path", ["model=../x"], "model=../x", "there are edsr, resnet"),
     row("null", ["model=null"], "model=null", "there are edsr, resnet"),
@@ -442,7 +443,7 @@ COMMAND_LINES = [
         "folder", ["--config-dir", "no"], "arguments=--config-dir no", "Additional config directory"
     ),
     row("sweep", ["gpus=1,2"], "gpus=1,2", "add --multirun"),
-    row("lines", ["precision='a\nb'"], "precision=a b", "'fp32', 'tf32' or 'bf16'"),
+    row("lines", ["precision='a\nb'"], "precision=a\\nb", "'fp32', 'tf32' or 'bf16'"),
     row("multirun", ["--multirun", "gpus=0,-1"], "gpus=0", "greater than or equal to 1"),
     row("multirun-option", ["-m", "model=vit,vti"], "model=vti", "did you mean vit?"),
 ]
@@ -503,7 +504,7 @@ VALUES = [
     row("lr-inf", ["optim.lr=inf"], "optim.lr=inf", "finite number"),
     row("momentum", ["optim.momentum=1"], "optim.momentum=1", "less than 1"),
     row("betas", ["optim.betas=[0.9]"], "optim.betas=[0.9]", "at least 2 items"),
-    row("optim.schedule", ["optim.schedule=lin"], "optim.schedule=lin", "'constant', 'step' or"),
+    row("optim.schedule", ["optim.schedule=lin"], "optim.schedule=lin", "'constant', 'step', "),
     row("gamma", ["optim.gamma=10"], "optim.gamma=10", "less than or equal to 1"),
     row("warmup", ["optim.warmup_epochs=1e300"], "optim.warmup_epochs=1e+300", "less than or equa"),
     row("nonfinite", ["optim.nonfinite=go"], "optim.nonfinite=go", "'stop' or 'skip'"),
@@ -574,10 +575,10 @@ CUTS = [
 
 MODELS = [
     row("heads", ["model.heads=3"], "model.heads=3", "possible: 1, 2, 4, 8"),
-    row("heads-0", ["model.heads=0"], "model.heads=0", "give 1 or more"),
+    row("heads-0", ["model.heads=0"], "model.heads=0", "must be at least 1"),
     row("patch", ["model.patch=3"], "model.patch=3", "possible: 1, 2, 4, 8"),
     row("patch-large", ["model.patch=16"], "model.patch=16", "possible: 1, 2, 4, 8"),
-    row("dim", ["model.dim=-4"], "model.dim=-4", "give 1 or more"),
+    row("dim", ["model.dim=-4"], "model.dim=-4", "must be at least 1"),
     row("dropout", ["model.dropout=1.0"], "model.dropout=1.0", "give 0 <= p < 1"),
     row("pooling", ["model.pooling=max"], "model.pooling=max", "'cls' or 'mean'"),
     row("mlp_ratio", ["model.mlp_ratio=nan"], "model.mlp_ratio=nan", "give a positive number"),
@@ -595,7 +596,7 @@ MODELS = [
         "model.stem=imagenet",
         "at least 32 x 32 pixels, these have 8 x 8",
     ),
-    row("memory", [f"model.dim={10**9}"], f"model._target_={'ppll_cli.models.vit.ViT'}", "size"),
+    row("memory", [f"model.dim={10**9}"], f"model.dim={10**9}", "is larger than any memory"),
 ]
 
 METHODS = [
@@ -607,7 +608,7 @@ METHODS = [
         "local.depth=[1, 2]",
         "give one number for each module but the last",
     ),
-    row("dgl", ["local=dgl", "local.hidden=0"], "local.hidden=0", "at least 1; or null"),
+    row("dgl", ["local=dgl", "local.hidden=0"], "local.hidden=0", "must be at least 1"),
     row("predsim", ["local=predsim", "local.similarity=2"], "local.similarity=2.0", "give 0 <= "),
     row("infopro", ["local=infopro", "local.loss=hinge"], "local.loss=hinge", "'softmax' or 'con"),
     row(
@@ -730,10 +731,21 @@ RESUMES = [
         ["resume=run"],
         "resume=",
         "ppll-run.log is a link",
-        link("run/ppll-run.log", record()),
+        link("run/ppll-run.log", record(), "config.json"),
     ),
     row(
-        "metrics", ["resume=run"], "resume=", "remove the link", link("run/metrics.jsonl", record())
+        "metrics",
+        ["resume=run"],
+        "resume=",
+        "remove the link",
+        link("run/metrics.jsonl", record(), "config.json"),
+    ),
+    row(
+        "nowhere",
+        ["resume=run"],
+        "resume=run",
+        "its ppll-run.log is no file",
+        link("run/ppll-run.log", record()),
     ),
     row(
         "a-list",
