@@ -356,14 +356,20 @@ def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
     for name in ours:
         path = run_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    _remove_empty(run_dir, made)
-
-
-def _remove_empty(folder: Path, made: set[Path] | None) -> None:
-    """Remove a folder and its parents, as far as they are empty and were made for the run."""
     from ppll_cli.targets import start_folder
 
-    outputs = start_folder() / "outputs"
+    _remove_empty(run_dir, made, start_folder() / "outputs")
+
+
+def _remove_empty(folder: Path, made: set[Path] | None, outputs: Path) -> None:
+    """Remove a folder and its parents, as far as they are empty and were made for the run.
+
+    Args:
+        folder: The folder.
+        made: The folders that were made for the run; None where that is not known, and then all
+            in `outputs` count as such.
+        outputs: Where runs go by default.
+    """
     for path in (folder, *folder.parents):
         ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
         if not ours or any(path.iterdir()):
@@ -378,7 +384,7 @@ def _remove_sweeps() -> None:
         if left <= {"multirun.yaml", REFUSED_FILE}:
             for name in left:
                 (folder / name).unlink()
-            _remove_empty(folder, None)
+            _remove_empty(folder, None, Path.cwd() / "outputs")
 
 
 def _refuse_arguments(_: object, message: str) -> NoReturn:

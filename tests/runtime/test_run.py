@@ -217,7 +217,9 @@ def test_what_is_only_shown_cannot_fail_a_run(
     config, choices = compose_config([*TINY, "model.depth=2", "device=cpu", "threads=1"])
     run = Run(settings.parse(config), config, choices, tmp_path, changes=unknown)
     assert run.execute()["status"] == "completed"
-    assert "what differs from the defaults is not known: no defaults are here" in caplog.text
+    assert "what differs from the defaults is not known: LookupError: no defaults are here" in (
+        caplog.text
+    )
     assert run.objective == "test.accuracy"
     out = capsys.readouterr().out
     assert "output: " in out
