@@ -23,7 +23,7 @@ def faulty(unit: str, act: str) -> list[str]:
     return [*own_model("Faulty", unit=unit, act=act), *DATA, "batch_size=8"]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("schedule", ["ppll", "gpipe", "ll"])
 @pytest.mark.parametrize(("unit", "stage"), [("first", 0), ("second", 1), ("third", 2)])
 def test_a_worker_that_raises_ends_the_run(
@@ -115,7 +115,7 @@ def test_a_worker_without_memory_says_what_needs_less(run: Runner) -> None:
     assert failure.value.report["phase"].startswith("Forward")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("unit", ["first", "third"])
 def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
     with pytest.raises(WorkerFailedError, match=r"the worker process is gone \(killed by SIGKILL"):
@@ -123,7 +123,7 @@ def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
     with pytest.raises(
         WorkerFailedError, match=r"is stopped: no sign of life for \d+ s"
@@ -137,7 +137,7 @@ def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_a_worker_that_computes_for_ever_ends_the_run(run: Runner) -> None:
     with pytest.raises(
         WorkerFailedError, match=r"no progress for \d+ s; the limit is 4 s"

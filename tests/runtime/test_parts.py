@@ -34,6 +34,7 @@ def counted(batches: int, wall_s: float, peak: int | None = 5) -> Worker:
         "instruction_s": {repr(Forward(0, 0)): wall_s / 8},
         "bytes_sent": {"1": 100 * batches},
         "peak_memory_bytes": peak,
+        "peak_reserved_bytes": None if peak is None else 2 * peak,
     }
 
 

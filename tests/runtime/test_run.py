@@ -167,7 +167,7 @@ def test_a_run_without_room_in_shared_memory_is_refused(
         run(*TINY)
 
 
-@pytest.mark.timeout(400)  # a C++ compiler works here
+@pytest.mark.timeout(900)  # a C++ compiler works here
 def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
     """A last batch of another size included."""
     case = [*TINY, "data.train_samples=16", "model.dim=16", "model.depth=1", "max_steps=6"]

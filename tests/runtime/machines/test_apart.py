@@ -70,7 +70,7 @@ def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_sweep_and_a_resumed_run(apart: Apart, run: Runner) -> None:
     """Every checkpoint comes to machine 0, and goes back to machine 1 when it is gone on from."""
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={apart.folder}"]

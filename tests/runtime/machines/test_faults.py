@@ -187,7 +187,7 @@ def sessions() -> Iterator[ExitStack]:
         yield held
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_torchrun_takes_a_run_up_again(
     sessions: ExitStack, run: Runner, folder: Path, tmp_path: Path
 ) -> None:
@@ -224,7 +224,7 @@ def both() -> Iterator[Namespaces]:
         yield made
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_torchrun_over_a_link_that_goes_down(
     both: Namespaces, sessions: ExitStack, folder: Path, tmp_path: Path
 ) -> None:
