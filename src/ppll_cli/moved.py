@@ -22,9 +22,12 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _now(key, value) for key, value in config.items()}
 
 
-def choices_now(choices: Mapping[str, str]) -> dict[str, str]:
-    """Return the option of each group by the name that it has today."""
-    return {group: OPTIONS.get((group, name), name) for group, name in choices.items()}
+def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option of each group by the name that it has today; no check is made here."""
+    return {
+        group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
+        for group, name in choices.items()
+    }
 
 
 def _now(key: str, value: Any) -> Any:
