@@ -101,7 +101,7 @@ STL10_WEIGHTS = {2: [10, 1, 0, 0], 4: [20, 0.2, 5, 2], 8: [20, 0.2, 5, 1], 16: [
 SVHN_WEIGHTS = {2: [1, 0.1, 0, 0], 4: [5, 0, 0.5, 1], 8: [5, 0, 0.5, 2], 16: [5, 0.2, 0.5, 1]}
 BALANCED_WEIGHTS = {2: [5, 0.1, 0, 0], 3: [5, 0, 5, 0.1], 4: [5, 0, 5, 0.1]}
 STL10_BALANCED_WEIGHTS = {2: [20, 1, 0, 0], 3: [20, 0.5, 5, 2], 4: [20, 0.5, 10, 1]}
-WEIGHTS: Mapping[str, Mapping[int, list[float]]] = {
+WEIGHTS: Mapping[str, Any] = {
     "infopro_resnet110": CIFAR10_WEIGHTS,
     "infopro_resnet110_stl10": STL10_WEIGHTS,
     "infopro_resnet110_svhn": SVHN_WEIGHTS,
@@ -111,7 +111,7 @@ WEIGHTS: Mapping[str, Mapping[int, list[float]]] = {
 """By the name of a preset without its K."""
 
 CIFAR10 = ([v / 255 for v in (125.3, 123.0, 113.9)], [v / 255 for v in (63.0, 62.1, 66.7)])
-FORMS: Mapping[str, tuple[object, object, int, str, bool]] = {
+FORMS: Mapping[str, Any] = {
     "cifar10": (*(pytest.approx(v, abs=1e-6) for v in CIFAR10), 4, "reflect", True),
     "stl10": ([0.5], [0.5], 4, "zeros", True),
     "svhn": ([0.5], [0.5], 2, "zeros", False),

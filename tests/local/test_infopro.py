@@ -247,7 +247,7 @@ def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:
     """A decoder that has painted everything in one grey of logit 1."""
     image = batch_at(site)[IMAGE]
     decoder = Decoder(8, site.image, 12)
-    last = decoder.network[-1]
+    *_, last = decoder.network.children()
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     nn.init.zeros_(last.weight)

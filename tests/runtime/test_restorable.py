@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.runtime import checkpoint
+from ppll_cli.runtime.manifest import Manifest
 from tests.conftest import Result, Runner, resumed
 from tests.data.picture_files import write_div2k
 
@@ -29,8 +30,8 @@ def rewrite(run_dir: Path, change: Change) -> None:
     held = [load_file(folder / f"stage-{n}.safetensors") for n in range(len(manifest["files"]))]
     shutil.rmtree(folder)
     saved = [checkpoint.save_stage(run_dir, step, n, change(each)) for n, each in enumerate(held)]
-    kept = {key: manifest[key] for key in ("epoch", "cuts", "metrics")}
-    checkpoint.finish(run_dir, step, files=saved, keep=9, **kept)
+    epoch, cuts, metrics = (manifest[key] for key in ("epoch", "cuts", "metrics"))
+    checkpoint.finish(run_dir, Manifest(step, epoch, tuple(cuts), metrics, tuple(saved)), keep=9)
 
 
 def without(pattern: str) -> Change:

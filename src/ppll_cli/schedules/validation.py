@@ -81,9 +81,9 @@ def _check_duties(place: Place, local: bool, stream: Sequence[Instruction]) -> N
     done: dict[Duty, list[int]] = defaultdict(list)
     for instruction in stream:
         if isinstance(instruction, OF_A_PART):
-            kind = type(instruction)
             peer = [instruction.peer] if isinstance(instruction, BETWEEN_STAGES) else []
-            duty = kind, (*peer, instruction.chunk)
+            duty: Duty = type(instruction), (*peer, instruction.chunk)
+            kind = duty[0]
             if duty not in wanted:
                 possible = [_spelled(kind, other) for each, other in wanted if each is kind]
                 instead = f"only {' or '.join(possible)} can be" if possible else "nothing can be"
