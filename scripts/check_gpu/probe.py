@@ -60,7 +60,7 @@ class Probe:
     """Asks one device.
 
     Args:
-        device: Which.
+        device: The device that is asked, "cuda:0" or "cpu".
     """
 
     def __init__(self, device: torch.device) -> None:
