@@ -153,9 +153,9 @@ def ppll_run(*arguments: str) -> list[str]:
 
 
 def names_in_shared_memory() -> set[str]:
-    """What is there."""
+    """What is there, but semaphores: ours lose their names at once, joblib's belong to a sweep."""
     with suppress(OSError):
-        return set(os.listdir(SHARED_MEMORY))
+        return {name for name in os.listdir(SHARED_MEMORY) if not name.startswith("sem.")}
     return set()
 
 
