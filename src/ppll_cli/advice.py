@@ -10,15 +10,15 @@ import torch
 from ppll_cli.changes import PRESETS
 from ppll_cli.commands import command, key_of, setting
 from ppll_cli.errors import ConfigError
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.pipeline.schedules.bp import BackPropagation
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.ll import LocalLearning
+from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.resume import targets
 from ppll_cli.runtime.cutting import Weights, cut
 from ppll_cli.runtime.devices import devices_here
 from ppll_cli.runtime.prepare import Prepared, check_batch_norm
-from ppll_cli.schedules.bp import BackPropagation
-from ppll_cli.schedules.gpipe import GPipe
-from ppll_cli.schedules.ll import LocalLearning
-from ppll_cli.schedules.ppll import PPLL
-from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings
 
 MICROBATCHES = 4
@@ -122,7 +122,8 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
         layout = cut(settings, schedule, prepared.units, {}, Weights([1.0] * len(prepared.units)))
         target = f"{type(schedule).__module__}.{type(schedule).__qualname__}"
         keys = {"_target_": target, "microbatches": schedule.microbatches}
-        job = replace(job, schedule=keys, layout=layout, local_learning=schedule.local)
+        routes = replace(job.routes, layout=layout)
+        job = replace(job, schedule=keys, routes=routes)
         auxiliary = prepared.auxiliary_costs if schedule.local else ()
         check_batch_norm(job, prepared.units, prepared.unit_costs, auxiliary)
     except ConfigError:

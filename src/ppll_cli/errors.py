@@ -1,5 +1,6 @@
 """The exceptions of the program, one per meaning."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ppll_cli.names import seat_name
@@ -36,27 +37,20 @@ class ConfigError(PpllError):
 
 
 class ScheduleError(PpllError):
-    """Raised when an instruction would compute with something that is not there."""
+    """Raised when a schedule's instructions would not train what they have to."""
 
 
 class DeadlockError(PpllError):
-    """Raised when every stage of a simulated pipeline waits for another one."""
-
-
-class AttachedError(PpllError):
-    """Raised when a gradient would cross from one module of local learning into another.
+    """Raised when every stage of a simulated pipeline waits for another one.
 
     Args:
-        module: The module that was about to read them.
-        names: Of the tensors that still have a gradient.
+        report: What each stage waits for.
+        full: The channels for whose slots a stage waits.
     """
 
-    def __init__(self, module: int, names: list[str]) -> None:
-        self.module, self.names = module, names
-        super().__init__(f"module {module} would read what is not detached: {', '.join(names)}")
-
-    def __reduce__(self) -> tuple[type["AttachedError"], tuple[int, list[str]]]:
-        return AttachedError, (self.module, self.names)
+    def __init__(self, report: str, full: Sequence[Any] = ()) -> None:
+        super().__init__(report)
+        self.full = tuple(full)
 
 
 class SchemaError(PpllError):

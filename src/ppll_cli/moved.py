@@ -6,6 +6,9 @@ Whoever moves a class or renames an option adds a line here, and older runs go o
 from collections.abc import Mapping
 from typing import Any
 
+SCHEDULES = ("bp", "gpipe", "ll", "one_f_one_b", "pp", "ppll")
+"""Modules that moved from `ppll_cli.schedules` to `ppll_cli.pipeline.schedules`."""
+
 TARGETS = {
     "ppll_cli.transport.naive.NaiveTransport": "ppll_cli.transport.queue.QueueTransport",
 }

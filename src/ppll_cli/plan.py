@@ -314,9 +314,11 @@ def _told(row: "Row") -> Iterator[str]:
     speed = f"{found.samples_per_second:.0f} samples/s, {row.speed_up:.2f} x bp"
     yield f"fastest layout: {row.schedule}, {layout}: {speed}"
     groups: dict[str, list[EdgeLoad]] = {}
-    for number, edge in enumerate(found.edges):
+    for edge in found.edges:
         where = "between machines" if edge.between_machines else "within a machine"
-        name = f"edge {number} > {number + 1}" if len(found.edges) <= LISTED else "edges"
+        name = (
+            f"edge {edge.stages[0]} > {edge.stages[1]}" if len(found.edges) <= LISTED else "edges"
+        )
         groups.setdefault(f"{name} {where}", []).append(edge)
     for name, edges in groups.items():
         most = max(edges, key=lambda edge: edge.bytes_per_batch)

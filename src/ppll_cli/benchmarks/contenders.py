@@ -148,7 +148,10 @@ class Case:
         units = {name: self.prepared(name)[1].units for name in ours}
         return {
             "stages": {
-                name: [[units[name][i] for i in stage] for stage in self.job(name).layout.stages]
+                name: [
+                    [units[name][i] for i in self.job(name).layout.units(stage)]
+                    for stage in range(self.job(name).stages)
+                ]
                 for name in ours
             },
             "transport": {name: type(self._transport(name)).__name__ for name in ours},
@@ -186,7 +189,7 @@ class Case:
     def _transport(self, name: str) -> Transport:
         """What is asked for, or what a run falls back to."""
         asked, job = self.prepared(name)[0].transport, self.job(name)
-        size = sum(room.slots * room.size for room in job.channels().values())
+        size = sum(room.slots * room.size for room in job.channels.values())
         return usable(asked["_target_"], make("transport", asked), size, job.devices)
 
 

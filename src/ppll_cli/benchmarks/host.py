@@ -31,17 +31,21 @@ from torch import Tensor
 from ppll_cli.benchmarks.contenders import compose_settings
 from ppll_cli.benchmarks.runs import machine
 from ppll_cli.benchmarks.unlinked import NoSender, random_values
+from ppll_cli.pipeline.instructions import End
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.runtime.chunk import HeldChunk
 from ppll_cli.runtime.items import Item, TrainBatch
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header, Links
 from ppll_cli.runtime.prepare import prepare
 from ppll_cli.runtime.pulse import Pulse
-from ppll_cli.runtime.stage import Stage
 from ppll_cli.runtime.worker import REPORT_EVERY, Worker
-from ppll_cli.schedules.instructions import End
 
 RESULT = Path("outputs/benchmark/host.json")
 STAGE, STAGES, BATCH_SIZE = 1, 3, 4
+CHUNK = STAGE
+"""The chunk of the stage: there is one on each."""
+
 BLOCK = REPORT_EVERY
 """Steps of a block: each has one report of metrics in it."""
 
@@ -104,9 +108,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     inputs = {
-        name: random_values(spec, BATCH_SIZE).to(device)
-        for edge in [job.edges[STAGE - 1]]
-        for name, spec in zip(edge.names, edge.specs, strict=True)
+        name: random_values(spec, BATCH_SIZE).to(device) for name, spec in job.specs[CHUNK].items()
     }
     worker_s: list[float] = []
     torch_s: list[float] = []
@@ -127,7 +129,11 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     receiver = _TimedReceiver(job, inputs, between, worker_s, clock)
     parent = SimpleNamespace(send=lambda report: None)
     links = Links(
-        {STAGE + 1: NoSender()}, {STAGE - 1: receiver}, cast(Any, parent), _NoStop(), Pulse()
+        {Channel(STAGE, STAGE + 1, "activations", CHUNK + 1): NoSender()},
+        {Channel(STAGE - 1, STAGE, "activations", CHUNK): receiver},
+        cast(Any, parent),
+        _NoStop(),
+        Pulse(),
     )
     Worker(job, Seat(STAGE, 0), links).run()
     warm = 2 * BLOCK
@@ -143,7 +149,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
 
 def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> Step:
     """A training step of the stage as one would write it by hand, on networks of its own."""
-    (chunk,) = Stage(job, STAGE, device).chunks
+    chunk = HeldChunk(job, CHUNK, job.site(job.units()), device)
     assert chunk.criterion is not None
     criterion, optim = chunk.criterion, job.optim
     networks = [network for _, network in chunk.units]
@@ -244,7 +250,7 @@ class _TimedReceiver:
             item = next(self._items)
             if isinstance(item, TrainBatch) and item.batch == 0:
                 self._between()
-            self._header = Header(item)
+            self._header = Header(item, chunk=CHUNK)
             self._since = self._clock() if isinstance(item, TrainBatch) else None
         return True
 

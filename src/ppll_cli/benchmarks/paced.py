@@ -17,11 +17,11 @@ from threading import Thread
 from time import perf_counter
 
 from ppll_cli.benchmarks.runs import RunFailedError
+from ppll_cli.pipeline.instructions import End, Evaluate
 from ppll_cli.runtime.items import Course, Item, TrainBatch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.launcher import Ending, Report, launch
 from ppll_cli.runtime.worker import REPORT_EVERY
-from ppll_cli.schedules.instructions import End, Evaluate
 from ppll_cli.transport.channel import Transport
 
 LIMIT_S = 60.0
@@ -191,7 +191,7 @@ class Workers:
             return
         stage = event["stage"]
         # A stage reports each of its modules, in order.
-        if event["module"] == self.job.layout.chunks(stage)[-1].module:
+        if event["module"] == self.job.layout.modules_of(stage)[-1]:
             mark = event["heard_s"], event["loss"] / event["samples"]
             self._marks[stage, event["step"]] = mark
 

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.models.unit import IMAGE, Unit
+from ppll_cli.runtime.chunk import HeldChunk
 from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.stage import Stage
 from ppll_cli.targets import make
 from ppll_cli.tasks.classification import LABEL
 from ppll_cli.values import ValueSpec
@@ -110,7 +110,7 @@ class PipelineTrainer:
     def __init__(self, job: Job, rank: int) -> None:
         self._job, self._first, self._last = job, rank == 0, rank == job.stages - 1
         device = torch.device(job.devices[rank])
-        (chunk,) = Stage(job, rank, device).chunks
+        chunk = HeldChunk(job, rank, job.site(job.units()), device)
         assert chunk.optimizer is not None
         self._optimizer = chunk.optimizer
         (reads, inputs), (writes, outputs) = _crossing(job, rank), _crossing(job, rank + 1)
@@ -170,7 +170,7 @@ class DataParallelTrainer:
     def __init__(self, job: Job, rank: int) -> None:
         self._job, self._rank, self._ranks = job, rank, len(job.devices)
         device = torch.device(job.devices[rank])
-        (chunk,) = Stage(job, 0, device).chunks
+        chunk = HeldChunk(job, 0, job.site(job.units()), device)
         assert chunk.optimizer is not None
         self._optimizer = chunk.optimizer
         (reads, _), (writes, _) = _crossing(job, 0), _crossing(job, 1)
@@ -200,8 +200,7 @@ def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     elif cut == job.stages:
         specs = {job.units()[-1].writes[0]: job.features[-1]}
     else:
-        edge = job.edges[cut - 1]
-        specs = dict(zip(edge.names, edge.specs, strict=True))
+        specs = dict(job.specs[cut])
     specs = {name: spec for name, spec in specs.items() if name not in job.task.targets}
     travels = 0 < cut < job.stages
     return tuple(specs), tuple(_example(job, spec, travels) for spec in specs.values())

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ppll_cli.benchmarks.paced import Line, PacedCourse, Workers, paced
-from ppll_cli.partition.layout import Edge
 from ppll_cli.runtime.items import Item, TrainBatch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.links import Header
@@ -43,16 +42,21 @@ class Endless:
 
     Args:
         course: What comes, and when.
-        edge: What a batch brings.
-        chunk: The chunk that would have made it, counted through the whole model.
+        specs: What a batch brings.
+        chunk: The chunk that it comes to.
         device: Where its tensors are.
         slots: How many batches there are, to be received in turn, as they would lie in a ring.
     """
 
     def __init__(
-        self, course: PacedCourse, edge: Edge, chunk: int, device: str, slots: int
+        self,
+        course: PacedCourse,
+        specs: Mapping[str, ValueSpec],
+        chunk: int,
+        device: str,
+        slots: int,
     ) -> None:
-        self._course, self._edge, self._chunk = course, edge, chunk
+        self._course, self._specs, self._chunk = course, specs, chunk
         self._device, self._slots = device, slots
         self._header: Header | None = None
 
@@ -62,8 +66,7 @@ class Endless:
     def wait(self, timeout_s: float) -> bool:
         """Wait for an order where the last one is done; then there is always a message."""
         if self._header is None:
-            item = next(self._items)
-            self._header = Header(item, chunk=self._chunk if isinstance(item, TrainBatch) else 0)
+            self._header = Header(next(self._items), chunk=self._chunk)
         return True
 
     def peek(self) -> channel.Header:
@@ -86,12 +89,12 @@ class Endless:
     @cached_property
     def _tensors(self) -> Iterator[dict[str, Tensor]]:
         """Made in the worker, where they are used."""
-        edge, samples = self._edge, self._course.batch_size
+        samples = self._course.batch_size
         return cycle(
             [
                 {
                     name: random_values(spec, samples).to(self._device)
-                    for name, spec in zip(edge.names, edge.specs, strict=True)
+                    for name, spec in self._specs.items()
                 }
                 for _ in range(self._slots)
             ]
@@ -109,8 +112,9 @@ class NoTransport:
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:
         self.depth = job.depth
         self.wire_dtype: channel.WireDtype | None = None
-        makers = [job.layout.first_chunk(stage) - 1 for stage in range(1, job.stages)]
-        self._ends = zip(courses, job.edges, makers, job.devices[1:], strict=True)
+        lowest = [min(job.layout.of(stage)) for stage in range(1, job.stages)]
+        specs = [job.specs[chunk] for chunk in lowest]
+        self._ends = zip(courses, specs, lowest, job.devices[1:], strict=True)
 
     def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
         """Nothing is in its way."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppll_cli.files import write_json
 from ppll_cli.observe.figures import new_figure, save
+from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 from ppll_cli.printable import printable
-from ppll_cli.schedules.instructions import Forward, Instruction, Loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from itertools import pairwise
 from math import prod
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.partition.layout import Layout, cut_at, group
-from ppll_cli.partition.solver import balance, solve
 from ppll_cli.partition.trace import Cost
+from ppll_cli.pipeline.layout import Layout, cut_at, group
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.runtime.prediction.profile import Measured, Profile
-from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Partition, Settings
 
 BACKWARD = 3
@@ -123,10 +123,18 @@ def cut(
     modules = _fixed_modules(settings, names, partitions) if schedule.local else None
     atoms = modules or [range(index, index + 1) for index in whole]
     if schedule.one_stage and (modules or not schedule.local):
-        return Layout(tuple(modules or [whole]), (whole,))
+        return Layout.contiguous(modules or [whole], [whole])
+    placed = [*range(asked)] if schedule.local else _placed(schedule, asked)
     if asked > len(names):
         raise ConfigError(
             "gpus", asked, f"the model has only {len(names)} units", f"use at most {len(names)}"
+        )
+    if len(placed) > len(names):
+        raise ConfigError(
+            "schedule",
+            type(schedule).__name__,
+            f"needs {len(placed)} runs of units, and the model has only {len(names)} units",
+            "use fewer gpus or a smaller schedule.chunks",
         )
     if asked > len(atoms):
         raise ConfigError(
@@ -136,14 +144,14 @@ def cut(
             f"use gpus={len(atoms)} at most, or local.modules={asked} at least",
         )
     if settings.partition.name == "manual":
-        stages = _manual(settings, names, atoms)
+        stages = _manual(settings, names, atoms, len(placed))
     elif schedule.local and modules is None:
         stages = _stages_as_modules(weights, asked)
     else:
-        stages = _grouped(weights, atoms, modules, asked)
+        stages = _grouped(weights, atoms, modules, len(placed))
     if not schedule.local:
-        return Layout((whole,), tuple(stages))
-    return Layout(tuple(modules or stages), (whole,) if schedule.one_stage else tuple(stages))
+        return Layout.spread(stages, placed)
+    return Layout.contiguous(modules or stages, [whole] if schedule.one_stage else stages)
 
 
 def _fixed_modules(
@@ -179,16 +187,32 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
     return list(partitions[name])
 
 
-def _manual(settings: Settings, names: Sequence[str], atoms: Sequence[range]) -> list[range]:
-    """The stages that `partition.cuts` makes."""
-    stages, cuts = settings.stages_asked, settings.partition.cuts
+def _placed(schedule: Schedule, stages: int) -> list[int]:
+    """The stage of each chunk, as the schedule says."""
+    placed = list(schedule.layout(stages))
+    if set(placed) != {*range(stages)}:
+        raise ConfigError(
+            "schedule._target_",
+            type(schedule).__name__,
+            f"its layout({stages}) is {placed}, and each of the stages 0 to {stages - 1} needs "
+            "a chunk",
+        )
+    return placed
+
+
+def _manual(
+    settings: Settings, names: Sequence[str], atoms: Sequence[range], stages: int
+) -> list[range]:
+    """The runs of units that `partition.cuts` makes, one for each stage, or for each chunk."""
+    cuts = settings.partition.cuts
     assert cuts is not None
+    what = "stages" if stages == settings.stages_asked else "runs of units"
     if len(cuts) != stages - 1:
         raise ConfigError(
             "partition.cuts",
             f"[{','.join(cuts)}]",
-            f"makes {len(cuts) + 1} stages, but there are {stages}",
-            f"give {stages - 1} cuts, or gpus={len(cuts) + 1}",
+            f"makes {len(cuts) + 1} {what}, but there are {stages}",
+            f"give {stages - 1} cuts" + (f", or gpus={len(cuts) + 1}" if what == "stages" else ""),
         )
     starts = {atom.start for atom in atoms}
     for cut in cuts:

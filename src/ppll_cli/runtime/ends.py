@@ -15,8 +15,8 @@ from ppll_cli.local.method import (
     module_exports,
 )
 from ppll_cli.models.unit import Unit
-from ppll_cli.partition.layout import Access
 from ppll_cli.partition.trace import Cost, TracedUnit, measure, trace
+from ppll_cli.pipeline.routes import Access
 from ppll_cli.targets import blaming
 from ppll_cli.values import ValueSpec, empty
 

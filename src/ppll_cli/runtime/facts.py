@@ -1,18 +1,22 @@
 """What the user is shown of a run that has been prepared."""
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
+from ppll_cli.pipeline.rules import Channel
 from ppll_cli.runtime.prepare import Prepared
-from ppll_cli.schedules.rules import Channel
+
+
+def _comes_in(channel: Channel, stage: int) -> bool:
+    return channel.target == stage and channel.kind == "activations"
 
 
 def facts(prepared: Prepared) -> RunFacts:
     """Its stages, how large they are, and how many steps there are."""
     job = prepared.job
-    rooms = job.channels()
+    rooms = job.channels
     workers = []
     for seat in job.seats:
-        index, units = seat.stage, job.layout.stages[seat.stage]
-        modules = [chunk.module for chunk in job.layout.chunks(index)]
+        index, units = seat.stage, job.layout.units(seat.stage)
+        modules = job.layout.modules_of(index)
         costs = [prepared.unit_costs[unit] for unit in units]
         costs += [prepared.auxiliary_costs[module] for module in modules]
         workers.append(
@@ -23,7 +27,7 @@ def facts(prepared: Prepared) -> RunFacts:
                 modules,
                 sum(cost.params for cost in costs),
                 sum(cost.flops for cost in costs),
-                rooms[Channel(index - 1, index)].slots if index else 0,
+                sum(room.slots for channel, room in rooms.items() if _comes_in(channel, index)),
             )
         )
     course = job.course

@@ -6,7 +6,7 @@ Stage 0 decides what comes next; the others learn it from the header of the next
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ppll_cli.schedules.instructions import Checkpoint, End, Evaluate, Mark
+from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """A batch of a held-out split."""
+    """A batch of a held-out split, or several that go through the pipeline together.
+
+    Attributes:
+        split: The split.
+        batch: The number of the first batch within the split, from 0.
+        samples: How many samples there are.
+    """
 
     split: str
     batch: int
@@ -53,6 +59,7 @@ class Course:
         checkpoint_every: Optimizer steps between checkpoints; null: each epoch. The end always
             has one.
         checkpoint_best: Have one after each evaluation as well.
+        evaluation_batches: How many evaluation batches go through the pipeline together.
     """
 
     samples: Mapping[str, int]
@@ -64,6 +71,7 @@ class Course:
     eval_every: int
     checkpoint_every: int | None
     checkpoint_best: bool = False
+    evaluation_batches: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,12 +128,17 @@ class Course:
             yield Checkpoint(step, (step - 1) // len(sizes) + 1)
         yield End(step)
 
+    def evaluation_sizes(self, item: EvaluationBatch) -> list[int]:
+        """Samples of each batch that an item holds."""
+        return _sizes(item.samples, self.evaluation_size, drop_last=False)
+
     def _evaluation(self, step: int, epoch: int) -> Iterator[Item]:
         for split in ("val", "test"):
             if split in self.samples:
                 sizes = _sizes(self.samples[split], self.evaluation_size, drop_last=False)
-                for batch, samples in enumerate(sizes):
-                    yield EvaluationBatch(split, batch, samples)
+                for first in range(0, len(sizes), self.evaluation_batches):
+                    together = sizes[first : first + self.evaluation_batches]
+                    yield EvaluationBatch(split, first, sum(together))
                 yield Evaluate(split, step, epoch)
 
 

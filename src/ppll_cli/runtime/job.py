@@ -2,17 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.names import device_name, seat_name
-from ppll_cli.partition.layout import Edge, Layout
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.pipeline.layout import Layout
+from ppll_cli.pipeline.routes import Routes
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.slots import most, slots_needed
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.numerics import Numerics
-from ppll_cli.schedules.rules import Channel
-from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.settings import Optim
 from ppll_cli.targets import make
 from ppll_cli.tasks.task import Task
@@ -43,14 +50,13 @@ class Job:
         data: Configuration of the data set's class.
         local: Configuration of the local method's class.
         schedule: Configuration of the schedule's class.
-        local_learning: Whether modules are trained by local losses.
         optim: Settings of the optimizer.
         course: Batches, evaluations and checkpoints.
         image: What the model is built for.
         task: What is learnt.
-        layout: Which units make which modules and stages.
+        routes: The chunks of the model on their stages, and what travels between them.
+        specs: For each chunk, what the named tensors that come into it are like.
         features: What the first output of each unit is like.
-        edges: What crosses each cut between stages.
         depth: Slots of each channel beyond those that the schedule holds.
         devices: The device of each worker, in the order of `seats`.
         threads: CPU threads of each worker.
@@ -62,7 +68,7 @@ class Job:
         traced: Some batches of the steady state are traced, for a timeline.
         start: Optimizer steps that were done before.
         checkpoint: The folder in which their result is; None at step 0.
-        evaluation_edges: What crosses each cut in evaluation, where that is something else.
+        evaluation_specs: The same as `specs` in evaluation, where that is something else.
         replicas: How many workers hold each stage, each with its share of every batch.
         sync_batchnorm: BatchNorm sees the shares of all of them.
         homes: The machine of each worker, in the order of `seats`; empty: there is only one.
@@ -72,14 +78,13 @@ class Job:
     data: Mapping[str, Any]
     local: Mapping[str, Any]
     schedule: Mapping[str, Any]
-    local_learning: bool
     optim: Optim
     course: Course
     image: ImageSpec
     task: Task
-    layout: Layout
+    routes: Routes
+    specs: tuple[Mapping[str, ValueSpec], ...]
     features: tuple[ValueSpec, ...]
-    edges: tuple[Edge, ...]
     depth: int
     devices: tuple[str, ...]
     threads: int
@@ -91,15 +96,25 @@ class Job:
     traced: bool = False
     start: int = 0
     checkpoint: Path | None = None
-    evaluation_edges: tuple[Edge, ...] | None = None
+    evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     replicas: int = 1
     sync_batchnorm: bool = False
     homes: tuple[int, ...] = ()
 
     @property
+    def layout(self) -> Layout:
+        """Which units make which chunks, on which stages."""
+        return self.routes.layout
+
+    @property
+    def local_learning(self) -> bool:
+        """Whether modules are trained by local losses."""
+        return self.make_schedule().local
+
+    @property
     def stages(self) -> int:
         """How many stages there are."""
-        return len(self.layout.stages)
+        return self.layout.stages
 
     @property
     def seats(self) -> list[Seat]:
@@ -147,32 +162,72 @@ class Job:
 
     def place(self, stage: int, microbatches: int) -> Place:
         """Where a stage's instructions for a training batch are executed."""
-        chunks = len(self.layout.chunks(stage))
         needed = self.optim.clip_norm is not None or self.optim.nonfinite == "skip"
         norms = needed and not self.local_learning
-        return Place(stage, self.stages, chunks, microbatches, norms, self.replicas)
+        return Place(stage, self.routes, microbatches, norms, self.replicas)
 
+    def training(self, stage: int, microbatches: int) -> list[Instruction]:
+        """The instructions of a stage for a training batch."""
+        return passes.training(self.place(stage, microbatches), self.make_schedule())
+
+    def evaluation(self, stage: int, batches: int) -> list[Instruction]:
+        """The instructions of a stage for evaluation batches that come together."""
+        return passes.evaluation(Place(stage, self.routes, batches), self.make_schedule())
+
+    def streams(self) -> list[list[Instruction]]:
+        """The instructions of each stage for a whole training batch."""
+        count = len(self.microbatches(self.course.batch_size))
+        return [self.training(stage, count) for stage in range(self.stages)]
+
+    def microbatch_counts(self) -> set[int]:
+        """How many micro-batches a batch, or a replica's share of one, may have."""
+        sizes, replicas = {*self.course.batch_sizes()}, range(self.replicas)
+        return {len(self.microbatches(size, replica)) for size in sizes for replica in replicas}
+
+    @cached_property
     def channels(self) -> dict[Channel, Room]:
-        """The channels between neighbouring stages, and how much each holds."""
-        schedule = self.make_schedule()
+        """The channels between stages, and how much each holds.
+
+        Raises:
+            DeadlockError: The stages would wait for one another for ever.
+            ScheduleError: The schedule's instructions are wrong.
+        """
+        stages, schedule = range(self.stages), self.make_schedule()
+        counts = self.microbatch_counts()
+        kinds = [[passes.training(self.place(s, n), schedule) for s in stages] for n in counts]
+        for batches in range(1, self.course.evaluation_batches + 1):
+            places = [Place(stage, self.routes, batches) for stage in stages]
+            kinds.append([passes.evaluation(place, schedule) for place in places])
+        slots = most(slots_needed(streams) for streams in kinds)
+        return {c: Room(n + self.depth, self._message_bytes(c)) for c, n in slots.items()}
+
+    def crossing(self) -> dict[tuple[int, int], set[str]]:
+        """For each two stages between which something travels, its names; the sender comes first."""
+        found: dict[tuple[int, int], set[str]] = {}
+        chunks = self.layout.chunks
+        for number in range(1, len(chunks)):
+            before, here, route = chunks[number - 1], chunks[number], self.routes.into[number]
+            if before.stage != here.stage:
+                found.setdefault((before.stage, here.stage), set()).update(route.names)
+                if route.gradients:
+                    found.setdefault((here.stage, before.stage), set()).update(route.gradients)
+        return found
+
+    def _message_bytes(self, channel: Channel) -> int:
+        """Bytes of a channel's largest message."""
         samples = self.microbatch_size
-        rooms = {}
-        evaluated = self.evaluation_edges or self.edges
-        for stage, (edge, other) in enumerate(zip(self.edges, evaluated, strict=True)):
-            specs = dict(zip(edge.names, edge.specs, strict=True))
-            size = max(
-                message_bytes(edge.specs, samples),
-                message_bytes(other.specs, self.course.evaluation_size),
-            )
-            place = self.place(stage + 1, schedule.microbatches)
-            slots = schedule.held(place) + self.depth
-            rooms[Channel(stage, stage + 1)] = Room(slots, size)
-            if not schedule.local:  # of the gradients that travel back, the one in hand is held
-                back = [specs[name] for name in edge.gradients]
-                rooms[Channel(stage + 1, stage)] = Room(
-                    1 + self.depth, message_bytes(back, samples)
-                )
-        return rooms
+        if channel.kind == "norms":
+            return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)
+        if channel.kind == "gradients":
+            chunk = channel.chunk + 1
+            specs, names = self.specs[chunk], self.routes.into[chunk].gradients
+            return message_bytes([specs[name] for name in names], samples)
+        names = self.routes.into[channel.chunk].names
+        specs = self.specs[channel.chunk]
+        size = message_bytes([specs[name] for name in names], samples)
+        evaluated = (self.evaluation_specs or self.specs)[channel.chunk]
+        other = message_bytes([evaluated[name] for name in names], self.course.evaluation_size)
+        return max(size, other)
 
     def make_schedule(self) -> Schedule:
         """The schedule."""

@@ -5,10 +5,11 @@ from dataclasses import astuple, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate
+from ppll_cli.pipeline.rules import Channel
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.pulse import Pulse
-from ppll_cli.schedules.instructions import Checkpoint, End, Evaluate
 from ppll_cli.transport.channel import Receiver, Sender
 from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.replicas import Replicas
@@ -29,8 +30,8 @@ class Links:
     """A worker's connections.
 
     Attributes:
-        senders: By the stage that receives.
-        receivers: By the stage that sends.
+        senders: Of the channels to other stages.
+        receivers: Of the channels from other stages.
         parent: Reports go there; the word to leave comes from there.
         stop: Set by the parent when the run is to stop early.
         pulse: What the parent sees of this worker while it reports nothing.
@@ -40,8 +41,8 @@ class Links:
         leader: Of these others: the way from the first one.
     """
 
-    senders: Mapping[int, Sender]
-    receivers: Mapping[int, Receiver]
+    senders: Mapping[Channel, Sender]
+    receivers: Mapping[Channel, Receiver]
     parent: Connection
     stop: StopFlag
     pulse: Pulse
@@ -63,8 +64,7 @@ class Header:
     Attributes:
         item: The batch or mark to which the message belongs.
         micro_batch: Index of the micro-batch within its batch, from 0.
-        chunk: The chunk whose outputs, or their gradients, the message carries; chunks are counted
-            through the whole model.
+        chunk: The chunk for which the message is.
     """
 
     item: Item
@@ -88,7 +88,8 @@ def upcoming(
     """Everything that flows through a worker, in order.
 
     Stage 0 decides what comes next, and of its replicas the first one, because all must stop after
-    the same batch. The other stages read it off the next message, which stays in its channel.
+    the same batch. Another stage reads it off the next message to its lowest chunk, which stays in
+    its channel.
 
     Args:
         job: The run.
@@ -103,7 +104,9 @@ def upcoming(
                 follower.send(Header(decided), {})
             yield decided
         return
-    receiver = links.leader or links.receivers[seat.stage - 1]
+    lowest = min(job.layout.of(seat.stage))
+    source = job.layout.chunks[lowest - 1].stage
+    receiver = links.leader or links.receivers[Channel(source, seat.stage, "activations", lowest)]
     item: Item | None = None
     while not isinstance(item, End):
         wait(receiver, "starved")

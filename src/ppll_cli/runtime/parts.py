@@ -97,7 +97,7 @@ class Parts:
             "devices": list(job.devices),
             "threads": job.threads,
             "transport": transport,
-            "stages": [units[stage.start] for stage in job.layout.stages[1:]],
+            "stages": [units[cut] for cut in job.layout.cuts()],
         }
         known = list(counted)
         self._others = [each for each in known if each["conditions"] != self._conditions]

@@ -8,8 +8,9 @@ from ppll_cli.data.dataset import cache_root
 from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.machine import processor
-from ppll_cli.partition.layout import Edge, edges
 from ppll_cli.partition.trace import Cost
+from ppll_cli.pipeline.routes import Routes, find_routes
+from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.devices import check_processors, devices_here, receiver_of
 from ppll_cli.runtime.items import Course, split_share
@@ -20,14 +21,10 @@ from ppll_cli.runtime.numerics import Numerics
 from ppll_cli.runtime.prediction.fingerprint import source_digest
 from ppll_cli.runtime.prediction.kept import Kept
 from ppll_cli.runtime.prediction.meter import Meter
-from ppll_cli.runtime.prediction.pace import Pipeline
 from ppll_cli.runtime.prediction.predict import report
 from ppll_cli.runtime.prediction.profile import Profile
 from ppll_cli.runtime.subject import Subject, examine
-from ppll_cli.schedules.schedule import Schedule
-from ppll_cli.schedules.validation import validate
 from ppll_cli.settings import Settings
-from ppll_cli.simulate import simulate
 from ppll_cli.targets import blaming, make
 from ppll_cli.values import ValueSpec
 
@@ -178,9 +175,7 @@ def assemble(
     auxiliary = tuple(end.cost for end in found)
     ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
 
-    def crossing(specs: Sequence[Mapping[str, ValueSpec]]) -> tuple[Edge, ...]:
-        return tuple(edges(subject.units, layout.stages, ends, specs, backward=not schedule.local))
-
+    routes = find_routes(layout, subject.units, ends)
     evaluation = subject.evaluation
 
     job = Job(
@@ -188,15 +183,16 @@ def assemble(
         data=settings.data,
         local=subject.local,
         schedule=settings.schedule,
-        local_learning=schedule.local,
         optim=settings.optim,
         course=course,
         image=subject.image,
         task=subject.task,
-        layout=layout,
+        routes=routes,
+        specs=_specs(routes, specs),
         features=tuple(subject.ends.site.features),
-        edges=crossing(specs),
-        evaluation_edges=crossing(evaluation.ends.specs(layout.modules)) if evaluation else None,
+        evaluation_specs=_specs(routes, evaluation.ends.specs(layout.modules))
+        if evaluation
+        else None,
         depth=settings.transport["depth"],
         devices=devices,
         threads=settings.threads_per_worker,
@@ -217,6 +213,19 @@ def assemble(
     if job.sync_batchnorm:
         _check_passes(job)
     return job, auxiliary
+
+
+def _specs(
+    routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
+) -> tuple[Mapping[str, ValueSpec], ...]:
+    """For each chunk, what the tensors that come into it are like.
+
+    Args:
+        routes: The chunks and their routes.
+        before: For each unit, what is there before it.
+    """
+    chunks = zip(routes.layout.chunks, routes.into, strict=True)
+    return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
 
 
 def _check_passes(job: Job) -> None:
@@ -279,6 +288,9 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
 
 def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
     samples = subject.samples
+    # Where a batch passes a stage more than once, several keep the stages busy.
+    stages = 1 if schedule.one_stage else settings.stages_asked
+    together = stages if len(schedule.layout(stages)) > stages else 1
     if settings.batch_size > samples["train"]:
         raise ConfigError(
             "batch_size",
@@ -306,6 +318,7 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint.every,
         checkpoint_best=settings.checkpoint.best,
+        evaluation_batches=together,
     )
 
 
@@ -325,22 +338,12 @@ def _check_instructions(job: Job) -> None:
     """Refuse a user's own schedule that waits for ever, or trains another network.
 
     Every stage's instructions are checked for every number of micro-batches that a batch or a
-    replica's share of one has; then two batches run on a clock.
+    replica's share of one has, and run on a clock.
     """
     key, path = "schedule._target_", job.schedule["_target_"]
-    schedule = job.make_schedule()
-    sizes, replicas = {*job.course.batch_sizes()}, range(job.replicas)
-    counts = {len(job.microbatches(size, replica)) for size in sizes for replica in replicas}
     try:
         with blaming(key, path, "its instructions"):
-            for count in counts:
-                for stage in range(job.stages):
-                    place = job.place(stage, count)
-                    validate(place, schedule.local, schedule.batch(place))
-            pipeline = Pipeline.of(job)
-            streams = [[*stream, *stream] for stream in pipeline.streams]
-            most = max(map(len, streams))  # more slots make no difference
-            simulate(streams, lambda *_: 0.0, lambda channel: min(pipeline.slots[channel], most))
+            _ = job.channels  # all of them are made for that, and run on a clock
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
 

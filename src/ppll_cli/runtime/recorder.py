@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.runtime.clock import Clock
-from ppll_cli.schedules.instructions import Instruction
 
 
 @dataclass

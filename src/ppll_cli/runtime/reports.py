@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ppll_cli.errors import NonFiniteError
-from ppll_cli.runtime.chunk import StageChunk, Sums, warn_of_skipped
+from ppll_cli.runtime.chunk import HeldChunk, warn_of_skipped
 from ppll_cli.runtime.clock import Clock
+from ppll_cli.runtime.sums import Sums
 from ppll_cli.tasks.task import Task
 from ppll_cli.transport.replicas import Replicas
 
@@ -86,7 +87,7 @@ class Reports:
         split: str,
         step: int,
         epoch: int,
-        chunks: Sequence[StageChunk],
+        chunks: Sequence[HeldChunk],
         replicas: Replicas | None,
         device: torch.device,
     ) -> None:
@@ -151,7 +152,7 @@ class Reports:
                 )
 
 
-def _copied(chunk: StageChunk, sums: Sums) -> _Measured:
+def _copied(chunk: HeldChunk, sums: Sums) -> _Measured:
     steps, flags = list(chunk.skipped), list(chunk.skipped.values())
     chunk.skipped.clear()
     return _Measured(

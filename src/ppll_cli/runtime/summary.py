@@ -10,10 +10,10 @@ from typing import Any
 
 import ppll_cli
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.runtime.parts import Parts, Worker, is_steady, rate, worker
 from ppll_cli.runtime.prediction.pace import Pipeline, Steady
 from ppll_cli.runtime.prepare import Prepared
-from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import Settings
 
 Report = Mapping[str, Any]
@@ -123,8 +123,8 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
             "replica": seat.replica,
             "machine": job.home(seat),
             "device": job.device(seat),
-            "units": [prepared.units[unit] for unit in job.layout.stages[seat.stage]],
-            "modules": [chunk.module for chunk in job.layout.chunks(seat.stage)],
+            "units": [prepared.units[unit] for unit in job.layout.units(seat.stage)],
+            "modules": job.layout.modules_of(seat.stage),
             "compute_fraction": _fraction(counted, "compute", "optimizer"),
             "aux_fraction": _fraction(counted, "auxiliary"),
             "starved_fraction": _fraction(counted, "starved"),
@@ -138,15 +138,12 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
 
 
 def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
-    replicas = prepared.job.replicas
-    for stage, edge in enumerate(prepared.job.edges):
-        directions = [(stage, stage + 1, edge.names)]
-        if edge.gradients:
-            directions.append((stage + 1, stage, edge.gradients))
-        for source, target, names in directions:
-            own = workers[source * replicas : (source + 1) * replicas]
-            sent = sum(each["bytes_sent"].get(str(target), 0) for each in own) if own else None
-            yield {"from": source, "to": target, "names": list(names), "bytes_sent": sent}
+    """What crossed between each two stages, all routes between them together."""
+    job = prepared.job
+    for (source, target), names in job.crossing().items():
+        own = workers[source * job.replicas : (source + 1) * job.replicas]
+        sent = sum(each["bytes_sent"].get(str(target), 0) for each in own) if own else None
+        yield {"from": source, "to": target, "names": sorted(names), "bytes_sent": sent}
 
 
 def _fraction(counted: Worker | None, *kinds: str) -> float | None:

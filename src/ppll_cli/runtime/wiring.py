@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ppll_cli.pipeline.rules import Channel
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header
-from ppll_cli.schedules.rules import Channel
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
 from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import check_descriptors
@@ -22,8 +22,8 @@ AHEAD = 4
 class Ends:
     """A worker's ends; see `Links`."""
 
-    senders: dict[int, Sender] = field(default_factory=dict)
-    receivers: dict[int, Receiver] = field(default_factory=dict)
+    senders: dict[Channel, Sender] = field(default_factory=dict)
+    receivers: dict[Channel, Receiver] = field(default_factory=dict)
     groups: Groups | None = None
     replicas: Replicas | None = None
     followers: dict[int, Sender] = field(default_factory=dict)
@@ -40,7 +40,8 @@ class _Way:
         slots: How many messages it holds.
         size: Bytes of a message at most.
         schema: What travels, as text.
-        leads: Whether it tells the other replicas of stage 0 what comes next.
+        channel: The channel of the stages' instructions; None: it tells the other replicas of stage
+            0 what comes next.
     """
 
     source: Seat
@@ -48,13 +49,14 @@ class _Way:
     slots: int
     size: int
     schema: str
-    leads: bool = False
+    channel: Channel | None = None
 
     @property
     def name(self) -> str:
         """Of its process group."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
-        return " to ".join(ends)
+        what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
+        return f"{what}, {' to '.join(ends)}"
 
 
 def needs_groups(job: Job) -> bool:
@@ -83,7 +85,7 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
         chosen,
         len(seats),
         [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways],
-        tensors=max((len(edge.names) for edge in job.edges), default=0),
+        tensors=max(len(route.names) for route in job.routes.into),
     )
     return chosen
 
@@ -121,12 +123,12 @@ def wire(
         if machine is not None and machine not in (job.home(way.source), job.home(way.target)):
             continue
         sender, receiver = _channel(job, way, transport, ends)
-        if way.leads:
+        if way.channel is None:
             ends[way.source].followers[way.target.replica] = sender
             ends[way.target].leader = receiver
         else:
-            ends[way.source].senders[way.target.stage] = sender
-            ends[way.target].receivers[way.source.stage] = receiver
+            ends[way.source].senders[way.channel] = sender
+            ends[way.target].receivers[way.channel] = receiver
     return ends
 
 
@@ -148,20 +150,22 @@ def _channel(
 
 def _ways(job: Job) -> Iterator[_Way]:
     """All channels of a run."""
-    for channel, room in job.channels().items():
+    for channel, room in job.channels.items():
         schema = _schema(job, channel, room.size)
         for replica in range(job.replicas):
             source, target = Seat(channel.source, replica), Seat(channel.target, replica)
-            yield _Way(source, target, room.slots, room.size, schema)
+            yield _Way(source, target, room.slots, room.size, schema, channel)
     for replica in range(1, job.replicas):
-        yield _Way(Seat(0, 0), Seat(0, replica), AHEAD, ALIGNMENT, "items", leads=True)
+        yield _Way(Seat(0, 0), Seat(0, replica), AHEAD, ALIGNMENT, "items")
 
 
 def _schema(job: Job, channel: Channel, size: int) -> str:
     """What travels through a channel: names, dtypes and shapes of a sample's tensors."""
-    edge = job.edges[min(channel)]
-    names = edge.names if channel.source < channel.target else edge.gradients
-    specs = dict(zip(edge.names, edge.specs, strict=True))
+    if channel.kind == "norms":
+        return json.dumps(["norms", size])
+    chunk = channel.chunk + (channel.kind == "gradients")
+    route, specs = job.routes.into[chunk], job.specs[chunk]
+    names = route.names if channel.kind == "activations" else route.gradients
     forms = [[name, str(specs[name].dtype), list(specs[name].shape)] for name in names]
     return json.dumps([*forms, size])
 
@@ -183,7 +187,7 @@ def _groups(job: Job) -> dict[str, Group]:
         ranks = job.number(way.source), job.number(way.target)
         found[way.name] = Group(ranks, "gloo", directed=True)
         carrier = backend([(job.home(seat), job.device(seat)) for seat in ends])
-        if carrier != "gloo" and not way.leads:
+        if carrier != "gloo" and way.channel is not None:
             found[bytes_group(way.name)] = Group(ranks, carrier, directed=True)
     return found
 

@@ -1,6 +1,7 @@
 """A worker: what executes the instructions of one stage, or of one replica of it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -9,19 +10,21 @@ from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
 from ppll_cli.data.source import Dataset
+from ppll_cli.pipeline import instructions as do
+from ppll_cli.pipeline import passes, rules
+from ppll_cli.pipeline.schedule import Place
 from ppll_cli.runtime import checkpoint
+from ppll_cli.runtime.chunk import Batch, HeldChunk
 from ppll_cli.runtime.clock import clock_of
 from ppll_cli.runtime.items import EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Header, Links, upcoming
 from ppll_cli.runtime.memory import PeakMemory
+from ppll_cli.runtime.norms import Norms
 from ppll_cli.runtime.numerics import in_force
 from ppll_cli.runtime.pulse import COMPILING_LIMIT_S, SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.runtime.reports import Reports
-from ppll_cli.runtime.stage import Stage
-from ppll_cli.schedules import instructions as do
-from ppll_cli.schedules.schedule import Place, evaluation_batch, pass_mark
 from ppll_cli.targets import make
 from ppll_cli.transport.channel import Receiver, Sender
 
@@ -30,6 +33,19 @@ REPORT_EVERY = 50
 
 TRACED = 4
 """Batches of the steady state that a timeline shows, and as many more as are on their way."""
+
+KINDS: dict[type, str] = {
+    do.NextBatch: "data",
+    do.Forward: "compute",
+    do.Backward: "compute",
+    do.BackwardInput: "compute",
+    do.BackwardWeight: "compute",
+    do.StartAverage: "average",
+    do.FinishAverage: "average",
+    do.AddNorms: "optimizer",
+    do.Step: "optimizer",
+}
+"""What an instruction's time counts as. Waiting and copying are told apart where they happen."""
 
 _name = lru_cache(maxsize=1024)(str)
 """An instruction as the parent sees it; the same few come in every batch."""
@@ -50,12 +66,17 @@ class Worker:
         self.device = torch.device(job.device(seat))
         self.memory = PeakMemory(self.device)
         self.schedule = job.make_schedule()
-        self.stage = Stage(job, index, self.device, links.replicas)
+        site = job.site(job.units())
+        self.chunks = {
+            number: HeldChunk(job, number, site, self.device, links.replicas)
+            for number in job.layout.of(index)
+        }
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
-                self.stage.restore(saved)
+                for chunk in self.chunks.values():
+                    chunk.restore(saved)
         self.batches: Ahead | None = None
-        if index == 0:
+        if 0 in self.chunks:
             dataset: Dataset = make("data", job.data)
             batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
@@ -77,31 +98,29 @@ class Worker:
         )
         self.item: Item | None = None
         self.instruction: do.Instruction | None = None
-        self._first_chunk = job.layout.first_chunk(index)
-        self._streams: dict[int, list[do.Instruction]] = {}
         self.last_train: TrainBatch | None = None  # of what is not reported yet
         self._training = False
-        self._gradients: dict[int, dict[str, Tensor]] = {}
-        self._norms: Tensor | None = None
+        self._batch = Batch([])
+        self._norms = Norms(len(site.units), self.chunks.values(), self.device)
+        self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         self._table: dict[type, Callable[[Any], None]] = {
             do.NextBatch: self._next_batch,
             do.ReceiveActivations: self._receive_activations,
             do.SendActivations: self._send_activations,
-            do.Release: self._release,
-            do.Forward: self._forward,
-            do.LocalUpdate: self._local_update,
-            do.LocalBackward: self._local_backward,
-            do.LocalStep: self._local_step,
-            do.StartAverage: self._start_average,
-            do.FinishAverage: self._finish_average,
-            do.Loss: self._loss,
-            do.Backward: self._backward,
             do.ReceiveGradients: self._receive_gradients,
             do.SendGradients: self._send_gradients,
+            do.Release: self._release,
+            do.Forward: self._forward,
+            do.Loss: self._loss,
+            do.Backward: self._backward,
+            do.BackwardInput: self._backward_input,
+            do.BackwardWeight: self._backward_weight,
+            do.Step: self._step,
+            do.StartAverage: self._start_average,
+            do.FinishAverage: self._finish_average,
             do.AddNorms: self._add_norms,
             do.ReceiveNorms: self._receive_norms,
             do.SendNorms: self._send_norms,
-            do.Step: self._step,
             do.Measure: self._measure,
             do.ReceiveMark: self._receive_mark,
             do.SendMark: self._send_mark,
@@ -122,25 +141,19 @@ class Worker:
             self.links.pulse.take(str(item))
             if isinstance(item, TrainBatch):
                 self._train(item)
-            else:
-                self._end_training()
-                place = Place(self.index, self.job.stages, len(self.stage.chunks))
-                if not self._concerns(item):
-                    continue
-                if isinstance(item, EvaluationBatch):
-                    self.reports.begin(item.split)
-                    self.stage.begin(training=False, sizes=[item.samples])
-                    self._execute(evaluation_batch(place))
-                    self.stage.end()
-                    self.links.pulse.started = True
-                else:
-                    self._execute(pass_mark(place, item))
+                continue
+            self._end_training()
+            if not isinstance(item, EvaluationBatch):
+                self._execute(passes.mark(Place(self.index, self.job.routes), item))
+            elif self._evaluates(item):
+                self.reports.begin(item.split)
+                self._run(Batch(self.job.course.evaluation_sizes(item)))
+                self.links.pulse.started = True
 
-    def _concerns(self, item: Item) -> bool:
-        """Whether there is something to do; replicas take evaluation batches in turn."""
-        if isinstance(item, EvaluationBatch):
-            return item.batch % self.job.replicas == self.replica
-        return True
+    def _evaluates(self, item: EvaluationBatch) -> bool:
+        """Whether evaluation batches are this replica's: they take them in turn."""
+        turn = item.batch // self.job.course.evaluation_batches
+        return turn % self.job.replicas == self.replica
 
     def _train(self, item: TrainBatch) -> None:
         split = partial(split_share, item.samples, self.schedule.microbatches, self.job.replicas)
@@ -148,10 +161,8 @@ class Worker:
         sizes, first = shares[-1], sum(map(len, shares[:-1]))
         self.recorder.begin_batch(item.step)
         self.reports.begin("train")
-        self.stage.begin(True, sizes, item.step, item.samples, first)
         self._first_sample = sum(map(sum, shares[:-1]))
-        self._execute(self._stream(len(sizes)))
-        self.stage.end()
+        self._run(Batch(sizes, True, item.step, item.samples, first))
         self.recorder.end_batch(sum(sizes))
         self.last_train, self._training = item, True
         done = item.step + 1
@@ -171,116 +182,131 @@ class Worker:
         self.reports.send()
         if self.links.replicas is not None:  # what is evaluated and saved is the first one's
             self.links.pulse.begin("waiting for the other replicas", None)
-            chunks = self.stage.chunks
-            self.links.replicas.take_from_first([b for chunk in chunks for b in chunk.buffers])
+            buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
+            self.links.replicas.take_from_first(buffers)
 
-    def _stream(self, microbatches: int) -> list[do.Instruction]:
-        """The instructions for a batch of so many micro-batches, which are made once."""
-        if microbatches not in self._streams:
-            place = self.job.place(self.index, microbatches)
-            self._streams[microbatches] = [*self.schedule.batch(place)]
-        return self._streams[microbatches]
+    def _run(self, batch: Batch) -> None:
+        """Execute the instructions for a batch."""
+        self._batch = batch
+        for chunk in self.chunks.values():
+            chunk.begin(batch)
+        self._execute(self._stream(batch.training, len(batch.sizes)))
+        for chunk in self.chunks.values():
+            chunk.end()
+        self._norms.end()
+
+    def _stream(self, training: bool, count: int) -> list[do.Instruction]:
+        """The instructions for so many micro-batches, which are made once."""
+        if (training, count) not in self._streams:
+            make = self.job.training if training else self.job.evaluation
+            self._streams[training, count] = make(self.index, count)
+        return self._streams[training, count]
 
     def _execute(self, stream: Iterable[do.Instruction]) -> None:
         limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
         if self.job.sync_batchnorm:
-            limit_s = (
-                None  # each pass waits for the other replicas, which may be the ones that hang
-            )
+            # Each pass waits for the other replicas, which may be the ones that hang.
+            limit_s = None
         for instruction in stream:
             self.instruction = instruction
-            self.links.pulse.begin(_name(instruction), limit_s)
-            self._table[type(instruction)](instruction)
+            kind = type(instruction)
+            # As with channels: the parent sees which replica is late, so this may take for ever.
+            waits = kind is do.FinishAverage
+            self.links.pulse.begin(_name(instruction), None if waits else limit_s)
+            counts_as = KINDS.get(kind)
+            if kind is do.Loss:
+                auxiliary = self.chunks[instruction.chunk].auxiliary
+                counts_as = "auxiliary" if auxiliary else "compute"
+            if counts_as is None:
+                self._table[kind](instruction)
+                continue
+            with self.recorder.working(counts_as, instruction):
+                self._table[kind](instruction)
 
     # Data
 
     def _next_batch(self, instruction: do.NextBatch) -> None:
         assert self.batches is not None
-        with self.recorder.working("data", instruction):
-            if isinstance(self.item, TrainBatch):
-                batch = self.batches.train(self.item.epoch, self.item.batch)
-            else:
-                assert isinstance(self.item, EvaluationBatch)
-                size = self.job.course.evaluation_size
-                batch = self.batches.evaluation(self.item.split, self.item.batch, size)
-            sizes = self.stage.sizes
-            if self.job.replicas > 1 and isinstance(self.item, TrainBatch):
+        item, sizes, course = self.item, self._batch.sizes, self.job.course
+        if isinstance(item, TrainBatch):
+            batch = self.batches.train(item.epoch, item.batch)
+            if self.job.replicas > 1:
                 share = self._first_sample, sum(sizes)
                 batch = {name: tensor.narrow(0, *share) for name, tensor in batch.items()}
             parts = {name: torch.split(tensor, sizes) for name, tensor in batch.items()}
-            for micro_batch in range(len(sizes)):
-                part = {name: tensors[micro_batch] for name, tensors in parts.items()}
-                self.stage.put(micro_batch, part)
+            found = [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
+        else:
+            assert isinstance(item, EvaluationBatch)
+            found = [
+                self.batches.evaluation(item.split, item.batch + m, course.evaluation_size)
+                for m in range(len(sizes))
+            ]
+        for micro_batch, tensors in enumerate(found):
+            self.chunks[0].take_inputs(micro_batch, tensors)
 
     # Channels
 
     def _receive_activations(self, instruction: do.ReceiveActivations) -> None:
-        chunk = self._first_chunk + instruction.chunk - 1
-        tensors = self._receive(instruction.peer, instruction, instruction.micro_batch, chunk)
-        self.stage.put(instruction.micro_batch, tensors)
+        tensors = self._receive(instruction)
+        self.links.pulse.received += 1
+        self.chunks[instruction.chunk].take_inputs(instruction.micro_batch, tensors)
 
     def _send_activations(self, instruction: do.SendActivations) -> None:
-        outputs = self.stage.outputs(instruction.micro_batch)
-        chunk = self._first_chunk + instruction.chunk
-        self._send(instruction.peer, outputs, instruction, instruction.micro_batch, chunk)
+        chunk = self.chunks[instruction.chunk]
+        self._send(instruction, chunk.take_outputs(instruction.micro_batch))
+        self.links.pulse.sent += 1
 
     def _receive_gradients(self, instruction: do.ReceiveGradients) -> None:
-        chunk = self._first_chunk + instruction.chunk
-        tensors = self._receive(instruction.peer, instruction, instruction.micro_batch, chunk)
-        self._gradients[instruction.micro_batch] = tensors
+        chunk = self.chunks[instruction.chunk]
+        chunk.take_gradients(instruction.micro_batch, self._receive(instruction))
 
     def _send_gradients(self, instruction: do.SendGradients) -> None:
-        gradients = self.stage.input_gradients(instruction.micro_batch)
-        chunk = self._first_chunk + instruction.chunk - 1
-        self._send(instruction.peer, gradients, instruction, instruction.micro_batch, chunk)
-
-    def _release(self, instruction: do.Release) -> None:
-        self.links.receivers[instruction.peer].release()
+        chunk = self.chunks[instruction.chunk]
+        self._send(instruction, chunk.take_input_gradients(instruction.micro_batch))
 
     def _receive_norms(self, instruction: do.ReceiveNorms) -> None:
-        self._norms = self._receive(instruction.peer, instruction)["norms"].clone()
-        self.links.receivers[instruction.peer].release()
+        self._norms.take(self._receive(instruction)["norms"])
+        self._release(instruction)
 
     def _send_norms(self, instruction: do.SendNorms) -> None:
-        assert self._norms is not None
-        self._send(instruction.peer, {"norms": self._norms}, instruction)
+        self._send(instruction, {"norms": self._norms.vector})
 
     def _receive_mark(self, instruction: do.ReceiveMark) -> None:
-        self._receive(instruction.peer, instruction)
-        self.links.receivers[instruction.peer].release()
+        self._receive(instruction)
+        self.links.pulse.received += 1
+        self._release(instruction)
 
     def _send_mark(self, instruction: do.SendMark) -> None:
-        self._send(instruction.peer, {}, instruction)
+        self._send(instruction, {})
+        self.links.pulse.sent += 1
 
-    def _receive(
-        self, peer: int, instruction: do.Instruction, micro_batch: int = 0, chunk: int = 0
-    ) -> dict[str, Tensor]:
-        receiver = self.links.receivers[peer]
+    def _release(self, instruction: do.Instruction) -> None:
+        channel = rules.gives_back(self.index, instruction)
+        assert channel is not None
+        self.links.receivers[channel].release()
+
+    def _receive(self, instruction: do.Instruction) -> dict[str, Tensor]:
+        found = rules.receives(self.index, instruction)
+        assert found is not None
+        channel, message = found
+        receiver = self.links.receivers[channel]
         self._wait(receiver, "starved")
         # On CUDA the stream, and not this process, waits here for what the sender has queued.
         kind = "starved" if self.device.type == "cuda" else "transfer"
         with self.recorder.working(kind, instruction):
             header, tensors = receiver.receive()
-            expected = Header(self._current(), micro_batch, chunk)
-            assert header == expected, f"expected {expected} from stage {peer}, got {header}"
-            if peer < self.index:
-                self.links.pulse.received += 1
+            expected = Header(self._current(), message.micro_batch, channel.chunk)
+            assert header == expected, f"expected {expected} of {channel}, got {header}"
             return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def _send(
-        self,
-        peer: int,
-        tensors: Mapping[str, Tensor],
-        instruction: do.Instruction,
-        micro_batch: int = 0,
-        chunk: int = 0,
-    ) -> None:
-        sender = self.links.senders[peer]
+    def _send(self, instruction: do.Instruction, tensors: dict[str, Tensor]) -> None:
+        found = rules.sends(self.index, instruction)
+        assert found is not None
+        channel, message = found
+        sender = self.links.senders[channel]
         self._wait(sender, "blocked")
         with self.recorder.working("transfer", instruction):
-            sender.send(Header(self._current(), micro_batch, chunk), tensors)
-        if peer > self.index:
-            self.links.pulse.sent += 1
+            sender.send(Header(self._current(), message.micro_batch, channel.chunk), tensors)
 
     def _wait(self, end: Sender | Receiver, kind: str) -> None:
         # Other stages are never judged here: the parent ends this process when one of them fails,
@@ -296,58 +322,49 @@ class Worker:
     # Computing
 
     def _forward(self, instruction: do.Forward) -> None:
-        with self.recorder.working("compute", instruction):
-            self.stage.forward(self.stage.chunks[instruction.chunk], instruction.micro_batch)
-
-    def _local_update(self, instruction: do.LocalUpdate) -> None:
-        self._local_backward(instruction)
-        self._local_step(instruction)
-
-    def _local_backward(self, instruction: do.LocalUpdate | do.LocalBackward) -> None:
-        chunk = self.stage.chunks[instruction.chunk]
-        kind = "auxiliary" if chunk.auxiliary else "compute"
-        with self.recorder.working(kind, instruction):
-            outputs = self.stage.local_loss(chunk, instruction.micro_batch)
-        with self.recorder.working("compute", instruction):
-            self.stage.local_backward(chunk, instruction.micro_batch, outputs)
-
-    def _local_step(self, instruction: do.LocalUpdate | do.LocalStep) -> None:
-        with self.recorder.working("optimizer", instruction):
-            self.stage.local_step(self.stage.chunks[instruction.chunk])
-
-    def _start_average(self, instruction: do.StartAverage) -> None:
-        with self.recorder.working("average", instruction):
-            self.stage.start_average(self.stage.chunks[instruction.chunk])
-
-    def _finish_average(self, instruction: do.FinishAverage) -> None:
-        # As with channels: whoever is late is seen by the parent, and so this may take for ever.
-        self.links.pulse.begin(str(instruction), None)
-        with self.recorder.working("average", instruction):
-            self.stage.finish_average(self.stage.chunks[instruction.chunk])
+        number, micro_batch = instruction.chunk, instruction.micro_batch
+        chunk = self.chunks[number]
+        if number - 1 in self.chunks:
+            chunk.take_inputs(micro_batch, self.chunks[number - 1].take_outputs(micro_batch))
+        chunk.forward(micro_batch)
 
     def _loss(self, instruction: do.Loss) -> None:
-        with self.recorder.working("compute", instruction):
-            self.stage.loss(self.stage.chunks[instruction.chunk], instruction.micro_batch)
+        self.chunks[instruction.chunk].loss(instruction.micro_batch)
 
     def _backward(self, instruction: do.Backward) -> None:
-        gradients = self._gradients.pop(instruction.micro_batch, {})
-        with self.recorder.working("compute", instruction):
-            self.stage.backward(instruction.micro_batch, gradients)
+        self._with_gradients(instruction).backward(instruction.micro_batch)
 
-    def _add_norms(self, instruction: do.AddNorms) -> None:
-        before = self._norms if self.index > 0 else None
-        with self.recorder.working("optimizer", instruction):
-            self._norms = self.stage.add_norms(before)
+    def _backward_input(self, instruction: do.BackwardInput) -> None:
+        self._with_gradients(instruction).backward_input(instruction.micro_batch)
+
+    def _backward_weight(self, instruction: do.BackwardWeight) -> None:
+        self.chunks[instruction.chunk].backward_weight(instruction.micro_batch)
+
+    def _with_gradients(self, instruction: do.Backward | do.BackwardInput) -> HeldChunk:
+        """A chunk, given the gradients of its outputs where the next chunk is on this stage."""
+        number, micro_batch = instruction.chunk, instruction.micro_batch
+        chunk = self.chunks[number]
+        if number + 1 in self.chunks and not chunk.place.ends_module:
+            gradients = self.chunks[number + 1].take_input_gradients(micro_batch)
+            chunk.take_gradients(micro_batch, gradients)
+        return chunk
 
     def _step(self, instruction: do.Step) -> None:
-        with self.recorder.working("optimizer", instruction):
-            self.stage.step(self._norms)
-        self._norms = None
+        self.chunks[instruction.chunk].step(self._norms.total())
+
+    def _start_average(self, instruction: do.StartAverage) -> None:
+        self.chunks[instruction.chunk].start_average()
+
+    def _finish_average(self, instruction: do.FinishAverage) -> None:
+        self.chunks[instruction.chunk].finish_average()
+
+    def _add_norms(self, instruction: do.AddNorms) -> None:
+        self._norms.add()
 
     def _measure(self, instruction: do.Measure) -> None:
         assert isinstance(self.item, EvaluationBatch)
-        chunk = self.stage.chunks[instruction.chunk]
-        self.stage.measure(chunk, instruction.micro_batch, self.item.split)
+        chunk = self.chunks[instruction.chunk]
+        chunk.measure(instruction.micro_batch, self.item.split)
 
     # Marks
 
@@ -362,7 +379,8 @@ class Worker:
         self.report("counted", step=mark.step, **self._counted())
         if self.replica > 0:  # the first one has the same, and saves it
             return
-        file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, self.stage.tensors())
+        tensors = {n: t for chunk in self.chunks.values() for n, t in chunk.tensors().items()}
+        file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, tensors)
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
     def _end(self, mark: do.End) -> None:
@@ -381,13 +399,16 @@ class Worker:
     def _counted(self) -> dict[str, Any]:
         """What was counted in the steady state until now."""
         totals = self.recorder.totals
+        sent: Counter[int] = Counter()
+        for channel, end in self.links.senders.items():
+            sent[channel.target] += end.bytes_sent
         return {
             "batches": totals.batches,
             "samples": totals.samples,
             "wall_s": totals.wall_s,
             "spent_s": dict(totals.spent_s),
             "instruction_s": dict(totals.instruction_s),
-            "bytes_sent": {peer: end.bytes_sent for peer, end in self.links.senders.items()},
+            "bytes_sent": dict(sent),
             "peak_memory_bytes": self.memory.read(),
             "peak_reserved_bytes": self.memory.reserved(),
         }
@@ -406,7 +427,7 @@ class Worker:
         """Begin to report what was measured since the last report."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
-        chunks, replicas = self.stage.chunks, self.links.replicas
+        chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device)
 
     def _settle(self) -> None:

@@ -103,7 +103,7 @@ def _told(
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
     if job.stages > 1:
-        cuts = [units[stage.start] for stage in job.layout.stages[1:]]
+        cuts = [units[cut] for cut in job.layout.cuts()]
         fixed["partition"] = {"name": "manual", "cuts": cuts}
     elif fixed["partition"]["name"] == "profile":
         fixed["partition"]["name"] = "uniform"

@@ -5,8 +5,8 @@ from dataclasses import astuple, is_dataclass
 from typing import Any, get_args
 
 from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.runtime.manifest import SavedFile
-from ppll_cli.schedules.instructions import Instruction
 
 _KINDS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind for kind in (*get_args(Instruction), Span, SavedFile)

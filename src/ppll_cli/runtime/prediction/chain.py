@@ -41,7 +41,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """What a chain is made of, as plain data, for it is made in other processes as well."""
+    """What a chain is made of, as plain data, for it is made in other processes as well.
+
+    With `split` each backward runs in two halves, to the inputs and to the parameters.
+    """
 
     model: Mapping[str, Any]
     image: ImageSpec
@@ -53,6 +56,7 @@ class Work:
     threads: int
     numerics: Numerics
     compiled: bool
+    split: bool = False
 
     def chain(self) -> "Chain":
         """Make it, with weights of its own."""
@@ -82,6 +86,8 @@ class Chain:
     def step(self) -> list[float]:
         """Seconds: each unit's forward, each one's backward, the last unit's first, and the step.
 
+        With `split` there are two times of each backward, its half to the inputs first.
+
         Where a unit reads what one in front of it has made, it does so here; where that one was
         left out of the chain, it reads random numbers.
         """
@@ -98,8 +104,11 @@ class Chain:
             values.update(zip(unit.writes, outputs, strict=True))
             passes.append((unit, leaves, outputs))
         gradients: dict[str, Tensor] = {}
+        networks = list(self.networks)
         while passes:  # what a unit has made is freed as soon as its backward has run
-            _backward(*passes.pop(), gradients, watch)
+            unit, leaves, outputs = passes.pop()
+            weights = list(networks.pop().parameters()) if self.work.split else None
+            _backward(unit, leaves, outputs, gradients, watch, weights)
         watch.mark()
         if self.optimizer is not None:
             if self.work.optim.clip_norm is not None:
@@ -157,8 +166,12 @@ def _backward(
     outputs: Sequence[Tensor],
     gradients: dict[str, Tensor],
     watch: Stopwatch,
+    weights: Sequence[Tensor] | None,
 ) -> None:
-    """A unit's backward, from the gradients that a later unit left, or else from random ones."""
+    """A unit's backward, from the gradients that a later unit left, or else from random ones.
+
+    Given its parameters, the backward runs in two halves.
+    """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:
@@ -169,9 +182,19 @@ def _backward(
             roots.append(output)
             given.append(gradient.to(output.dtype))
     watch.mark()
-    if roots:
-        torch.autograd.backward(roots, given)
-    watch.mark()
+    if weights is None:
+        if roots:
+            torch.autograd.backward(roots, given)
+        watch.mark()
+    else:
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        if roots and inputs:
+            torch.autograd.backward(roots, given, inputs=inputs, retain_graph=bool(weights))
+        watch.mark()
+        watch.mark()
+        if roots and weights:
+            torch.autograd.backward(roots, given, inputs=list(weights))
+        watch.mark()
     for name, leaf in zip(unit.reads, leaves, strict=True):
         if leaf.grad is not None:
             gradients[name] = leaf.grad

@@ -1,30 +1,30 @@
 """What the instructions of a job take, and what they set on its way, from a profile."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ppll_cli.partition.layout import Chunk
-from ppll_cli.runtime.averages import BUCKET_BYTES
-from ppll_cli.runtime.job import Job
-from ppll_cli.runtime.prediction.interconnect import Carriers, ring_bytes
-from ppll_cli.runtime.prediction.pace import Times
-from ppll_cli.runtime.prediction.profile import Measured
-from ppll_cli.schedules.instructions import (
+from ppll_cli.pipeline.instructions import (
     Backward,
+    BackwardInput,
+    BackwardWeight,
     FinishAverage,
     Forward,
     Instruction,
-    LocalBackward,
-    LocalStep,
-    LocalUpdate,
     Loss,
     SendActivations,
     SendGradients,
     StartAverage,
     Step,
 )
-from ppll_cli.simulate import Journey
+from ppll_cli.pipeline.layout import Chunk
+from ppll_cli.pipeline.simulate import Journey
+from ppll_cli.runtime.averages import BUCKET_BYTES
+from ppll_cli.runtime.job import Job
+from ppll_cli.runtime.prediction.interconnect import Carriers, ring_bytes
+from ppll_cli.runtime.prediction.pace import Times
+from ppll_cli.runtime.prediction.profile import Measured
 from ppll_cli.values import ValueSpec
 
 
@@ -34,6 +34,7 @@ class Source(Protocol):
     def at(self, samples: int, neighbours: int = 0) -> "Source": ...  # noqa: D102
     def unit(self, index: int, first: bool = False) -> Measured: ...  # noqa: D102
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured: ...  # noqa: D102
+    def halves(self, index: int) -> tuple[float, float]: ...  # noqa: D102
     def copy(self, size: int) -> float: ...  # noqa: D102
     @property
     def step_s(self) -> float: ...  # noqa: D102
@@ -56,41 +57,37 @@ def instruction_times(
         carriers: Of messages and averages. What they carry by themselves takes the sender no time,
             unless it has to be copied for a network.
     """
-    schedule = job.make_schedule()
-    edges = edge_bytes(job)
+    sent = sent_bytes(job)
 
-    def send(cut: int, size: int) -> float:
-        carried = carriers.of_edge(cut) and not carriers.crosses(cut)
+    def send(stage: int, peer: int, size: int) -> float:
+        carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
         return 0.0 if carried else profile.copy(size)
 
     result = []
     for stage in range(job.stages):
-        chunks = job.layout.chunks(stage)
-        parts = [_ChunkTimes(job, chunk, profile) for chunk in chunks]
+        parts = {number: _ChunkTimes(job, number, profile) for number in job.layout.of(stage)}
         times: Times = {}
-        for instruction in schedule.batch(job.place(stage, len(sizes))):
+        for instruction in job.training(stage, len(sizes)):
             match instruction:
                 case Forward(chunk, m):
                     seconds = parts[chunk].forward_s * sizes[m] / sizes[0]
-                case LocalUpdate(chunk, m):
-                    seconds = parts[chunk].update_s
-                case LocalBackward(chunk, _):
-                    seconds = parts[chunk].loss_s + parts[chunk].backward_s
-                case LocalStep(chunk):
-                    seconds = parts[chunk].step_s
-                case FinishAverage(chunk):
-                    moved = ring_bytes(parts[chunk].gradient_bytes, job.replicas)
-                    seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
                 case Loss(chunk, m):
                     seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
                 case Backward(chunk, m):
                     seconds = parts[chunk].backward_s * sizes[m] / sizes[0]
-                case Step():
-                    seconds = sum(part.step_s for part in parts)
-                case SendActivations(_, _, m):
-                    seconds = send(stage, sizes[m] * edges[stage][0])
-                case SendGradients(_, _, m):
-                    seconds = send(stage - 1, sizes[m] * edges[stage - 1][1])
+                case BackwardInput(chunk, m):
+                    seconds = parts[chunk].halves_s[0] * sizes[m] / sizes[0]
+                case BackwardWeight(chunk, m):
+                    seconds = parts[chunk].halves_s[1] * sizes[m] / sizes[0]
+                case Step(chunk):
+                    seconds = parts[chunk].step_s
+                case FinishAverage(chunk):
+                    moved = ring_bytes(parts[chunk].gradient_bytes, job.replicas)
+                    seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
+                case SendActivations(peer, chunk, m):
+                    seconds = send(stage, peer, sizes[m] * sent[chunk].activations)
+                case SendGradients(peer, chunk, m):
+                    seconds = send(stage, peer, sizes[m] * sent[chunk - 1].gradients)
                 case _:
                     continue
             times[instruction] = seconds
@@ -106,26 +103,26 @@ def journeys_of(
     profile: Source,
 ) -> list[dict[Instruction, Journey | None]]:
     """What the instructions of each stage set on its way."""
-    schedule = job.make_schedule()
-    edges = edge_bytes(job)
+    sent = sent_bytes(job)
     result = []
     for stage in range(job.stages):
-        chunks = job.layout.chunks(stage)
         underway: dict[Instruction, Journey | None] = {}
-        stream = list(schedule.batch(job.place(stage, len(sizes))))
+        stream = job.training(stage, len(sizes))
         for number, instruction in enumerate(stream):
             match instruction:
-                case SendActivations(_, _, m):
-                    underway[instruction] = carriers.message(stage, sizes[m] * edges[stage][0])
-                case SendGradients(_, _, m):
-                    size = sizes[m] * edges[stage - 1][1]
-                    underway[instruction] = carriers.message(stage - 1, size)
+                case SendActivations(peer, chunk, m):
+                    size = sizes[m] * sent[chunk].activations
+                    underway[instruction] = carriers.message(stage, peer, size)
+                case SendGradients(peer, chunk, m):
+                    size = sizes[m] * sent[chunk - 1].gradients
+                    underway[instruction] = carriers.message(stage, peer, size)
                 case StartAverage(chunk):
-                    size = gradient_bytes(job, chunks[chunk], profile)
-                    if (whole := carriers.average(stage, size)) is None:
+                    place = job.layout.chunks[chunk]
+                    whole = carriers.average(stage, gradient_bytes(job, place, profile))
+                    if whole is None:
                         continue
-                    shares = _completed_after(job, chunks[chunk], profile)
-                    backward_s = times[stage].get(stream[number + 1], 0.0)
+                    shares = _completed_after(job, place, profile)
+                    backward_s = sum(times[stage].get(i, 0.0) for i in _of(stream[number:], chunk))
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0
                     for share in shares[:-1]:  # a bucket goes when it is complete
                         end_s = max(end_s, share * backward_s) + bucket_s
@@ -134,6 +131,12 @@ def journeys_of(
                     underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
         result.append(underway)
     return result
+
+
+def _of(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
+    """The losses and backwards of a chunk that are left in a stream."""
+    kinds = Loss | Backward | BackwardWeight
+    return [each for each in stream if isinstance(each, kinds) and each.chunk == chunk]
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
@@ -158,16 +161,25 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 class _ChunkTimes:
     """Seconds of what a stage does with a chunk, for the profile's number of samples."""
 
-    def __init__(self, job: Job, chunk: Chunk, profile: Source) -> None:
-        first = chunk.units.start if job.local_learning else None
+    def __init__(self, job: Job, number: int, profile: Source) -> None:
+        chunk = job.layout.chunks[number]
+        # Of what enters a module nobody wants the gradient, so its first unit has less to do.
+        starts = job.layout.modules[chunk.module].start == chunk.units.start
+        first = chunk.units.start if starts and job.local_learning else None
         units = [profile.unit(index, index == first) for index in chunk.units]
         end = end_of(job, chunk, profile)
         self.forward_s = sum(unit.forward_s for unit in units)
-        self.loss_s = end.forward_s
-        self.backward_s = sum(unit.backward_s for unit in units) + end.backward_s
+        self.loss_s = end.forward_s + end.backward_s
+        self.backward_s = sum(unit.backward_s for unit in units)
         self.gradient_bytes = gradient_bytes(job, chunk, profile)
         self.step_s = profile.step_s * (sum(unit.params for unit in units) + end.params)
-        self.update_s = self.loss_s + self.backward_s + self.step_s
+        self._chunk, self._profile = chunk, profile
+
+    @cached_property
+    def halves_s(self) -> tuple[float, float]:
+        """The backward to the inputs and that to the parameters, where they are apart."""
+        input_s, weight_s = zip(*map(self._profile.halves, self._chunk.units), strict=True)
+        return sum(input_s), sum(weight_s)
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
@@ -183,13 +195,22 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
     return 4 * sum(part.params for part in (*units, end_of(job, chunk, profile)))
 
 
-def edge_bytes(job: Job) -> list[tuple[int, int]]:
-    """For each cut, bytes that cross it for a sample, downstream and back."""
-    result = []
-    for edge in job.edges:
-        specs = dict(zip(edge.names, edge.specs, strict=True))
-        result.append((bytes_of(edge.specs), bytes_of(specs[name] for name in edge.gradients)))
-    return result
+class Sent(NamedTuple):
+    """Bytes that leave a chunk for the next one, for a sample, and that come back."""
+
+    activations: int
+    gradients: int
+
+
+def sent_bytes(job: Job) -> list[Sent]:
+    """For each chunk but the last, what travels behind it."""
+    return [
+        Sent(
+            bytes_of(specs[name] for name in route.names),
+            bytes_of(specs[name] for name in route.gradients),
+        )
+        for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True)
+    ]
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ppll_cli.pipeline.simulate import Journey
 from ppll_cli.runtime.job import Job, Seat
-from ppll_cli.simulate import Journey
 
 
 class Link(NamedTuple):
@@ -47,39 +47,45 @@ class Carriers:
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
         self._job, self._interconnect = job, interconnect
         self._leaving = Counter(
-            job.home(seat)
-            for cut in range(job.stages - 1)
-            for seat in self._seats(cut)
-            if self._leaves(seat)
+            job.home(Seat(first, replica))
+            for first, second in neighbours(job)
+            for replica in range(job.replicas)
+            if self._leaves(first, second, replica)
         )
 
-    def crosses(self, cut: int) -> bool:
-        """Whether messages go to another machine behind a stage, for any of its replicas."""
-        return any(self._leaves(seat) for seat in self._seats(cut))
+    def crosses(self, source: int, target: int) -> bool:
+        """Whether messages between two stages go to another machine, for any of their replicas."""
+        return any(self._leaves(source, target, r) for r in range(self._job.replicas))
 
-    def of_edge(self, cut: int) -> Link | None:
-        """What an edge behind a stage has for itself, if all that share its link use it."""
-        if not self.crosses(cut) or self._interconnect.between is None:
+    def of_edge(self, source: int, target: int) -> Link | None:
+        """What two stages have for themselves, if all that share their link use it."""
+        if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within
-        sharing = max(self._leaving[self._job.home(s)] for s in self._seats(cut) if self._leaves(s))
+        first, replicas = min(source, target), range(self._job.replicas)
+        sharing = max(
+            self._leaving[self._job.home(Seat(first, replica))]
+            for replica in replicas
+            if self._leaves(source, target, replica)
+        )
         link = self._interconnect.between
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
         """What the replicas of a stage are connected by."""
-        apart = len({self._job.home(seat) for seat in self._seats(stage)}) > 1
+        seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
+        apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within
 
-    def size(self, cut: int, size: int) -> int:
-        """Bytes that cross, of a message behind a stage."""
-        return size // 2 if self._interconnect.bf16 and self.crosses(cut) else size
+    def size(self, source: int, target: int, size: int) -> int:
+        """Bytes that cross, of a message between two stages."""
+        return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
-    def message(self, cut: int, size: int) -> Journey | None:
-        """The way of a message of so many bytes behind a stage; None: it was copied there."""
-        link = self.of_edge(cut)
+    def message(self, source: int, target: int, size: int) -> Journey | None:
+        """The way of a message of so many bytes; None: the sender has copied it to its place."""
+        link = self.of_edge(source, target)
         if link is None:
             return None
-        return Journey(self.size(cut, size) / link.bytes_per_second, link.latency_s)
+        return Journey(self.size(source, target, size) / link.bytes_per_second, link.latency_s)
 
     def average(self, stage: int, size: int) -> Journey | None:
         """The same of the all-reduce of so many bytes, as a ring makes it."""
@@ -89,8 +95,10 @@ class Carriers:
         moved = ring_bytes(size, replicas)
         return Journey(moved / link.bytes_per_second, 2 * (replicas - 1) * link.latency_s)
 
-    def _seats(self, stage: int) -> list[Seat]:
-        return [Seat(stage, replica) for replica in range(self._job.replicas)]
+    def _leaves(self, source: int, target: int, replica: int) -> bool:
+        return self._job.home(Seat(source, replica)) != self._job.home(Seat(target, replica))
 
-    def _leaves(self, seat: Seat) -> bool:
-        return self._job.home(seat) != self._job.home(seat._replace(stage=seat.stage + 1))
+
+def neighbours(job: Job) -> list[tuple[int, int]]:
+    """The pairs of stages between which something travels, each once and the lower stage first."""
+    return sorted({(min(pair), max(pair)) for pair in job.crossing()})

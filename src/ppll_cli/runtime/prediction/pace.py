@@ -8,10 +8,10 @@ from itertools import accumulate, pairwise
 from math import ceil
 from typing import Self
 
+from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.pipeline.rules import Channel, sends
+from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 from ppll_cli.runtime.job import Job
-from ppll_cli.schedules.instructions import Instruction
-from ppll_cli.schedules.rules import Channel, sends
-from ppll_cli.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
 """A pipeline's pace is taken after so many batches, over as many. Whatever instructions cost, it
@@ -67,11 +67,7 @@ class Pipeline:
     @classmethod
     def of(cls, job: Job) -> Self:
         """A job's."""
-        schedule = job.make_schedule()
-        places = [job.place(stage, schedule.microbatches) for stage in range(job.stages)]
-        rooms = job.channels()
-        streams = [list(schedule.batch(place)) for place in places]
-        return cls(streams, {channel: room.slots for channel, room in rooms.items()})
+        return cls(job.streams(), {channel: room.slots for channel, room in job.channels.items()})
 
     def steady(self, cost: Cost, journeys: Journeys = at_once) -> Steady:
         """Run batches on a clock until the pipeline is filled."""

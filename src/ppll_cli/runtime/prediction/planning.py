@@ -7,12 +7,12 @@ from typing import Self
 import torch
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.runtime.devices import device_of, model_of
 from ppll_cli.runtime.prediction.interconnect import Interconnect
 from ppll_cli.runtime.prediction.predict import Prediction, bp_batch_s, neighbours_of, predict
 from ppll_cli.runtime.prepare import assemble, profile_of
 from ppll_cli.runtime.subject import examine
-from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.settings import Settings, usable_cores
 from ppll_cli.targets import make
 

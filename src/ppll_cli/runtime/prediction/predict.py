@@ -7,21 +7,26 @@ from dataclasses import dataclass
 import torch
 
 from ppll_cli.commands import setting, word
+from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.pipeline.simulate import Cost, Journey, at_once
 from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.prediction.costs import (
     Source,
     bytes_of,
-    edge_bytes,
     end_of,
     gradient_bytes,
     instruction_times,
     journeys_of,
+    sent_bytes,
 )
-from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect, ring_bytes
+from ppll_cli.runtime.prediction.interconnect import (
+    Carriers,
+    Interconnect,
+    neighbours,
+    ring_bytes,
+)
 from ppll_cli.runtime.prediction.pace import Pipeline, Times, company
-from ppll_cli.schedules.instructions import Instruction
 from ppll_cli.settings import usable_cores
-from ppll_cli.simulate import Cost, Journey, at_once
 from ppll_cli.values import ValueSpec
 
 ROUNDS = 8
@@ -30,15 +35,17 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class EdgeLoad:
-    """What crosses a cut between two stages, in all replicas and both directions together.
+    """What travels between two stages, in all replicas and both directions together.
 
     Attributes:
+        stages: The two, the lower one first.
         bytes_per_batch: Of a training batch.
         between_machines: Whether it goes from one to another, for any of the replicas.
         busy_fraction: Share of the time in which what carries it does so, in the direction that has
             more to carry; None where messages are copied by who sends them.
     """
 
+    stages: tuple[int, int]
     bytes_per_batch: int
     between_machines: bool
     busy_fraction: float | None
@@ -56,7 +63,7 @@ class Prediction:
         activation_bytes: For each stage, the most that it keeps for backwards at once, its inputs
             among it: what autograd saves, and outputs.
         parameter_bytes: For each stage: parameters, their gradients and the optimizer's state.
-        edges: For each cut, what crosses it.
+        edges: What travels between each two stages.
         averaged_bytes: What each replica sends of its gradients for a batch, at the stage that has
             the most; 0 without replicas.
     """
@@ -160,31 +167,35 @@ def _cost(times: Sequence[Times]) -> Cost:
 
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
     """For each stage: under local learning one module's, else those of all forwards at once."""
-    schedule = job.make_schedule()
     image = ValueSpec((job.image.channels, job.image.height, job.image.width), torch.float32)
-    entering = [bytes_of([image, *job.task.targets.values()])]
-    entering += [bytes_of(edge.specs) for edge in job.edges]
+    first = bytes_of([image, *job.task.targets.values()])
+    local, slots = job.local_learning, Pipeline.of(job).slots
     result = []
     for stage in range(job.stages):
+        numbers = job.layout.of(stage)
         saved = [
             sum(profile.unit(index).saved_bytes for index in chunk.units)
             + end_of(job, chunk, profile).saved_bytes
-            for chunk in job.layout.chunks(stage)
+            for chunk in (job.layout.chunks[number] for number in numbers)
         ]
         # The first stage loads a batch as a whole; the others get no more than they hold.
-        held = schedule.held(job.place(stage, schedule.microbatches))
-        samples = job.microbatch_size * held if stage else job.course.batch_size
-        most = max(saved) if schedule.local else sum(saved)
-        result.append(live[stage] * most + samples * entering[stage])
+        entering = job.course.batch_size * first if 0 in numbers else 0
+        for channel, count in slots.items():
+            if channel.target == stage and channel.kind == "activations":
+                specs = job.specs[channel.chunk].values()
+                entering += (count - job.depth) * job.microbatch_size * bytes_of(specs)
+        most = max(saved) if local else sum(saved) / len(saved)
+        result.append(round(live[stage] * most) + entering)
     return result
 
 
 def _parameter_bytes(job: Job, profile: Source) -> list[int]:
     """For each stage, of its units and auxiliary networks."""
     result = []
-    for stage, units in enumerate(job.layout.stages):
-        ends = [end_of(job, chunk, profile) for chunk in job.layout.chunks(stage)]
-        params = sum(part.params for part in (*map(profile.unit, units), *ends))
+    for stage in range(job.stages):
+        chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
+        ends = [end_of(job, chunk, profile) for chunk in chunks]
+        params = sum(p.params for p in (*map(profile.unit, job.layout.units(stage)), *ends))
         result.append(round(params * profile.parameter_bytes))
     return result
 
@@ -194,21 +205,28 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
     if job.replicas == 1:
         return 0
     gradients = (
-        sum(gradient_bytes(job, chunk, profile) for chunk in job.layout.chunks(stage))
+        sum(gradient_bytes(job, job.layout.chunks[n], profile) for n in job.layout.of(stage))
         for stage in range(job.stages)
     )
     return ring_bytes(max(gradients), job.replicas)
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
-    """What crosses each cut."""
+    """What travels between each two stages."""
+    directions: Counter[tuple[int, int]] = Counter()
+    for number, sent in enumerate(sent_bytes(job), 1):
+        before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
+        directions[before, here] += sent.activations
+        directions[here, before] += sent.gradients
     loads = []
-    for cut, (down, up) in enumerate(edge_bytes(job)):
-        sizes = [carriers.size(cut, job.course.batch_size * each) for each in (down, up)]
-        link, busy = carriers.of_edge(cut), None
+    for first, second in neighbours(job):
+        each_way = (directions[first, second], directions[second, first])
+        sizes = [carriers.size(first, second, job.course.batch_size * each) for each in each_way]
+        link, busy = carriers.of_edge(first, second), None
         if link is not None:
             busy = max(sizes) / job.replicas / link.bytes_per_second / batch_s
-        loads.append(EdgeLoad(sum(sizes), carriers.crosses(cut), busy))
+        crosses = carriers.crosses(first, second)
+        loads.append(EdgeLoad((first, second), sum(sizes), crosses, busy))
     return loads
 
 
@@ -229,15 +247,15 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         f"partition=profile, milliseconds for {samples} samples, measured {where}:",
         f"  {'unit':<14}{'forward':>9}{'backward':>10}{'step':>8}  stage",
     ]
-    for stage, units in enumerate(job.layout.stages):
-        for index in units:
+    for stage in range(job.stages):
+        for index in job.layout.units(stage):
             unit = measured.unit(index)
             times = (unit.forward_s, unit.backward_s, measured.step_s * unit.params)
             forward, backward, step = (1000 * seconds for seconds in times)
             row = f"  {names[index]:<14}{forward:9.3f}{backward:10.3f}{step:8.3f}"
             lines.append(f"{row}  {stage}")
     for stage in range(job.stages):
-        ends = [end_of(job, chunk, measured) for chunk in job.layout.chunks(stage)]
+        ends = [end_of(job, job.layout.chunks[n], measured) for n in job.layout.of(stage)]
         losses = 1000 * whole / samples * sum(end.forward_s + end.backward_s for end in ends)
         total = 1000 * prediction.stage_s[stage]
         lines.append(f"  stage {stage}: {total:.3f} a batch, of which losses {losses:.3f}")

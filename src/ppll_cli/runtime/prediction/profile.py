@@ -201,6 +201,23 @@ class Profile:
         )
         return here / there if there else 1.0
 
+    def halves(self, index: int) -> tuple[float, float]:
+        """Seconds of a unit's backward in its two halves, to its inputs and to its parameters."""
+        key = f"{self._key(index, False)} in halves"
+        if key not in self._known:
+            chosen = self._chosen()
+            work = replace(self._work(chosen), split=True)
+            with neighbours(work, self.neighbours):
+                found = self.meter.ask(Units(work))
+            halves = list(zip(found.backward_s, found.weight_s, strict=True))
+            keys = [self._key(index, first) for index, first in chosen]
+            for each in dict.fromkeys(keys):
+                own = [halves[place] for place, other in enumerate(keys) if other == each]
+                input_s, weight_s = (median(times) for times in zip(*own, strict=True))
+                self._add(f"{each} in halves", input_s=input_s, weight_s=weight_s)
+        known = self._known[key]
+        return known["input_s"], known["weight_s"]
+
     def _measure_units(self) -> None:
         """Measure all kinds of units at once, unless they are known."""
         chosen = self._chosen()

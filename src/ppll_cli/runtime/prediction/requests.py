@@ -28,6 +28,8 @@ class UnitTimes(NamedTuple):
         step_s: Of the optimizer's step for all of them.
         params: Of all of them.
         bytes_per_parameter: With its gradient and what the optimizer keeps of it.
+        weight_s: Where backwards are split, the half of each that goes to the parameters;
+            `backward_s` is then the half that goes to the inputs.
     """
 
     forward_s: list[float]
@@ -36,6 +38,7 @@ class UnitTimes(NamedTuple):
     step_s: float
     params: int
     bytes_per_parameter: float
+    weight_s: list[float]
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class Units:
         saved = chain.saved_bytes()
         seconds = repeat(chain.step, chain.device)
         count = len(chain.units)
+        backwards, each = seconds[count:-1], 2 if self.work.split else 1
         return UnitTimes(
             forward_s=seconds[:count],
-            backward_s=seconds[count:-1][::-1],
+            backward_s=backwards[::each][::-1],
+            weight_s=backwards[1::2][::-1] if self.work.split else [],
             saved_bytes=saved,
             step_s=seconds[-1],
             params=sum(parameter.numel() for parameter in chain.parameters),

@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppll_cli.errors import DeadlockError
-from ppll_cli.schedules import rules
-from ppll_cli.schedules.instructions import (
+from ppll_cli.pipeline import rules
+from ppll_cli.pipeline.instructions import (
     Backward,
+    BackwardWeight,
     FinishAverage,
     Forward,
     Instruction,
-    LocalBackward,
-    LocalUpdate,
     Measure,
     StartAverage,
 )
-from ppll_cli.schedules.rules import Channel, Message
+from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
 """How long a stage takes for an instruction once it can run, in seconds."""
@@ -143,7 +142,7 @@ class _Stage:
         if isinstance(instruction, Forward):
             self.live += 1
             self.peak_live = max(self.peak_live, self.live)
-        elif isinstance(instruction, Backward | LocalUpdate | LocalBackward | Measure):
+        elif isinstance(instruction, Backward | BackwardWeight | Measure):
             self.live -= 1
 
 
@@ -163,11 +162,8 @@ def simulate(
 
     Raises:
         DeadlockError: All stages wait for one another; the message says for what.
-        ScheduleError: A stream computes with something that is not there.
     """
     stages = [_Stage(number, stream) for number, stream in enumerate(streams)]
-    for stage in stages:
-        rules.check(stage.stream)
     channels: dict[Channel, _Channel] = {}
 
     def channel(key: Channel) -> _Channel:
@@ -181,7 +177,7 @@ def simulate(
         for number in _advance(stage, channel, cost, journeys):
             to_visit.append(stages[number])
     if any(stage.next < len(stage.stream) for stage in stages):
-        raise DeadlockError(_deadlock_report(stages, channel))
+        raise DeadlockError(_deadlock_report(stages, channel), _full(stages, channel))
     return Simulation(
         events=[stage.events for stage in stages],
         peak_held={key: channel.peak for key, channel in channels.items()},
@@ -229,6 +225,13 @@ def _advance(
         stage.time_s = end_s
         stage.next += 1
     return touched
+
+
+def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> list[Channel]:
+    """The channels for whose slots stages wait."""
+    waiting = [stage for stage in stages if stage.next < len(stage.stream)]
+    sent = [rules.sends(stage.number, stage.stream[stage.next]) for stage in waiting]
+    return [each[0] for each in sent if each and not channel(each[0]).free]
 
 
 def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from ppll_cli.schedules.instructions import Instruction
-from ppll_cli.schedules.schedule import Place, Schedule, backward, forward, step, take_batch
+from ppll_cli.pipeline.instructions import Backward, Compute, Step
+from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class GPipe(Schedule):
@@ -21,15 +21,11 @@ class GPipe(Schedule):
 
     splits = True
 
-    def batch(self, place: Place) -> Iterator[Instruction]:
-        """The instructions of one stage for one training batch."""
-        yield from take_batch(place)
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """The compute instructions of one stage for one training batch, in their order."""
+        (chunk,) = place.chunks
         for micro_batch in range(place.microbatches):
-            yield from forward(place, micro_batch)
+            yield from forward(place, chunk, micro_batch)
         for micro_batch in range(place.microbatches):
-            yield from backward(place, micro_batch)
-        yield from step(place)
-
-    def held(self, place: Place) -> int:
-        """All micro-batches wait for their backward."""
-        return place.microbatches
+            yield Backward(chunk, micro_batch)
+        yield Step(chunk)

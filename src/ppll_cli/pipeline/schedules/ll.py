@@ -1,6 +1,6 @@
 """Sequential local learning on one device."""
 
-from ppll_cli.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.ppll import PPLL
 
 
 class LocalLearning(PPLL):

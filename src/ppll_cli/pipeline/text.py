@@ -4,28 +4,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from string import ascii_lowercase
 
-from ppll_cli.schedules.instructions import (
+from ppll_cli.pipeline.instructions import (
     Backward,
+    BackwardInput,
+    BackwardWeight,
     Forward,
     Instruction,
-    LocalBackward,
-    LocalUpdate,
     Step,
 )
 
-
-def letter(instruction: Instruction) -> str:
-    """F forward, U local update, B backward, S step; empty for what takes no computing."""
-    match instruction:
-        case Forward():
-            return "F"
-        case LocalUpdate() | LocalBackward():
-            return "U"
-        case Backward():
-            return "B"
-        case Step():
-            return "S"
-    return ""
+LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W", Step: "S"}
+"""Of what is drawn: losses are part of the backward, and the rest takes no computing."""
 
 
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
@@ -50,14 +39,14 @@ def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
 def _cells(row: Iterable[tuple[Instruction, float]]) -> Iterable[tuple[int, str]]:
     seen: Counter[tuple[str, int]] = Counter()
     events = list(row)
-    chunks = {i.chunk for i, _ in events if isinstance(i, Forward)}
+    chunks = sorted({each.chunk for each, _ in events if isinstance(each, Forward)})
     for instruction, tick in events:
-        if not (name := letter(instruction)):
-            continue
-        if isinstance(instruction, Step):
-            yield round(tick), name
+        if not (name := LETTERS.get(type(instruction))):
             continue
         chunk = getattr(instruction, "chunk", 0)
-        suffix = ascii_lowercase[chunk] if len(chunks) > 1 else ""
+        suffix = ascii_lowercase[chunks.index(chunk) % 26] if len(chunks) > 1 else ""
+        if isinstance(instruction, Step):
+            yield round(tick), f"{name}{suffix}"
+            continue
         yield round(tick), f"{name}{seen[name, chunk]}{suffix}"
         seen[name, chunk] += 1

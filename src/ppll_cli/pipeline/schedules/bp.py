@@ -1,6 +1,6 @@
 """Back-propagation on one device."""
 
-from ppll_cli.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 
 
 class BackPropagation(OneFOneB):

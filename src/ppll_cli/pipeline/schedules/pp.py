@@ -1,6 +1,6 @@
 """Naive pipeline parallelism, also called model parallelism."""
 
-from ppll_cli.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.gpipe import GPipe
 
 
 class NaivePipeline(GPipe):

@@ -1,0 +1,1 @@
+"""The pipeline on paper: chunks, routes, schedules, passes, simulator. Imports no torch."""

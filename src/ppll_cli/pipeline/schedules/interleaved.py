@@ -1,0 +1,71 @@
+"""Interleaved 1F1B (Narayanan et al., 2021, as in Megatron-LM)."""
+
+from collections.abc import Iterator, Sequence
+
+from ppll_cli.pipeline.instructions import Backward, Compute, Forward, Measure, Step
+from ppll_cli.pipeline.schedule import Place, Schedule, forward
+
+
+class Interleaved(Schedule):
+    """1F1B over several chunks a stage: chunk c is on stage c mod K.
+
+    K = 2 stages, 2 chunks each, M = 4 micro-batches (F forward, B backward, S step; a letter says
+    which chunk of the stage)::
+
+        stage 0 | F0a F1a F0b F1b F2a B0b F3a B1b F2b B0a F3b B1a .   B2b .   B3b B2a B3a Sa  Sb
+        stage 1 | .   F0a F1a F0b B0b F1b B1b F2a B0a F3a B1a F2b B2b F3b B3b B2a B3a Sa  Sb  .
+
+    Micro-batches go round in rounds, each chunk of a stage in turn. Megatron-LM needs M to be a
+    multiple of K. Here rounds are as even as possible and have K to 2K - 1 micro-batches, which
+    keeps the bubble of the formula, (K - 1) / (v M + K - 1) for v chunks a stage, for every
+    M >= K; that is our own choice.
+
+    Args:
+        microbatches: Into how many micro-batches each batch is split, at most.
+        chunks: Chunks of each stage.
+    """
+
+    splits = True
+
+    def __init__(self, *, microbatches: int = 1, chunks: int = 2) -> None:
+        super().__init__(microbatches=microbatches)
+        self.chunks = chunks
+
+    def layout(self, stages: int) -> Sequence[int]:
+        """The stage of each chunk."""
+        return [chunk % stages for chunk in range(self.chunks * stages)]
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """The compute instructions of one stage for one training batch, in their order."""
+        rounds = _rounds(place)
+        forwards = [(c, m) for some in rounds for c in place.chunks for m in some]
+        backwards = [(c, m) for some in rounds for c in place.chunks[::-1] for m in some]
+        below = place.stages - place.stage - 1
+        ahead = below
+        if len(place.chunks) > 1:
+            ahead = (len(place.chunks) - 1) * len(rounds[0]) + 2 * below
+        ahead = min(ahead, len(forwards))
+        for chunk, micro_batch in forwards[:ahead]:
+            yield from forward(place, chunk, micro_batch)
+        for number, (chunk, micro_batch) in enumerate(backwards, ahead):
+            if number < len(forwards):
+                yield from forward(place, *forwards[number])
+            yield Backward(chunk, micro_batch)
+        for chunk in place.chunks:
+            yield Step(chunk)
+
+    def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
+        """As many batches as there are stages go round together."""
+        for some in _rounds(place):
+            for chunk in place.chunks:
+                for micro_batch in some:
+                    yield Forward(chunk, micro_batch)
+                    yield Measure(chunk, micro_batch)
+
+
+def _rounds(place: Place) -> list[range]:
+    """Micro-batches in rounds of K to 2K - 1, as even as possible; one round of fewer if M < K."""
+    count = max(1, place.microbatches // place.stages)
+    size, larger = divmod(place.microbatches, count)
+    starts = [number * size + min(number, larger) for number in range(count + 1)]
+    return [range(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]

@@ -1,0 +1,43 @@
+"""ZB-H1 (Qi et al., "Zero Bubble Pipeline Parallelism", arXiv 2401.10241)."""
+
+from collections.abc import Iterator
+
+from ppll_cli.pipeline.instructions import BackwardInput, BackwardWeight, Compute, Step
+from ppll_cli.pipeline.schedule import Place, Schedule, forward
+
+
+class ZeroBubbleH1(Schedule):
+    """1F1B whose backwards are split: gradients of weights wait for time that nobody else needs.
+
+    K = 3 stages, M = 4 micro-batches (F forward, B backward to the inputs, W to the weights, S
+    step)::
+
+        stage 0 | F0 F1 F2 .  .  B0 F3 B1 .  .  B2 .  B3 S  .
+        stage 1 | .  F0 F1 .  B0 F2 B1 W0 F3 B2 W1 B3 W2 W3 S
+        stage 2 | .  .  F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3 S
+
+    Stage k computes the gradients of the weights k micro-batches later than those of the inputs, so
+    that it holds no more micro-batches than stage 0 does. With times F, B and W for one micro-batch
+    a batch takes M (F + B + W) + (K - 1) (F + B - W) where W <= B.
+
+    The inputs of the first stage take no gradient, so there is nothing to split: B is whole there.
+    """
+
+    splits = True
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """The compute instructions of one stage for one training batch, in their order."""
+        (chunk,) = place.chunks
+        count, late = place.microbatches, place.stage
+        ahead = min(count, place.stages - place.stage) - 1
+        for micro_batch in range(ahead):
+            yield from forward(place, chunk, micro_batch)
+        for micro_batch in range(count):
+            if micro_batch + ahead < count:
+                yield from forward(place, chunk, micro_batch + ahead)
+            yield BackwardInput(chunk, micro_batch)
+            if micro_batch >= late:
+                yield BackwardWeight(chunk, micro_batch - late)
+        for micro_batch in range(max(0, count - late), count):
+            yield BackwardWeight(chunk, micro_batch)
+        yield Step(chunk)

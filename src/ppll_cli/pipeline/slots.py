@@ -1,0 +1,67 @@
+"""How many slots each channel needs, found from the instructions of all stages."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from ppll_cli.errors import DeadlockError
+from ppll_cli.pipeline import rules
+from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.pipeline.simulate import simulate
+
+MOST_ADDED = 16
+"""A stream that waits for ever with so many slots more than it holds is taken to be wrong."""
+
+
+def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
+    """The slots with which the stages' streams can run, one batch after another.
+
+    A channel has as many as its receiver holds messages at once. Where a stage has several
+    channels that may not be enough: then the channel for whose slots a sender waits gets one more,
+    until the streams run to their end.
+
+    Args:
+        streams: The instructions of each stage for a batch.
+
+    Raises:
+        DeadlockError: They wait for one another however many slots there are.
+    """
+    slots: dict[Channel, int] = {}
+    for stage, stream in enumerate(streams):
+        slots.update(_held(stage, stream))
+    twice = [[*stream, *stream] for stream in streams]
+    for _ in range(MOST_ADDED * len(slots) + 1):
+        try:
+            simulate(twice, lambda *_: 0.0, lambda channel: slots[channel])
+        except DeadlockError as error:
+            full = [channel for channel in error.full if channel in slots]
+            if not full:
+                raise
+            slots[full[0]] += 1
+            if slots[full[0]] > MOST_ADDED + len(twice[full[0].source]):
+                raise
+            continue
+        break
+    return slots
+
+
+def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
+    """For each channel the largest of several numbers."""
+    result: dict[Channel, int] = {}
+    for each in found:
+        for channel, count in each.items():
+            result[channel] = max(count, result.get(channel, 0))
+    return result
+
+
+def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
+    """For each channel into a stage, the most messages that the stage holds at once."""
+    now: Counter[Channel] = Counter()
+    peak: dict[Channel, int] = {}
+    for instruction in stream:
+        if received := rules.receives(stage, instruction):
+            now[received[0]] += 1
+            peak[received[0]] = max(now[received[0]], peak.get(received[0], 0))
+        if (returned := rules.gives_back(stage, instruction)) is not None:
+            now[returned] -= 1
+    return peak

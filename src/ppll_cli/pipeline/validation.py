@@ -1,0 +1,161 @@
+"""Whether a schedule's instructions train the chunks of a stage, all of them and nothing else.
+
+A wrong order can train another network without an error: a chunk that is never stepped, a backward
+of the wrong micro-batch, an instruction for another stage's chunk. `validate` refuses all of these
+before anything starts.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+
+from ppll_cli.errors import ScheduleError
+from ppll_cli.pipeline.instructions import (
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Compute,
+    Forward,
+    Loss,
+    Step,
+)
+from ppll_cli.pipeline.schedule import Place
+
+MOST_PER_MICRO_BATCH = 100
+"""Instructions at most for a chunk and micro-batch: a user's generator may never end."""
+
+
+def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
+    """Check a schedule's instructions for a stage and one training batch.
+
+    Forwards, losses and backwards of a chunk run once for each micro-batch, in the order of the
+    micro-batches: the order of sums decides their bits, and messages come in the order in which
+    they were sent.
+
+    Returns:
+        The instructions.
+
+    Raises:
+        ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
+            or a micro-batch that the stage does not have.
+    """
+    most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
+    found = list(islice(instructions, most + 1))
+    if len(found) > most:
+        raise ScheduleError(
+            f"stage {place.stage} has more than {most} instructions for a batch of "
+            f"{place.microbatches} micro-batch(es); they may never end"
+        )
+    checker = _Checker(place)
+    for instruction in found:
+        checker.check(instruction)
+    checker.check_end()
+    return found
+
+
+class _Checker:
+    """What a stage has done so far."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._layout, self._routes = place.routes.layout, place.routes
+        self._forwards: Counter[int] = Counter()  # by chunk, how many micro-batches are done
+        self._losses: Counter[int] = Counter()
+        self._inputs: Counter[int] = Counter()  # backwards as far as the inputs' gradients
+        self._weights: Counter[int] = Counter()  # and as far as the parameters'
+        self._stepped: set[int] = set()
+
+    def check(self, instruction: Compute) -> None:
+        """Check the next instruction, and count it."""
+        if not isinstance(instruction, Compute):
+            raise ScheduleError(
+                f"stage {self._place.stage} runs {instruction}, which is not for a schedule: it "
+                "yields Forward, Loss, Backward, BackwardInput, BackwardWeight and Step alone"
+            )
+        chunks, chunk = self._place.chunks, instruction.chunk
+        if isinstance(chunk, bool) or chunk not in chunks:
+            raise self._error(instruction, f"the chunks of this stage are {_listed(chunks)}")
+        if chunk in self._stepped:
+            raise self._error(instruction, "it comes after the chunk's Step")
+        match instruction:
+            case Forward():
+                self._check_forward(instruction)
+            case Loss():
+                self._check_loss(instruction)
+            case Backward():
+                self._check_inputs(instruction)
+                self._check_weights(instruction)
+            case BackwardInput():
+                self._check_inputs(instruction)
+            case BackwardWeight():
+                self._check_weights(instruction)
+                if self._weights[chunk] > self._inputs[chunk]:
+                    raise self._error(instruction, "its BackwardInput has to come before it")
+            case Step():
+                missing = self._weights[chunk]
+                if missing < self._place.microbatches:
+                    raise self._error(
+                        instruction, f"{Backward(chunk, missing)} has to come before it"
+                    )
+                self._stepped.add(chunk)
+
+    def check_end(self) -> None:
+        """Check that nothing is left out."""
+        for chunk in self._place.chunks:
+            if chunk not in self._stepped:
+                raise ScheduleError(f"stage {self._place.stage} never runs {Step(chunk)}")
+
+    def _check_forward(self, instruction: Forward) -> None:
+        chunk, micro_batch = instruction.chunk, instruction.micro_batch
+        self._count(instruction, self._forwards)
+        if chunk - 1 in self._place.chunks and self._forwards[chunk - 1] <= micro_batch:
+            before = Forward(chunk - 1, micro_batch)
+            raise self._error(instruction, f"{before} has to come before it")
+
+    def _check_loss(self, instruction: Loss) -> None:
+        if not self._layout.chunks[instruction.chunk].ends_module:
+            ends = [c for c in self._place.chunks if self._layout.chunks[c].ends_module]
+            raise self._error(instruction, f"a loss is for chunks that end a module: {ends}")
+        self._count(instruction, self._losses)
+        if self._forwards[instruction.chunk] <= instruction.micro_batch:
+            raise self._error(instruction, "its Forward has to come before it")
+
+    def _check_inputs(self, instruction: Backward | BackwardInput) -> None:
+        chunk, micro_batch = instruction.chunk, instruction.micro_batch
+        self._count(instruction, self._inputs)
+        if self._forwards[chunk] <= micro_batch:
+            raise self._error(instruction, "its Forward has to come before it")
+        if self._layout.chunks[chunk].ends_module:
+            if self._losses[chunk] <= micro_batch:
+                raise self._error(instruction, f"{Loss(chunk, micro_batch)} has to come before it")
+        elif chunk + 1 in self._place.chunks and self._inputs[chunk + 1] <= micro_batch:
+            after = Backward(chunk + 1, micro_batch)
+            raise self._error(instruction, f"{after} has to come before it")
+
+    def _check_weights(self, instruction: Backward | BackwardWeight) -> None:
+        self._count(instruction, self._weights)
+
+    def _count(
+        self,
+        instruction: Forward | Loss | Backward | BackwardInput | BackwardWeight,
+        done: Counter[int],
+    ) -> None:
+        """Check that an instruction is for the next micro-batch of its chunk."""
+        micro_batch, count = instruction.micro_batch, self._place.microbatches
+        if isinstance(micro_batch, bool) or micro_batch not in range(count):
+            raise self._error(instruction, f"the micro-batches are {_listed(range(count))}")
+        if micro_batch != done[instruction.chunk]:
+            kind = type(instruction).__name__
+            wanted = done[instruction.chunk]
+            what = f"that of micro-batch {wanted} is next" if wanted < count else "all have run"
+            raise self._error(
+                instruction, f"a chunk runs each {kind} once, in the order of micro-batches; {what}"
+            )
+        done[instruction.chunk] += 1
+
+    def _error(self, instruction: Compute, problem: str) -> ScheduleError:
+        return ScheduleError(f"{instruction} on stage {self._place.stage}: {problem}")
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

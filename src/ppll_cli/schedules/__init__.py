@@ -1,1 +1,0 @@
-"""Schedules: pure instruction streams. They know neither torch nor processes."""
