@@ -6,10 +6,17 @@ Whoever moves a class or renames an option adds a line here, and older runs go o
 from collections.abc import Mapping
 from typing import Any
 
-SCHEDULES = ("bp", "gpipe", "ll", "one_f_one_b", "pp", "ppll")
-"""Modules that moved from `ppll_cli.schedules` to `ppll_cli.pipeline.schedules`."""
+_SCHEDULES = (
+    "bp.BackPropagation",
+    "gpipe.GPipe",
+    "ll.LocalLearning",
+    "one_f_one_b.OneFOneB",
+    "pp.NaivePipeline",
+    "ppll.PPLL",
+)
 
 TARGETS = {
+    **{f"ppll_cli.schedules.{name}": f"ppll_cli.pipeline.schedules.{name}" for name in _SCHEDULES},
     "ppll_cli.transport.naive.NaiveTransport": "ppll_cli.transport.queue.QueueTransport",
 }
 """Values of `_target_`."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ppll_cli.runtime.prediction.planning import Row
     from ppll_cli.runtime.prediction.predict import EdgeLoad
 
-SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "ppll")
+SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
 GPUS = (1, 2, 4, 8)
 LISTED = 4
 """So many edges are shown one by one."""

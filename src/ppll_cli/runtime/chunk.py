@@ -273,7 +273,7 @@ class HeldChunk:
     def _roots(
         self, values: Mapping[str, Tensor], micro_batch: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Where a backward begins: outputs, and their gradients. Inputs handed on are among them."""
+        """Where a backward begins: outputs, inputs handed on among them, and their gradients."""
         gradients = self._gradients.get(micro_batch, {})
         names = [name for name in gradients if values[name].requires_grad]
         return [values[name] for name in names], [gradients[name] for name in names]

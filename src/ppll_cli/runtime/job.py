@@ -202,7 +202,7 @@ class Job:
         return {c: Room(n + self.depth, self._message_bytes(c)) for c, n in slots.items()}
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """For each two stages between which something travels, its names; the sender comes first."""
+        """What travels between stages: the names, for each sender and receiver."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):

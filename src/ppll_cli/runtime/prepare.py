@@ -9,6 +9,7 @@ from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.machine import processor
 from ppll_cli.partition.trace import Cost
+from ppll_cli.pipeline.instructions import BackwardInput
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.runtime.cutting import cut, weights
@@ -279,6 +280,12 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
             f"replicas={replicas}: {norm}losses that compare the samples of a batch see each "
             "replica's share alone"
         )
+    rounds = len(schedule.layout(settings.stages_asked)) > settings.stages_asked
+    if rounds and schedule.microbatches < settings.stages_asked:
+        notes.append(
+            f"schedule.microbatches={schedule.microbatches}: fewer than the "
+            f"{settings.stages_asked} stages, so stages wait for one another in every round"
+        )
     if schedule.microbatches > 1:
         notes.append(
             f"BatchNorm, if the model has any, sees micro-batches: each batch is split into "
@@ -341,11 +348,18 @@ def _check_instructions(job: Job) -> None:
     replica's share of one has, and run on a clock.
     """
     key, path = "schedule._target_", job.schedule["_target_"]
+    if hasattr(job.make_schedule(), "held"):
+        problem = "it has a method held(), which nothing asks: slots are counted"
+        raise ConfigError(key, path, problem, "remove it, and yield compute instructions alone")
     try:
         with blaming(key, path, "its instructions"):
             _ = job.channels  # all of them are made for that, and run on a clock
+            halves = any(isinstance(i, BackwardInput) for s in job.streams() for i in s)
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
+    if halves and job.compiled:
+        problem = "compiled units cannot run their backward in halves, as this schedule has them do"
+        raise ConfigError("compile", True, problem, "use compile=false, or another schedule")
 
 
 def check_batch_norm(

@@ -1,7 +1,9 @@
 """Interleaved 1F1B (Narayanan et al., 2021, as in Megatron-LM)."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.pipeline.instructions import Backward, Compute, Forward, Measure, Step
 from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
@@ -23,12 +25,17 @@ class Interleaved(Schedule):
     Args:
         microbatches: Into how many micro-batches each batch is split, at most.
         chunks: Chunks of each stage.
+
+    Raises:
+        ConfigError: There are to be less than one.
     """
 
     splits = True
 
     def __init__(self, *, microbatches: int = 1, chunks: int = 2) -> None:
         super().__init__(microbatches=microbatches)
+        if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
+            raise ConfigError("schedule.chunks", chunks, "must be a whole number, 1 at least")
         self.chunks = chunks
 
     def layout(self, stages: int) -> Sequence[int]:
@@ -68,4 +75,4 @@ def _rounds(place: Place) -> list[range]:
     count = max(1, place.microbatches // place.stages)
     size, larger = divmod(place.microbatches, count)
     starts = [number * size + min(number, larger) for number in range(count + 1)]
-    return [range(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
