@@ -9,7 +9,7 @@ import pytest
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
-from ppll_cli.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.tasks.classification import Classification
 from tests.conftest import compose_config
 

@@ -13,9 +13,9 @@ from ppll_cli.benchmarks import contenders, paced, schedules
 from ppll_cli.benchmarks.contenders import Case
 from ppll_cli.benchmarks.paced import Line, PacedCourse, Workers
 from ppll_cli.benchmarks.runs import RunFailedError
+from ppll_cli.pipeline.instructions import End, Evaluate
 from ppll_cli.runtime.items import TrainBatch
 from ppll_cli.runtime.worker import REPORT_EVERY
-from ppll_cli.schedules.instructions import End, Evaluate
 from tests.conftest import own_model
 
 BATCH = 8

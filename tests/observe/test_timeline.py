@@ -11,11 +11,12 @@ from matplotlib.image import imread
 
 from ppll_cli.observe import timeline
 from ppll_cli.observe.timeline import COLOURS, Span
-from ppll_cli.schedules.instructions import (
+from ppll_cli.pipeline.instructions import (
     Backward,
+    BackwardInput,
+    BackwardWeight,
     FinishAverage,
     Forward,
-    LocalUpdate,
     Loss,
     NextBatch,
     ReceiveActivations,
@@ -32,13 +33,13 @@ LANES = [
         Span(10.5, 12.0, "compute", FORWARD, 7),
         Span(12.0, 12.5, "blocked", None, 7),
         Span(12.5, 13.0, "transfer", SEND, 7),
-        Span(13.0, 14.0, "auxiliary", LocalUpdate(0, 0), 7),
+        Span(13.0, 14.0, "auxiliary", Loss(0, 0), 7),
     ],
     [
         Span(11.0, 12.0, "starved", None, 6),
         Span(12.0, 12.25, "transfer", RECEIVE, 6),
         Span(12.25, 15.0, "compute", Backward(0, 0), 6),
-        Span(15.0, 16.0, "optimizer", Step(), 6),
+        Span(15.0, 16.0, "optimizer", Step(0), 6),
     ],
 ]
 
@@ -49,9 +50,10 @@ LANES = [
         ("compute", Forward(0, 0), "forward"),
         ("compute", Loss(0, 0), "forward"),
         ("compute", Backward(0, 0), "backward"),
-        ("compute", LocalUpdate(0, 0), "backward"),
-        ("auxiliary", LocalUpdate(0, 0), "auxiliary"),
-        ("optimizer", LocalUpdate(0, 0), "optimizer"),
+        ("compute", BackwardInput(0, 0), "backward"),
+        ("compute", BackwardWeight(0, 0), "backward"),
+        ("auxiliary", Loss(0, 0), "auxiliary"),
+        ("optimizer", Step(0), "optimizer"),
         ("transfer", SEND, "send"),
         ("transfer", RECEIVE, "receive"),
         ("data", NextBatch(), "data"),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate
 from ppll_cli.runtime.items import Course, EvaluationBatch, Item, TrainBatch, split_batch
-from ppll_cli.schedules.instructions import Checkpoint, End, Evaluate
 
 COURSE = Course(
     samples={"train": 10, "val": 3, "test": 5},

@@ -93,7 +93,7 @@ class _Fails(nn.Module):
     [
         ("data._target_=tests.runtime.test_launcher.FailsToStart", 0, "starting", "files are gone"),
         ("data._target_=tests.runtime.test_launcher.FailsToLoad", 0, "NextBatch", "third batch is"),
-        ("local._target_=tests.runtime.test_launcher.FailsToLearn", 0, "LocalUpdate", "the loss"),
+        ("local._target_=tests.runtime.test_launcher.FailsToLearn", 0, "Loss", "the loss"),
     ],
 )
 def test_whatever_raises_in_a_worker_ends_the_run(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from ppll_cli.files import digest_of
+from ppll_cli.pipeline.instructions import Forward
 from ppll_cli.runtime.parts import Parts, Worker, rate
 from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.runtime.summary import GIT_LIMIT_S, _git_commit
-from ppll_cli.schedules.instructions import Forward
 from tests.conftest import Result, Runner, prepared, resumed
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=37", "data.test_samples=7"]

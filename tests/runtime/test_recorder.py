@@ -3,10 +3,10 @@
 import pytest
 
 from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Backward, Forward
 from ppll_cli.runtime import clock as clocks
 from ppll_cli.runtime.clock import HostClock
 from ppll_cli.runtime.recorder import Recorder
-from ppll_cli.schedules.instructions import Backward, Forward
 
 FORWARD, BACKWARD = Forward(0, 0), Backward(0, 0)
 

@@ -4,16 +4,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.local.method import Criterion
-from ppll_cli.partition.layout import Chunk
-from ppll_cli.runtime.chunk import StageChunk
+from ppll_cli.pipeline.instructions import Forward
+from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.runtime.clock import StreamClock
 from ppll_cli.runtime.recorder import Recorder
 from ppll_cli.runtime.reports import Reports
-from ppll_cli.schedules.instructions import Forward
+from ppll_cli.runtime.sums import Sums
 from ppll_cli.tasks.classification import Classification
 
 TASK = Classification(2)
@@ -57,22 +57,33 @@ class Event:
         return 1000.0 * (other.at - self.at)
 
 
+class OneModule:
+    """A chunk, as far as reports know it."""
+
+    def __init__(self) -> None:
+        self.place = Chunk(range(1), 0, 0, True)
+        self.criterion = Criterion(nn.Identity(), ("x",), TASK)
+        self.sums: dict[str, Sums] = {}
+        self.skipped: dict[int, Tensor] = {}
+
+
 class Case:
     """A stage of one module on the fake device."""
 
     def __init__(self) -> None:
         self.device = Device()
         self.sent: list[dict[str, Any]] = []
-        criterion = Criterion(nn.Identity(), ("x",), TASK)
-        self.chunk = StageChunk(Chunk(0, range(1), True), [], [], criterion)
+        self.chunk = OneModule()
         clock = StreamClock(self.device)
         self.reports = Reports(clock, TASK, True, lambda _, **f: self.sent.append(f), lambda: None)
 
     def train(self, step: int, loss: float = 0.5) -> None:
         self.reports.begin("train")
         self.device.queued += 1
-        self.chunk.add("train", torch.tensor(loss), 4, torch.ones(1, 2, dtype=torch.float64))
-        self.reports.take("train", step, 1, [self.chunk], None, torch.device("cpu"))
+        measures = torch.ones(1, 2, dtype=torch.float64)
+        self.chunk.sums.setdefault("train", Sums()).add(torch.tensor(loss), 4, measures)
+        chunks = [cast(Any, self.chunk)]
+        self.reports.take("train", step, 1, chunks, None, torch.device("cpu"))
         self.reports.send()
 
     @property

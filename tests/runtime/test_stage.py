@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from ppll_cli.runtime.stage import Stage
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,7 +16,6 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.runtime.chunk import StageChunk
 from ppll_cli.runtime.prepare import prepare
-from ppll_cli.runtime.stage import Stage
 from ppll_cli.tasks.task import Task
 from tests.conftest import compose_config, own_model
 

@@ -127,7 +127,7 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
 def test_slots_fit_the_larger_of_patches_and_tiles(data: list[str]) -> None:
     """Of 8x8 and 30x31 pixels of four channels; the skip and the tile's targets beside."""
     job = prepared(*EDSR, *data, "gpus=2", "batch_size=4").job
-    (room,) = job.channels().values()
+    (room,) = job.channels.values()
     assert job.course.evaluation_size == 1
     assert job.course.samples == {"train": 10, "test": len(tiles(job.data))}
     pixels = 30 * 31  # the pictures are 30 and 29 high
@@ -169,7 +169,7 @@ def test_models_and_data_of_two_tasks_do_not_mix(data: list[str]) -> None:
 
 def test_auglocal_copies_units_and_the_head(data: list[str]) -> None:
     job = prepared(*EDSR, *data, "gpus=2", "batch_size=4", "local=auglocal").job
-    assert torch.float32 in {spec.dtype for spec in job.edges[0].specs}
+    assert torch.float32 in {spec.dtype for spec in job.specs[1].values()}
 
 
 def test_plans_are_made_of_it(data: list[str], tmp_path: Path) -> None:

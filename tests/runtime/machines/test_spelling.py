@@ -5,9 +5,9 @@ import json
 import pytest
 
 from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Forward, NextBatch
 from ppll_cli.runtime.machines.spelling import read, spelled
 from ppll_cli.runtime.manifest import SavedFile
-from ppll_cli.schedules.instructions import Forward, NextBatch
 
 REPORT = {
     "kind": "done",

@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any
 
 from ppll_cli import settings
+from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.prediction.predict import Prediction
 from ppll_cli.runtime.prediction.profile import Measured
 from ppll_cli.runtime.prepare import assemble
 from ppll_cli.runtime.subject import Subject, examine
-from ppll_cli.schedules.schedule import Schedule
 from ppll_cli.targets import make
 from tests.conftest import compose_config
 
@@ -66,6 +66,10 @@ class Source:
 
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         return self.loss
+
+    def halves(self, index: int) -> tuple[float, float]:
+        """To the inputs takes a quarter of the backward; both together take it all."""
+        return self.backward_s[index] / 4, self.backward_s[index] * 3 / 4
 
     def copy(self, size: int) -> float:
         return self.copy_s

@@ -105,7 +105,7 @@ def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
     """Two of 100 parameters and one of 10; units have 10, 20, ... and take equally long."""
     monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * 100)
     made = job("bp", 2, replicas=2)
-    (chunk,) = made.layout.chunks(0)
+    (chunk,) = made.layout.chunks
     shares = costs._completed_after(made, chunk, Source())
     assert shares == [approx((1 + 40 / 50) / 6), approx((4 + 20 / 20) / 6), 1.0]
     link = Interconnect(Link(4 * 210 / 6.0))  # each bucket takes 2 s, the backward 6 s

@@ -1,32 +1,66 @@
 """The pace that few batches settle at, and who computes beside whom."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.instructions import Forward, Instruction, Loss, Step
+from ppll_cli.pipeline.layout import Layout
+from ppll_cli.pipeline.routes import find_routes
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.pp import NaivePipeline
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+from ppll_cli.pipeline.simulate import Event, Journey, simulate
+from ppll_cli.pipeline.slots import slots_needed
 from ppll_cli.runtime.prediction.pace import Pipeline, Steady, company
-from ppll_cli.schedules.gpipe import GPipe
-from ppll_cli.schedules.instructions import Forward, Instruction, LocalUpdate, Step
-from ppll_cli.schedules.one_f_one_b import OneFOneB
-from ppll_cli.schedules.pp import NaivePipeline
-from ppll_cli.schedules.ppll import PPLL
-from ppll_cli.schedules.rules import Channel
-from ppll_cli.schedules.schedule import Place, Schedule
-from ppll_cli.simulate import Event, Journey, simulate
 
 costs_s = st.floats(0.0, 10.0)
-KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline]
+KINDS: list[type[Schedule]] = [
+    PPLL,
+    GPipe,
+    OneFOneB,
+    NaivePipeline,
+    Interleaved,
+    ZeroBubbleH1,
+]
 
 
-def slots_of(schedule: Schedule, places: Sequence[Place], depth: int) -> dict[Channel, int]:
-    slots = {}
-    for stage in range(1, len(places)):
-        slots[Channel(stage - 1, stage)] = schedule.held(places[stage]) + depth
-        slots[Channel(stage, stage - 1)] = 1 + depth
-    return slots
+class Reader(NamedTuple):
+    """What a unit or a loss reads and writes."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+
+
+def streams_of(schedule: Schedule, stages: int, modules: int = 1) -> list[list[Instruction]]:
+    """The instructions of each stage; under local learning each has so many modules."""
+    if schedule.local:
+        units = [range(n, n + 1) for n in range(stages * modules)]
+        held = [range(s * modules, (s + 1) * modules) for s in range(stages)]
+        layout = Layout.contiguous(units, held)
+    else:
+        placed = schedule.layout(stages)
+        units = [range(n, n + 1) for n in range(len(placed))]
+        layout = Layout.spread(units, placed)
+    model = [Reader(("x",) if n else ("image",), ("x",)) for n in range(len(units))]
+    ends = {module.stop - 1: [Reader(("x", "label"))] for module in layout.modules}
+    routes = find_routes(layout, model, ends)
+    places = [Place(stage, routes, schedule.microbatches) for stage in range(stages)]
+    return [passes.training(place, schedule) for place in places]
+
+
+def slots_of(streams: Sequence[Sequence[Instruction]], depth: int) -> dict[Channel, int]:
+    return {channel: slots + depth for channel, slots in slots_needed(streams).items()}
 
 
 @given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
@@ -35,11 +69,9 @@ def test_the_pace_is_that_of_many_batches(
 ) -> None:
     """Whatever instructions cost, few batches tell what a long run settles at."""
     schedule = kind(microbatches=microbatches)
-    chunks = data.draw(st.integers(1, 2)) if schedule.local else 1
-    places = [Place(s, stages, chunks, schedule.microbatches) for s in range(stages)]
-    streams = [list(schedule.batch(place)) for place in places]
+    streams = streams_of(schedule, stages, data.draw(st.integers(1, 2)))
     times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
-    slots = slots_of(schedule, places, depth)
+    slots = slots_of(streams, depth)
 
     def cost(stage: int, instruction: Instruction) -> float:
         return times[stage, instruction]
@@ -61,11 +93,10 @@ def test_the_pace_with_a_long_way_between_stages(
 ) -> None:
     """Where messages are underway for long they come in groups, one after another."""
     schedule = kind(microbatches=microbatches)
-    places = [Place(s, stages, 1, schedule.microbatches) for s in range(stages)]
-    streams = [list(schedule.batch(place)) for place in places]
+    streams = streams_of(schedule, stages)
     times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
     ways = {s: Journey(data.draw(costs_s), data.draw(costs_s)) for s in range(stages)}
-    slots = slots_of(schedule, places, depth)
+    slots = slots_of(streams, depth)
 
     def cost(stage: int, instruction: Instruction) -> float:
         return times[stage, instruction]
@@ -91,18 +122,18 @@ def test_company() -> None:
         batch_s=10.0,
         events=[
             [Event(Forward(0, 0), 0.0, 6.0)],
-            [Event(Forward(0, 0), 4.0, 9.0), Event(LocalUpdate(0, 0), 9.0, 11.0)],
+            [Event(Forward(0, 0), 4.0, 9.0), Event(Loss(0, 0), 9.0, 11.0)],
         ],
         peak_live=[1, 1],
     )
     first, second = company(steady, 1, [{0: 1}, {0: 1}])
     assert first == {Forward(0, 0): pytest.approx((2 + 1) / 6)}
-    assert second == {Forward(0, 0): pytest.approx(2 / 5), LocalUpdate(0, 0): pytest.approx(0.5)}
+    assert second == {Forward(0, 0): pytest.approx(2 / 5), Loss(0, 0): pytest.approx(0.5)}
 
 
 def test_company_has_a_limit() -> None:
     """What takes no time has none."""
-    stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(), 1.0, 1.0)]
+    stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(0), 1.0, 1.0)]
     steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
     here = [{0: 1}] * 5
     assert company(steady, 2, here) == [{Forward(0, 0): pytest.approx(2.0)}] * 5

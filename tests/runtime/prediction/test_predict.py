@@ -2,12 +2,12 @@
 
 import pytest
 
+from ppll_cli.pipeline.instructions import Forward
 from ppll_cli.runtime.prediction import predict as predicting
 from ppll_cli.runtime.prediction.costs import instruction_times
 from ppll_cli.runtime.prediction.interconnect import Carriers, Interconnect
 from ppll_cli.runtime.prediction.predict import bp_batch_s, predict
 from ppll_cli.runtime.prediction.profile import Measured
-from ppll_cli.schedules.instructions import Forward
 from tests.runtime.prediction.given import TOKENS, UNITS, Source, batch_s, job
 
 pytestmark = pytest.mark.usefixtures("one_core")
