@@ -208,12 +208,21 @@ def _last_reads(
     routes = place.routes
     last: dict[ReceiveActivations | ReceiveGradients, int] = {}
     slots: dict[tuple[int, int, str], ReceiveActivations] = {}  # by chunk, micro-batch and name
-    gradients: dict[tuple[int, int], ReceiveGradients] = {}
+    gradients: dict[tuple[int, int, str], ReceiveGradients] = {}
 
     def reads(index: int, chunk: int, micro_batch: int, names: Iterable[str]) -> None:
         for name in names:
             if (slot := slots.get((chunk, micro_batch, name))) is not None:
                 last[slot] = index
+
+    def reads_gradients(index: int, chunk: int, micro_batch: int, names: Iterable[str]) -> None:
+        for name in names:
+            if (slot := gradients.get((chunk, micro_batch, name))) is not None:
+                last[slot] = index
+
+    def through(chunk: int) -> frozenset[str]:
+        # The gradient of a name that only passes through may be the received tensor itself.
+        return routes.passing(chunk) & {*routes.out_of(chunk).gradients}
 
     for index, instruction in enumerate(stream):
         match instruction:
@@ -222,7 +231,8 @@ def _last_reads(
                 slots.update({(chunk, m, name): instruction for name in routes.into[chunk].names})
             case ReceiveGradients(_, chunk, m):
                 last[instruction] = index
-                gradients[chunk, m] = instruction
+                names = routes.out_of(chunk).gradients
+                gradients.update({(chunk, m, name): instruction for name in names})
             case Forward(chunk, m):
                 if (chunk - 1) in place.chunks:  # handed over inside the stage
                     for name in routes.into[chunk].names:
@@ -237,11 +247,11 @@ def _last_reads(
                 reads(index, chunk, m, routes.passing(chunk))
             case Backward(chunk, m) | BackwardInput(chunk, m) | BackwardWeight(chunk, m):
                 reads(index, chunk, m, routes.reads[chunk])
-                if (slot_of_gradients := gradients.get((chunk, m))) is not None:
-                    last[slot_of_gradients] = index
+                if (chunk + 1) in place.chunks:  # handed over inside the stage
+                    for name in through(chunk + 1):
+                        if received := gradients.get((chunk + 1, m, name)):
+                            gradients[chunk, m, name] = received
+                reads_gradients(index, chunk, m, routes.out_of(chunk).gradients)
             case SendGradients(_, chunk, m):
-                # The gradient of a name that only passes through may be the received tensor itself.
-                through = routes.passing(chunk) & {*routes.out_of(chunk).gradients}
-                if (chunk, m) in gradients and through:
-                    last[gradients[chunk, m]] = max(last[gradients[chunk, m]], index)
+                reads_gradients(index, chunk, m, through(chunk))
     return last

@@ -14,6 +14,7 @@ from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.runtime.cutting import cut, weights
 from ppll_cli.runtime.devices import check_processors, devices_here, receiver_of
+from ppll_cli.runtime.halves import check_halves
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.machines.fleet import Machine
@@ -100,7 +101,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
     with closing(profile) if profile is not None else nullcontext():
         job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
         job = replace(job, homes=homes)
-        _check_instructions(job)
+        _check_instructions(job, subject)
         if profile is not None:
             stages_are_modules = _stages_are_modules(settings, schedule)
             notes += report(job, subject.names, profile, stages_are_modules)
@@ -341,7 +342,7 @@ def _check_shares(course: Course, replicas: int) -> None:
         )
 
 
-def _check_instructions(job: Job) -> None:
+def _check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a user's own schedule that waits for ever, or trains another network.
 
     Every stage's instructions are checked for every number of micro-batches that a batch or a
@@ -357,9 +358,12 @@ def _check_instructions(job: Job) -> None:
             halves = any(isinstance(i, BackwardInput) for s in job.streams() for i in s)
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
-    if halves and job.compiled:
+    if not halves:
+        return
+    if job.compiled:
         problem = "compiled units cannot run their backward in halves, as this schedule has them do"
         raise ConfigError("compile", True, problem, "use compile=false, or another schedule")
+    check_halves(path, subject.units, subject.at_ends(job.layout.modules)[1])
 
 
 def check_batch_norm(

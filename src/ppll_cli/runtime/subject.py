@@ -175,16 +175,26 @@ def _traced(
     specs = dict(batch)
     traced = []
     for unit in units:
-        recipe: object = id(unit)
-        if isinstance(unit.build, partial):
-            options = repr((unit.build.args, unit.build.keywords))
-            recipe = (unit.build.func, options, *(specs[name] for name in unit.reads))
+        recipe = recipe_of(unit, specs)
         if recipe not in known:
             with blaming("model._target_", path, f"following a sample through {unit.name!r}"):
                 (known[recipe],) = trace([unit], specs)
         traced.append(known[recipe])
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced
+
+
+def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
+    """What is equal for units that are built alike for inputs that are alike.
+
+    Args:
+        unit: The unit.
+        specs: What the tensors that it may read are like.
+    """
+    if not isinstance(unit.build, partial):
+        return id(unit)
+    options = repr((unit.build.args, unit.build.keywords))
+    return unit.build.func, options, *(specs[name] for name in unit.reads)
 
 
 def _check_units(units: Sequence[Unit], task: Task, path: object) -> None:
