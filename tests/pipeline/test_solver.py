@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll_cli.partition.solver import balance
+from ppll_cli.pipeline.solver import balance
 
 
 def every_partition(items: int, groups: int) -> Iterator[list[range]]:

@@ -1,0 +1,213 @@
+"""Small pipelines on paper: their routes, and the streams of all their stages."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import ascii_lowercase
+from typing import Any, NamedTuple
+
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.instructions import (
+    AddNorms,
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Checkpoint,
+    Compute,
+    End,
+    Evaluate,
+    FinishAverage,
+    Forward,
+    Instruction,
+    Loss,
+    Measure,
+    NextBatch,
+    ReceiveActivations,
+    ReceiveGradients,
+    ReceiveMark,
+    ReceiveNorms,
+    Release,
+    SendActivations,
+    SendGradients,
+    SendMark,
+    SendNorms,
+    StartAverage,
+    Step,
+)
+from ppll_cli.pipeline.layout import Layout
+from ppll_cli.pipeline.routes import Routes, find_routes
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.bp import BackPropagation
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.ll import LocalLearning
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.pp import NaivePipeline
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+
+KINDS: list[type[Schedule]] = [
+    BackPropagation,
+    LocalLearning,
+    NaivePipeline,
+    GPipe,
+    OneFOneB,
+    Interleaved,
+    ZeroBubbleH1,
+    PPLL,
+]
+MANY = 1000
+"""So many slots that no sender waits."""
+
+Streams = list[list[Instruction]]
+Cost = Callable[[int, Instruction], float]
+
+
+class Part(NamedTuple):
+    """A unit, or a loss."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def part(arrow: str) -> Part:
+    """`x c > y` reads x and c, and writes y."""
+    reads, writes = (tuple(side.split()) for side in arrow.split(">"))
+    return Part(reads, writes)
+
+
+CHAIN = ("image > x", "x > x", "x > x")
+"""The first unit, those in the middle and the last one."""
+SKIP = ("image > x c", "x > x", "x c > x")
+
+
+def units_of(count: int, arrows: Sequence[str] = CHAIN) -> list[Part]:
+    """So many units; a single one is the first."""
+    first, middle, last = map(part, arrows)
+    return [first, *[middle] * (count - 2), *[last] * (count > 1)]
+
+
+def routes_of(
+    schedule: Schedule,
+    stages: int = 1,
+    modules: int | Sequence[int] = 1,
+    arrows: Sequence[str] = CHAIN,
+) -> Routes:
+    """Each chunk is a unit; under local learning it is a module as well, `modules` on a stage."""
+    if not schedule.local:
+        of_chunks = schedule.layout(stages)
+        count = len(of_chunks)
+        layout = Layout.spread([range(n, n + 1) for n in range(count)], of_chunks)
+        return find_routes(layout, units_of(count, arrows), {count - 1: [part("x label >")]})
+    counts = [modules] * stages if isinstance(modules, int) else modules
+    count = sum(counts)
+    starts = [sum(counts[:stage]) for stage in range(stages)]
+    layout = Layout.contiguous(
+        [range(n, n + 1) for n in range(count)],
+        [range(start, start + own) for start, own in zip(starts, counts, strict=True)],
+    )
+    losses = {n: [part("x label >")] for n in range(count)}
+    return find_routes(layout, units_of(count, arrows), losses)
+
+
+def places(
+    routes: Routes, microbatches: int = 1, norms: bool = False, replicas: int = 1
+) -> list[Place]:
+    """The places of all stages."""
+    stages = range(routes.layout.stages)
+    return [Place(stage, routes, microbatches, norms, replicas) for stage in stages]
+
+
+def pipeline(
+    schedule: Schedule, stages: int = 1, modules: int | Sequence[int] = 1, **options: Any
+) -> list[Place]:
+    """The places of a chain under a schedule, with its own number of micro-batches."""
+    return places(routes_of(schedule, stages, modules), schedule.microbatches, **options)
+
+
+def trained(schedule: Schedule, pipeline: Iterable[Place]) -> Streams:
+    """What each stage executes for a training batch."""
+    return [passes.training(place, schedule) for place in pipeline]
+
+
+def batches(schedule: Schedule, stages: int = 1, count: int = 1, **options: Any) -> Streams:
+    """What each stage of a chain executes for so many training batches."""
+    streams = trained(schedule, pipeline(schedule, stages, **options))
+    return [stream * count for stream in streams]
+
+
+class Given(Schedule):
+    """A user's schedule: whatever is given for each stage."""
+
+    splits = True
+
+    def __init__(self, given: Mapping[int, Iterable[Any]], microbatches: int = 1) -> None:
+        super().__init__(microbatches=microbatches)
+        self.given = given
+
+    def batch(self, place: Place) -> Any:
+        return iter(self.given[place.stage])
+
+
+def computes(instruction: Instruction) -> bool:
+    """Whether a schedule yields such instructions."""
+    return isinstance(instruction, Compute)
+
+
+def word(instruction: Instruction) -> str:
+    """An instruction in short; `test_schedules` says how it is read."""
+
+    def name(chunk: int, micro_batch: int | str = "") -> str:
+        return f"{micro_batch}{ascii_lowercase[chunk]}"
+
+    match instruction:
+        case NextBatch():
+            return "N"
+        case Forward(chunk, m):
+            return f"F{name(chunk, m)}"
+        case Loss(chunk, m):
+            return f"L{name(chunk, m)}"
+        case Backward(chunk, m):
+            return f"B{name(chunk, m)}"
+        case BackwardInput(chunk, m):
+            return f"I{name(chunk, m)}"
+        case BackwardWeight(chunk, m):
+            return f"W{name(chunk, m)}"
+        case Step(chunk):
+            return f"S{name(chunk)}"
+        case Measure(chunk, m):
+            return f"M{name(chunk, m)}"
+        case SendActivations(peer, chunk, m):
+            return f"x{name(chunk, m)}>{peer}"
+        case ReceiveActivations(peer, chunk, m):
+            return f"x{name(chunk, m)}<{peer}"
+        case SendGradients(peer, chunk, m):
+            return f"g{name(chunk, m)}>{peer}"
+        case ReceiveGradients(peer, chunk, m):
+            return f"g{name(chunk, m)}<{peer}"
+        case SendNorms(peer):
+            return f"n>{peer}"
+        case ReceiveNorms(peer):
+            return f"n<{peer}"
+        case AddNorms():
+            return "n+"
+        case SendMark(peer, chunk):
+            return f"m{name(chunk)}>{peer}"
+        case ReceiveMark(peer, chunk):
+            return f"m{name(chunk)}<{peer}"
+        case Release(peer, chunk, kind):
+            return f"{'x' if kind == 'activations' else 'g'}{name(chunk)}/{peer}"
+        case StartAverage(chunk):
+            return f"+{name(chunk)}"
+        case FinishAverage(chunk):
+            return f"={name(chunk)}"
+        case Evaluate() | Checkpoint() | End():
+            return "!"
+
+
+def words(stream: Iterable[Instruction]) -> str:
+    """A stream in short."""
+    return " ".join(map(word, stream))
+
+
+def table(text: str) -> list[str]:
+    """The rows of a table; columns are only for the eye."""
+    return [" ".join(row.split()) for row in text.strip().splitlines()]
