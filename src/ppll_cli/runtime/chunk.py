@@ -5,10 +5,8 @@ from the next chunk, or where a module ends from its own `loss`. `backward` goes
 `step` applies the result. What enters a chunk is detached from what made it.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isnan
 from typing import Any
@@ -21,40 +19,15 @@ from ppll_cli.errors import NonFiniteError
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.runtime.averages import Average
-from ppll_cli.runtime.checkpoint import SavedTensors
+from ppll_cli.runtime.items import Batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.learning_rate import learning_rate
-from ppll_cli.runtime.optimizer import FusedOptimizer, clip, squared_norm
+from ppll_cli.runtime.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
 from ppll_cli.runtime.placing import placed
 from ppll_cli.runtime.sums import Sums
 from ppll_cli.runtime.synced_norm import synced
 from ppll_cli.targets import make
 from ppll_cli.transport.replicas import Replicas
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Batch:
-    """The batch in hand.
-
-    Attributes:
-        sizes: Samples of each micro-batch.
-        training: Else it is for evaluation.
-        step: Optimizer steps before a training batch.
-        samples: Of the whole batch, of which replicas have a share each.
-        first_micro_batch: How many micro-batches the replicas before this one have.
-    """
-
-    sizes: Sequence[int]
-    training: bool = False
-    step: int = 0
-    samples: int = 0
-    first_micro_batch: int = 0
-
-    def share(self, micro_batch: int) -> float:
-        """How much of the batch's loss and gradients is a micro-batch's."""
-        return self.sizes[micro_batch] / self.samples
 
 
 class HeldChunk:
@@ -286,6 +259,11 @@ class HeldChunk:
             for name, leaf in leaves.items()
         }
 
+    def shapes(self) -> dict[str, list[int]]:
+        """The shapes of the batch's tensors, by name, as a report of a failure shows them."""
+        kept = self._values.values()
+        return {name: list(t.shape) for values in kept for name, t in values.items()}
+
     def start_average(self) -> None:
         """Average the gradients over the replicas of the stage as the next backward goes."""
         assert self.average is not None
@@ -340,36 +318,8 @@ class HeldChunk:
             measures = self.job.task.measure(prediction, values, training=False)
         self._add(split, loss, micro_batch, measures)
 
-    # Its state
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All parameters, buffers and optimizer states by name, whatever the partition is.
-
-        Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, or
-        `optimizer.` and a parameter's name of one of these.
-        """
-        found: dict[str, Tensor] = {}
-        for prefix, network in self._named_networks():
-            for name, tensor in network.state_dict().items():
-                found[f"{prefix}.{name}"] = tensor
-            for name, parameter in network.named_parameters():
-                state = self.optimizer.state.get(parameter, {}) if self.optimizer else {}
-                for key, value in state.items():
-                    found[f"optimizer.{prefix}.{name}.{key}"] = value
-        return found
-
-    def restore(self, saved: SavedTensors) -> None:
-        """Take parameters, buffers and optimizer states from a checkpoint of any partition."""
-        for prefix, network in self._named_networks():
-            network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
-            for name, parameter in network.named_parameters():
-                start = f"optimizer.{prefix}.{name}."
-                keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
-                state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
-                if self.optimizer is not None:
-                    self.optimizer.restore(parameter, state)
-
-    def _named_networks(self) -> Iterator[tuple[str, nn.Module]]:
+    def named_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The networks that a checkpoint holds, by the names that they have in it."""
         for unit, network in self.units:
             yield f"model.{unit.name}", network
         if self.criterion is not None:
@@ -390,20 +340,6 @@ class HeldChunk:
         seed = seed_of(self.job.seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:
             generator.manual_seed(seed)
-
-
-def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
-    """Log which of a module's steps were skipped; their flags, 1 where one was, are on the CPU."""
-    for step, flag in zip(steps, flags.tolist(), strict=True):
-        if flag:
-            log.warning("step %d of module %d is skipped", step, module)
-
-
-def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """A state on the parameter's device, and in its memory format if it has its shape."""
-    if saved.shape != parameter.shape:
-        return saved.to(parameter.device)
-    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
 
 def _apply(unit: Unit, network: nn.Module, values: dict[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 Stage 0 decides what comes next; the others learn it from the header of the next message.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
@@ -42,6 +42,29 @@ class EvaluationBatch:
 
 
 Item = TrainBatch | EvaluationBatch | Mark
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch in hand.
+
+    Attributes:
+        sizes: Samples of each micro-batch.
+        training: Else it is for evaluation.
+        step: Optimizer steps before a training batch.
+        samples: Of the whole batch, of which replicas have a share each.
+        first_micro_batch: How many micro-batches the replicas before this one have.
+    """
+
+    sizes: Sequence[int]
+    training: bool = False
+    step: int = 0
+    samples: int = 0
+    first_micro_batch: int = 0
+
+    def share(self, micro_batch: int) -> float:
+        """How much of the batch's loss and gradients is a micro-batch's."""
+        return self.sizes[micro_batch] / self.samples
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The optimizer of a group of parameters."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.settings import Optim
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -171,3 +174,10 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
     """Scale gradients so that the norm, given as its square, is at most `limit`."""
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
+
+
+def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
+    """Log which of a module's steps were skipped; their flags, 1 where one was, are on the CPU."""
+    for step, flag in zip(steps, flags.tolist(), strict=True):
+        if flag:
+            log.warning("step %d of module %d is skipped", step, module)

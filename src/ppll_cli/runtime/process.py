@@ -97,10 +97,9 @@ def _said(error: Exception) -> str:
 
 def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> dict[str, object]:
     """What the user needs to know about an exception, as plain data."""
-    shapes = {}
-    if worker is not None:
-        values = worker.stage.values
-        shapes = {n: list(t.shape) for tensors in values.values() for n, t in tensors.items()}
+    shapes: dict[str, list[int]] = {}
+    for chunk in worker.chunks.values() if worker is not None else ():
+        shapes |= chunk.shapes()
     return {
         "kind": "failed",
         "stage": seat.stage,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ppll_cli.errors import NonFiniteError
-from ppll_cli.runtime.chunk import HeldChunk, warn_of_skipped
+from ppll_cli.runtime.chunk import HeldChunk
 from ppll_cli.runtime.clock import Clock
+from ppll_cli.runtime.optimizer import warn_of_skipped
 from ppll_cli.runtime.sums import Sums
 from ppll_cli.tasks.task import Task
 from ppll_cli.transport.replicas import Replicas
