@@ -1,195 +1,211 @@
-"""A stream that trains another network than the whole one is refused."""
+"""A schedule that trains another network than the whole one is refused."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import pytest
 
-from ppll_cli.errors import DeadlockError, ScheduleError
-from ppll_cli.schedules.bp import BackPropagation
-from ppll_cli.schedules.gpipe import GPipe
-from ppll_cli.schedules.instructions import (
+from ppll_cli.errors import ScheduleError
+from ppll_cli.pipeline.instructions import (
     Backward,
+    BackwardInput,
+    BackwardWeight,
+    Compute,
+    End,
     Forward,
-    Instruction,
-    LocalUpdate,
+    Loss,
+    Measure,
     NextBatch,
     Release,
     SendActivations,
+    StartAverage,
     Step,
 )
-from ppll_cli.schedules.ll import LocalLearning
-from ppll_cli.schedules.one_f_one_b import OneFOneB
-from ppll_cli.schedules.pp import NaivePipeline
-from ppll_cli.schedules.ppll import PPLL
-from ppll_cli.schedules.schedule import Place, Schedule
-from ppll_cli.schedules.validation import validate
-from ppll_cli.simulate import simulate
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.bp import BackPropagation
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+from ppll_cli.pipeline.validation import validate
+from tests.pipeline.pipelines import KINDS, pipeline, places, routes_of
 
-MANY = 100
-SCHEDULES: list[Schedule] = [
-    BackPropagation(microbatches=2),
-    NaivePipeline(),
-    GPipe(microbatches=3),
-    OneFOneB(microbatches=4),
-    LocalLearning(),
-    PPLL(),
-]
-
-Streams = list[list[Instruction]]
+every_schedule = pytest.mark.parametrize("kind", KINDS)
 
 
-def places(schedule: Schedule) -> Iterator[list[Place]]:
-    """Pipelines of one to three stages, with and without norms and replicas."""
+def streams(kind: type[Schedule]) -> Iterator[tuple[Place, list[Compute]]]:
+    """Every stage of pipelines of one to three stages, for a whole batch and for a short one."""
+    schedule = kind(microbatches=3)
     most = 1 if schedule.one_stage else 3
-    counts = {1, schedule.microbatches}
-    for stages, norms, replicas, count in product(range(1, most + 1), (0, 1), (1, 2), counts):
-        if norms and schedule.local:
-            continue
-        chunks = [1 + (stage + 1) % 2 if schedule.local else 1 for stage in range(stages)]
-        yield [Place(s, stages, chunks[s], count, bool(norms), replicas) for s in range(stages)]
+    for stages, count in product(range(1, most + 1), {1, schedule.microbatches}):
+        modules = [1 + (stage + 1) % 2 for stage in range(stages)]
+        for place in places(routes_of(schedule, stages, modules), count):
+            yield place, list(schedule.batch(place))
 
 
-def streams_of(schedule: Schedule, pipeline: Sequence[Place]) -> Streams:
-    return [[*schedule.batch(place)] for place in pipeline]
+@every_schedule
+def test_the_shipped_schedules_are_valid(kind: type[Schedule]) -> None:
+    for place, stream in streams(kind):
+        assert validate(place, iter(stream)) == stream
 
 
-def checked(schedule: Schedule, pipeline: Sequence[Place], streams: Streams) -> None:
-    """All that a user's schedule has to pass before a run."""
-    for place, stream in zip(pipeline, streams, strict=True):
-        validate(place, schedule.local, stream)
-    simulate([[*stream, *stream] for stream in streams], lambda *_: 0.0, lambda _: MANY)
+@every_schedule
+def test_an_instruction_too_few_or_twice_is_refused(kind: type[Schedule]) -> None:
+    for place, stream in streams(kind):
+        for index, instruction in enumerate(stream):
+            with pytest.raises(ScheduleError):
+                validate(place, [*stream[:index], *stream[index + 1 :]])
+            for again in range(index, len(stream) + 1):
+                with pytest.raises(ScheduleError):
+                    validate(place, [*stream[:again], instruction, *stream[again:]])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: type(each).__name__)
-def test_the_shipped_schedules_are_valid(schedule: Schedule) -> None:
-    for pipeline in places(schedule):
-        checked(schedule, pipeline, streams_of(schedule, pipeline))
+@every_schedule
+def test_an_instruction_for_another_chunk_or_micro_batch_is_refused(kind: type[Schedule]) -> None:
+    for place, stream in streams(kind):
+        for index, instruction in enumerate(stream):
+            for field in fields(instruction):
+                value = getattr(instruction, field.name)
+                for other in (value - 1, value + 1, value + 7, -1, None, "0"):
+                    if other != value:
+                        changed: dict[str, Any] = {field.name: other}
+                        instead = replace(instruction, **changed)
+                        with pytest.raises(ScheduleError):
+                            validate(place, [*stream[:index], instead, *stream[index + 1 :]])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: type(each).__name__)
-def test_a_stream_with_an_instruction_too_few_or_twice_is_refused(schedule: Schedule) -> None:
-    for pipeline in places(schedule):
-        streams = streams_of(schedule, pipeline)
-        for place, stream in zip(pipeline, streams, strict=True):
-            for index, instruction in enumerate(stream):
-                fewer = [*stream[:index], *stream[index + 1 :]]
-                twice = [*stream[:index], instruction, *stream[index:]]
-                for changed in (fewer, twice):
-                    others = [changed if each is stream else each for each in streams]
-                    with pytest.raises((ScheduleError, DeadlockError)):
-                        checked(schedule, [*pipeline], others)
-                    assert place.stage < len(pipeline)
+@every_schedule
+def test_an_instruction_of_another_kind_is_refused(kind: type[Schedule]) -> None:
+    parts = (Forward, Loss, Backward, BackwardInput, BackwardWeight)
+    for place, stream in streams(kind):
+        for index, instruction in enumerate(stream):
+            for part in parts:
+                if isinstance(instruction, Step) or type(instruction) is part:
+                    continue
+                instead = part(instruction.chunk, instruction.micro_batch)
+                with pytest.raises(ScheduleError):
+                    validate(place, [*stream[:index], instead, *stream[index + 1 :]])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: type(each).__name__)
-def test_an_instruction_for_another_chunk_or_stage_or_part_is_refused(schedule: Schedule) -> None:
-    """Among them PPLL that sends the first of its stage's chunks, which trained in silence."""
-    for pipeline in places(schedule):
-        streams = streams_of(schedule, pipeline)
-        for stream in streams:
-            for index, instruction in enumerate(stream):
-                for other in different(instruction):
-                    changed = [*stream[:index], other, *stream[index + 1 :]]
-                    others = [changed if each is stream else each for each in streams]
-                    with pytest.raises((ScheduleError, DeadlockError)):
-                        checked(schedule, pipeline, others)
+@every_schedule
+def test_two_micro_batches_in_the_other_order_are_refused(kind: type[Schedule]) -> None:
+    """The order in which gradients are summed decides their bits."""
+    for place, stream in streams(kind):
+        for one, other in permutations(range(len(stream)), 2):
+            first, second = stream[one], stream[other]
+            if one < other and type(first) is type(second) and first.chunk == second.chunk:
+                swapped = list(stream)
+                swapped[one], swapped[other] = second, first
+                with pytest.raises(ScheduleError):
+                    validate(place, swapped)
 
 
-def different(instruction: Instruction) -> Iterator[Instruction]:
-    """The same with another number in one place."""
-    for field in fields(instruction):
-        value = getattr(instruction, field.name)
-        for other in (value - 1, value + 1, value + 7):
-            changed: Any = {field.name: other}
-            yield replace(instruction, **changed)
+F, L, B, S = Forward(0, 0), Loss(0, 0), Backward(0, 0), Step(0)
+(ALONE,) = pipeline(BackPropagation())
+(TWICE,) = pipeline(BackPropagation(microbatches=2))
+(BOTH,) = places(routes_of(Interleaved(), 1))  # chunks 0 and 1 on one stage, one module
+(APART,) = pipeline(PPLL(), modules=2)  # the same, each a module
+SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last
+THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 
-
-N, F, U = NextBatch(), Forward(0, 0), LocalUpdate(0, 0)
-TWO = Place(0, 2, chunks=2)
-BAD: dict[str, tuple[Place, bool, list[Any], str]] = {
-    "a word": (Place(0, 1), True, ["forward"], "is told 'forward', no instruction"),
-    "no chunk": (TWO, True, [N, Forward(2, 0)], "on stage 0, whose chunks are 0 to 1"),
-    "below the first chunk": (TWO, True, [N, Forward(-1, 0)], "whose chunks are 0 to 1"),
-    "the first chunk is sent": (
-        TWO,
-        True,
-        [N, F, SendActivations(1, 0, 0), U, Forward(1, 0), LocalUpdate(1, 0)],
-        "only SendActivations(peer=1, chunk=1) can be",
+BAD: dict[str, tuple[Place, list[Any], str]] = {
+    "a word": (ALONE, ["forward"], "stage 0 runs forward, which is not for a schedule: it yields"),
+    "a class": (ALONE, [Forward], "which is not for a schedule"),
+    "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), which is not for a"),
+    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "which is not for a schedule"),
+    "a release": (ALONE, [F, Release(1, 0, "gradients")], "which is not for a schedule"),
+    "an average": (ALONE, [F, StartAverage(0)], "which is not for a schedule"),
+    "evaluation": (ALONE, [F, Measure(0, 0)], "which is not for a schedule"),
+    "a mark": (ALONE, [End(1)], "which is not for a schedule"),
+    "no chunk of the model": (BOTH, [Forward(2, 0)], "the chunks of this stage are 0, 1"),
+    "below the first chunk": (BOTH, [Forward(-1, 0)], "the chunks of this stage are 0, 1"),
+    "a chunk of another stage": (
+        THIRD,
+        [Forward(1, 0), Forward(2, 0)],
+        "Forward(chunk=2, micro_batch=0) on stage 1: the chunks of this stage are 1, 3",
     ),
-    "sent past the next stage": (
-        TWO,
-        True,
-        [N, F, U, Forward(1, 0), SendActivations(2, 1, 0), LocalUpdate(1, 0)],
-        "only SendActivations(peer=1, chunk=1) can be",
+    "no number": (ALONE, [Forward(False, 0)], "the chunks of this stage are 0"),
+    "no micro-batch": (ALONE, [Forward(0, 1)], "on stage 0: the micro-batches are 0"),
+    "true for one": (TWICE, [F, Forward(0, True)], "on stage 0: the micro-batches are 0, 1"),
+    "another order": (
+        TWICE,
+        [Forward(0, 1)],
+        "a chunk runs each Forward once, in the order of micro-batches; that of micro-batch 0 is",
     ),
-    "an untrained module": (
-        TWO,
-        True,
-        [N, F, U, Forward(1, 0), SendActivations(1, 1, 0)],
-        "never runs LocalBackward(chunk=1) of micro-batch 0",
+    "a forward twice": (ALONE, [F, F], "in the order of micro-batches; all have run"),
+    "chunks in the other order": (
+        BOTH,
+        [Forward(1, 0)],
+        "on stage 0: Forward(chunk=0, micro_batch=0) has to come before it",
     ),
-    "a step for each part": (
-        Place(0, 1, microbatches=2),
-        True,
-        [N, F, U, Forward(0, 1), LocalUpdate(0, 1)],
-        "LocalUpdate(chunk=0, micro_batch=0) is not for stage 0",
+    "modules in the other order": (
+        APART,
+        [Forward(1, 0)],
+        "on stage 0: Forward(chunk=0, micro_batch=0) has to come before it",
     ),
-    "parts in another order": (
-        Place(0, 1, microbatches=2),
-        False,
-        [N, Forward(0, 1), F],
-        "runs Forward(chunk=0) of the micro-batches [1, 0]",
+    "a loss before its forward": (ALONE, [L], "Loss(chunk=0, micro_batch=0) on stage 0: its For"),
+    "a loss in the middle of a module": (
+        BOTH,
+        [F, L],
+        "Loss(chunk=0, micro_batch=0) on stage 0: a loss is for chunks that end a module: [1]",
     ),
-    "a step within local learning": (Place(0, 1), True, [N, F, U, Step()], "Step() is not for"),
-    "nothing to give back": (
-        Place(0, 1),
-        True,
-        [N, F, U, Release(0)],
-        "Release(peer=0) on stage 0 finds no slot to give back",
+    "no loss": (ALONE, [F, B, S], "Loss(chunk=0, micro_batch=0) has to come before it"),
+    "a backward before its forward": (SECOND, [Backward(1, 0)], "its Forward has to come before"),
+    "an input half before its forward": (SECOND, [BackwardInput(1, 0)], "its Forward has to come"),
+    "backwards in the other order": (
+        BOTH,
+        [F, Forward(1, 0), Loss(1, 0), B],
+        "Backward(chunk=0, micro_batch=0) on stage 0: Backward(chunk=1, micro_batch=0) has to",
     ),
+    "a weight half alone": (SECOND, [Forward(1, 0), BackwardWeight(1, 0)], "its BackwardInput has"),
+    "an input half alone": (
+        SECOND,
+        [Forward(1, 0), BackwardInput(1, 0), Step(1)],
+        "Step(chunk=1) on stage 1: Backward(chunk=1, micro_batch=0) has to come before it",
+    ),
+    "a whole backward after its half": (
+        SECOND,
+        [Forward(1, 0), BackwardInput(1, 0), Backward(1, 0)],
+        "a chunk runs each Backward once",
+    ),
+    "a step too early": (
+        TWICE,
+        [F, L, B, Forward(0, 1), S],
+        "Step(chunk=0) on stage 0: Backward(chunk=0, micro_batch=1) has to come before it",
+    ),
+    "after the step": (ALONE, [F, L, B, S, S], "Step(chunk=0) on stage 0: it comes after the chu"),
+    "no step": (ALONE, [F, L, B], "stage 0 never runs Step(chunk=0)"),
+    "an untrained module": (APART, [F, L, B, S], "stage 0 never runs Step(chunk=1)"),
+    "nothing": (ALONE, [], "stage 0 never runs Step(chunk=0)"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_is_said(name: str) -> None:
-    place, local, stream, said = BAD[name]
+    place, stream, said = BAD[name]
     with pytest.raises(ScheduleError) as refused:
-        validate(place, local, stream)
+        validate(place, stream)
     assert said in str(refused.value)
 
 
-def test_a_slot_that_is_still_read_is_not_given_back() -> None:
-    """The sender would refill it under the hands of the backward."""
-    place = Place(1, 2)
-    stream = [*PPLL().batch(place)]
-    early = [stream[0], Release(0), *[each for each in stream[1:] if each != Release(0)]]
-    with pytest.raises(ScheduleError, match=r"before Forward\(chunk=0, micro_batch=0\) reads it"):
-        validate(place, True, early)
+@pytest.mark.parametrize("schedule", [PPLL(), Interleaved(chunks=30), ZeroBubbleH1()])
+def test_a_stage_may_have_many_chunks(schedule: Schedule) -> None:
+    """Chunks are numbers, and not names in an alphabet."""
+    for place in pipeline(schedule, 2, 30):
+        validate(place, schedule.batch(place))
 
 
-def test_a_step_before_a_backward_is_refused() -> None:
-    place = Place(0, 1, microbatches=2)
-    stream = [*GPipe(microbatches=2).batch(place)]
-    early = [*stream[:-2], stream[-1], stream[-2]]
-    with pytest.raises(ScheduleError) as refused:
-        validate(place, False, early)
-    assert str(refused.value) == f"Step() on stage 0 comes before {Backward(0, 1)}"
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_stage_may_have_many_chunks(replicas: int) -> None:
-    """More than ten: chunks are numbers, and not names in an alphabet."""
-    place = Place(0, 1, chunks=12, replicas=replicas)
-    validate(place, True, PPLL().batch(place))
+def test_halves_and_whole_backwards_may_differ_between_chunks() -> None:
+    chunk_0 = [BackwardInput(0, 0), BackwardWeight(0, 0), Step(0)]
+    validate(BOTH, [F, Forward(1, 0), Loss(1, 0), Backward(1, 0), Step(1), *chunk_0])
 
 
 def test_a_stream_without_an_end_is_refused() -> None:
-    def endless() -> Iterator[Instruction]:
+    def endless() -> Iterator[Compute]:
         while True:
-            yield NextBatch()
+            yield F
 
     with pytest.raises(ScheduleError, match="more than 400 instructions for a batch"):
-        validate(Place(0, 1), True, endless())
+        validate(ALONE, endless())

@@ -1,0 +1,284 @@
+"""Each pass alone. `test_schedules` says how the words are read."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from ppll_cli.errors import ScheduleError
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.instructions import (
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Compute,
+    FinishAverage,
+    Forward,
+    Instruction,
+    Loss,
+    StartAverage,
+    Step,
+)
+from ppll_cli.pipeline.layout import Chunk, Layout
+from ppll_cli.pipeline.routes import find_routes
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.pp import NaivePipeline
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+from tests.pipeline.pipelines import SKIP, Given, part, places, routes_of, words
+
+PARTS = {"F": Forward, "L": Loss, "B": Backward, "I": BackwardInput, "W": BackwardWeight}
+OF_CHUNKS = {"S": Step, "+": StartAverage, "=": FinishAverage}
+
+
+def stream(text: str) -> list[Instruction]:
+    """The instructions of words: `F1a` is the forward of micro-batch 1 in chunk 0."""
+    found: list[Instruction] = []
+    for word in text.split():
+        chunk = ord(word[-1]) - ord("a")
+        if word[0] in PARTS:
+            found.append(PARTS[word[0]](chunk, int(word[1:-1])))
+        else:
+            found.append(OF_CHUNKS[word[0]](chunk))
+    return found
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def chunks_on(
+    stages: Sequence[int], arrows: Sequence[str], losses: Mapping[int, str]
+) -> list[Place]:
+    """The places of chunks of one unit each; a module ends at each loss."""
+    ends = [number in losses for number in range(len(stages))]
+    chunks = tuple(
+        Chunk(range(number, number + 1), stage, sum(ends[:number]), ends[number])
+        for number, stage in enumerate(stages)
+    )
+    readers = {number: [part(f"{names} >")] for number, names in losses.items()}
+    return places(find_routes(Layout(chunks), [part(arrow) for arrow in arrows], readers))
+
+
+CHAIN_OF_3 = places(routes_of(GPipe(), 3))  # one chunk a stage: a, b and c
+ROUND = places(routes_of(Interleaved(), 2))  # chunks a and c on stage 0, b and d on stage 1
+(BOTH,) = places(routes_of(Interleaved(), 1))  # chunks a and b of one module
+(MODULES,) = places(routes_of(PPLL(), 1, 3))  # chunks a, b and c, each a module
+TWO_OF_2 = places(routes_of(PPLL(), 2, 2))  # the modules a and b on stage 0, c and d on stage 1
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "after"),
+    [
+        (  # all forwards first: right before the last backward
+            CHAIN_OF_3[1],
+            "F0b F1b B0b    B1b    Sb",
+            "F0b F1b B0b +b B1b =b Sb",
+        ),
+        (  # the loss comes right before: an auxiliary network's gradients are complete after it
+            CHAIN_OF_3[2],
+            "F0c L0c B0c F1c    L1c B1c    Sc",
+            "F0c L0c B0c F1c +c L1c B1c =c Sc",
+        ),
+        (  # the loss of the same micro-batch comes earlier
+            CHAIN_OF_3[2],
+            "F0c L0c F1c L1c B0c    B1c    Sc",
+            "F0c L0c F1c L1c B0c +c B1c =c Sc",
+        ),
+        (  # the loss before is another chunk's
+            BOTH,
+            "F0a F0b    L0b    B0b    B0a    Sa    Sb",
+            "F0a F0b +b L0b    B0b +a B0a =a Sa =b Sb",
+        ),
+        (  # gradients of the weights come with the second half
+            CHAIN_OF_3[1],
+            "F0b F1b I0b I1b W0b    W1b    Sb",
+            "F0b F1b I0b I1b W0b +b W1b =b Sb",
+        ),
+        (  # a step stays where another chunk waits for gradients
+            BOTH,
+            "F0a F0b    L0b B0b    Sb    B0a    Sa",
+            "F0a F0b +b L0b B0b =b Sb +a B0a =a Sa",
+        ),
+        (  # under local learning it moves behind the next module's backward
+            MODULES,
+            "F0a    L0a B0a Sa F0b    L0b B0b       Sb F0c    L0c B0c             Sc",
+            "F0a +a L0a B0a    F0b +b L0b B0b =a Sa    F0c +c L0c B0c =b Sb =c Sc",
+        ),
+        (  # and if there is none, it stays
+            places(routes_of(PPLL(), 1))[0],
+            "F0a    L0a B0a    Sa",
+            "F0a +a L0a B0a =a Sa",
+        ),
+        (  # forwards and losses of other modules do not end the wait
+            MODULES,
+            "F0a    F0b    L0a    B0a Sa    L0b B0b Sb             F0c    L0c B0c    Sc",
+            "F0a    F0b +a L0a    B0a    +b L0b B0b    =a Sa       F0c +c L0c B0c =b Sb =c Sc",
+        ),
+    ],
+)
+def test_averages(place: Place, before: str, after: str) -> None:
+    assert words(passes.averages(place, stream(before))) == squeezed(after)
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "after"),
+    [
+        (CHAIN_OF_3[0], "F0a B0a Sa", "F0a B0a     n+ n>1 n<1     Sa"),
+        (CHAIN_OF_3[1], "F0b B0b Sb", "F0b B0b n<0 n+ n>2 n<2 n>0 Sb"),
+        (CHAIN_OF_3[2], "F0c L0c B0c Sc", "F0c L0c B0c n<1 n+ n>1 Sc"),
+        (BOTH, "F0a F0b L0b B0b Sb B0a Sa", "F0a F0b L0b B0b B0a n+ Sb Sa"),
+        (BOTH, "F0a F0b +b L0b B0b =b Sb +a B0a =a Sa", "F0a F0b +b L0b B0b +a B0a =b =a n+ Sb Sa"),
+    ],
+)
+def test_norms_stand_behind_all_averages_and_before_all_steps(
+    place: Place, before: str, after: str
+) -> None:
+    assert words(passes.norms(place, stream(before))) == squeezed(after)
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "after"),
+    [
+        (CHAIN_OF_3[0], "F0a B0a Sa", "F0a x0a>1 g0a<1 B0a Sa"),
+        (CHAIN_OF_3[1], "F0b B0b Sb", "x0b<0 F0b x0b>2 g0b<2 B0b g0b>0 Sb"),
+        (CHAIN_OF_3[2], "F0c L0c B0c Sc", "x0c<1 F0c L0c B0c g0c>1 Sc"),
+        (CHAIN_OF_3[1], "F0b I0b W0b Sb", "x0b<0 F0b x0b>2 g0b<2 I0b g0b>0 W0b Sb"),
+        (BOTH, "F0a F0b L0b B0b B0a Sa Sb", "F0a F0b L0b B0b B0a Sa Sb"),
+        (ROUND[0], "F7a F7c B7c B7a", "F7a x7a>1 x7c<1 F7c x7c>1 g7c<1 B7c g7c>1 g7a<1 B7a"),
+        (TWO_OF_2[0], "F0a L0a B0a F0b L0b B0b", "F0a L0a B0a F0b x0b>1 L0b B0b"),
+        (TWO_OF_2[1], "F0c L0c B0c F0d L0d B0d", "x0c<0 F0c L0c B0c F0d L0d B0d"),
+    ],
+)
+def test_communicate(place: Place, before: str, after: str) -> None:
+    assert words(passes.communicate(place, stream(before))) == squeezed(after)
+
+
+def test_gradients_travel_inside_a_module_alone() -> None:
+    """Chunks a and b are a module over two stages, and c is another one."""
+    here = chunks_on([0, 1, 2], ["image > x", "x > x", "x > x"], {1: "x", 2: "x"})
+    compute = ["F0a B0a", "F0b L0b B0b", "F0c L0c B0c"]
+    found = [passes.communicate(p, stream(own)) for p, own in zip(here, compute, strict=True)]
+    assert [*map(words, found)] == [
+        "F0a x0a>1 g0a<1 B0a",
+        "x0b<0 F0b x0b>2 L0b B0b g0b>0",
+        "x0c<1 F0c L0c B0c",
+    ]
+
+
+def test_the_batch_is_taken_where_the_first_chunk_is() -> None:
+    found = [words(passes.take_batch(place, stream("Sa"))) for place in (*CHAIN_OF_3, MODULES)]
+    assert found == ["N Sa", "Sa", "Sa", "N Sa"]
+    v_shaped = chunks_on([1, 0, 1], ["image > x", "x > x", "x > x"], {2: "x"})
+    assert [words(passes.take_batch(place, stream("Sa"))) for place in v_shaped] == ["Sa", "N Sa"]
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "after"),
+    [
+        (CHAIN_OF_3[0], "F0a F1a I0a I1a W0a W1a Sa", "F0a F1a B0a B1a Sa"),
+        (CHAIN_OF_3[1], "F0b I0b W0b Sb", "F0b I0b W0b Sb"),
+        (ROUND[0], "F0a F0c I0c I0a W0c W0a Sa Sc", "F0a F0c I0c B0a W0c Sa Sc"),
+        (MODULES, "F0a L0a I0a W0a Sa F0b L0b I0b W0b", "F0a L0a B0a Sa F0b L0b B0b"),
+    ],
+)
+def test_a_backward_is_whole_where_no_input_takes_a_gradient(
+    place: Place, before: str, after: str
+) -> None:
+    assert words(passes.whole_backwards(place, stream(before))) == after
+
+
+def released(place: Place, text: str) -> str:
+    """What `release` makes of a stream that `communicate` has completed."""
+    return words(passes.release(place, passes.communicate(place, stream(text))))
+
+
+def test_a_slot_is_given_back_after_its_last_use() -> None:
+    assert [
+        released(place, own)
+        for place, own in zip(CHAIN_OF_3, ["F0a B0a", "F0b B0b Sb", "F0c L0c B0c"], strict=True)
+    ] == [
+        "F0a x0a>1 g0a<1 B0a ga/1",
+        "x0b<0 F0b x0b>2 g0b<2 B0b gb/2 xb/0 g0b>0 Sb",
+        "x0c<1 F0c L0c B0c xc/1 g0c>1",
+    ]
+
+
+def test_the_weight_half_of_a_backward_keeps_both_slots() -> None:
+    """It multiplies the inputs with the received gradients themselves."""
+    assert released(CHAIN_OF_3[1], "F0b F1b I0b I1b W0b W1b") == (
+        "x0b<0 F0b x0b>2 x1b<0 F1b x1b>2 g0b<2 I0b g0b>0 g1b<2 I1b g1b>0 "
+        "W0b gb/2 xb/0 W1b gb/2 xb/0"
+    )
+
+
+def test_a_gradient_that_only_passes_through_keeps_its_slot_until_it_is_sent() -> None:
+    here = places(routes_of(NaivePipeline(), 3, arrows=SKIP))
+    after = "x0b<0 F0b x0b>2 g0b<2 B0b xb/0 g0b>0 gb/2 Sb"
+    assert released(here[1], "F0b B0b Sb") == after
+    halves = "x0b<0 F0b x0b>2 g0b<2 I0b g0b>0 W0b gb/2 xb/0 Sb"
+    assert released(here[1], "F0b I0b W0b Sb") == halves
+
+
+OVER_3 = ["image > x c", "x > x", "x > x", "x c > x"]
+
+
+def test_gradients_that_pass_through_two_chunks_of_a_stage_keep_their_slot() -> None:
+    """The slot was refilled while the second of the chunks still had to send what is in it."""
+    here = chunks_on([0, 1, 1, 2], OVER_3, {3: "x"})
+    assert released(here[1], "F0b F0c B0c B0b") == (
+        "x0b<0 F0b F0c x0c>2 g0c<2 B0c B0b xb/0 g0b>0 gc/2"
+    )
+    assert released(here[1], "F0b F0c I0c I0b W0c W0b") == (
+        "x0b<0 F0b F0c x0c>2 g0c<2 I0c I0b g0b>0 W0c W0b gc/2 xb/0"
+    )
+
+
+def test_gradients_that_a_chunk_makes_anew_are_no_longer_in_the_slot() -> None:
+    arrows = ["image > x", "x > x", "x > x", "x > x"]
+    here = chunks_on([0, 1, 1, 2], arrows, {3: "x"})
+    assert released(here[1], "F0b F0c B0c B0b") == (
+        "x0b<0 F0b F0c x0c>2 g0c<2 B0c gc/2 B0b xb/0 g0b>0"
+    )
+
+
+def test_a_name_that_is_handed_on_inside_a_stage_stays_in_its_slot() -> None:
+    """The last module's loss reads the labels, which module c only hands on."""
+    losses = {0: "x", 1: "x", 2: "x", 3: "x label"}
+    arrows = ["image > x", "x > x", "x > x", "x > x"]
+    compute = "F0b L0b B0b Sb F0c L0c B0c Sc"
+    read = chunks_on([0, 1, 1], arrows, {**losses, 2: "x label"})[1]
+    assert released(read, compute) == "x0b<0 F0b L0b B0b Sb F0c L0c B0c xb/0 Sc"
+    unread = chunks_on([0, 1, 1], arrows, losses)[1]
+    assert released(unread, compute) == "x0b<0 F0b L0b B0b xb/0 Sb F0c L0c B0c Sc"
+    sent = chunks_on([0, 1, 1, 2], arrows, losses)[1]
+    assert released(sent, compute) == "x0b<0 F0b L0b B0b Sb F0c x0c>2 xb/0 L0c B0c Sc"
+
+
+def test_a_name_that_is_bound_anew_does_not_stay_in_its_slot() -> None:
+    arrows = ["image > x", "x > x label", "x > x"]
+    here = chunks_on([0, 1, 1], arrows, {0: "x", 1: "x", 2: "x label"})
+    assert released(here[1], "F0b L0b B0b Sb F0c L0c B0c Sc") == (
+        "x0b<0 F0b L0b B0b xb/0 Sb F0c L0c B0c Sc"
+    )
+
+
+def test_what_nobody_reads_is_given_back_at_once() -> None:
+    here = chunks_on([0, 1], ["image > x", "> x"], {0: "x", 1: "x"})
+    assert released(here[1], "F0b L0b B0b Sb") == "x0b<0 xb/0 F0b L0b B0b Sb"
+
+
+@pytest.mark.parametrize("schedule", [GPipe(microbatches=2), Interleaved(), ZeroBubbleH1(), PPLL()])
+def test_evaluation_gives_back_and_sends_no_gradients(schedule: Schedule) -> None:
+    for place in places(routes_of(schedule, 3, 2, SKIP), 3):
+        found = words(passes.evaluation(place, schedule)).split()
+        received = [each for each in found if "<" in each]
+        assert len(received) == len([each for each in found if "/" in each])
+        assert not any(each[0] in "gBIWLS+=" for each in found)
+
+
+def test_a_wrong_order_is_refused_before_any_pass() -> None:
+    wrong: list[Compute] = [Forward(0, 0), Backward(0, 0), Step(0)]
+    with pytest.raises(ScheduleError, match=r"Loss\(chunk=0, micro_batch=0\) has to come before"):
+        passes.training(places(routes_of(NaivePipeline()))[0], Given({0: wrong}))
