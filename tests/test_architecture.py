@@ -1,0 +1,50 @@
+"""docs/architecture.md names code that exists, and shows the stream that is executed."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import ppll_cli
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.layout import Layout
+from ppll_cli.pipeline.routes import find_routes
+from ppll_cli.pipeline.schedule import Place
+from ppll_cli.pipeline.schedules.ppll import PPLL
+
+ROOT = Path(ppll_cli.__file__).parent
+PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+
+
+class _Access:
+    def __init__(self, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+        self.reads, self.writes = reads, writes
+
+
+def test_files_that_the_page_names_exist() -> None:
+    named = set(re.findall(r"`((?:pipeline|runtime|transport|data)/[\w/]*(?:\.py)?)`", PAGE))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_methods_that_the_page_names_exist() -> None:
+    cited = re.findall(r"`(\w+/\w+)\.py`, `(\w+)(?:\.(\w+))?`", PAGE)
+    assert len(cited) > 4
+    for file, name, method in cited:
+        found = getattr(import_module(f"ppll_cli.{file.replace('/', '.')}"), name)
+        assert not method or hasattr(found, method)
+
+
+def test_the_stream_that_the_page_shows_is_the_real_one() -> None:
+    units = [_Access(("x",) if n else ("image",), ("x",)) for n in range(3)]
+    runs = [range(n, n + 1) for n in range(3)]
+    ends = {n: [_Access(("x", "label"), ())] for n in range(3)}
+    place = Place(1, find_routes(Layout.contiguous(runs, runs), units, ends))
+    shown = re.findall(r"^(\w+\(.*?\)) {2,}", PAGE, re.MULTILINE)
+    assert shown == [str(each) for each in passes.training(place, PPLL())]
+
+
+def test_the_order_that_the_page_shows_is_the_schedules() -> None:
+    source = (ROOT / "pipeline" / "schedules" / "ppll.py").read_text()
+    block = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
+    assert [line for line in lines if line not in source] == []
