@@ -27,7 +27,7 @@ def test_files_that_the_page_names_exist() -> None:
 
 
 def test_methods_that_the_page_names_exist() -> None:
-    cited = re.findall(r"`(\w+/\w+)\.py`, `(\w+)(?:\.(\w+))?`", PAGE)
+    cited = re.findall(r"`(\w+/\w+)\.py`,\s+`(\w+)(?:\.(\w+))?`", PAGE)
     assert len(cited) > 4
     for file, name, method in cited:
         found = getattr(import_module(f"ppll_cli.{file.replace('/', '.')}"), name)
