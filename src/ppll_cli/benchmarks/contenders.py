@@ -11,7 +11,13 @@ from ppll_cli import settings
 from ppll_cli.app import conf_dir, register_resolvers
 from ppll_cli.benchmarks.paced import Workers, pipeline
 from ppll_cli.benchmarks.ranks import MakeTrainer, Ranks
-from ppll_cli.benchmarks.torch_trainers import DataParallelTrainer, GPipeTrainer, OneFOneBTrainer
+from ppll_cli.benchmarks.torch_trainers import (
+    DataParallelTrainer,
+    GPipeTrainer,
+    InterleavedTrainer,
+    OneFOneBTrainer,
+    ZeroBubbleTrainer,
+)
 from ppll_cli.benchmarks.unlinked import InTurn, unlinked
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.prepare import Prepared, prepare
@@ -41,6 +47,8 @@ OURS = {
     "gpipe_m8": ["schedule=gpipe", "partition=profile", "schedule.microbatches=8"],
     "1f1b_m4": ["schedule=1f1b", "partition=profile", "schedule.microbatches=4"],
     "1f1b_m8": ["schedule=1f1b", "partition=profile", "schedule.microbatches=8"],
+    "interleaved_m4": ["schedule=interleaved", "partition=profile", "schedule.microbatches=4"],
+    "zb_h1_m4": ["schedule=zb_h1", "partition=profile", "schedule.microbatches=4"],
     "pp": ["schedule=pp", "partition=profile"],
     "bp": ["schedule=bp", "partition=uniform"],
     "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
@@ -53,6 +61,8 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
     "torch_gpipe_m8": ("gpipe_m8", GPipeTrainer),
     "torch_1f1b_m4": ("1f1b_m4", OneFOneBTrainer),
     "torch_1f1b_m8": ("1f1b_m8", OneFOneBTrainer),
+    "torch_interleaved_m4": ("interleaved_m4", InterleavedTrainer),
+    "torch_zero_bubble_m4": ("interleaved_m4", ZeroBubbleTrainer),
     "ddp": ("bp", DataParallelTrainer),
 }
 """torch's own by name: whose stages and batches each has, and what trains a rank."""
@@ -64,6 +74,7 @@ LONG = (
     *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),
     *("torch_gpipe_m4", "gpipe_m4", "1f1b_m4", "torch_1f1b_m4"),
     *("torch_gpipe_m8", "gpipe_m8", "1f1b_m8", "torch_1f1b_m8"),
+    *("interleaved_m4", "torch_interleaved_m4", "zb_h1_m4", "torch_zero_bubble_m4"),
     *("pp", "ddp", "bp_replicas", "bp", "bp_all_threads"),
 )
 """All names, in an order in which those that are compared with each other are near."""

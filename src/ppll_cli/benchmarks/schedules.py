@@ -49,6 +49,8 @@ RATIOS = {
     "ppll_over_ll": ("ppll", "ll"),
     "ceiling": ("bound", "bound_in_turn"),
     "gpipe_over_torch_gpipe": ("gpipe_m4", "torch_gpipe_m4"),
+    "interleaved_over_torch_interleaved": ("interleaved_m4", "torch_interleaved_m4"),
+    "zb_h1_over_1f1b": ("zb_h1_m4", "1f1b_m4"),
     "replicas_over_ddp": ("bp_replicas", "ddp"),
 }
 """By key, which row's samples per second over which other's."""

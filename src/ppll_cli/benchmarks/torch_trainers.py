@@ -1,6 +1,6 @@
 """The same units, trained by what torch itself offers: its pipeline schedules, and DDP.
 
-A trainer is one rank's. Its networks and its optimizer are those that a `Stage` makes for our own
+A trainer is one rank's. Its networks and its optimizer are those that a `HeldChunk` makes for our own
 workers, and its batches come from the same `BatchMaker`.
 
 Legend: B batch, C channels, H height, W width.
@@ -8,12 +8,18 @@ Legend: B batch, C channels, H height, W width.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 from torch.nn.parallel import DistributedDataParallel
 
 from ppll_cli.data.source import BatchMaker, Dataset
@@ -94,10 +100,10 @@ class BetweenRanks(nn.Module):
 
 
 class PipelineTrainer:
-    """A stage of one of torch's schedules, cut where the job's stages are.
+    """A rank of one of torch's schedules, with the chunks that the job has on that stage.
 
-    The first stage loads its batch within the step, as ours does; the last one needs only labels,
-    and has them before. Shapes are given: torch would infer them from one more batch, which
+    The first rank loads its batch within the step, as ours does; the rank with the loss needs only
+    labels, and has them before. Shapes are given: torch would infer them from one more batch, which
     BatchNorm would see.
 
     Args:
@@ -105,31 +111,36 @@ class PipelineTrainer:
         rank: Number of the stage.
     """
 
-    schedule: ClassVar[type[PipelineScheduleSingle]]
+    schedule: ClassVar[type[PipelineScheduleSingle | PipelineScheduleMulti]]
 
     def __init__(self, job: Job, rank: int) -> None:
-        self._job, self._first, self._last = job, rank == 0, rank == job.stages - 1
+        self._job, total = job, len(job.layout.chunks)
+        numbers = job.layout.of(rank)
+        self._first, self._last = 0 in numbers, total - 1 in numbers
         device = torch.device(job.devices[rank])
-        chunk = HeldChunk(job, rank, job.site(job.units()), device)
-        assert chunk.optimizer is not None
-        self._optimizer = chunk.optimizer
-        (reads, inputs), (writes, outputs) = _crossing(job, rank), _crossing(job, rank + 1)
-        module = UnitsModule(chunk.units, reads, writes)
-        stage = PipelineStage(
-            BetweenRanks(module, receives=not self._first, sends=not self._last),
-            rank,
-            job.stages,
-            device,
-            input_args=inputs,
-            output_args=outputs,
-        )
-        microbatches = job.make_schedule().microbatches
-        self._schedule = self.schedule(stage, microbatches, loss_fn=self._loss)
+        site = job.site(job.units())
+        self._optimizers, stages = [], []
+        for number in numbers:
+            chunk = HeldChunk(job, number, site, device)
+            assert chunk.optimizer is not None
+            self._optimizers.append(chunk.optimizer)
+            (reads, inputs), (writes, outputs) = _crossing(job, number), _crossing(job, number + 1)
+            module = BetweenRanks(
+                UnitsModule(chunk.units, reads, writes),
+                receives=number > 0,
+                sends=number < total - 1,
+            )
+            stage = PipelineStage(
+                module, number, total, device, input_args=inputs, output_args=outputs
+            )
+            stages.append(stage)
+        held: Any = stages if issubclass(self.schedule, PipelineScheduleMulti) else stages[0]
+        self._schedule = self.schedule(held, job.make_schedule().microbatches, loss_fn=self._loss)
         self._batches = _batches(job, device, job.course.batch_size)
         self._labels: deque[Tensor] = deque()
 
     def prepare(self, steps: range) -> None:
-        """The last stage gets its labels."""
+        """The rank with the loss gets its labels."""
         if self._last:
             self._labels.extend(_batch(self._batches, step)[LABEL] for step in steps)
 
@@ -139,8 +150,9 @@ class PipelineTrainer:
         labels = self._labels.popleft() if self._last else None
         losses: list[Tensor] | None = [] if self._last else None
         self._schedule.step(*images, target=labels, losses=losses, return_outputs=False)
-        self._optimizer.step(self._job.optim.lr)
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.step(self._job.optim.lr)
+            optimizer.zero_grad()
         return torch.stack(losses).detach().mean() if losses else None
 
     def _loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
@@ -157,6 +169,18 @@ class OneFOneBTrainer(PipelineTrainer):
     """torch's 1F1B."""
 
     schedule = Schedule1F1B
+
+
+class InterleavedTrainer(PipelineTrainer):
+    """torch's interleaved 1F1B."""
+
+    schedule = ScheduleInterleaved1F1B
+
+
+class ZeroBubbleTrainer(PipelineTrainer):
+    """torch's interleaved zero bubble, which has ZB-H1's order of the halves."""
+
+    schedule = ScheduleInterleavedZeroBubble
 
 
 class DataParallelTrainer:
@@ -191,18 +215,18 @@ class DataParallelTrainer:
 
 
 def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """What crosses the cut before the stage of this number: names, and examples.
+    """What crosses the cut before the chunk of this number: names, and examples.
 
     Targets are left out: torch's schedules have them where the loss is.
     """
     if cut == 0:
         specs = {IMAGE: ValueSpec((job.image.channels, job.image.height, job.image.width), FLOAT)}
-    elif cut == job.stages:
+    elif cut == len(job.layout.chunks):
         specs = {job.units()[-1].writes[0]: job.features[-1]}
     else:
         specs = dict(job.specs[cut])
     specs = {name: spec for name, spec in specs.items() if name not in job.task.targets}
-    travels = 0 < cut < job.stages
+    travels = 0 < cut < len(job.layout.chunks)
     return tuple(specs), tuple(_example(job, spec, travels) for spec in specs.values())
 
 
