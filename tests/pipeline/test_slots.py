@@ -1,0 +1,175 @@
+"""With how many slots the channels are made."""
+
+from itertools import product
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ppll_cli.errors import DeadlockError
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.instructions import (
+    End,
+    Forward,
+    ReceiveActivations,
+    Release,
+    SendActivations,
+)
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.pp import NaivePipeline
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+from ppll_cli.pipeline.simulate import simulate
+from ppll_cli.pipeline.slots import most, slots_needed
+from tests.pipeline.pipelines import KINDS, Streams, batches, places, routes_of, trained
+
+
+def needed(schedule: Schedule, stages: int, kind: str = "activations") -> list[int]:
+    """The slots of the channels of a kind, by the chunk for which they are."""
+    found = slots_needed(batches(schedule, stages))
+    return [found[each] for each in sorted(found, key=lambda c: c.chunk) if each.kind == kind]
+
+
+@pytest.mark.parametrize("microbatches", range(1, 7))
+@pytest.mark.parametrize("stages", range(2, 7))
+def test_a_channel_has_as_many_slots_as_its_receiver_holds(stages: int, microbatches: int) -> None:
+    later = range(1, stages)
+    for schedule, inputs in (
+        (PPLL(), [1 for _ in later]),
+        (NaivePipeline(), [1 for _ in later]),
+        (GPipe(microbatches=microbatches), [microbatches for _ in later]),
+        (OneFOneB(microbatches=microbatches), [min(microbatches, stages - k) for k in later]),
+        # a stage computes the gradients of the weights as many micro-batches later as its number
+        (ZeroBubbleH1(microbatches=microbatches), [min(microbatches, stages) for _ in later]),
+    ):
+        assert needed(schedule, stages) == inputs
+        count = 0 if schedule.local else stages - 1
+        gradients = [1] * count
+        if isinstance(schedule, ZeroBubbleH1):  # held by the weight half too, but on stage 0
+            gradients = [min(microbatches, 1 + k) for k in range(count)]
+        assert needed(schedule, stages, "gradients") == gradients
+
+
+def test_a_channel_for_each_route() -> None:
+    """Chunks 0 and 2 are on stage 0, chunks 1 and 3 on stage 1."""
+    assert {*slots_needed(batches(Interleaved(), 2, norms=True))} == {
+        Channel(0, 1, "activations", 1),
+        Channel(1, 0, "activations", 2),
+        Channel(0, 1, "activations", 3),
+        Channel(1, 0, "gradients", 0),
+        Channel(0, 1, "gradients", 1),
+        Channel(1, 0, "gradients", 2),
+        Channel(0, 1, "norms"),
+        Channel(1, 0, "norms"),
+    }
+    assert slots_needed(batches(Interleaved(), 1)) == {}
+
+
+def run_to_the_end(streams: Streams) -> None:
+    """Three batches run with the slots that are found, and use no more."""
+    slots = slots_needed(streams)
+    run = simulate([stream * 3 for stream in streams], lambda *_: 1.0, lambda c: slots[c])
+    assert all(peak <= slots[channel] for channel, peak in run.peak_held.items())
+    assert {*run.peak_held} == {*slots}
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 8), st.integers(1, 16), st.integers(1, 4))
+@example(stages=4, microbatches=5, chunks=2)
+def test_interleaved_runs_for_any_number_of_micro_batches(
+    stages: int, microbatches: int, chunks: int
+) -> None:
+    """Megatron-LM's own order waits for ever with a short last round, however many slots."""
+    run_to_the_end(batches(Interleaved(microbatches=microbatches, chunks=chunks), stages))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_schedule_runs_with_the_slots_that_are_found(kind: type[Schedule]) -> None:
+    sizes = [(1, 1), (1, 3)] if kind.one_stage else product((2, 3, 5, 8), (1, 2, 3, 5, 8))
+    for stages, microbatches in sizes:
+        schedule = kind(microbatches=microbatches)
+        run_to_the_end(batches(schedule, stages, replicas=2, norms=not schedule.local))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_slots_of_all_kinds_of_items_let_them_follow_each_other(kind: type[Schedule]) -> None:
+    """A batch, evaluation batches, a mark, a shorter batch: nothing is drained between them."""
+    for stages, microbatches in product((1,) if kind.one_stage else (2, 3, 4), (1, 2, 5)):
+        schedule = kind(microbatches=microbatches)
+        routes = routes_of(schedule, stages)
+        norms = not schedule.local
+        whole = trained(schedule, places(routes, schedule.microbatches, norms))
+        short = trained(schedule, places(routes, min(2, schedule.microbatches), norms))
+        evaluation = [passes.evaluation(p, schedule) for p in places(routes, stages)]
+        mark = [passes.mark(place, End(2)) for place in places(routes)]
+        slots = most(slots_needed(streams) for streams in (whole, short, evaluation))
+        items = zip(whole, evaluation, mark, short, strict=True)
+        streams = [[*b, *e, *e, *m, *m, *s, *b, *m] for b, e, m, s in items]
+        simulate(streams, lambda *_: 1.0, lambda channel: slots[channel])
+
+
+@pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, ZeroBubbleH1])
+def test_one_slot_fewer_than_a_stage_holds_deadlocks(kind: type[Schedule]) -> None:
+    for stages, microbatches in product((2, 3, 5), (1, 2, 5)):
+        streams = batches(kind(microbatches=microbatches), stages)
+        enough = slots_needed(streams)
+        for narrow in enough:
+            if narrow.kind == "gradients" and kind is not ZeroBubbleH1:
+                continue
+            with pytest.raises(DeadlockError) as caught:
+                simulate(
+                    streams,
+                    lambda *_: 0.0,
+                    lambda channel: enough[channel] - (channel == narrow),  # noqa: B023
+                )
+            assert narrow in caught.value.full
+            report = str(caught.value).splitlines()[1:]
+            assert [line.split(":")[0].strip() for line in report] == [
+                f"stage {stage}" for stage in range(stages)
+            ]
+            assert "a free slot to stage" in report[narrow.source]
+            assert all(" waits for " in line or line.endswith(": done") for line in report)
+
+
+def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
+    """Stage 0 fills two channels, and stage 1 empties the second first."""
+    first, second = Channel(0, 1, "activations", 1), Channel(0, 1, "activations", 3)
+    streams: Streams = [
+        [SendActivations(1, 0, m) for m in range(3)] + [SendActivations(1, 2, 0)],
+        [ReceiveActivations(0, 3, 0), Release(0, 3, "activations")]
+        + [
+            each
+            for m in range(3)
+            for each in (ReceiveActivations(0, 1, m), Release(0, 1, "activations"))
+        ],
+    ]
+    assert slots_needed(streams) == {first: 3, second: 1}
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        # each waits for the other one's message first
+        [
+            [ReceiveActivations(1, 2, 0), Release(1, 2, "activations"), SendActivations(1, 0, 0)],
+            [ReceiveActivations(0, 1, 0), Release(0, 1, "activations"), SendActivations(0, 1, 0)],
+        ],
+        # nobody sends
+        [[Forward(0, 0)], [ReceiveActivations(0, 1, 0), Release(0, 1, "activations")]],
+        # another micro-batch comes
+        [[SendActivations(1, 0, 1)], [ReceiveActivations(0, 1, 0), Release(0, 1, "activations")]],
+    ],
+)
+def test_streams_that_can_never_end_are_refused(streams: Streams) -> None:
+    with pytest.raises(DeadlockError, match="every stage waits for another one"):
+        slots_needed(streams)
+
+
+def test_most_of_several() -> None:
+    one, other = Channel(0, 1), Channel(1, 2)
+    assert most([{one: 2}, {one: 1, other: 3}, {}]) == {one: 2, other: 3}
+    assert most([]) == {}
