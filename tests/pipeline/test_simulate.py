@@ -2,154 +2,91 @@
 
 from collections.abc import Callable
 from functools import cache
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppll_cli.errors import DeadlockError, ScheduleError
-from ppll_cli.schedules.bp import BackPropagation
-from ppll_cli.schedules.gpipe import GPipe
-from ppll_cli.schedules.instructions import (
+from ppll_cli.errors import DeadlockError
+from ppll_cli.pipeline.instructions import (
     Backward,
-    Checkpoint,
-    End,
-    Evaluate,
+    BackwardInput,
+    BackwardWeight,
+    FinishAverage,
     Forward,
     Instruction,
-    LocalUpdate,
-    NextBatch,
+    Loss,
     ReceiveActivations,
     Release,
     SendActivations,
     SendGradients,
+    StartAverage,
     Step,
 )
-from ppll_cli.schedules.ll import LocalLearning
-from ppll_cli.schedules.one_f_one_b import OneFOneB
-from ppll_cli.schedules.pp import NaivePipeline
-from ppll_cli.schedules.ppll import PPLL
-from ppll_cli.schedules.rules import Channel
-from ppll_cli.schedules.schedule import Place, Schedule, evaluation_batch, pass_mark
-from ppll_cli.simulate import Simulation, simulate
-
-SCHEDULES: list[type[Schedule]] = [
-    BackPropagation,
-    LocalLearning,
-    NaivePipeline,
-    GPipe,
-    OneFOneB,
-    PPLL,
-]
-MANY = 100
-Cost = Callable[[int, Instruction], float]
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.pipeline.schedules.bp import BackPropagation
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.ll import LocalLearning
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.pp import NaivePipeline
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+from ppll_cli.pipeline.simulate import Journey, Simulation, simulate
+from ppll_cli.pipeline.slots import slots_needed
+from tests.pipeline.pipelines import MANY, Cost, Streams, batches
 
 
-def batches(schedule: Schedule, stages: int, count: int = 1) -> list[list[Instruction]]:
-    places = [Place(stage, stages, 1, schedule.microbatches) for stage in range(stages)]
-    return [[i for _ in range(count) for i in schedule.batch(place)] for place in places]
-
-
-def slots_of(schedule: Schedule, stages: int, depth: int) -> Callable[[Channel], int]:
-    """What the launcher gives each channel: gradients are given back at once."""
-
-    def slots(channel: Channel) -> int:
-        place = Place(channel.target, stages, 1, schedule.microbatches)
-        return depth + (schedule.held(place) if channel.target > channel.source else 1)
-
-    return slots
+def slots_of(streams: Streams, depth: int) -> Callable[[Channel], int]:
+    """What the launcher gives each channel."""
+    needed = slots_needed(streams)
+    return lambda channel: needed[channel] + depth
 
 
 def computing(_: int, instruction: Instruction) -> float:
-    return float(isinstance(instruction, Forward | Backward | LocalUpdate))
-
-
-def a_short_run(schedule: Schedule, stage: int, stages: int) -> list[Instruction]:
-    """A batch and a shorter one, with an evaluation and a checkpoint between them."""
-    whole = Place(stage, stages, 1, schedule.microbatches, norms=True)
-    short = Place(stage, stages, 1, min(2, schedule.microbatches), norms=True)
-    return [
-        *schedule.batch(whole),
-        *evaluation_batch(whole),
-        *evaluation_batch(whole),
-        *pass_mark(whole, Evaluate("test", 1, 1)),
-        *pass_mark(whole, Checkpoint(1, 1)),
-        *schedule.batch(short),
-        *pass_mark(whole, End(2)),
-    ]
-
-
-@pytest.mark.parametrize(("depth", "largest"), [(0, 6), (1, 16), (2, 16)])
-@pytest.mark.parametrize("kind", SCHEDULES)
-def test_nothing_deadlocks(kind: type[Schedule], depth: int, largest: int) -> None:
-    for microbatches in range(1, largest + 1) if kind.splits else [1]:
-        schedule = kind(microbatches=microbatches)
-        for stages in range(1, largest + 1) if not kind.one_stage else [1]:
-            streams = [a_short_run(schedule, stage, stages) for stage in range(stages)]
-            slots = slots_of(schedule, stages, depth)
-            run = simulate(streams, computing, slots)
-            assert all(peak <= slots(channel) for channel, peak in run.peak_held.items())
-
-
-@pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL])
-def test_one_slot_fewer_than_a_stage_holds_deadlocks(kind: type[Schedule]) -> None:
-    for stages in range(2, 9):
-        for microbatches in range(1, 9) if kind.splits else [1]:
-            schedule = kind(microbatches=microbatches)
-            enough = slots_of(schedule, stages, depth=0)
-            for narrow in (Channel(stage, stage + 1) for stage in range(stages - 1)):
-                with pytest.raises(DeadlockError) as caught:
-                    simulate(
-                        batches(schedule, stages),
-                        computing,
-                        lambda channel: enough(channel) - (channel == narrow),  # noqa: B023
-                    )
-                report = str(caught.value).splitlines()[1:]
-                assert [line.split(":")[0].strip() for line in report] == [
-                    f"stage {stage}" for stage in range(stages)
-                ]
-                assert "a free slot to stage" in report[narrow.source]
-                assert all(" waits for " in line or line.endswith(": done") for line in report)
+    return float(isinstance(instruction, Forward | Backward))
 
 
 def test_a_deadlock_report() -> None:
-    schedule = GPipe(microbatches=2)
     with pytest.raises(DeadlockError) as caught:
-        simulate(batches(schedule, 2), computing, lambda _: 1)
+        simulate(batches(GPipe(microbatches=2), 2), computing, lambda _: 1)
+    assert caught.value.full == (Channel(0, 1, "activations", 1),)
     assert str(caught.value).splitlines() == [
         "every stage waits for another one:",
         "  stage 0: SendActivations(peer=1, chunk=0, micro_batch=1) waits for "
         "a free slot to stage 1; all 1 are in use",
-        "  stage 1: ReceiveActivations(peer=0, chunk=0, micro_batch=1) waits for "
+        "  stage 1: ReceiveActivations(peer=0, chunk=1, micro_batch=1) waits for "
         "Message(kind='activations', micro_batch=1) from stage 0; nothing is there",
     ]
 
 
 def test_a_message_that_is_not_the_next_one_deadlocks() -> None:
-    sender: list[Instruction] = [NextBatch(), Forward(0, 0), SendActivations(1, 0, 0)]
+    sender: list[Instruction] = [Forward(0, 0), SendActivations(1, 0, 0)]
     with pytest.raises(DeadlockError) as caught:
-        simulate([sender, [ReceiveActivations(0, 0, 1)]], computing, lambda _: MANY)
+        simulate([sender, [ReceiveActivations(0, 1, 1)]], computing, lambda _: MANY)
+    assert caught.value.full == ()
     assert str(caught.value).splitlines()[1:] == [
         "  stage 0: done",
-        "  stage 1: ReceiveActivations(peer=0, chunk=0, micro_batch=1) waits for "
+        "  stage 1: ReceiveActivations(peer=0, chunk=1, micro_batch=1) waits for "
         "Message(kind='activations', micro_batch=1) from stage 0; "
         "Message(kind='activations', micro_batch=0) is there instead",
     ]
 
 
-def test_streams_are_checked_before_they_run() -> None:
-    with pytest.raises(ScheduleError, match="needs its inputs"):
-        simulate([[Forward(0, 0)]], computing, lambda _: MANY)
-
-
 @pytest.mark.parametrize("stages", range(1, 7))
 @pytest.mark.parametrize("microbatches", range(1, 7))
 def test_live_forwards_are_those_that_the_schedule_holds(stages: int, microbatches: int) -> None:
-    for kind in (GPipe, OneFOneB):
-        schedule = kind(microbatches=microbatches)
-        run = simulate(batches(schedule, stages, 2), computing, slots_of(schedule, stages, 2))
-        places = [Place(stage, stages, 1, microbatches) for stage in range(stages)]
-        assert run.peak_live == [schedule.held(place) for place in places]
+    of_1f1b = [min(microbatches, stages - stage) for stage in range(stages)]
+    zero_bubble = [of_1f1b[0], *[min(microbatches, stages) for _ in range(1, stages)]]
+    for kind, live in (
+        (GPipe, [microbatches] * stages),
+        (OneFOneB, of_1f1b),
+        (ZeroBubbleH1, zero_bubble),
+    ):
+        streams = batches(kind(microbatches=microbatches), stages, 2)
+        assert simulate(streams, computing, slots_of(streams, 2)).peak_live == live
 
 
 @pytest.mark.parametrize("kind", [BackPropagation, LocalLearning, PPLL, NaivePipeline])
@@ -173,14 +110,16 @@ def close(value: float) -> object:
 
 
 def ppll_cost(forward: list[float], update: list[float], send: list[float]) -> Cost:
-    """Forward includes what an edge's copy does not: `Release` and receiving take no time."""
+    """An update is the loss and the backward; `Release` and receiving take no time."""
 
     def cost(stage: int, instruction: Instruction) -> float:
         match instruction:
             case Forward():
                 return forward[stage]
-            case LocalUpdate():
-                return update[stage]
+            case Loss():
+                return update[stage] * 0.25
+            case Backward():
+                return update[stage] * 0.75
             case SendActivations():
                 return send[stage]
         return 0.0
@@ -188,6 +127,7 @@ def ppll_cost(forward: list[float], update: list[float], send: list[float]) -> C
     return cost
 
 
+@settings(max_examples=50)
 @given(st.data(), sizes, sizes)
 def test_ppll_takes_what_the_formula_says(data: st.DataObject, stages: int, count: int) -> None:
     """PAPERS.md, section 1: T = max over m of what the slowest stage up to m makes of it."""
@@ -203,9 +143,10 @@ def test_ppll_takes_what_the_formula_says(data: st.DataObject, stages: int, coun
     assert run.busy_s == [close(count * stage_s) for stage_s in s]
 
 
+@settings(max_examples=50)
 @given(st.data(), sizes, sizes, st.integers(1, 3))
 def test_ppll_waits_for_slots(data: st.DataObject, stages: int, count: int, slots: int) -> None:
-    kinds = (ReceiveActivations, Forward, SendActivations, LocalUpdate, Release)
+    kinds = (ReceiveActivations, Forward, SendActivations, Loss, Backward, Release, Step)
     times = {kind: different(data, stages) for kind in kinds}
     run = simulate(
         batches(PPLL(), stages, count),
@@ -220,44 +161,91 @@ def test_ppll_waits_for_slots(data: st.DataObject, stages: int, count: int, slot
             start_s = max(start_s, sent_s(stage - 1, batch)) + times[ReceiveActivations][stage]
         end_s = start_s + times[Forward][stage]
         if stage + 1 < stages:
-            free_s = done_s(stage + 1, batch - slots)
+            free_s = released_s(stage + 1, batch - slots)
             end_s = max(end_s, free_s) + times[SendActivations][stage]
         return end_s
 
     def done_s(stage: int, batch: int) -> float:
         if batch < 0:
             return 0.0
-        release_s = times[Release][stage] if stage > 0 else 0.0
-        return sent_s(stage, batch) + times[LocalUpdate][stage] + release_s
+        return released_s(stage, batch) + times[Step][stage]
+
+    def released_s(stage: int, batch: int) -> float:
+        if batch < 0:
+            return 0.0
+        update_s = times[Loss][stage] + times[Backward][stage]
+        return sent_s(stage, batch) + update_s + (times[Release][stage] if stage > 0 else 0.0)
 
     assert run.makespan_s == close(max(done_s(stage, count - 1) for stage in range(stages)))
     assert all(peak <= slots for peak in run.peak_held.values())
 
 
+def equal(forward_s: float, backward_s: float, weight_s: float = 0.0) -> Cost:
+    """Every chunk takes the same; a whole backward takes what its halves do."""
+    costs: dict[type, float] = {
+        Forward: forward_s,
+        Backward: backward_s + weight_s,
+        BackwardInput: backward_s,
+        BackwardWeight: weight_s,
+    }
+    return lambda _, instruction: costs.get(type(instruction), 0.0)
+
+
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB])
+@settings(max_examples=40)
 @given(times_s, times_s, st.integers(1, 8), st.integers(1, 8), st.integers(1, 2))
 def test_bubble_of_balanced_stages(
-    kind: type[Schedule],
-    forward_s: float,
-    backward_s: float,
-    stages: int,
-    microbatches: int,
-    depth: int,
+    kind: type[Schedule], f: float, b: float, stages: int, microbatches: int, depth: int
 ) -> None:
     """PAPERS.md, section 1: (K - 1) / (M + K - 1)."""
-    schedule = kind(microbatches=microbatches)
-    run = simulate(
-        batches(schedule, stages),
-        lambda _, i: (
-            forward_s if isinstance(i, Forward) else backward_s if isinstance(i, Backward) else 0.0
-        ),
-        slots_of(schedule, stages, depth),
-    )
+    streams = batches(kind(microbatches=microbatches), stages)
+    run = simulate(streams, equal(f, b), slots_of(streams, depth))
     assert run.bubble_fraction == close((stages - 1) / (microbatches + stages - 1))
-    assert run.makespan_s == close((microbatches + stages - 1) * (forward_s + backward_s))
+    assert run.makespan_s == close((microbatches + stages - 1) * (f + b))
+
+
+@settings(max_examples=40)
+@given(times_s, times_s, st.integers(1, 5), st.integers(0, 8), st.integers(1, 4))
+def test_bubble_of_balanced_chunks(f: float, b: float, stages: int, more: int, chunks: int) -> None:
+    """(K - 1) / (v M + K - 1): with slots enough for every M >= K."""
+    microbatches = stages + more
+    streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
+    run = simulate(streams, equal(f, b), lambda _: MANY)
+    assert run.bubble_fraction == close((stages - 1) / (chunks * microbatches + stages - 1))
+
+
+@settings(max_examples=40)
+@given(times_s, times_s, st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
+def test_bubble_of_balanced_chunks_in_whole_rounds(
+    f: float, b: float, stages: int, rounds: int, chunks: int
+) -> None:
+    """Where M is a multiple of K, one slot more than what is needed does."""
+    microbatches = stages * rounds
+    streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
+    run = simulate(streams, equal(f, b), slots_of(streams, 1))
+    assert run.bubble_fraction == close((stages - 1) / (chunks * microbatches + stages - 1))
+
+
+@settings(max_examples=60)
+@given(times_s, times_s, st.floats(0.01, 1.0), sizes, st.integers(1, 12), st.integers(0, 2))
+def test_zero_bubble_takes_what_the_formula_says(
+    f: float, b: float, share: float, stages: int, microbatches: int, depth: int
+) -> None:
+    """M (F + B + W) + (K - 1) (F + B - W) for W <= F and W <= B; and for M < K, (K - M) W more.
+
+    The backward of stage 0 is whole, and takes B + W.
+    """
+    w = share * min(f, b)
+    streams = batches(ZeroBubbleH1(microbatches=microbatches), stages)
+    run = simulate(streams, equal(f, b, w), slots_of(streams, depth))
+    shorter_s = max(0, stages - microbatches) * w
+    makespan_s = microbatches * (f + b + w) + (stages - 1) * (f + b - w) + shorter_s
+    assert run.makespan_s == close(makespan_s)
+    assert run.busy_s == [close(microbatches * (f + b + w))] * stages
 
 
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB])
+@settings(max_examples=50)
 @given(st.data(), sizes, sizes)
 def test_unequal_costs(
     kind: type[Schedule], data: st.DataObject, stages: int, microbatches: int
@@ -311,24 +299,17 @@ def test_unequal_costs(
     assert run.bubble_fraction == close(1 - total / (stages * expected))
 
 
-@pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL])
-@settings(max_examples=50)
-@given(st.data(), sizes, sizes, st.integers(0, 3))
+@pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, Interleaved, ZeroBubbleH1])
+@settings(max_examples=20)
+@given(st.randoms(use_true_random=False), st.integers(1, 5), sizes, st.integers(0, 3))
 def test_more_slots_never_make_it_slower(
-    kind: type[Schedule], data: st.DataObject, stages: int, microbatches: int, depth: int
+    kind: type[Schedule], random: Random, stages: int, microbatches: int, depth: int
 ) -> None:
-    schedule = kind(microbatches=microbatches)
-    streams = batches(schedule, stages, 3)
-    costs = dict(
-        zip(
-            {(k, i) for k, stream in enumerate(streams) for i in stream},
-            iter(lambda: data.draw(times_s), None),
-            strict=False,
-        )
-    )
+    streams = batches(kind(microbatches=microbatches), stages, 2)
+    costs = {(k, i): random.uniform(0.01, 10.0) for k in range(stages) for i in streams[k]}
 
     def run(depth: int) -> Simulation:
-        slots = slots_of(schedule, stages, depth)
+        slots = slots_of(streams, depth)
         found = simulate(streams, lambda stage, i: costs[stage, i], slots)
         assert all(peak <= slots(channel) for channel, peak in found.peak_held.items())
         return found
@@ -343,6 +324,23 @@ def test_waiting_is_no_part_of_an_event() -> None:
     sent = next(e for e in first if isinstance(e.instruction, SendActivations))
     assert received.start_s == received.end_s == sent.end_s == 1.0
     assert [events[-1].end_s for events in run.events] == [2.0, 3.0]
+
+
+def test_averages_of_two_chunks_share_the_connection_of_the_replicas() -> None:
+    """Each is carried after the one before, behind what its chunk computes."""
+    (stream,) = batches(LocalLearning(), modules=2, replicas=2)
+    journeys = {StartAverage(0): Journey(5.0, 1.0), StartAverage(1): Journey(5.0)}
+    run = simulate(
+        [stream],
+        computing,
+        lambda _: MANY,
+        lambda _, i: journeys[i] if isinstance(i, StartAverage) else None,
+    )
+    finished = {e.instruction: e.start_s for e in run.events[0]}
+    assert finished[StartAverage(0)] == 1.0
+    assert finished[StartAverage(1)] == 3.0
+    assert finished[FinishAverage(0)] == 1.0 + 5.0 + 1.0
+    assert finished[FinishAverage(1)] == 1.0 + 5.0 + 5.0
 
 
 def test_no_stages_take_no_time() -> None:

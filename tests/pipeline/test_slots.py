@@ -72,7 +72,7 @@ def test_a_channel_for_each_route() -> None:
 def run_to_the_end(streams: Streams) -> None:
     """Three batches run with the slots that are found, and use no more."""
     slots = slots_needed(streams)
-    run = simulate([stream * 3 for stream in streams], lambda *_: 1.0, lambda c: slots[c])
+    run = simulate([stream * 3 for stream in streams], lambda *_: 1.0, slots.__getitem__)
     assert all(peak <= slots[channel] for channel, peak in run.peak_held.items())
     assert {*run.peak_held} == {*slots}
 
@@ -109,7 +109,7 @@ def test_the_slots_of_all_kinds_of_items_let_them_follow_each_other(kind: type[S
         slots = most(slots_needed(streams) for streams in (whole, short, evaluation))
         items = zip(whole, evaluation, mark, short, strict=True)
         streams = [[*b, *e, *e, *m, *m, *s, *b, *m] for b, e, m, s in items]
-        simulate(streams, lambda *_: 1.0, lambda channel: slots[channel])
+        simulate(streams, lambda *_: 1.0, slots.__getitem__)
 
 
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, ZeroBubbleH1])

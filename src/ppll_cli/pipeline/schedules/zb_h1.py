@@ -18,7 +18,7 @@ class ZeroBubbleH1(Schedule):
 
     Stage k computes the gradients of the weights k micro-batches later than those of the inputs, so
     that it holds no more micro-batches than stage 0 does. With times F, B and W for one micro-batch
-    a batch takes M (F + B + W) + (K - 1) (F + B - W) where W <= B.
+    a batch takes M (F + B + W) + (K - 1) (F + B - W) where M >= K and W is at most F and B.
 
     The inputs of the first stage take no gradient, so there is nothing to split: B is whole there.
     """
