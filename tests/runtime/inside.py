@@ -22,6 +22,7 @@ from ppll_cli.runtime.job import Job, Seat
 from ppll_cli.runtime.links import Links
 from ppll_cli.runtime.prepare import prepare
 from ppll_cli.runtime.pulse import Pulse
+from ppll_cli.runtime.state import tensors_of
 from ppll_cli.runtime.worker import Worker
 from tests.conftest import compose_config
 
@@ -161,7 +162,7 @@ def execute(job: Job) -> Outcome:
     assert not any(ring.messages or ring.held for ring in rings.values())
     chunks = [chunk for worker in workers.values() for chunk in worker.chunks.values()]
     return Outcome(
-        {name: tensor.detach().clone() for c in chunks for name, tensor in c.tensors().items()},
+        {name: tensor.detach().clone() for name, tensor in tensors_of(chunks).items()},
         {
             (each["step"], each["module"]): (each["loss"], each["scores"])
             for each in told

@@ -129,7 +129,7 @@ def test_pipelines_are_accumulated_back_propagation(
     """8 does not divide by 3, and the last batch has 5 samples: fewer than 8 micro-batches."""
     case = [f"schedule.microbatches={microbatches}", FEW_STEPS, *DATA, *BACKWARD_CASES[name]]
     expected = run("schedule=bp", *case).tensors()
-    for schedule, gpus in (("gpipe", 2), ("1f1b", 3), ("gpipe", 4), ("1f1b", 4)):
+    for schedule, gpus in (("gpipe", 2), ("1f1b", 3), ("interleaved", 3), ("zb_h1", 4)):
         assert_same(run(f"schedule={schedule}", f"gpus={gpus}", *case).tensors(), expected)
 
 
@@ -176,7 +176,7 @@ def test_micro_batches_make_a_difference(run: Runner) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "per_batch"),
-    [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("ppll", 1)],
+    [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("zb_h1", 2), ("ppll", 1)],
 )
 def test_batch_norm_counts_training_batches_only(
     run: Runner, schedule: str, per_batch: int

@@ -1,6 +1,6 @@
 """Back-propagation under every schedule that splits batches: the same bits, in many shapes.
 
-The runs are inside the test, so there can be many of them; `test_exactness` has some with processes.
+The runs are inside the test, so there can be many; `test_exactness` has some with processes.
 """
 
 from collections.abc import Iterator, Sequence
