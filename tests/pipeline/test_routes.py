@@ -1,0 +1,189 @@
+"""Which names travel from chunk to chunk, and for which of them a gradient comes back."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppll_cli.pipeline.layout import Layout
+from ppll_cli.pipeline.routes import Route, Routes, find_routes
+from tests.pipeline.pipelines import Part, part
+
+
+def routes(*arrows: str, ends: Mapping[int, Sequence[str]], modules: Sequence[int] = ()) -> Routes:
+    """Every unit is a chunk on a stage of its own; modules start at unit 0 and at those given."""
+    count = len(arrows)
+    starts = [0, *modules, count]
+    layout = Layout.contiguous(
+        [range(start, stop) for start, stop in pairwise(starts)],
+        [range(number, number + 1) for number in range(count)],
+    )
+    readers = {number: [part(each) for each in found] for number, found in ends.items()}
+    return find_routes(layout, [part(arrow) for arrow in arrows], readers)
+
+
+def crossing(
+    *arrows: str, ends: Mapping[int, Sequence[str]], modules: Sequence[int] = ()
+) -> list[str]:
+    """`names / gradients` of each route between two chunks."""
+    first, *found = routes(*arrows, ends=ends, modules=modules).into
+    assert first == Route()  # the batch is taken, and does not travel
+    return [f"{' '.join(each.names)} / {' '.join(each.gradients)}".strip() for each in found]
+
+
+CHAIN = ["image > x", "x > x", "x > x", "x > prediction"]
+LOSS = ["prediction label >"]
+EACH = [1, 2, 3]
+"""Every unit is a module."""
+
+
+def test_in_a_chain_its_tensor_and_the_targets_cross() -> None:
+    assert crossing(*CHAIN, ends={3: LOSS}) == ["label x / x"] * 3
+
+
+def test_no_gradient_travels_between_modules() -> None:
+    assert crossing(*CHAIN, ends={3: LOSS}, modules=EACH) == ["label x /"] * 3
+
+
+def test_gradients_travel_inside_a_module_alone() -> None:
+    ends = {1: ["x label >"], 3: LOSS}
+    assert crossing(*CHAIN, ends=ends, modules=[2]) == ["label x / x", "label x /", "label x / x"]
+
+
+def test_a_skip_takes_gradients_back_to_where_its_own_module_made_it() -> None:
+    """The bank of the first module travels on, and is trained by its own module alone."""
+    arrows = ["image > x bank", "x > x skip", "x > x", "x bank skip > prediction"]
+    ends = {0: ["x label >"], 3: LOSS}
+    assert crossing(*arrows, ends=ends, modules=[1]) == [
+        "bank label x /",
+        "bank label skip x / skip x",
+        "bank label skip x / skip x",
+    ]
+
+
+def test_what_only_the_stage_itself_reads_does_not_cross() -> None:
+    ends = {0: ["x label >"], 1: ["x label image >"], 3: ["prediction >"]}
+    assert crossing(*CHAIN, ends=ends, modules=EACH) == ["image label x /", "x /", "x /"]
+
+
+def test_a_skip_travels_to_its_last_reader() -> None:
+    arrows = ["image > x c3", "x > x", "x c3 > x", "x c3 > x", "x > prediction"]
+    assert crossing(*arrows, ends={4: LOSS}) == [
+        "c3 label x / c3 x",
+        "c3 label x / c3 x",
+        "c3 label x / c3 x",
+        "label x / x",
+    ]
+
+
+def test_a_name_that_is_bound_anew_does_not_cross_before() -> None:
+    arrows = ["image > x c", "x > x", "x > x c", "x c > prediction"]
+    assert crossing(*arrows, ends={3: ["prediction >"]}) == ["x / x", "x / x", "c x / c x"]
+
+
+def test_what_a_batch_brings_has_no_gradient_unless_a_unit_made_it() -> None:
+    arrows = ["image > x", "x image > x", "x image > x image", "x image > prediction"]
+    assert crossing(*arrows, ends={3: LOSS}) == [
+        "image label x / x",
+        "image label x / x",
+        "image label x / image x",
+    ]
+
+
+def test_a_loss_that_reads_an_early_output() -> None:
+    arrows = ["image > x", "x > x early", "x > x", "x > prediction"]
+    assert crossing(*arrows, ends={3: ["prediction label early >"]}) == [
+        "label x / x",
+        "early label x / early x",
+        "early label x / early x",
+    ]
+
+
+def test_what_a_module_makes_for_later_losses_crosses_to_the_last_of_them() -> None:
+    ends = {
+        0: ["x > bank.0", "x label >"],
+        1: ["x > bank.1", "x bank.0 label >"],
+        2: ["x bank.0 bank.1 label >"],
+        3: LOSS,
+    }
+    assert crossing(*CHAIN, ends=ends, modules=EACH) == [
+        "bank.0 label x /",
+        "bank.0 bank.1 label x /",
+        "label x /",
+    ]
+
+
+def test_what_a_loss_reads_of_its_own_module_does_not_cross() -> None:
+    ends = {0: ["x > bank.0", "bank.0 label >"], 3: ["prediction >"]}
+    assert crossing(*CHAIN, ends=ends, modules=EACH) == ["x /"] * 3
+
+
+def test_what_a_chunk_reads_makes_and_hands_on() -> None:
+    """What its loss reads counts as well, if it came in; what it made itself does not."""
+    arrows = ["image > x c", "x > y", "y > x", "x c > prediction"]
+    found = routes(*arrows, ends={1: ["y label >"], 3: LOSS}, modules=[2])
+    assert [{*each} for each in found.reads] == [
+        {"image"},
+        {"x", "label"},
+        {"y"},
+        {"x", "c", "label"},
+    ]
+    assert [{*each} for each in found.makes] == [{"x", "c"}, {"y"}, {"x"}, {"prediction"}]
+    assert [{*found.passing(chunk)} for chunk in range(4)] == [
+        {"label"},
+        {"c", "label"},
+        {"c", "label"},
+        set(),
+    ]
+    assert found.out_of(1) == found.into[2] == Route(("c", "label", "y"), ())
+    assert found.out_of(3) == Route()
+
+
+def test_a_chunk_of_several_units_reads_what_comes_from_outside() -> None:
+    units = [part(arrow) for arrow in ("image > x", "x > y", "y c > x", "x > prediction")]
+    layout = Layout.spread([range(1), range(1, 3), range(3, 4)], [0, 1, 0])
+    found = find_routes(layout, units, {3: [part("prediction label >")]})
+    assert found.reads[1] == {"x", "c"}
+    assert found.makes[1] == {"x", "y"}
+    assert found.into == (
+        Route(),
+        Route(("c", "label", "x"), ("x",)),
+        Route(("label", "x"), ("x",)),
+    )
+
+
+def test_one_chunk_has_no_routes() -> None:
+    units = [part(arrow) for arrow in CHAIN]
+    found = find_routes(Layout.spread([range(4)], [0]), units, {3: [part(LOSS[0])]})
+    assert found.into == (Route(),)
+    assert found.reads == ({"image", "label"},)
+    assert found.passing(0) == frozenset()
+
+
+names = st.lists(st.sampled_from("abcd"), max_size=3, unique=True).map(tuple)
+models = st.lists(st.builds(Part, names, names), min_size=1, max_size=8)
+
+
+@given(models, st.dictionaries(st.integers(0, 9), names), st.data())
+def test_a_name_crosses_if_a_reader_behind_the_cut_sees_what_was_bound_before_it(
+    units: list[Part], readers: dict[int, tuple[str, ...]], data: st.DataObject
+) -> None:
+    count = len(units)
+    starts = sorted({0, *data.draw(st.sets(st.integers(0, count - 1)))})
+    modules = [range(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True)]
+    layout = Layout.contiguous(modules, [range(index, index + 1) for index in range(count)])
+    found = find_routes(layout, units, {i: [Part(reads, ())] for i, reads in readers.items()})
+
+    def bound_at(name: str, stop: int) -> int:
+        """The last unit before `stop` that writes the name; -1 is the batch."""
+        return max((i for i in range(stop) if name in units[i].writes), default=-1)
+
+    uses = [(i, i, name) for i, unit in enumerate(units) for name in unit.reads]
+    uses += [(i, i + 1, name) for i in readers if i < count for name in readers[i]]
+    for cut in range(1, count):
+        expected = {name for i, stop, name in uses if i >= cut and bound_at(name, stop) < cut}
+        assert found.into[cut].names == tuple(sorted(expected))
+        first = max(start for start in starts if start <= cut)
+        made = tuple(n for n in sorted(expected) if bound_at(n, cut) >= first)
+        assert found.into[cut].gradients == made
