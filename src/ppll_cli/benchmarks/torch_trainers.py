@@ -1,7 +1,7 @@
 """The same units, trained by what torch itself offers: its pipeline schedules, and DDP.
 
-A trainer is one rank's. Its networks and its optimizer are those that a `HeldChunk` makes for our own
-workers, and its batches come from the same `BatchMaker`.
+A trainer is one rank's. Its networks and its optimizer are those that a `HeldChunk` makes for our
+own workers, and its batches come from the same `BatchMaker`.
 
 Legend: B batch, C channels, H height, W width.
 """

@@ -20,6 +20,7 @@ Record = dict[str, float]
 
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "halves": {"input_s", "weight_s"},
     "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params"},
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},

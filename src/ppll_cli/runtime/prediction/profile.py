@@ -203,7 +203,7 @@ class Profile:
 
     def halves(self, index: int) -> tuple[float, float]:
         """Seconds of a unit's backward in its two halves, to its inputs and to its parameters."""
-        key = f"{self._key(index, False)} in halves"
+        key = f"halves of {self._key(index, False)}"
         if key not in self._known:
             chosen = self._chosen()
             work = replace(self._work(chosen), split=True)
@@ -214,7 +214,7 @@ class Profile:
             for each in dict.fromkeys(keys):
                 own = [halves[place] for place, other in enumerate(keys) if other == each]
                 input_s, weight_s = (median(times) for times in zip(*own, strict=True))
-                self._add(f"{each} in halves", input_s=input_s, weight_s=weight_s)
+                self._add(f"halves of {each}", input_s=input_s, weight_s=weight_s)
         known = self._known[key]
         return known["input_s"], known["weight_s"]
 
