@@ -1,6 +1,7 @@
 """Each pass alone. `test_schedules` says how the words are read."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,14 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
 from tests.pipeline.pipelines import SKIP, Given, part, places, routes_of, words
 
-PARTS = {"F": Forward, "L": Loss, "B": Backward, "I": BackwardInput, "W": BackwardWeight}
-OF_CHUNKS = {"S": Step, "+": StartAverage, "=": FinishAverage}
+PARTS: dict[str, Any] = {
+    "F": Forward,
+    "L": Loss,
+    "B": Backward,
+    "I": BackwardInput,
+    "W": BackwardWeight,
+}
+OF_CHUNKS: dict[str, Any] = {"S": Step, "+": StartAverage, "=": FinishAverage}
 
 
 def stream(text: str) -> list[Instruction]:

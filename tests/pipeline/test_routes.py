@@ -157,7 +157,7 @@ def test_one_chunk_has_no_routes() -> None:
     units = [part(arrow) for arrow in CHAIN]
     found = find_routes(Layout.spread([range(4)], [0]), units, {3: [part(LOSS[0])]})
     assert found.into == (Route(),)
-    assert found.reads == ({"image", "label"},)
+    assert found.reads == (frozenset({"image", "label"}),)
     assert found.passing(0) == frozenset()
 
 

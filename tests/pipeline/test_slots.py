@@ -11,6 +11,7 @@ from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.instructions import (
     End,
     Forward,
+    Instruction,
     ReceiveActivations,
     Release,
     SendActivations,
@@ -138,15 +139,12 @@ def test_one_slot_fewer_than_a_stage_holds_deadlocks(kind: type[Schedule]) -> No
 def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
     """Stage 0 fills two channels, and stage 1 empties the second first."""
     first, second = Channel(0, 1, "activations", 1), Channel(0, 1, "activations", 3)
-    streams: Streams = [
-        [SendActivations(1, 0, m) for m in range(3)] + [SendActivations(1, 2, 0)],
-        [ReceiveActivations(0, 3, 0), Release(0, 3, "activations")]
-        + [
-            each
-            for m in range(3)
-            for each in (ReceiveActivations(0, 1, m), Release(0, 1, "activations"))
-        ],
-    ]
+    sender: list[Instruction] = [SendActivations(1, 0, m) for m in range(3)]
+    sender += [SendActivations(1, 2, 0)]
+    receiver: list[Instruction] = [ReceiveActivations(0, 3, 0), Release(0, 3, "activations")]
+    for m in range(3):
+        receiver += [ReceiveActivations(0, 1, m), Release(0, 1, "activations")]
+    streams = [sender, receiver]
     assert slots_needed(streams) == {first: 3, second: 1}
 
 

@@ -198,7 +198,7 @@ def test_a_stage_may_have_many_chunks(schedule: Schedule) -> None:
 
 
 def test_halves_and_whole_backwards_may_differ_between_chunks() -> None:
-    chunk_0 = [BackwardInput(0, 0), BackwardWeight(0, 0), Step(0)]
+    chunk_0: list[Compute] = [BackwardInput(0, 0), BackwardWeight(0, 0), Step(0)]
     validate(BOTH, [F, Forward(1, 0), Loss(1, 0), Backward(1, 0), Step(1), *chunk_0])
 
 
