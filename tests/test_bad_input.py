@@ -31,14 +31,14 @@ from ppll_cli.data.dataset import Arrays, ImageDataset, Part
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.pipeline.instructions import Backward, Compute, Forward, SendActivations, Step
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.record import CONFIG_FORMAT
 from ppll_cli.resume import GROUPS
 from ppll_cli.runtime import forkserver
 from ppll_cli.runtime import run as running
-from ppll_cli.schedules.gpipe import GPipe
-from ppll_cli.schedules.instructions import Instruction, NextBatch, SendActivations
-from ppll_cli.schedules.ppll import PPLL
-from ppll_cli.schedules.schedule import Place, Schedule
 from ppll_cli.tasks.task import Task
 from tests.conftest import Runner, own_model
 
@@ -199,55 +199,56 @@ class NoSchedule:
 class Idle(Schedule):
     """Does nothing."""
 
-    def batch(self, place: Place) -> Iterator[Instruction]:
+    def batch(self, place: Place) -> Iterator[Compute]:
         """No instruction."""
         return iter(())
 
-    def held(self, place: Place) -> int:
-        """One."""
-        return 1
-
 
 class Stuck(GPipe):
-    """Holds fewer slots than its order needs."""
+    """The first stage waits for gradients that the second makes after all forwards."""
 
-    def held(self, place: Place) -> int:
-        """None but those that `transport.depth` adds."""
-        return 0
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """Forward and backward of a micro-batch in turn, on the first stage alone."""
+        if place.stage:
+            yield from super().batch(place)
+            return
+        for micro_batch in range(place.microbatches):
+            yield Forward(0, micro_batch)
+            yield Backward(0, micro_batch)
+        yield Step(0)
 
 
 class Endless(Idle):
     """Never ends a batch."""
 
-    def batch(self, place: Place) -> Iterator[Instruction]:
-        """The batch is taken again and again."""
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """The step is made again and again."""
         while True:
-            yield NextBatch()
+            yield Step(0)
 
 
-class FirstChunk(PPLL):
-    """Sends another chunk than the stage's last one."""
+class NoChunk(PPLL):
+    """Computes a chunk that the stage does not have."""
 
-    sent = 0
-
-    def batch(self, place: Place) -> Iterator[Instruction]:
-        """PPLL's instructions, but for what is sent."""
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """PPLL's instructions, but for the chunk."""
         for instruction in super().batch(place):
-            if isinstance(instruction, SendActivations):
-                instruction = replace(instruction, chunk=self.sent)
-            yield instruction
+            yield replace(instruction, chunk=7)
 
 
-class NoChunk(FirstChunk):
-    """Sends a chunk that the stage does not have."""
+class Sends(PPLL):
+    """Sends, which is not a schedule's to do."""
 
-    sent = 7
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """PPLL's instructions, and a message."""
+        yield from super().batch(place)
+        yield SendActivations(1, 0, 0)  # type: ignore[misc]
 
 
 class Words(Idle):
     """Yields something else."""
 
-    def batch(self, place: Place) -> Iterator[Instruction]:
+    def batch(self, place: Place) -> Iterator[Compute]:
         """A word."""
         yield "forward"  # type: ignore[misc]
 
@@ -825,23 +826,19 @@ TARGETS = [
     blamed("local", ReturnsNumber, "the auxiliary network of module 0 raised AttributeError"),
     blamed("local", ReturnsModule, "its criterion() must return a Criterion"),
     blamed("local", MisfitHead, "the auxiliary network of module 0 raised RuntimeError"),
-    blamed("schedule", NoSchedule, "derive it from ppll_cli.schedules.schedule.Schedule"),
-    blamed("schedule", Idle, "stage 0 never runs Forward(chunk=0) of micro-batch 0"),
+    blamed("schedule", NoSchedule, "derive it from ppll_cli.pipeline.schedule.Schedule"),
+    blamed("schedule", Idle, "stage 0 never runs Step(chunk=0)"),
     blamed("schedule", Stuck, "every stage waits for another one", "schedule.microbatches=8"),
     blamed("schedule", Endless, "stage 0 has more than 400 instructions for a batch"),
     blamed(
         "schedule",
-        FirstChunk,
-        "SendActivations(peer=1, chunk=0, micro_batch=0) is not for stage 0: only "
-        "SendActivations(peer=1, chunk=1) can be",
-        "local.modules=4",
+        NoChunk,
+        "Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0",
     ),
     blamed(
-        "schedule",
-        NoChunk,
-        "SendActivations(peer=1, chunk=7, micro_batch=0) on stage 0, whose chunks are 0 to 0",
+        "schedule", Sends, "stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), which"
     ),
-    blamed("schedule", Words, "'forward', no instruction"),
+    blamed("schedule", Words, "stage 0 runs forward, which is not for a schedule"),
     blamed("transport", NoTransport, "has no 'obstacle'; see ppll_cli.transport.channel.Transport"),
     blamed(
         "data", Unreadable, "loading the data raised RuntimeError: the disk is on fire; see lin"
