@@ -106,8 +106,8 @@ def test_other_tasks(
     else:
         photos = write_photos(tmp_path / "photos", width=72, height=64)
         case = ["model=edsr", "model.depth=4", "model.width=4", "data=photos", "data.patch=8"]
-        case += [f"data.folders=[{photos}]", f"data.cache={tmp_path / 'cache'}", "data.tile=31"]
-        case += ["data.patches_per_epoch=10", "data.overlap=13", "data.eval_limit=2"]
+        case += [f"data.folders=[{photos}]", f"data.cache={tmp_path / 'cache'}", "data.tile=35"]
+        case += ["data.patches_per_epoch=10", "data.overlap=15", "data.eval_limit=2"]
     case += ["batch_size=4", "epochs=1", "max_steps=3", "schedule.microbatches=2"]
     case += ["optim.clip_norm=0.1"]
     expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
