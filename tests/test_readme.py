@@ -179,4 +179,4 @@ def test_the_output_of_the_first_run_is_todays(
         out, errors = process.communicate(timeout=350)
     assert process.returncode == 0, errors
     shown = README.split("\n$ scripts/run\n")[1].split("```")[0]
-    assert masked(shown) == masked(out)
+    assert masked(shown) == [*masked(errors), *masked(out)]
