@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli import settings
-from ppll_cli.plan import Plan
+from ppll_cli import plan, settings
+from ppll_cli.benchmarks.__main__ import NAMES
 from tests.conftest import compose_config
 from tests.test_app import ppll_run
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FILE = re.compile(r"^`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (?:scripts/run|ppll-run)(.*)$", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+OWN = "--config-dir="
+"""In commands whose options exist only beside the page's example."""
 
 
 def sections(page: str) -> dict[str, str]:
@@ -22,11 +26,12 @@ def sections(page: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-EXTENSIONS = sections("extend.md")
+METHOD = "A method of your own"
+EXTENSIONS = sections("extend.md") | {METHOD: sections("local_learning.md")[METHOD]}
 
 
 def test_there_is_an_example_of_each_thing() -> None:
-    assert list(EXTENSIONS) == ["A model", "A data set", "A local method", "A schedule"]
+    assert list(EXTENSIONS) == ["A model", "A data set", "A schedule", METHOD]
 
 
 @pytest.mark.parametrize("section", EXTENSIONS)
@@ -51,8 +56,8 @@ def test_an_example_of_ones_own_trains(tmp_path: Path, section: str) -> None:
 COMMANDS = [
     (page.name, command)
     for page in PAGES
-    if page.name != "extend.md"  # whose options exist only there
     for command in sorted(set(COMMAND.findall(page.read_text())))
+    if OWN not in command
 ]
 
 
@@ -74,15 +79,14 @@ def test_commands_compose(page: str, command: str) -> None:
 PLANS = [
     (page.name, command)
     for page in PAGES
-    for command in re.findall(r"^\$ \.venv/bin/ppll-plan(.*)$", page.read_text(), re.MULTILINE)
+    for command in re.findall(r"^\$ (?:\.venv/bin/)?ppll-plan(.*)$", page.read_text(), re.MULTILINE)
 ]
 
 
 @pytest.mark.parametrize(("page", "command"), PLANS)
 def test_plans_compose(page: str, command: str) -> None:
-    words = shlex.split(command)
-    plan = Plan.compose([word for word in words if not word.startswith("-")])
-    assert len(plan.gpus) > 1
+    options = plan._options(shlex.split(command))
+    assert len(plan.Plan.compose(plan.overrides_of(options)).gpus) > 1
 
 
 def _chosen(word: str, choice: int) -> str:
@@ -93,7 +97,72 @@ def _chosen(word: str, choice: int) -> str:
     return f"{key}={listed[min(choice, len(listed) - 1)]}"
 
 
-def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+PROGRAMS = {"ppll-run", "ppll-plan", "ppll-compare", "tensorboard", "git", "eval"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_of_a_program_that_there_is(page: Path) -> None:
+    """Commands of other programs than these would be run by no test."""
+    for command in re.findall(r"^\$ (.+)$", page.read_text(), re.MULTILINE):
+        program, *arguments = shlex.split(command, comments=True)
+        if program.startswith("scripts/"):
+            assert (ROOT / program).is_file(), command
+            if program == "scripts/benchmark":
+                assert arguments[0] in NAMES, command
+        else:
+            assert program.removeprefix(".venv/bin/") in PROGRAMS, command
+
+
+def test_the_table_of_benchmarks_names_each_of_them() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "benchmarks.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(NAMES)
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and pictures that do not lead to another site."""
+    text = FENCED.sub("", page.read_text())
+    return re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub, GitLab and others make them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower())
+        anchor, number = plain.replace(" ", "-"), 0
+        while (name := f"{anchor}-{number}" if number else anchor) in found:
+            number += 1
+        found.add(name)
+    return found
+
+
+def test_headings_become_anchors(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A `b/c d`\n```\n# no\n```\n## What is [equal](x.md), bit-wise?\n## A bc d\n")
+    assert anchors(page) == {"a-bc-d", "what-is-equal-bit-wise", "a-bc-d-1"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those to a file or folder, a picture, and a heading of this or another page."""
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert target.is_relative_to(ROOT), f"{page.name}: {link} leaves the repository"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_pages_are_short_and_can_be_found() -> None:
+    """From README, over links; a page of more than 200 lines is two pages."""
+    seen: set[Path] = set()
+    ahead = [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        ahead += [(page.parent / link.partition("#")[0]).resolve() for link in links(page)]
+    assert set(PAGES) <= seen
+    long = [page.name for page in PAGES if len(page.read_text().splitlines()) > 200]
+    assert long == []

@@ -1,19 +1,24 @@
-"""README stays true: its tables are complete, and its pictures are the program's."""
+"""README and its pages stay true: tables are complete, outputs and figures the program's."""
 
 import json
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from ppll_cli.commands import STARTED_AS
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.tasks.classification import Classification
 from tests.conftest import compose_config
+from tests.test_app import start
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
 
 
 def expand(name: str) -> list[str]:
@@ -23,28 +28,33 @@ def expand(name: str) -> list[str]:
 
 
 def test_the_table_of_presets_names_each_of_them() -> None:
-    table = README[README.index("### Presets") :]
-    rows = re.findall(r"^\| `(\S+)` \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| `(\S+)` \|", (DOCS / "presets.md").read_text(), re.MULTILINE)
     named = [name for row in rows for name in expand(row)]
-    conf = Path(__file__).parents[1] / "conf"
-    assert sorted(named) == sorted(path.stem for path in (conf / "experiment").glob("*.yaml"))
+    files = (ROOT / "conf" / "experiment").glob("*.yaml")
+    assert sorted(named) == sorted(path.stem for path in files)
 
 
 def test_the_table_of_methods_names_each_of_them() -> None:
-    table = README[README.index("## Local learning") : README.index("### What they learn")]
-    rows = re.findall(r"^\| `(\S+)` \|", table, re.MULTILINE)
-    conf = Path(__file__).parents[1] / "conf"
-    assert sorted(rows) == sorted(path.stem for path in (conf / "local").glob("*.yaml"))
+    text = (DOCS / "local_learning.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \|", text[: text.index("## The feature bank")], re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (ROOT / "conf" / "local").glob("*.yaml"))
+
+
+def test_the_table_of_schedules_names_each_of_them() -> None:
+    text = (DOCS / "schedules.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (ROOT / "conf" / "schedule").glob("*.yaml"))
 
 
 def test_the_picture_of_1f1b_is_that_of_its_docstring() -> None:
     picture = re.findall(r"^ *(stage \d \|.*)$", OneFOneB.__doc__ or "", re.MULTILINE)
     assert len(picture) == 3
-    assert "\n".join(picture) in README
+    assert "\n".join(picture) in (DOCS / "schedules.md").read_text()
 
 
 def test_the_model_of_the_loading_example_is_the_default_one() -> None:
-    lines = README[README.index("units = ViT(") :].splitlines()[:2]
+    page = (DOCS / "run_directory.md").read_text()
+    lines = page[page.index("units = ViT(") :].splitlines()[:2]
     names = {"ViT": ViT, "ImageSpec": ImageSpec, "Classification": Classification}
     scope: dict[str, object] = {**names, "PlainModel": PlainModel}
     exec("\n".join(lines), scope)
@@ -62,17 +72,17 @@ def test_the_model_of_the_loading_example_is_the_default_one() -> None:
     ["model", "data", "schedule", "local", "partition", "optim", "fba", "transport", "tracker"],
 )
 def test_the_table_names_every_option(group: str) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+    lines = (DOCS / "options.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{group}` |"))
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[2]))
-    conf = Path(__file__).parents[1] / "conf"
-    assert named == {path.stem for path in (conf / group).glob("*.yaml")}
+    assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
 
 
 def test_accuracies_are_those_that_were_measured() -> None:
-    """Of README and of the page, to the digits that they show."""
-    docs = Path(__file__).parents[1] / "docs" / "benchmarks"
+    """Of both pages and of README, to the digits that they show."""
+    docs = DOCS / "benchmarks"
     measured = json.loads((docs / "accuracy.json").read_text())["rows"]
-    table = README[README.index("### What they learn") : README.index("### Presets")]
+    table = (DOCS / "local_learning.md").read_text()
     named = {"`local=fba` (no bank)": "fba off", "`fba=on`": "fba on", "back-propagation": "bp"}
     rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|(.*)\|(.*)\|$", table, re.MULTILINE)
     assert len(rows) == 8
@@ -80,6 +90,11 @@ def test_accuracies_are_those_that_were_measured() -> None:
         method = named.get(label, label.strip("`"))
         for modules, cell in zip((1,) if method == "bp" else (2, 4, 8), cells, strict=False):
             assert cell.strip() == f"{measured[f'{method} {modules} trained']['accuracy']:.3f}"
+    found = [row["accuracy"] for name, row in measured.items() if name.endswith(" trained")]
+    found.remove(measured["bp 1 trained"]["accuracy"])
+    text = " ".join(README.split())
+    assert f"{measured['bp 1 trained']['accuracy']:.3f} by back-propagation" in text
+    assert f"and {min(found):.3f} to {max(found):.3f} by local losses" in text
     page = (docs / "accuracy.md").read_text()
     lines = re.findall(
         r"^\| (.+) \| (\d) \| (0\.\d+) \| (.+) \| .* \| (\d+) \| ", page, re.MULTILINE
@@ -96,7 +111,7 @@ def test_accuracies_are_those_that_were_measured() -> None:
 
 def test_speeds_are_those_that_were_measured() -> None:
     """Of the page, to the digits that it shows."""
-    docs = Path(__file__).parents[1] / "docs" / "benchmarks"
+    docs = DOCS / "benchmarks"
     page = (docs / "speed.md").read_text()
     models = json.loads((docs / "schedules.json").read_text())["models"]
     ratios = re.findall(
@@ -113,3 +128,55 @@ def test_speeds_are_those_that_were_measured() -> None:
     soak = json.loads((docs / "soak.json").read_text())
     assert f"{soak['runs']} runs with a random fault each" in page
     assert (soak["detected"], soak["recovered"], soak["leaks"]) == (soak["runs"], soak["runs"], 0)
+
+
+def test_what_a_slow_link_leaves_is_what_was_measured() -> None:
+    """README's first table, and the speeds on one machine below it."""
+    measured = json.loads((DOCS / "benchmarks" / "network.json").read_text())["models"]
+    named = {
+        "`schedule=ppll`": "ppll",
+        "`schedule=gpipe`": "gpipe",
+        "`schedule=1f1b`": "1f1b",
+        "`schedule=bp replicas=2`": "bp, 2 replicas",
+        "torch's `DistributedDataParallel`": "ddp",
+    }
+    rows = re.findall(
+        r"^\| ([^|]+) \| (\d+) \| (0\.\d\d) \| (\d+) \| (0\.\d\d) \|$", README, re.MULTILINE
+    )
+    assert {name for name, *_ in rows} == {*named}
+    for name, *cells in rows:
+        for model, (alone, left) in zip(("vit", "resnet32"), (cells[:2], cells[2:]), strict=True):
+            found = measured[model][named[name]]["samples_per_second"]
+            speed = {link: median(speeds) for link, speeds in found.items()}
+            assert alone == f"{speed['one machine']:.0f}"
+            assert left == f"{speed['200 Mbit/s'] / speed['one machine']:.2f}"
+    models = json.loads((DOCS / "benchmarks" / "schedules.json").read_text())["models"]
+    speeds = [
+        f"{models[model]['samples_per_second'][row]:.0f}"
+        for model in ("vit", "resnet32")
+        for row in ("ddp", "ppll")
+    ]
+    ddp, ppll, *others = speeds
+    text = " ".join(README.split())
+    assert f"{ddp} samples/s against `ppll`'s {ppll} on a ViT" in text
+    assert f", {' against '.join(others)} on a ResNet-32" in text
+
+
+def masked(output: str) -> list[str]:
+    """The lines without what differs from run to run: numbers, widths of columns, progress."""
+    lines = [re.sub(r"\d+(?:[.:,/-]\d+)*", "#", line) for line in output.splitlines()]
+    lines = [re.sub(r"\s+", " ", line).strip() for line in lines]
+    return [line for line in lines if line and " left" not in line]
+
+
+def test_the_output_of_the_first_run_is_todays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers are of the machine where it ran; every word is compared."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv(STARTED_AS, "scripts/run")
+    with start(cwd=tmp_path) as process:
+        out, errors = process.communicate(timeout=350)
+    assert process.returncode == 0, errors
+    shown = README.split("\n$ scripts/run\n")[1].split("```")[0]
+    assert masked(shown) == [*masked(errors), *masked(out)]

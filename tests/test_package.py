@@ -1,0 +1,90 @@
+"""What is published: the wheel, its metadata, and how to cite it."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from omegaconf import OmegaConf
+
+import ppll_cli
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PAPERS = {
+    "2411.12780": "Faster Multi-GPU Training with PPLL: A Pipeline Parallelism Framework "
+    "Leveraging Local Learning",
+    "2406.00446": "Advancing Supervised Local Learning Beyond Classification with Long-term "
+    "Feature Bank",
+}
+
+
+def citation() -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "CITATION.cff"))
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    """The wheel; its build backend refuses classifiers that there are not."""
+    pytest.importorskip("hatchling", reason="the build backend is not installed")
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    (file,) = folder.glob("*.whl")
+    return ZipFile(file)
+
+
+def test_the_wheel_has_code_options_and_the_mark_of_types(wheel: ZipFile) -> None:
+    files = set(wheel.namelist())
+    assert {"ppll_cli/py.typed", "ppll_cli/app.py", "ppll_cli/conf/config.yaml"} <= files
+    options = {f"ppll_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert options <= files
+    others = {name for name in files if not name.startswith("ppll_cli/")}
+    assert all(".dist-info/" in name for name in others)
+
+
+def test_the_wheel_says_what_it_is(wheel: ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = wheel.read(name).decode().split("\n\n")[0].splitlines()
+    assert f"Version: {ppll_cli.__version__}" in lines
+    assert "Author: the ppll-run authors" in lines
+    assert "License-Expression: MIT" in lines
+    assert "Classifier: Typing :: Typed" in lines
+    assert any(line.startswith("Keywords: ") for line in lines)
+
+
+def test_types_are_marked_where_they_are() -> None:
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert (ROOT / "src" / "ppll_cli" / "py.typed").is_file()
+    assert PROJECT["authors"] == [{"name": "the ppll-run authors"}]
+
+
+def test_the_citation_has_what_its_format_requires() -> None:
+    cff = citation()
+    assert cff["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= cff.keys()
+    assert cff["title"] == PROJECT["name"]
+    assert cff["authors"] == PROJECT["authors"]
+    assert cff["version"] == ppll_cli.__version__
+    assert cff["license"] == PROJECT["license"]
+
+
+@pytest.mark.parametrize("number", PAPERS)
+def test_both_papers_are_cited_alike(number: str) -> None:
+    """In CITATION.cff and in README's BibTeX: title, year, and authors in their order."""
+    (paper,) = [one for one in citation()["references"] if one["url"].endswith(number)]
+    assert paper["title"] == PAPERS[number]
+    assert paper["year"] == 2024
+    assert paper["identifiers"] == [{"type": "other", "value": f"arXiv:{number}"}]
+    readme = (ROOT / "README.md").read_text()
+    (entry,) = [one for one in re.findall(r"@misc\{.*?\n\}", readme, re.DOTALL) if number in one]
+    fields = dict(re.findall(r"(\w+) += \{((?:[^{}]|\{[^{}]*\})*)\}", entry))
+    assert re.sub(r"[{}]", "", fields["title"]) == PAPERS[number]
+    assert (fields["year"], fields["eprint"]) == ("2024", number)
+    authors = [f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]]
+    assert " ".join(fields["author"].split()).split(" and ") == authors
