@@ -36,4 +36,5 @@ def facts(prepared: Prepared) -> RunFacts:
         course.batch_size,
         job.replicas,
         workers,
+        getattr(job.task, "reference", None),
     )
