@@ -48,8 +48,8 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     image = BytesIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        made = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+        made = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(made)
         yield made
-        made.savefig(image, format="png", dpi=DPI, transparent=False, facecolor="white")
+        made.savefig(image, format="png", dpi="figure", transparent=False, facecolor="white")
     write_bytes(path, image.getvalue())
