@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppll_cli.observe import comparison_picture
+from ppll_cli.observe import comparison_picture, figures
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.comparison_picture import (
     COLOURS,
@@ -32,7 +32,7 @@ def pixels(image: Any, colour: str) -> int:
 def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The figure of a comparison, as it is saved."""
     made: list[Any] = []
-    keep = comparison_picture.figure
+    keep = figures.figure
 
     @contextmanager
     def kept(path: Path, height: float) -> Iterator[Any]:
@@ -148,7 +148,11 @@ def test_a_users_dark_style_changes_nothing(tmp_path: Path) -> None:
     """The ground is white and opaque: dark text is read on every page."""
     make(tmp_path / "0", "bp", gpus=1)
     picture(tmp_path / "light.png", compare([tmp_path]))
-    dark = {"figure.facecolor": "black", "text.color": "white", "savefig.transparent": True}
+    dark: dict[Any, Any] = {
+        "figure.facecolor": "black",
+        "text.color": "white",
+        "savefig.transparent": True,
+    }
     with matplotlib.rc_context(dark):
         picture(tmp_path / "dark.png", compare([tmp_path]))
         assert matplotlib.rcParams["text.color"] == "white"
