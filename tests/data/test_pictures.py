@@ -1,6 +1,7 @@
 """Pictures for super-resolution: which files, what is kept of them, patches and tiles."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ppll_cli.data.div2k import Div2k
 from ppll_cli.data.photos import Photos
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.data.pictures.patches import PatchBatches, _turned
-from ppll_cli.data.pictures.samples import side_by_side
+from ppll_cli.data.pictures.samples import SIDE, captioned, views
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 from tests.conftest import compose_config
@@ -237,11 +238,64 @@ def test_views_of_a_picture_are_aligned() -> None:
         seen.append(tuple(image.shape))
         return torch.nn.functional.interpolate(image, scale_factor=2)
 
-    views = np.split(np.array(side_by_side(low, high, 2, 7, double)), 4, axis=1)
+    repeated, bicubic, made, original = (view.pixels for view in views(low, high, 2, 7, double))
     assert seen == [(1, 3, 110, 110)]
-    assert (views[0] == views[2]).all()
-    assert (views[3] == high[64:256, 54:246]).all()
-    assert np.abs(views[1].astype(int) - views[3]).mean() < 8
+    assert (repeated == made).all()
+    assert (original == high[64:256, 54:246]).all()
+    assert np.abs(bicubic.astype(int) - original).mean() < 8
+
+
+def test_captions_name_each_view_and_its_psnr() -> None:
+    high = np.array(picture(0, 60, 48))
+    low = np.array(Image.fromarray(high).resize((30, 24), Image.Resampling.BICUBIC))
+    double = partial(torch.nn.functional.interpolate, scale_factor=2)
+    found = views(low, high, 2, 3, double)
+    names = [view.caption.partition(":")[0] for view in found]
+    assert names == ["input, 30x24 pixels", "bicubic", "the model", "original"]
+    assert found[0].psnr == found[2].psnr  # the model repeats each pixel
+    assert found[1].caption == f"bicubic: PSNR {found[1].psnr:.2f} dB"
+    assert found[3].caption == "original"
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_psnr_in_a_caption_is_that_of_the_metric(photos: Make, scale: int) -> None:
+    """Of pictures that are shown as a whole, it is the run's own number, and bicubic's as well."""
+    dataset = photos(scale=scale, tile=SIDE, eval_limit=1)
+    double = partial(torch.nn.functional.interpolate, scale_factor=scale, mode="bilinear")
+    batches, task = batches_of(dataset), dataset.task
+    values = batches.evaluation("test", 0, 1)
+    assert (
+        batches.splits["test"].pictures.low[0].shape == values["image"].permute(0, 2, 3, 1)[0].shape
+    )
+    score = task.score(task.measure(double(values["image"]), values, training=False))
+    pictures = dataset.load()["test"].pictures
+    _, bicubic, made, _ = views(pictures.low[0], pictures.high[0], scale, 3, double)
+    assert made.psnr == pytest.approx(score["psnr"], abs=1e-9)
+    assert bicubic.psnr == pytest.approx(score["bicubic_psnr"], abs=1e-5)  # it travels in float32
+
+
+@pytest.mark.parametrize(("width", "height", "scale"), [(20, 24, 2), (400, 300, 2), (300, 90, 4)])
+def test_captions_stand_above_their_panels(width: int, height: int, scale: int) -> None:
+    """Panels keep their pixels, enlarged by a whole number; the ground is light and opaque."""
+    high = np.array(picture(0, scale * width, scale * height))
+    low = np.array(Image.fromarray(high).resize((width, height), Image.Resampling.BICUBIC))
+    double = partial(torch.nn.functional.interpolate, scale_factor=scale)
+    found = views(low, high, scale, 3, double)
+    made = captioned(found)
+    assert made.mode == "RGB"
+    assert 560 <= made.width <= 1100
+    pixels = np.array(made)
+    band = pixels[:14]
+    assert band.min() < 80  # the caption's ink
+    assert (np.median(band, axis=(0, 1)) == 255).all()  # on white
+    sides = [side for side in range(1, 40) if side * found[0].pixels.shape[1] * 2 <= made.width]
+    factor = max(sides)
+    large = found[3].pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    assert any(
+        (pixels[top : top + len(large), left : left + large.shape[1]] == large).all()
+        for top in range(made.height // 2, made.height - len(large) + 1)
+        for left in range(made.width // 2, made.width - large.shape[1] + 1)
+    )
 
 
 def test_no_batch_makes_the_host_wait_for_the_device(photos: Make, no_waiting: NoWaiting) -> None:

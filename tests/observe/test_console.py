@@ -95,6 +95,22 @@ def test_the_end(capsys: Capture) -> None:
     assert last == "test accuracy 0.8750 in outputs/x"
 
 
+def test_the_last_line_names_what_the_metric_is_compared_with(capsys: Capture) -> None:
+    """By the task's own word: another result whose name ends likewise is not meant."""
+    facts = replace(FACTS, metric="psnr", reference="bicubic")
+    test = {"loss": 0.25, "rgb_psnr": 29.0, "psnr": 30.5, "bicubic_psnr": 28.25}
+    for summary in ({**SUMMARY, "test": test}, {**SUMMARY, "test": {"psnr": 30.5}}):
+        Console(facts).end(summary, Path("outputs/x"))
+        Console(facts).nothing_to_do(summary, Path("outputs/x"))
+    Console(replace(facts, reference=None)).end({**SUMMARY, "test": test}, Path("outputs/x"))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test psnr")]
+    with_reference, alone = (
+        "test psnr 30.5000 (bicubic 28.2500) in outputs/x",
+        "test psnr 30.5000 in outputs/x",
+    )
+    assert said == [with_reference, with_reference, alone, alone, alone]
+
+
 def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
     unknown = {
         **SUMMARY,

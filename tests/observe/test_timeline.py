@@ -1,6 +1,8 @@
 """Timelines: what is in the file, and what is seen in the picture."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppll_cli.observe import timeline
-from ppll_cli.observe.timeline import COLOURS, Span
+from ppll_cli.observe import figures, timeline
+from ppll_cli.observe.timeline import COLOURS, LEGEND, Span
 from ppll_cli.pipeline.instructions import (
     Backward,
     BackwardInput,
@@ -102,6 +104,44 @@ def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
     backward = np.abs(image - np.array(to_rgb(COLOURS["backward"]))).max(axis=2) < 0.02
     auxiliary = np.abs(image - np.array(to_rgb(COLOURS["auxiliary"]))).max(axis=2) < 0.02
     assert backward.sum() > 1.4 * auxiliary.sum()  # 1.75 s of it are seen, and 1 s
+
+
+def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A legend for every colour, stages and their devices, a title that is not cut off, and ms."""
+    made: list[Any] = []
+    keep = figures.figure
+
+    @contextmanager
+    def kept(path: Path, height: float) -> Iterator[Any]:
+        with keep(path, height) as figure:
+            yield figure
+            made.append(figure)
+
+    monkeypatch.setattr(timeline, "figure", kept)
+    title = "a title of very many words " * 8
+    timeline.picture(tmp_path / "timeline.png", LANES, ["0", "1"], ["cpu", "cuda:1"], title)
+    (figure,) = made
+    (axes,), (legend,) = figure.axes, figure.legends
+    entries = {
+        text.get_text(): patch.get_facecolor()[:3]
+        for text, patch in zip(legend.get_texts(), legend.get_patches(), strict=True)
+    }
+    expected = {LEGEND.get(name, name): to_rgb(colour) for name, colour in COLOURS.items()}
+    assert entries == expected
+    stages = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert stages == ["stage 0\ncpu", "stage 1\ncuda:1"]
+    assert axes.get_xlabel() == "time in ms; a number is that of a batch (optimizer step)"
+    numbers = [text.get_text() for text in axes.texts]
+    assert numbers == ["7", "7", "6"]
+    lines = axes.get_title(loc="left").splitlines()
+    assert " ".join(lines) == title.strip()
+    renderer = figure.canvas.get_renderer()
+    drawn = (axes.title, axes._left_title, legend)
+    extents = [each.get_window_extent(renderer) for each in drawn]
+    assert all(0 <= each.x0 <= each.x1 <= figure.bbox.x1 for each in extents)
+    image = imread(tmp_path / "timeline.png")
+    assert (image[:, :, 3:] == 1).all()
+    assert (image[0, 0, :3] == 1).all()
 
 
 def test_a_title_says_how_fast_and_how_idle() -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.runtime.facts import facts
 from tests.conftest import Runner, assert_same, assert_same_run, prepared, resumed
 from tests.data.picture_files import write_photos
 
@@ -94,6 +95,11 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
 def image_bytes(path: Path) -> tuple[tuple[int, int], bytes]:
     with Image.open(path) as image:
         return image.size, image.tobytes()
+
+
+def test_the_last_line_of_a_run_compares_with_bicubic(data: list[str]) -> None:
+    shown = facts(prepared(*EDSR, *data, "gpus=2", "batch_size=4"))
+    assert (shown.metric, shown.reference) == ("psnr", "bicubic")
 
 
 def test_what_is_reported(run: Runner, data: list[str]) -> None:

@@ -244,9 +244,11 @@ class Console:
         self._result(summary, run_dir)
 
     def _result(self, summary: Line, run_dir: Path) -> None:
-        metric = self._facts.metric
-        value = (summary["test"] or {}).get(metric)
-        self._say(f"test {metric} {_number(value)} in {run_dir}")
+        metric, reference = self._facts.metric, self._facts.reference
+        test = summary["test"] or {}
+        beside = test.get(f"{reference}_{metric}") if reference else None
+        compared = "" if beside is None else f" ({reference} {_number(beside)})"
+        self._say(f"test {metric} {_number(test.get(metric))}{compared} in {run_dir}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
         """What each stage did, and what each module learned, where there are several."""

@@ -40,6 +40,7 @@ class RunFacts:
         batch_size: Samples of a training batch.
         replicas: Of each stage.
         stages: Its stages; where these have replicas, each of those.
+        reference: What needs no training and is measured beside the model; None: nothing.
     """
 
     metric: str
@@ -50,3 +51,4 @@ class RunFacts:
     batch_size: int
     replicas: int
     stages: Sequence[StageFacts]
+    reference: str | None = None

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppll_cli.files import write_json
-from ppll_cli.observe.figures import new_figure, save
+from ppll_cli.observe.figures import figure
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 from ppll_cli.printable import printable
 
@@ -25,10 +26,23 @@ COLOURS = {
 }
 """By category: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
 
-LANE_INCHES = 0.55
+LEGEND = {
+    "auxiliary": "auxiliary network",
+    "optimizer": "optimizer step",
+    "data": "next batch",
+    "average": "average of replicas",
+    "idle": "waiting (bubble)",
+}
+"""What the legend calls categories whose own names say too little."""
+
+LANE_INCHES = 0.5
 MOST_INCHES = 40.0
-LABEL_SHARE = 0.012
-"""Bars of at least this share of the picture's width bear the number of their batch."""
+TITLE_WIDTH = 92
+"""Characters of a line of the title."""
+
+DIGIT_SHARE = 0.0085
+"""A bar bears the number of its batch where it has this share of the picture's width for each
+digit."""
 
 
 class Span(NamedTuple):
@@ -155,24 +169,24 @@ def picture(
     from matplotlib.patches import Patch
 
     start_s, end_s = window(lanes)
-    height = min(MOST_INCHES, 1.6 + LANE_INCHES * len(lanes))
-    figure = new_figure(14, height)
-    axes = figure.add_subplot()
-    for lane, spans in enumerate(lanes):
-        _draw(axes, lane, list(_clipped(spans, start_s, end_s)), end_s - start_s)
-    axes.set_xlim(0, 1e3 * (end_s - start_s))
-    axes.set_ylim(len(lanes) - 0.5, -0.5)
-    places = [f"stage {name}\n{device}" for name, device in zip(names, devices, strict=True)]
-    axes.set_yticks(range(len(lanes)), places)
-    axes.set_xlabel("milliseconds; the numbers are those of batches; white: waiting")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(printable(title), loc="left", fontsize=11, parse_math=False)
-    handles = [
-        Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=category)
-        for category, colour in COLOURS.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    save(figure, path, dpi=110)
+    with figure(path, min(MOST_INCHES, 1.9 + LANE_INCHES * len(lanes))) as made:
+        axes = made.add_subplot()
+        for lane, spans in enumerate(lanes):
+            _draw(axes, lane, list(_clipped(spans, start_s, end_s)), end_s - start_s)
+        axes.set_xlim(0, 1e3 * (end_s - start_s))
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
+        places = [f"stage {name}\n{device}" for name, device in zip(names, devices, strict=True)]
+        axes.set_yticks(range(len(lanes)), places, fontsize=9, parse_math=False)
+        axes.tick_params(axis="x", labelsize=9)
+        axes.set_xlabel("time in ms; a number is that of a batch (optimizer step)", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        text = fill(printable(title), TITLE_WIDTH)
+        axes.set_title(text, loc="left", fontsize=10, parse_math=False)
+        handles = [
+            Patch(facecolor=c, edgecolor="black", linewidth=0.5, label=LEGEND.get(name, name))
+            for name, c in COLOURS.items()
+        ]
+        made.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
 
 
 def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Span]:
@@ -194,14 +208,15 @@ def _draw(axes: "Axes", lane: int, spans: Sequence[Span], width_s: float) -> Non
             linewidth=0.3,
         )
     for span in spans:
-        wide = span.end_s - span.start_s >= LABEL_SHARE * width_s
+        number = str(span.step)
+        wide = span.end_s - span.start_s >= DIGIT_SHARE * (len(number) + 0.5) * width_s
         if wide and span.category in ("forward", "backward", "auxiliary"):
             middle_ms = 1e3 * (span.start_s + span.end_s) / 2
             dark = span.category == "backward"
             axes.text(
                 middle_ms,
                 lane,
-                str(span.step),
+                number,
                 ha="center",
                 va="center",
                 fontsize=7,

@@ -40,4 +40,5 @@ def facts(prepared: Prepared) -> RunFacts:
         course.batch_size,
         job.replicas,
         workers,
+        getattr(job.task, "reference", None),
     )

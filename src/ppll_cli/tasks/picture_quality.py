@@ -31,6 +31,20 @@ def luma(pictures: Tensor) -> Tensor:
     return red + green + blue + 16
 
 
+def inner_luma(pixels: Tensor, border: int) -> Tensor:
+    """The luma of a picture's pixels that count: all but a border.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        border: Rows and columns that are left out at each side.
+
+    Returns:
+        float32 [1, H - 2 border, W - 2 border].
+    """
+    within = pixels[border : len(pixels) - border, border : pixels.shape[1] - border]
+    return luma(within.permute(2, 0, 1)[None].float() / 255)
+
+
 def eight_bits(pictures: Tensor) -> Tensor:
     """Pictures in [0, 1] to float32 levels from 0 to 255, rounded as in a file; beyond is cut off.
 

@@ -194,6 +194,7 @@ class SuperResolution:
         mean: Of the pixels, one a channel.
         overlap: Pixels of small pictures that evaluation tiles have beyond those that count.
         metric: Its name.
+        reference: The enlargement that the model is compared with.
     """
 
     scale: int
@@ -201,6 +202,7 @@ class SuperResolution:
     mean: tuple[float, ...]
     overlap: int
     metric: str = "psnr"
+    reference: str = "bicubic"
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:

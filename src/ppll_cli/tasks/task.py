@@ -45,6 +45,9 @@ class CopiedNetwork(nn.Module):
 class Task(Protocol):
     """Targets, loss, metric and heads. Nothing outside `tasks` looks further.
 
+    A task may also have `reference`, the name of something untrained that its metric is compared
+    with: where `score` returns REFERENCE_METRIC, as `bicubic_psnr`, a run's last line names it.
+
     Attributes:
         metric: Name of the metric, one of those that `score` returns; higher is better.
         targets: What a batch carries beside its images, for the loss, by name.

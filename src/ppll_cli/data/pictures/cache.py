@@ -191,12 +191,8 @@ def _quality(made: Bytes, wanted: Bytes, scale: int) -> tuple[float, float]:
     """PSNR and SSIM, without a border of `scale` pixels."""
     import torch
 
-    from ppll_cli.tasks.picture_quality import luma, psnr, ssim_map
+    from ppll_cli.tasks.picture_quality import inner_luma, psnr, ssim_map
 
-    inner = (slice(None), slice(scale, -scale), slice(scale, -scale))
-    one, other = (
-        luma(torch.from_numpy(each).permute(2, 0, 1)[None].float() / 255)[inner]
-        for each in (made, wanted)
-    )
+    one, other = (inner_luma(torch.from_numpy(each), scale) for each in (made, wanted))
     error = float((one - other).double().square().sum())
     return psnr(error, one.numel()), float(ssim_map(one, other).mean())

@@ -170,20 +170,20 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
-        """Writes, for each test picture, four views of its middle side by side.
+        """Writes, for each test picture, four views of its middle, with captions.
 
         The small picture's pixels as squares, bicubic enlargement, what the model makes, and the
         large picture.
         """
-        from ppll_cli.data.pictures.samples import side_by_side
+        from ppll_cli.data.pictures.samples import captioned, views
 
         pictures = self.load()["test"].pictures
         sources = self.sources("test")[: len(pictures)]
         folder.mkdir()
         each = zip(sources, pictures.low, pictures.high, strict=True)
         for number, (source, low, high) in enumerate(each):
-            views = side_by_side(low, high, self.scale, self.overlap, predict)
-            views.save(folder / sample_name(number, source.high))
+            found = views(low, high, self.scale, self.overlap, predict)
+            captioned(found).save(folder / sample_name(number, source.high))
 
     def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":
         """The pictures' files."""

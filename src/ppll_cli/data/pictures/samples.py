@@ -1,22 +1,50 @@
 """Pictures of what a model makes of pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ppll_cli.data.drawing import INK, PAGE_WIDTH, PAPER, font_of, label_size, text_size
 from ppll_cli.data.pictures.cache import Bytes
+from ppll_cli.tasks.picture_quality import inner_luma, psnr
 
 SIDE = 96
 """Height and width of what is shown, in pixels of the small picture."""
 
+GAP = 6
+"""Pixels between panels."""
 
-def side_by_side(
+
+class View(NamedTuple):
+    """One form of a piece of a picture.
+
+    Attributes:
+        name: What it is.
+        pixels: uint8 [H, W, 3]; all views of a piece have one shape.
+        psnr: In dB against the original, as the run's metric counts it; None of the original.
+    """
+
+    name: str
+    pixels: Bytes
+    psnr: float | None
+
+    @property
+    def caption(self) -> str:
+        """What stands over it."""
+        return self.name if self.psnr is None else f"{self.name}: PSNR {self.psnr:.2f} dB"
+
+
+def views(
     low: Bytes, high: Bytes, scale: int, overlap: int, predict: Callable[[Tensor], Tensor]
-) -> Image.Image:
+) -> list[View]:
     """The middle of a picture: its pixels, bicubic enlargement, what a model makes, the original.
+
+    PSNR is that of the piece, of its luma and without a border of `scale` pixels, as the metric
+    has it for whole pictures.
 
     Args:
         low: The small picture, uint8 [H, W, 3].
@@ -33,10 +61,48 @@ def side_by_side(
     made = (predict(image)[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     around = Image.fromarray(np.array(seen))
     size = (scale * around.width, scale * around.height)
+    repeated, bicubic = (
+        np.asarray(around.resize(size, way))
+        for way in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)
+    )
     rows = slice(scale * (top - above), scale * (top - above + height))
     columns = slice(scale * (left - before), scale * (left - before + width))
-    views = [np.asarray(around.resize(size, Image.Resampling.NEAREST))[rows, columns]]
-    views.append(np.asarray(around.resize(size, Image.Resampling.BICUBIC))[rows, columns])
-    views.append(made[rows, columns])
-    views.append(high[scale * top : scale * (top + height), scale * left : scale * (left + width)])
-    return Image.fromarray(np.concatenate(views, axis=1))
+    named = {f"input, {width}x{height} pixels": repeated, "bicubic": bicubic, "the model": made}
+    original = high[scale * top : scale * (top + height), scale * left : scale * (left + width)]
+    found = []
+    for name, whole in named.items():
+        pixels = whole[rows, columns]
+        found.append(View(name, pixels, _psnr(pixels, original, scale)))
+    return [*found, View("original", original, None)]
+
+
+def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
+    """None where nothing is left within the border."""
+    one, other = (inner_luma(torch.from_numpy(np.array(each)), border) for each in (made, wanted))
+    if not one.numel():
+        return None
+    return psnr(float((one - other).double().square().sum()), one.numel())
+
+
+def captioned(found: Sequence[View]) -> Image.Image:
+    """The views in rows of two, each with its caption above it.
+
+    Pixels are repeated, never mixed, so that a panel is half a page wide and still shows what it
+    is about.
+    """
+    height, width = found[0].pixels.shape[:2]
+    factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))
+    size = text_size(2 * factor * width + 3 * GAP)
+    font = font_of(size)
+    texts = [label_size(view.caption, font, size) for view in found]
+    column = max(factor * width, *(wide for wide, _ in texts)) + GAP
+    line = texts[0][1] + factor * height + GAP
+    rows = -(-len(found) // 2)
+    picture = Image.new("RGB", (2 * column + GAP, rows * line + GAP // 2), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for number, (view, (_, text)) in enumerate(zip(found, texts, strict=True)):
+        left, top = GAP + number % 2 * column, number // 2 * line
+        draw.text((left, top + text / 2), view.caption, fill=INK, font=font, anchor="lm")
+        large = view.pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+        picture.paste(Image.fromarray(large), (left, top + text))
+    return picture

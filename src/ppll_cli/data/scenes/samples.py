@@ -3,16 +3,33 @@
 Legend: n detections of a picture, H height, W width (pixels).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ppll_cli.data.dataset import sample_name
+from ppll_cli.data.drawing import (
+    INK,
+    PAPER,
+    Colour,
+    Font,
+    Rectangle,
+    dashed_rectangle,
+    draw_label,
+    draw_lead,
+    font_of,
+    free_place,
+    label_size,
+    shortened,
+    text_size,
+)
 from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.models.unit import IMAGE
+from ppll_cli.printable import printable
 from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import FRAME, Detection
 
@@ -23,11 +40,42 @@ LEAST_SCORE = 0.3
 MOST_DETECTIONS = 20
 """Of a picture: what is drawn can still be told apart."""
 
-_LEAST_SIDE = (
-    320  # a picture is enlarged by a whole number until its longer side has so many pixels
-)
-_TRUE, _IGNORED = (255, 255, 255), (160, 160, 160)
-_TEXT = 12  # pixels
+NOTHING = f"nothing above {LEAST_SCORE:g}"
+
+_LEAST_SIDE = 640
+"""A picture is enlarged by a whole number until its longer side has so many pixels."""
+
+_DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
+_IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
+_EXAMPLE: Colour = (255, 170, 60)  # of the legend's found box; those in the picture have others
+
+
+class Mark(NamedTuple):
+    """A box as it is drawn.
+
+    Attributes:
+        box: Its outer border, in pixels of the enlarged picture.
+        text: Its label.
+        colour: Of a found box and its label; None of a true box, which is dashed.
+        ignored: Whether a true box is neither learnt nor asked for.
+        place: Where its label stands; None: the picture has no room for it.
+    """
+
+    box: Rectangle
+    text: str
+    colour: Colour | None
+    ignored: bool = False
+    place: Rectangle | None = None
+
+    @property
+    def ground(self) -> Colour:
+        """The colour of its label."""
+        return self.colour or self.dashes[0]
+
+    @property
+    def dashes(self) -> tuple[Colour, Colour]:
+        """The colours of a true box."""
+        return _IGNORED_DASHES if self.ignored else _DASHES
 
 
 def write_samples(
@@ -56,7 +104,7 @@ def write_samples(
 
 
 def drawn(scene: Scene, found: Detections, classes: Sequence[str]) -> Image.Image:
-    """A picture with its boxes, thin and white, grey where ignored, and detections in colours.
+    """A picture with its true boxes, dashed, and the found ones, in colours; below it a legend.
 
     Args:
         scene: The picture.
@@ -68,35 +116,126 @@ def drawn(scene: Scene, found: Detections, classes: Sequence[str]) -> Image.Imag
     if factor > 1:
         size = (factor * picture.width, factor * picture.height)
         picture = picture.resize(size, Image.Resampling.BICUBIC)
+    text = text_size(picture.width)
+    font = font_of(text)
+    boxes = marks(scene, found, classes, picture.size, factor)
+    placed = with_places(boxes, picture.size, font, text)
     draw = ImageDraw.Draw(picture)
-    for box, ignored in zip(scene.boxes.tolist(), scene.ignored.tolist(), strict=True):
-        draw.rectangle(_on(picture, box, factor), outline=_IGNORED if ignored else _TRUE)
-    font = ImageFont.load_default(_TEXT)
+    line = max(2, text // 6)
+    found_boxes = [mark for mark in placed if mark.colour is not None]
+    true_boxes = [mark for mark in placed if mark.colour is None]
+    for mark in [*reversed(found_boxes), *true_boxes]:  # true ones on top, then the surest
+        if mark.colour is None:
+            dashed_rectangle(draw, mark.box, mark.dashes, line)
+        else:
+            left, top, right, bottom = mark.box
+            draw.rectangle((left, top, right - 1, bottom - 1), outline=mark.colour, width=line)
+    for mark in placed:
+        if mark.place is not None:
+            draw_lead(draw, mark.place, mark.box, mark.ground, line)
+    for mark in placed:
+        if mark.place is not None:
+            draw_label(draw, mark.place, mark.text, font, mark.ground)
+    return _with_legend(picture, legend(placed), font, text)
+
+
+def marks(
+    scene: Scene, found: Detections, classes: Sequence[str], size: tuple[int, int], factor: int
+) -> list[Mark]:
+    """What is drawn into a picture: found boxes, the surest first, and then true ones.
+
+    Args:
+        scene: The picture and its true boxes.
+        found: What was found in it.
+        classes: Names of the classes.
+        size: Width and height of the enlarged picture.
+        factor: By how much it was enlarged.
+    """
+    names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
     kept = sorted((row for row in rows if row[1] >= LEAST_SCORE), key=lambda row: -row[1])
-    for box, score, label in reversed(kept[:MOST_DETECTIONS]):  # the surest on top
-        colour = _colour(label, len(classes))
-        left, top, right, bottom = _on(picture, box, factor)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        text = f"{classes[label]} {score:.2f}"
-        width = draw.textlength(text, font)
-        corner = (max(0, min(left, picture.width - width - 4)), max(0, top - _TEXT - 3))
-        draw.rectangle((*corner, corner[0] + width + 3, corner[1] + _TEXT + 3), fill=colour)
-        draw.text((corner[0] + 2, corner[1]), text, fill=(0, 0, 0), font=font)
-    return picture
+    result = [
+        Mark(_on(size, box, factor), f"{names[label]} {score:.2f}", _colour(label, len(classes)))
+        for box, score, label in kept[:MOST_DETECTIONS]
+    ]
+    truth = (scene.boxes.tolist(), scene.labels.tolist(), scene.ignored.tolist())
+    for box, label, ignored in zip(*truth, strict=True):
+        result.append(Mark(_on(size, box, factor), names[label], None, ignored))
+    return result
 
 
-def _on(
-    picture: Image.Image, box: Sequence[float], factor: int
-) -> tuple[float, float, float, float]:
-    """The pixels of a box's border, which lie inside of the picture."""
-    left, top, right, bottom = (factor * side for side in box)
-    right, bottom = min(right, picture.width) - 1, min(bottom, picture.height) - 1
-    left, top = (min(max(side, 0), end) for side, end in ((left, right), (top, bottom)))
-    return left, top, right, bottom
+def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: int) -> list[Mark]:
+    """The same with a place for each label: inside of the picture, and on no other label."""
+    placed: list[Mark] = []
+    for mark in boxes:
+        short = shortened(mark.text, font, text, size[0])
+        taken = [other.place for other in placed if other.place is not None]
+        room = label_size(short, font, text)
+        place = free_place(room, mark.box, size, taken, below=mark.colour is None)
+        placed.append(mark._replace(text=short, place=place))
+    return placed
 
 
-def _colour(label: int, classes: int) -> tuple[int, int, int]:
+def legend(placed: Sequence[Mark]) -> list[tuple[str, str]]:
+    """The lines below a picture: how a kind of box is drawn, and what it is."""
+    lines = [("true", "true box, with its class")]
+    if any(mark.ignored for mark in placed):
+        lines.append(("ignored", "true box that is not asked for"))
+    if any(mark.colour for mark in placed):
+        lines.append(("found", f"found box, with class and score ({LEAST_SCORE:g} or more)"))
+    else:
+        lines.append(("", f"found: {NOTHING}"))
+    if missing := sum(mark.place is None for mark in placed):
+        lines.append(("", f"no room for {missing} label{'' if missing == 1 else 's'}"))
+    return lines
+
+
+def _with_legend(
+    picture: Image.Image, lines: Sequence[tuple[str, str]], font: Font, text: int
+) -> Image.Image:
+    """The picture on paper that is wide enough for the legend below it."""
+    line = max(2, text // 6)
+    swatch, height = 20 * line, 2 * text
+    widths = [label_size(words, font, text)[0] + (swatch if kind else 0) for kind, words in lines]
+    width = max(picture.width, *widths)
+    places = list(_flow(widths, width, gap=text))
+    paper = Image.new("RGB", (width, picture.height + (1 + places[-1][1]) * height), PAPER)
+    paper.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(paper)
+    for (kind, words), (left, row) in zip(lines, places, strict=True):
+        middle = picture.height + row * height + height // 2
+        box = (left + line, middle - 4 * line, left + swatch - 3 * line, middle + 4 * line)
+        if kind == "found":
+            draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), outline=_EXAMPLE, width=line)
+        elif kind:
+            dashed_rectangle(draw, box, _DASHES if kind == "true" else _IGNORED_DASHES, line)
+        start = left + (swatch if kind else text // 4)
+        draw.text((start, middle), words, fill=INK, font=font, anchor="lm")
+    return paper
+
+
+def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int]]:
+    """Left edge and row of each item, as many in a row as there is room for."""
+    left, row = 0, 0
+    for width in widths:
+        if left and left + width > most:
+            left, row = 0, row + 1
+        yield left, row
+        left += width + gap
+
+
+def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
+    """The pixels of a box, of which at least one lies inside of the picture."""
+    low: list[int] = []
+    high: list[int] = []
+    for first, last, side in zip(box[:2], box[2:], size, strict=True):
+        start = min(max(round(factor * first), 0), side - 1)
+        low.append(start)
+        high.append(min(max(round(factor * last), start + 1), side))
+    return low[0], low[1], high[0], high[1]
+
+
+def _colour(label: int, classes: int) -> Colour:
     """As far from those of other classes as can be: hues around the circle, light enough."""
     hue = Image.new("HSV", (1, 1), (round(255 * label / classes), 170, 255))
     red, green, blue = hue.convert("RGB").getpixel((0, 0))  # type: ignore[misc]

@@ -1,0 +1,155 @@
+"""`scripts/live_picture [options] [KEY=VALUE ...]`: run ppll-run on a terminal, and draw that.
+
+The picture is the terminal at one moment of a real run: the program's own output, read from a
+pseudo-terminal. Nothing in it is made up. The SVG refers to no other file and to no address.
+"""
+
+import argparse
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+LIMIT_S = 600.0
+ROWS = 40
+CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|\r|\n")
+STEP = re.compile(r"step (\d+)/(\d+)")
+FONT = re.compile(r"@font-face \{[^}]*\}\s*")
+
+
+class Screen:
+    """As much of a terminal as a live display needs: lines that are written and erased as a whole.
+
+    Attributes:
+        frames: The lines at each moment at which the display was complete and about to be redrawn.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[list[str]] = []
+        self._lines = [""]
+        self._row = 0
+
+    def feed(self, text: str) -> None:
+        """Obey what a program has written."""
+        end = 0
+        for found in CONTROL.finditer(text):
+            self._lines[self._row] += text[end : found.start()]
+            end = found.end()
+            self._obey(found)
+        self._lines[self._row] += text[end:]
+
+    def _obey(self, found: re.Match[str]) -> None:
+        numbers, command = found.groups()
+        if found[0] == "\n":
+            self._row += 1
+            if self._row == len(self._lines):
+                self._lines.append("")
+        elif command == "A":
+            self._row = max(0, self._row - int(numbers or 1))
+        elif command == "K":
+            if progress(self._lines) is not None:
+                self.frames.append(list(self._lines))
+            self._lines[self._row] = ""
+        elif command == "m":
+            self._lines[self._row] += found[0]
+
+
+def progress(lines: Sequence[str]) -> float | None:
+    """How much of the run is done where a live display is complete; else None."""
+    text = Text.from_ansi("\n".join(lines)).plain
+    found = STEP.findall(text)
+    complete = "█ compute" in text and "samples/s" in text and "not known yet" not in text
+    return int(found[-1][0]) / int(found[-1][1]) if found and complete else None
+
+
+def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
+    """Run a command on a pseudo-terminal.
+
+    Args:
+        command: The program and its arguments.
+        columns: Width of the terminal.
+
+    Returns:
+        Its exit status, what the terminal showed, and all that was written.
+    """
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+    environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "NO_COLOR")}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as program:
+        os.close(theirs)
+        written = _read(ours, time.monotonic() + LIMIT_S)
+        os.close(ours)  # a program that still writes after the limit is hung up
+        status = program.wait()
+    screen = Screen()
+    screen.feed(written)
+    return status, screen, written
+
+
+def _read(ours: int, end_s: float) -> str:
+    parts: list[bytes] = []
+    while (left_s := end_s - time.monotonic()) > 0:
+        if not select.select([ours], [], [], left_s)[0]:
+            break
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # the program has closed the terminal
+            break
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts).decode(errors="replace")
+
+
+def chosen(frames: Sequence[Sequence[str]], at: float) -> Sequence[str]:
+    """The frame in which the share of steps that are done is nearest to `at`."""
+    return min(frames, key=lambda lines: abs((progress(lines) or 0.0) - at))
+
+
+def as_svg(lines: Sequence[str], columns: int, title: str) -> str:
+    """A picture of a terminal, on an opaque dark ground, that needs no font from elsewhere."""
+    console = Console(
+        record=True, width=columns, file=io.StringIO(), force_terminal=True, legacy_windows=False
+    )
+    console.print(Text.from_ansi("\n".join(lines).rstrip()), soft_wrap=True)
+    svg = console.export_svg(title=title, unique_id="live")
+    return FONT.sub("", svg)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the picture; the exit status is 0, or 1 where the run failed or had no display."""
+    parser = argparse.ArgumentParser(prog="scripts/live_picture", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures/live.svg"))
+    parser.add_argument("--columns", type=int, default=100)
+    parser.add_argument("--at", type=float, default=0.6, help="share of the steps that are done")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    command = [sys.executable, "-m", "ppll_cli", *options.overrides]
+    status, screen, written = record(command, options.columns)
+    if status or not screen.frames:
+        sys.stderr.write(
+            f"{written}\nthe run ended with {status} and {len(screen.frames)} frames\n"
+        )
+        return 1
+    title = " ".join(["ppll-run", *options.overrides])
+    svg = as_svg(chosen(screen.frames, options.at), options.columns, title)
+    options.output.write_text(svg)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

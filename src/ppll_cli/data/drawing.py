@@ -1,0 +1,172 @@
+"""Text on pictures of `samples/`: large enough for a page, on an opaque ground, never overlapping.
+
+Rectangles are (left, top, right, bottom) in pixels; right and bottom lie outside of them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import ImageDraw, ImageFont
+
+Rectangle = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+PAGE_WIDTH = 700
+"""Pixels that a page gives a picture; a wider picture is shown smaller."""
+
+TEXT_HEIGHT = 14
+"""Pixels of text as a page shows it."""
+
+PAPER: Colour = (255, 255, 255)
+INK: Colour = (20, 20, 20)
+"""Ground and colour of text beside a picture: readable on light and on dark pages."""
+
+_MIDDLE = 125  # brightness of a ground, of 255, from which on dark text is read better
+_STEP = 4  # pixels between the places that are tried when none beside a box is free
+_ELLIPSIS = "..."
+
+
+def text_size(width: int) -> int:
+    """The font size, in pixels, for a picture of this width: readable where a page shows it."""
+    return round(TEXT_HEIGHT * max(1.0, width / PAGE_WIDTH))
+
+
+def font_of(size: int) -> Font:
+    """The font that comes with Pillow, so that pictures are the same on every machine."""
+    return ImageFont.load_default(size)
+
+
+def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
+    """Width and height of a label, its margin included."""
+    return int(font.getlength(text)) + 1 + size // 2, size + size // 2
+
+
+def shortened(text: str, font: Font, size: int, width: int) -> str:
+    """The text, or as much of its beginning as a label of this width has room for."""
+    if label_size(text, font, size)[0] <= width:
+        return text
+    end = len(text)
+    while end and label_size(text[:end] + _ELLIPSIS, font, size)[0] > width:
+        end -= 1
+    return text[:end] + _ELLIPSIS
+
+
+def draw_label(
+    draw: ImageDraw.ImageDraw, place: Rectangle, text: str, font: Font, ground: Colour
+) -> None:
+    """Write a text on a rectangle of one colour, dark or light so that it stands out."""
+    left, top, right, bottom = place
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=ground)
+    middle = ((left + right) / 2, (top + bottom) / 2)
+    draw.text(middle, text, fill=ink_on(ground), font=font, anchor="mm")
+
+
+def ink_on(ground: Colour) -> Colour:
+    """Dark or light text: what is further from the ground's brightness."""
+    red, green, blue = ground
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > _MIDDLE else PAPER
+
+
+def draw_lead(
+    draw: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, colour: Colour, width: int
+) -> None:
+    """Draw a line from a label to its box, where it had no place at it."""
+    touching = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
+    if overlap(place, touching):
+        return
+    middle = ((place[0] + place[2]) // 2, (place[1] + place[3]) // 2)
+    nearest = tuple(
+        min(max(at, low), high - 1) for at, low, high in zip(middle, box[:2], box[2:], strict=True)
+    )
+    draw.line((middle, nearest), fill=colour, width=width)
+
+
+def free_place(
+    size: tuple[int, int],
+    box: Rectangle,
+    frame: tuple[int, int],
+    taken: Sequence[Rectangle],
+    *,
+    below: bool = False,
+) -> Rectangle | None:
+    """A place for a label that covers no other label: beside its box, else as near as can be.
+
+    Args:
+        size: Width and height of the label.
+        box: What it names.
+        frame: Width and height of the picture, in which the whole label lies.
+        taken: Places of other labels.
+        below: Try the box's lower border before its upper one.
+
+    Returns:
+        The place, or None where the picture has no room.
+    """
+    width, height = size
+    across, down = frame[0] - width, frame[1] - height
+    if min(across, down) < 0:
+        return None
+    for left, top in _beside(size, box, below=below):
+        corner = min(max(left, 0), across), min(max(top, 0), down)
+        place = (*corner, corner[0] + width, corner[1] + height)
+        if not any(overlap(place, other) for other in taken):
+            return place
+    return _nearest(size, box, (across, down), taken)
+
+
+def overlap(one: Rectangle, other: Rectangle) -> bool:
+    """Whether two rectangles have a pixel in common."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
+    """Corners of a label at a box: outside at its borders, inside of its corners, beside it."""
+    (width, height), (left, top, right, bottom) = size, box
+    above = [(left, top - height), (right - width, top - height)]
+    under = [(left, bottom), (right - width, bottom)]
+    inside = [(left, top), (right - width, top), (left, bottom - height)]
+    inside.append((right - width, bottom - height))
+    beside = [(right, top), (left - width, top), (right, bottom - height)]
+    beside.append((left - width, bottom - height))
+    return [*(under + above if below else above + under), *inside, *beside]
+
+
+def _nearest(
+    size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle | None:
+    """The free place whose middle is nearest to the box's, of a grid over the whole picture."""
+    width, height = size
+    lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
+    free = np.ones((len(tops), len(lefts)), dtype=bool)
+    for left, top, right, bottom in taken:
+        columns = (lefts < right) & (lefts + width > left)
+        free &= ~(((tops < bottom) & (tops + height > top))[:, None] & columns[None, :])
+    if not free.any():
+        return None
+    away_x = lefts + width / 2 - (box[0] + box[2]) / 2
+    away_y = tops + height / 2 - (box[1] + box[3]) / 2
+    distance = np.where(free, away_x[None, :] ** 2 + away_y[:, None] ** 2, np.inf)
+    row, column = np.unravel_index(int(distance.argmin()), distance.shape)
+    left, top = int(lefts[column]), int(tops[row])
+    return left, top, left + width, top + height
+
+
+def dashed_rectangle(
+    draw: ImageDraw.ImageDraw,
+    box: Rectangle,
+    colours: tuple[Colour, Colour],
+    width: int,
+) -> None:
+    """A border of dashes in two colours in turn, which is seen on every ground."""
+    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+    length = 4 * width
+    for start in range(left, right + 1, length):
+        end = min(start + length - 1, right)
+        fill = colours[(start - left) // length % 2]
+        draw.rectangle((start, top, end, min(top + width - 1, bottom)), fill=fill)
+        draw.rectangle((start, max(bottom - width + 1, top), end, bottom), fill=fill)
+    for start in range(top, bottom + 1, length):
+        end = min(start + length - 1, bottom)
+        fill = colours[(start - top) // length % 2]
+        draw.rectangle((left, start, min(left + width - 1, right), end), fill=fill)
+        draw.rectangle((max(right - width + 1, left), start, right, end), fill=fill)
