@@ -38,7 +38,7 @@ def _signals_are_heeded() -> Iterator[None]:
     with SIGHUP ignored. What a test starts inherits that, and means it: it would not end at the
     signal of the test. A signal with a handler is an ordinary one in a new program.
     """
-    handlers = {
+    handlers: dict[signal.Signals, Callable[..., Any]] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGHUP: lambda *_: None,
     }
