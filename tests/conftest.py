@@ -1,6 +1,7 @@
 """Running the program inside a test."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,26 @@ from ppll_cli.transport import memory
 # How long an example takes says nothing on a machine that others use as well.
 hypothesis.settings.register_profile("ppll", deadline=None)
 hypothesis.settings.load_profile("ppll")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_heeded() -> Iterator[None]:
+    """Heed interrupts and hang-ups, even where the tests were started in the background.
+
+    Shells without job control start programs in the background with SIGINT ignored, and `nohup`
+    with SIGHUP ignored. What a test starts inherits that, and means it: it would not end at the
+    signal of the test. A signal with a handler is an ordinary one in a new program.
+    """
+    handlers: dict[signal.Signals, Callable[..., Any]] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: lambda *_: None,
+    }
+    ignored = [each for each in handlers if signal.getsignal(each) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, handlers[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

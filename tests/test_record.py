@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,19 @@ from ppll_cli.record import OWN_FILES, OWN_FOLDERS, absolute, read_record, write
 from ppll_cli.resume import recorded
 from tests.conftest import compose_config
 
+Composed = tuple[dict[str, Any], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def composed() -> Composed:
+    """A configuration and its choices, which no test changes."""
+    return compose_config(["data=synthetic", "optim.lr=0.25", "seed=7"])
+
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(composed: Composed, tmp_path: Path) -> Path:
     """A run directory with the record of a run, as the program writes it."""
-    config, choices = compose_config(["data=synthetic", "optim.lr=0.25", "seed=7"])
+    config, choices = composed
     folder = tmp_path / "run"
     folder.mkdir()
     write_record(folder, {**config, "choices": choices, "threads": 2, "cuts": ["blocks.4"]})

@@ -1,14 +1,12 @@
 """A run and its processes, of which some are killed, stopped or told to end, from outside."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing import Pipe, RawValue
 from pathlib import Path
-from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,31 +131,19 @@ def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
     assert status_of(folder) == "failed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_replica_that_is_gone_or_stopped_ends_the_run(
-    start: Start, folder: Path, number: signal.Signals
-) -> None:
-    """The others wait for it or stumble over its end, and are not blamed."""
+def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> None:
+    """The others wait for it, and are not blamed."""
     session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
     wait_for_training(session)
-    session.signal(number, session.workers()[2].pid)
-    assert session.wait(20) == 1
+    session.signal(signal.SIGSTOP, session.workers()[2].pid)
+    assert session.wait() == 1
     assert session.left() == []
     cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
-    how = "gone (killed by SIGKILL" if number == signal.SIGKILL else "stopped: no sign of life"
-    assert cause.startswith(f"stage 1 replica 0 (cpu): the worker process is {how}")
+    how = "the worker process is stopped: no sign of life"
+    assert cause.startswith(f"stage 1 replica 0 (cpu): {how}")
     others = [line for line in screen if " meanwhile: " in line]
     names = [line.split(" meanwhile")[0].strip() for line in others]
     assert names == ["stage 0 replica 0", "stage 0 replica 1", "stage 1 replica 1"]
-
-
-def test_an_interrupt_stops_replicas_after_the_same_batch(start: Start, folder: Path) -> None:
-    session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
-    wait_for_training(session)
-    session.signal(signal.SIGINT, session.pid)
-    assert session.wait() == 128 + signal.SIGINT
-    assert session.left() == []
-    assert status_of(folder) == "interrupted"
 
 
 @pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])
@@ -183,8 +169,9 @@ def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
 
 
 def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path) -> None:
+    """Replicas stop after the same batch, or they would wait for each other for ever."""
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={folder}"]
-    session = start(ppll_run(*DATA, *VIT, "gpus=2", *sweep))
+    session = start(ppll_run(*DATA, *VIT, "gpus=4", "replicas=2", *sweep))
     wait_for_training(session)
     session.signal(signal.SIGINT, session.pid)
     assert session.wait() == 128 + signal.SIGINT
@@ -202,7 +189,7 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
     session.signal(signal.SIGINT, session.pid)
     assert session.wait_until(lambda: "once more to stop at once" in session.printed())
     session.signal(signal.SIGINT, session.pid)
-    assert session.wait(10) == 128 + signal.SIGINT
+    assert session.wait() == 128 + signal.SIGINT
     assert session.left() == []
     assert f" -m ppll_cli resume={folder}" in session.printed()
     assert "Traceback" not in session.printed()
@@ -238,33 +225,3 @@ def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
     assert [line.partition(": ")[0] for line in screen] == ["  log", "  to go on"]
     assert status_of(folder) == "failed"
     assert left_in(temporary) == []
-
-
-SHORT_CLOCKS = """
-import sys
-from ppll_cli.runtime import pulse
-pulse.ALIVE_LIMIT_S, pulse._OWN_GAP_S = 3.0, 1.5
-if __name__ == "__main__":
-    from ppll_cli.app import main
-    main()
-"""
-
-
-def test_a_run_that_was_stopped_as_a_whole_goes_on(
-    start: Start, folder: Path, tmp_path: Path
-) -> None:
-    """Ctrl-Z and fg, longer than a worker may show no sign of life."""
-    script = tmp_path / "short_clocks.py"
-    script.write_text(SHORT_CLOCKS)
-    _, _, _, *arguments = training(folder, *VIT, "gpus=2")
-    session = start([sys.executable, str(script), *arguments])
-    wait_for_training(session)
-    os.killpg(session.pid, signal.SIGSTOP)
-    stopped_s, printed = monotonic(), session.printed()
-    while monotonic() < stopped_s + 3.5:
-        sleep(0.1)
-    os.killpg(session.pid, signal.SIGCONT)
-    assert session.wait_until(lambda: session.printed().count("\n") > printed.count("\n") + 1)
-    session.signal(signal.SIGINT, session.pid)
-    assert session.wait() == 128 + signal.SIGINT, session.printed()
-    assert session.left() == []

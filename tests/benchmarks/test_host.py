@@ -34,8 +34,10 @@ def test_it_measures_every_optimizer(
     assert "0.250" in capsys.readouterr().out
 
 
-def test_a_stage_trains_in_the_worker_and_beside_it() -> None:
-    row = host.measure([*host.OVERRIDES, "optim=sgd", "device=cpu"], blocks=1)
+def test_a_stage_trains_in_the_worker_and_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "BLOCK", 4)
+    few = f"data.train_samples={4 * host.BATCH_SIZE}"
+    row = host.measure([*host.OVERRIDES, few, "optim=sgd", "device=cpu"], blocks=1)
     assert row["steps"] == host.BLOCK
     assert row["worker_ms"] > 0
     assert row["torch_ms"] > 0

@@ -1,5 +1,6 @@
 """What is kept in the cache folder is repaired where it is damaged, or done without."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +47,15 @@ def a_file(path: Path) -> None:
 DAMAGES: list[Damage] = [emptied, cut, a_folder, Path.unlink]
 
 
-def options(data: str, **changes: object) -> dict[str, object]:
+@functools.cache
+def defaults(data: str) -> dict[str, object]:
+    """What conf/data says of a data set, composed once."""
     config, _ = compose_config([f"data={data}"])
-    return {key: value for key, value in config["data"].items() if key != "_target_"} | changes
+    return {key: value for key, value in config["data"].items() if key != "_target_"}
+
+
+def options(data: str, **changes: object) -> dict[str, object]:
+    return defaults(data) | changes
 
 
 @pytest.fixture

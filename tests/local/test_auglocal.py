@@ -208,7 +208,7 @@ def everything_is_trained(site: Site, train: Train, depth: int) -> list[nn.Modul
 @pytest.mark.parametrize(
     ("model", "image", "depth"),
     [
-        *((CifarResNet(depth=14), image, depth) for image in (GREY, ODD) for depth in (1, 2, 5)),
+        *((CifarResNet(depth=14), *each) for each in ((GREY, 1), (ODD, 2), (GREY, 5))),
         (ResNet(depth=18), SMALL, 2),
     ],
 )

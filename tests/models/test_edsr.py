@@ -73,14 +73,15 @@ def test_tiles_are_pieces_of_the_whole(scale: int) -> None:
     """To float32's rounding: sums of other shapes are added up in another order."""
     edsr = EDSR(depth=3, width=6)
     reach = edsr.reach(scale)
+    tile = 2 * reach + 13  # at least two of them in each direction
     units = edsr.units(IMAGE, replace(TASK, scale=scale))
     model = PlainModel(units).double()  # rounding is then far below what a pixel too few changes
     picture = torch.rand(1, 3, 40, 55, dtype=torch.float64)
 
     def joined(overlap: int) -> torch.Tensor:
         pieces = torch.zeros(1, 3, scale * 40, scale * 55, dtype=torch.float64)
-        for r in spans(40, 2 * reach + 3, overlap):
-            for c in spans(55, 2 * reach + 3, overlap):
+        for r in spans(40, tile, overlap):
+            for c in spans(55, tile, overlap):
                 made = model(picture[:, :, r.start : r.stop, c.start : c.stop])
                 counted = made[
                     :,

@@ -16,6 +16,7 @@ from tests.conftest import compose_config
 DATA = ["data=synthetic", "data.size=16", "data.train_samples=53", "data.test_samples=7"]
 RESNET = [*DATA, "model=resnet32", "model.depth=14", "batch_size=8", "device=cpu"]
 BATCH = 8
+SHORT = "model.depth=8"  # five units: six ways to make three stages of them
 
 
 def prepared(*overrides: str) -> Prepared:
@@ -50,11 +51,9 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
     "case",
     [
         ["local=greedy", "gpus=2"],
-        ["local=dgl", "gpus=2"],
-        ["local=dgl", "local.hidden=600", "gpus=3"],  # heads that cost more than units
-        ["local=infopro", "gpus=2"],
-        ["schedule=gpipe", "gpus=3"],
-        ["local=infopro", "local.modules=5", "gpus=3"],
+        ["local=dgl", "local.hidden=600", "gpus=3", SHORT],  # heads that cost more than units
+        ["schedule=gpipe", "gpus=3", SHORT],
+        ["local=infopro", "local.modules=5", "gpus=2"],
     ],
 )
 def test_no_partition_has_a_cheaper_dearest_stage(case: list[str]) -> None:
@@ -109,7 +108,7 @@ def test_what_is_balanced() -> None:
 
 
 def test_no_stage_is_empty() -> None:
-    for gpus in range(1, 9):
+    for gpus in (1, 3, 7, 8):
         stages = prepared("local=fba", "partition=flops", f"gpus={gpus}").job.layout.stages
         assert [index for stage in stages for index in stage] == list(range(8))
         assert all(a.stop == b.start for a, b in pairwise(stages))

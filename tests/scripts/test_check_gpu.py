@@ -179,8 +179,7 @@ def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "there is no group 'exakt'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("cuda", [True, False])
+@pytest.mark.parametrize(("cuda", "quick"), [(True, False), (False, True)])
 def test_every_run_of_the_check_has_settings_that_exist(
     check: Check, monkeypatch: pytest.MonkeyPatch, cuda: bool, quick: bool
 ) -> None:
