@@ -140,6 +140,8 @@ def exact(check: Check) -> list[Step]:
         Train("bp accumulating", [*base, "schedule=bp", "schedule.microbatches=4"]),
         Train("gpipe", [*base, "schedule=gpipe", "gpus=2"]),
         Train("1f1b", [*base, "schedule=1f1b", "gpus=4"]),
+        Train("interleaved", [*base, "schedule=interleaved", "gpus=2"]),
+        Train("zb_h1", [*base, "schedule=zb_h1", "gpus=3"]),
     ]
     if _several(check):
         steps.append(Train("ppll on one device", ppll, environment={"CUDA_VISIBLE_DEVICES": "0"}))
@@ -155,6 +157,8 @@ def equal(check: Check) -> list[Step]:
         Equal("pp = bp", "pp", "bp"),
         Equal("gpipe = bp accumulating", "gpipe", "bp accumulating"),
         Equal("1f1b = gpipe", "1f1b", "gpipe"),
+        Equal("interleaved = gpipe", "interleaved", "gpipe"),
+        Equal("zb_h1 = gpipe", "zb_h1", "gpipe"),
     ]
     if _several(check):
         steps.append(Equal("two devices = one device", "ppll", "ppll on one device"))
