@@ -15,6 +15,7 @@ from ppll_cli.pipeline.instructions import (
     FinishAverage,
     Forward,
     Instruction,
+    Kind,
     Loss,
     Mark,
     Measure,
@@ -192,7 +193,7 @@ def release(place: Place, stream: Sequence[Instruction]) -> Stream:
     """
     ends: dict[Release, list[int]] = defaultdict(list)
     for received, last in _last_reads(place, stream).items():
-        kind = "activations" if isinstance(received, ReceiveActivations) else "gradients"
+        kind: Kind = "activations" if isinstance(received, ReceiveActivations) else "gradients"
         ends[Release(received.peer, received.chunk, kind)].append(last)
     after: dict[int, Stream] = defaultdict(list)
     for back, indices in sorted(ends.items(), key=lambda item: item[0].kind, reverse=True):
