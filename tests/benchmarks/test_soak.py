@@ -41,7 +41,9 @@ def test_what_is_written(
 ) -> None:
     """A short run, its fault, and what comes after it."""
     monkeypatch.chdir(tmp_path)
-    case = [*CASES["vit ll 1"], "epochs=40"]  # long enough not to be over before its fault
+    # Long enough not to be over before its fault.
+    case = [*CASES["vit ll 1"], "epochs=25", "eval_every=25", "data.test_samples=8"]
+    case += ["model.dim=16", "timeline=false"]
     monkeypatch.setattr(soak, "CASES", {"vit ll 1": case})
     monkeypatch.setattr(soak, "plans", lambda runs, seed: [plan("truncate", "training", 15)])
     soak.main(["--jobs", "1"])
@@ -53,7 +55,7 @@ def test_what_is_written(
     (row,) = written["rows"]
     assert row["status"] == 1
     assert 0 < row["detection_s"] == written["longest_detection_s"]
-    assert row["resumed_from"] in range(5, 40 * soak.BATCHES, 5)
+    assert row["resumed_from"] in range(5, 25 * soak.BATCHES, 5)
     assert row["notes"] == []
     assert [path.name for path in soak.FOLDER.iterdir()] == ["vit-ll-1"]
     assert "1 runs: 1 faults injected" in capsys.readouterr().out

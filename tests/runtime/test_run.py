@@ -72,10 +72,10 @@ def test_held_out_samples_are_a_split_of_their_own(run: Runner) -> None:
     assert result.summary["val"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
 
 
-@pytest.mark.parametrize("schedule", ["bp", "ppll", "gpipe"])
+@pytest.mark.parametrize("schedule", ["ppll", "gpipe"])
 def test_bfloat16_trains(run: Runner, schedule: str) -> None:
-    result = run(f"schedule={schedule}", "precision=bf16", "deterministic=true", *TINY)
-    full = run(f"schedule={schedule}", "deterministic=true", *TINY)
+    common = [f"schedule={schedule}", "deterministic=true", *TINY, "model.depth=2"]
+    result, full = run(*common, "precision=bf16"), run(*common)
     assert result.summary["train"]["loss"] == pytest.approx(full.summary["train"]["loss"], rel=0.1)
     assert result.summary["train"]["loss"] != full.summary["train"]["loss"]
 
@@ -114,7 +114,7 @@ def test_checkpoints_are_kept_as_asked(run: Runner) -> None:
     assert (manifest["step"], len(manifest["files"])) == (5, 2)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("every", [1, 3])
 def test_frequent_checkpoints_leave_a_steady_state(run: Runner, every: int) -> None:
     """Batches that are left out after each one once were all that there were."""
     result = run(f"checkpoint.every={every}", "gpus=3", *TINY, "model.depth=2")
@@ -197,7 +197,7 @@ def test_the_best_checkpoint_is_kept(run: Runner) -> None:
     assert {path.name for path in folder.glob("step-*")} == {f"step-{best}", f"step-{max(found)}"}
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5])
+@pytest.mark.parametrize("steps", [4, 5])
 def test_figures_of_the_steady_state_need_five_steps(run: Runner, steps: int) -> None:
     summary = run(*TINY, "schedule=gpipe", "model.depth=2", f"max_steps={steps}").summary
     assert (summary["status"], summary["steps"]) == ("completed", steps)
