@@ -174,7 +174,7 @@ def starts(result: Prepared) -> list[str]:
 
 
 def modules_of_stages(result: Prepared) -> list[int]:
-    return [len(result.job.layout.chunks(stage)) for stage in range(result.job.stages)]
+    return [len(result.job.layout.of(stage)) for stage in range(result.job.stages)]
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ def test_residual_networks(names: list[str]) -> None:
     assert starts(result) == list(make("model", preset.config["model"]).partitions[cuts])
     assert modules_of_stages(result) == STAGES[name]
     if name in STARTS:  # module 0 is the stem, module i the i-th residual unit
-        stages = [result.units[units.start] for units in result.job.layout.stages[1:]]
+        stages = [result.units[cut] for cut in result.job.layout.cuts()]
         assert stages == STARTS[name]
         units = [[f"layer{group}.{unit}"] for group in (1, 2, 3) for unit in range(5)]
         assert modules(result) == [["stem"], *units[:-1], ["layer3.4", "head"]]

@@ -77,7 +77,7 @@ def test_modules_of_a_partition_that_the_model_names() -> None:
         ("layer2.2", "layer3.0"),
         ("layer3.1", "head"),
     ]
-    assert [len(result.job.layout.chunks(stage)) for stage in (0, 1)] == [2, 2]
+    assert [len(result.job.layout.of(stage)) for stage in (0, 1)] == [2, 2]
 
 
 @pytest.mark.parametrize(

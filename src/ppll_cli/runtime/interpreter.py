@@ -151,7 +151,7 @@ class Interpreter:
             if self.job.replicas > 1:
                 share = self._first_sample, sum(sizes)
                 batch = {name: tensor.narrow(0, *share) for name, tensor in batch.items()}
-            parts = {name: torch.split(tensor, sizes) for name, tensor in batch.items()}
+            parts = {name: torch.split(tensor, list(sizes)) for name, tensor in batch.items()}
             found = [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
         else:
             assert isinstance(item, EvaluationBatch)

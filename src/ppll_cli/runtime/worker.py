@@ -1,6 +1,7 @@
 """A worker: what takes batches and marks through one stage, or one replica of it."""
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -80,7 +81,7 @@ class Worker:
         self.last_train: TrainBatch | None = None  # of what is not reported yet
         self._training = False
         self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
-        marks = {
+        marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
             do.Checkpoint: self._checkpoint,
             do.End: self._end,

@@ -178,7 +178,7 @@ def test_the_parent_makes_no_cuda_context(
             return {"forward_s": 1e-3, "backward_s": 1e-3, "saved_bytes": 1, "params": 1}
         assert isinstance(request, Units)
         count = len(request.work.parts)
-        return UnitTimes([1e-3] * count, [1e-3] * count, [1] * count, 1e-3, 10, 16.0)
+        return UnitTimes([1e-3] * count, [1e-3] * count, [1] * count, 1e-3, 10, 16.0, [])
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]

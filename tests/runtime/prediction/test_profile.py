@@ -108,7 +108,7 @@ def dictated(monkeypatch: pytest.MonkeyPatch) -> Dictated:
 
 
 def cut_after(run: Prepared) -> list[str]:
-    return [UNITS[stage.start] for stage in run.job.layout.stages[1:]]
+    return [UNITS[cut] for cut in run.job.layout.cuts()]
 
 
 def test_what_is_alike_is_measured_once(cache: Path) -> None:
