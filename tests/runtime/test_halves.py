@@ -43,7 +43,8 @@ class _Freeing(torch.autograd.Function):
         if ctx.kept is None:
             raise RuntimeError("nothing is kept any more")
         kept, ctx.kept = ctx.kept, None
-        return 2 * kept * gradients[0]
+        result: Tensor = 2 * kept * gradients[0]
+        return result
 
 
 class Own(nn.Module):
