@@ -227,3 +227,20 @@ def test_split_batch(samples: int, microbatches: int) -> None:
 )
 def test_split_batch_by_hand(samples: int, microbatches: int, sizes: list[int]) -> None:
     assert split_batch(samples, microbatches) == sizes
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 6))
+def test_evaluation_batches_that_go_together(val: int, test: int, size: int, together: int) -> None:
+    """Each batch comes once, under its number, and items hold as many as is said before."""
+    samples = {"train": 10, "test": test} | ({"val": val} if val else {})
+    course = replace(
+        COURSE, samples=samples, evaluation_size=size, evaluation_batches=together, epochs=1
+    )
+    items = [item for item in course.items(never) if isinstance(item, EvaluationBatch)]
+    assert {len(course.evaluation_sizes(item)) for item in items} <= course.evaluation_counts()
+    for split, count in samples.items():
+        own = [item for item in items if item.split == split]
+        sizes = [size for item in own for size in course.evaluation_sizes(item)]
+        if split != "train":
+            assert sizes == [size] * (count // size) + [count % size] * (count % size > 0)
+            assert [item.batch for item in own] == list(range(0, len(sizes), together))

@@ -72,13 +72,15 @@ def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
     for gpus, each in predicted.items():
         for schedule, row in each.items():
             found = row.prediction
+            if found is None:  # `interleaved` needs more units
+                continue
             rows.append(
                 {
                     "gpus": gpus,
                     "schedule": schedule,
-                    "predicted_samples_per_second": found and found.samples_per_second,
-                    "bubble": found and found.bubble_fraction,
-                    "speed_up_over_bp": row.speed_up if found else None,
+                    "predicted_samples_per_second": found.samples_per_second,
+                    "bubble": found.bubble_fraction,
+                    "speed_up_over_bp": row.speed_up,
                     "measured_samples_per_second": measured.get((gpus, schedule)),
                 }
             )

@@ -151,6 +151,14 @@ class Course:
             yield Checkpoint(step, (step - 1) // len(sizes) + 1)
         yield End(step)
 
+    def evaluation_counts(self) -> set[int]:
+        """How many batches an evaluation item may hold."""
+        found = {1}
+        for split in ("val", "test"):
+            batches = -(-self.samples.get(split, 0) // self.evaluation_size)
+            found |= {min(batches, self.evaluation_batches), batches % self.evaluation_batches}
+        return found - {0}
+
     def evaluation_sizes(self, item: EvaluationBatch) -> list[int]:
         """Samples of each batch that an item holds."""
         return _sizes(item.samples, self.evaluation_size, drop_last=False)

@@ -195,7 +195,7 @@ class Job:
         stages, schedule = range(self.stages), self.make_schedule()
         counts = self.microbatch_counts()
         kinds = [[passes.training(self.place(s, n), schedule) for s in stages] for n in counts]
-        for batches in range(1, self.course.evaluation_batches + 1):
+        for batches in self.course.evaluation_counts():
             places = [Place(stage, self.routes, batches) for stage in stages]
             kinds.append([passes.evaluation(place, schedule) for place in places])
         slots = most(slots_needed(streams) for streams in kinds)
