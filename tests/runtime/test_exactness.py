@@ -117,16 +117,18 @@ BACKWARD_CASES = {
 def test_naive_pipeline_is_back_propagation(run: Runner, name: str) -> None:
     case = [FEW_STEPS, *DATA, *BACKWARD_CASES[name]]
     expected = run("schedule=bp", *case).tensors()
-    for gpus in (1, 2, 3):
+    for gpus in (1, 3):
         assert_same(run("schedule=pp", f"gpus={gpus}", *case).tensors(), expected)
 
 
-@pytest.mark.parametrize("name", BACKWARD_CASES)
-@pytest.mark.parametrize("microbatches", [3, 8])
+@pytest.mark.parametrize(("name", "microbatches"), [("vit", 3), ("resnet", 8)])
 def test_pipelines_are_accumulated_back_propagation(
     run: Runner, name: str, microbatches: int
 ) -> None:
-    """8 does not divide by 3, and the last batch has 5 samples: fewer than 8 micro-batches."""
+    """8 does not divide by 3, and the last batch has 5 samples: fewer than 8 micro-batches.
+
+    `test_exactness_inside.py` has more schedules, stages and models, without processes.
+    """
     case = [f"schedule.microbatches={microbatches}", FEW_STEPS, *DATA, *BACKWARD_CASES[name]]
     expected = run("schedule=bp", *case).tensors()
     for schedule, gpus in (("gpipe", 2), ("1f1b", 3), ("interleaved", 3), ("zb_h1", 4)):
