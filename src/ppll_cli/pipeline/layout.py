@@ -83,7 +83,7 @@ class Layout:
         return list(dict.fromkeys(found))
 
     def cuts(self) -> list[int]:
-        """The units that start chunks 2 and later on another stage than the chunk before."""
+        """The first unit of each chunk that is on another stage than the chunk before."""
         pairs = pairwise(self.chunks)
         return [after.units.start for before, after in pairs if before.stage != after.stage]
 

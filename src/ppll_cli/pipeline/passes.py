@@ -33,7 +33,7 @@ from ppll_cli.pipeline.instructions import (
     Step,
 )
 from ppll_cli.pipeline.schedule import Place, Schedule
-from ppll_cli.pipeline.validation import validate
+from ppll_cli.pipeline.validation import validate, validate_evaluation
 
 Stream = list[Instruction]
 
@@ -54,14 +54,14 @@ def training(place: Place, schedule: Schedule) -> Stream:
 
 def evaluation(place: Place, schedule: Schedule) -> Stream:
     """The instructions of a stage for evaluation batches, each a micro-batch."""
-    stream = communicate(place, take_batch(place, schedule.evaluation(place)))
-    return release(place, stream)
+    computing = validate_evaluation(place, schedule.evaluation(place))
+    return release(place, communicate(place, take_batch(place, computing)))
 
 
 def mark(place: Place, what: Mark) -> Stream:
     """A mark through a stage: handed on first, so that the stages act on it side by side.
 
-    It comes on the route to a stage's lowest chunk, as all that tells a stage what comes next.
+    It comes on the route to a stage's lowest chunk, where a stage looks for what comes next.
     """
     layout = place.routes.layout
     lowest = [min(layout.of(stage)) for stage in range(layout.stages)]

@@ -75,8 +75,7 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """The same for evaluation batches, of which a stage gets several at once as micro-batches.
 
-        How many is what `layout` makes of it: as many as there are stages where a batch passes a
-        stage more than once, else one.
+        There are as many as stages if a batch passes a stage more than once, else one.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

@@ -16,7 +16,7 @@ MOST_ADDED = 16
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """The slots with which the stages' streams can run, one batch after another.
 
-    A channel has as many as its receiver holds messages at once. Where a stage has several
+    A channel has a slot for each message that its receiver holds at once. Where a stage has several
     channels that may not be enough: then the channel for whose slots a sender waits gets one more,
     until the streams run to their end.
 

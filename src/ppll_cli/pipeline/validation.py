@@ -17,6 +17,7 @@ from ppll_cli.pipeline.instructions import (
     Compute,
     Forward,
     Loss,
+    Measure,
     Step,
 )
 from ppll_cli.pipeline.schedule import Place
@@ -50,6 +51,32 @@ def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
     for instruction in found:
         checker.check(instruction)
     checker.check_end()
+    return found
+
+
+def validate_evaluation(
+    place: Place, instructions: Iterable[Forward | Measure]
+) -> list[Forward | Measure]:
+    """Check a schedule's instructions for a stage and evaluation batches that come together.
+
+    Returns:
+        The instructions.
+
+    Raises:
+        ScheduleError: A forward or a measure of a chunk does not run once for each batch, in order.
+    """
+    whole = list(range(place.microbatches))
+    found = list(islice(instructions, 2 * len(place.chunks) * len(whole) + 1))
+    for kind in (Forward, Measure):
+        for chunk in place.chunks:
+            done = [e.micro_batch for e in found if isinstance(e, kind) and e.chunk == chunk]
+            if done != whole:
+                raise ScheduleError(
+                    f"evaluation() on stage {place.stage} runs {kind.__name__}(chunk={chunk}) for "
+                    f"batches {_listed(done)}; it has to run it for {_listed(whole)}, in this order"
+                )
+    if len(found) > 2 * len(place.chunks) * len(whole):
+        raise ScheduleError(f"evaluation() on stage {place.stage} has too many instructions")
     return found
 
 

@@ -5,7 +5,7 @@ from the next chunk, or where a module ends from its own `loss`. `backward` goes
 `step` applies the result. What enters a chunk is detached from what made it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from math import inf, isnan
@@ -174,6 +174,7 @@ class HeldChunk:
     def forward(self, micro_batch: int) -> None:
         """Run the units, and outside of the gradient what makes values for later losses."""
         values, training = self._values[micro_batch], self._batch.training
+        inputs = set(map(_storage, values.values()))
         with self._autocast(), torch.set_grad_enabled(training):
             for unit, network in self.units:
                 if training:
@@ -184,7 +185,17 @@ class HeldChunk:
                 _apply(unit, network, values)
                 values.update({name: values[name].detach() for name in unit.writes})
         if self._out.names:
-            self._outputs[micro_batch] = {n: values[n].detach() for n in self._out.names}
+            self._outputs[micro_batch] = self._handed_on(values, inputs)
+
+    def _handed_on(self, values: Mapping[str, Tensor], inputs: Container[int]) -> dict[str, Tensor]:
+        """What travels on, detached. What a unit made of its input's memory, a view, is copied.
+
+        The input's slot may be given back before a later chunk has read it.
+        """
+        outputs = {name: values[name].detach() for name in self._out.names}
+        made = {name for unit, _ in self.units for name in unit.writes} & outputs.keys()
+        views = [name for name in made if _storage(outputs[name]) in inputs]
+        return outputs | {name: outputs[name].clone() for name in views}
 
     def take_outputs(self, micro_batch: int) -> dict[str, Tensor]:
         """What travels to the next chunk, detached; it is not kept here any longer."""
@@ -226,6 +237,7 @@ class HeldChunk:
         self._gradients.pop(micro_batch, None)
         if outputs:
             torch.autograd.backward(outputs, gradients)
+            self._own_input_gradients(micro_batch, gradients)
         self._complete_average()
 
     def backward_input(self, micro_batch: int) -> None:
@@ -234,6 +246,7 @@ class HeldChunk:
         if outputs:
             leaves = list(self._leaves[micro_batch].values())
             torch.autograd.backward(outputs, gradients, inputs=leaves, retain_graph=True)
+            self._own_input_gradients(micro_batch, gradients)
 
     def backward_weight(self, micro_batch: int) -> None:
         """From the gradients of the outputs to those of the parameters alone."""
@@ -250,6 +263,13 @@ class HeldChunk:
         gradients = self._gradients.get(micro_batch, {})
         names = [name for name in gradients if values[name].requires_grad]
         return [values[name] for name in names], [gradients[name] for name in names]
+
+    def _own_input_gradients(self, micro_batch: int, received: Sequence[Tensor]) -> None:
+        """Copy gradients of inputs that lie in the memory of received ones, as of views they do."""
+        slots = set(map(_storage, received))
+        for leaf in self._leaves.get(micro_batch, {}).values():
+            if leaf.grad is not None and _storage(leaf.grad) in slots:
+                leaf.grad = leaf.grad.clone()
 
     def take_input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
         """The gradients of the inputs, zeros where nothing depends on one; they are not kept."""
@@ -297,7 +317,9 @@ class HeldChunk:
         nonfinite = None
         if total is not None and optim.nonfinite == "skip":
             nonfinite = total.isfinite().logical_not().float()
-            if self._reads_at_once:
+            if self.criterion is None:
+                pass  # the chunk that ends the module tells
+            elif self._reads_at_once:
                 warn_of_skipped(self.place.module, [step], nonfinite[None])
             else:
                 self.skipped[step] = nonfinite
@@ -340,6 +362,11 @@ class HeldChunk:
         seed = seed_of(self.job.seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:
             generator.manual_seed(seed)
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of the memory in which a tensor lies."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _apply(unit: Unit, network: nn.Module, values: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.runtime.prediction.profile import Measured, Profile
 from ppll_cli.settings import Partition, Settings
+from ppll_cli.targets import blaming
 
 BACKWARD = 3
 """Forward and backward pass together, in forward passes: the backward one makes two products, for
@@ -124,16 +125,16 @@ def cut(
     atoms = modules or [range(index, index + 1) for index in whole]
     if schedule.one_stage and (modules or not schedule.local):
         return Layout.contiguous(modules or [whole], [whole])
-    placed = [*range(asked)] if schedule.local else _placed(schedule, asked)
+    stage_of = placed(schedule, asked)
     if asked > len(names):
         raise ConfigError(
             "gpus", asked, f"the model has only {len(names)} units", f"use at most {len(names)}"
         )
-    if len(placed) > len(names):
+    if len(stage_of) > len(names):
         raise ConfigError(
             "schedule",
             type(schedule).__name__,
-            f"needs {len(placed)} runs of units, and the model has only {len(names)} units",
+            f"needs {len(stage_of)} runs of units, and the model has only {len(names)} units",
             "use fewer gpus or a smaller schedule.chunks",
         )
     if asked > len(atoms):
@@ -144,13 +145,13 @@ def cut(
             f"use gpus={len(atoms)} at most, or local.modules={asked} at least",
         )
     if settings.partition.name == "manual":
-        stages = _manual(settings, names, atoms, len(placed))
+        stages = _manual(settings, names, atoms, len(stage_of))
     elif schedule.local and modules is None:
         stages = _stages_as_modules(weights, asked)
     else:
-        stages = _grouped(weights, atoms, modules, len(placed))
+        stages = _grouped(weights, atoms, modules, len(stage_of))
     if not schedule.local:
-        return Layout.spread(stages, placed)
+        return Layout.spread(stages, stage_of)
     return Layout.contiguous(modules or stages, [whole] if schedule.one_stage else stages)
 
 
@@ -187,17 +188,23 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
     return list(partitions[name])
 
 
-def _placed(schedule: Schedule, stages: int) -> list[int]:
-    """The stage of each chunk, as the schedule says."""
-    placed = list(schedule.layout(stages))
-    if set(placed) != {*range(stages)}:
-        raise ConfigError(
-            "schedule._target_",
-            type(schedule).__name__,
-            f"its layout({stages}) is {placed}, and each of the stages 0 to {stages - 1} needs "
-            "a chunk",
-        )
-    return placed
+def placed(schedule: Schedule, stages: int) -> list[int]:
+    """The stage of each run of units, as the schedule says; under local learning one run each.
+
+    Raises:
+        ConfigError: A stage has none, or the first run is not on stage 0, which loads the batches.
+    """
+    if schedule.local:
+        return [*range(stages)]
+    key, name = "schedule._target_", type(schedule).__name__
+    with blaming(key, name, f"its layout({stages})"):
+        found = list(schedule.layout(stages))
+    if found[:1] != [0] or set(found) != {*range(stages)}:
+        problem = f"its layout({stages}) is {found}, which leaves a stage without a chunk"
+        if found[:1] != [0]:
+            problem = f"its layout({stages}) is {found}, whose first chunk is not on stage 0"
+        raise ConfigError(key, name, problem, "give each stage a chunk, and stage 0 the first")
+    return found
 
 
 def _manual(

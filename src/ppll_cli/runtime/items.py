@@ -5,6 +5,7 @@ Stage 0 decides what comes next; the others learn it from the header of the next
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
 
@@ -96,7 +97,7 @@ class Course:
     checkpoint_best: bool = False
     evaluation_batches: int = 1
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Training batches in an epoch."""
         return len(self.batch_sizes())

@@ -12,7 +12,7 @@ from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.names import device_name, seat_name
 from ppll_cli.pipeline import passes
-from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.pipeline.instructions import BackwardInput, Instruction
 from ppll_cli.pipeline.layout import Layout
 from ppll_cli.pipeline.routes import Routes
 from ppll_cli.pipeline.rules import Channel
@@ -178,6 +178,11 @@ class Job:
         """The instructions of each stage for a whole training batch."""
         count = len(self.microbatches(self.course.batch_size))
         return [self.training(stage, count) for stage in range(self.stages)]
+
+    @property
+    def halves(self) -> bool:
+        """Whether the schedule runs backwards in two halves."""
+        return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)
 
     def microbatch_counts(self) -> set[int]:
         """How many micro-batches a batch, or a replica's share of one, may have."""

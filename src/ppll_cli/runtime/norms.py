@@ -21,6 +21,7 @@ class Norms:
     def __init__(self, units: int, chunks: Iterable[HeldChunk], device: torch.device) -> None:
         self._units, self._chunks, self._device = units, chunks, device
         self._vector: Tensor | None = None
+        self._total: Tensor | None = None
 
     @property
     def vector(self) -> Tensor:
@@ -31,26 +32,27 @@ class Norms:
 
     def take(self, received: Tensor) -> None:
         """Go on with what another stage has sent."""
-        self._vector = received.clone()
+        self._vector, self._total = received.clone(), None
 
     def add(self) -> None:
-        """Write the norms of the stage's units."""
+        """Write the norms of the stage's units; that of a unit without gradients stays 0."""
+        self._total = None
         for chunk in self._chunks:
             for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):
-                self.vector[index] = squared_norm(parameters)
+                if any(parameter.grad is not None for parameter in parameters):
+                    self.vector[index] = squared_norm(parameters)
 
     def total(self) -> Tensor | None:
         """The squared norm of the model's gradient, summed in the order of the units.
 
         None where no norms were exchanged for this batch.
         """
-        if self._vector is None:
-            return None
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for norm in self._vector.unbind():
-            total = total + norm
-        return total
+        if self._vector is not None and self._total is None:
+            self._total = torch.zeros((), dtype=torch.float64, device=self._device)
+            for norm in self._vector.unbind():
+                self._total = self._total + norm
+        return self._total
 
     def end(self) -> None:
         """The batch ends."""
-        self._vector = None
+        self._vector = self._total = None

@@ -99,9 +99,19 @@ class Parts:
             "transport": transport,
             "stages": [units[cut] for cut in job.layout.cuts()],
         }
-        known = list(counted)
-        self._others = [each for each in known if each["conditions"] != self._conditions]
-        self._alike = [each for each in known if each["conditions"] == self._conditions]
+        self._others: list[Counted] = []
+        self._alike: list[Counted] = []
+        for each in counted:
+            alike = each["conditions"] == self._conditions and self._has_our_words(each)
+            (self._alike if alike else self._others).append(each)
+
+    def _has_our_words(self, counted: Counted) -> bool:
+        """Whether instructions are named as today: older programs had others."""
+        job, words = self._job, set()
+        for stage in range(job.stages):
+            for count in job.microbatch_counts():
+                words |= {repr(each) for each in job.training(stage, count)}
+        return all(each["instruction_s"].keys() <= words for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
         """All parts.

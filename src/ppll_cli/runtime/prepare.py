@@ -9,10 +9,9 @@ from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.machine import processor
 from ppll_cli.partition.trace import Cost
-from ppll_cli.pipeline.instructions import BackwardInput
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
-from ppll_cli.runtime.cutting import cut, weights
+from ppll_cli.runtime.cutting import cut, placed, weights
 from ppll_cli.runtime.devices import check_processors, devices_here, receiver_of
 from ppll_cli.runtime.halves import check_halves
 from ppll_cli.runtime.items import Course, split_share
@@ -281,11 +280,11 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
             f"replicas={replicas}: {norm}losses that compare the samples of a batch see each "
             "replica's share alone"
         )
-    rounds = len(schedule.layout(settings.stages_asked)) > settings.stages_asked
-    if rounds and schedule.microbatches < settings.stages_asked:
+    stages = settings.stages_asked
+    if len(placed(schedule, stages)) > stages > schedule.microbatches:
         notes.append(
             f"schedule.microbatches={schedule.microbatches}: fewer than the "
-            f"{settings.stages_asked} stages, so stages wait for one another in every round"
+            f"{stages} stages, so stages wait for one another more than with as many"
         )
     if schedule.microbatches > 1:
         notes.append(
@@ -298,7 +297,7 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
     samples = subject.samples
     # Where a batch passes a stage more than once, several keep the stages busy.
     stages = 1 if schedule.one_stage else settings.stages_asked
-    together = stages if len(schedule.layout(stages)) > stages else 1
+    together = stages if len(placed(schedule, stages)) > stages else 1
     if settings.batch_size > samples["train"]:
         raise ConfigError(
             "batch_size",
@@ -355,7 +354,7 @@ def _check_instructions(job: Job, subject: Subject) -> None:
     try:
         with blaming(key, path, "its instructions"):
             _ = job.channels  # all of them are made for that, and run on a clock
-            halves = any(isinstance(i, BackwardInput) for s in job.streams() for i in s)
+            halves = job.halves
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
     if not halves:
