@@ -168,6 +168,31 @@ class Skipping:
         return [first, *middle, Unit("last", partial(_Join, self.width, classes), ("x", "skip"))]
 
 
+class Views:
+    """Units that only show their input in another shape, between others that compute."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Linear, two views, Linear and Linear."""
+        pixels = image.channels * image.height * image.width
+        classes = classes_of(task, "views")
+        return [
+            Unit("first", partial(_Flat, pixels, 8), ("image",)),
+            Unit("fold", partial(nn.Unflatten, 1, (2, 4))),
+            Unit("unfold", partial(nn.Flatten, 1)),
+            Unit("middle", partial(nn.Linear, 8, 8)),
+            Unit("last", partial(nn.Linear, 8, classes)),
+        ]
+
+
+class _Flat(nn.Module):
+    def __init__(self, pixels: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(pixels, width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.tanh(self.linear(image.flatten(1)))
+
+
 class _Split(nn.Module):
     def __init__(self, pixels: int, width: int) -> None:
         super().__init__()

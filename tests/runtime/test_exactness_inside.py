@@ -23,11 +23,12 @@ CASES = {
     "vit": [*VIT, "optim.clip_norm=0.1"],
     "resnet": [*RESNET, "optim.clip_norm=0.5"],
     "skips": [*own_model("Skipping"), "optim.nonfinite=skip"],
+    "views": own_model("Views"),
     "bf16": [*VIT, "precision=bf16"],
 }
 """The optimizer of ViTs is AdamW by default."""
 
-UNITS = {"vit": 8, "resnet": 8, "skips": 5, "bf16": 8}
+UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "bf16": 8}
 """How many units the models have, and so chunks at most."""
 
 SHAPES = [

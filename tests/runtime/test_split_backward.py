@@ -27,7 +27,7 @@ MODELS = {
     "resnet18": ["model=resnet18"],
     "resnet50": ["model=resnet50"],
     "retinanet": ["model=retinanet", "model.width=8"],
-    "retinanet group": ["model=retinanet", "model.width=32", "model.norm=group"],
+    "retinanet group": ["model=retinanet", "model.width=64", "model.norm=group"],
     "edsr": ["model=edsr", "model.depth=2", "model.width=4"],
     "skipping": own_model("Skipping"),
     "idle": own_model("Idle"),
