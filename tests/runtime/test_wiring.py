@@ -58,7 +58,7 @@ def test_channels_over_the_network_change_nothing(
 ) -> None:
     common = ["gpus=4", "max_steps=9", *DATA, *case]
     expected = run(*common)
-    place(*(0, 0, 1, 2)[-len(expected.summary["devices"]) :])
+    place(*((0, 0, 1, 2) if len(expected.summary["devices"]) == 4 else (0, 1)))
     found = run(*common)
     assert_same_run(found, expected)
     assert found.summary["edges"] == expected.summary["edges"]
