@@ -29,7 +29,7 @@ from ppll_cli.pipeline.schedules.gpipe import GPipe
 from ppll_cli.pipeline.schedules.interleaved import Interleaved
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
-from ppll_cli.pipeline.validation import validate
+from ppll_cli.pipeline.validation import validate, validate_evaluation
 from tests.pipeline.pipelines import KINDS, pipeline, places, routes_of
 
 every_schedule = pytest.mark.parametrize("kind", KINDS)
@@ -209,3 +209,60 @@ def test_a_stream_without_an_end_is_refused() -> None:
 
     with pytest.raises(ScheduleError, match="more than 400 instructions for a batch"):
         validate(ALONE, endless())
+
+
+def evaluations(kind: type[Schedule]) -> Iterator[tuple[Place, list[Forward | Measure]]]:
+    """The same as `streams` for evaluation batches that come together."""
+    schedule = kind(microbatches=3)
+    most = 1 if schedule.one_stage else 2
+    for stages, count in product(range(1, most + 1), (1, 2)):
+        for place in places(routes_of(schedule, stages, [2] * stages), count):
+            yield place, list(schedule.evaluation(place))
+
+
+@every_schedule
+def test_an_evaluation_that_is_not_whole_or_in_order_is_refused(kind: type[Schedule]) -> None:
+    """One instruction too few, twice, or before its neighbour of the same kind or chunk."""
+    for place, stream in evaluations(kind):
+        assert validate_evaluation(place, iter(stream)) == stream
+        for index, instruction in enumerate(stream):
+            fewer = [*stream[:index], *stream[index + 1 :]]
+            for wrong in (fewer, [*stream, instruction], [*fewer, Forward(99, 0)]):
+                with pytest.raises(ScheduleError):
+                    validate_evaluation(place, wrong)
+            for other in range(index):
+                before = stream[other]
+                if type(before) is type(instruction) or before.chunk == instruction.chunk:
+                    swapped = list(stream)
+                    swapped[index], swapped[other] = before, instruction
+                    if swapped_is_legal(place, swapped):
+                        continue
+                    with pytest.raises(ScheduleError):
+                        validate_evaluation(place, swapped)
+
+
+def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
+    """Whether each instruction finds what it needs, said in another way than by counting."""
+    where = {each: index for index, each in enumerate(stream)}
+    return all(
+        index > where.get(needed, -1)
+        for index, each in enumerate(stream)
+        for needed in (
+            replace(each, micro_batch=each.micro_batch - 1),
+            Forward(each.chunk - isinstance(each, Forward), each.micro_batch),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        ([F], "stage 0 never runs Measure(chunk=0, micro_batch=0)"),
+        ([Measure(0, 0), F], "Measure(chunk=0, micro_batch=0) on stage 0: its Forward has to come"),
+        ([F, L, Measure(0, 0)], "it yields Forward and Measure alone"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_is_said(stream: list[Any], said: str) -> None:
+    with pytest.raises(ScheduleError) as refused:
+        validate_evaluation(ALONE, stream)
+    assert said in str(refused.value)

@@ -8,6 +8,7 @@ before anything starts.
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
+from typing import TypeVar, get_args
 
 from ppll_cli.errors import ScheduleError
 from ppll_cli.pipeline.instructions import (
@@ -21,6 +22,8 @@ from ppll_cli.pipeline.instructions import (
     Step,
 )
 from ppll_cli.pipeline.schedule import Place
+
+_Kind = TypeVar("_Kind", bound=Compute | Measure)
 
 MOST_PER_MICRO_BATCH = 100
 """Instructions at most for a chunk and micro-batch: a user's generator may never end."""
@@ -40,18 +43,7 @@ def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
         ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
             or a micro-batch that the stage does not have.
     """
-    most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
-    found = list(islice(instructions, most + 1))
-    if len(found) > most:
-        raise ScheduleError(
-            f"stage {place.stage} has more than {most} instructions for a batch of "
-            f"{place.microbatches} micro-batch(es); they may never end"
-        )
-    checker = _Checker(place)
-    for instruction in found:
-        checker.check(instruction)
-    checker.check_end()
-    return found
+    return _checked(instructions, _Checker(place, get_args(Compute)))
 
 
 def validate_evaluation(
@@ -59,47 +51,61 @@ def validate_evaluation(
 ) -> list[Forward | Measure]:
     """Check a schedule's instructions for a stage and evaluation batches that come together.
 
+    Forwards and measures of a chunk run once for each batch, in the order of the batches.
+
     Returns:
         The instructions.
 
     Raises:
-        ScheduleError: A forward or a measure of a chunk does not run once for each batch, in order.
+        ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
+            or a batch that the stage does not have.
     """
-    whole = list(range(place.microbatches))
-    found = list(islice(instructions, 2 * len(place.chunks) * len(whole) + 1))
-    for kind in (Forward, Measure):
-        for chunk in place.chunks:
-            done = [e.micro_batch for e in found if isinstance(e, kind) and e.chunk == chunk]
-            if done != whole:
-                raise ScheduleError(
-                    f"evaluation() on stage {place.stage} runs {kind.__name__}(chunk={chunk}) for "
-                    f"batches {_listed(done)}; it has to run it for {_listed(whole)}, in this order"
-                )
-    if len(found) > 2 * len(place.chunks) * len(whole):
-        raise ScheduleError(f"evaluation() on stage {place.stage} has too many instructions")
+    return _checked(instructions, _Checker(place, (Forward, Measure)))
+
+
+def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
+    """The instructions, once the checker has seen all of them."""
+    place = checker.place
+    most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
+    found = list(islice(instructions, most + 1))
+    if len(found) > most:
+        raise ScheduleError(
+            f"stage {place.stage} has more than {most} instructions for a batch of "
+            f"{place.microbatches} micro-batch(es); they may never end"
+        )
+    for instruction in found:
+        checker.check(instruction)
+    checker.check_end()
     return found
 
 
 class _Checker:
-    """What a stage has done so far."""
+    """What a stage has done so far.
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._layout, self._routes = place.routes.layout, place.routes
+    Args:
+        place: The stage.
+        allowed: The types of instructions.
+    """
+
+    def __init__(self, place: Place, allowed: tuple[type, ...]) -> None:
+        self.place, self._allowed = place, allowed
+        self._layout = place.routes.layout
         self._forwards: Counter[int] = Counter()  # by chunk, how many micro-batches are done
         self._losses: Counter[int] = Counter()
         self._inputs: Counter[int] = Counter()  # backwards as far as the inputs' gradients
         self._weights: Counter[int] = Counter()  # and as far as the parameters'
+        self._measures: Counter[int] = Counter()
         self._stepped: set[int] = set()
 
-    def check(self, instruction: Compute) -> None:
+    def check(self, instruction: Compute | Measure) -> None:
         """Check the next instruction, and count it."""
-        if not isinstance(instruction, Compute):
+        if not isinstance(instruction, self._allowed):
+            *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
-                f"stage {self._place.stage} runs {instruction}, which is not for a schedule: it "
-                "yields Forward, Loss, Backward, BackwardInput, BackwardWeight and Step alone"
+                f"stage {self.place.stage} runs {instruction}, which is not for a schedule: it "
+                f"yields {', '.join(names)} and {last} alone"
             )
-        chunks, chunk = self._place.chunks, instruction.chunk
+        chunks, chunk = self.place.chunks, instruction.chunk
         if isinstance(chunk, bool) or chunk not in chunks:
             raise self._error(instruction, f"the chunks of this stage are {_listed(chunks)}")
         if chunk in self._stepped:
@@ -109,6 +115,8 @@ class _Checker:
                 self._check_forward(instruction)
             case Loss():
                 self._check_loss(instruction)
+            case Measure():
+                self._count_after_forward(instruction, self._measures)
             case Backward():
                 self._check_inputs(instruction)
                 self._check_weights(instruction)
@@ -120,7 +128,7 @@ class _Checker:
                     raise self._error(instruction, "its BackwardInput has to come before it")
             case Step():
                 missing = self._weights[chunk]
-                if missing < self._place.microbatches:
+                if missing < self.place.microbatches:
                     raise self._error(
                         instruction, f"{Backward(chunk, missing)} has to come before it"
                     )
@@ -128,47 +136,56 @@ class _Checker:
 
     def check_end(self) -> None:
         """Check that nothing is left out."""
-        for chunk in self._place.chunks:
-            if chunk not in self._stepped:
-                raise ScheduleError(f"stage {self._place.stage} never runs {Step(chunk)}")
+        for chunk in self.place.chunks:
+            last: Measure | Step = Step(chunk)
+            done = chunk in self._stepped
+            if Measure in self._allowed:
+                last = Measure(chunk, self._measures[chunk])
+                done = last.micro_batch == self.place.microbatches
+            if not done:
+                raise ScheduleError(f"stage {self.place.stage} never runs {last}")
 
     def _check_forward(self, instruction: Forward) -> None:
         chunk, micro_batch = instruction.chunk, instruction.micro_batch
         self._count(instruction, self._forwards)
-        if chunk - 1 in self._place.chunks and self._forwards[chunk - 1] <= micro_batch:
+        if chunk - 1 in self.place.chunks and self._forwards[chunk - 1] <= micro_batch:
             before = Forward(chunk - 1, micro_batch)
             raise self._error(instruction, f"{before} has to come before it")
 
     def _check_loss(self, instruction: Loss) -> None:
         if not self._layout.chunks[instruction.chunk].ends_module:
-            ends = [c for c in self._place.chunks if self._layout.chunks[c].ends_module]
+            ends = [c for c in self.place.chunks if self._layout.chunks[c].ends_module]
             raise self._error(instruction, f"a loss is for chunks that end a module: {ends}")
-        self._count(instruction, self._losses)
-        if self._forwards[instruction.chunk] <= instruction.micro_batch:
-            raise self._error(instruction, "its Forward has to come before it")
+        self._count_after_forward(instruction, self._losses)
 
     def _check_inputs(self, instruction: Backward | BackwardInput) -> None:
         chunk, micro_batch = instruction.chunk, instruction.micro_batch
-        self._count(instruction, self._inputs)
-        if self._forwards[chunk] <= micro_batch:
-            raise self._error(instruction, "its Forward has to come before it")
+        self._count_after_forward(instruction, self._inputs)
         if self._layout.chunks[chunk].ends_module:
             if self._losses[chunk] <= micro_batch:
                 raise self._error(instruction, f"{Loss(chunk, micro_batch)} has to come before it")
-        elif chunk + 1 in self._place.chunks and self._inputs[chunk + 1] <= micro_batch:
+        elif chunk + 1 in self.place.chunks and self._inputs[chunk + 1] <= micro_batch:
             after = Backward(chunk + 1, micro_batch)
             raise self._error(instruction, f"{after} has to come before it")
 
     def _check_weights(self, instruction: Backward | BackwardWeight) -> None:
         self._count(instruction, self._weights)
 
+    def _count_after_forward(
+        self, instruction: Loss | Backward | BackwardInput | Measure, done: Counter[int]
+    ) -> None:
+        """Check that an instruction is for the next micro-batch, whose forward has run."""
+        self._count(instruction, done)
+        if self._forwards[instruction.chunk] <= instruction.micro_batch:
+            raise self._error(instruction, "its Forward has to come before it")
+
     def _count(
         self,
-        instruction: Forward | Loss | Backward | BackwardInput | BackwardWeight,
+        instruction: Forward | Loss | Backward | BackwardInput | BackwardWeight | Measure,
         done: Counter[int],
     ) -> None:
         """Check that an instruction is for the next micro-batch of its chunk."""
-        micro_batch, count = instruction.micro_batch, self._place.microbatches
+        micro_batch, count = instruction.micro_batch, self.place.microbatches
         if isinstance(micro_batch, bool) or micro_batch not in range(count):
             raise self._error(instruction, f"the micro-batches are {_listed(range(count))}")
         if micro_batch != done[instruction.chunk]:
@@ -180,8 +197,8 @@ class _Checker:
             )
         done[instruction.chunk] += 1
 
-    def _error(self, instruction: Compute, problem: str) -> ScheduleError:
-        return ScheduleError(f"{instruction} on stage {self._place.stage}: {problem}")
+    def _error(self, instruction: Compute | Measure, problem: str) -> ScheduleError:
+        return ScheduleError(f"{instruction} on stage {self.place.stage}: {problem}")
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -180,7 +180,9 @@ class Planner:
             settings = self.settings(name, gpus, replicas)
             job, _ = assemble(settings, self.subject, schedule, devices, self.profile, "", [])
             if settings.compile and job.halves:
-                return Row(name, None, obstacle="compile=true and split backwards exclude another")
+                return Row(
+                    name, None, obstacle="it runs backwards in halves, which compile=true excludes"
+                )
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)
