@@ -16,9 +16,10 @@ from ppll_cli.pipeline.schedules.gpipe import GPipe
 from ppll_cli.pipeline.schedules.ll import LocalLearning
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.resume import targets
+from ppll_cli.runtime.checks import check_batch_norm
 from ppll_cli.runtime.cutting import Weights, cut
 from ppll_cli.runtime.devices import devices_here
-from ppll_cli.runtime.prepare import Prepared, check_batch_norm
+from ppll_cli.runtime.prepare import Prepared
 from ppll_cli.settings import Settings
 
 MICROBATCHES = 4

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from ppll_cli import settings
+from ppll_cli.errors import ConfigError
 from ppll_cli.partition.trace import Cost
-from ppll_cli.runtime.cutting import BACKWARD, STEP_FLOPS, weights
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.runtime.cutting import BACKWARD, STEP_FLOPS, placed, weights
 from ppll_cli.runtime.prepare import Prepared, prepare
 from ppll_cli.settings import Partition
 from tests.conftest import compose_config
@@ -114,3 +116,27 @@ def test_no_stage_is_empty() -> None:
         assert len(stages) == gpus
         assert [index for stage in stages for index in stage] == list(range(8))
         assert all(stages)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (
+            lambda stages: [1, 0],
+            r"is \[1, 0\]; give each of the stages 0 to 1 a chunk, and stage 0",
+        ),
+        (lambda stages: [0, 0], r"is \[0, 0\]; give each of"),
+        (lambda stages: [0, 1, 2], r"is \[0, 1, 2\]; give each of"),
+        (lambda stages: [], r"is \[\]; give each of"),
+        (lambda stages: [0][stages], r"its layout\(2\)"),
+    ],
+    ids=["first elsewhere", "empty stage", "unknown stage", "nothing", "raises"],
+)
+def test_a_users_layout_that_cannot_be_is_refused(layout: Any, said: str) -> None:
+    class Own(OneFOneB):
+        def layout(self, stages: int) -> Sequence[int]:
+            found: Sequence[int] = layout(stages)
+            return found
+
+    with pytest.raises(ConfigError, match=said):
+        placed(Own(), 2)

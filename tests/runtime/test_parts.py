@@ -74,6 +74,16 @@ def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
     assert rate([counted(0, 0.0)], 1) is None
 
 
+def test_counts_with_names_of_older_programs_are_kept_apart(job: Prepared) -> None:
+    """Their times would be missing in the means that predictions are made of."""
+    kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
+    kept[0]["workers"][0]["instruction_s"] = {"LocalUpdate(chunk=0, micro_batch=0)": 1.0}
+    again = Parts(job.job, "ring", job.units, (), kept)
+    mine = [counted(2, 1.0), counted(2, 1.0)]
+    assert again.alike(mine) == mine
+    assert again.counted(mine)[0] == kept[0]
+
+
 def parts(result: Result) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = result.summary["train"]["parts"]
     return found

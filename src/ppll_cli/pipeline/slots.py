@@ -9,9 +9,6 @@ from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.pipeline.simulate import simulate
 
-MOST_ADDED = 16
-"""A stream that waits for ever with so many slots more than it holds is taken to be wrong."""
-
 
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """The slots with which the stages' streams can run, one batch after another.
@@ -30,19 +27,15 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
     for stage, stream in enumerate(streams):
         slots.update(_held(stage, stream))
     twice = [[*stream, *stream] for stream in streams]
-    for _ in range(MOST_ADDED * len(slots) + 1):
+    while True:  # it ends: a channel with a slot for every message is never full
         try:
             simulate(twice, lambda *_: 0.0, lambda channel: slots[channel])
         except DeadlockError as error:
-            full = [channel for channel in error.full if channel in slots]
-            if not full:
+            if not error.full:
                 raise
-            slots[full[0]] += 1
-            if slots[full[0]] > MOST_ADDED + len(twice[full[0].source]):
-                raise
-            continue
-        break
-    return slots
+            slots[error.full[0]] += 1
+        else:
+            return slots
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:

@@ -5,9 +5,8 @@ from the next chunk, or where a module ends from its own `loss`. `backward` goes
 `step` applies the result. What enters a chunk is detached from what made it.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from math import inf, isnan
 from typing import Any
 
@@ -16,41 +15,36 @@ from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.errors import NonFiniteError
-from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
-from ppll_cli.models.unit import Unit, build_unit
+from ppll_cli.local.method import Site
+from ppll_cli.models.unit import Unit
 from ppll_cli.runtime.averages import Average
 from ppll_cli.runtime.items import Batch
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.learning_rate import learning_rate
-from ppll_cli.runtime.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
-from ppll_cli.runtime.placing import placed
+from ppll_cli.runtime.networks import Networks
+from ppll_cli.runtime.optimizer import clip, squared_norm, warn_of_skipped
 from ppll_cli.runtime.sums import Sums
-from ppll_cli.runtime.synced_norm import synced
-from ppll_cli.targets import make
 from ppll_cli.transport.replicas import Replicas
 
 
-class HeldChunk:
+class HeldChunk(Networks):
     """A chunk of a stage. Its tensors are kept by micro-batch, and by name.
 
     Args:
         job: The run.
-        number: Of the chunk in the model.
+        number: The chunk's number in the model.
         site: Where auxiliary networks stand; its module does not count.
         device: Where to compute.
-        replicas: Of the stage, where there are several.
+        replicas: The workers that hold the same stage, where there are several.
 
     Attributes:
-        place: Its units, and the module that they belong to.
-        units: The units and their networks, in order.
-        exports: Units that make values for later modules' losses, and their networks.
-        criterion: The loss at a module's end; its parameters are the auxiliary network.
-        optimizer: Steps all parameters; None where there are none.
         sums: What was measured and not yet reported, in training and by split in evaluation.
         nonfinite: Whether a loss of the batch in hand is known to be no finite number.
         skipped: Under `optim.nonfinite=skip` on CUDA: for each step since the last report a scalar
             on the device, 1 where the step was skipped.
         average: Averages the gradients over the replicas, where there are several.
+
+    The networks and the optimizer are those of `Networks`.
     """
 
     def __init__(
@@ -61,9 +55,11 @@ class HeldChunk:
         device: torch.device,
         replicas: Replicas | None = None,
     ) -> None:
-        self.job, self.number, self.device = job, number, device
-        self.place = job.layout.chunks[number]
+        super().__init__(job, job.layout.chunks[number], site, device, replicas)
         self._into, self._out = job.routes.into[number], job.routes.out_of(number)
+        chunks = job.layout.chunks
+        after = chunks[number + 1].stage if number + 1 < len(chunks) else None
+        self._next_is_here = after == self.place.stage
         self.sums: dict[str, Sums] = {}
         self.nonfinite = False
         self.skipped: dict[int, Tensor] = {}
@@ -73,81 +69,16 @@ class HeldChunk:
         self._leaves: dict[int, dict[str, Tensor]] = {}
         self._outputs: dict[int, dict[str, Tensor]] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
-        self._build(site, replicas)
+        self.average: Average | None = None
+        if replicas is not None:
+            early = not job.sync_batchnorm
+            self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
         # Reading a tensor on CUDA would make the host wait for all that is queued there.
         self._reads_at_once = device.type == "cpu"
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             self._generators.append(torch.cuda.default_generators[index])
-
-    def _build(self, site: Site, replicas: Replicas | None) -> None:
-        job, seed = self.job, self.job.seed
-        units = [site.units[index] for index in self.place.units]
-        self.units = [(unit, build_unit(unit, seed)) for unit in units]
-        self.exports: list[tuple[Unit, nn.Module]] = []
-        self.criterion: Criterion | None = None
-        if self.place.ends_module:
-            method, site = make("local", job.local), site.at(self.place.module)
-            self.exports = [(u, build_unit(u, seed)) for u in module_exports(method, site)]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeding.auxiliary_weights(seed, self.place.module))
-                self.criterion = module_criterion(method, site)
-        if job.sync_batchnorm and replicas is not None:
-            self.units = [(unit, synced(network, replicas)) for unit, network in self.units]
-            if self.criterion is not None:
-                synced(self.criterion, replicas)
-        for network in self.networks:
-            placed(network, self.device, job.compiled)
-        self.optimizer = FusedOptimizer(job.optim, self.parameters) if self.parameters else None
-        self.average: Average | None = None
-        if replicas is not None:
-            early = not job.sync_batchnorm
-            self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
-
-    # What it holds. Lists of parameters are made once: to walk networks takes longer than many a
-    # kernel, and networks keep their parameters.
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """The units' and exports' networks, and the criterion."""
-        criterion = [] if self.criterion is None else [self.criterion]
-        return [network for _, network in (*self.units, *self.exports)] + criterion
-
-    @cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        """Parameters of the units and of the auxiliary network; one of two networks comes twice."""
-        return [p for network in self.networks for p in network.parameters()]
-
-    @cached_property
-    def unit_parameters(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit."""
-        return [list(network.parameters()) for _, network in self.units]
-
-    @cached_property
-    def _weights(self) -> list[nn.Parameter]:
-        """The parameters of all units that learn."""
-        found = [p for own in self.unit_parameters for p in own if p.requires_grad]
-        return list(dict.fromkeys(found))
-
-    @property
-    def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit, and of the auxiliary network. Exports get no gradients."""
-        criterion = [] if self.criterion is None else [self.criterion]
-        networks = [network for _, network in self.units] + criterion
-        return [list(network.parameters()) for network in networks]
-
-    @property
-    def buffers(self) -> list[Tensor]:
-        """Buffers of all networks, such as BatchNorm's running statistics."""
-        return [buffer for network in self.networks for buffer in network.buffers()]
-
-    @cached_property
-    def auxiliary(self) -> bool:
-        """Whether there is an auxiliary network."""
-        return self.criterion is not None and any(True for _ in self.criterion.parameters())
-
-    # The batch
 
     def begin(self, batch: Batch) -> None:
         """A batch begins."""
@@ -174,7 +105,7 @@ class HeldChunk:
     def forward(self, micro_batch: int) -> None:
         """Run the units, and outside of the gradient what makes values for later losses."""
         values, training = self._values[micro_batch], self._batch.training
-        inputs = set(map(_storage, values.values()))
+        inputs = set(map(_storage, values.values())) if self._next_is_here else set()
         with self._autocast(), torch.set_grad_enabled(training):
             for unit, network in self.units:
                 if training:
@@ -188,13 +119,13 @@ class HeldChunk:
             self._outputs[micro_batch] = self._handed_on(values, inputs)
 
     def _handed_on(self, values: Mapping[str, Tensor], inputs: Container[int]) -> dict[str, Tensor]:
-        """What travels on, detached. What a unit made of its input's memory, a view, is copied.
+        """What travels on, detached. A view of an input is copied if the next chunk is here.
 
-        The input's slot may be given back before a later chunk has read it.
+        The input's slot may be given back before the next chunk has read the view.
         """
         outputs = {name: values[name].detach() for name in self._out.names}
         made = {name for unit, _ in self.units for name in unit.writes} & outputs.keys()
-        views = [name for name in made if _storage(outputs[name]) in inputs]
+        views = [name for name in made if inputs and _storage(outputs[name]) in inputs]
         return outputs | {name: outputs[name].clone() for name in views}
 
     def take_outputs(self, micro_batch: int) -> dict[str, Tensor]:
@@ -265,7 +196,7 @@ class HeldChunk:
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def _own_input_gradients(self, micro_batch: int, received: Sequence[Tensor]) -> None:
-        """Copy gradients of inputs that lie in the memory of received ones, as of views they do."""
+        """Copy the gradients of inputs that share memory with received ones; views cause that."""
         slots = set(map(_storage, received))
         for leaf in self._leaves.get(micro_batch, {}).values():
             if leaf.grad is not None and _storage(leaf.grad) in slots:
@@ -299,11 +230,16 @@ class HeldChunk:
             self.average.complete()
 
     def step(self, total: Tensor | None) -> None:
-        """The optimizer's step, clipped, or skipped where `nonfinite=skip` and the norm is none.
+        """Clip the gradients and step the optimizer.
+
+        Under `optim.nonfinite=skip` the device skips the step if the norm is no finite number.
 
         Args:
-            total: The squared norm of all gradients that are clipped together; None: only the
-                chunk's own are, if any.
+            total: The squared norm of the model's gradients; None: the chunk takes the norm of its
+                own, if it needs one.
+
+        Raises:
+            NonFiniteError: Under `optim.nonfinite=stop`, a loss was no finite number.
         """
         optim, step = self.job.optim, self._batch.step
         if self.nonfinite:
@@ -331,7 +267,7 @@ class HeldChunk:
         self.optimizer.zero_grad()
 
     def measure(self, micro_batch: int, split: str) -> None:
-        """Loss and metric on an evaluation batch, where a module ends; its tensors are let go."""
+        """Add up loss and metric of an evaluation batch, where a module ends, and free it."""
         values = self._values.pop(micro_batch)
         if self.criterion is None:
             return
@@ -339,13 +275,6 @@ class HeldChunk:
             loss, prediction = self.criterion(values)
             measures = self.job.task.measure(prediction, values, training=False)
         self._add(split, loss, micro_batch, measures)
-
-    def named_networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """The networks that a checkpoint holds, by the names that they have in it."""
-        for unit, network in self.units:
-            yield f"model.{unit.name}", network
-        if self.criterion is not None:
-            yield f"auxiliary.{self.place.module}", self.criterion
 
     def _add(self, split: str, loss: Tensor, micro_batch: int, measures: Tensor) -> None:
         self.sums.setdefault(split, Sums()).add(loss, self._batch.sizes[micro_batch], measures)

@@ -200,10 +200,8 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
     with blaming(key, name, f"its layout({stages})"):
         found = list(schedule.layout(stages))
     if found[:1] != [0] or set(found) != {*range(stages)}:
-        problem = f"its layout({stages}) is {found}, which leaves a stage without a chunk"
-        if found[:1] != [0]:
-            problem = f"its layout({stages}) is {found}, whose first chunk is not on stage 0"
-        raise ConfigError(key, name, problem, "give each stage a chunk, and stage 0 the first")
+        remedy = f"give each of the stages 0 to {stages - 1} a chunk, and stage 0 the first one"
+        raise ConfigError(key, name, f"its layout({stages}) is {found}", remedy)
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ppll_cli.runtime.chunk import HeldChunk
+from ppll_cli.runtime.networks import Networks
 from ppll_cli.runtime.optimizer import squared_norm
 
 
@@ -18,7 +18,7 @@ class Norms:
         device: Where the vector is.
     """
 
-    def __init__(self, units: int, chunks: Iterable[HeldChunk], device: torch.device) -> None:
+    def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
         self._units, self._chunks, self._device = units, chunks, device
         self._vector: Tensor | None = None
         self._total: Tensor | None = None

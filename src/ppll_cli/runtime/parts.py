@@ -102,16 +102,16 @@ class Parts:
         self._others: list[Counted] = []
         self._alike: list[Counted] = []
         for each in counted:
-            alike = each["conditions"] == self._conditions and self._has_our_words(each)
+            alike = each["conditions"] == self._conditions and self._named_as_today(each)
             (self._alike if alike else self._others).append(each)
 
-    def _has_our_words(self, counted: Counted) -> bool:
-        """Whether instructions are named as today: older programs had others."""
-        job, words = self._job, set()
+    def _named_as_today(self, counted: Counted) -> bool:
+        """Whether the counted instructions have today's names; older programs had others."""
+        job, names = self._job, set()
         for stage in range(job.stages):
             for count in job.microbatch_counts():
-                words |= {repr(each) for each in job.training(stage, count)}
-        return all(each["instruction_s"].keys() <= words for each in counted["workers"])
+                names |= {repr(each) for each in job.training(stage, count)}
+        return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
         """All parts.

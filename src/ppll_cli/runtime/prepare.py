@@ -6,14 +6,19 @@ from dataclasses import asdict, dataclass, replace
 
 from ppll_cli.data.dataset import cache_root
 from ppll_cli.data.identity import Identity
-from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
+from ppll_cli.errors import ConfigError
 from ppll_cli.machine import processor
 from ppll_cli.partition.trace import Cost
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.runtime.checks import (
+    check_batch_norm,
+    check_instructions,
+    check_passes,
+    check_shares,
+)
 from ppll_cli.runtime.cutting import cut, placed, weights
 from ppll_cli.runtime.devices import check_processors, devices_here, receiver_of
-from ppll_cli.runtime.halves import check_halves
 from ppll_cli.runtime.items import Course, split_share
 from ppll_cli.runtime.job import Job
 from ppll_cli.runtime.machines.fleet import Machine
@@ -26,7 +31,7 @@ from ppll_cli.runtime.prediction.predict import report
 from ppll_cli.runtime.prediction.profile import Profile
 from ppll_cli.runtime.subject import Subject, examine
 from ppll_cli.settings import Settings
-from ppll_cli.targets import blaming, make
+from ppll_cli.targets import make
 from ppll_cli.values import ValueSpec
 
 
@@ -100,7 +105,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
     with closing(profile) if profile is not None else nullcontext():
         job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
         job = replace(job, homes=homes)
-        _check_instructions(job, subject)
+        check_instructions(job, subject)
         if profile is not None:
             stages_are_modules = _stages_are_modules(settings, schedule)
             notes += report(job, subject.names, profile, stages_are_modules)
@@ -161,7 +166,7 @@ def assemble(
         ConfigError: The settings do not fit the subject.
     """
     course = _course(settings, schedule, subject)
-    _check_shares(course, settings.replicas)
+    check_shares(course, settings.replicas)
     if settings.partition.name != "profile":
         profile = None
     balanced = weights(
@@ -212,7 +217,7 @@ def assemble(
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if job.sync_batchnorm:
-        _check_passes(job)
+        check_passes(job)
     return job, auxiliary
 
 
@@ -227,23 +232,6 @@ def _specs(
     """
     chunks = zip(routes.layout.chunks, routes.into, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
-
-
-def _check_passes(job: Job) -> None:
-    """Refuse batches of which replicas would make different numbers of micro-batches.
-
-    They meet in every BatchNorm layer of each of them.
-    """
-    for samples in {*job.course.batch_sizes()}:
-        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
-        if len(counts) > 1:
-            raise ConfigError(
-                "sync_batchnorm",
-                True,
-                f"of a batch of {samples} samples replicas would make different numbers of "
-                "micro-batches",
-                "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
-            )
 
 
 def _largest(settings: Settings, schedule: Schedule) -> int:
@@ -327,67 +315,3 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         checkpoint_best=settings.checkpoint.best,
         evaluation_batches=together,
     )
-
-
-def _check_shares(course: Course, replicas: int) -> None:
-    """Refuse batches of which a replica would get nothing."""
-    smallest = min(course.batch_sizes())
-    if smallest < replicas:
-        raise ConfigError(
-            "replicas",
-            replicas,
-            f"the last batch of an epoch has {smallest} sample(s), not one for each of them",
-            "use data.drop_last=true, another batch_size or fewer replicas",
-        )
-
-
-def _check_instructions(job: Job, subject: Subject) -> None:
-    """Refuse a user's own schedule that waits for ever, or trains another network.
-
-    Every stage's instructions are checked for every number of micro-batches that a batch or a
-    replica's share of one has, and run on a clock.
-    """
-    key, path = "schedule._target_", job.schedule["_target_"]
-    if hasattr(job.make_schedule(), "held"):
-        problem = "it has a method held(), which nothing asks: slots are counted"
-        raise ConfigError(key, path, problem, "remove it, and yield compute instructions alone")
-    try:
-        with blaming(key, path, "its instructions"):
-            _ = job.channels  # all of them are made for that, and run on a clock
-            halves = job.halves
-    except (ScheduleError, DeadlockError) as error:
-        raise ConfigError(key, path, " ".join(str(error).split())) from None
-    if not halves:
-        return
-    if job.compiled:
-        problem = "compiled units cannot run their backward in halves, as this schedule has them do"
-        raise ConfigError("compile", True, problem, "use compile=false, or another schedule")
-    check_halves(path, subject.units, subject.at_ends(job.layout.modules)[1])
-
-
-def check_batch_norm(
-    job: Job,
-    names: Sequence[str],
-    units: Sequence[Cost],
-    auxiliary: Sequence[Cost],
-) -> None:
-    """Refuse to train BatchNorm on one value a channel, which torch cannot do."""
-    if job.sync_batchnorm and job.replicas > 1:
-        return  # it sees a sample of each of them at the least
-    last = job.replicas - 1  # has the smallest share
-    smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
-    owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
-    layers = [
-        f"{layer} of {owner}"
-        for owner, cost in zip(owners, [*units, *auxiliary], strict=True)
-        for layer in cost.single_valued
-    ]
-    if smallest == 1 and layers:
-        raise ConfigError(
-            "batch_size",
-            job.course.batch_size,
-            f"leaves a micro-batch of one sample, of which {layers[0]} (BatchNorm) would see one "
-            "value a channel",
-            "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
-            + (" or replicas, or sync_batchnorm=true" if last else ""),
-        )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ppll_cli.runtime.checkpoint import SavedTensors
-from ppll_cli.runtime.chunk import HeldChunk
+from ppll_cli.runtime.networks import Networks
 
 
-def tensors_of(chunks: Iterable[HeldChunk]) -> dict[str, Tensor]:
+def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
     """All parameters, buffers and optimizer states of some chunks."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
@@ -27,7 +27,7 @@ def tensors_of(chunks: Iterable[HeldChunk]) -> dict[str, Tensor]:
     return found
 
 
-def restore(chunks: Iterable[HeldChunk], saved: SavedTensors) -> None:
+def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
     """Take parameters, buffers and optimizer states from a checkpoint of any partition."""
     for chunk in chunks:
         for prefix, network in chunk.named_networks():

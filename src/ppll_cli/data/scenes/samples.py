@@ -57,7 +57,7 @@ class Mark(NamedTuple):
         box: Its outer border, in pixels of the enlarged picture.
         text: Its label.
         colour: Of a found box and its label; None of a true box, which is dashed.
-        ignored: Whether a true box is neither learnt nor asked for.
+        ignored: Whether it is a true box that training and scoring leave out.
         place: Where its label stands; None: the picture has no room for it.
     """
 

@@ -17,10 +17,12 @@ class Interleaved(Schedule):
         stage 0 | F0a F1a F0b F1b F2a B0b F3a B1b F2b B0a F3b B1a .   B2b .   B3b B2a B3a Sa  Sb
         stage 1 | .   F0a F1a F0b B0b F1b B1b F2a B0a F3a B1a F2b B2b F3b B3b B2a B3a Sa  Sb  .
 
-    Micro-batches go round in rounds, each chunk of a stage in turn. Megatron-LM needs M to be a
-    multiple of K. Here rounds are as even as possible and have K to 2K - 1 micro-batches, which
-    keeps the bubble of the formula, (K - 1) / (v M + K - 1) for v chunks a stage, for every
-    M >= K; that is our own choice.
+    A stage computes a round of micro-batches with one chunk after another. Megatron-LM needs M to
+    be a multiple of K. Here rounds are as even as possible and have K to 2K - 1 micro-batches,
+    which is our own choice. With v chunks a stage and as many slots as anybody can use, that keeps
+    the bubble of the formula, (K - 1) / (v M + K - 1), for every M >= K. With the default
+    `transport.depth` it does so where M is a multiple of K; elsewhere the bubble was at most 0.044
+    larger (simulated for K to 5, v to 4 and M to 12).
 
     Args:
         microbatches: Into how many micro-batches each batch is split, at most.
