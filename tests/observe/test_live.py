@@ -2,13 +2,14 @@
 
 import io
 import time
+from collections.abc import Sequence
 from threading import Event
 
 import pytest
 from rich.console import Console
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
-from ppll_cli.observe.live import BAR, Ticker, View, epoch, left, line
+from ppll_cli.observe.live import BAR, Ticker, View, epoch, left, line, spelled
 from ppll_cli.observe.progress import KINDS, Now, StageNow
 
 FACTS = RunFacts(
@@ -143,3 +144,17 @@ def test_a_tick_that_takes_long_is_made_seldom(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ticker._stopped, "wait", wait)
     ticker.run()
     assert pauses == [0.5, 25.0]
+
+
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        ((), "a to e"),
+        ((5,), "a to e"),
+        ((2, 3), "a to b, c to e"),
+        ((1, 4), "a, b to e"),
+        ((1, 1, 3), "a, b, ..."),
+    ],
+)
+def test_units_that_are_not_neighbours_are_shown_apart(runs: Sequence[int], shown: str) -> None:
+    assert spelled(StageFacts("0", "cpu", list("abcde"), [0], 1, 1, 0, runs)) == shown

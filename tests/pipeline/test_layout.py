@@ -155,3 +155,10 @@ def test_chunks_cover_every_unit_once(count: int, data: st.DataObject) -> None:
     assert ends == list(range(len(modules)))
     assert [layout.units(stage) for stage in range(layout.stages)] == [[*own] for own in stages]
     assert layout.cuts() == [units.start for units in stages[1:]]
+
+
+def test_units_of_a_stage_come_in_runs() -> None:
+    """Two where a schedule interleaves, one where its chunks are neighbours."""
+    layout = Layout.spread([range(2), range(2, 3), range(3, 5), range(5, 6)], [0, 1, 0, 0])
+    assert [layout.units(stage) for stage in (0, 1)] == [[0, 1, 3, 4, 5], [2]]
+    assert [layout.runs(stage) for stage in (0, 1)] == [[2, 3], [1]]

@@ -19,7 +19,7 @@ from ppll_cli.commands import word
 from ppll_cli.errors import Interrupted
 from ppll_cli.names import device_name, seat_name
 from ppll_cli.observe.facts import RunFacts
-from ppll_cli.observe.live import Ticker, View, few, line, size
+from ppll_cli.observe.live import Ticker, View, few, line, size, spelled
 from ppll_cli.observe.logs import to_file
 from ppll_cli.observe.progress import Look, Progress
 from ppll_cli.printable import LONGEST, printable
@@ -127,7 +127,7 @@ class Console:
             [
                 stage.name,
                 stage.device,
-                f"{few(stage.units)} ({len(stage.units)})",
+                f"{spelled(stage)} ({len(stage.units)})",
                 few([str(module) for module in stage.modules]) if stage.modules else "",
                 f"{stage.params:,}",
                 f"{stage.flops / max(1, flops):.0%}",

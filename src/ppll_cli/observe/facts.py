@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class StageFacts:
         params: Parameters, those of auxiliary networks included.
         flops: Of a sample's forward, auxiliary networks included.
         slots: Messages that fit on the way to it; 0 for the first stage.
+        runs: How many units each run of neighbouring units has, where there are several runs.
     """
 
     name: str
@@ -25,6 +27,13 @@ class StageFacts:
     params: int
     flops: int
     slots: int
+    runs: Sequence[int] = ()
+
+    @property
+    def units_by_run(self) -> list[Sequence[str]]:
+        """The names of the units, apart where others stand between them in the model."""
+        ends = list(accumulate(self.runs or [len(self.units)]))
+        return [self.units[start:end] for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)

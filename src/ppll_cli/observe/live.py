@@ -66,7 +66,7 @@ class View:
             [
                 stage.name,
                 stage.device,
-                *_wide(width, few(stage.units), _queue(stage, now), size(now.memory_bytes)),
+                *_wide(width, spelled(stage), _queue(stage, now), size(now.memory_bytes)),
             ]
             for stage, now in zip(self.facts.stages, self.now.stages, strict=True)
         ]
@@ -135,6 +135,12 @@ def few(names: Sequence[str]) -> str:
     """The first and the last of several names, which may be of any length."""
     first, last = (printable(names[end], LONGEST_NAME) for end in (0, -1))
     return first if len(names) == 1 else f"{first} to {last}"
+
+
+def spelled(stage: StageFacts) -> str:
+    """The units of a stage: the first and the last of each run, of which two are shown."""
+    runs = [few(names) for names in stage.units_by_run]
+    return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
 
 def _queue(stage: StageFacts, state: StageNow) -> str:

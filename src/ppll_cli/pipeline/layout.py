@@ -77,6 +77,12 @@ class Layout:
         """The numbers of a stage's units."""
         return [unit for chunk in self.chunks if chunk.stage == stage for unit in chunk.units]
 
+    def runs(self, stage: int) -> list[int]:
+        """How many units each run of a stage's neighbouring units has."""
+        units = self.units(stage)
+        starts = [n for n, unit in enumerate(units) if not n or units[n - 1] != unit - 1]
+        return [end - start for start, end in pairwise([*starts, len(units)])]
+
     def modules_of(self, stage: int) -> list[int]:
         """The numbers of the modules of which a stage has a part, each once."""
         found = (chunk.module for chunk in self.chunks if chunk.stage == stage)

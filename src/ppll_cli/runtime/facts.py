@@ -28,6 +28,7 @@ def facts(prepared: Prepared) -> RunFacts:
                 sum(cost.params for cost in costs),
                 sum(cost.flops for cost in costs),
                 sum(room.slots for channel, room in rooms.items() if _comes_in(channel, index)),
+                job.layout.runs(index),
             )
         )
     course = job.course
