@@ -1,7 +1,5 @@
 """Comparisons as pictures."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppll_cli.observe import comparison_picture, figures
+from ppll_cli.observe import comparison_picture
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.comparison_picture import (
     COLOURS,
@@ -21,6 +19,7 @@ from ppll_cli.observe.comparison_picture import (
     shared,
     with_unit,
 )
+from tests.observe.drawn import kept_figures
 from tests.observe.test_comparison import make
 from tests.observe.test_runs import write
 
@@ -31,16 +30,7 @@ def pixels(image: Any, colour: str) -> int:
 
 def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The figure of a comparison, as it is saved."""
-    made: list[Any] = []
-    keep = figures.figure
-
-    @contextmanager
-    def kept(path: Path, height: float) -> Iterator[Any]:
-        with keep(path, height) as figure:
-            yield figure
-            made.append(figure)
-
-    monkeypatch.setattr(comparison_picture, "figure", kept)
+    made = kept_figures(monkeypatch, comparison_picture)
     picture(folder / "comparison.png", compare([folder]))
     return made[0]
 

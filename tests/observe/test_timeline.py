@@ -1,8 +1,6 @@
 """Timelines: what is in the file, and what is seen in the picture."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppll_cli.observe import figures, timeline
+from ppll_cli.observe import timeline
 from ppll_cli.observe.timeline import COLOURS, LEGEND, Span
 from ppll_cli.pipeline.instructions import (
     Backward,
@@ -26,6 +24,7 @@ from ppll_cli.pipeline.instructions import (
     Step,
 )
 from tests.conftest import Runner
+from tests.observe.drawn import kept_figures
 
 FORWARD, SEND, RECEIVE = Forward(0, 0), SendActivations(1, 0, 0), ReceiveActivations(0, 0, 0)
 
@@ -108,16 +107,7 @@ def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
 
 def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A legend for every colour, stages and their devices, a title that is not cut off, and ms."""
-    made: list[Any] = []
-    keep = figures.figure
-
-    @contextmanager
-    def kept(path: Path, height: float) -> Iterator[Any]:
-        with keep(path, height) as figure:
-            yield figure
-            made.append(figure)
-
-    monkeypatch.setattr(timeline, "figure", kept)
+    made = kept_figures(monkeypatch, timeline)
     title = "a title of very many words " * 8
     timeline.picture(tmp_path / "timeline.png", LANES, ["0", "1"], ["cpu", "cuda:1"], title)
     (figure,) = made

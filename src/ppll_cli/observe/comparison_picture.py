@@ -21,11 +21,14 @@ COLOURS = {
     "pp": "#D55E00",
     "gpipe": "#56B4E9",
     "1f1b": "#009E73",
+    "interleaved": "#CC79A7",
+    "zb_h1": "#F0E442",
     "ppll": "#0072B2",
 }
 """By schedule: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
 
-OTHER = "#CC79A7"
+OTHER = "#999999"
+"""Of a user's own schedule."""
 
 SHORT_NAME = 8
 """Characters of a run's name that stands before its label, so that it is found in the tables."""
