@@ -8,7 +8,7 @@ many periods of the running pipeline, whichever of its stages is the slowest one
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing import Pipe, active_children
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -68,7 +68,9 @@ def paced(job: Job) -> tuple[Job, Connection]:
     # Else a worker would report at the end of an epoch, and not wait for a mark behind it.
     assert job.course.steps_per_epoch % REPORT_EVERY == 0
     received, sent = Pipe(duplex=False)
-    return replace(job, course=PacedCourse(**vars(job.course), orders=received)), sent
+    # By field: `vars` would hold cached properties too.
+    course = {field.name: getattr(job.course, field.name) for field in fields(job.course)}
+    return replace(job, course=PacedCourse(**course, orders=received)), sent
 
 
 @dataclass
