@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppll_cli import settings
-from ppll_cli.app import conf_dir, register_resolvers
-from ppll_cli.composition import own_choices
-from ppll_cli.resume import recorded
-from ppll_cli.runtime.prepare import Prepared, prepare
-from ppll_cli.runtime.run import Run
+from ppll_cli.cli.app import conf_dir, register_resolvers
+from ppll_cli.config import settings
+from ppll_cli.config.composition import own_choices
+from ppll_cli.launch.resume import recorded
+from ppll_cli.launch.run import Run
+from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport import memory
 
 # How long an example takes says nothing on a machine that others use as well.

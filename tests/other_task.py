@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.settings import FeatureBank
+from ppll_cli.config.settings import FeatureBank
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.task import CopiedNetwork, Copies
-from ppll_cli.values import ValueSpec
 
 
 class OtherTask:

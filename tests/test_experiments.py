@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ppll_cli import settings
-from ppll_cli.app import conf_dir
-from ppll_cli.runtime.prepare import Prepared, prepare
-from ppll_cli.settings import Settings
-from ppll_cli.targets import make
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.config import settings
+from ppll_cli.config.settings import Settings
+from ppll_cli.config.targets import make
+from ppll_cli.prepare.preparation import Prepared, prepare
 from tests.conftest import Runner, compose_config
 from tests.data.picture_files import write_div2k
 from tests.data.scene_files import write_coco, write_voc

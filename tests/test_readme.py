@@ -7,14 +7,14 @@ from statistics import median
 
 import pytest
 
-from ppll_cli.commands import STARTED_AS
+from ppll_cli.config.commands import STARTED_AS
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.tasks.classification import Classification
+from tests.cli.test_app import start
 from tests.conftest import compose_config
-from tests.test_app import start
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

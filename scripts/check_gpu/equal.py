@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppll_cli.benchmarks.session import Session, ppll_run
+from scripts.benchmarks.session import Session, ppll_run
 from scripts.check_gpu.report import Outcome, skipped, verdict
 from scripts.check_gpu.running import Check
 

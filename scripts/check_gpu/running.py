@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-from ppll_cli.benchmarks.session import Session, ppll_run
+from scripts.benchmarks.session import Session, ppll_run
 from scripts.check_gpu.report import Outcome, Report, skipped, verdict
 
 STOP_S = 15.0

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ppll_cli.files import write_json
+from ppll_cli.leaves.files import write_json
 from scripts.check_gpu.equal import Equal, Hurt, Interrupted
 from scripts.check_gpu.report import Outcome, verdict
 from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
@@ -104,7 +104,7 @@ class Benchmark:
 
     def act(self, check: Check) -> Outcome:
         """Run it in this checkout, and copy the file that it writes."""
-        arguments = ["-m", "ppll_cli.benchmarks", *self.benchmark]
+        arguments = ["-m", "scripts.benchmarks", *self.benchmark]
         outcome = Program(self.name, arguments, self.limit_s).act(check)
         found = read_json(Path("outputs/benchmark") / f"{self.benchmark[0]}.json")
         if outcome.state == "ok" and found is not None:
@@ -240,7 +240,7 @@ def tests(check: Check) -> list[Step]:
     log = "pytest.log"
     channels = ["tests/transport", "-k", "cuda or Cuda or device or pinned or channel"]
     return [
-        Program("tests of runs", [*PYTEST, *several, "tests/runtime/test_cuda.py"], 150.0, log),
+        Program("tests of runs", [*PYTEST, *several, "tests/launch/test_cuda.py"], 150.0, log),
         Program("tests of channels", [*PYTEST, *several, *channels], 110.0, log),
     ]
 

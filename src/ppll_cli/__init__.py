@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ppll_cli.cache import keep_compiled_code
+from ppll_cli.leaves.cache import keep_compiled_code
 
 __version__ = "0.1.0"
 

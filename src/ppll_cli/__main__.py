@@ -1,6 +1,6 @@
 """`python -m ppll_cli` is `ppll-run`."""
 
-from ppll_cli.app import main
+from ppll_cli.cli.app import main
 
 if __name__ == "__main__":
     main()

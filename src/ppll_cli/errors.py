@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ppll_cli.names import seat_name
-from ppll_cli.printable import LONGEST, printable
+from ppll_cli.leaves.names import seat_name
+from ppll_cli.leaves.printable import LONGEST, printable
 
 MOST = 600
 """Characters of a problem, and of a remedy, that a message shows."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.config.targets import make
 from ppll_cli.data.identity import difference
-from ppll_cli.files import digest_of
-from ppll_cli.targets import make
+from ppll_cli.leaves.files import digest_of
 from tests.conftest import compose_config
 from tests.data.picture_files import picture, write_photos
 from tests.data.scene_files import write_coco, write_fashion

@@ -25,10 +25,10 @@ from ppll_cli.data.scenes.samples import (
 from ppll_cli.data.scenes.sizes import fitted
 from ppll_cli.data.voc import Voc
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import spec_of
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER, Detection
-from ppll_cli.values import spec_of
 from tests.conftest import compose_config
 from tests.data.scene_files import HEIGHT, WIDTH, write_voc
 from tests.no_waiting import DEVICE, NoWaiting

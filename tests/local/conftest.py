@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import LABEL, Classification
-from ppll_cli.values import ValueSpec
 
 CLASSES = 5
 BATCH = 6

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.auglocal import AugLocal, NormedHead
 from ppll_cli.local.method import Site
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
+from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.models.vit import Block, Embed, ViT
 from ppll_cli.models.vit import Head as ViTHead
-from ppll_cli.partition.trace import trace
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.values import ValueSpec
 from tests.conftest import Runner
 from tests.local.conftest import CLASSES, Train
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Site
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, Head
+from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
-from ppll_cli.partition.trace import trace
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.values import ValueSpec
 
 TASK = Classification(5)
 IMAGES = ImageSpec(3, 16, 16)

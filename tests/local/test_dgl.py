@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.dgl import DGL, AdaptivePool
 from ppll_cli.local.method import Site
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.values import ValueSpec
 from tests.local.conftest import Train
 
 

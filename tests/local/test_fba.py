@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.fba import FBA
 from ppll_cli.local.method import Site, module_exports
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
+from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit
 from ppll_cli.models.vit import Block, Embed, ViT
 from ppll_cli.models.vit import Head as ViTHead
-from ppll_cli.partition.trace import trace
-from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.classification import Classification, Pool
 from ppll_cli.tasks.task import CopiedNetwork
-from ppll_cli.values import ValueSpec
 from tests.other_task import OtherTask
 
 TASK = Classification(5)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppll_cli.data.augment import normalise
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec, empty
 from ppll_cli.local.infopro import (
     ContrastiveCriterion,
     Decoder,
@@ -23,7 +24,6 @@ from ppll_cli.local.infopro import (
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import LABEL, Classification
-from ppll_cli.values import ValueSpec, empty
 from tests.local.conftest import BATCH, CLASSES, assert_trained, batch_at
 from tests.other_task import OtherTask
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Criterion, Site, module_criterion
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.values import ValueSpec
 
 TASK = Classification(3)
 UNITS = [

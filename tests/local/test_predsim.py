@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import empty
 from ppll_cli.local.method import Criterion, Site
 from ppll_cli.local.predsim import PredSim, PredSimCriterion, pool_kernel, similarities, summary
 from ppll_cli.tasks.classification import LABEL
-from ppll_cli.values import empty
 from tests.local.conftest import CLASSES, assert_trained, batch_at
 from tests.other_task import OtherTask
 

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Site, module_criterion
 from ppll_cli.local.vit_blocks import ViTBlocks
 from ppll_cli.models.resnet import CifarResNet
+from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.models.vit import Block, Head, ViT
-from ppll_cli.partition.trace import trace
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.values import ValueSpec
 from tests.local.conftest import CLASSES, Train
 
 TASK = Classification(CLASSES)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.commands import pip_install
+from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
+from ppll_cli.launch.resume import recorded
 from ppll_cli.observe import tracker as module
 from ppll_cli.observe.tracker import (
     Guarded,
@@ -27,7 +28,6 @@ from ppll_cli.observe.tracker import (
     stage_scalars,
     tree,
 )
-from ppll_cli.resume import recorded
 from tests.conftest import Runner, compose_config, resumed
 from tests.observe.conftest import STAGES, SUMMARY, line
 
@@ -232,7 +232,7 @@ def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
         "from ppll_cli.observe.wandb_tracker import Upload, WandbTracker\n"
         "TensorboardTracker(), WandbTracker(project='p', tags=[], upload=Upload())\n"
         "print({'wandb', 'tensorboard', 'torch'} & {*sys.modules})\n"
-        "import ppll_cli.runtime.run\n"
+        "import ppll_cli.launch.run\n"
         "print({'wandb', 'tensorboard'} & {*sys.modules})"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

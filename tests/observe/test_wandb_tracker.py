@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.commands import command
+from ppll_cli.config.commands import command
 from ppll_cli.observe import wandb_tracker
 from ppll_cli.observe.tracker import Guarded, Tracked
 from ppll_cli.observe.wandb_tracker import Upload, WandbTracker

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ppll_cli import settings
+from ppll_cli.config import settings
 from scripts.check_gpu import __main__ as program
 from scripts.check_gpu import running, steps
 from scripts.check_gpu.equal import Equal, compared

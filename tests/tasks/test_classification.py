@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.classification import (
     LABEL,
     Classification,
@@ -16,7 +17,6 @@ from ppll_cli.tasks.classification import (
     classes_of,
     pooled_width,
 )
-from ppll_cli.values import ValueSpec
 from tests.other_task import OtherTask
 
 TASK = Classification(3)

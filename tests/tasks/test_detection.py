@@ -13,15 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher, encode_boxes
 from torchvision.ops import box_iou
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.settings import FeatureBank
+from ppll_cli.leaves.values import empty
 from ppll_cli.tasks import detection as d
 from ppll_cli.tasks.boxes import BACKGROUND, matched
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.precision import COLUMNS
 from ppll_cli.tasks.pyramid import BankedPyramid, PyramidHead, SmallestHead, split_prediction
 from ppll_cli.tasks.task import Copies
-from ppll_cli.values import empty
 from tests.no_waiting import NoWaiting
 from tests.tasks import one_picture
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
-from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.classification import classes_of
 from ppll_cli.tasks.super_resolution import (
     BICUBIC,

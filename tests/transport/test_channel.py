@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppll_cli.runtime import forkserver
+from ppll_cli.leaves import forkserver
 from ppll_cli.transport import ring
 from ppll_cli.transport.channel import Receiver, Sender, Transport, aligned
 from ppll_cli.transport.memory import DeviceMemory

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppll_cli.errors import SchemaError
-from ppll_cli.runtime import forkserver
+from ppll_cli.leaves import forkserver
 from ppll_cli.transport import groups as grouping
 from ppll_cli.transport.channel import aligned
 from ppll_cli.transport.groups import Group, Groups, ProcessGroup

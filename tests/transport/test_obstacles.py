@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll_cli import cuda
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves import cuda
 from ppll_cli.transport import descriptors, devices, memory
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll_cli.runtime import forkserver
+from ppll_cli.leaves import forkserver
 from ppll_cli.transport.queue import QueueReceiver, QueueSender, QueueTransport
 
 WAIT_S = 30.0

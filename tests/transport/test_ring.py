@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.transport import memory, ring
 from ppll_cli.transport.channel import ALIGNMENT, message_bytes
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.order import HostOrder, Tensors
 from ppll_cli.transport.ring import RingReceiver, RingSender, RingTransport
-from ppll_cli.values import ValueSpec
 from tests.conftest import shared_memory
 
 WAIT_S = 10.0

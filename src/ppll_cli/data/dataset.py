@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.cache import cache_folder
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.cache import cache_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch

@@ -12,7 +12,7 @@ from typing import TypeVar
 from ppll_cli.data.dataset import cache_root
 from ppll_cli.data.download import one_line
 from ppll_cli.errors import ConfigError
-from ppll_cli.files import write_bytes
+from ppll_cli.leaves.files import write_bytes
 
 _VERSION = 2  # of what is kept: another number makes everything anew
 

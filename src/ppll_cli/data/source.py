@@ -8,9 +8,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     import torch
     from torch import Tensor
 
+    from ppll_cli.leaves.values import ValueSpec
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.task import Task
-    from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from itertools import takewhile
 
 from torch import nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
-from ppll_cli.settings import FeatureBank
 from ppll_cli.tasks.task import Task
 
 

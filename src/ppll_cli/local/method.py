@@ -7,9 +7,9 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.task import Task
-from ppll_cli.values import ValueSpec
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import Comparison, Row
 from ppll_cli.observe.conditions import conditions
 from ppll_cli.observe.figures import figure
-from ppll_cli.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

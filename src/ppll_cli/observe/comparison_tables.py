@@ -9,8 +9,8 @@ from typing import Any, Literal
 from rich.cells import cell_len
 from rich.table import Table
 
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import Comparison, Row
-from ppll_cli.printable import printable
 
 GAP = 2
 """Characters between columns."""

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
-from ppll_cli.printable import printable
 
 Conditions = Mapping[str, Any]
 """What has to be the same for two runs to be comparable. What is not known of a run, as of one of

@@ -15,14 +15,14 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
-from ppll_cli.commands import word
+from ppll_cli.config.commands import word
 from ppll_cli.errors import Interrupted
-from ppll_cli.names import device_name, seat_name
+from ppll_cli.leaves.names import device_name, seat_name
+from ppll_cli.leaves.printable import LONGEST, printable
 from ppll_cli.observe.facts import RunFacts
 from ppll_cli.observe.live import Ticker, View, few, line, size, spelled
 from ppll_cli.observe.logs import to_file
 from ppll_cli.observe.progress import Look, Progress
-from ppll_cli.printable import LONGEST, printable
 
 log = logging.getLogger(__name__)
 

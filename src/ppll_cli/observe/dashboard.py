@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ppll_cli.commands import command, pip_install
+from ppll_cli.config.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 
 STAGES_SHOWN = 8

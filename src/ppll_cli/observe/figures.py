@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppll_cli.files import write_bytes
+from ppll_cli.leaves.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

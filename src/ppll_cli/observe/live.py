@@ -8,9 +8,9 @@ from threading import Event, Thread
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
-from ppll_cli.printable import printable
 
 UNITS_FROM, QUEUE_FROM = 100, 64
 """Columns of a window from which on there is room for units, and for queues and memory."""

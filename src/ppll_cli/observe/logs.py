@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from ppll_cli.errors import Interrupted
+from ppll_cli.leaves.printable import lines
 from ppll_cli.observe.streams import reason
-from ppll_cli.printable import lines
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.files import read_json, read_json_lines
+from ppll_cli.leaves.files import read_json, read_json_lines
 
 CONFIG_FILE = "config.json"
 """In a run directory; who holds its lock is the one process that may write there."""

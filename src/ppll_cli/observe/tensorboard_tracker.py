@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.commands import pip_install
+from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars, tree
 

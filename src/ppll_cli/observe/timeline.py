@@ -5,10 +5,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppll_cli.files import write_json
+from ppll_cli.leaves.files import write_json
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.figures import figure
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
-from ppll_cli.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

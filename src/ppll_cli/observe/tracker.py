@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppll_cli.config.targets import make, require
 from ppll_cli.observe.runs import CONDITIONS
-from ppll_cli.targets import make, require
 
 log = logging.getLogger(__name__)
 

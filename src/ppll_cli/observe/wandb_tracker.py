@@ -18,9 +18,9 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from ppll_cli.commands import command, pip_install
+from ppll_cli.config.commands import command, pip_install
 from ppll_cli.errors import ConfigError
-from ppll_cli.files import write_json
+from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, stage_scalars, tree
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.settings import FeatureBank
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
-from ppll_cli.values import ValueSpec
 
 LABEL = "label"
 """The name under which a batch carries its labels, int64 [B]."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.settings import FeatureBank
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched, offsets
 from ppll_cli.tasks.focal_loss import FocalLoss
 from ppll_cli.tasks.precision import COLUMNS, FOUND, PICTURE, THERE, average_precisions
@@ -22,7 +23,6 @@ from ppll_cli.tasks.pyramid import (
     split_prediction,
 )
 from ppll_cli.tasks.task import Copies, Task, only_for
-from ppll_cli.values import ValueSpec
 
 BOXES = "boxes"
 """Left, top, right and bottom of each box, in pixels of the batch's images, float32 [B, N, 4]."""

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.settings import FeatureBank
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.picture_quality import RADIUS, eight_bits, luma, psnr, ssim_map
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
-from ppll_cli.values import ValueSpec
 
 TARGET = "target"
 """The name under which a batch carries the large pictures, float [B, 3, sH, sW] in [0, 1]."""

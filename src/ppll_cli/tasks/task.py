@@ -6,9 +6,9 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.settings import FeatureBank
-from ppll_cli.values import ValueSpec
+from ppll_cli.leaves.values import ValueSpec
 
 Shape = tuple[int, ...]
 """Of features, without the batch dimension."""

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ppll_cli.values import ValueSpec
+from ppll_cli.leaves.values import ValueSpec
 
 Header = object
 WireDtype = Literal["bf16"]

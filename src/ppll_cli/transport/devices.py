@@ -3,7 +3,7 @@
 import os
 import re
 
-from ppll_cli import cuda
+from ppll_cli.leaves import cuda
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator for CUDA memory: the name, and the one that it had before."""

@@ -28,8 +28,8 @@ from ppll_cli.data.drawing import (
 )
 from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
+from ppll_cli.leaves.printable import printable
 from ppll_cli.models.unit import IMAGE
-from ppll_cli.printable import printable
 from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import FRAME, Detection
 

@@ -1,0 +1,252 @@
+"""`scripts/benchmark beyond`: local learning past classification.
+
+Three cases: a small RetinaNet finds clothes in scenes made of Fashion-MNIST, and a small EDSR
+enlarges photographs by 2 and by 4. Each is trained by back-propagation and, cut into 2 and 4
+modules, by local losses: the task's smallest head (greedy), the Simple Local Module alone (fba
+off), and the same with the feature bank (fba on). All rows of a case have the same budget. With two
+modules there is no earlier one whose features a bank could have, so fba on is fba off there, and is
+run once.
+
+A row is trained under `ll`, which learns what `ppll` learns, bit for bit, with one thread, so
+that several rows can be trained beside one another. Speed and memory come from short runs on two
+stages, one after another and with nothing beside them, one thread per worker; `bp` with all threads
+stands there as well. All takes about two hours on two cores, `--short` a tenth of the training.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from ppll_cli.config.settings import usable_cores
+from scripts.benchmarks.runs import machine
+from scripts.benchmarks.trials import FOLDER, Trial, Trials, cost, learnt, megabytes, table
+
+METHODS = {"greedy": "local=greedy", "fba off": "local=fba", "fba on": "fba=on"}
+COMMON = ("seed=0", "eval_every=1000", "timeline=false", "transport=ring")
+ADAMW = (
+    *("optim=adamw", "optim.lr=1e-3", "optim.schedule=cosine"),
+    *("optim.warmup_epochs=0", "optim.weight_decay=0"),
+)
+TWO_STAGES = ("gpus=2", "partition=flops", "threads=1")
+SPEED_STEPS = 40
+
+Found = Mapping[str, Any]
+"""What was kept of a run."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, a model, and how long it is trained.
+
+    Attributes:
+        title: Heading of its table.
+        overrides: Of all rows.
+        length: The key that says how many samples an epoch has, and how many.
+        cuts: By number of modules, the units that start the second to the last; the last module
+            has more than the head, which no local loss prepares for.
+        metrics: Heading and format of each metric; the first one is compared with bp's.
+        reference: Name, and by metric the key, of what needs no training and is measured as well.
+        brief: Of runs for speed and memory: their evaluation must not be larger than the training.
+    """
+
+    title: str
+    overrides: tuple[str, ...]
+    length: tuple[str, int]
+    cuts: Mapping[int, tuple[str, ...]]
+    metrics: Mapping[str, tuple[str, str]]
+    reference: tuple[str, Mapping[str, str]] | None = None
+    brief: tuple[str, ...] = ("data.eval_limit=1",)
+
+    def budget(self, short: bool) -> tuple[str, ...]:
+        """What all rows share."""
+        key, samples = self.length
+        return (*COMMON, *self.overrides, f"{key}={samples // 10 if short else samples}")
+
+
+def super_resolution(scale: int, patch: int) -> Case:
+    """EDSR with 8 units of 32 channels.
+
+    2,000 steps of back-propagation take about five minutes on one thread, and are well above
+    bicubic enlargement then: by 1.8 dB for x2. Patches for x4 are smaller, because many small ones
+    taught more than few large ones in the same time.
+    """
+    return Case(
+        title=f"Super-resolution x{scale}",
+        overrides=(
+            *("model=edsr", "model.depth=8", "model.width=32"),
+            *("data=photos", f"data.scale={scale}", f"data.patch={patch}"),
+            *("batch_size=8", "epochs=4", *ADAMW),
+        ),
+        length=("data.patches_per_epoch", 4000),
+        cuts={2: ("body.4",), 4: ("body.2", "body.4", "body.6")},
+        metrics={"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f")},
+        reference=("bicubic", {"psnr": "bicubic_psnr", "ssim": "bicubic_ssim"}),
+        # Tiles as large as a batch of patches; the net and SSIM look 23 pixels far.
+        brief=("data.eval_limit=1", "data.overlap=23", "data.tile=68"),
+    )
+
+
+CASES = {
+    "detection": Case(
+        title="Detection",
+        overrides=(
+            *("model=retinanet", "model.depth=18", "model.width=64", "model.norm=group"),
+            *("data=fashion_scenes", "batch_size=4", "epochs=2", *ADAMW),
+        ),
+        length=("data.pictures", 3000),
+        cuts={2: ("layer3.0",), 4: ("layer2.0", "layer3.0", "layer4.0")},
+        metrics={"ap": ("AP", ".3f"), "ap50": ("AP50", ".3f")},
+    ),
+    "x2": super_resolution(2, patch=24),
+    "x4": super_resolution(4, patch=16),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a case's table.
+
+    Attributes:
+        method: Key of `METHODS`, or bp.
+        modules: How many.
+        trained: What it learns.
+        speed: What its speed and memory are measured with.
+    """
+
+    method: str
+    modules: int
+    trained: Trial
+    speed: Trial
+
+
+def rows(name: str, short: bool) -> list[Row]:
+    """The rows of a case: back-propagation, and each method with each number of modules."""
+    case = CASES[name]
+    budget = case.budget(short)
+    bp = (*budget, "schedule=bp", "gpus=1", "threads=1")
+    found = [Row("bp", 1, Trial(f"{name} bp trained", bp), schedules(name, short)["bp"])]
+    for modules in case.cuts:
+        for method in METHODS:
+            local = _local(name, method, modules)
+            label = f"{name} {_same(method, modules)} {modules}"
+            trained = (*budget, "schedule=ll", "gpus=1", "threads=1", *local)
+            speed = (*_brief(name, budget), "schedule=ppll", *TWO_STAGES, *local)
+            trials = Trial(f"{label} trained", trained), Trial(f"{label} speed", speed)
+            found.append(Row(method, modules, *trials))
+    return found
+
+
+def schedules(name: str, short: bool) -> dict[str, Trial]:
+    """What the speeds of the schedules are measured with, by name.
+
+    The local losses of `ll` and `ppll` are those of fba on, with two modules.
+    """
+    brief = _brief(name, CASES[name].budget(short))
+    one = ("gpus=1", "threads=1")
+    local = _local(name, "fba on", 2)
+    chosen = {
+        "bp": ("schedule=bp", *one),
+        "bp, all threads": ("schedule=bp", "gpus=1", f"threads={usable_cores()}"),
+        "ll": ("schedule=ll", *one, *local),
+        "gpipe": ("schedule=gpipe", *TWO_STAGES),
+    }
+    found = {key: Trial(f"{name} {key} speed", (*brief, *each)) for key, each in chosen.items()}
+    pipelined = (*brief, "schedule=ppll", *TWO_STAGES, *local)
+    return {**found, "ppll": Trial(f"{name} {_same('fba on', 2)} 2 speed", pipelined)}
+
+
+def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
+    return (*budget, f"max_steps={SPEED_STEPS}", *CASES[name].brief)
+
+
+def _same(method: str, modules: int) -> str:
+    """The method that a row is run with."""
+    return "fba off" if (method, modules) == ("fba on", 2) else method
+
+
+def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
+    cuts = ",".join(CASES[name].cuts[modules])
+    return (METHODS[_same(method, modules)], f"local.cuts=[{cuts}]")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark beyond", description=__doc__)
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="only these")
+    parser.add_argument("--short", action="store_true", help="a tenth of the training")
+    parser.add_argument("--jobs", type=int, help="rows trained beside one another (default: cores)")
+    parser.add_argument("--skip", choices=["train", "speed"], help="leave one half out")
+    options = parser.parse_args(arguments)
+    console = Console()
+    benchmark = "beyond-short" if options.short else "beyond"
+    trials = Trials(benchmark, console.print)
+    jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
+    lines = {name: rows(name, options.short) for name in options.case}
+    if options.skip != "train":
+        trials.make([row.trained for each in lines.values() for row in each], learnt, jobs)
+    if options.skip != "speed":
+        for name, each in lines.items():
+            speeds = schedules(name, options.short).values()
+            trials.make([*(row.speed for row in each), *speeds], cost)
+    begun = [name for name in CASES if name in options.case or _begun(trials, name, options.short)]
+    text = "\n".join(markdown(trials, name, options.short) for name in begun)
+    (FOLDER / f"{benchmark}.md").write_text(text)
+    console.print(text, markup=False)
+
+
+def _begun(trials: Trials, name: str, short: bool) -> bool:
+    """Whether an earlier call has left something of a case."""
+    return any(trials.find(row.trained) or trials.find(row.speed) for row in rows(name, short))
+
+
+def markdown(trials: Trials, name: str, short: bool) -> str:
+    """The two tables of a case, of what has been measured."""
+    case, lines = CASES[name], rows(name, short)
+    bp = trials.find(lines[0].trained)
+    headings = [heading for heading, _ in case.metrics.values()]
+    columns = ["method", "modules", *headings, f"less bp's {headings[0]}", "auxiliary parameters"]
+    columns += ["auxiliary FLOPs", "auxiliary time per stage", "peak memory per stage, MB"]
+    columns.append("samples/s")
+    cells = [_cells(case, trials, row, bp) for row in lines]
+    if case.reference and bp:
+        label, keys = case.reference
+        known = {metric: bp[key] for metric, key in keys.items()}
+        cells.insert(0, [label, "", *_reached(case, known, bp), *[""] * 5])
+    found = {key: trials.find(trial) for key, trial in schedules(name, short).items()}
+    speeds = [[key, *_pace(each)] for key, each in found.items()]
+    by_schedule = table(["schedule", "samples/s", "bubble"], speeds)
+    return f"## {case.title}\n\n{table(columns, cells)}\n{by_schedule}"
+
+
+def _cells(case: Case, trials: Trials, row: Row, bp: Found | None) -> list[str]:
+    trained, speed = trials.find(row.trained), trials.find(row.speed)
+    cells = [row.method, str(row.modules)]
+    if trained is None:
+        cells += [""] * (len(case.metrics) + 3)
+    else:
+        cells += _reached(case, trained, None if row.method == "bp" else bp)
+        cells.append(f"{trained['aux_params']:,}")
+        cells.append(f"{trained['aux_flops'] / trained['flops']:.0%} of the backbone")
+    if speed is None:
+        return [*cells, "", "", ""]
+    shares = ("?" if share is None else f"{share:.0%}" for share in speed["aux_fraction"])
+    rate, _ = _pace(speed)
+    return [*cells, " / ".join(shares), megabytes(speed["peak_memory_bytes"]), rate]
+
+
+def _reached(case: Case, found: Found, bp: Found | None) -> list[str]:
+    """The metrics, and by how much the first differs from bp's."""
+    cells = [format(found[key], form) for key, (_, form) in case.metrics.items()]
+    key, (_, form) = next(iter(case.metrics.items()))
+    return [*cells, format(found[key] - bp[key], f"+{form}") if bp else ""]
+
+
+def _pace(found: Found | None) -> tuple[str, str]:
+    """Samples per second and bubble."""
+    if found is None:
+        return "", ""
+    rate, bubble = found["samples_per_second"], found["bubble_fraction"]
+    return "?" if rate is None else f"{rate:.1f}", "?" if bubble is None else f"{bubble:.2f}"

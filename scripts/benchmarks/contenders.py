@@ -1,0 +1,213 @@
+"""What `scripts/benchmark schedules` compares, made from overrides as users write them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ppll_cli.cli.app import conf_dir, register_resolvers
+from ppll_cli.config import settings
+from ppll_cli.config.settings import Settings, usable_cores
+from ppll_cli.config.targets import make
+from ppll_cli.job.job import Job
+from ppll_cli.prepare.preparation import Prepared, prepare
+from ppll_cli.transport.channel import Transport
+from ppll_cli.transport.choice import usable
+from ppll_cli.worker.worker import REPORT_EVERY
+from scripts.benchmarks.paced import Workers, pipeline
+from scripts.benchmarks.ranks import MakeTrainer, Ranks
+from scripts.benchmarks.torch_trainers import (
+    DataParallelTrainer,
+    GPipeTrainer,
+    InterleavedTrainer,
+    OneFOneBTrainer,
+    ZeroBubbleTrainer,
+)
+from scripts.benchmarks.unlinked import InTurn, unlinked
+
+BATCH_SIZE = 64
+COMMON = [
+    "data=synthetic",
+    f"data.train_samples={REPORT_EVERY * BATCH_SIZE}",
+    "data.test_samples=1",
+]
+COMMON += [f"batch_size={BATCH_SIZE}", "threads=1", "oversubscribe=true", "seed=0"]
+COMMON += ["optim.schedule=constant", "optim.warmup_epochs=0", "epochs=1000"]
+MODELS = {
+    "vit": ["model=vit", "optim=adamw", "optim.lr=1e-3"],
+    "resnet32": ["model=resnet32", "optim=sgd", "optim.lr=0.01"],
+}
+OURS = {
+    "ppll": ["schedule=ppll", "partition=profile"],
+    "ppll_queue": ["schedule=ppll", "partition=profile", "transport=queue"],
+    "ll": ["schedule=ll", "partition=uniform"],
+    "gpipe_m4": ["schedule=gpipe", "partition=profile", "schedule.microbatches=4"],
+    "gpipe_m8": ["schedule=gpipe", "partition=profile", "schedule.microbatches=8"],
+    "1f1b_m4": ["schedule=1f1b", "partition=profile", "schedule.microbatches=4"],
+    "1f1b_m8": ["schedule=1f1b", "partition=profile", "schedule.microbatches=8"],
+    "interleaved_m4": ["schedule=interleaved", "partition=profile", "schedule.microbatches=4"],
+    "zb_h1_m4": ["schedule=zb_h1", "partition=profile", "schedule.microbatches=4"],
+    "pp": ["schedule=pp", "partition=profile"],
+    "bp": ["schedule=bp", "partition=uniform"],
+    "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
+    "bp_replicas": ["schedule=bp", "partition=uniform"],
+}
+"""Our own schedules by name, with what sets them apart. On one stage there is nothing to cut."""
+
+TORCH: dict[str, tuple[str, MakeTrainer]] = {
+    "torch_gpipe_m4": ("gpipe_m4", GPipeTrainer),
+    "torch_gpipe_m8": ("gpipe_m8", GPipeTrainer),
+    "torch_1f1b_m4": ("1f1b_m4", OneFOneBTrainer),
+    "torch_1f1b_m8": ("1f1b_m8", OneFOneBTrainer),
+    "torch_interleaved_m4": ("interleaved_m4", InterleavedTrainer),
+    "torch_zero_bubble_m4": ("interleaved_m4", ZeroBubbleTrainer),
+    "ddp": ("bp", DataParallelTrainer),
+}
+"""torch's own by name: whose stages and batches each has, and what trains a rank."""
+
+UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
+"""The stages of ppll without channels, and how they are measured."""
+
+LONG = (
+    *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),
+    *("torch_gpipe_m4", "gpipe_m4", "1f1b_m4", "torch_1f1b_m4"),
+    *("torch_gpipe_m8", "gpipe_m8", "1f1b_m8", "torch_1f1b_m8"),
+    *("interleaved_m4", "torch_interleaved_m4", "zb_h1_m4", "torch_zero_bubble_m4"),
+    *("pp", "ddp", "bp_replicas", "bp", "bp_all_threads"),
+)
+"""All names, in an order in which those that are compared with each other are near."""
+
+SHORT = tuple(name for name in LONG if name not in ("torch_gpipe_m8", "torch_1f1b_m8"))
+
+
+class Contender(Protocol):
+    """Processes that train on command.
+
+    Attributes:
+        name: One of `LONG`.
+    """
+
+    name: str
+
+    def start(self) -> None:
+        """Start them, and wait until they are ready."""
+        ...
+
+    def warm_up(self) -> float:
+        """Train a few steps; their mean loss."""
+        ...
+
+    def measure(self, seconds: float) -> float:
+        """Train for about so long; samples per second."""
+        ...
+
+    def finish(self) -> list[int | None]:
+        """End the training; each process's peak memory in bytes, null where it is unknown."""
+        ...
+
+    def stop(self) -> None:
+        """Leave no process behind, in whatever state they are."""
+        ...
+
+
+class Case:
+    """A model on a number of stages.
+
+    Args:
+        model: Key of `MODELS`.
+        gpus: How many stages.
+        overrides: For all contenders, behind those of the benchmark.
+
+    Attributes:
+        overrides: What they have in common.
+    """
+
+    def __init__(self, model: str, gpus: int, overrides: Sequence[str]) -> None:
+        self.model, self.gpus = model, gpus
+        self.overrides = [*COMMON, *MODELS[model], f"gpus={gpus}", *overrides]
+        self._prepared: dict[str, tuple[Settings, Prepared]] = {}
+
+    def prepared(self, name: str) -> tuple[Settings, Prepared]:
+        """The settings and the job of one of our own schedules."""
+        if name not in self._prepared:
+            own = [*OURS[name], *self._modules(name)]
+            if name == "bp_replicas":  # as many as there are devices
+                own.append(f"replicas={self.gpus}")
+            parsed = compose_settings([*self.overrides, *own])
+            self._prepared[name] = parsed, prepare(parsed, run_dir="")
+        return self._prepared[name]
+
+    def job(self, name: str) -> Job:
+        """The job of one of our own schedules."""
+        return self.prepared(name)[1].job
+
+    def contenders(self, names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
+        """Those of these names; and which of them cannot be here, with the reason."""
+        skipped = {name: reason for name in names if (reason := self._obstacle(name))}
+        return [self._contender(name) for name in names if name not in skipped], skipped
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those of the stages."""
+        return self.job("ppll").devices
+
+    def describe(self, names: Sequence[str]) -> dict[str, Any]:
+        """The stages of those of these rows that are ours, and what carries their tensors."""
+        ours = [name for name in names if name in OURS]
+        units = {name: self.prepared(name)[1].units for name in ours}
+        return {
+            "stages": {
+                name: [
+                    [units[name][i] for i in self.job(name).layout.units(stage)]
+                    for stage in range(self.job(name).stages)
+                ]
+                for name in ours
+            },
+            "transport": {name: type(self._transport(name)).__name__ for name in ours},
+            "devices": list(self.devices),
+            "emulated": self.prepared("ppll")[1].emulated,
+        }
+
+    def _obstacle(self, name: str) -> str | None:
+        """Why a row cannot be measured here."""
+        on_gpus, batch_size = self.devices[0] != "cpu", self.job("ppll").course.batch_size
+        if name == "bp_all_threads" and on_gpus:
+            return "it is for CPUs"
+        if name in TORCH and on_gpus and len(set(self.devices)) < self.gpus:
+            return "NCCL refuses two ranks on one GPU"
+        if name == "ddp" and batch_size % self.gpus:
+            return f"a batch of {batch_size} cannot be shared evenly"
+        return None
+
+    def _contender(self, name: str) -> Contender:
+        if name in UNLINKED:
+            return unlinked(name, self.job("ppll"), UNLINKED[name])
+        if name in TORCH:
+            like, make_trainer = TORCH[name]
+            return Ranks(name, replace(self.job(like), devices=self.devices), make_trainer)
+        return pipeline(name, self.job(name), self._transport(name))
+
+    def _modules(self, name: str) -> list[str]:
+        """`ll` trains the modules that the profile makes for `ppll`."""
+        if name != "ll":
+            return []
+        units, layout = self.prepared("ppll")[1].units, self.job("ppll").layout
+        cuts = ",".join(units[module.start] for module in layout.modules[1:])
+        return [f"local.cuts=[{cuts}]"]
+
+    def _transport(self, name: str) -> Transport:
+        """What is asked for, or what a run falls back to."""
+        asked, job = self.prepared(name)[0].transport, self.job(name)
+        size = sum(room.slots * room.size for room in job.channels.values())
+        return usable(asked["_target_"], make("transport", asked), size, job.devices)
+
+
+def compose_settings(overrides: Sequence[str]) -> Settings:
+    """The settings that these overrides make on the command line."""
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("config", list(overrides))
+    config: Any = OmegaConf.to_container(composed, resolve=True)
+    return settings.parse(config)

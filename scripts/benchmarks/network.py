@@ -1,0 +1,296 @@
+"""`scripts/benchmark network`: what a link between two machines costs each schedule.
+
+Two machines are two network namespaces on one, joined by a link that is left as it is or shaped.
+Every row trains on two stages, or replicas, of one thread each: on one machine, and over each link,
+in turn, in several rounds; shown is the speed over a link relative to that on one machine, from the
+medians, beside the bytes that a batch sends over it. `bf16` rows round what crosses to 16 bits, and
+`ddp` is torch's `DistributedDataParallel` with its defaults. Beside them stands what `ppll-plan`
+predicts from one profile and from the latency and speed of each link, as a message finds them.
+`--accuracy` trains on real images instead, with and without rounding.
+Without options that is a ViT under three schedules, in seven minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+
+from ppll_cli.cli.planning import Planner
+from ppll_cli.config.settings import Settings
+from ppll_cli.leaves.files import write_json
+from ppll_cli.predict.interconnect import Interconnect, Link
+from scripts.benchmarks.contenders import compose_settings
+from scripts.benchmarks.namespaces import (
+    ADDRESSES,
+    NamespaceError,
+    Namespaces,
+    as_torchrun,
+    namespaces,
+)
+from scripts.benchmarks.runs import RunFailedError, machine, run, source
+from scripts.benchmarks.trials import FOLDER, table
+
+COMMON = (
+    *("data=synthetic", "data.test_samples=64", "batch_size=64", "gpus=2", "threads=1"),
+    *("device=cpu", "epochs=1000", "timeline=false", "partition=flops", "eval_every=1000"),
+)
+MODELS = {"vit": ("model=vit",), "resnet32": ("model=resnet32", "optim=sgd", "optim.lr=0.01")}
+BF16 = "transport.wire_dtype=bf16"
+DDP = "ddp"
+ROWS = {
+    "ppll": ("schedule=ppll",),
+    "ppll, bf16": ("schedule=ppll", BF16),
+    "gpipe": ("schedule=gpipe",),
+    "gpipe, bf16": ("schedule=gpipe", BF16),
+    "1f1b": ("schedule=1f1b",),
+    "bp, 2 replicas": ("schedule=bp", "replicas=2"),
+    DDP: ("schedule=bp",),
+}
+SHORT = ("ppll", "gpipe", "bp, 2 replicas")
+LEARNT = {name: ROWS[name] for name in ("ppll", "ppll, bf16", "gpipe", "gpipe, bf16")}
+LINKS: dict[str, str | None] = {"unshaped": None, "1 Gbit/s": "1gbit", "200 Mbit/s": "200mbit"}
+HERE = "one machine"
+LIMIT_S = 300.0
+
+Speeds = dict[str, list[float]]
+"""Samples per second of each round, by link."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the result and print it."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark network", description=__doc__)
+    parser.add_argument("--long", action="store_true", help="every model and row")
+    parser.add_argument("--models", nargs="+", choices=MODELS)
+    parser.add_argument("--rows", nargs="+", choices=ROWS)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each run is made")
+    parser.add_argument("--steps", type=int, default=25, help="of each run")
+    parser.add_argument(
+        "--accuracy", nargs="+", metavar="KEY=VALUE", help="what rounding costs a training"
+    )
+    options = parser.parse_args(arguments)
+    console = Console()
+    result: dict[str, Any] = {"machine": machine(), "source": source()}
+    try:
+        with namespaces() as both:
+            if options.accuracy:
+                result["accuracy"] = _learn(both, options.accuracy, options.rounds, console)
+            else:
+                models = options.models or (list(MODELS) if options.long else ["vit"])
+                rows = options.rows or list(ROWS if options.long else SHORT)
+                result["links"] = links = _links(both, console)
+                result["models"] = {model: {} for model in models}
+                for model, name, row in _rows(both, models, rows, options, links):
+                    result["models"][model][name] = row
+                    console.print(f"{model} {name}: {row}", markup=False, soft_wrap=True)
+                    write_json(FOLDER / "network.json", result)
+    except NamespaceError as error:
+        parser.error(str(error))
+    name = "network-accuracy" if options.accuracy else "network"
+    write_json(FOLDER / f"{name}.json", result)
+    console.print(markdown(result), markup=False, soft_wrap=True)
+
+
+def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
+    """What a row is run with, on one machine and on two."""
+    return (*COMMON, *MODELS[model], *ROWS[name], f"max_steps={steps}")
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Tables of what was measured."""
+    parts = []
+    for model, rows in result.get("models", {}).items():
+        columns = [model, f"samples/s on {HERE}", *LINKS, "MB a batch"]
+        columns += [f"predicted over measured, {HERE}", *LINKS]
+        cells = []
+        for name, row in rows.items():
+            speed = {link: median(each) for link, each in row["samples_per_second"].items()}
+            relative = [f"{speed[link] / speed[HERE]:.2f}" for link in LINKS]
+            crossing = f"{row['bytes_per_batch'] / 1e6:.2f}" if row["bytes_per_batch"] else ""
+            predicted = row["predicted"]
+            held = [
+                f"{predicted[link] / speed[link]:.2f}" if predicted else ""
+                for link in (HERE, *LINKS)
+            ]
+            cells.append([name, f"{speed[HERE]:.0f}", *relative, crossing, *held])
+        parts.append(table(columns, cells))
+    if accuracy := result.get("accuracy"):
+        cells = [
+            [name, *(f"{found:.4f}" for found in (median(each), min(each), max(each)))]
+            for name, each in accuracy.items()
+        ]
+        parts.append(table(["", "test accuracy, median", "least", "most"], cells))
+    return "\n".join(parts)
+
+
+def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Samples per second that `ppll-plan` predicts of a row, by link.
+
+    The namespaces share this machine's cores and memory, so workers are not alone on theirs, as
+    those of real machines would be: they are predicted as if they were neighbours.
+    """
+    if name == DDP:
+        return {}
+    base = compose_settings(overrides_of(model, name, steps=1))
+
+    def settings(_: str, gpus: int, replicas: int) -> Settings:
+        return base.model_copy(update={"gpus": gpus, "replicas": replicas})
+
+    found = {}
+    for where, each in ((HERE, None), *links.items()):
+        link = each and Link(**each)
+        interconnect = Interconnect(between=link or None)
+        with Planner(
+            settings,
+            [name],
+            [base.replicas],
+            interconnect,
+            per_machine=1 if link else None,
+            neighbours=1,
+        ) as planner:
+            (row,) = planner.rows(2).values()
+        assert row.prediction is not None, row.obstacle
+        found[where] = row.prediction.samples_per_second
+    return found
+
+
+def _links(both: Namespaces, console: Console) -> dict[str, dict[str, float]]:
+    """How fast each link is, as a message finds it."""
+    links = {}
+    for link, rate in LINKS.items():
+        both.shape(rate)
+        links[link] = _at_ends(both, ["ping"])
+        console.print(f"{link}: {links[link]}", markup=False)
+    return links
+
+
+def _rows(
+    both: Namespaces,
+    models: Sequence[str],
+    names: Sequence[str],
+    options: argparse.Namespace,
+    links: Mapping[str, Mapping[str, float]],
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What each row of each model reaches, on one machine and over each link."""
+    cache = FOLDER / "network" / "cache"
+    os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
+    for model in models:
+        shutil.rmtree(cache, ignore_errors=True)  # times of another day are of another machine
+        for name in names:
+            row = {"predicted": predicted(model, name, links)}
+            row |= _measure(both, model, name, options.rounds, options.steps)
+            yield model, name, row
+
+
+def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
+    """A row's speeds, by link; and what a batch sends over it."""
+    overrides, measure = overrides_of(model, name, steps), _ddp if name == DDP else _ours
+    speeds: Speeds = {HERE: [], **{link: [] for link in LINKS}}
+    sent = 0.0
+    for _ in range(rounds):
+        speeds[HERE].append(measure(None, overrides, steps)[0])
+        for link, rate in LINKS.items():
+            both.shape(rate)
+            speed, sent = measure(both, overrides, steps)
+            speeds[link].append(speed)
+    return {"samples_per_second": speeds, "bytes_per_batch": sent}
+
+
+def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
+    """Samples per second of a run on one machine or on both, and bytes that a batch sends."""
+    folder = FOLDER / "network" / ("one" if both is None else "both")
+    found = run(overrides, folder) if both is None else _run_on_both(both, overrides, folder)
+    sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
+    if not found["edges"]:  # replicas: what each of two sends in a ring's all-reduce
+        sent = 4.0 * sum(module["params"] for module in found["per_module"])
+    return found["train"]["samples_per_second"], sent
+
+
+def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
+    """The same of torch's trainer, of which no bytes are known."""
+    warm_up = min(10, steps // 5)
+    return _at_ends(both, ["ddp", str(warm_up), str(steps - warm_up), *overrides]), 0.0
+
+
+def _learn(
+    both: Namespaces, overrides: Sequence[str], rounds: int, console: Console
+) -> dict[str, list[float]]:
+    """Test accuracies over the unshaped link, one for each round, which is the seed."""
+    both.shape(None)
+    found: dict[str, list[float]] = {name: [] for name in LEARNT}
+    for seed in range(rounds):
+        for name, own in LEARNT.items():
+            given = [*own, "gpus=2", "threads=1", "device=cpu", f"seed={seed}", *overrides]
+            summary = _run_on_both(both, given, FOLDER / "network" / "both")
+            found[name].append(summary["test"]["accuracy"])
+            console.print(f"{name}, seed {seed}: {found[name][-1]}", markup=False)
+    return found
+
+
+def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    """Run on both machines; what `summary.json` holds."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = [sys.executable, "-m", "ppll_cli", *overrides]
+    command.append(f"hydra.run.dir={run_dir.absolute()}")
+    environments = [as_torchrun(rank, ADDRESSES[0], 29400) for rank in range(2)]
+    _side_by_side([both.command(rank, command) for rank in range(2)], environments)
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
+
+
+def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
+    """What `link_ends` finds with these arguments, over the link or on one machine."""
+    store = (FOLDER / "network" / "store").absolute()
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.unlink(missing_ok=True)
+    what, *rest = arguments
+    program = [sys.executable, "-m", "scripts.benchmarks.link_ends", what]
+    commands = [[*program, str(rank), str(store), *rest] for rank in range(2)]
+    environments = [{"GLOO_SOCKET_IFNAME": "lo"} for _ in range(2)]
+    if both is not None:
+        commands = [both.command(rank, command) for rank, command in enumerate(commands)]
+        environments = [{"GLOO_SOCKET_IFNAME": link} for link in both.links]
+    return json.loads(_side_by_side(commands, environments)[0].splitlines()[-1])
+
+
+def _side_by_side(
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Run programs at the same time; what each of them printed.
+
+    Raises:
+        RunFailedError: One of them failed.
+    """
+    with ExitStack() as started:
+        programs = []
+        for command, environment in zip(commands, environments, strict=True):
+            program = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.callback(program.kill)
+            programs.append(program)
+        said: list[tuple[str, str]] = [("", "")] * len(programs)
+        until_s, running = monotonic() + LIMIT_S, [*range(len(programs))]
+        while running:
+            for number in running:
+                with suppress(subprocess.TimeoutExpired):
+                    said[number] = programs[number].communicate(timeout=0.1)
+            running = [number for number in running if programs[number].returncode is None]
+            failed = any(program.returncode for program in programs)
+            if failed or monotonic() > until_s:
+                text = "".join(part for each in said for part in each)
+                raise RunFailedError(f"{' '.join(commands[0])} failed over two machines:\n{text}")
+    return [out for out, _ in said]

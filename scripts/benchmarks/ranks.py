@@ -1,0 +1,225 @@
+"""Processes of `torch.distributed` that train when they are told to, and rest in between.
+
+What is timed lies between two barriers: so many whole steps of all ranks.
+"""
+
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ppll_cli.job.job import Job
+from ppll_cli.leaves import forkserver
+from ppll_cli.worker.memory import PeakMemory
+from scripts.benchmarks.paced import LEAST_STEPS, LIMIT_S, WARM_UP
+from scripts.benchmarks.runs import RunFailedError
+from scripts.benchmarks.torch_trainers import Trainer
+
+LEAVE_S = 5.0
+"""How long a process may take to leave, or one that stumbled over another to say so."""
+
+MakeTrainer = Callable[[Job, int], Trainer]
+
+
+class Orders(Protocol):
+    """Where orders come from, and answers go: a pipe, if it is another process that gives them."""
+
+    def recv(self) -> Any:
+        """Lengths of the next spans."""
+        ...
+
+    def send(self, obj: Any, /) -> None:
+        """Take an answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Span:
+    """What a rank measured: seconds of all steps, and the mean loss where it knows it."""
+
+    seconds: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What ended a rank."""
+
+    traceback: str
+
+
+class Ranks:
+    """A rank for each of a job's devices.
+
+    Args:
+        name: Named in errors.
+        job: What is trained.
+        make_trainer: Makes the trainer of a rank, in its process.
+    """
+
+    def __init__(self, name: str, job: Job, make_trainer: MakeTrainer) -> None:
+        self.name, self.job, self._make_trainer = name, job, make_trainer
+        self._folder = tempfile.TemporaryDirectory(prefix="ppll-benchmark-")
+        self._pipes: list[Connection] = []
+        self._processes: list[ForkServerProcess] = []
+        self._step_s = 0.0
+
+    def start(self) -> None:
+        """Start the ranks, and wait until each has its model."""
+        context, store = forkserver.context(), Path(self._folder.name, "store")
+        for rank in range(len(self.job.devices)):
+            here, there = context.Pipe()
+            self._pipes.append(here)
+            process = context.Process(
+                target=main,
+                args=(self._make_trainer, self.job, rank, str(store), there),
+                name=f"{self.name}-{rank}",
+            )
+            process.start()
+            self._processes.append(process)
+            there.close()
+        self._gather()
+
+    def warm_up(self) -> float:
+        """Train the first steps; the mean loss of the last `WARM_UP[1]` of them."""
+        return self._train(WARM_UP)
+
+    def measure(self, seconds: float) -> float:
+        """Samples per second."""
+        self._train((1, max(LEAST_STEPS, round(seconds / self._step_s))))
+        return self.job.course.batch_size / self._step_s
+
+    def finish(self) -> list[int | None]:
+        """End the training; the peak memory of each rank, in bytes."""
+        self._order(())
+        peaks = self._gather()
+        for process in self._processes:
+            process.join(LEAVE_S)
+        return peaks
+
+    def stop(self) -> None:
+        """Leave no process behind, whatever state they are in."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(LEAVE_S)
+        for pipe in self._pipes:
+            pipe.close()
+        self._folder.cleanup()
+
+    def _train(self, spans: Sequence[int]) -> float:
+        self._order(spans)
+        measured: list[_Span] = self._gather()
+        self._step_s = max(span.seconds for span in measured) / spans[-1]
+        return fmean(span.loss for span in measured if span.loss is not None)
+
+    def _order(self, spans: Sequence[int]) -> None:
+        for pipe in self._pipes:
+            pipe.send(spans)
+
+    def _gather(self) -> list[Any]:
+        """What each rank says.
+
+        Raises:
+            RunFailedError: One failed, is gone or says nothing.
+        """
+        answers: dict[int, Any] = {}
+        until = perf_counter() + LIMIT_S
+        while len(answers) < len(self._pipes):
+            waited = {p: rank for rank, p in enumerate(self._pipes) if rank not in answers}
+            ready = wait(list(waited), timeout=until - perf_counter())
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                answers[waited[pipe]] = answer = self._receive(pipe)
+                if isinstance(answer, _Failure):  # the others may have one to add, or stumble soon
+                    until = min(until, perf_counter() + LEAVE_S)
+            if not ready:
+                break
+        silent = [f"rank {rank}: silent" for rank in range(len(self._pipes)) if rank not in answers]
+        failed = [f"rank {r}: {a.traceback}" for r, a in answers.items() if isinstance(a, _Failure)]
+        if failed or silent:
+            raise RunFailedError("\n".join([f"{self.name} failed", *failed, *silent]))
+        return [answers[rank] for rank in range(len(self._pipes))]
+
+    @staticmethod
+    def _receive(pipe: Connection) -> Any:
+        try:
+            return pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return _Failure("the process is gone")
+
+
+def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Connection) -> None:
+    """A rank: it does what it is ordered to, and leaves with the process that gives orders.
+
+    Args:
+        make_trainer: Makes its trainer.
+        job: What is trained.
+        rank: Its number.
+        store: A file that does not exist yet, where the ranks find one another.
+        orders: Lengths of spans come from there, and answers go there.
+    """
+    try:
+        serve(make_trainer, job, rank, store, orders)
+    except EOFError:
+        raise SystemExit(1) from None
+    except Exception:
+        orders.send(_Failure(traceback.format_exc()))
+        raise SystemExit(1) from None
+
+
+def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Orders) -> None:
+    """Train as ordered, until an order is empty; for the arguments see `main`."""
+    device = torch.device(job.devices[rank])
+    torch.set_num_threads(job.threads)
+    memory = PeakMemory(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=len(job.devices),
+        timeout=timedelta(seconds=LIMIT_S),
+        device_id=device if device.type == "cuda" else None,
+    )
+    trainer = make_trainer(job, rank)
+    orders.send(None)
+    done = 0
+    while spans := orders.recv():
+        for steps in spans:
+            span = _timed(trainer, range(done, done + steps), device)
+            done += steps
+        orders.send(span)
+        if done == sum(WARM_UP):
+            memory.reset()
+    orders.send(memory.read())
+    dist.destroy_process_group()
+
+
+def _timed(trainer: Trainer, steps: range, device: torch.device) -> _Span:
+    trainer.prepare(steps)
+    start = _all_here(device)
+    losses = [trainer.step(step) for step in steps]
+    seconds = _all_here(device) - start
+    known: list[Tensor] = [loss for loss in losses if loss is not None]
+    return _Span(seconds, float(torch.stack(known).mean()) if known else None)
+
+
+def _all_here(device: torch.device) -> float:
+    """The time when all ranks are here, and their devices have done what was asked of them."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    dist.barrier()
+    return perf_counter()

@@ -1,0 +1,103 @@
+"""Running ppll-run from a benchmark, and keeping what it found."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import ppll_cli
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.config.settings import usable_cores
+from ppll_cli.leaves.files import write_json
+from ppll_cli.leaves.machine import processor
+
+
+class RunFailedError(Exception):
+    """Raised when a run of a benchmark did not complete."""
+
+
+class Results:
+    """The results of a benchmark in a JSON file, written anew after each row.
+
+    A row is found again as long as it was made with the same overrides, on the same machine and by
+    the same program; so a benchmark that was stopped goes on where it was.
+
+    Args:
+        path: The file; what it holds is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.conditions = {"machine": machine(), "source": source()}
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()
+        if path.exists():
+            self.rows = json.loads(path.read_text())["rows"]
+
+    def find(self, name: str, overrides: Sequence[str]) -> dict[str, Any] | None:
+        """The row of this name, if it was made with these overrides."""
+        row = self.rows.get(name)
+        wanted = {"overrides": list(overrides), **self.conditions}
+        return row if row is not None and wanted.items() <= row.items() else None
+
+    def add(self, name: str, overrides: Sequence[str], row: Mapping[str, Any]) -> None:
+        """Keep a row."""
+        with self._lock:
+            self.rows[name] = {"overrides": list(overrides), **row, **self.conditions}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {"rows": self.rows})
+
+
+def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    """Run ppll-run in a process of its own.
+
+    Args:
+        overrides: What it is given.
+        run_dir: Where its results go; what an earlier attempt left there is removed.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        RunFailedError: It did not complete; what it printed is in the message.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = [sys.executable, "-m", "ppll_cli", *overrides, f"hydra.run.dir={run_dir}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise RunFailedError(f"{' '.join(overrides)} ended with {done.returncode}: {said}")
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
+
+
+def source() -> str:
+    """A hash of the program and its configuration."""
+    digest = sha256()
+    program = Path(ppll_cli.__file__).parent.rglob("*.py")
+    for path in sorted([*program, *conf_dir().rglob("*.yaml")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": processor(),
+        "cores": usable_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": found,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }

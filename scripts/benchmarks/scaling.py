@@ -1,0 +1,103 @@
+"""`scripts/benchmark scaling`: what every schedule makes of 2, 4, ... 1024 devices.
+
+From one profile of a vision transformer whose 1024 units can stand on as many devices: embedding,
+1022 equal transformer blocks, of which few are measured, and head. Beside the predictions stand
+medians of short runs of that very model, of as many stages as this machine has cores or GPUs for
+(`--long`: of every schedule, and up to 8 stages). It is narrow, so that a batch passes in seconds.
+A stage has whole units, as many as the others (partition=uniform), and one thread.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ppll_cli.cli.plan import SCHEDULES, Plan
+from ppll_cli.cli.planning import Planner
+from scripts.benchmarks.runs import machine, run, source
+
+FOLDER = Path("outputs/benchmark")
+RESULT = FOLDER / "scaling.json"
+MODEL = ["model=vit", "model.depth=1022", "model.dim=32", "model.heads=2", "model.patch=8"]
+MODEL += ["data=synthetic", "batch_size=16", "threads=1"]
+GPUS = [2**power for power in range(1, 11)]
+RUN = ["max_steps=20", "data.eval_limit=16"]
+REPETITIONS = 3
+MEASURED = ["ppll", "gpipe"]
+
+Rows = list[dict[str, Any]]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Predict, measure, write the result and print it."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark scaling", description=__doc__)
+    parser.add_argument("--long", action="store_true", help="measure every schedule, and more")
+    options = parser.parse_args(arguments)
+    here = machine()
+    room = len(here["gpus"]) or here["cores"]
+    numbers = [gpus for gpus in GPUS if gpus <= min(room, 8 if options.long else 2)]
+    measured = measure(list(SCHEDULES) if options.long else MEASURED, numbers)
+    rows = predict(measured)
+    conditions = {"overrides": MODEL, "runs": RUN, "repetitions": REPETITIONS, "source": source()}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    result = {"machine": here, "conditions": conditions, "rows": rows}
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    _print(rows)
+
+
+def measure(schedules: Sequence[str], numbers: Sequence[int]) -> Mapping[tuple[int, str], float]:
+    """The median speed of runs that take turns, by number of stages and schedule."""
+    cases = [(gpus, schedule) for gpus in numbers for schedule in schedules]
+    rates: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
+    for _ in range(REPETITIONS):
+        for gpus, schedule in cases:
+            overrides = [*MODEL, *RUN, f"schedule={schedule}", f"gpus={gpus}"]
+            summary = run(overrides, FOLDER / "scaling" / f"{schedule}-{gpus}")
+            rates[gpus, schedule].append(summary["train"]["samples_per_second"])
+    return {case: median(found) for case, found in rates.items()}
+
+
+def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
+    """A row for each number of stages and schedule, with what was measured of it."""
+    plan = Plan.compose([*MODEL, f"gpus={','.join(map(str, GPUS))}"])
+    with Planner(plan.settings, SCHEDULES) as planner:
+        predicted = {gpus: planner.rows(gpus) for gpus in plan.gpus}
+        planner.check()
+    rows = []
+    for gpus, each in predicted.items():
+        for schedule, row in each.items():
+            found = row.prediction
+            if found is None:  # `interleaved` needs more units
+                continue
+            rows.append(
+                {
+                    "gpus": gpus,
+                    "schedule": schedule,
+                    "predicted_samples_per_second": found.samples_per_second,
+                    "bubble": found.bubble_fraction,
+                    "speed_up_over_bp": row.speed_up,
+                    "measured_samples_per_second": measured.get((gpus, schedule)),
+                }
+            )
+    return rows
+
+
+def _print(rows: Rows) -> None:
+    table = Table("gpus", "schedule", "samples/s", "x bp", "bubble", "measured", "predicted / it")
+    for row in rows:
+        predicted, measured = (row[f"{k}_samples_per_second"] for k in ("predicted", "measured"))
+        table.add_row(
+            str(row["gpus"]),
+            row["schedule"],
+            f"{predicted:.1f}",
+            f"{row['speed_up_over_bp']:.2f}",
+            f"{row['bubble']:.3f}",
+            f"{measured:.1f}" if measured else "",
+            f"{predicted / measured:.2f}" if measured else "",
+        )
+    Console(highlight=False).print(table)

@@ -1,0 +1,194 @@
+"""`scripts/benchmark schedules`: how fast each schedule trains, ours beside torch's own.
+
+ViT and ResNet-32 on synthetic images of 32 x 32, a batch of 64, on `--gpus` stages with one thread
+each. All contenders of a model are started once and stay alive; then rounds follow, in which each
+in turn trains for a few seconds while the others rest. What is shown are medians over the rounds.
+
+- `ppll` and `ppll_queue` (by transport) and `ll` train the same modules, the stages that
+  `partition=profile` cuts for `ppll`; `pp`, `gpipe_m4` and the like have the stages that it cuts
+  for them, and `torch_gpipe_m4` and the like those of `gpipe_m4` and the like. `ddp` is torch's
+  `DistributedDataParallel` with its defaults, each rank with its part of the batch, and
+  `bp_replicas` our `schedule=bp` with as many replicas.
+- `bp` and `ll` have one worker. On a CPU that is not all that the machine can give, so
+  `bp_all_threads` stands beside it.
+- `bound`: every stage of `ppll` loops on an input of its own at the same time, and nothing travels;
+  the slowest stage counts. `bound_in_turn`: the same work, one stage after another. How many times
+  faster the former is, is the `ceiling` of what `ppll` can gain over `ll` on this memory system.
+
+What is timed: for ours, from one mark behind a batch to another one, as each reaches the last
+stage, in a pipeline that was filled before and is kept full until then; `gpipe` and the like drain
+with each step by themselves. For torch's, whole steps between two barriers. Batches are loaded and
+optimizers step within what is timed; only the last rank of torch's pipelines has its labels before.
+torch's ranks are no straw men: they come from our fork server, with its settings of the allocator,
+and their networks lie in memory as ours do. Peak memory is each process's, in its steady state and
+less its size before the model was built.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves import forkserver
+from scripts.benchmarks.contenders import LONG, MODELS, SHORT, Case
+from scripts.benchmarks.runs import machine, source
+
+RESULT = Path("outputs/benchmark/schedules.json")
+RATIOS = {
+    "ppll_over_bound": ("ppll", "bound"),
+    "ppll_over_torch_gpipe": ("ppll", "torch_gpipe_m4"),
+    "ppll_over_torch_1f1b": ("ppll", "torch_1f1b_m4"),
+    "ppll_over_ll": ("ppll", "ll"),
+    "ceiling": ("bound", "bound_in_turn"),
+    "gpipe_over_torch_gpipe": ("gpipe_m4", "torch_gpipe_m4"),
+    "interleaved_over_torch_interleaved": ("interleaved_m4", "torch_interleaved_m4"),
+    "zb_h1_over_1f1b": ("zb_h1_m4", "1f1b_m4"),
+    "replicas_over_ddp": ("bp_replicas", "ddp"),
+}
+"""By key, which row's samples per second over which other's."""
+
+TARGETS = {
+    model: {
+        "ppll_over_bound": 0.95,
+        "ppll_over_torch_gpipe": over_torch,
+        "ppll_over_ll": 1.6,
+        "gpipe_over_torch_gpipe": 1.0,
+        "replicas_over_ddp": 0.95,
+    }
+    for model, over_torch in (("vit", 1.35), ("resnet32", 1.15))
+}
+"""What we aim at with two stages on two cores."""
+
+SECONDS = 2.0
+"""Of one measurement, about."""
+
+BUDGET_S = 270.0
+"""For a model on a number of stages: as many rounds are made as end within it."""
+
+LEAST_ROUNDS = 2
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the result and print it."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark schedules",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--long", action="store_true", help="every row, and four times as long")
+    parser.add_argument("--gpus", type=int, nargs="+", help="numbers of stages (default 2)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rows", nargs="+", choices=LONG, help="only these")
+    parser.add_argument("--local", default="greedy", help="local method of ll and ppll")
+    options = parser.parse_args(arguments)
+    here = machine()
+    room = max(here["cores"], len(here["gpus"]))
+    numbers = options.gpus or ([2, 4] if options.long and room >= 4 else [2])
+    names = options.rows or (LONG if options.long else SHORT)
+    budget_s = BUDGET_S * (4 if options.long else 1)
+    console = Console()
+    models = {}
+    for gpus in numbers:
+        for model in options.models:
+            key = model if gpus == numbers[0] else f"{model}_gpus{gpus}"
+            case = Case(model, gpus, [f"local={options.local}"])
+            try:
+                models[key] = measure(case, names, budget_s, console.print)
+            except ConfigError as error:
+                parser.error(str(error))
+            _print(console, key, models[key])
+    conditions = {"local": options.local, "seconds": SECONDS, "source": source()}
+    result = {"machine": here, "conditions": conditions, "models": models}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(
+    case: Case, names: Sequence[str], budget_s: float, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure a model on a number of stages.
+
+    Args:
+        case: Which.
+        names: Of the rows.
+        budget_s: When to end; there are `LEAST_ROUNDS` rounds anyhow.
+        say: Told how it goes.
+
+    Returns:
+        What stands in the JSON file for it.
+
+    Raises:
+        RunFailedError: A contender failed; it is named, and all have been stopped.
+    """
+    until = perf_counter() + budget_s
+    forkserver.start()  # it imports torch while the profile is made
+    contenders, skipped = case.contenders(names)
+    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    losses: dict[str, float] = {}
+    with ExitStack() as started:
+        for contender in contenders:
+            say(f"{case.model}: starting {contender.name}")
+            started.callback(contender.stop)
+            contender.start()
+            losses[contender.name] = contender.warm_up()
+        rounds, round_s = 0, 0.0
+        while rounds < LEAST_ROUNDS or perf_counter() + round_s < until:
+            start = perf_counter()
+            for contender in contenders:
+                rates[contender.name].append(contender.measure(SECONDS))
+            rounds, round_s = rounds + 1, perf_counter() - start
+            say(f"{case.model}: round {rounds} took {round_s:.0f} s")
+        memory = {contender.name: contender.finish() for contender in contenders}
+    speed = {name: median(each) for name, each in rates.items()}
+    return {
+        **ratios(speed),
+        "samples_per_second": speed,
+        "spread": {name: [min(each), max(each)] for name, each in rates.items()},
+        "peak_memory_bytes": memory,
+        "warm_up_loss": losses,
+        "gpus": case.gpus,
+        "rounds": rounds,
+        "skipped": skipped,
+        "overrides": case.overrides,
+        **case.describe(names),
+    }
+
+
+def ratios(speed: Mapping[str, float]) -> dict[str, float]:
+    """Those of `RATIOS` whose rows were measured."""
+    return {
+        key: speed[name] / speed[other]
+        for key, (name, other) in RATIOS.items()
+        if name in speed and other in speed
+    }
+
+
+def _print(console: Console, key: str, result: Mapping[str, Any]) -> None:
+    targets = TARGETS.get(key, {}) if result["gpus"] == 2 else {}
+    summary = Table(f"{key}, {result['gpus']} stages", "", "target")
+    for ratio in RATIOS:
+        if ratio in result:
+            target = targets.get(ratio)
+            summary.add_row(ratio, f"{result[ratio]:.3f}", f"{target:.2f}" if target else "")
+    table = Table("", "samples/s", "least to most", "peak memory per process, MB")
+    for name, speed in result["samples_per_second"].items():
+        least, most = result["spread"][name]
+        sizes = result["peak_memory_bytes"][name]
+        table.add_row(
+            name,
+            f"{speed:.1f}",
+            f"{least:.1f} to {most:.1f}",
+            " / ".join("?" if size is None else f"{size / 1e6:.0f}" for size in sizes),
+        )
+    console.print(summary)
+    console.print(table)
+    for name, reason in result["skipped"].items():
+        console.print(f"{name}: left out, {reason}")

@@ -1,0 +1,92 @@
+"""`scripts/benchmark startup`: how long a run takes to its first training step.
+
+From the start of the process until the first step of the default model, with a worker for each of
+two stages, stands in the run's metrics; beside it a bare `import torch`. An epoch is one batch
+here, because metrics are written at its end. Medians of interleaved repetitions.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+
+from rich.console import Console
+from rich.table import Table
+
+from scripts.benchmarks.runs import RunFailedError, machine
+
+RESULT = Path("outputs/benchmark/startup.json")
+LIMIT_S = 120.0
+LOOK_S = 0.01
+GPUS = 2
+OVERRIDES = [
+    f"gpus={GPUS}",
+    "device=cpu",
+    "data=synthetic",
+    "data.size=8",
+    "data.channels=1",
+    "data.train_samples=64",
+    "data.test_samples=8",
+    "max_steps=1",
+]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the result and print it."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark startup", description=__doc__)
+    parser.add_argument("--long", action="store_true", help="15 repetitions instead of 5")
+    result = measure(15 if parser.parse_args(arguments).long else 5)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    table = Table("", "seconds")
+    for name in ("import_torch_s", "first_step_s"):
+        table.add_row(name, f"{result[name]:.2f}")
+    table.add_row("first_step_over_import_torch", f"{result['first_step_over_import_torch']:.2f}")
+    Console().print(table)
+
+
+def measure(repetitions: int) -> dict[str, float]:
+    """Time both.
+
+    Returns:
+        The medians `import_torch_s` and `first_step_s`, and `first_step_over_import_torch`.
+    """
+    imports, steps = [], []
+    for _ in range(repetitions):
+        imports.append(_import_torch())
+        steps.append(_first_step())
+    import_s, step_s = median(imports), median(steps)
+    return {
+        "first_step_over_import_torch": step_s / import_s,
+        "import_torch_s": import_s,
+        "first_step_s": step_s,
+    }
+
+
+def _import_torch() -> float:
+    start = perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True, timeout=LIMIT_S)
+    return perf_counter() - start
+
+
+def _first_step() -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        command = [sys.executable, "-m", "ppll_cli", *OVERRIDES, f"hydra.run.dir={metrics.parent}"]
+        start = perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+            try:
+                while not (metrics.exists() and '"train"' in metrics.read_text()):
+                    if run.poll() is not None or perf_counter() - start > LIMIT_S:
+                        raise RunFailedError(f"no step was made by {' '.join(command)}")
+                    sleep(LOOK_S)
+                seconds = perf_counter() - start
+                run.communicate(timeout=LIMIT_S)
+            finally:
+                run.kill()
+        return seconds

@@ -1,0 +1,399 @@
+"""ppll-run: compose, validate, launch, report.
+
+Nothing heavy is imported before it is needed: `--help`, `--cfg job` and the refusal of a wrong
+configuration do without torch.
+"""
+
+import gc
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ppll_cli import __version__
+from ppll_cli.config.commands import command, quoted, short_path
+from ppll_cli.config.composition import CONFIG, options_given, own_choices
+from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.launch.machines.rendezvous import Rendezvous
+from ppll_cli.leaves import forkserver, scratch
+from ppll_cli.leaves.printable import printable
+from ppll_cli.observe import streams
+from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, REFUSED_FILE, only_started
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from omegaconf import DictConfig
+
+    from ppll_cli.launch.machines.fleet import Fleet
+    from ppll_cli.launch.resume import Recorded
+
+log = logging.getLogger(__name__)
+
+
+def main() -> NoReturn:
+    """The console script.
+
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. Whether what is
+    printed can be read by anybody does not change it.
+    """
+    streams.guard()
+    for number in forkserver.heeded():
+        signal.signal(number, _leave)
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except (WorkerFailedError, RunFailedError):  # shown and logged where they were caught
+        sys.exit(1)
+    except Interrupted as error:
+        _complain(str(error))
+        sys.exit(128 + error.signal)
+    finally:
+        gc.freeze()  # else Python goes through all that torch has made once more before it ends
+    sys.exit(0)
+
+
+def _leave(number: int, _: "FrameType | None") -> NoReturn:
+    """End at once, while there are no workers: those who have some handle signals themselves.
+
+    An exception could interrupt any line, an import too, and be swallowed or shown there.
+    """
+    forkserver.kill()
+    scratch.remove()
+    with suppress(Exception):
+        sys.stdout.flush()
+    with suppress(OSError):  # nobody may read it
+        os.write(2, f"ppll-run: {Interrupted(number)}\n".encode())
+    os._exit(128 + number)
+
+
+def _main(arguments: list[str]) -> None:
+    if sys.platform not in ("linux", "darwin"):
+        raise ConfigError("platform", sys.platform, "is not supported", "use Linux, or macOS")
+    if "--version" in arguments:
+        sys.stdout.write(f"ppll-run {__version__}\n")
+        return
+    overrides = [_at_home(a) for a in arguments if _is_override(a)]
+    options = [a for a in arguments if not _is_override(a)]
+    # Hydra's parser wants all overrides together; people write them on both sides of an option.
+    sys.argv[1:] = overrides + options
+
+    where = Rendezvous.of(os.environ)
+    if where is not None:  # torch would print stacks of C++ when a machine is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if {*options} <= {"-m", "--multirun"}:
+        forkserver.start()  # it imports torch while the configuration is composed and checked here
+    try:
+        if where is None:
+            _hydra_main(arguments, overrides)
+        else:
+            _on_machines(where, arguments, overrides)
+    finally:
+        forkserver.stop()
+
+
+def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
+    """Be one of several launchers: the first one composes, the others do as they are told."""
+    from ppll_cli.launch.machines.fleet import Fleet
+
+    fleet = Fleet(where)
+    try:
+        if not fleet.first:
+            from ppll_cli.launch.machines.follow import follow
+
+            logging.basicConfig(format="%(message)s", level=logging.INFO)
+            follow(fleet)
+            return
+        sweeps = {"-m", "--multirun"} & {*arguments}
+        if not sweeps and (run_dir := fleet.remembered):  # torchrun has started it anew
+            overrides = [each for each in overrides if not each.startswith("hydra.run.dir=")]
+            options = [each for each in arguments if not _is_override(each)]
+            overrides.append(f"resume={run_dir}")
+            arguments = sys.argv[1:] = overrides + options
+        try:
+            _hydra_main(arguments, overrides, fleet)
+        except ConfigError as error:
+            fleet.refuse(error)
+            raise
+        finally:
+            fleet.tell({"kind": "end"})
+    finally:
+        fleet.close()
+
+
+def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
+    """Have Hydra compose the configuration, and run with it."""
+    import argparse
+
+    import hydra
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ppll_cli.cli.explain import explain
+    from ppll_cli.cli.sweep import CompareRuns
+    from ppll_cli.launch.resume import recorded
+
+    # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
+    register_resolvers()
+    began = False
+    before: Recorded | None = None
+    made: set[Path] | None = None
+    failures: list[PpllError] = []
+
+    def task(cfg: "DictConfig") -> float | None:
+        # Hydra would announce an exception in its own words, and would give up a sweep's results.
+        nonlocal began
+        began = True
+        streams.guard()  # a launcher may have the job run in another process
+        streams.tell_failures()
+        try:
+            return _run(cfg, before, overrides, made, fleet)
+        except (ConfigError, OmegaConfBaseException) as error:
+            if not isinstance(error, ConfigError):
+                error = explain(error, arguments, conf_dir())
+            _note_refusal(error)
+            failures.append(error)
+        except Interrupted as error:
+            failures.insert(0, error)
+            raise KeyboardInterrupt from None  # Hydra does not go on with a sweep's next job
+        except PpllError as error:
+            failures.append(error)
+        return None
+
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(task)
+    try:
+        before = recorded(overrides)
+        if before is None:
+            made = _check_run_dir(overrides)
+        elif {"-m", "--multirun"} & {*arguments}:
+            raise ConfigError("resume", before.run_dir, "is for a single run", "drop --multirun")
+        elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows only what is on the command line
+            problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
+            raise ConfigError("resume", before.run_dir, problem, f"see {there}")
+        else:
+            _check_links(before.run_dir)
+            options = sys.argv[1 + len(overrides) :]
+            sys.argv[1:] = before.arguments(overrides) + options
+        run()
+    except ConfigError:
+        raise
+    except KeyboardInterrupt:
+        if not failures:
+            raise
+    except Exception as error:  # of Hydra, OmegaConf, a parser or the file system
+        if began:
+            raise
+        raise explain(error, arguments, conf_dir()) from None
+    finally:
+        _remove_sweeps()
+    if failures:
+        raise failures[0]
+    if CompareRuns.failed:  # where a launcher has jobs run in other processes
+        log.error("ppll-run: %d of the sweep's jobs failed", CompareRuns.failed)
+        raise RunFailedError(f"{CompareRuns.failed} of the sweep's jobs failed")
+
+
+def register_resolvers() -> None:
+    """What our configuration asks of OmegaConf: `pid` tells runs of one second apart."""
+    from omegaconf import OmegaConf
+
+    # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
+
+
+def conf_dir() -> Path:
+    """The folder of configuration groups: in an installed package, or at the top of a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"
+
+
+def _run(
+    cfg: "DictConfig",
+    before: "Recorded | None",
+    overrides: list[str],
+    made: set[Path] | None,
+    fleet: "Fleet | None",
+) -> float | None:
+    """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ppll_cli.config import settings
+    from ppll_cli.config.changes import changes
+    from ppll_cli.config.interpolated import plain
+    from ppll_cli.config.objective import value
+    from ppll_cli.config.targets import make
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    choices = own_choices(hydra_config.runtime.choices)
+    ours = {".hydra", f"{hydra_config.job.name}.log"}
+    strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
+    if strangers and before is None:
+        raise ConfigError("hydra.run.dir", run_dir, f"holds {strangers[0]}", "choose a new folder")
+    try:
+        config = plain(cfg)
+        if before is not None:
+            config, choices = before.changed(config, choices, overrides)
+        parsed = settings.parse(config)
+        for group in ("schedule", "data", "tracker"):  # what their classes refuse needs no torch
+            make(group, config[group])
+
+        from ppll_cli.launch.run import Run
+
+        changed = partial(changes, config, choices)
+        options = options_given(conf_dir())
+        run = Run(parsed, config, choices, run_dir, before, changed, fleet, options)
+        summary = run.execute()
+    except Interrupted:
+        if hydra_config.mode is RunMode.MULTIRUN:
+            sweep = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
+            log.info("  the sweep until now: %s", command("ppll-compare", sweep))
+        raise
+    except (ConfigError, OmegaConfBaseException):
+        if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
+            _remove(run_dir, ours, made)
+        raise
+    tunes = "basic" not in hydra_config.runtime.choices["hydra/sweeper"]
+    if tunes and hydra_config.mode is RunMode.MULTIRUN and run.objective.startswith("test."):
+        log.warning(
+            "objective=%s: the sweeper tunes on the test set, whose results will be too good; "
+            "data.val_fraction=0.1 holds a part of the training set out",
+            run.objective,
+        )
+    return value(run.objective, summary)
+
+
+def _note_refusal(error: ConfigError) -> None:
+    """Have a sweep remember a job that was refused, which leaves no folder of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from ppll_cli.cli.sweep import refuse
+
+    config = HydraConfig.get()
+    ran = (Path(config.runtime.output_dir) / CONFIG_FILE).exists()
+    if config.mode is RunMode.MULTIRUN and not ran:
+        refuse(Path(config.sweep.dir), config.job.num, list(config.overrides.task), str(error))
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _at_home(override: str) -> str:
+    """Where results go may be given below a home, as `~/runs`: Hydra would make a folder `~`."""
+    found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
+    return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
+
+
+def _check_run_dir(overrides: list[str]) -> set[Path] | None:
+    """Refuse a folder that holds something before Hydra writes into it.
+
+    What a start-up that died has left is no hindrance: nothing was trained there.
+
+    Returns:
+        The folders that Hydra will make; None where the command line does not name one.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    made = None
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.key_or_group == "hydra.run.dir":
+            value = override.value()
+            if isinstance(value, str) and "${" in value:
+                value = _run_dir(overrides)
+                if value is None:
+                    return None
+            if not isinstance(value, str):
+                raise ConfigError("hydra.run.dir", value, "is not the name of a folder")
+            folder = Path(value).absolute()
+            if folder.is_dir() and not only_started(folder):
+                raise ConfigError(
+                    "hydra.run.dir", value, "exists and is not empty", "choose a new folder"
+                )
+            made = {path for path in (folder, *folder.parents) if not path.exists()}
+    return made
+
+
+def _check_links(run_dir: Path) -> None:
+    """Refuse to go on where files that will be appended to are links.
+
+    Whoever else can write in the folder could have any file of the user's overwritten.
+    """
+    for name in (LOG_FILE, METRICS_FILE):
+        if (run_dir / name).is_symlink():
+            problem = f"{name} is a link, which is not written through"
+            raise ConfigError("resume", run_dir, problem, "remove the link")
+
+
+def _run_dir(overrides: list[str]) -> str | None:
+    """The folder that `hydra.run.dir` names by an interpolation; None where Hydra alone can say."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf.errors import OmegaConfBaseException
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose(CONFIG, overrides, return_hydra_config=True)
+        try:
+            return str(config.hydra.run.dir)
+        except OmegaConfBaseException:
+            return None
+
+
+def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
+    """Remove what Hydra made for a run that was refused, and folders that are empty then."""
+    for name in ours:
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    from ppll_cli.config.targets import start_folder
+
+    _remove_empty(run_dir, made, start_folder() / "outputs")
+
+
+def _remove_empty(folder: Path, made: set[Path] | None, outputs: Path) -> None:
+    """Remove a folder and its parents, as far as they are empty and were made for the run.
+
+    Args:
+        folder: The folder.
+        made: The folders that were made for the run; None where that is not known, and then all
+            in `outputs` count as such.
+        outputs: Where runs go by default.
+    """
+    for path in (folder, *folder.parents):
+        ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
+        if not ours or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
+def _remove_sweeps() -> None:
+    """Remove what Hydra notes of a sweep, where all its jobs were refused."""
+    for folder in Path.cwd().glob(f"outputs/sweeps/*/*-{os.getpid()}"):
+        left = {path.name for path in folder.iterdir()}
+        if left <= {"multirun.yaml", REFUSED_FILE}:
+            for name in left:
+                (folder / name).unlink()
+            _remove_empty(folder, None, Path.cwd() / "outputs")
+
+
+def _refuse_arguments(_: object, message: str) -> NoReturn:
+    remedy = f"see {command('ppll-run', '--help')}"
+    if message.startswith("unrecognized"):
+        remedy = f"keys are given as KEY=VALUE, without dashes; {remedy}"
+    raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)
+
+
+def _complain(message: str) -> None:
+    """One line, whatever was in the value that is wrong."""
+    sys.stderr.write(f"ppll-run: {printable(' '.join(message.splitlines()))}\n")

@@ -1,0 +1,130 @@
+"""ppll-compare: runs side by side, read from their directories.
+
+Neither torch nor Hydra is imported, and nothing is run.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ppll_cli.cli.arguments import Parser
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.files import write_text
+from ppll_cli.leaves.printable import printable
+from ppll_cli.observe import streams
+from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.comparison_tables import LONGEST_NOTE, as_csv, as_markdown, tables
+from ppll_cli.observe.logs import for_show
+
+DESCRIPTION = """\
+Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
+time to a metric, memory. Interrupted and failed runs are listed with what is known of them; runs
+that differ in model, data, batch size, epochs, precision or device are marked.
+"""
+EPILOG = """\
+Writes comparison.csv, comparison.md and comparison.png: for one folder that holds runs, into that
+folder, else into the current directory. The last line says where.
+
+Exit status: 0 done; 2 the input is wrong, said in one line; 1 the table could not be printed.
+"""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    streams.guard()
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"ppll-compare: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    streams.leave("ppll-compare")
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog="ppll-compare",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the three files")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if not folder.is_dir():
+            problem = "there is no such folder"
+            raise ConfigError("RUN_OR_SWEEP_DIR", folder, problem, "give a run directory")
+    comparison = compare(options.folders)
+    if not comparison.rows:
+        where = " ".join(map(str, options.folders))
+        raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run", "give a run directory")
+    output = options.output or _output(comparison, options.folders)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        written = write(comparison, output)
+    except OSError as error:
+        problem = f"cannot be written to: {error.strerror or error}"
+        raise ConfigError("--output", output, problem, "give another folder") from None
+    show(comparison, output, written)
+
+
+def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
+    """A folder of runs has room for their comparison; a run's own is left as it is."""
+    of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
+    refused = any(row.run.status == "refused" for row in comparison.rows)
+    return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
+
+
+def write(comparison: Comparison, folder: Path) -> list[str]:
+    """Write `comparison.md`, `comparison.csv` and `comparison.png`.
+
+    The picture is only for show: where it cannot be drawn, a line is logged.
+
+    Returns:
+        The endings of the files that were written.
+
+    Raises:
+        OSError: One of the tables cannot be written.
+    """
+    write_text(folder / "comparison.csv", as_csv(comparison))
+    write_text(folder / "comparison.md", as_markdown(comparison))
+    with for_show("comparison.png could not be written"):
+        from ppll_cli.observe.comparison_picture import picture
+
+        picture(folder / "comparison.png", comparison)
+        return [".md", ".csv", ".png"]
+    return [".md", ".csv"]
+
+
+def show(
+    comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
+) -> None:
+    """Print a comparison, and the files that were written.
+
+    Args:
+        comparison: What is compared.
+        folder: Where the files are.
+        written: Their endings.
+        then: A command worth trying next.
+    """
+    from ppll_cli.observe.console import rich_console
+
+    console = rich_console(160)
+    for table in tables(comparison, console.width):
+        console.print(table)
+    for note in comparison.notes:
+        console.print(printable(note, LONGEST_NOTE))
+    if then:
+        console.print(f"next: {then}", soft_wrap=True)
+    if written:
+        *others, last = written
+        endings = f"{', '.join(others)} and {last}"
+        console.print(f"{printable(folder / 'comparison')}{endings}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

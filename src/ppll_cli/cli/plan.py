@@ -1,0 +1,347 @@
+"""ppll-plan: what each schedule would do on how many devices, before any of it is run.
+
+Units are measured once; every schedule's own instructions then run on a clock. Nothing heavy is
+imported before it is needed: `--help` and the refusal of a wrong configuration do without torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from ppll_cli.cli.app import conf_dir, register_resolvers
+from ppll_cli.cli.arguments import Parser
+from ppll_cli.config.composition import composed
+from ppll_cli.config.settings import Settings, parse, usable_cores
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from ppll_cli.observe import streams
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from rich.table import Table
+
+    from ppll_cli.cli.planning import Row
+    from ppll_cli.predict.speed import EdgeLoad
+
+SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
+GPUS = (1, 2, 4, 8)
+LISTED = 4
+"""So many edges are shown one by one."""
+
+FEW = 2
+"""Up to so many stages, what each needs is shown; of more, the largest number."""
+
+DESCRIPTION = """\
+Measures the units of a model, and predicts for each schedule and number of devices: samples per
+second, bubble, speed-up over back-propagation on one device, memory, and what crosses the cuts.
+"""
+EPILOG = """\
+Overrides are those of ppll-run, with its configuration groups. `gpus`, `schedule` and `replicas`
+may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. Without
+`replicas`, tables are of stages alone, and of all layouts, so many stages and so many replicas of
+each, the fastest is named. More devices than there are here are simulated as equal ones. Times are
+kept in the user's cache folder for the next plan.
+
+Several machines, of 8 devices each, on a network of 25 Gbit/s:
+
+  ppll-plan gpus=8,64 --bandwidth=50e9 --per-machine=8 --network=3.1e9 --network-latency=2e-5
+
+Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 failed.
+"""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    streams.guard()
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"ppll-plan: {error}\n")
+        sys.exit(2)
+    except WorkerFailedError as error:
+        sys.stderr.write(f"ppll-plan: {error}\n{error.report.get('traceback', '')}".rstrip() + "\n")
+        sys.exit(1)
+    except RunFailedError as error:
+        sys.stderr.write(f"ppll-plan: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    streams.leave("ppll-plan")
+
+
+def _main(arguments: Sequence[str]) -> None:
+    options = _options(arguments)
+    _show(Plan.compose(overrides_of(options)), options)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="ppll-plan",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for ppll-run")
+    parser.add_argument(
+        "--bandwidth",
+        type=_positive,
+        metavar="BYTES",
+        help="of the link between two devices, per second each way; without it, messages are "
+        "copied as measured",
+    )
+    parser.add_argument(
+        "--latency", type=_positive, metavar="SECONDS", help="of a message on that link"
+    )
+    parser.add_argument(
+        "--per-machine", type=_count, metavar="N", help="devices of a machine; without it, all"
+    )
+    parser.add_argument(
+        "--network",
+        type=_positive,
+        metavar="BYTES",
+        help="of a machine's link to the others, per second each way",
+    )
+    parser.add_argument(
+        "--network-latency", type=_positive, metavar="SECONDS", help="of a message on that link"
+    )
+    parser.add_argument(
+        "--config-dir", metavar="FOLDER", help="with more options for the configuration groups"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.latency is not None and options.bandwidth is None:
+        parser.error("--latency is of a link: give its --bandwidth as well")
+    if options.network_latency is not None and options.network is None:
+        parser.error("--network-latency is of a link: give its bandwidth as well, as --network")
+    if (options.network is None) != (options.per_machine is None):
+        parser.error("--network and --per-machine belong together")
+    if options.config_dir is not None and not Path(options.config_dir).is_dir():
+        parser.error("--config-dir: there is no such folder")
+    return options
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """What Hydra is given."""
+    overrides: list[str] = list(options.overrides)
+    if options.config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]")
+    return overrides
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for.
+
+    Attributes:
+        gpus: How many devices, each of them.
+        replicas: How many copies of every stage, likewise; None: whatever is fastest.
+        configs: For each schedule the configuration, as plain data.
+        choices: The option chosen in each configuration group.
+    """
+
+    gpus: tuple[int, ...]
+    replicas: tuple[int, ...] | None
+    configs: Mapping[str, Mapping[str, Any]]
+    choices: Mapping[str, str]
+
+    @classmethod
+    def compose(cls, overrides: Sequence[str]) -> Self:
+        """Compose the configuration of each schedule.
+
+        Raises:
+            ConfigError: It cannot be composed, or is wrong whatever the number of devices.
+        """
+        from ppll_cli.cli.explain import explain
+
+        try:
+            plan = cls._compose(overrides)
+        except ConfigError:
+            raise
+        except Exception as error:  # of Hydra or OmegaConf
+            raise explain(error, overrides, conf_dir(), "ppll-plan") from None
+        for name, config in plan.configs.items():
+            for replicas in plan.replicas or (1,):
+                fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)
+                plan.settings(name, next(fitting, plan.gpus[0]), replicas)
+            for group in ("schedule", "data"):  # what their classes refuse needs no torch
+                make(group, config[group])
+        return plan
+
+    @classmethod
+    def _compose(cls, overrides: Sequence[str]) -> Self:
+        from hydra import initialize_config_dir
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
+        given = []
+        for text, override in zip(
+            overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
+        ):
+            if override.key_or_group in lists and not override.is_delete():
+                lists[override.key_or_group] = _values(override)
+            elif override.is_sweep_override():
+                value = override.get_value_string()
+                problem = "only gpus, schedule and replicas may be lists here"
+                raise ConfigError(override.key_or_group, value, problem, "choose one")
+            else:
+                given.append(text)
+        for key in ("gpus", "replicas"):
+            counts = lists[key]
+            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
+                problem = "must be whole numbers from 1 on"
+                raise ConfigError(key, ",".join(map(str, counts)), problem, f"as in {key}=1,2,4,8")
+        register_resolvers()
+        configs: dict[str, Mapping[str, Any]] = {}
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            for name in lists["schedule"]:
+                configs[str(name)], choices = composed([*given, f"schedule={name}"])
+        return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
+
+    def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
+        """The settings of a run: every worker has the same threads, whatever `gpus` is.
+
+        As many as the largest number of devices that this machine's cores can stand for leaves
+        each; more devices are simulated.
+        """
+        config = self.configs[name]
+        cores = usable_cores()
+        largest = max((n for n in self.gpus if n <= cores), default=cores)
+        threads = config["threads"] if config["threads"] is not None else max(1, cores // largest)
+        return parse({**config, "gpus": gpus, "threads": threads, "replicas": replicas})
+
+
+def _values(override: "Override") -> tuple[Any, ...]:
+    """The values of an override that may be a list of either kind."""
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+    values = values if isinstance(values, list) else [values]
+    return tuple(dict.fromkeys(_number(value) for value in values))
+
+
+def _number(value: Any) -> Any:
+    """Hydra gives the values of some lists as text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _show(plan: Plan, options: argparse.Namespace) -> None:
+    from ppll_cli.leaves import forkserver
+
+    forkserver.start()  # it imports torch while this process does
+
+    from rich.console import Console
+
+    from ppll_cli.cli.planning import Planner
+    from ppll_cli.observe.console import rich_console
+    from ppll_cli.predict.interconnect import Interconnect, Link
+
+    within = options.bandwidth and Link(options.bandwidth, options.latency or 0.0)
+    between = options.network and Link(options.network, options.network_latency or 0.0)
+    interconnect = Interconnect(within, between)
+    console, waiting = rich_console(), Console(stderr=True)
+    spinner = "line" if waiting.options.ascii_only else "dots"
+    with (
+        waiting.status("measuring units ...", spinner=spinner),
+        Planner(
+            plan.settings, list(plan.configs), plan.replicas, interconnect, options.per_machine
+        ) as planner,
+    ):
+        tables = {gpus: (planner.rows(gpus), planner.fastest(gpus)) for gpus in plan.gpus}
+        planner.check()
+        notes = planner.notes(plan.gpus)
+    console.print(planner.title(plan.choices))
+    for gpus, (rows, fastest) in tables.items():
+        console.print(_table(gpus, rows))
+        for line in _told(fastest) if fastest else []:
+            console.print(line)
+    for note in notes:
+        console.print(note)
+
+
+def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
+    from rich.table import Table
+
+    known = {name: row for name, row in rows.items() if row.prediction is not None}
+    best = max(known, key=lambda name: known[name].speed_up, default=None)
+    wins = f": {best} wins, {known[best].speed_up:.2f} x bp" if best else ""
+    columns = ["schedule", "samples/s", "bubble", "x bp", "stage ms"]
+    columns += ["activations MB", "parameters MB", "edges MB/s"]
+    table = Table(*columns, title=f"gpus={gpus}{wins}", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in rows.items():
+        found = row.prediction
+        if found is None:
+            table.add_row(name, row.obstacle)
+            continue
+        table.add_row(
+            name,
+            f"{found.samples_per_second:.0f}",
+            f"{found.bubble_fraction:.3f}",
+            f"{row.speed_up:.2f}",
+            _each(found.stage_s, lambda seconds: f"{1e3 * seconds:.0f}"),
+            _each(found.activation_bytes, _mega),
+            _each(found.parameter_bytes, _mega),
+            _each([edge.bytes_per_batch / found.batch_s for edge in found.edges], _mega),
+            style="bold" if name == best else None,
+        )
+    return table
+
+
+def _told(row: "Row") -> Iterator[str]:
+    """A schedule in a layout: its speed, what each edge carries, and what its replicas send."""
+    found = row.prediction
+    assert found is not None
+    layout = f"{row.stages} stage" + "s" * (row.stages > 1)
+    layout += f" x {row.replicas} replicas" * (row.replicas > 1)
+    layout += f" on {row.machines} machines" * (row.machines > 1)
+    speed = f"{found.samples_per_second:.0f} samples/s, {row.speed_up:.2f} x bp"
+    yield f"fastest layout: {row.schedule}, {layout}: {speed}"
+    groups: dict[str, list[EdgeLoad]] = {}
+    for edge in found.edges:
+        where = "between machines" if edge.between_machines else "within a machine"
+        name = (
+            f"edge {edge.stages[0]} > {edge.stages[1]}" if len(found.edges) <= LISTED else "edges"
+        )
+        groups.setdefault(f"{name} {where}", []).append(edge)
+    for name, edges in groups.items():
+        most = max(edges, key=lambda edge: edge.bytes_per_batch)
+        count, bound = ("", "") if len(edges) == 1 else (f"{len(edges)} ", "<= ")
+        line = f"  {count}{name}: {bound}{_mega(most.bytes_per_batch)} MB a batch"
+        line += f", {bound}{_mega(most.bytes_per_batch / found.batch_s)} MB/s"
+        if busy := max(edge.busy_fraction or 0.0 for edge in edges):
+            line += f", link busy {bound}{busy:.0%} of the time"
+        yield line
+    if found.averaged_bytes:
+        yield f"  gradients: each replica sends {_mega(found.averaged_bytes)} MB a batch to average"
+
+
+def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
+    """What each stage or edge has, or, of many, the most."""
+    if len(values) > FEW:
+        return f"<= {text(max(values))}"
+    return " / ".join(map(text, values))
+
+
+def _mega(size: float) -> str:
+    return f"{size / 1e6:.3g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Predictions for many schedules and numbers of devices, from one profile."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from ppll_cli.config.settings import Settings, usable_cores
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.devices import device_of, model_of
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.predict.interconnect import Interconnect
+from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
+from ppll_cli.prepare.preparation import assemble, profile_of
+from ppll_cli.prepare.subject import examine
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is expected of a schedule on so many devices.
+
+    Attributes:
+        schedule: Its name.
+        prediction: None where there is none.
+        speed_up: Over back-propagation on one device, with the same threads.
+        obstacle: Why there is none.
+        stages: How many there are.
+        replicas: How many copies of each.
+        machines: How many machines they are on.
+    """
+
+    schedule: str
+    prediction: Prediction | None
+    speed_up: float = 0.0
+    obstacle: str = ""
+    stages: int = 0
+    replicas: int = 1
+    machines: int = 1
+
+
+class Planner:
+    """Measures the units of a model once, and predicts from that.
+
+    It is a context manager: the process that measures ends with the body.
+
+    Args:
+        settings: Of a run, by the name of its schedule, the number of devices and that of replicas.
+        schedules: Names of the schedules.
+        replicas: How many copies of every stage, each of them; None: none in the tables, and in the
+            search for the fastest layout each number that divides the devices.
+        interconnect: What carries messages and gradients.
+        per_machine: How many devices a machine has; None: all are on one.
+        neighbours: How many workers compute beside one on its CPU; None: those of its machine.
+
+    Raises:
+        ConfigError: The settings do not fit the data, the model, one another or this machine.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[str, int, int], Settings],
+        schedules: Sequence[str],
+        replicas: Sequence[int] | None = None,
+        interconnect: Interconnect = Interconnect(),  # noqa: B008 - it is frozen
+        per_machine: int | None = None,
+        neighbours: int | None = None,
+    ) -> None:
+        self.settings, self.schedules, self.replicas = settings, schedules, replicas
+        self.interconnect, self.per_machine = interconnect, per_machine
+        self._neighbours = neighbours
+        self.base = settings(schedules[0], 1, 1)
+        if self.base.transport.get("wire_dtype") == "bf16":
+            self.interconnect = replace(interconnect, bf16=True)
+        self.device = device_of(self.base)
+        self.subject = examine(self.base)
+        self.profile = profile_of(self.base, self.subject, self.device)
+        self._rows: dict[tuple[str, int, int], Row] = {}
+        self._beside: set[int] = set()
+        self._errors: list[ConfigError] = []
+        self._found = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.profile.save()
+        self.profile.close()
+
+    @property
+    def bp_samples_per_second(self) -> float:
+        """Of back-propagation on one device, with the same threads."""
+        return self._bp(self.base.threads_per_worker)
+
+    def rows(self, gpus: int) -> dict[str, Row]:
+        """What is expected of each schedule, with each number of replicas that was asked for."""
+        return {
+            name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
+                name, gpus, replicas
+            )
+            for replicas in self.replicas or (1,)
+            for name in self.schedules
+        }
+
+    def fastest(self, gpus: int) -> Row | None:
+        """The schedule and layout that are predicted fastest; None where there is none."""
+        layouts = self.replicas or [n for n in range(1, gpus + 1) if gpus % n == 0]
+        rows = [self._row(name, gpus, n) for name in self.schedules for n in layouts]
+        known = [row for row in rows if row.prediction is not None]
+        return max(known, key=lambda row: row.speed_up, default=None)
+
+    def check(self) -> None:
+        """Whether anything could be predicted.
+
+        Raises:
+            ConfigError: Nothing; this is the first obstacle.
+        """
+        if self._errors and not self._found:
+            raise self._errors[0]
+
+    def title(self, choices: Mapping[str, str]) -> str:
+        """What is planned, on what."""
+        base = self.base
+        where = model_of(self.device)
+        parts = [f"model={choices['model']} ({len(self.subject.units)} units)"]
+        parts += [f"data={choices['data']}", f"batch_size={base.batch_size}", base.precision]
+        return f"{' '.join(parts)} on {where}, {base.threads_per_worker} thread(s) a worker"
+
+    def notes(self, gpus: Sequence[int]) -> list[str]:
+        """How the tables came about, and how to read them."""
+        threads = self.base.threads_per_worker
+        here = usable_cores() // threads if self.device == "cpu" else torch.cuda.device_count()
+        lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]
+        if self.device == "cpu" and usable_cores() > threads:
+            cores = usable_cores()
+            lines[0] += f" with {threads} thread(s), {self._bp(cores):.0f} with all {cores}"
+        beside = ", ".join(str(count) for count in sorted(self._beside - {0}))
+        measured = "units were measured alone"
+        if beside:
+            measured += f" and, for stages that compute side by side, beside {beside} process(es)"
+        lines.append(f"{measured}; medians of training steps on copies")
+        if beyond := [str(count) for count in gpus if count > max(1, here)]:
+            lines.append(f"gpus={','.join(beyond)}: simulated as equal devices; here are {here}")
+        split = {
+            f"{name} into {schedule.microbatches}"
+            for name in self.schedules
+            if (schedule := self._schedule(name)).microbatches > 1
+        }
+        if split:
+            lines.append(
+                f"batches are split by {', '.join(sorted(split))}: BatchNorm, if the model has "
+                "any, sees micro-batches, and so another model is trained"
+            )
+        if max(self.replicas or gpus) > 1:
+            lines.append(
+                "replicas share each batch, and BatchNorm, if the model has any, sees a share; an "
+                "all-reduce takes as long as copying what a ring moves, or a link carries it while "
+                "the backward goes on"
+            )
+        if any(self._schedule(name).local for name in self.schedules):
+            lines.append("ll and ppll train modules by local losses, the others the whole model")
+        return lines
+
+    def _row(self, name: str, gpus: int, replicas: int) -> Row:
+        key = name, gpus, replicas
+        if key not in self._rows:
+            try:
+                self._rows[key] = self._make_row(*key)
+            finally:
+                self.profile.save()
+        return self._rows[key]
+
+    def _make_row(self, name: str, gpus: int, replicas: int) -> Row:
+        if gpus % replicas:
+            return Row(name, None, obstacle="the devices cannot be shared evenly")
+        schedule = self._schedule(name)
+        devices = (self.device,) * (replicas if schedule.one_stage else gpus)
+        try:
+            settings = self.settings(name, gpus, replicas)
+            job, _ = assemble(settings, self.subject, schedule, devices, self.profile, "", [])
+            if settings.compile and job.halves:
+                return Row(
+                    name, None, obstacle="it runs backwards in halves, which compile=true excludes"
+                )
+            if self.per_machine is not None:
+                homes = tuple(n // self.per_machine for n in range(len(devices)))
+                job = replace(job, homes=homes)
+        except ConfigError as error:
+            self._errors.append(error)
+            if error.key == "gpus":
+                stages = gpus // replicas
+                what = "units" if stages > len(self.subject.units) else "modules"
+                return Row(name, None, obstacle=f"more stages than {what}")
+            return Row(name, None, obstacle=error.problem)
+        self._found = True
+        self._beside.add(neighbours_of(job) if self._neighbours is None else self._neighbours)
+        found = predict(job, self.profile, self.interconnect, self._neighbours)
+        return Row(
+            name,
+            found,
+            found.samples_per_second / self.bp_samples_per_second,
+            stages=job.stages,
+            replicas=replicas,
+            machines=len({*job.homes, 0}),
+        )
+
+    def _schedule(self, name: str) -> Schedule:
+        schedule: Schedule = make("schedule", self.settings(name, 1, 1).schedule)
+        return schedule
+
+    def _bp(self, threads: int) -> float:
+        profile = self.profile.at(self.base.batch_size, threads=threads)
+        return self.base.batch_size / bp_batch_s(len(self.subject.units), profile)

@@ -1,0 +1,69 @@
+"""A sweep: which of its jobs were refused, and the comparison that it ends with."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ppll_cli.cli.compare import show, write
+from ppll_cli.config.commands import command, short_path
+from ppll_cli.observe.comparison import compare
+from ppll_cli.observe.logs import for_show
+from ppll_cli.observe.runs import REFUSED_FILE
+from ppll_cli.observe.tracker import guarded, sweep_name
+
+
+def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
+    """Note that a job was refused, which leaves no run directory.
+
+    Args:
+        folder: Of the sweep.
+        job: The job's number.
+        overrides: What the job was to be.
+        error: Why it was refused.
+    """
+    line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
+    # Jobs may run at once, in processes of their own: a line is written in one piece.
+    file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+class CompareRuns(Callback):
+    """Ends a sweep with the comparison of its runs, in its folder.
+
+    Attributes:
+        failed: How many jobs of the last sweep failed or were refused, wherever they ran.
+    """
+
+    failed: ClassVar[int] = 0
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """All jobs have ended."""
+        folder = Path(config.hydra.sweep.dir)
+        if self._compare(folder):
+            with for_show("the tracker was not told of the sweep"):
+                tracker: Any = OmegaConf.to_container(config.tracker, resolve=True)
+                name = str(config.hydra.runtime.choices.tracker)
+                guarded(name, tracker).sweep(folder, sweep_name(folder))
+
+    def _compare(self, folder: Path) -> bool:
+        """Show the comparison and write it, where there is something to compare."""
+        comparison = compare([folder])
+        type(self).failed = len(comparison.failed)
+        if all(row.run.status == "refused" for row in comparison.rows):
+            return False
+        written: list[str] = []
+        with for_show("the comparison could not be written"):
+            written = write(comparison, folder)
+        with for_show("the comparison could not be shown"):
+            # With another run or sweep behind it, it is compared to that one.
+            then = command("ppll-compare", short_path(folder.absolute()))
+            show(comparison, folder, written, then)
+        return True

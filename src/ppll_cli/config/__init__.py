@@ -1,0 +1,1 @@
+"""Settings, objects made from `_target_`, composition: no torch."""

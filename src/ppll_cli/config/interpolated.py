@@ -1,0 +1,83 @@
+"""Numbers that an interpolation gives as text, as `${oc.env:LR}` does."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from ppll_cli.config.settings import Settings
+from ppll_cli.config.targets import locate, parameters_of
+from ppll_cli.errors import ConfigError
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain data, resolved.
+
+    Text that an interpolation gave becomes the number, the truth value or null that it spells on a
+    command line, where a key takes that and no text.
+    """
+    container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    found: dict[str, Any] = container
+    for path in list(_interpolated(config, ())):
+        *above, last = path
+        node: Any = found
+        for key in above:
+            node = node[key]
+        if isinstance(node[last], str):
+            node[last] = _as_wanted(node[last], path, found)
+    return found
+
+
+def _interpolated(node: DictConfig, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Where interpolations are, but inside lists."""
+    for key in node:
+        inner = node._get_node(key)
+        path = (*above, str(key))
+        if OmegaConf.is_interpolation(node, str(key)):
+            yield path
+        elif isinstance(inner, DictConfig) and not inner._is_none():
+            yield from _interpolated(inner, path)
+
+
+def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> Any:
+    value = _spelled(text)
+    if isinstance(value, str):
+        return text
+    try:
+        wanted = TypeAdapter(_annotation(path, config))
+    except (KeyError, TypeError, ConfigError, PydanticSchemaGenerationError):
+        return text  # it is refused where it is used
+    return value if _takes(wanted, value) and not _takes(wanted, text) else text
+
+
+def _spelled(text: str) -> Any:
+    """What a text is as a value on a command line."""
+    try:
+        value = OverridesParser.create().parse_overrides([f"key={text}"])[0].value()
+    except OverrideParseException:
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
+
+
+def _takes(wanted: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        wanted.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _annotation(path: tuple[str, ...], config: Mapping[str, Any]) -> Any:
+    """The type of a key: of a section, or of the constructor that a group names."""
+    known: Any = Settings
+    node: Any = config
+    for key in path:
+        if isinstance(known, type) and issubclass(known, BaseModel):
+            known = known.model_fields[key].annotation
+        else:
+            known = parameters_of(locate(key, node["_target_"]))[key]
+        node = node[key]
+    return known

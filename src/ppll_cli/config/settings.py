@@ -1,0 +1,310 @@
+"""The configuration, typed, and every check that needs no model and no data. Imports no torch."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ppll_cli.config.targets import describe
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.names import meant
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Positive = Annotated[Finite, Field(gt=0)]
+NotNegative = Annotated[Finite, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads: more than any machine has
+Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
+Group = dict[str, Any]
+
+MOST_SLOTS = 1024
+"""Of a channel, beyond those that its schedule holds: predictions follow as many batches."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Optim(_Section):
+    """The optimizer and its learning rate.
+
+    Attributes:
+        lr: Learning rate after the warm-up.
+        betas: AdamW's.
+        momentum: SGD's.
+        nesterov: SGD's.
+        schedule: How the learning rate falls: not at all, by `gamma` at each of `milestones`
+            (epochs), or along a cosine to zero. `cosine` changes at each step and begins after the
+            warm-up; `cosine_by_epoch` changes once an epoch and counts the warm-up's epochs.
+        warmup_epochs: Over which the learning rate rises linearly.
+        warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
+        clip_norm: The greatest gradient norm of a module; null does not clip.
+        nonfinite: At a loss that is no finite number: stop the run, or skip each step whose
+            gradients are none.
+    """
+
+    name: Literal["sgd", "adamw"]
+    lr: Positive
+    weight_decay: NotNegative
+    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    betas: Annotated[list[Annotated[Finite, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    schedule: Literal["constant", "step", "cosine", "cosine_by_epoch"]
+    warmup_epochs: Epochs
+    milestones: list[Epochs]
+    gamma: Annotated[Positive, Field(le=1)]
+    clip_norm: Positive | None
+    nonfinite: Literal["stop", "skip"] = "stop"
+    warmup_lr: Positive = 0.01  # runs of before this existed can be resumed
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optim.nesterov", True, "needs optim.momentum above 0")
+        warms_up = self.schedule == "cosine_by_epoch" and self.warmup_epochs >= 1
+        if warms_up and self.warmup_lr > self.lr:
+            problem = f"a warm-up cannot begin above optim.lr={self.lr}"
+            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem)
+        return self
+
+
+class Partition(_Section):
+    """How modules are grouped into stages."""
+
+    name: Literal["uniform", "params", "flops", "profile", "manual"]
+    cuts: list[str] | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "manual" and self.cuts is None:
+            raise ConfigError(
+                "partition.cuts",
+                "null",
+                "partition=manual needs the units that start stages 2 to s",
+            )
+        if self.name != "manual" and self.cuts is not None:
+            raise ConfigError("partition.cuts", self.cuts, "is for partition=manual")
+        return self
+
+
+class FeatureBank(_Section):
+    """How features of earlier modules are used by the auxiliary networks of later ones.
+
+    Attributes:
+        enabled: Whether they are.
+        features: Which modules' features a module reads: of `every` earlier one, of the earlier
+            ones that end a resolution stage (`stage_ends`), or of the last n.
+        fusion: How they join the auxiliary network's own; `none` leaves them out.
+        shared_head: Whether the head that reads them is shaped like the model's.
+    """
+
+    enabled: bool
+    features: Literal["every", "stage_ends"] | Count = "every"
+    fusion: Literal["concatenate", "add", "none"] = "concatenate"
+    shared_head: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.enabled and len(self.model_fields_set) > 1:
+            key, *_ = sorted(self.model_fields_set - {"enabled"})
+            raise ConfigError(f"fba.{key}", getattr(self, key), "is for fba=on")
+        if not self.shared_head and self.fusion != "concatenate":
+            raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
+        return self
+
+
+class CheckpointSettings(_Section):
+    """When to save, how many of the newest to keep, and whether to keep the best one as well."""
+
+    every: Count | None
+    keep: Count
+    best: bool
+
+
+class Settings(_Section):
+    """The whole configuration, as it was composed."""
+
+    model: Group
+    data: Group
+    partition: Partition
+    schedule: Group
+    local: Group
+    fba: FeatureBank
+    optim: Optim
+    transport: Group
+    tracker: Group
+    checkpoint: CheckpointSettings
+    gpus: Workers | None
+    device: Literal["auto", "cuda", "cpu"]
+    oversubscribe: bool
+    threads: Workers | None
+    resume: str | None
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    epochs: Count
+    max_steps: Count | None
+    batch_size: Count
+    eval_every: Count
+    precision: Literal["fp32", "tf32", "bf16"]
+    deterministic: bool
+    progress_limit: Positive | None
+    compile: bool
+    # Runs of before these existed can be resumed.
+    objective: str | None = None
+    timeline: bool = True
+    replicas: Workers = 1
+    sync_batchnorm: bool = False
+
+    @property
+    def devices_asked(self) -> int:
+        """What `gpus` asks for: two, or one for each replica, where it is left open."""
+        return max(2, self.replicas) if self.gpus is None else self.gpus
+
+    @property
+    def stages_asked(self) -> int:
+        """How many stages those devices make."""
+        return self.devices_asked // self.replicas
+
+    @property
+    def threads_per_worker(self) -> int:
+        """What `threads` asks for: the usable cores shared by the workers where it is left open."""
+        return self.threads or max(1, usable_cores() // self.devices_asked)
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> Self:
+        optim = self.optim
+        only_zero = optim.schedule == "cosine_by_epoch" and self.epochs == 1
+        if only_zero and optim.warmup_epochs < 1:
+            raise ConfigError(
+                "optim.schedule",
+                optim.schedule,
+                "its last epoch has learning rate 0, and epochs=1 is no more than that",
+                "use optim.schedule=cosine, or more epochs",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        replicas, devices = self.replicas, self.devices_asked
+        if devices % replicas:
+            above = -(-devices // replicas) * replicas
+            raise ConfigError(
+                "replicas",
+                replicas,
+                f"gpus={devices} devices cannot hold that many copies of every stage",
+                f"use gpus={above}" + (f" or gpus={above - replicas}" if above > replicas else ""),
+            )
+        if self.sync_batchnorm and self.compile:
+            raise ConfigError(
+                "sync_batchnorm", True, "torch.compile cannot compile it", "use compile=false"
+            )
+        if replicas > self.batch_size:
+            raise ConfigError(
+                "replicas",
+                replicas,
+                f"a batch of {self.batch_size} samples cannot be shared by so many",
+                f"use at most {self.batch_size}, or a larger batch_size",
+            )
+        return self
+
+
+def parse(config: Mapping[str, Any]) -> Settings:
+    """Check a composed configuration.
+
+    Raises:
+        ConfigError: A value is of the wrong type or range, or a key does not exist.
+    """
+    try:
+        settings = Settings.model_validate(config)
+    except ValidationError as error:
+        raise _config_error(error) from None
+    microbatches = settings.schedule.get("microbatches")
+    if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
+        raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
+    _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
+    if settings.fba.enabled and "bank" not in settings.local:
+        raise ConfigError(
+            "fba",
+            "on",
+            f"the local method, {settings.local.get('_target_')}, reads no feature bank",
+            "use local=fba",
+        )
+    if settings.local.get("bank", config["fba"]) != config["fba"]:
+        raise ConfigError("local.bank", settings.local["bank"], "is not what `fba` says")
+    depth = settings.transport.get("depth")
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")
+    if depth > MOST_SLOTS:
+        raise ConfigError(
+            "transport.depth", depth, "is more than a channel can use", f"use at most {MOST_SLOTS}"
+        )
+    return settings
+
+
+def _check_modules(count: Any, cuts: Any) -> None:
+    """Check how modules are asked for, also where the schedule has none."""
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise ConfigError("local.modules", count, "must be a whole number from 1 on, or null")
+    names = cuts if isinstance(cuts, list) else [cuts]
+    if cuts is not None and not all(isinstance(name, str) for name in names):
+        problem = "must be a list of names of units, or the name of a partition of the model"
+        raise ConfigError("local.cuts", cuts, problem)
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """The first complaint of pydantic as our own."""
+    detail, *others = error.errors()
+    parts = _place(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        names = _fields(parts[:-1])
+        remedy = meant(parts[-1], names) + f"there are {', '.join(names)}"
+        return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
+    if detail["type"] == "missing":
+        return ConfigError(".".join(parts), "", "has no value, and needs one")
+    # Of a value that may be of several types, pydantic complains for each, and names the type as
+    # the last part of the place.
+    keys = [part for part in parts if part.isidentifier() or part.isdigit()]
+    known: Any = Settings
+    place: list[str] = []
+    for key in keys:
+        if isinstance(known, type) and issubclass(known, BaseModel):
+            if key not in known.model_fields:
+                break
+            known = known.model_fields[key].annotation
+            place.append(key)
+    same = [other for other in others if _place(other["loc"])[: len(place)] == place]
+    problem = ", or ".join(describe(each["msg"]) for each in (detail, *same))
+    return ConfigError(".".join(place), detail["input"], problem)
+
+
+def _fields(place: list[str]) -> list[str]:
+    """Names of the keys in a section."""
+    section: Any = Settings
+    for key in place:
+        section = section.model_fields[key].annotation
+    return list(section.model_fields)
+
+
+def _place(location: tuple[int | str, ...]) -> list[str]:
+    return [str(part) for part in location if not str(part).startswith("function-")]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and its control group's quota."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores

@@ -1,0 +1,262 @@
+"""Saving the state of a run.
+
+Each stage writes the tensors that it holds under names that know nothing of stages, so that any
+partition of the same model can read them. The parent adds a manifest and renames the folder, and
+only then does the checkpoint exist::
+
+    checkpoints/step-40/stage-0.safetensors
+                        stage-1.safetensors
+                        manifest.json
+    checkpoints/last -> step-40
+    checkpoints/best -> step-40     with checkpoint.best
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.manifest import (
+    MANIFEST_FILE,
+    DamagedError,
+    LaterFormatError,
+    Manifest,
+    SavedFile,
+    check_files,
+    read_manifest,
+)
+from ppll_cli.leaves.files import make_folder, remove, share
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are as they were written.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says of itself.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.manifest.step
+
+
+class SavedTensors:
+    """The tensors of a checkpoint, whichever stage wrote them; a context manager.
+
+    Args:
+        folder: The checkpoint's; where it has no manifest, as a copy of the stages' files, all of
+            them belong to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open = ExitStack()
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if (self._folder / MANIFEST_FILE).exists():
+            paths = [self._folder / file.name for file in files(self._folder)]
+        else:
+            paths = sorted(self._folder.glob("stage-*.safetensors"))
+        for path in paths:
+            file = self._open.enter_context(safe_open(path, framework="pt"))
+            self._files |= dict.fromkeys(file.keys(), file)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Of all tensors."""
+        return self._files.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, which is not read."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def save_stage(
+    run_dir: str | Path, step: int, stage: int, tensors: Mapping[str, Tensor]
+) -> SavedFile:
+    """Write a stage's part of a checkpoint that does not exist yet."""
+    folder = unfinished_folder(run_dir, step)
+    make_folder(folder)
+    path = folder / f"stage-{stage}.safetensors"
+    path.unlink(missing_ok=True)  # it may be a link
+    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    save_file(copies, path)
+    share(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return SavedFile(path.name, path.stat().st_size, digest)
+
+
+def unfinished_folder(run_dir: str | Path, step: int) -> Path:
+    """Where the stages' parts of a checkpoint are until it exists."""
+    return Path(run_dir, "checkpoints", f".step-{step}.unfinished")
+
+
+def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
+    """Make a checkpoint of what the stages wrote, and remove old ones.
+
+    Args:
+        run_dir: The run directory.
+        manifest: What the checkpoint says of itself.
+        keep: How many checkpoints stay.
+        best: Keep this one until there is a better one.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    unfinished = unfinished_folder(run_dir, manifest.step)
+    folder = unfinished.with_name(f"step-{manifest.step}")
+    if folder.is_dir():  # the run went on from it and made no step since: its files stay
+        replace(manifest, files=tuple(files(folder))).write(folder)
+        shutil.rmtree(unfinished)
+    else:
+        manifest.write(unfinished)
+        remove(folder)
+        unfinished.rename(folder)
+    _name("last", folder)
+    if best:
+        _name("best", folder)
+    kept = best_step(run_dir)
+    for step, old in _folders(run_dir)[:-keep]:
+        if step != kept:
+            remove(old)
+    return folder
+
+
+def best_step(run_dir: str | Path) -> int | None:
+    """The step of the checkpoint to which `best` leads."""
+    link = Path(run_dir, "checkpoints", "best")
+    if not link.is_symlink():
+        return None
+    step = link.readlink().name.removeprefix("step-")
+    return int(step) if step.isdecimal() else None
+
+
+def newest(run_dir: str | Path) -> Checkpoint | None:
+    """The newest checkpoint that is as it was written; those that are not are told.
+
+    Raises:
+        ConfigError: One was written by a later program, or there is no folder for checkpoints.
+    """
+    place = Path(run_dir, "checkpoints")
+    if os.path.lexists(place) and not os.path.isdir(place):
+        raise ConfigError("resume", run_dir, "its checkpoints is no folder", "remove it")
+    for step, folder in reversed(_named(run_dir)):
+        try:
+            if not os.path.isdir(folder):
+                raise DamagedError("it is no folder")
+            manifest = read_manifest(folder)
+            check_files(folder, manifest)
+            if manifest.step != step:
+                raise DamagedError(f"it is the checkpoint of step {manifest.step}")
+        except LaterFormatError as error:
+            raise ConfigError("resume", run_dir, str(error), "use a newer ppll-run") from None
+        except DamagedError as error:
+            log.warning("%s is not used: %s", folder, error)
+        else:
+            return Checkpoint(folder, manifest)
+    return None
+
+
+def files(folder: Path) -> tuple[SavedFile, ...]:
+    """The files of a checkpoint that exists.
+
+    Raises:
+        DamagedError: Its manifest is not as it was written.
+    """
+    return read_manifest(folder).files
+
+
+def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
+    """Remove what is later than a checkpoint: it is broken, and its steps are made anew."""
+    for step, folder in _named(run_dir):
+        if to is None or step > to.step:
+            remove(folder)
+    if to is not None:
+        _name("last", to.folder)
+    for name in ("last", "best"):
+        link = Path(run_dir, "checkpoints", name)
+        if link.is_symlink() and not os.path.exists(link):
+            link.unlink()
+
+
+def _name(name: str, folder: Path) -> None:
+    """Have a name lead to a checkpoint."""
+    link = folder.with_name(f"{name}.new")
+    remove(link)
+    link.symlink_to(folder.name)
+    link.rename(folder.with_name(name))
+
+
+def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """All that has the name of a checkpoint, with its step and sorted by it."""
+    found = []
+    for path in Path(run_dir, "checkpoints").glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if re.fullmatch(r"0|[1-9][0-9]{0,17}", number):
+            found.append((int(number), path))
+    return sorted(found)
+
+
+def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """The same without files and links that lead nowhere, which are no checkpoints."""
+    return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
+
+
+def write_model(checkpoint: Path, path: Path) -> None:
+    """Write the backbone's parameters and buffers under the model's own unit names.
+
+    Raises:
+        DamagedError: The checkpoint is not as it was written.
+        OSError, SafetensorError: Its files cannot be read, or the model cannot be written.
+    """
+    check_files(checkpoint, read_manifest(checkpoint))
+    with SavedTensors(checkpoint) as saved:
+        names = [name for name in saved.names if name.startswith("model.")]
+        tensors = {name.removeprefix("model."): saved[name] for name in names}
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        unfinished.unlink(missing_ok=True)  # it may be a link
+        save_file(tensors, unfinished)
+        share(unfinished)
+        unfinished.rename(path)
+    except Exception:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,110 @@
+"""The devices of workers on this machine, and what it must have for them."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+
+from ppll_cli.config.settings import Settings, usable_cores
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves import cuda
+from ppll_cli.leaves.machine import processor
+
+
+def devices_here(
+    settings: Settings, workers: int, notes: list[str]
+) -> tuple[tuple[str, ...], bool]:
+    """The device of each worker of this machine, and whether workers share one.
+
+    Raises:
+        ConfigError: There are too few.
+    """
+    found = torch.cuda.device_count() if settings.device != "cpu" else 0
+    if settings.device == "cuda" and found == 0:
+        raise ConfigError("device", "cuda", "there is no CUDA device", "use device=cpu")
+    left_open = settings.device == "auto" and settings.gpus is None
+    if found == 0 or (left_open and found < workers):
+        if settings.device == "auto":
+            reason = "there is no CUDA device" if found == 0 else f"there are {found} CUDA devices"
+            notes.append(f"{reason}: {workers} worker(s) on CPU")
+        return ("cpu",) * workers, False
+    if found < workers and not settings.oversubscribe:
+        raise ConfigError(
+            "gpus",
+            workers,
+            f"there are {found} CUDA devices",
+            f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
+        )
+    return tuple(f"cuda:{worker % found}" for worker in range(workers)), found < workers
+
+
+def device_of(settings: Settings) -> str:
+    """The device of a single worker.
+
+    Raises:
+        ConfigError: There is none such here, or it lacks something.
+    """
+    (device,), _ = devices_here(settings, 1, [])
+    check_processors(settings, (device,), [])
+    return device
+
+
+def model_of(device: str) -> str:
+    """The name of a device's model, without making a CUDA context here."""
+    return processor() if device == "cpu" else cuda.device_name(device)
+
+
+def receiver_of(device: str) -> str:
+    """The device to which a stage on this one sends its messages: another one, if there is one."""
+    several = device == "cuda:0" and torch.cuda.device_count() > 1
+    return "cuda:1" if several else device
+
+
+def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
+    """Check what workers on these devices need of this machine, and note where they are too many.
+
+    Raises:
+        ConfigError: It lacks something.
+    """
+    on_cpu = "cpu" in devices
+    if on_cpu and settings.precision == "tf32":
+        raise ConfigError(
+            "precision", "tf32", "is for CUDA devices, and workers run on CPU", "use precision=fp32"
+        )
+    if settings.compile:
+        _check_compiler(on_cpu)
+    if not on_cpu:
+        return
+    cores, busy = usable_cores(), settings.threads_per_worker * len(devices)
+    if busy > cores:
+        notes.append(
+            f"{len(devices)} worker(s) with {settings.threads_per_worker} thread(s) each share "
+            f"{cores} cores: they will wait for one another"
+        )
+
+
+def _check_compiler(on_cpu: bool) -> None:
+    """Check that torch.compile finds what compiles for workers on CPU, or on CUDA.
+
+    On CUDA Triton makes the kernels, and builds a module in C that launches them.
+    """
+    language, variable, usual, other = (
+        ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
+    )
+    named = os.environ.get(variable)
+    # Triton takes what CC names and looks no further.
+    sought = [named or usual, other] if on_cpu or not named else [named]
+    if not any(map(shutil.which, sought)):
+        where = "CPU" if on_cpu else "CUDA"
+        raise ConfigError(
+            "compile",
+            True,
+            f"torch.compile needs a {language} compiler for workers on {where}, and found none",
+            f"install {usual}, name one in the environment variable {variable}, or use "
+            "compile=false",
+        )
+    if not on_cpu and find_spec("triton") is None:
+        problem = "torch.compile needs Triton for workers on CUDA, and it is not installed"
+        raise ConfigError("compile", True, problem, "use compile=false")

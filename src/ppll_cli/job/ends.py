@@ -1,0 +1,152 @@
+"""What follows the last unit of each module: what it makes for later losses, and its own loss."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+from ppll_cli.config.targets import blaming
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec, empty
+from ppll_cli.local.method import (
+    Criterion,
+    LocalMethod,
+    Site,
+    module_criterion,
+    module_exports,
+)
+from ppll_cli.models.trace import Cost, TracedUnit, measure, trace
+from ppll_cli.models.unit import Unit
+from ppll_cli.pipeline.routes import Access
+
+
+@dataclass(frozen=True)
+class ModuleEnd:
+    """The end of a module.
+
+    Attributes:
+        follows: What stands behind the module's last unit, in order.
+        cost: Of its auxiliary network.
+    """
+
+    follows: tuple[Access, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Finds what stands at the ends of modules, without memory.
+
+    Args:
+        method: How modules are trained.
+        site: The model; its modules do not count.
+        traced: What each unit makes.
+        batch: What a batch carries.
+    """
+
+    method: LocalMethod
+    site: Site
+    traced: Sequence[TracedUnit]
+    batch: Mapping[str, ValueSpec]
+
+    def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
+        """The end of each module, and for each unit what is there before it.
+
+        Raises:
+            ConfigError: The method does not apply to the model, or exports what it may not.
+        """
+        specs = dict(self.batch)
+        before: list[dict[str, ValueSpec]] = []
+        found = []
+        for here, exports in self._walk(modules, specs, before):
+            build = partial(module_criterion, self.method, here)
+            criterion, cost = self._measured(build, specs, here)
+            found.append(ModuleEnd((*exports, criterion), cost))
+        return found, before
+
+    def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
+        """For each unit, what is there before it."""
+        before: list[dict[str, ValueSpec]] = []
+        for _ in self._walk(modules, dict(self.batch), before):
+            pass
+        return before
+
+    def cost(self, modules: Sequence[range], module: int) -> Cost:
+        """What the auxiliary network of one module costs."""
+        build, specs = self.criterion(modules, module)
+        here = replace(self.site, module=module, modules=tuple(modules))
+        return self._measured(build, specs, here)[1]
+
+    def _measured(
+        self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
+    ) -> tuple[Criterion, Cost]:
+        """The criterion of a module, and what it costs."""
+        key, value = "local._target_", self._path
+        doing = f"the auxiliary network of module {here.module}"
+        if here.is_last:  # what fails there is not the method's
+            key, value = "model", here.units[-1].name
+            doing = f"the loss of what it makes of {specs[here.feature].shape}"
+        with blaming(key, value, doing):
+            criterion, cost = measure(build, partial(_run_criterion, specs))
+        if not isinstance(criterion, Criterion):
+            raise ConfigError(key, value, "its criterion() must return a Criterion")
+        return criterion, cost
+
+    @property
+    def _path(self) -> str:
+        """Of the method's class."""
+        return f"{type(self.method).__module__}.{type(self.method).__qualname__}"
+
+    def criterion(
+        self, modules: Sequence[range], module: int
+    ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
+        """What makes the criterion of one module, and what is there to be read by it."""
+        specs = dict(self.batch)
+        here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
+        return partial(module_criterion, self.method, here), specs
+
+    def before(self, index: int) -> dict[str, ValueSpec]:
+        """What a batch has and units have made before a unit."""
+        specs = dict(self.batch)
+        for unit, made in zip(self.site.units[:index], self.traced, strict=False):
+            specs.update(zip(unit.writes, made.outputs, strict=True))
+        return specs
+
+    def _walk(
+        self,
+        modules: Sequence[range],
+        specs: dict[str, ValueSpec],
+        before: list[dict[str, ValueSpec]],
+    ) -> Iterator[tuple[Site, Sequence[Unit]]]:
+        """Each module's site and exports, with what is there at its end in `specs`."""
+        units = self.site.units
+        for module, indices in enumerate(modules):
+            here = replace(self.site, module=module, modules=tuple(modules))
+            for index in indices:
+                before.append(dict(specs))
+                specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
+            with blaming("local._target_", self._path, f"what module {module} exports"):
+                exports = module_exports(self.method, here)
+                made_of = trace(exports, specs)
+            for unit, made in zip(exports, made_of, strict=True):
+                _check_export(unit, made, [*specs, *(unit.name for unit in units)])
+                specs.update(zip(unit.writes, made.outputs, strict=True))
+            yield here, exports
+
+
+def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
+    """Check what a user's own local method makes for later losses."""
+    problem = ""
+    if made.cost.params:
+        problem = f"what it exports, {unit.name!r}, has parameters, which nothing would train"
+    elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
+        problem = f"it exports {clash[0]!r}, which the model has already"
+    if problem:
+        raise ConfigError("local", unit.name, problem)
+
+
+def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
+    if isinstance(criterion, Criterion):
+        criterion({name: empty(specs[name]) for name in criterion.reads})
+    return criterion

@@ -1,0 +1,41 @@
+"""Learning rates: pure functions of the step and the horizon."""
+
+from math import cos, pi
+
+from ppll_cli.config.settings import Optim
+
+
+def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of the step after `step` optimizer steps.
+
+    Args:
+        optim: Settings.
+        step: Optimizer steps done before.
+        steps_per_epoch: Steps in an epoch.
+        epochs: The horizon; what stops a run earlier does not count.
+    """
+    if optim.schedule == "cosine_by_epoch":
+        return _by_epoch(optim, step // steps_per_epoch + 1, epochs)
+    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    if optim.schedule == "step":
+        passed = sum(step >= milestone * steps_per_epoch for milestone in optim.milestones)
+        return float(optim.lr * optim.gamma**passed)
+    if optim.schedule == "cosine":
+        done = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
+        return optim.lr * 0.5 * (1 + cos(pi * done))
+    return optim.lr
+
+
+def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch, counted from 1, as in InfoPro's code (arXiv 2101.10832).
+
+    The cosine counts the epochs of the warm-up as well, and reaches 0 in the last epoch. During the
+    warm-up the rate moves linearly from `warmup_lr` to the cosine.
+    """
+    rate = optim.lr * 0.5 * (1 + cos(pi * epoch / epochs))
+    if epoch > optim.warmup_epochs:
+        return rate
+    risen = (epoch - 1) / optim.warmup_epochs
+    return rate * risen + optim.warmup_lr * (1 - risen)

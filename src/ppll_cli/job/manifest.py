@@ -1,0 +1,130 @@
+"""What a checkpoint says of itself: `manifest.json`, read and checked in one place."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ppll_cli.job.parts import Counted, Part
+from ppll_cli.leaves.files import digest_of, problem_of, read_json, regular, write_json
+
+FORMAT = 1
+"""Of the manifest. A program refuses what a later one wrote."""
+
+MANIFEST_FILE = "manifest.json"
+
+_STAGE_FILE = re.compile(r"stage-\d+\.safetensors")
+
+
+class DamagedError(Exception):
+    """Raised when a checkpoint is not as it was written; its message says in what."""
+
+
+class LaterFormatError(Exception):
+    """Raised when a later program wrote a manifest; its message names the format."""
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """What a stage wrote: its name, its size and the SHA-256 of its bytes."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch: The epoch that the last of them belongs to, from 1.
+        cuts: The units that start modules 2 to k; none under back-propagation.
+        metrics: What `Metrics.state` was as the mark passed.
+        files: What the stages wrote.
+        parts: What each process had done until then; none where an older program wrote this.
+        counted: What the workers had counted, for each of the conditions that there were.
+    """
+
+    step: int
+    epoch: int
+    cuts: tuple[str, ...]
+    metrics: dict[str, int | float | None]
+    files: tuple[SavedFile, ...]
+    parts: tuple[Part, ...] = ()
+    counted: tuple[Counted, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        content = {"format": FORMAT, **asdict(self)}
+        content["files"] = sorted(content["files"], key=lambda file: str(file["name"]))
+        write_json(folder / MANIFEST_FILE, content | {"sha256": digest_of(content)})
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, which need not fit its files.
+
+    Raises:
+        DamagedError: It cannot be read, or is not as it was written.
+        LaterFormatError: A later program wrote it.
+    """
+    try:
+        content = read_json(folder / MANIFEST_FILE)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"its manifest cannot be read: {problem_of(error)}") from None
+    if not isinstance(content, dict):
+        raise DamagedError("its manifest cannot be read: it is no JSON object")
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        problem = f"{folder.name} has format {version}, and this program knows {FORMAT}"
+        raise LaterFormatError(problem)
+    manifest = _parsed(content)
+    if content.get("sha256") != digest_of({k: v for k, v in content.items() if k != "sha256"}):
+        raise DamagedError(f"{MANIFEST_FILE} does not have its checksum")
+    return manifest
+
+
+def _parsed(content: Mapping[str, Any]) -> Manifest:
+    try:  # in strict mode only the reader of JSON takes lists for tuples
+        return _ADAPTER.validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedError(f"its manifest cannot be read: {where}: {first['msg']}") from None
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare a checkpoint's files with its manifest; this reads all of them.
+
+    Raises:
+        DamagedError: One is missing, or is not as it was written.
+    """
+    for file in manifest.files:
+        if not _STAGE_FILE.fullmatch(file.name):
+            raise DamagedError(f"{file.name} is no name of a stage's file")
+        path = folder / file.name
+        try:
+            with regular(path) as opened:
+                size_bytes = path.stat().st_size
+                if size_bytes != file.size_bytes:
+                    problem = f"has {size_bytes} bytes instead of {file.size_bytes}"
+                    raise DamagedError(f"{file.name} {problem}")
+                if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
+                    raise DamagedError(f"{file.name} does not have its checksum")
+        except FileNotFoundError:
+            raise DamagedError(f"{file.name} is missing") from None
+        except OSError as error:
+            raise DamagedError(f"{file.name} {problem_of(error)}") from None

@@ -1,0 +1,131 @@
+"""What is done with a run directory before anything is trained."""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ppll_cli.config import objective
+from ppll_cli.data.identity import Identity, difference
+from ppll_cli.errors import ConfigError
+from ppll_cli.job import checkpoint
+from ppll_cli.job.checkpoint import Checkpoint
+from ppll_cli.launch.record import DATA_FILES, PATHS, absolute, write_record
+from ppll_cli.launch.results import drop_unfinished
+from ppll_cli.launch.resume import Recorded
+from ppll_cli.leaves.files import digest_of, read_json, write_text
+from ppll_cli.observe.metrics import Metrics
+from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE
+from ppll_cli.prepare.preparation import Prepared
+
+log = logging.getLogger(__name__)
+
+
+def record(
+    run_dir: Path, config: Mapping[str, Any], choices: Mapping[str, str], prepared: Prepared
+) -> None:
+    """Write what is needed to resume a run: its configuration, and what identifies its data.
+
+    Raises:
+        ConfigError: Another run has written it.
+        OSError: It cannot be written.
+    """
+    data = {k: absolute(v) if k in PATHS else v for k, v in config["data"].items()}
+    record = {**config, "data": data, "choices": dict(choices)}
+    record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
+    if prepared.identity is not None:
+        record["data_sha256"] = digest_of(prepared.identity)
+    write_record(run_dir, record)
+    if prepared.identity is not None:
+        write_text(run_dir / DATA_FILES, json.dumps(prepared.identity) + "\n")
+
+
+def remove_record(run_dir: Path) -> None:
+    """Remove what `record` wrote, where the run does not begin."""
+    for name in (CONFIG_FILE, DATA_FILES):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | None) -> None:
+    """Refuse to go on with other data than a run was started with.
+
+    Args:
+        before: The run.
+        data: Configuration of the data set.
+        identity: What identifies the data that are there now.
+
+    Raises:
+        ConfigError: They are others.
+    """
+    if before.data_sha256 is None or identity is None:  # of an older program, or a user's class
+        return
+    if digest_of(identity) == before.data_sha256:
+        return
+    then: Identity = {}
+    with suppress(OSError, ValueError):
+        found = read_json(before.run_dir / DATA_FILES)
+        then = found if digest_of(found) == before.data_sha256 else {}
+    how = difference(identity, then) if then else "what differs is not recorded"
+    key = next((name for name in ("folders", "root") if name in data), "_target_")
+    raise ConfigError(
+        f"data.{key}",
+        data.get(key),
+        f"these are not the data that the run was started with: {how}",
+        "give the place where those are, or start a new run",
+    )
+
+
+def finished(
+    run_dir: Path, start: Checkpoint | None, steps: int, metrics: Metrics, wanted: str
+) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do; None where something is.
+
+    Args:
+        run_dir: The run directory.
+        start: The newest checkpoint.
+        steps: Optimizer steps that the run is to have at its end.
+        metrics: What was measured.
+        wanted: The key of the summary whose number is the run's result.
+    """
+    if start is None or start.step < steps or not (run_dir / "model.safetensors").is_file():
+        return None
+    try:
+        summary = read_json(run_dir / SUMMARY_FILE)
+        if (summary["status"], summary["steps"]) != ("completed", start.step):
+            return None
+        objective.value(wanted, summary)
+        if not all(isinstance(summary[key], dict) for key in ("train", "test")):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError):  # it is damaged, and made anew
+        return None
+    return summary if metrics.written_until() <= start.step else None
+
+
+def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
+    """Have the run directory as it was at the checkpoint that the run goes on from.
+
+    Args:
+        run_dir: The run directory.
+        start: The checkpoint; None: at the beginning.
+        metrics: What was measured.
+        steps: Optimizer steps that the run is to have at its end.
+    """
+    if start is None:
+        log.warning("no checkpoint is there: the run starts again at step 0")
+    else:
+        log.info("going on after step %d, from %s", start.step, short(start.folder))
+    step = start.step if start else 0
+    metrics.go_back(step, start.manifest.metrics if start else {}, evaluated=step < steps)
+    checkpoint.go_back(run_dir, start)
+    drop_unfinished(run_dir)  # it may be of more stages than there are now
+
+
+def short(path: Path) -> Path:
+    """Relative to the current directory where it is below it."""
+    try:
+        here = Path.cwd()  # with hydra.job.chdir=true it is the run directory
+    except OSError:  # somebody removed it
+        return path
+    return path.relative_to(here) if here in path.parents else path

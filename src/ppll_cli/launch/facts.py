@@ -1,0 +1,45 @@
+"""What the user is shown of a run that has been prepared."""
+
+from ppll_cli.observe.facts import RunFacts, StageFacts
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.prepare.preparation import Prepared
+
+
+def _comes_in(channel: Channel, stage: int) -> bool:
+    return channel.target == stage and channel.kind == "activations"
+
+
+def facts(prepared: Prepared) -> RunFacts:
+    """Its stages, how large they are, and how many steps there are."""
+    job = prepared.job
+    rooms = job.channels
+    workers = []
+    for seat in job.seats:
+        index, units = seat.stage, job.layout.units(seat.stage)
+        modules = job.layout.modules_of(index)
+        costs = [prepared.unit_costs[unit] for unit in units]
+        costs += [prepared.auxiliary_costs[module] for module in modules]
+        workers.append(
+            StageFacts(
+                job.name(seat),
+                job.place_name(seat),
+                [prepared.units[unit] for unit in units],
+                modules,
+                sum(cost.params for cost in costs),
+                sum(cost.flops for cost in costs),
+                sum(room.slots for channel, room in rooms.items() if _comes_in(channel, index)),
+                job.layout.runs(index),
+            )
+        )
+    course = job.course
+    return RunFacts(
+        job.task.metric,
+        course.epochs,
+        job.start,
+        course.steps,
+        course.steps_per_epoch,
+        course.batch_size,
+        job.replicas,
+        workers,
+        getattr(job.task, "reference", None),
+    )

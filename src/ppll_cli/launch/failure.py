@@ -1,0 +1,101 @@
+"""What the user is told of a run that failed: the root cause first, then how to go on."""
+
+import errno
+import logging
+import re
+from pathlib import Path
+
+from ppll_cli.config.commands import word
+from ppll_cli.errors import Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.observe.logs import log_file, said, to_file
+from ppll_cli.observe.runs import CONFIG_FILE
+
+log = logging.getLogger(__name__)
+
+REMEDIES = {
+    errno.ENOSPC: "a disk is full: make room; `df -h {quoted} /dev/shm` shows which",
+    errno.EDQUOT: "your share of the disk is used up: make room",
+    errno.EFBIG: "files may not get so large here: see `ulimit -f`",
+    errno.EROFS: "the disk is read-only: make {run_dir} writable",
+    errno.EACCES: "make {run_dir} writable",
+    errno.EPERM: "make {run_dir} writable",
+    errno.ENOENT: "something removed or moved it during the run",
+    errno.ENOTDIR: "something replaced a folder during the run",
+    errno.EISDIR: "a folder is in its place: remove it",
+    errno.ESTALE: "the network disk has lost it: check the disk",
+    errno.EIO: "the disk has failed: check it",
+}
+"""What helps where results cannot be written, by the system's error number."""
+
+_ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Numbers that tell of a disk wherever the file is; others may tell of a file of the user's."""
+
+_WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+"""How libraries quote the number, safetensors among them."""
+
+
+def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
+    """Log why a run ended early, and how to go on.
+
+    Args:
+        error: Why.
+        run_dir: The run directory.
+        go_on: The command that goes on with the run.
+    """
+    if isinstance(error, Interrupted):
+        to_file(f"ppll-run: {error}")  # the terminal is told at the very end
+        log.info(_to_go_on(run_dir, go_on))
+        return
+    lines = [f"ppll-run: {error}"]
+    report = error.report if isinstance(error, WorkerFailedError) else {}
+    for key in ("phase", "batch", "shapes"):
+        if report.get(key):
+            lines.append(f"  {key}: {report[key]}")
+    for stage, doing in report.get("others", {}).items():
+        lines.append(f"  stage {stage} meanwhile: {doing}")
+    if remedy := _quoted_remedy(str(report.get("error", "")), run_dir):
+        lines.append(f"  {remedy}")
+    if (file := log_file()) is not None:
+        lines.append(f"  log: {file}")
+    lines.append(_to_go_on(run_dir, go_on))
+    log.error("\n".join([*lines, report.get("traceback", "")]).rstrip())
+
+
+def is_of_disk(error: OSError, run_dir: Path) -> bool:
+    """Whether an error says that results cannot be written."""
+    if error.filename is None or error.errno in _ELSEWHERE:
+        return error.errno in REMEDIES
+    return error.errno in REMEDIES and Path(str(error.filename)).is_relative_to(run_dir)
+
+
+def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
+    """The failure of a run in which the parent process met an exception.
+
+    Args:
+        error: The exception.
+        run_dir: The run directory.
+        doing: What could not be done, to begin the message with.
+    """
+    if isinstance(error, OSError) and is_of_disk(error, run_dir):
+        remedy: str | None = _remedy(error.errno or 0, run_dir)
+        where = "" if error.filename else f": {run_dir}"
+        return RunFailedError(f"results cannot be written: {said(error)}{where}; {remedy}")
+    remedy = _quoted_remedy(str(error), run_dir)
+    problem = f"{doing}: {said(error)}" if doing else said(error)
+    return RunFailedError(problem + (f"; {remedy}" if remedy else ""))
+
+
+def _quoted_remedy(text: str, run_dir: Path) -> str | None:
+    """What helps where a message quotes the number of one of the errors that tell of a disk."""
+    found = [int(a or b) for a, b in _WORDS.findall(text)]
+    return next((_remedy(number, run_dir) for number in found if number in _ELSEWHERE), None)
+
+
+def _remedy(number: int, run_dir: Path) -> str:
+    return REMEDIES[number].format(run_dir=run_dir, quoted=word(str(run_dir)))
+
+
+def _to_go_on(run_dir: Path, go_on: str) -> str:
+    if (run_dir / CONFIG_FILE).exists():
+        return f"  to go on: {go_on}"
+    return f"  nothing is left to go on with: {run_dir / CONFIG_FILE} is not there"

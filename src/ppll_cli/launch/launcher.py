@@ -1,0 +1,339 @@
+"""The launcher: starts the workers, watches them, and gathers what they report."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from types import FrameType
+from typing import Any
+
+from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Links, StopFlag
+from ppll_cli.job.pulse import FORKED_LIMIT_S, Pulse, Watch
+from ppll_cli.launch.machines.fleet import Fleet
+from ppll_cli.launch.machines.others import Follower, Leader, Seen, cause
+from ppll_cli.launch.machines.spelling import spelled
+from ppll_cli.launch.wiring import needs_groups, wire
+from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.scratch import scratch
+from ppll_cli.transport.channel import Transport
+from ppll_cli.transport.memory import remove_left
+from ppll_cli.worker import process
+
+log = logging.getLogger(__name__)
+
+LEAVE_S = 5.0
+"""How long a worker may take to leave once it is told to."""
+
+SETTLE_S = 0.3
+"""How long to wait, after a failure, for the process that may be its cause to be gone."""
+
+FORGOTTEN = 255
+"""What multiprocessing gives as the exit status of a worker when its fork server is gone."""
+
+Report = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class _Watched(Seen):
+    """A worker of this machine."""
+
+    process: ForkServerProcess
+    reports: Connection
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the workers ended.
+
+    Attributes:
+        reports: The last report of each worker, in the order of the job's seats.
+        signal: The signal that asked for a stop, if one did.
+    """
+
+    reports: list[Report]
+    signal: int | None
+
+
+def launch(
+    job: Job,
+    transport: Transport,
+    on_report: Callable[[Report], None],
+    on_start: Callable[[Sequence[Pulse]], None] = lambda _: None,
+    fleet: Fleet | None = None,
+) -> Ending:
+    """Run a job to its end.
+
+    With a fleet, this machine's part of it; machine 0 is told what the workers of all report.
+
+    Args:
+        job: What to run.
+        transport: Makes the channels between the workers.
+        on_report: Told each report of a worker as it comes, except the last.
+        on_start: Given what can be seen of the workers, once they have been started.
+        fleet: The machines of the run, if there are several.
+
+    Returns:
+        How it ended; at another machine than 0 without reports.
+
+    Raises:
+        WorkerFailedError: A worker failed; all have been stopped.
+        RunFailedError: A process of multiprocessing's own is gone or stopped; the workers have been
+            stopped.
+        Interrupted: A second signal came; all have been stopped.
+    """
+    forkserver.start()
+    context = forkserver.context()
+    stop = context.RawValue("b", 0)
+    others: Leader | Follower | None = None
+    if fleet is not None:
+        others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
+    workers: list[_Watched] = []
+    with (
+        _stop_on_signal(stop),
+        _meeting(job, fleet) as meeting,
+        _none_left(workers),
+        _told(others, fleet),  # before the workers here are killed, which takes others' along
+    ):
+        ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
+        for seat in job.seats:
+            if fleet is not None and job.home(seat) != fleet.rank:
+                continue
+            here, there = context.Pipe()
+            pulse: Pulse = context.RawValue(Pulse)
+            pulse.begin("starting", FORKED_LIMIT_S)
+            links = Links(parent=there, stop=stop, pulse=pulse, **vars(ends[seat]))
+            name = job.name(seat)
+            started = context.Process(
+                target=process.main, args=(job, seat, links), name=f"ppll-stage-{name}"
+            )
+            forkserver.begin(started)
+            there.close()
+            workers.append(_Watched(seat, name, pulse, process=started, reports=here))
+        seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
+        seen |= {} if others is None else others.away
+        on_start([seen[seat].pulse for seat in job.seats if seat in seen])
+        watch = Watch([watched.pulse for watched in workers])
+        while not _ended(others, seen.values()):
+            _watch(job, workers, watch, on_report, others)
+        if isinstance(others, Follower):
+            ending = Ending([], others.signal)
+        else:
+            reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
+            ending = Ending(reports, stop.value or None)
+            if others is not None:
+                early = reports[-1]["step"] < job.course.steps
+                others.end(signal=ending.signal if early else None)
+        for watched in workers:
+            with suppress(OSError):  # it was killed when all was done
+                watched.reports.send_bytes(b"leave")
+        for watched in workers:
+            watched.process.join(LEAVE_S)
+        return ending
+
+
+def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
+    if isinstance(others, Follower):
+        return others.ended is not None
+    return all(each.done for each in seen)
+
+
+@contextmanager
+def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
+    """However the body fails, launchers of other machines hear of it; no file is sent after it."""
+    try:
+        yield
+    except WorkerFailedError as error:
+        if others is not None:
+            others.end(report=spelled(error.report))
+        raise
+    except Interrupted as error:
+        if others is not None:
+            others.end(signal=error.signal, at_once=True)
+        raise
+    except Exception as error:
+        if others is not None:
+            kind = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
+            others.end(problem=f"{kind}{error}")
+        raise
+    finally:
+        if fleet is not None:
+            fleet.close_parcels()
+
+
+@contextmanager
+def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
+    """Where the workers of a run find one another, and the interface that connects them."""
+    if fleet is not None:
+        yield fleet.store, fleet.interface
+        return
+    if not needs_groups(job):
+        yield "", ""
+        return
+    # The machine's name may lead anywhere, and all workers are here.
+    interface = "lo0" if sys.platform == "darwin" else "lo"
+    with scratch() as folder:
+        yield f"file://{folder}/store", interface
+
+
+def _watch(
+    job: Job,
+    workers: list[_Watched],
+    watch: Watch,
+    on_report: Callable[[Report], None],
+    others: Leader | Follower | None,
+) -> None:
+    """Wait until something happens, and deal with it."""
+
+    def deal(seen: Seen, report: Report) -> None:
+        if report["kind"] == "done":
+            seen.done = report
+        if others is not None and others.pass_on(report):
+            return
+        if report["kind"] == "log":
+            log.log(report["level"], "stage %s: %s", seen.name, report["message"])
+        elif report["kind"] != "done":
+            on_report(report)
+
+    ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
+    sentinels = [watched.process.sentinel for watched in workers]
+    wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0 if others is None else 0.2)
+    failures = _failures(job, workers, deal)
+    for worker, error in watch.late():
+        failures.append(_failure(job, workers[worker], error))
+    seen: list[Seen] = [*workers]
+    if others is not None:
+        failures += others.news(deal)
+        seen += others.away.values()
+    if isinstance(others, Follower):
+        others.look(workers)
+    if failures:
+        # A worker that was killed made no report, but its neighbours may have stumbled over it.
+        wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
+        failures += _failures(job, workers, deal)
+        root = cause(failures) if others is None else others.verdict(failures, deal)
+        seat = root["stage"], root["replica"]
+        meanwhile = {each.name: str(each.pulse) for each in seen if each.seat != seat}
+        raise WorkerFailedError({**root, "replicas": job.replicas, "others": meanwhile})
+
+
+def _failures(
+    job: Job, workers: list[_Watched], deal: Callable[[Seen, Report], None]
+) -> list[Report]:
+    """Deal with all reports that are there, and return those of failures."""
+    failures: list[Report] = []
+    ready = wait([watched.process.sentinel for watched in workers], timeout=0)
+    # Of workers one hears through the fork server; without it all of them seem to be dead.
+    forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
+    if name := forkserver.gone(SETTLE_S if forgotten else 0):
+        raise forkserver.lost(name)
+    for watched in workers:
+        died = watched.process.sentinel in ready
+        for report in _read(watched.reports, LEAVE_S if died else 0):
+            if report["kind"] == "failed":
+                failures.append(report)
+                watched.failed = True
+            else:
+                deal(watched, report)
+        if died and not watched.failed:
+            failures.append(_death(job, watched))
+            watched.failed = True
+    return failures
+
+
+def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
+    """All reports that are there; of a dead worker, up to the end of its pipe."""
+    end_s = time.monotonic() + limit_s
+    with suppress(EOFError, OSError):  # the latter where it ended in the midst of a report
+        while reports.poll(max(0.0, end_s - time.monotonic())):
+            yield reports.recv()
+
+
+def _death(job: Job, watched: _Watched) -> Report:
+    """The report of a worker that ended without one."""
+    watched.process.join(LEAVE_S)
+    how = forkserver.fate(watched.process.exitcode)
+    return _failure(job, watched, f"the worker process is gone ({how})")
+
+
+def _failure(job: Job, watched: _Watched, error: str) -> Report:
+    """What is known of a worker that says nothing itself."""
+    doing, item = (
+        text.decode(errors="replace") for text in (watched.pulse.doing, watched.pulse.item)
+    )
+    return {
+        "kind": "failed",
+        "stage": watched.seat.stage,
+        "replica": watched.seat.replica,
+        "time": time.time(),
+        "device": job.device(watched.seat),
+        "phase": doing or "starting",
+        "batch": item or None,
+        "error": error,
+    }
+
+
+@contextmanager
+def _none_left(workers: list[_Watched]) -> Iterator[None]:
+    """However the body ends, no worker outlives it."""
+    try:
+        yield
+    finally:
+        for watched in workers:
+            _kill(watched)  # they heed no other signal, and have nothing to put in order
+        for watched in workers:
+            watched.process.join(LEAVE_S)
+            _is_gone(watched, LEAVE_S)
+            watched.reports.close()
+            if watched.process.pid is not None:
+                remove_left(watched.process.pid)
+
+
+def _kill(watched: _Watched) -> None:
+    watched.process.kill()
+    # Without the fork server multiprocessing takes every worker for dead, and does nothing.
+    if watched.process.exitcode is not None and not _is_gone(watched, 0):
+        assert watched.process.pid is not None
+        os.kill(watched.process.pid, signal.SIGKILL)
+
+
+def _is_gone(watched: _Watched, limit_s: float) -> bool:
+    """Whether a worker is gone, and with it the other end of its pipe; what is in it is lost."""
+    with suppress(EOFError, OSError):
+        while watched.reports.poll(limit_s):
+            watched.reports.recv_bytes()
+        return False
+    return True
+
+
+@contextmanager
+def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
+    """The first signal that asks for an end gets a checkpoint as well; the second ends at once.
+
+    Python handles signals in the main thread alone; in another one there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.value:
+            raise Interrupted(number)
+        stop.value = number
+        log.warning("stopping after the batch in hand; once more to stop at once")
+
+    previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,333 @@
+"""The machines of a run, and what their launchers tell one another.
+
+One launcher runs on each machine, started by torchrun or srun. They meet at a store of
+torch.distributed, where each shows every second that it lives. Machine 0's launcher composes the
+configuration and owns the run; the others do what it says and tell it what their workers report.
+All of it is JSON. The store is asked by a thread of its own, because it may be out of reach, and
+then nothing must wait for it but the question who is gone.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+from ppll_cli.errors import ConfigError, RunFailedError
+from ppll_cli.launch.machines.addresses import interface_to, listening
+from ppll_cli.launch.machines.parcels import Parcels
+from ppll_cli.launch.machines.rendezvous import Rendezvous
+from ppll_cli.prepare.spread import Machine
+
+PREPARING_S = 900.0
+"""How long a machine may take to make a run ready: it may have to download data."""
+
+SILENT_S = 7.0
+"""After so long without a sign of life a launcher, its machine or the network is gone."""
+
+OWN_GAP_S = 3.0
+"""Who has not looked for so long was stopped itself, perhaps with all the others."""
+
+LEAVING_S = 10.0
+"""How long machine 0 waits for the others to have heard that all is over; it may have the store."""
+
+BEAT_S = 0.5
+
+Message = dict[str, Any]
+
+_T = TypeVar("_T")
+
+
+class Fleet:
+    """The launchers of a run, seen from one of them.
+
+    Args:
+        where: They meet there.
+
+    Attributes:
+        machines: What each machine has.
+        interface: The network interface that leads to the others; empty where it is not known.
+        jobs: How many jobs there have been.
+        parcels: The way of files to and from each machine that does not share the run directory of
+            the job in hand with machine 0; at another machine than 0, its own way to that one.
+        remembered: The run directory of an earlier attempt, if there was one.
+
+    Raises:
+        ConfigError: They do not come, or have other versions.
+    """
+
+    def __init__(self, where: Rendezvous) -> None:
+        self.rank, self._where, self.jobs = where.rank, where, 0
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._unheard: Message | None = None
+        self._ended, self._lost, self._said = Event(), "", 0
+        self.parcels: dict[int, Parcels] = {}
+        self.remembered: str | None = None
+        self.machines = self._met()
+        self.interface = interface_to(where.host, where.port, len({m.host for m in self.machines}))
+        self._looked_s = self._since_s = time.monotonic()
+        self._heard_s = dict.fromkeys(range(where.machines), self._since_s)
+        self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
+        self._thread.start()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is machine 0, which owns the run."""
+        return self.rank == 0
+
+    @property
+    def store(self) -> str:
+        """Where the workers of the job in hand meet."""
+        where = self._where
+        return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
+
+    def name(self, machine: int) -> str:
+        """A machine, as the user is told of it."""
+        return f"machine {machine} ({self.machines[machine].host})"
+
+    def tell(self, message: Message) -> None:
+        """Tell all the others, if this is machine 0, or else machine 0."""
+        self._outbox.put((f"{self._session}/said/{self.rank}/{self._said}", json.dumps(message)))
+        self._said += 1
+
+    def refuse(self, error: ConfigError) -> None:
+        """Tell that the job in hand, or all of them, cannot be run; `refusal` reads it."""
+        told = (error.key, str(error.value), error.problem, error.remedy)
+        self.tell({"kind": "refused", "job": self.jobs, "error": told})
+
+    def hear(self, timeout_s: float = 0.0) -> Message | None:
+        """The next message, if one comes."""
+        if self._unheard is not None:
+            message, self._unheard = self._unheard, None
+            return message
+        with suppress(Empty):
+            return self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+        return None
+
+    def given_up(self, message: Message) -> RunFailedError:
+        """What is to be said of the job in hand when a message is about what comes after it.
+
+        That message is heard once more.
+        """
+        self._unheard = message
+        return RunFailedError(f"{self.name(0)} has given up the run")
+
+    def messages(self) -> Iterator[Message]:
+        """All messages that are there."""
+        while (message := self.hear()) is not None:
+            yield message
+
+    def silent(self) -> tuple[int, str] | None:
+        """A machine that shows no sign of life, and what is to be said of it; None while all do."""
+        now = time.monotonic()
+        if now - self._looked_s > OWN_GAP_S:
+            self._since_s = now  # all are waited for anew
+        self._looked_s = now
+        watched = range(1, len(self.machines)) if self.first else [0]
+        for machine in watched:
+            silent_s = now - max(self._heard_s[machine], self._since_s)
+            if silent_s > SILENT_S or self._lost:  # then nothing will be heard of it any more
+                return machine, (
+                    f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
+                    f"launcher or the network is gone{self._lost}"
+                )
+        return None
+
+    def remember(self, run_dir: str) -> None:
+        """Note the run directory where a later attempt finds it."""
+        self._outbox.put(("run directory", run_dir))
+
+    def open_parcels(self, machine: int) -> Parcels:
+        """Have a way for files to and from a machine in the job in hand."""
+        pair = f"{self._session}/{self.jobs}/parcels/{max(self.rank, machine)}"
+
+        def connect() -> Any:
+            import torch.distributed as dist
+
+            return dist.PrefixStore(pair, self._connect())  # type: ignore[attr-defined]
+
+        made = Parcels(connect, self.name(machine))
+        self.parcels[machine] = made
+        return made
+
+    def close_parcels(self) -> None:
+        """The job in hand needs no more files."""
+        while self.parcels:
+            self.parcels.popitem()[1].close()
+
+    def close(self) -> None:
+        """Say what is still to be said, and hear that the others have; not for long."""
+        self.close_parcels()
+        if not self.first:
+            self.tell({"kind": "bye"})
+        left, until_s = {*range(1, len(self.machines))}, time.monotonic() + LEAVING_S
+        while self.first and left and time.monotonic() < until_s and self.silent() is None:
+            message = self.hear(BEAT_S)
+            if message is not None and message["kind"] == "bye":
+                left.discard(message["machine"])
+        self._ended.set()
+        self._thread.join(2.0)
+
+    def _met(self) -> list[Machine]:
+        """Meet the others, in time."""
+        where, place = self._where, f"{self._where.host}:{self._where.port}"
+        try:
+            return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
+        except TimeoutError:
+            problem = "the store there does not answer"
+        except RuntimeError as error:
+            problem = "no store could be reached there"
+            if not (self.first or where.hosted):
+                problem = f"machine 0, which has the store, did not come in {where.limit_s:g} s"
+            problem = f"{problem}: {_first_line(error)}"
+        raise ConfigError("MASTER_ADDR", place, problem)
+
+    # Everything below is done by threads.
+
+    def _connect(self, is_master: bool = False) -> Any:
+        import torch.distributed as dist
+
+        where = self._where
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            where.host,
+            where.port,
+            is_master=is_master,
+            timeout=timedelta(seconds=where.limit_s),
+            wait_for_workers=False,
+            master_listen_fd=listening(where.host, where.port) if is_master else None,
+        )
+        return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
+
+    def _meet(self) -> list[Machine]:
+        """Agree on a session with all the others.
+
+        The store may be that of an earlier attempt, of which things are left: machine 0 begins a
+        session with a new name, and welcomes to it who came with the word that it has from him.
+        """
+        until_s = time.monotonic() + self._where.limit_s
+        self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
+        own = {**vars(Machine.here()), "word": secrets.token_hex(8)}
+        welcome = self._welcome(own, until_s) if self.first else self._hello(own, until_s)
+        if None in welcome:
+            raise self._missing(f"machine {welcome.index(None)} did not come")
+        found = [
+            Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome if each
+        ]
+        for rank, other in enumerate(found):
+            for name, version in other.versions.items():
+                if version != found[0].versions.get(name):
+                    raise ConfigError(
+                        name,
+                        version,
+                        f"is what machine {rank} ({other.host}) has, and machine 0 "
+                        f"({found[0].host}) has {found[0].versions.get(name)}",
+                        "install the same on all machines",
+                    )
+        return found
+
+    def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
+        """Who has come; None for those who have not."""
+        store, self._session = self._everywhere, own["word"]
+        found = store.check(["run directory"])
+        self.remembered = store.get("run directory").decode() if found else None
+        store.set("session", self._session)
+        welcome: list[Message | None] = [own]
+        for rank in range(1, self._where.machines):
+            come = self._comes(hello := f"{self._session}/hello/{rank}", until_s)
+            welcome.append(json.loads(store.get(hello)) if come else None)
+        store.set(f"{self._session}/welcome", json.dumps(welcome))
+        until_s = time.monotonic() + LEAVING_S
+        for rank, each in enumerate(welcome):  # the store may end with this process
+            if rank > 0 and each is not None:
+                self._comes(f"{self._session}/seen/{rank}", until_s)
+        return welcome
+
+    def _hello(self, own: Message, until_s: float) -> list[Message | None]:
+        """Who has come, as machine 0 says."""
+        store, self._session = self._everywhere, ""
+        while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
+            if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
+                self._session = new
+                store.set(f"{new}/hello/{self.rank}", json.dumps(own))
+            if self._session and store.check([f"{self._session}/welcome"]):
+                welcome: list[Message | None] = json.loads(store.get(f"{self._session}/welcome"))
+                mine = welcome[self.rank]
+                if mine is not None and mine["word"] == own["word"]:
+                    store.set(f"{self._session}/seen/{self.rank}", "")
+                    return welcome
+            time.sleep(0.1)
+        raise self._missing("not all machines came" if self._session else "machine 0 did not come")
+
+    def _comes(self, key: str, until_s: float) -> bool:
+        """Whether something is there before it is too late."""
+        while not self._everywhere.check([key]):
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def _missing(self, problem: str) -> ConfigError:
+        within = f"within {self._where.limit_s:g} s"
+        return ConfigError("nnodes", self._where.machines, f"{problem} {within}")
+
+    def _work(self) -> None:
+        """Show that this machine lives, and carry messages, until the end or until that fails."""
+        import torch.distributed as dist
+
+        store = dist.PrefixStore(self._session, self._everywhere)  # type: ignore[attr-defined]
+        others = [*range(1, len(self.machines))] if self.first else [0]
+        heard, beats = dict.fromkeys(others, 0), dict.fromkeys(others, b"")
+        ended, beat = False, 0
+        while not ended:
+            ended = self._ended.wait(BEAT_S)
+            try:
+                beat += 1
+                store.set(f"beat/{self.rank}", str(beat))
+                while not self._outbox.empty():
+                    self._everywhere.set(*self._outbox.get())
+                for machine in others:
+                    while store.check([said := f"said/{machine}/{heard[machine]}"]):
+                        self._inbox.put({"machine": machine, **json.loads(store.get(said))})
+                        heard[machine] += 1
+                        if self.first:  # nobody else reads it
+                            store.delete_key(said)
+                    if store.check([key := f"beat/{machine}"]):
+                        now = store.get(key)
+                        if now != beats[machine]:
+                            beats[machine], self._heard_s[machine] = now, time.monotonic()
+            except Exception as error:
+                self._lost = f"; the store cannot be reached: {_first_line(error)}"
+                return  # the others' silence is all that is left to notice
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+def refusal(message: Message) -> ConfigError:
+    """What `Fleet.refuse` told."""
+    return ConfigError(*message["error"])
+
+
+def _in_time(work: Callable[[], _T], limit_s: float) -> _T:
+    """What something gives that may never end: torch waits for a stopped store for ever.
+
+    Raises:
+        TimeoutError: It has not ended.
+    """
+    found: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)
+
+    Thread(target=run, name="ppll-fleet-meeting", daemon=True).start()
+    return found.result(limit_s)

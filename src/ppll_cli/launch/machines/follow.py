@@ -1,0 +1,230 @@
+"""A run on several machines: what machine 0 tells the others of it, and what they make of that."""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from ppll_cli.config.settings import parse
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
+from ppll_cli.job import checkpoint
+from ppll_cli.job.job import Job
+from ppll_cli.job.manifest import SavedFile
+from ppll_cli.launch.launcher import launch
+from ppll_cli.launch.machines.fleet import PREPARING_S, Fleet, Message, refusal
+from ppll_cli.launch.wiring import fitting
+from ppll_cli.leaves.files import write_text
+from ppll_cli.leaves.scratch import scratch
+from ppll_cli.prepare.preparation import Prepared, prepare
+from ppll_cli.transport.channel import Transport
+
+log = logging.getLogger(__name__)
+
+MARK = ".machines"
+"""A file in the run directory by which the others see whether it is the same one."""
+
+
+def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
+    """Have all machines make a run ready.
+
+    Args:
+        fleet: The machines; this is machine 0.
+        config: The configuration as plain data.
+        prepared: What was made of it here.
+        run_dir: The run directory.
+
+    Raises:
+        ConfigError: One of them cannot do its part.
+        RunFailedError: One of them is gone, or takes too long.
+    """
+    fleet.remember(str(run_dir))
+    fleet.close_parcels()  # of a job that came to nothing
+    mark = run_dir / MARK
+    write_text(mark, secrets.token_hex())
+    try:
+        fleet.tell(_told(fleet, config, prepared, run_dir, mark.read_text()))
+        _wait_until_ready(fleet, prepared.job)
+    except ConfigError as error:
+        fleet.refuse(error)
+        raise
+    except RunFailedError as error:
+        fleet.tell({"kind": "end of job", "problem": str(error)})
+        raise
+    finally:
+        mark.unlink(missing_ok=True)
+    fleet.tell({"kind": "go"})
+    if apart := [fleet.name(machine) for machine in sorted(fleet.parcels)]:
+        told = "%s is not shared with %s: what is saved there is sent to %s"
+        log.info(told, run_dir, " and ".join(apart), fleet.name(0))
+
+
+def _wait_until_ready(fleet: Fleet, job: Job) -> None:
+    """Hear from all machines, and send the checkpoint to those that do not share its folder."""
+    waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
+    paths = [Path(job.checkpoint or "", file.name) for file in _start(job)]
+    sent: list[Event] = []
+    while waiting:
+        message = fleet.hear(0.5)
+        if message is not None and message.get("job") == fleet.jobs:
+            machine = message["machine"]
+            match message["kind"]:
+                case "refused":
+                    raise refusal(message)
+                case "failed":
+                    raise RunFailedError(f"{fleet.name(machine)}: {message['problem']}")
+                case "apart":
+                    parcels = fleet.open_parcels(machine)
+                    sent += [parcels.send(path) for path in paths]
+                case "prepared":
+                    waiting.discard(machine)
+        for parcels in fleet.parcels.values():
+            parcels.check()
+        if silent := fleet.silent():
+            raise RunFailedError(silent[1])
+        if not all(each.is_set() for each in sent):  # who stalls is found out by the parcels
+            until_s = time.monotonic() + PREPARING_S
+        if time.monotonic() > until_s:
+            name = fleet.name(min(waiting))
+            raise RunFailedError(f"{name} was not ready after {PREPARING_S:.0f} s")
+
+
+def _told(
+    fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
+) -> Message:
+    """What the others need: the configuration, with all that was decided here in it."""
+    job, units = prepared.job, prepared.units
+    fixed = json.loads(json.dumps(config))
+    fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
+    if job.stages > 1:
+        cuts = [units[cut] for cut in job.layout.cuts()]
+        fixed["partition"] = {"name": "manual", "cuts": cuts}
+    elif fixed["partition"]["name"] == "profile":
+        fixed["partition"]["name"] = "uniform"
+    if job.local_learning:
+        fixed["local"] |= {"cuts": list(prepared.cuts)}
+        if "modules" in fixed["local"]:
+            fixed["local"]["modules"] = None
+    return {
+        "kind": "job",
+        "job": fleet.jobs,
+        "config": fixed,
+        "run_dir": str(run_dir),
+        "mark": mark,
+        "start": job.start,
+        "checkpoint": None if job.checkpoint is None else str(job.checkpoint),
+        "files": [asdict(file) for file in _start(job)],
+    }
+
+
+def _start(job: Job) -> list[SavedFile]:
+    """The files of the checkpoint that is gone on from."""
+    return [] if job.checkpoint is None else [*checkpoint.files(job.checkpoint)]
+
+
+def follow(fleet: Fleet) -> None:
+    """Do this machine's part of all jobs, until machine 0 says that there are no more.
+
+    Raises:
+        PpllError: The last job that did not complete; machine 0 has told the user why.
+    """
+    failure: PpllError | None = None
+    while (message := _next(fleet))["kind"] != "end":
+        if message["kind"] == "refused":
+            failure = failure or refusal(message)
+        elif message["kind"] == "job":
+            try:
+                _do(fleet, message)
+            except PpllError as error:
+                failure = error
+                if not isinstance(error, ConfigError | Interrupted):  # those are told at the end
+                    log.error("ppll-run: %s", error)
+    if failure is not None:
+        raise failure
+
+
+def _next(fleet: Fleet) -> Message:
+    while (message := _heard(fleet, 0.5)) is None:
+        pass
+    return message
+
+
+def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
+    message = fleet.hear(timeout_s)
+    if message is None and (silent := fleet.silent()):
+        log.error("ppll-run: %s", silent[1])
+        raise RunFailedError(silent[1])
+    return message
+
+
+def _heed(fleet: Fleet, message: Message) -> None:
+    """End where machine 0 has given the job up before it began."""
+    if message["kind"] == "refused":
+        raise refusal(message)
+    if message["kind"] == "end of job":
+        raise RunFailedError(f"{fleet.name(0)}: {message.get('problem', 'it ended')}")
+    if message["kind"] != "go":
+        raise fleet.given_up(message)
+
+
+def _do(fleet: Fleet, message: Message) -> None:
+    """This machine's part of one job."""
+    fleet.jobs = message["job"]
+    with ExitStack() as held:
+        try:
+            prepared, transport = _prepared(fleet, _within_reach(fleet, message, held))
+        except ConfigError as error:
+            fleet.refuse(error)
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            fleet.tell({"kind": "failed", "job": fleet.jobs, "problem": problem})
+            raise
+        fleet.tell({"kind": "prepared", "job": fleet.jobs})
+        while (answer := _next(fleet))["kind"] != "go":
+            _heed(fleet, answer)
+        ending = launch(prepared.job, transport, lambda _: None, fleet=fleet)
+    if ending.signal is not None:
+        raise Interrupted(ending.signal)
+
+
+def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
+    """The job with folders that this machine sees.
+
+    Where it does not share the run directory, that is one of its own, which goes with `held`. The
+    checkpoint that is gone on from is fetched there.
+    """
+    run_dir, seen = Path(message["run_dir"]), ""
+    with suppress(OSError):
+        seen = (run_dir / MARK).read_text()
+    if seen == message["mark"]:
+        return message
+    own = held.enter_context(scratch())
+    parcels = fleet.open_parcels(0)
+    held.callback(fleet.close_parcels)
+    fleet.tell({"kind": "apart", "job": fleet.jobs})
+    fetched = own / "checkpoint"
+    there = [parcels.take(SavedFile(**file), fetched) for file in message["files"]]
+    while not all(each.is_set() for each in there):
+        if (answer := _heard(fleet, 0.1)) is not None:
+            _heed(fleet, answer)
+        parcels.check()
+    start = None if message["checkpoint"] is None else str(fetched)
+    return {**message, "run_dir": str(own), "checkpoint": start}
+
+
+def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
+    settings = parse(message["config"])
+    prepared = prepare(settings, message["run_dir"], fleet.machines)
+    job = replace(prepared.job, start=message["start"])
+    if message["checkpoint"] is not None:
+        job = replace(job, checkpoint=Path(message["checkpoint"]))
+    transport: Transport = make("transport", settings.transport)
+    name = settings.transport["_target_"]
+    return replace(prepared, job=job), fitting(name, transport, job, fleet.rank)

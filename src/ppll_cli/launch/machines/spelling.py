@@ -1,0 +1,43 @@
+"""Reports of workers as JSON, for launchers on other machines. No pickle crosses a network."""
+
+from collections.abc import Callable
+from dataclasses import astuple, is_dataclass
+from typing import Any, get_args
+
+from ppll_cli.job.manifest import SavedFile
+from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Instruction
+
+_KINDS: dict[str, Callable[..., Any]] = {
+    kind.__name__: kind for kind in (*get_args(Instruction), Span, SavedFile)
+}
+
+
+def spelled(value: Any) -> Any:
+    """A report, or a part of one, as plain data.
+
+    Raises:
+        TypeError: It has something that reports do not have.
+    """
+    if isinstance(value, Span):
+        return {"is": "Span", "of": [spelled(part) for part in value]}
+    if is_dataclass(value) and type(value).__name__ in _KINDS:
+        return {"is": type(value).__name__, "of": list(astuple(value))}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {"is": "dict", "of": [[spelled(k), spelled(v)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return [spelled(part) for part in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"reports cannot have {value!r}")
+
+
+def read(plain: Any) -> Any:
+    """What was spelled so; tuples have become lists."""
+    if isinstance(plain, list):
+        return [read(part) for part in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if plain["is"] == "dict":
+        return {read(key): read(value) for key, value in plain["of"]}
+    return _KINDS[plain["is"]](*read(plain["of"]))

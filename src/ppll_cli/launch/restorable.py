@@ -1,0 +1,49 @@
+"""Whether a run can go on from a checkpoint: what is refused here would fail in a worker."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.checkpoint import Checkpoint, SavedTensors
+from ppll_cli.job.job import Job
+from ppll_cli.local.method import LocalMethod, module_criterion
+
+
+def check_restorable(job: Job, start: Checkpoint) -> None:
+    """Refuse a checkpoint of networks that this version builds in another way.
+
+    Args:
+        job: The run; its directory is named in the message.
+        start: From where it is to go on.
+
+    Raises:
+        ConfigError: A tensor is missing, or has another shape.
+    """
+    model, method = make("model", job.model), make("local", job.local)
+    with SavedTensors(start.folder) as saved:
+        known = {name: saved.shape(name) for name in saved.names}
+    for prefix, network in _networks(job, method):
+        for name, tensor in network.state_dict().items():
+            key, shape = f"{prefix}.{name}", tuple(tensor.shape)
+            if known.get(key) == shape:
+                continue
+            there = f"has shape {list(known[key])}" if key in known else "is missing"
+            problem = f"it cannot go on: {key} {there}, and needs shape {list(shape)}"
+            auxiliary = prefix.startswith("auxiliary.")
+            if reason := getattr(method if auxiliary else model, "changed", ""):
+                other = "auxiliary networks are others" if auxiliary else "model is another one"
+                problem = f"it cannot go on, because this version's {other}: {reason}"
+            raise ConfigError("resume", job.run_dir, problem, "start a new run")
+
+
+def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
+    """All units and criteria, without memory, by the beginning of their tensors' names."""
+    site = job.site(job.units())
+    with torch.device("meta"):
+        for unit in site.units:
+            yield f"model.{unit.name}", unit.build()
+        for module in range(len(job.layout.modules)):
+            yield f"auxiliary.{module}", module_criterion(method, site.at(module))

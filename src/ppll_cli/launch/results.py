@@ -1,0 +1,107 @@
+"""What stands in a run directory at the end: the model, the summary, and pictures."""
+
+import errno
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ppll_cli.errors import Interrupted, RunFailedError
+from ppll_cli.job import checkpoint
+from ppll_cli.job.job import Job
+from ppll_cli.launch.failure import run_failed
+from ppll_cli.launch.samples import write_samples
+from ppll_cli.leaves.files import remove, write_json
+from ppll_cli.observe import timeline
+from ppll_cli.observe.logs import for_show, to_file
+from ppll_cli.observe.tracker import Guarded
+
+Report = Mapping[str, Any]
+
+
+def write_results(
+    job: Job,
+    summarise: Callable[..., dict[str, Any]],
+    tracker: Guarded,
+    reports: Sequence[Report],
+    status: str,
+    error: str | None = None,
+) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
+    """Write each result, whether or not others can be written.
+
+    Args:
+        job: The run.
+        summarise: Makes the summary, given the keyword `status`.
+        tracker: Is told the summary.
+        reports: The last report of each worker; none of a run that failed.
+        status: How the run ended; "failed" is recorded where the model cannot be written.
+        error: Why it failed.
+
+    Returns:
+        The summary, where there is one, and what could not be written.
+    """
+    run_dir = Path(job.run_dir)
+    problems: list[RunFailedError] = []
+    has_model = False
+    with _noted(problems, run_dir, "model.safetensors"):
+        has_model = _write_model(run_dir, needed=status == "completed")
+    drop_unfinished(run_dir)
+    if problems and error is None:
+        status, error = "failed", str(problems[0])
+    summary = None
+    with _noted(problems, run_dir, "summary.json"):
+        summary = summarise(status=status)
+        if error is not None:
+            summary["error"] = error
+        write_json(run_dir / "summary.json", summary)
+    if summary is not None:
+        with for_show("the timeline could not be written"):
+            _draw(job, run_dir, reports, summary)
+        if has_model:
+            with for_show("no samples could be written"):
+                write_samples(job, run_dir)
+        tracker.end(summary)
+    return summary, problems
+
+
+def drop_unfinished(run_dir: Path) -> None:
+    """Remove checkpoints that were never finished."""
+    for unfinished in run_dir.glob("checkpoints/.step-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):  # it is no folder, or a worker of another machine still writes
+            remove(unfinished)
+
+
+def _write_model(run_dir: Path, needed: bool) -> bool:
+    """Write the model of the last checkpoint and return True, or False where there is none."""
+    last = run_dir / "checkpoints" / "last"
+    if last.exists():
+        checkpoint.write_model(last, run_dir / "model.safetensors")
+        return True
+    if needed:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))
+    return False
+
+
+def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[str, Any]) -> None:
+    """Write the timeline, where enough was traced."""
+    lanes = [report["trace"] for report in reports]
+    if lanes and all(lanes):
+        names = [job.name(seat) for seat in job.seats]
+        places = [job.place_name(seat) for seat in job.seats]
+        timeline.write(run_dir, lanes, names, places, timeline.title(summary))
+
+
+@contextmanager
+def _noted(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
+    """Have a failure of the body, which writes a file, noted instead of raised."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        problems.append(run_failed(error, run_dir, f"{name} could not be written"))
+        to_file(traceback.format_exc())

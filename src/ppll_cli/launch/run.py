@@ -1,0 +1,306 @@
+"""One run: from settings to a run directory with results."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ppll_cli.config import objective
+from ppll_cli.config.settings import Settings
+from ppll_cli.config.targets import make, require
+from ppll_cli.errors import (
+    ConfigError,
+    Interrupted,
+    PpllError,
+    RunFailedError,
+    WorkerFailedError,
+)
+from ppll_cli.job import checkpoint
+from ppll_cli.job.checkpoint import Checkpoint
+from ppll_cli.job.parts import Parts
+from ppll_cli.job.pulse import Pulse
+from ppll_cli.launch import advice, beginning, failure
+from ppll_cli.launch.beginning import short
+from ppll_cli.launch.facts import facts
+from ppll_cli.launch.launcher import Report, launch
+from ppll_cli.launch.machines.fleet import Fleet
+from ppll_cli.launch.machines.follow import announce
+from ppll_cli.launch.restorable import check_restorable
+from ppll_cli.launch.results import write_results
+from ppll_cli.launch.resume import Recorded, locked
+from ppll_cli.launch.saving import Saving
+from ppll_cli.launch.summary import summarise
+from ppll_cli.launch.wiring import fitting
+from ppll_cli.leaves.files import write_json
+from ppll_cli.observe.console import Console
+from ppll_cli.observe.logs import for_show, to_file
+from ppll_cli.observe.metrics import Metrics
+from ppll_cli.observe.progress import Look, Progress
+from ppll_cli.observe.tracker import Tracked, guarded
+from ppll_cli.prepare.preparation import Prepared, prepare
+from ppll_cli.transport.channel import Transport
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run and its directory.
+
+    Args:
+        settings: The configuration.
+        config: The same as plain data, for the record.
+        choices: The option chosen in each group.
+        run_dir: Where results go; the folder exists, with nothing of another run in it.
+        before: The run that is there and goes on, if one does.
+        changes: Finds the overrides that make the configuration from the defaults, for the user.
+        fleet: The machines that it runs on, if there are several; this is machine 0.
+        options: Of the command line, those that say where configurations are.
+
+    Attributes:
+        objective: The key of the summary whose number is the run's result for a sweeper; set once
+            the run has been prepared.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: Mapping[str, Any],
+        choices: Mapping[str, str],
+        run_dir: Path,
+        before: Recorded | None = None,
+        changes: Callable[[], Sequence[str]] = tuple,
+        fleet: Fleet | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
+        self.before, self._find_changes, self._fleet = before, changes, fleet
+        self.options = options
+        self.changes: Sequence[str] | None = None
+        self.objective = ""
+        self._ready = 0
+        self._started_s = time.perf_counter()
+        self._told: PpllError | None = None
+
+    def execute(self) -> dict[str, Any]:
+        """Prepare, train, and write the results.
+
+        Why a run ended early is logged here, as soon as it is known.
+
+        Returns:
+            What `summary.json` holds.
+
+        Raises:
+            ConfigError: The configuration is wrong; no worker was started.
+            WorkerFailedError: A worker failed; the summary has been written.
+            RunFailedError: Something else did; the summary has been written where it can be.
+            Interrupted: A second signal came; the summary has been written.
+        """
+        transport: Transport = make("transport", self.settings.transport)
+        path = self.settings.transport["_target_"]
+        remedy = f"see {Transport.__module__}.Transport"
+        require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
+        self.tracker = guarded(self.choices["tracker"], self.settings.tracker)
+        try:
+            with ExitStack() as held:
+                if self.before is not None:
+                    held.enter_context(locked(self.run_dir))
+                return self._execute(held, transport)
+        except OSError as error:
+            if not failure.is_of_disk(error, self.run_dir):
+                raise
+            failed = failure.run_failed(error, self.run_dir)
+            self._tell(failed)
+            raise failed from error
+        except (WorkerFailedError, RunFailedError, Interrupted) as error:
+            self._tell(error)
+            raise
+
+    def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
+        """The same, with a lock of the run directory in the stack once it is this run's."""
+        start = None if self.before is None else checkpoint.newest(self.run_dir)
+        self.prepared = self._prepare(start)
+        job = self.prepared.job
+        name = self.choices["transport"]
+        transport = fitting(name, transport, job, machine=0)
+        self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
+        was = () if start is None else (start.manifest.parts, start.manifest.counted)
+        self.parts = Parts(job, self.choices["transport"], self.prepared.units, *was)
+        wanted = self.settings.objective
+        self.objective = objective.chosen(wanted, self._summarise(), job.task.metric)
+        if self.before is None:
+            beginning.record(self.run_dir, self.config, self.choices, self.prepared)
+            held.enter_context(locked(self.run_dir))
+        elif summary := self._finished(self.before, start):
+            return summary
+        if self._fleet is not None:
+            self._gather(self._fleet)
+        for note in self.prepared.notes:
+            log.info(note)
+        self.console = Console(facts(self.prepared))
+        if self.before is not None:
+            beginning.go_back(self.run_dir, start, self.metrics, job.course.steps)
+        kept, cuts = self.settings.checkpoint, self.prepared.cuts
+        self._saving = Saving(job, kept, cuts, self.metrics, self.parts)
+        self.tracker.start(self._tracked())
+        with self.metrics, closing(self.console):
+            try:
+                ending = launch(job, transport, self._on_report, self._on_start, self._fleet)
+            except (WorkerFailedError, RunFailedError, Interrupted) as error:
+                self._fail(error)
+                raise
+            except ConfigError:
+                raise
+            except Exception as error:
+                failed = failure.run_failed(error, self.run_dir)
+                self._fail(failed, error)
+                raise failed from error
+        early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
+        summary = self._finish(ending.reports, "interrupted" if early else "completed")
+        self.console.end(summary, short(self.run_dir), self._worth_trying())
+        if early:
+            assert ending.signal is not None
+            raise Interrupted(ending.signal)
+        return summary
+
+    def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
+        """The summary of a run that is complete, after the user has been told so."""
+        beginning.check_data(before, self.settings.data, self.prepared.identity)
+        steps = self.prepared.job.course.steps
+        known = self.run_dir, start, steps, self.metrics, self.objective
+        if (summary := beginning.finished(*known)) is not None:
+            Console(facts(self.prepared)).nothing_to_do(summary, short(self.run_dir))
+        return summary
+
+    def _summarise(self, **known: Any) -> dict[str, Any]:
+        """What `summary.json` would hold now."""
+        run = self.settings, self.choices, self.prepared, self.metrics, self.parts
+        return summarise(*run, **known)
+
+    def _tell(self, error: PpllError) -> None:
+        """Log why the run ended early, once."""
+        if error is not self._told:
+            self._told = error
+            known = self.options, self.changes, self.config, self.choices
+            failure.tell(error, self.run_dir, advice.go_on(self.run_dir, *known))
+
+    def _gather(self, fleet: Fleet) -> None:
+        """Have the other machines make the run ready."""
+        fleet.jobs += 1
+        try:
+            announce(fleet, self.config, self.prepared, self.run_dir)
+        except ConfigError:
+            if self.before is None:
+                beginning.remove_record(self.run_dir)
+            raise
+        except RunFailedError as error:
+            summary = {**self._summarise(status="failed"), "error": str(error)}
+            write_json(self.run_dir / "summary.json", summary)
+            raise
+
+    def _prepare(self, start: Checkpoint | None) -> Prepared:
+        """The job, from a checkpoint on if there is one; its modules are those of the beginning."""
+        settings, cuts = self.settings, None
+        if self.before is not None:
+            cuts = self.before.cuts if start is None else start.manifest.cuts
+        fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
+        if cuts is not None and not fixed:
+            local = {**settings.local, "cuts": list(cuts)}
+            settings = settings.model_copy(update={"local": local})
+        machines = [] if self._fleet is None else self._fleet.machines
+        prepared = prepare(settings, str(self.run_dir), machines)
+        if start is None:
+            return prepared
+        check_restorable(prepared.job, start)
+        job = replace(prepared.job, start=start.step, checkpoint=start.folder)
+        return replace(prepared, job=job)
+
+    def _worth_trying(self) -> str | None:
+        """The command that sets this run beside the other schedules, where one would run."""
+        if self._fleet is not None or self._tracked().sweep or self.changes is None:
+            return None
+        known = self.settings, self.prepared, self.options, self.changes
+        with for_show("no command to try next is known"):
+            return advice.comparison(*known, resumed=self.before is not None)
+        return None
+
+    def _on_start(self, pulses: Sequence[Pulse]) -> None:
+        with for_show("what differs from the defaults is not known"):
+            self.changes = self._find_changes()  # while the workers set themselves up
+            self.console.settings(self.changes)
+        self.console.begin(short(self.run_dir))
+        self._pulses = pulses
+        job = self.prepared.job
+        self._progress = Progress(job.start, job.course.steps, job.replicas)
+        self.console.watch(self._looks)
+
+    def _looks(self) -> list[Look]:
+        return [pulse.look() for pulse in self._pulses]
+
+    def _on_report(self, report: Report) -> None:
+        if report["kind"] == "ready":
+            self._ready += 1
+            if self._ready == len(self.prepared.job.seats):
+                self._started_s = time.perf_counter()
+                self.metrics.begin()
+        elif report["kind"] == "metrics":
+            line = self.metrics.add(report)
+            self.console.metrics(line)
+            self.tracker.metrics(line)
+            if line["split"] == "train" and line["module"] is None:
+                now = self._progress.update(time.monotonic(), self._looks())
+                seats = self.prepared.job.seats
+                stages = [
+                    {"index": seat.stage, "replica": seat.replica, **stage.fields()}
+                    for seat, stage in zip(seats, now.stages, strict=True)
+                ]
+                self.tracker.stages(line["step"], stages, line["seconds"])
+        elif report["kind"] in ("counted", "saved"):
+            self._saving.take(report, time.perf_counter() - self._started_s)
+
+    def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
+        """Tell the root cause of a run's end, then write what can still be written.
+
+        Args:
+            error: The root cause.
+            cause: What was raised, where the error only stands for it.
+        """
+        self._tell(error)
+        if cause is not None:
+            to_file("".join(traceback.format_exception(cause)))
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        _, problems = self._write_results([], status, str(error))
+        for problem in problems:
+            log.error("  besides: %s", problem)
+
+    def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
+        """Write everything that stands in the run directory at the end.
+
+        Returns:
+            What `summary.json` holds.
+
+        Raises:
+            RunFailedError: The model or the summary could not be written.
+        """
+        summary, problems = self._write_results(reports, status)
+        if summary is None or problems:
+            self._tell(problems[0])
+            for problem in problems[1:]:
+                log.error("  besides: %s", problem)
+            raise problems[0]
+        return summary
+
+    def _write_results(
+        self, reports: list[Report], status: str, error: str | None = None
+    ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
+        seconds = time.perf_counter() - self._started_s
+        summarised = partial(self._summarise, reports=reports, seconds=seconds)
+        return write_results(self.prepared.job, summarised, self.tracker, reports, status, error)
+
+    def _tracked(self) -> Tracked:
+        job, resumed = self.prepared.job, self.before is not None
+        return Tracked(self.run_dir, self.config, self.choices, job.task.metric, job.start, resumed)

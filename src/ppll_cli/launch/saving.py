@@ -1,0 +1,88 @@
+"""Makes checkpoints of what the workers report as a mark passes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppll_cli.config.settings import CheckpointSettings
+from ppll_cli.job import checkpoint
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.manifest import Manifest, SavedFile
+from ppll_cli.job.parts import Parts, Report, Worker, worker
+from ppll_cli.observe.metrics import Metrics
+
+
+@dataclass
+class _Passing:
+    """What has been reported of a mark until now."""
+
+    files: dict[int, SavedFile] = field(default_factory=dict)
+    workers: dict[Seat, Worker] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+
+
+class Saving:
+    """Makes the checkpoints of a run.
+
+    Args:
+        job: The run.
+        settings: Which checkpoints stay.
+        cuts: The units that start modules 2 to k.
+        metrics: What was measured.
+        parts: The parts of the run.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        settings: CheckpointSettings,
+        cuts: tuple[str, ...],
+        metrics: Metrics,
+        parts: Parts,
+    ) -> None:
+        self._job, self._settings, self._cuts = job, settings, cuts
+        self._metrics, self._parts = metrics, parts
+        self._passing: dict[int, _Passing] = {}
+
+    def take(self, report: Report, seconds: float) -> None:
+        """Note what a worker reports of a checkpoint, and make it once nothing is missing.
+
+        Args:
+            report: Of the kind `counted`, which all workers send, or `saved`, which stages do.
+            seconds: For how long the run has trained since it was started or resumed.
+        """
+        step, job = report["step"], self._job
+        passing = self._passing.setdefault(step, _Passing())
+        if report["kind"] == "counted":
+            passing.workers[Seat(report["stage"], report["replica"])] = worker(report)
+        else:
+            passing.files[report["stage"]] = report["file"]
+            passing.epoch = report["epoch"]
+            if report["stage"] == job.stages - 1:  # whose metrics until there have come before
+                passing.metrics = self._metrics.state()
+        if len(passing.files) == job.stages and len(passing.workers) == len(job.seats):
+            self._finish(step, self._passing.pop(step), seconds)
+
+    def _finish(self, step: int, passed: _Passing, seconds: float) -> None:
+        job = self._job
+        workers = [passed.workers[seat] for seat in job.seats]
+        manifest = Manifest(
+            step,
+            passed.epoch,
+            self._cuts,
+            dict(passed.metrics),
+            tuple(passed.files[stage] for stage in range(job.stages)),
+            tuple(self._parts.listed(step, seconds, workers)),
+            tuple(self._parts.counted(workers)),
+        )
+        best = self._settings.best and self._is_best(step)
+        checkpoint.finish(job.run_dir, manifest, self._settings.keep, best)
+
+    def _is_best(self, step: int) -> bool:
+        """Whether the evaluation of a step found a better metric than the checkpoint's kept."""
+        split = "val" if "val" in self._job.course.samples else "test"
+        found = self._metrics.history(split)
+        kept = checkpoint.best_step(self._job.run_dir)
+        now, best = found.get(step), found.get(kept) if kept is not None else None
+        return now is not None and (best is None or now > best)

@@ -1,0 +1,188 @@
+"""The summary of a run: what `summary.json` holds."""
+
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ppll_cli
+from ppll_cli.config.settings import Settings
+from ppll_cli.job.parts import Parts, Worker, is_steady, rate, worker
+from ppll_cli.observe.metrics import Metrics
+from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.predict.pace import Pipeline, Steady
+from ppll_cli.prepare.preparation import Prepared
+
+Report = Mapping[str, Any]
+
+GIT_LIMIT_S = 5.0
+"""How long git may take to name the commit: the folder may be on a network disk that is gone."""
+
+
+def summarise(
+    settings: Settings,
+    choices: Mapping[str, str],
+    prepared: Prepared,
+    metrics: Metrics,
+    parts: Parts,
+    reports: Sequence[Report] = (),
+    status: str = "running",
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """What is known of a run at its end.
+
+    Args:
+        settings: The configuration.
+        choices: The option chosen in each group.
+        prepared: The job, and what its parts cost.
+        metrics: What was measured.
+        parts: The parts of the run; speeds and shares are over all that were alike.
+        reports: The last report of each worker; none of a run that failed, or is yet to begin.
+        status: completed, interrupted or failed; before that, running.
+        seconds: How long the workers have trained since the run was started or resumed, evaluation
+            and checkpoints included.
+    """
+    job = prepared.job
+    course = job.course
+    step = reports[-1]["step"] if reports else metrics.last_step
+    counted = [worker(report) for report in reports]
+    listed = parts.listed(step, seconds, counted)
+    workers = parts.alike(counted)
+    predicted = _prediction(prepared, workers)
+    return {
+        "status": status,
+        "schedule": choices["schedule"],
+        "model": choices["model"],
+        "data": choices["data"],
+        "local": choices["local"],
+        "gpus": len(job.seats),
+        "replicas": job.replicas,
+        "machines": len({*job.homes, 0}),
+        "devices": list(job.devices),
+        "device": job.devices[0].partition(":")[0],
+        "emulated": prepared.emulated,
+        "threads": job.threads,
+        "modules": len(job.layout.modules),
+        "seed": job.seed,
+        "epochs": course.epochs,
+        "steps": step,
+        "batch_size": course.batch_size,
+        "microbatches": job.make_schedule().microbatches,
+        "precision": settings.precision,
+        "numerics": reports[0]["numerics"] if reports else None,
+        "train": {
+            "loss": metrics.train_loss,
+            "seconds": sum(part["seconds"] for part in listed) if listed else seconds,
+            "samples_per_second": rate(workers, job.replicas),
+            "parts": [{k: v for k, v in part.items() if k != "stages"} for part in listed],
+        },
+        "test": metrics.result("test"),
+        **({"val": metrics.result("val")} if "val" in course.samples else {}),
+        "per_module": list(_modules(prepared, metrics)),
+        "stages": list(_stages(prepared, workers)),
+        "edges": list(_edges(prepared, workers)),
+        "pipeline": {
+            "bubble_fraction": _bubble(workers),
+            "predicted_bubble_fraction": predicted and predicted.bubble_fraction,
+            "predicted_samples_per_second": predicted
+            and sum(r["samples"] / r["batches"] for r in workers[-job.replicas :])
+            / predicted.batch_s,
+        },
+        "versions": {
+            "ppll_run": ppll_cli.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "hydra-core")},
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
+    for index, units in enumerate(prepared.job.layout.modules):
+        costs = [prepared.unit_costs[unit] for unit in units]
+        auxiliary = prepared.auxiliary_costs[index]
+        yield {
+            "units": [prepared.units[unit] for unit in units],
+            "params": sum(cost.params for cost in costs),
+            "aux_params": auxiliary.params,
+            "flops": sum(cost.flops for cost in costs),
+            "aux_flops": auxiliary.flops,
+            "test": metrics.result("test", index),
+        }
+
+
+def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
+    job = prepared.job
+    for number, seat in enumerate(job.seats):
+        counted = workers[number] if workers and is_steady(workers[number]) else None
+        yield {
+            "index": seat.stage,
+            "replica": seat.replica,
+            "machine": job.home(seat),
+            "device": job.device(seat),
+            "units": [prepared.units[unit] for unit in job.layout.units(seat.stage)],
+            "modules": job.layout.modules_of(seat.stage),
+            "compute_fraction": _fraction(counted, "compute", "optimizer"),
+            "aux_fraction": _fraction(counted, "auxiliary"),
+            "starved_fraction": _fraction(counted, "starved"),
+            "blocked_fraction": _fraction(counted, "blocked"),
+            "data_fraction": _fraction(counted, "data"),
+            "transfer_fraction": _fraction(counted, "transfer"),
+            "average_fraction": _fraction(counted, "average"),
+            "peak_memory_bytes": counted and counted["peak_memory_bytes"],
+            "peak_reserved_bytes": counted and counted["peak_reserved_bytes"],
+        }
+
+
+def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
+    """What crossed between each two stages, all routes between them together."""
+    job = prepared.job
+    for (source, target), names in job.crossing().items():
+        own = workers[source * job.replicas : (source + 1) * job.replicas]
+        sent = sum(each["bytes_sent"].get(str(target), 0) for each in own) if own else None
+        yield {"from": source, "to": target, "names": sorted(names), "bytes_sent": sent}
+
+
+def _fraction(counted: Worker | None, *kinds: str) -> float | None:
+    if counted is None:
+        return None
+    return sum(counted["spent_s"].get(kind, 0.0) for kind in kinds) / counted["wall_s"]
+
+
+def _bubble(workers: Sequence[Worker]) -> float | None:
+    """Share of the stages' steady state in which they waited."""
+    if not workers or not all(map(is_steady, workers)):
+        return None
+    waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
+    return sum(waits) / sum(each["wall_s"] for each in workers)
+
+
+def _prediction(prepared: Prepared, workers: Sequence[Worker]) -> Steady | None:
+    """What the simulator makes of the mean times that the run's own instructions took."""
+    if not workers or not all(map(is_steady, workers)):
+        return None
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        counted = workers[stage * prepared.job.replicas]  # they all do the same
+        return counted["instruction_s"].get(repr(instruction), 0.0) / counted["batches"]
+
+    return Pipeline.of(prepared.job).steady(cost)
+
+
+def _git_commit() -> str | None:
+    """The commit that the program runs from; null where that is no clone, or git cannot say."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=GIT_LIMIT_S
+        )
+    except (OSError, subprocess.SubprocessError):  # not installed, failed or hangs
+        return None
+    commit = found.stdout.decode(errors="replace").strip()
+    return commit if re.fullmatch(r"[0-9a-f]{40,64}", commit) else None

@@ -1,0 +1,197 @@
+"""What connects the workers of a run: channels between stages, and process groups."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Header
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
+from ppll_cli.transport.choice import usable
+from ppll_cli.transport.descriptors import check_descriptors
+from ppll_cli.transport.groups import Group, Groups, backend
+from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_group
+from ppll_cli.transport.replicas import Replicas
+
+AHEAD = 4
+"""How many items the first replica of stage 0 may be ahead of the others."""
+
+
+@dataclass
+class Ends:
+    """A worker's ends; see `Links`."""
+
+    senders: dict[Channel, Sender] = field(default_factory=dict)
+    receivers: dict[Channel, Receiver] = field(default_factory=dict)
+    groups: Groups | None = None
+    replicas: Replicas | None = None
+    followers: dict[int, Sender] = field(default_factory=dict)
+    leader: Receiver | None = None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A channel between two workers.
+
+    Attributes:
+        source: Who sends.
+        target: Who receives.
+        slots: How many messages it holds.
+        size: Bytes of a message at most.
+        schema: What travels, as text.
+        channel: The channel of the stages' instructions; None: it tells the other replicas of stage
+            0 what comes next.
+    """
+
+    source: Seat
+    target: Seat
+    slots: int
+    size: int
+    schema: str
+    channel: Channel | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its process group."""
+        ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
+        what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
+        return f"{what}, {' to '.join(ends)}"
+
+
+def needs_groups(job: Job) -> bool:
+    """Whether the workers have to meet over torch.distributed."""
+    return job.replicas > 1 or len({*job.homes}) > 1
+
+
+def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
+    """The transport that a machine uses for the channels inside it.
+
+    Args:
+        name: What was asked for.
+        transport: The same.
+        job: The run.
+        machine: Which.
+
+    Raises:
+        ConfigError: There is none, or processes may not have as many file descriptors as they need.
+    """
+    seats = [seat for seat in job.seats if job.home(seat) == machine]
+    ways = [way for way in _ways(job) if _inside(job, way, machine)]
+    size = sum(way.slots * way.size for way in ways)
+    chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
+    check_descriptors(
+        name,
+        chosen,
+        len(seats),
+        [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways],
+        tensors=max(len(route.names) for route in job.routes.into),
+    )
+    return chosen
+
+
+def _inside(job: Job, way: _Way, machine: int) -> bool:
+    return job.home(way.source) == job.home(way.target) == machine
+
+
+def wire(
+    job: Job, transport: Transport, store: str, interface: str, machine: int | None = None
+) -> dict[Seat, Ends]:
+    """The ends of each worker.
+
+    The replicas of neighbouring stages make pipelines of their own, side by side. Channels inside
+    a machine are the transport's, which only the workers of this machine can use; those between
+    machines are slots over torch.distributed.
+
+    Args:
+        job: The run.
+        transport: Makes the channels inside a machine.
+        store: Where the workers meet, if they have to.
+        interface: Through which gloo and NCCL connect them.
+        machine: Make only the ends that this one's workers need; None: all.
+    """
+    ends = {seat: Ends() for seat in job.seats}
+    groups = _groups(job)
+    if needs_groups(job):
+        for rank, seat in enumerate(job.seats):
+            own = ends[seat].groups = Groups(
+                store, rank, len(job.seats), groups, interface, apart=len({*job.homes}) > 1
+            )
+            if job.replicas > 1:
+                ends[seat].replicas = Replicas(own, _replicas(seat.stage))
+    for way in _ways(job):
+        if machine is not None and machine not in (job.home(way.source), job.home(way.target)):
+            continue
+        sender, receiver = _channel(job, way, transport, ends)
+        if way.channel is None:
+            ends[way.source].followers[way.target.replica] = sender
+            ends[way.target].leader = receiver
+        else:
+            ends[way.source].senders[way.channel] = sender
+            ends[way.target].receivers[way.channel] = receiver
+    return ends
+
+
+def _channel(
+    job: Job, way: _Way, transport: Transport, ends: Mapping[Seat, Ends]
+) -> tuple[Sender, Receiver]:
+    devices = job.device(way.source), job.device(way.target)
+    if job.home(way.source) == job.home(way.target):
+        return transport.channel(way.slots, way.size, *devices)
+    theirs, ours = ends[way.source].groups, ends[way.target].groups
+    assert theirs is not None
+    assert ours is not None
+    size = way.name, way.slots, way.size
+    return (
+        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled, transport.wire_dtype),
+        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read, transport.wire_dtype),
+    )
+
+
+def _ways(job: Job) -> Iterator[_Way]:
+    """All channels of a run."""
+    for channel, room in job.channels.items():
+        schema = _schema(job, channel, room.size)
+        for replica in range(job.replicas):
+            source, target = Seat(channel.source, replica), Seat(channel.target, replica)
+            yield _Way(source, target, room.slots, room.size, schema, channel)
+    for replica in range(1, job.replicas):
+        yield _Way(Seat(0, 0), Seat(0, replica), AHEAD, ALIGNMENT, "items")
+
+
+def _schema(job: Job, channel: Channel, size: int) -> str:
+    """What travels through a channel: names, dtypes and shapes of a sample's tensors."""
+    if channel.kind == "norms":
+        return json.dumps(["norms", size])
+    chunk = channel.chunk + (channel.kind == "gradients")
+    route, specs = job.routes.into[chunk], job.specs[chunk]
+    names = route.names if channel.kind == "activations" else route.gradients
+    forms = [[name, str(specs[name].dtype), list(specs[name].shape)] for name in names]
+    return json.dumps([*forms, size])
+
+
+def _groups(job: Job) -> dict[str, Group]:
+    """The process groups of a run, by name: replicas of a stage, and ends of a channel."""
+    found = {}
+    if job.replicas > 1:
+        for stage in range(job.stages):
+            seats = [Seat(stage, replica) for replica in range(job.replicas)]
+            ranks = tuple(job.number(seat) for seat in seats)
+            found[_replicas(stage)] = Group(
+                ranks, backend([(job.home(s), job.device(s)) for s in seats])
+            )
+    for way in _ways(job):
+        ends = way.source, way.target
+        if job.home(way.source) == job.home(way.target):
+            continue
+        ranks = job.number(way.source), job.number(way.target)
+        found[way.name] = Group(ranks, "gloo", directed=True)
+        carrier = backend([(job.home(seat), job.device(seat)) for seat in ends])
+        if carrier != "gloo" and way.channel is not None:
+            found[bytes_group(way.name)] = Group(ranks, carrier, directed=True)
+    return found
+
+
+def _replicas(stage: int) -> str:
+    """The name of the group of a stage's replicas."""
+    return f"replicas of stage {stage}"

@@ -1,0 +1,1 @@
+"""What any other folder may use: files, text, the machine."""

@@ -1,0 +1,203 @@
+"""The process that workers are forked from: it imports torch once for all of them."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from typing import Any
+
+from ppll_cli.errors import RunFailedError
+from ppll_cli.leaves.scratch import socket_folder
+
+STOPPED_LIMIT_S = 6.0
+"""How long the fork server may be stopped (SIGSTOP) while it is to start a worker."""
+
+ANSWER_LIMIT_S = 600.0
+"""How long it may take to start a worker: first it imports torch, perhaps from a slow disk."""
+
+LOOK_S = 0.5
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask for an end. A terminal or a batch system sends them to all processes."""
+
+SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
+"""An environment variable that keeps the current directory off a new Python's `sys.path`."""
+
+
+def context() -> ForkServerContext:
+    """How worker processes are made. A plain fork would copy the parent's threads and locks."""
+    return multiprocessing.get_context("forkserver")
+
+
+def start() -> None:
+    """Start the fork server, which imports what workers need while this process goes on.
+
+    This module imports no torch, so that it can be called before anything heavy is imported here.
+
+    Raises:
+        ConfigError: There is no folder for its socket.
+    """
+    known = (None, *multiprocessing.get_all_start_methods())
+    if multiprocessing.get_start_method(allow_none=True) not in known:
+        # In a process of joblib's it is one of joblib's own, which workers would be told to use.
+        multiprocessing.set_start_method("forkserver", force=True)
+    here: Any = multiprocessing.current_process()
+    if here._config.get("tempdir") is None:  # else multiprocessing would make `pymp-*` in TMPDIR
+        here._config["tempdir"] = str(socket_folder())
+    context().set_forkserver_preload(["ppll_cli.launch.preload"])
+    with _without_current_directory():
+        # The tracker ignores all of these but SIGHUP by itself, and inherits that it is blocked.
+        with _blocked(signal.SIGHUP):
+            resource_tracker.ensure_running()
+        with _blocked(*STOPPING):  # until `preload` ignores them
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Block signals in this thread and in the processes that it starts; they come afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_current_directory() -> Iterator[None]:
+    """Have Python leave the current directory out of `sys.path` in the processes that start.
+
+    Otherwise a `torch.py` that lies there would be imported instead of torch.
+    """
+    name, value = SAFE_PATH
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # as in a clone's `src`
+    if name in os.environ or found_there:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def begin(worker: ForkServerProcess) -> None:
+    """Have the fork server start a worker.
+
+    Raises:
+        RunFailedError: The fork server is gone, or is stopped.
+    """
+    ended, problem = Event(), list[str]()
+    watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
+    watcher.start()
+    try:
+        worker.start()
+    except (EOFError, ConnectionError) as error:
+        ended.set()
+        watcher.join()
+        raise (RunFailedError(problem[0]) if problem else lost("fork server")) from error
+    finally:
+        ended.set()
+
+
+def _end_if_stopped(ended: Event, problem: list[str]) -> None:
+    """Kill a fork server that does not answer, so that who waits for it goes on.
+
+    Time in which this process was stopped itself, as by Ctrl-Z, does not count.
+    """
+    stopped_s = waited_s = 0.0
+    looked_s = monotonic()
+    while not ended.wait(LOOK_S):
+        now_s = monotonic()
+        passed_s = min(now_s - looked_s, 2 * LOOK_S)
+        looked_s = now_s
+        waited_s += passed_s
+        stopped_s = stopped_s + passed_s if _stopped() else 0.0
+        if stopped_s > STOPPED_LIMIT_S:
+            problem.append("multiprocessing's fork server was stopped (SIGSTOP)")
+        elif waited_s > ANSWER_LIMIT_S:
+            problem.append(f"multiprocessing's fork server did not answer for {waited_s:.0f} s")
+        if problem:
+            kill()
+            return
+
+
+def _stopped() -> bool:
+    """Whether the fork server is stopped, where the system tells."""
+    server: Any = forkserver._forkserver
+    with suppress(OSError):
+        status = Path(f"/proc/{server._forkserver_pid}/stat").read_text()
+        return status.rpartition(") ")[2][:1] in ("T", "t")
+    return False
+
+
+def lost(name: str) -> RunFailedError:
+    """What is said when one of multiprocessing's own processes is gone."""
+    return RunFailedError(
+        f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
+    )
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that end this program.
+
+    `nohup` and shells without job control start programs with SIGHUP or SIGINT ignored, and mean
+    it.
+    """
+    ignorable = (signal.SIGINT, signal.SIGHUP)
+    return [
+        number
+        for number in STOPPING
+        if number not in ignorable or signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+
+def stop() -> None:
+    """End the fork server at once, where no worker is needed any more."""
+    server: Any = forkserver._forkserver  # the library offers no way to end it
+    if server._forkserver_pid is not None:
+        kill()
+        server._stop()  # reaps it
+
+
+def kill() -> None:
+    """End the fork server, from a signal handler too; the program must leave after that."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+
+
+def lives() -> dict[int, str]:
+    """The processes of multiprocessing's own: their names, by what `wait` finds ready at their end.
+
+    It is the end of a pipe that only they read.
+    """
+    server: Any = forkserver._forkserver
+    tracker: Any = resource_tracker._resource_tracker
+    found = {server._forkserver_alive_fd: "fork server", tracker._fd: "resource tracker"}
+    return {descriptor: name for descriptor, name in found.items() if descriptor is not None}
+
+
+def gone(limit_s: float) -> str | None:
+    """The name of one of multiprocessing's own processes that is gone, or is after so long."""
+    servers = lives()
+    ended = wait(list(servers), limit_s)
+    return next((name for end, name in servers.items() if end in ended), None)
+
+
+def fate(code: int | None) -> str:
+    """How a process ended that has this exit status."""
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    how = f"killed by {signal.Signals(-code).name}"
+    if -code == signal.SIGKILL:
+        how += "; if nobody did, the system was out of memory"
+    return how

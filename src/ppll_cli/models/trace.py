@@ -1,0 +1,80 @@
+"""What each unit makes and costs, found on the meta device, where nothing is computed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ppll_cli.leaves.values import ValueSpec, empty, spec_of
+from ppll_cli.models.unit import Unit
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        params: Number of parameters.
+        flops: Floating point operations of the forward pass of one sample (a multiplication and an
+            addition are two), as torch's counter counts them.
+        single_valued: Names of the BatchNorm layers that see one value a channel for each sample,
+            and so cannot be trained on one sample.
+    """
+
+    params: int
+    flops: int
+    single_valued: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TracedUnit:
+    """What a unit makes, in the order of its `writes`, and what it costs."""
+
+    outputs: tuple[ValueSpec, ...]
+    cost: Cost
+
+
+def measure(
+    build: Callable[[], nn.Module], run: Callable[[nn.Module], object]
+) -> tuple[object, Cost]:
+    """Build a network on the meta device, run it once in evaluation mode, and count."""
+    with torch.device("meta"):
+        module = build()
+    module.eval()
+    single_valued: list[str] = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+
+            def note(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                if inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+                    single_valued.append(name)
+
+            layer.register_forward_pre_hook(note)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        result = run(module)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
+
+
+def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
+    """Follow one sample through the model.
+
+    Args:
+        units: The model's units.
+        batch: What a batch carries, images among it.
+    """
+    specs = dict(batch)
+    traced = []
+    for unit in units:
+        inputs = [empty(specs[name]) for name in unit.reads]
+        result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
+        outputs = result if isinstance(result, tuple) else (result,)
+        if len(outputs) != len(unit.writes):
+            writes = ", ".join(unit.writes)
+            raise ValueError(f"{unit.name!r} writes {writes}, and returned {len(outputs)} value(s)")
+        traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
+        specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
+    return traced

@@ -1,1 +1,0 @@
-"""Partition: units into modules, modules into stages, and what crosses each cut."""

@@ -1,0 +1,1 @@
+"""What units cost, measured, and the speed that follows."""

@@ -1,0 +1,200 @@
+"""A training step of a model, unit by unit, on copies: what profiles measure and neighbours do.
+
+Units are measured inside a step of the whole model and not each by itself: there, what later units
+need of earlier ones fills the caches, and memory is taken and given back as in a run. A unit by
+itself in a loop has been seen to take a fifth less.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppll_cli.config.settings import Optim
+from ppll_cli.config.targets import make
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
+from ppll_cli.job.placing import placed, prepare_compiler
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.models.unit import ImageSpec, Model, Unit
+from ppll_cli.predict.timing import Stopwatch, batch_like, held, saved_storages, storage
+from ppll_cli.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Part:
+    """A unit of a chain.
+
+    Attributes:
+        index: Of the unit in the model.
+        inputs: What each tensor that it reads is like.
+        learnt: Which of them were made by units, and so have gradients.
+    """
+
+    index: int
+    inputs: tuple[ValueSpec, ...]
+    learnt: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a chain is made of, as plain data, for it is made in other processes as well.
+
+    With `split` each backward runs in two halves, to the inputs and to the parameters.
+    """
+
+    model: Mapping[str, Any]
+    image: ImageSpec
+    task: Task
+    parts: tuple[Part, ...]
+    optim: Optim
+    samples: int
+    device: str
+    threads: int
+    numerics: Numerics
+    compiled: bool
+    split: bool = False
+
+    def chain(self) -> "Chain":
+        """Make it, with weights of its own."""
+        if self.compiled:
+            prepare_compiler()
+        model: Model = make("model", self.model)
+        units = list(model.units(self.image, self.task))
+        return Chain(self, [units[part.index] for part in self.parts])
+
+
+class Chain:
+    """Some units of a model one behind the other, and an optimizer for all of them.
+
+    Args:
+        work: What it is made of.
+        units: One for each of its parts.
+    """
+
+    def __init__(self, work: Work, units: Sequence[Unit]) -> None:
+        self.work, self.units = work, units
+        self.device = torch.device(work.device)
+        self.networks = [placed(u.build(), self.device, work.compiled).train() for u in units]
+        self.parameters = [p for network in self.networks for p in network.parameters()]
+        self.optimizer = FusedOptimizer(work.optim, self.parameters) if self.parameters else None
+        self._made: dict[tuple[str, ValueSpec], Tensor] = {}
+
+    def step(self) -> list[float]:
+        """Seconds: each unit's forward, each one's backward, the last unit's first, and the step.
+
+        With `split` there are two times of each backward, its half to the inputs first.
+
+        Where a unit reads what one in front of it has made, it does so here; where that one was
+        left out of the chain, it reads random numbers.
+        """
+        watch = Stopwatch(self.device)
+        values: dict[str, Tensor] = {}
+        passes = []
+        for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
+            leaves = self._leaves(unit, part, values)
+            watch.mark()
+            with self._autocast():
+                made = network(*leaves)
+            watch.mark()
+            outputs = made if isinstance(made, tuple) else (made,)
+            values.update(zip(unit.writes, outputs, strict=True))
+            passes.append((unit, leaves, outputs))
+        gradients: dict[str, Tensor] = {}
+        networks = list(self.networks)
+        while passes:  # what a unit has made is freed as soon as its backward has run
+            unit, leaves, outputs = passes.pop()
+            weights = list(networks.pop().parameters()) if self.work.split else None
+            _backward(unit, leaves, outputs, gradients, watch, weights)
+        watch.mark()
+        if self.optimizer is not None:
+            if self.work.optim.clip_norm is not None:
+                clip(self.parameters, self.work.optim.clip_norm, squared_norm(self.parameters))
+            self.optimizer.step(self.work.optim.lr)
+            self.optimizer.zero_grad()
+        watch.mark()
+        return watch.spans()
+
+    def saved_bytes(self) -> list[int]:
+        """For each unit, what it leaves in memory until its backward, its inputs left out.
+
+        Counted are its outputs and, once each, the storages of tensors that autograd saves, unless
+        they hold parameters, buffers or inputs.
+        """
+        values: dict[str, Tensor] = {}
+        sizes = []
+        for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
+            leaves = self._leaves(unit, part, values)
+            with self._autocast(), saved_storages([*leaves, *held(network)]) as saved:
+                made = network(*leaves)
+            outputs = made if isinstance(made, tuple) else (made,)
+            saved |= dict(map(storage, outputs))
+            sizes.append(sum(saved.values()))
+            values.update(zip(unit.writes, (x.detach() for x in outputs), strict=True))
+        return sizes
+
+    def bytes_per_parameter(self) -> float:
+        """Of a parameter, its gradient and what the optimizer, after a step, keeps of it."""
+        if self.optimizer is None:
+            return 0.0
+        states = self.optimizer.state.values()
+        kept = sum(value.nbytes for state in states for value in state.values())
+        parameters = sum(parameter.nbytes for parameter in self.parameters)
+        return (2 * parameters + kept) / sum(p.numel() for p in self.parameters)
+
+    def _leaves(self, unit: Unit, part: Part, values: Mapping[str, Tensor]) -> list[Tensor]:
+        leaves = []
+        for name, spec, learnt in zip(unit.reads, part.inputs, part.learnt, strict=True):
+            x = values.get(name)
+            if x is None or tuple(x.shape[1:]) != spec.shape:
+                x = self._made.get((name, spec))
+            if x is None:
+                x = self._made[name, spec] = batch_like(spec, self.work.samples, self.device)
+            leaves.append(x.detach().requires_grad_(learnt and x.is_floating_point()))
+        return leaves
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return self.work.numerics.autocast(self.device)
+
+
+def _backward(
+    unit: Unit,
+    leaves: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    gradients: dict[str, Tensor],
+    watch: Stopwatch,
+    weights: Sequence[Tensor] | None,
+) -> None:
+    """A unit's backward, from the gradients that a later unit left, or else from random ones.
+
+    Given its parameters, the backward runs in two halves.
+    """
+    roots, given = [], []
+    for name, output in zip(unit.writes, outputs, strict=True):
+        if output.requires_grad:
+            gradient = gradients.get(name)
+            if gradient is None or gradient.shape != output.shape:
+                # Neither zero nor so small that arithmetic gets slow, and so large as losses make.
+                gradient = torch.randn_like(output) / len(output)
+            roots.append(output)
+            given.append(gradient.to(output.dtype))
+    watch.mark()
+    if weights is None:
+        if roots:
+            torch.autograd.backward(roots, given)
+        watch.mark()
+    else:
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        if roots and inputs:
+            torch.autograd.backward(roots, given, inputs=inputs, retain_graph=bool(weights))
+        watch.mark()
+        watch.mark()
+        if roots and weights:
+            torch.autograd.backward(roots, given, inputs=list(weights))
+        watch.mark()
+    for name, leaf in zip(unit.reads, leaves, strict=True):
+        if leaf.grad is not None:
+            gradients[name] = leaf.grad

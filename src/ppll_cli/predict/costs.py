@@ -1,0 +1,223 @@
+"""What the instructions of a job take, and what they set on its way, from a profile."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from math import prod
+from typing import NamedTuple, Protocol
+
+from ppll_cli.job.job import Job
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.pipeline.instructions import (
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    FinishAverage,
+    Forward,
+    Instruction,
+    Loss,
+    SendActivations,
+    SendGradients,
+    StartAverage,
+    Step,
+)
+from ppll_cli.pipeline.layout import Chunk
+from ppll_cli.pipeline.simulate import Journey
+from ppll_cli.predict.interconnect import Carriers, ring_bytes
+from ppll_cli.predict.pace import Times
+from ppll_cli.predict.profile import Measured
+from ppll_cli.transport.averages import BUCKET_BYTES
+
+
+class Source(Protocol):
+    """What a profile says; see there."""
+
+    def at(self, samples: int, neighbours: int = 0) -> "Source": ...  # noqa: D102
+    def unit(self, index: int, first: bool = False) -> Measured: ...  # noqa: D102
+    def auxiliary(self, modules: Sequence[range], module: int) -> Measured: ...  # noqa: D102
+    def halves(self, index: int) -> tuple[float, float]: ...  # noqa: D102
+    def copy(self, size: int) -> float: ...  # noqa: D102
+    @property
+    def step_s(self) -> float: ...  # noqa: D102
+    @property
+    def parameter_bytes(self) -> float: ...  # noqa: D102
+
+
+def instruction_times(
+    job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
+) -> list[Times]:
+    """What the instructions of each stage take.
+
+    Receiving costs nothing, since stages read in place, and neither does the next batch, which a
+    thread makes in the meantime.
+
+    Args:
+        job: Whose.
+        profile: Of micro-batches of the largest size; the others take as much less.
+        sizes: Samples of each micro-batch.
+        carriers: Of messages and averages. What they carry by themselves takes the sender no time,
+            unless it has to be copied for a network.
+    """
+    sent = sent_bytes(job)
+
+    def send(stage: int, peer: int, size: int) -> float:
+        carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
+        return 0.0 if carried else profile.copy(size)
+
+    result = []
+    for stage in range(job.stages):
+        parts = {number: _ChunkTimes(job, number, profile) for number in job.layout.of(stage)}
+        times: Times = {}
+        for instruction in job.training(stage, len(sizes)):
+            match instruction:
+                case Forward(chunk, m):
+                    seconds = parts[chunk].forward_s * sizes[m] / sizes[0]
+                case Loss(chunk, m):
+                    seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
+                case Backward(chunk, m):
+                    seconds = parts[chunk].backward_s * sizes[m] / sizes[0]
+                case BackwardInput(chunk, m):
+                    seconds = parts[chunk].halves_s[0] * sizes[m] / sizes[0]
+                case BackwardWeight(chunk, m):
+                    seconds = parts[chunk].halves_s[1] * sizes[m] / sizes[0]
+                case Step(chunk):
+                    seconds = parts[chunk].step_s
+                case FinishAverage(chunk):
+                    moved = ring_bytes(parts[chunk].gradient_bytes, job.replicas)
+                    seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
+                case SendActivations(peer, chunk, m):
+                    seconds = send(stage, peer, sizes[m] * sent[chunk].activations)
+                case SendGradients(peer, chunk, m):
+                    seconds = send(stage, peer, sizes[m] * sent[chunk - 1].gradients)
+                case _:
+                    continue
+            times[instruction] = seconds
+        result.append(times)
+    return result
+
+
+def journeys_of(
+    job: Job,
+    times: Sequence[Times],
+    sizes: Sequence[int],
+    carriers: Carriers,
+    profile: Source,
+) -> list[dict[Instruction, Journey | None]]:
+    """What the instructions of each stage set on its way."""
+    sent = sent_bytes(job)
+    result = []
+    for stage in range(job.stages):
+        underway: dict[Instruction, Journey | None] = {}
+        stream = job.training(stage, len(sizes))
+        for number, instruction in enumerate(stream):
+            match instruction:
+                case SendActivations(peer, chunk, m):
+                    size = sizes[m] * sent[chunk].activations
+                    underway[instruction] = carriers.message(stage, peer, size)
+                case SendGradients(peer, chunk, m):
+                    size = sizes[m] * sent[chunk - 1].gradients
+                    underway[instruction] = carriers.message(stage, peer, size)
+                case StartAverage(chunk):
+                    place = job.layout.chunks[chunk]
+                    whole = carriers.average(stage, gradient_bytes(job, place, profile))
+                    if whole is None:
+                        continue
+                    shares = _completed_after(job, place, profile)
+                    backward_s = sum(times[stage].get(i, 0.0) for i in _of(stream[number:], chunk))
+                    bucket_s, end_s = whole.carried_s / len(shares), 0.0
+                    for share in shares[:-1]:  # a bucket goes when it is complete
+                        end_s = max(end_s, share * backward_s) + bucket_s
+                    underway[instruction] = Journey(end_s)
+                    # The last one is complete as the backward ends.
+                    underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
+        result.append(underway)
+    return result
+
+
+def _of(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
+    """The losses and backwards of a chunk that are left in a stream."""
+    kinds = Loss | Backward | BackwardWeight
+    return [each for each in stream if isinstance(each, kinds) and each.chunk == chunk]
+
+
+def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
+    """For each bucket of an average, the share of the backward after which it is complete.
+
+    That is about so: buckets end with a parameter, and a loss that comes first is left out.
+    """
+    units = [profile.unit(index) for index in chunk.units]
+    parts = [end_of(job, chunk, profile), *reversed(units)]
+    size, whole_s = gradient_bytes(job, chunk, profile), sum(part.backward_s for part in parts)
+    shares: list[float] = []
+    reached_s, reached = 0.0, 0
+    for part in parts:
+        own, full = 4 * part.params, (len(shares) + 1) * BUCKET_BYTES
+        while full <= reached + own and full < size:
+            shares.append((reached_s + part.backward_s * (full - reached) / own) / whole_s)
+            full += BUCKET_BYTES
+        reached_s, reached = reached_s + part.backward_s, reached + own
+    return [*shares, 1.0]
+
+
+class _ChunkTimes:
+    """Seconds of what a stage does with a chunk, for the profile's number of samples."""
+
+    def __init__(self, job: Job, number: int, profile: Source) -> None:
+        chunk = job.layout.chunks[number]
+        # Of what enters a module nobody wants the gradient, so its first unit has less to do.
+        starts = job.layout.modules[chunk.module].start == chunk.units.start
+        first = chunk.units.start if starts and job.local_learning else None
+        units = [profile.unit(index, index == first) for index in chunk.units]
+        end = end_of(job, chunk, profile)
+        self.forward_s = sum(unit.forward_s for unit in units)
+        self.loss_s = end.forward_s + end.backward_s
+        self.backward_s = sum(unit.backward_s for unit in units)
+        self.gradient_bytes = gradient_bytes(job, chunk, profile)
+        self.step_s = profile.step_s * (sum(unit.params for unit in units) + end.params)
+        self._chunk, self._profile = chunk, profile
+
+    @cached_property
+    def halves_s(self) -> tuple[float, float]:
+        """The backward to the inputs and that to the parameters, where they are apart.
+
+        The latter passes all units but the first once more on its way.
+        """
+        first, *others = self._chunk.units
+        halves = [self._profile.halves(unit) for unit in self._chunk.units]
+        passed_s = sum(self._profile.unit(unit).backward_s for unit in others)
+        return sum(input_s for input_s, _ in halves), self._profile.halves(first)[1] + passed_s
+
+
+def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
+    """The loss behind a chunk, if its module ends there."""
+    if not chunk.ends_module:
+        return Measured(0.0, 0.0, 0, 0)
+    return profile.auxiliary(job.layout.modules, chunk.module)
+
+
+def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
+    """Of a chunk's gradients, which are numbers of 32 bits."""
+    units = [profile.unit(index) for index in chunk.units]
+    return 4 * sum(part.params for part in (*units, end_of(job, chunk, profile)))
+
+
+class Sent(NamedTuple):
+    """Bytes that leave a chunk for the next one, for a sample, and that come back."""
+
+    activations: int
+    gradients: int
+
+
+def sent_bytes(job: Job) -> list[Sent]:
+    """For each chunk but the last, what travels behind it."""
+    return [
+        Sent(
+            bytes_of(specs[name] for name in route.names),
+            bytes_of(specs[name] for name in route.gradients),
+        )
+        for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True)
+    ]
+
+
+def bytes_of(specs: Iterable[ValueSpec]) -> int:
+    """Of one sample."""
+    return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

@@ -1,0 +1,117 @@
+"""Times that were measured before, in files of the user's cache folder.
+
+They only save time. So nothing about the folder or a file in it stops a program: what cannot be
+read is measured anew, and what cannot be written is measured anew by the next program.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ppll_cli.leaves.files import write_json
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, float]
+
+FIELDS = {
+    "unit": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "halves": {"input_s", "weight_s"},
+    "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "copy": {"seconds"},
+    "parameter": {"step_s", "bytes"},
+}
+"""By the first word of a record's key: the fields that the record has."""
+
+MOST = 1e15
+"""No field has more, in seconds or bytes."""
+
+MOST_BYTES = 1 << 26
+"""A file that is larger is none of ours, which have some kilobytes."""
+
+
+class Kept:
+    """The folder of such files.
+
+    Args:
+        folder: Where they are; it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._writable = folder, True
+
+    def read(self, name: str) -> dict[str, Record]:
+        """The records of a file, by key; none where there is no such file or it is damaged."""
+        path = self._folder / name
+        try:
+            if not path.is_file():  # a FIFO would have to be waited for
+                if path.exists():
+                    raise ValueError("it is no file")
+                return {}
+            return _records(path)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            problem = " ".join(str(error).split()) or type(error).__name__
+            log.warning("%s has times that cannot be read, and is replaced: %s", path, problem)
+            return {}
+
+    def write(self, name: str, records: Mapping[str, Record]) -> None:
+        """Write a file, or replace whatever has its name."""
+        if not self._writable:
+            return
+        path = self._folder / name
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                _put_aside(path)
+            write_json(path, records)
+        except OSError as error:
+            self._writable = False  # one warning is enough
+            log.warning("what was measured cannot be kept for the next time: %s", error)
+
+
+def _records(path: Path) -> dict[str, Record]:
+    """The records of a file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It does not hold what `Kept.write` writes.
+        RecursionError: It holds lists in lists, too many for the parser.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError("it is too large")
+    found = json.loads(content.decode())
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
+    for key, record in found.items():
+        if not _is_record(key, record):
+            raise ValueError(f"{key[:80]!r} is not as it was written")
+    return found
+
+
+def _is_record(key: str, record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and record.keys() == FIELDS.get(key.partition(" ")[0])
+        and all(_is_amount(value) for value in record.values())
+    )
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= MOST and isfinite(value)
+
+
+def _put_aside(folder: Path) -> None:
+    """Free the name of a folder; what may be in it stays."""
+    with suppress(OSError):
+        folder.rmdir()
+        return
+    folder.rename(folder.with_name(f"{folder.name}.aside"))

@@ -1,0 +1,334 @@
+"""How long the parts of a model take on the device that will train them, and what they keep there.
+
+Everything is measured on copies with weights of their own, in a process of its own (`meter`). When
+the run begins, nothing of it has been trained, counted or drawn, and its devices are free.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from ppll_cli.config.settings import Optim
+from ppll_cli.job.devices import model_of
+from ppll_cli.job.ends import Ends
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.predict.chain import Part, Work
+from ppll_cli.predict.fingerprint import digest, structure
+from ppll_cli.predict.kept import Kept, Record
+from ppll_cli.predict.meter import Meter
+from ppll_cli.predict.neighbours import neighbours
+from ppll_cli.predict.requests import Copy, Loss, Units
+from ppll_cli.transport.devices import cannot_reach, cannot_share
+
+FORMAT = 2
+"""Of the files in which times are kept; another one is not read."""
+
+COPIES = 4
+"""How many units of a kind are measured, each in its place: enough to fill caches as a stage does,
+and of a very deep model few enough."""
+
+LEAST_S = 1e-9
+"""A time that a clock gives as nothing still counts as so much: speeds are divided by times."""
+
+
+class Measured(NamedTuple):
+    """What a unit, or an auxiliary network with its loss, costs for a batch of some size.
+
+    Attributes:
+        forward_s: Its forward pass.
+        backward_s: Its backward pass.
+        saved_bytes: What it leaves in memory until its backward, its inputs left out.
+        params: Its parameters.
+    """
+
+    forward_s: float
+    backward_s: float
+    saved_bytes: int
+    params: int
+
+
+@dataclass
+class Profile:
+    """Measures units, auxiliary networks, copies and the optimizer's step.
+
+    Args:
+        ends: The model and the local method.
+        model: Configuration of the model's class.
+        local: Configuration of the local method's class.
+        optim: Settings of the optimizer.
+        samples: Samples of a batch, or of a micro-batch.
+        device: The device on which units are measured.
+        receiver: The device to which messages are copied: another one where there are several.
+        threads: CPU threads, as a worker will have.
+        numerics: How workers compute.
+        compiled: Whether workers compile their networks by torch.compile.
+        conditions: Everything else that the times depend on, for the cache.
+        kept: Keeps the times for the next program.
+        meter: Measures them.
+        neighbours: How many other processes train copies of the model meanwhile.
+    """
+
+    ends: Ends
+    model: Mapping[str, Any]
+    local: Mapping[str, Any]
+    optim: Optim
+    samples: int
+    device: str
+    receiver: str
+    threads: int
+    numerics: Numerics
+    compiled: bool
+    conditions: Mapping[str, Any]
+    kept: Kept
+    meter: Meter
+    neighbours: int = 0
+    _family: dict[tuple[int, int, int], "Profile"] = field(default_factory=dict, repr=False)
+    _criteria: dict[tuple[tuple[range, ...], int], tuple[str, frozenset[str]]] = field(
+        default_factory=dict, repr=False
+    )
+    _new: bool = field(default=False, init=False)
+
+    def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
+        """The profile of the same under other conditions; of the same threads if none are given."""
+        key = (samples, neighbours, threads or self.threads)
+        if key not in self._family:
+            self._family[key] = replace(
+                self, samples=key[0], neighbours=key[1], threads=key[2], _family=self._family
+            )
+        return self._family[key]
+
+    def save(self) -> None:
+        """Keep the times of this profile and of those that came from it."""
+        for profile in (self, *self._family.values()):
+            profile._write()
+
+    def close(self) -> None:
+        """End the process that measures; another one is started if there is more to measure."""
+        self.meter.close()
+
+    def unit(self, index: int, first: bool = False) -> Measured:
+        """A unit, measured between the others.
+
+        Args:
+            index: Of the unit.
+            first: It is the first of a module that is trained by a local loss, so that its inputs
+                have no gradients.
+        """
+        self._measure_units()
+        return self._measured(self._key(index, first))
+
+    def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
+        """A module's auxiliary network and local loss.
+
+        Beside neighbours they are taken to be slower by as much as the units are.
+        """
+        key, learnt = self._criterion(tuple(modules), module)
+        if self.neighbours:
+            alone = self.at(self.samples, 0, self.threads).auxiliary(modules, module)
+            slower = self.slowdown
+            return alone._replace(
+                forward_s=slower * alone.forward_s, backward_s=slower * alone.backward_s
+            )
+        if key not in self._known:
+            _, specs = self.ends.criterion(modules, module)
+            loss = Loss(
+                model=self.model,
+                local=self.local,
+                image=self.ends.site.image,
+                task=self.ends.site.task,
+                features=tuple(self.ends.site.features),
+                modules=tuple(modules),
+                module=module,
+                specs=specs,
+                learnt=learnt,
+                samples=self.samples,
+                device=self.device,
+                threads=self.threads,
+                numerics=self.numerics,
+                compiled=self.compiled,
+            )
+            self._add(key, **self.meter.ask(loss))
+        return self._measured(key)
+
+    def copy(self, size: int) -> float:
+        """Seconds to copy so many bytes to the next stage."""
+        key = f"copy {size}{self._way}"
+        if key not in self._known:
+            copy = Copy(size, self.device, self.receiver, self._by_host, self.threads)
+            self._add(key, seconds=self.meter.ask(copy))
+        return self._known[key]["seconds"]
+
+    @cached_property
+    def _by_host(self) -> bool:
+        """Whether the ring would have to copy through the host's memory."""
+        if self.device == "cpu":
+            return False
+        return (cannot_share() or cannot_reach(self.device, self.receiver)) is not None
+
+    @property
+    def _way(self) -> str:
+        """How messages travel, where that is not inside one device."""
+        to = f" to {model_of(self.receiver)}" if self.receiver != self.device else ""
+        return to + (" by the host" if self._by_host else "")
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of the optimizer's step for one parameter."""
+        self._measure_units()
+        return self._known["parameter"]["step_s"]
+
+    @property
+    def parameter_bytes(self) -> float:
+        """Of one parameter: itself, its gradient, and what the optimizer keeps of it."""
+        self._measure_units()
+        return self._known["parameter"]["bytes"]
+
+    @cached_property
+    def slowdown(self) -> float:
+        """How many times longer the units take beside neighbours."""
+        if not self.neighbours:
+            return 1.0
+        alone = self.at(self.samples, 0, self.threads)
+        here, there = (
+            sum(sum(profile.unit(index)[:2]) for index in range(len(self._kinds)))
+            for profile in (self, alone)
+        )
+        return here / there if there else 1.0
+
+    def halves(self, index: int) -> tuple[float, float]:
+        """Seconds of a unit's backward in its two halves, to its inputs and to its parameters."""
+        key = f"halves of {self._key(index, False)}"
+        if key not in self._known:
+            chosen = self._chosen()
+            work = replace(self._work(chosen), split=True)
+            with neighbours(work, self.neighbours):
+                found = self.meter.ask(Units(work))
+            halves = list(zip(found.backward_s, found.weight_s, strict=True))
+            keys = [self._key(index, first) for index, first in chosen]
+            for each in dict.fromkeys(keys):
+                own = [halves[place] for place, other in enumerate(keys) if other == each]
+                input_s, weight_s = (median(times) for times in zip(*own, strict=True))
+                self._add(f"halves of {each}", input_s=input_s, weight_s=weight_s)
+        known = self._known[key]
+        return known["input_s"], known["weight_s"]
+
+    def _measure_units(self) -> None:
+        """Measure all kinds of units at once, unless they are known."""
+        chosen = self._chosen()
+        keys = [self._key(index, first) for index, first in chosen]
+        if {"parameter", *keys} <= self._known.keys():
+            return
+        work = self._work(chosen)
+        with neighbours(work, self.neighbours):
+            found = self.meter.ask(Units(work))
+        for key in dict.fromkeys(keys):
+            places = [place for place, other in enumerate(keys) if other == key]
+            self._add(
+                key,
+                forward_s=median(found.forward_s[place] for place in places),
+                backward_s=median(found.backward_s[place] for place in places),
+                saved_bytes=found.saved_bytes[places[0]],
+                params=self.ends.traced[chosen[places[0]][0]].cost.params,
+            )
+        step_s = found.step_s / max(1, found.params)
+        self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
+
+    def _key(self, index: int, first: bool) -> str:
+        """Of a unit; to have no gradients changes nothing for one that reads nothing but data."""
+        units, data = self.ends.site.units, self.ends.batch
+        differs = first and any(name not in data for name in units[index].reads)
+        return f"unit {self._kinds[index]}" + (" first" if differs else "")
+
+    def _chosen(self) -> list[tuple[int, bool]]:
+        """The units of the chain, and whether each is measured as the first of its module."""
+        seen: Counter[str] = Counter()
+        chosen = []
+        for index, kind in enumerate(self._kinds):
+            if seen[kind] == 0 and self._key(index, True) != self._key(index, False):
+                chosen.append((index, True))
+            if seen[kind] < COPIES:
+                chosen.append((index, False))
+            seen[kind] += 1
+        return chosen
+
+    def _work(self, chosen: Sequence[tuple[int, bool]]) -> Work:
+        parts = []
+        for index, first in chosen:
+            specs, reads = self.ends.before(index), self.ends.site.units[index].reads
+            inputs = tuple(specs[name] for name in reads)
+            learnt = tuple(name not in self.ends.batch and not first for name in reads)
+            parts.append(Part(index, inputs, learnt))
+        return Work(
+            model=self.model,
+            image=self.ends.site.image,
+            task=self.ends.site.task,
+            parts=tuple(parts),
+            optim=self.optim,
+            samples=self.samples,
+            device=self.device,
+            threads=self.threads,
+            numerics=self.numerics,
+            compiled=self.compiled,
+        )
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        """For each unit, what it has in common with units that cost the same."""
+        kinds = []
+        specs = dict(self.ends.batch)
+        for unit, made in zip(self.ends.site.units, self.ends.traced, strict=True):
+            with torch.device("meta"):
+                network = unit.build()
+            reads = [(name not in self.ends.batch, specs[name]) for name in unit.reads]
+            kinds.append(digest(structure(network), reads, made.outputs, made.cost))
+            specs.update(zip(unit.writes, made.outputs, strict=True))
+        return kinds
+
+    def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
+        """The key of a module's auxiliary network, and what it reads that has gradients."""
+        if (modules, module) not in self._criteria:
+            build, specs = self.ends.criterion(modules, module)
+            with torch.device("meta"):
+                unmade = build()
+            units = [self.ends.site.units[index] for index in modules[module]]
+            learnt = frozenset(name for unit in units for name in unit.writes)
+            reads = [(name in learnt, specs[name]) for name in unmade.reads]
+            key = f"auxiliary {digest(structure(unmade), reads)}"
+            self._criteria[modules, module] = key, learnt
+        return self._criteria[modules, module]
+
+    def _measured(self, key: str) -> Measured:
+        known = self._known[key]
+        saved, params = int(known["saved_bytes"]), int(known["params"])
+        return Measured(max(LEAST_S, known["forward_s"]), known["backward_s"], saved, params)
+
+    def _add(self, key: str, **record: float) -> None:
+        self._known[key] = record
+        self._new = True
+
+    @cached_property
+    def _known(self) -> dict[str, Record]:
+        """What was measured, now or before."""
+        return self.kept.read(self._file)
+
+    @cached_property
+    def _file(self) -> str:
+        """Name of the file for these conditions."""
+        own = {"samples": self.samples, "device": model_of(self.device), "threads": self.threads}
+        own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
+        own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}
+        own |= {"momentum": bool(self.optim.momentum), "neighbours": self.neighbours}
+        own |= {"model": self.model, "local": self.local, "format": FORMAT}
+        text = json.dumps({**own, **self.conditions}, sort_keys=True)
+        return f"{digest(text)}.json"
+
+    def _write(self) -> None:
+        if self._new:
+            self.kept.write(self._file, self._known)
+            self._new = False

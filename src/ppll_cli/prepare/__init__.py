@@ -1,0 +1,1 @@
+"""From settings to a job: every check that needs no worker."""

@@ -1,0 +1,92 @@
+"""What a job is checked for before its workers start."""
+
+from collections.abc import Sequence
+
+from ppll_cli.config.targets import blaming
+from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
+from ppll_cli.job.course import Course
+from ppll_cli.job.job import Job
+from ppll_cli.models.trace import Cost
+from ppll_cli.prepare.halves import check_halves
+from ppll_cli.prepare.subject import Subject
+
+
+def check_passes(job: Job) -> None:
+    """Refuse batches of which replicas would make different numbers of micro-batches.
+
+    They meet in every BatchNorm layer of each of them.
+    """
+    for samples in {*job.course.batch_sizes()}:
+        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
+        if len(counts) > 1:
+            raise ConfigError(
+                "sync_batchnorm",
+                True,
+                f"of a batch of {samples} samples replicas would make different numbers of "
+                "micro-batches",
+                "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
+            )
+
+
+def check_shares(course: Course, replicas: int) -> None:
+    """Refuse batches of which a replica would get nothing."""
+    smallest = min(course.batch_sizes())
+    if smallest < replicas:
+        raise ConfigError(
+            "replicas",
+            replicas,
+            f"the last batch of an epoch has {smallest} sample(s), not one for each of them",
+            "use data.drop_last=true, another batch_size or fewer replicas",
+        )
+
+
+def check_instructions(job: Job, subject: Subject) -> None:
+    """Refuse a user's own schedule that waits for ever, or trains another network.
+
+    Every stage's instructions are checked for every number of micro-batches that a batch or a
+    replica's share of one has, and run on a clock.
+    """
+    key, path = "schedule._target_", job.schedule["_target_"]
+    if hasattr(job.make_schedule(), "held"):
+        problem = "its method held() is not called any more: slots are counted"
+        raise ConfigError(key, path, problem, "remove it, and yield compute instructions alone")
+    try:
+        with blaming(key, path, "its instructions"):
+            _ = job.channels  # makes all streams, checks them and runs them on a clock
+            halves = job.halves
+    except (ScheduleError, DeadlockError) as error:
+        raise ConfigError(key, path, " ".join(str(error).split())) from None
+    if not halves:
+        return
+    if job.compiled:
+        problem = "this schedule runs backwards in halves, which compiled units cannot"
+        raise ConfigError("compile", True, problem, "use compile=false, or another schedule")
+    check_halves(path, subject.units, subject.at_ends(job.layout.modules)[1])
+
+
+def check_batch_norm(
+    job: Job,
+    names: Sequence[str],
+    units: Sequence[Cost],
+    auxiliary: Sequence[Cost],
+) -> None:
+    """Refuse to train BatchNorm on one value a channel, which torch cannot do."""
+    if job.sync_batchnorm and job.replicas > 1:
+        return  # it sees a sample of each of them at the least
+    last = job.replicas - 1  # has the smallest share
+    smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
+    owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
+    layers = [
+        f"{layer} of {owner}"
+        for owner, cost in zip(owners, [*units, *auxiliary], strict=True)
+        for layer in cost.single_valued
+    ]
+    if smallest == 1 and layers:
+        raise ConfigError(
+            "batch_size",
+            job.course.batch_size,
+            f"leaves a micro-batch of one sample, of which {layers[0]} (BatchNorm) would see one "
+            "value a channel",
+            "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
+            + (" or replicas, or sync_batchnorm=true" if last else ""),
+        )

@@ -1,0 +1,278 @@
+"""From settings to a layout: which units make a module, and which modules a stage.
+
+What is trained is fixed by the configuration: by `local.cuts` or `local.modules`, or else the
+stages that the partition cuts are the modules.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from math import prod
+
+from ppll_cli.config.settings import Partition, Settings
+from ppll_cli.config.targets import blaming
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.trace import Cost
+from ppll_cli.pipeline.layout import Layout, cut_at, group
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.pipeline.solver import balance, solve
+from ppll_cli.predict.profile import Measured, Profile
+
+BACKWARD = 3
+"""Forward and backward pass together, in forward passes: the backward one makes two products, for
+the weights and for the input, where the forward one makes one."""
+
+STEP_FLOPS = 10
+"""Of an optimizer's step for one parameter, about."""
+
+AuxiliaryCost = Callable[[Sequence[range], int], Cost]
+"""What the auxiliary network of a module costs, given the units of all modules."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a partition balances, in a unit of its own.
+
+    Attributes:
+        units: Of each unit.
+        auxiliary: Of a module's auxiliary network, given all modules; None where it does not count.
+        copy: Of what crosses the cut before a unit; None where it does not count.
+    """
+
+    units: Sequence[float]
+    auxiliary: Callable[[Sequence[range], int], float] | None = None
+    copy: Callable[[int], float] | None = None
+
+
+def weights(
+    partition: Partition,
+    units: Sequence[Cost],
+    auxiliary: AuxiliaryCost,
+    batch_size: int,
+    profile: Profile | None,
+) -> Weights:
+    """What the partition that is chosen balances.
+
+    Args:
+        partition: Settings.
+        units: What each unit costs.
+        auxiliary: What an auxiliary network costs.
+        batch_size: Samples over which an optimizer's step is spread.
+        profile: Measures how long things take, for `profile`.
+    """
+    if profile is not None:
+        return _measured_weights(profile, len(units), batch_size)
+    if partition.name == "params":
+        return Weights([unit.params for unit in units])
+    if partition.name == "flops":
+
+        def flops(cost: Cost) -> float:
+            return BACKWARD * cost.flops + STEP_FLOPS * cost.params / batch_size
+
+        return Weights(
+            [flops(unit) for unit in units], lambda modules, m: flops(auxiliary(modules, m))
+        )
+    return Weights([1.0] * len(units))
+
+
+def _measured_weights(profile: Profile, units: int, batch_size: int) -> Weights:
+    """Seconds for as many samples as the profile has; a step is spread over the whole batch."""
+
+    def seconds(part: Measured) -> float:
+        step_s = part.params * profile.step_s * profile.samples / batch_size
+        return part.forward_s + part.backward_s + step_s
+
+    @cache
+    def copy(stop: int) -> float:
+        """Of what unit `stop` reads, which crosses the cut before it."""
+        specs = profile.ends.before(stop)
+        sizes = (
+            prod(specs[name].shape) * specs[name].dtype.itemsize
+            for name in profile.ends.site.units[stop].reads
+        )
+        return profile.copy(profile.samples * sum(sizes))
+
+    return Weights(
+        [seconds(profile.unit(index)) for index in range(units)],
+        lambda modules, module: seconds(profile.auxiliary(modules, module)),
+        copy,
+    )
+
+
+def cut(
+    settings: Settings,
+    schedule: Schedule,
+    names: Sequence[str],
+    partitions: Mapping[str, Sequence[str]],
+    weights: Weights,
+) -> Layout:
+    """The layout.
+
+    Args:
+        settings: The configuration.
+        schedule: The schedule.
+        names: Of the model's units.
+        partitions: The model's own, by name: the units that start modules 2 to k.
+        weights: What the partition balances.
+
+    Raises:
+        ConfigError: There are not so many units or modules, or a cut cannot be where it is asked.
+    """
+    whole = range(len(names))
+    asked = settings.stages_asked
+    modules = _fixed_modules(settings, names, partitions) if schedule.local else None
+    atoms = modules or [range(index, index + 1) for index in whole]
+    if schedule.one_stage and (modules or not schedule.local):
+        return Layout.contiguous(modules or [whole], [whole])
+    stage_of = placed(schedule, asked)
+    if asked > len(names):
+        raise ConfigError(
+            "gpus", asked, f"the model has only {len(names)} units", f"use at most {len(names)}"
+        )
+    if len(stage_of) > len(names):
+        raise ConfigError(
+            "schedule",
+            type(schedule).__name__,
+            f"needs {len(stage_of)} runs of units, and the model has only {len(names)} units",
+            "use fewer gpus or a smaller schedule.chunks",
+        )
+    if asked > len(atoms):
+        raise ConfigError(
+            "gpus",
+            asked,
+            f"there are only {len(atoms)} modules",
+            f"use gpus={len(atoms)} at most, or local.modules={asked} at least",
+        )
+    if settings.partition.name == "manual":
+        stages = _manual(settings, names, atoms, len(stage_of))
+    elif schedule.local and modules is None:
+        stages = _stages_as_modules(weights, asked)
+    else:
+        stages = _grouped(weights, atoms, modules, len(stage_of))
+    if not schedule.local:
+        return Layout.spread(stages, stage_of)
+    return Layout.contiguous(modules or stages, [whole] if schedule.one_stage else stages)
+
+
+def _fixed_modules(
+    settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
+) -> list[range] | None:
+    """The modules that `local.cuts` or `local.modules` fix."""
+    given, count = settings.local.get("cuts"), settings.local.get("modules")
+    if given is not None:
+        cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
+        if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
+            problem = "must be a list of names of units, or the name of a partition of the model"
+            raise ConfigError("local.cuts", given, problem)
+        if count is not None and count != len(cuts) + 1:
+            raise ConfigError(
+                "local.modules", count, f"local.cuts makes {len(cuts) + 1}", "give one of the two"
+            )
+        return cut_at(names, cuts, "local.cuts")
+    if count is None:
+        return None
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
+        raise ConfigError(
+            "local.modules", count, f"must be a whole number from 1 to {len(names)}, the units"
+        )
+    return _even(len(names), count)
+
+
+def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
+    """The units that start modules 2 to k in the model's partition of this name."""
+    if name not in partitions:
+        names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
+        remedy = f"{names}; or give a list of names of units"
+        raise ConfigError("local.cuts", name, "is no partition of the model", remedy)
+    return list(partitions[name])
+
+
+def placed(schedule: Schedule, stages: int) -> list[int]:
+    """The stage of each run of units, as the schedule says; under local learning one run each.
+
+    Raises:
+        ConfigError: A stage has none, or the first run is not on stage 0, which loads the batches.
+    """
+    if schedule.local:
+        return [*range(stages)]
+    key, name = "schedule._target_", type(schedule).__name__
+    with blaming(key, name, f"its layout({stages})"):
+        found = list(schedule.layout(stages))
+    if found[:1] != [0] or set(found) != {*range(stages)}:
+        remedy = f"give each of the stages 0 to {stages - 1} a chunk, and stage 0 the first one"
+        raise ConfigError(key, name, f"its layout({stages}) is {found}", remedy)
+    return found
+
+
+def _manual(
+    settings: Settings, names: Sequence[str], atoms: Sequence[range], stages: int
+) -> list[range]:
+    """The runs of units that `partition.cuts` makes, one for each stage, or for each chunk."""
+    cuts = settings.partition.cuts
+    assert cuts is not None
+    what = "stages" if stages == settings.stages_asked else "runs of units"
+    if len(cuts) != stages - 1:
+        raise ConfigError(
+            "partition.cuts",
+            f"[{','.join(cuts)}]",
+            f"makes {len(cuts) + 1} {what}, but there are {stages}",
+            f"give {stages - 1} cuts" + (f", or gpus={len(cuts) + 1}" if what == "stages" else ""),
+        )
+    starts = {atom.start for atom in atoms}
+    for cut in cuts:
+        if cut in names and names.index(cut) not in starts:
+            possible = ", ".join(names[start] for start in sorted(starts) if start)
+            raise ConfigError(
+                "partition.cuts",
+                f"[{','.join(cuts)}]",
+                f"{cut!r} is inside a module",
+                f"cut at {possible}",
+            )
+    return cut_at(names, cuts, "partition.cuts")
+
+
+def _grouped(
+    weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
+) -> list[range]:
+    """Stages of units, or of fixed modules with their auxiliary networks."""
+    costs = [sum(weights.units[index] for index in atom) for atom in atoms]
+    if modules and weights.auxiliary:
+        costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
+    copies = [0.0, *map(weights.copy, (atom.start for atom in atoms[1:]))] if weights.copy else []
+    if len(set(costs)) == 1 and not copies:
+        parts = _even(len(atoms), stages)
+        return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
+    return group(atoms, costs, stages, copies)
+
+
+def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
+    """Stages that are modules: what an auxiliary network costs depends on where the cut is."""
+    count = len(weights.units)
+    if weights.auxiliary is None:
+        even = len(set(weights.units)) == 1
+        return _even(count, stages) if even else balance(weights.units, stages)
+    auxiliary = weights.auxiliary
+
+    @cache
+    def at_end(module: int, stop: int) -> float:
+        # It may depend on the other modules a little; those are taken as even.
+        modules_left, units_left = stages - module - 1, count - stop
+        if units_left < modules_left or (units_left and not modules_left):
+            return float("inf")  # no partition has it there
+        early = _even(stop, module + 1)
+        late = _even(units_left, modules_left) if modules_left else []
+        return auxiliary([*early, *(range(stop + r.start, stop + r.stop) for r in late)], module)
+
+    def cost(module: int, start: int, stop: int) -> float:
+        sent = weights.copy(stop) if weights.copy and stop < count else 0.0
+        return sum(weights.units[start:stop]) + at_end(module, stop) + sent
+
+    return solve(cost, count, stages)
+
+
+def _even(items: int, groups: int) -> list[range]:
+    """What `balance` makes of items that cost the same, for models too deep to search all cuts."""
+    size, longer = divmod(items, groups)
+    starts = [group * size + min(group, longer) for group in range(groups + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]

@@ -1,0 +1,79 @@
+"""Whether units may run their backward in two halves, as zero-bubble schedules have them do.
+
+The half to the inputs and the half to the parameters are two calls of autograd on one graph. A unit
+whose own autograd function frees what it saved, or counts its calls, computes something else then.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.models.unit import Unit, build_unit
+from ppll_cli.predict.timing import batch_like
+from ppll_cli.prepare.subject import recipe_of
+
+SAMPLES = 2
+"""Of the batch on which units are tried."""
+
+
+def check_halves(
+    schedule: object, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
+) -> None:
+    """Try each kind of unit on random numbers, on the CPU.
+
+    Args:
+        schedule: The name of the schedule's class, for the message.
+        units: The model's units.
+        before: For each unit, what is there before it.
+
+    Raises:
+        ConfigError: The gradients of a unit's halves are not those of its whole backward.
+    """
+    tried = set()
+    for unit, specs in zip(units, before, strict=True):
+        recipe = recipe_of(unit, specs)
+        if recipe in tried:
+            continue
+        tried.add(recipe)
+        inputs = [batch_like(specs[n], SAMPLES, torch.device("cpu")) for n in unit.reads]
+        try:
+            same = _same(unit, inputs)
+        except RuntimeError as error:
+            same, why = False, f"fails: {error}"
+        else:
+            why = "gives other gradients"
+        if not same:
+            problem = f"it runs backwards in two halves; that of unit {unit.name!r} {why}"
+            raise ConfigError("schedule._target_", schedule, problem, "use schedule=1f1b")
+
+
+def _same(unit: Unit, inputs: Sequence[Tensor]) -> bool:
+    whole, halves = (_gradients(unit, inputs, split) for split in (False, True))
+    return all(
+        a is b is None or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(whole, halves, strict=True)
+    )
+
+
+def _gradients(unit: Unit, inputs: Sequence[Tensor], split: bool) -> list[Tensor | None]:
+    """The gradients of a unit's inputs and parameters, each time with the same random numbers."""
+    network = build_unit(unit, seed=0).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        made = network(*leaves)
+        outputs = [x for x in (made if isinstance(made, tuple) else (made,)) if x.requires_grad]
+        given = [torch.randn_like(output) for output in outputs]
+        learnt = [leaf for leaf in leaves if leaf.requires_grad]
+        weights = [p for p in network.parameters() if p.requires_grad]
+        if not split:
+            torch.autograd.backward(outputs, given)
+        else:
+            if learnt:
+                torch.autograd.backward(outputs, given, inputs=learnt, retain_graph=True)
+            if weights:
+                torch.autograd.backward(outputs, given, inputs=weights)
+    return [tensor.grad for tensor in (*leaves, *weights)]

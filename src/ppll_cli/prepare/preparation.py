@@ -1,0 +1,316 @@
+"""From settings to a job: everything that can be checked before a worker starts is checked here."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
+
+from ppll_cli.config.settings import Settings
+from ppll_cli.config.targets import make
+from ppll_cli.data.dataset import cache_root
+from ppll_cli.data.identity import Identity
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.course import Course, split_share
+from ppll_cli.job.devices import check_processors, devices_here, receiver_of
+from ppll_cli.job.job import Job
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.leaves.machine import processor
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.models.trace import Cost
+from ppll_cli.pipeline.routes import Routes, find_routes
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.predict.fingerprint import source_digest
+from ppll_cli.predict.kept import Kept
+from ppll_cli.predict.meter import Meter
+from ppll_cli.predict.profile import Profile
+from ppll_cli.predict.speed import report
+from ppll_cli.prepare.checks import (
+    check_batch_norm,
+    check_instructions,
+    check_passes,
+    check_shares,
+)
+from ppll_cli.prepare.cutting import cut, placed, weights
+from ppll_cli.prepare.spread import Machine, spread, threads_of
+from ppll_cli.prepare.subject import Subject, examine
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job, and what was found while it was prepared.
+
+    Attributes:
+        job: What the workers are given.
+        units: Names of the model's units.
+        unit_costs: Of each unit.
+        auxiliary_costs: Of each module's auxiliary network.
+        emulated: Whether several workers share a device.
+        notes: What the user should be told.
+        identity: What identifies the data; None where the data set does not say it.
+    """
+
+    job: Job
+    units: tuple[str, ...]
+    unit_costs: tuple[Cost, ...]
+    auxiliary_costs: tuple[Cost, ...]
+    emulated: bool
+    notes: tuple[str, ...]
+    identity: Identity | None = None
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Names of the units that start modules 2 to k."""
+        return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
+
+
+def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
+    """Build the job.
+
+    Args:
+        settings: The configuration.
+        run_dir: Where results go.
+        machines: Those that it runs on, if there are several.
+
+    Raises:
+        ConfigError: The settings do not fit the model, the data, one another or this machine.
+    """
+    notes: list[str] = []
+    schedule: Schedule = make("schedule", settings.schedule)
+    if not isinstance(schedule, Schedule):
+        raise ConfigError(
+            "schedule._target_",
+            settings.schedule["_target_"],
+            "is no Schedule",
+            f"derive it from {Schedule.__module__}.Schedule",
+        )
+    _note_schedule(settings, schedule, notes)
+    workers = settings.replicas if schedule.one_stage else settings.devices_asked
+    homes: tuple[int, ...] = ()
+    if machines:
+        (devices, homes), emulated = spread(settings, workers, machines), False
+        threads = threads_of(settings, machines, homes)
+        if "cpu" in devices and settings.device == "auto":
+            notes.append(f"there are too few CUDA devices: {workers} worker(s) on CPU")
+        settings = settings.model_copy(update={"threads": threads})
+    else:
+        devices, emulated = devices_here(settings, workers, notes)
+
+    here = len(devices) if not homes else max(map(homes.count, homes))
+    check_processors(settings, devices[:here], notes)
+
+    subject = examine(settings)
+    profile = None
+    if settings.partition.name == "profile" and _partitions(settings, schedule):
+        profile = profile_of(settings, subject, devices[0])
+    with closing(profile) if profile is not None else nullcontext():
+        job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
+        job = replace(job, homes=homes)
+        check_instructions(job, subject)
+        if profile is not None:
+            stages_are_modules = _stages_are_modules(settings, schedule)
+            notes += report(job, subject.names, profile, stages_are_modules)
+            profile.save()
+    return Prepared(
+        job, subject.names, subject.costs, auxiliary, emulated, tuple(notes), subject.identity
+    )
+
+
+def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
+    """What measures the units of a subject, for whole batches."""
+    numerics = Numerics(settings.precision, settings.deterministic)
+    return Profile(
+        ends=subject.ends,
+        model=settings.model,
+        local=subject.local,
+        optim=settings.optim,
+        samples=settings.batch_size,
+        device=device,
+        receiver=receiver_of(device),
+        threads=settings.threads_per_worker,
+        numerics=numerics,
+        compiled=settings.compile,
+        conditions={
+            "image": asdict(subject.image),
+            "source": source_digest(subject.model, subject.method),
+            "processor": processor(),
+        },
+        kept=Kept(cache_root().parent / "profile"),
+        meter=Meter(device, numerics),
+    )
+
+
+def assemble(
+    settings: Settings,
+    subject: Subject,
+    schedule: Schedule,
+    devices: tuple[str, ...],
+    profile: Profile | None,
+    run_dir: str,
+    notes: list[str],
+) -> tuple[Job, tuple[Cost, ...]]:
+    """Cut the model into stages, and say what each is to do.
+
+    Args:
+        settings: The configuration.
+        subject: What is trained.
+        schedule: How.
+        devices: One for each stage.
+        profile: Measures what partition=profile balances, and is not needed otherwise.
+        run_dir: Where results go.
+        notes: What the user should be told is added here.
+
+    Returns:
+        The job, and what each module's auxiliary network costs.
+
+    Raises:
+        ConfigError: The settings do not fit the subject.
+    """
+    course = _course(settings, schedule, subject)
+    check_shares(course, settings.replicas)
+    if settings.partition.name != "profile":
+        profile = None
+    balanced = weights(
+        settings.partition,
+        subject.costs,
+        subject.ends.cost,
+        settings.batch_size,
+        profile and profile.at(_largest(settings, schedule)),
+    )
+    layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
+    found, specs = subject.at_ends(layout.modules)
+    auxiliary = tuple(end.cost for end in found)
+    ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
+
+    routes = find_routes(layout, subject.units, ends)
+    evaluation = subject.evaluation
+
+    job = Job(
+        model=settings.model,
+        data=settings.data,
+        local=subject.local,
+        schedule=settings.schedule,
+        optim=settings.optim,
+        course=course,
+        image=subject.image,
+        task=subject.task,
+        routes=routes,
+        specs=_specs(routes, specs),
+        features=tuple(subject.ends.site.features),
+        evaluation_specs=_specs(routes, evaluation.ends.specs(layout.modules))
+        if evaluation
+        else None,
+        depth=settings.transport["depth"],
+        devices=devices,
+        threads=settings.threads_per_worker,
+        seed=settings.seed,
+        numerics=Numerics(settings.precision, settings.deterministic),
+        compiled=settings.compile,
+        progress_limit_s=settings.progress_limit,
+        run_dir=run_dir,
+        traced=settings.timeline,
+        replicas=settings.replicas,
+        sync_batchnorm=settings.sync_batchnorm,
+    )
+    exported = any(len(end) > 1 for end in ends.values())
+    if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
+        reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
+        notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
+    check_batch_norm(job, subject.names, subject.costs, auxiliary)
+    if job.sync_batchnorm:
+        check_passes(job)
+    return job, auxiliary
+
+
+def _specs(
+    routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
+) -> tuple[Mapping[str, ValueSpec], ...]:
+    """For each chunk, what the tensors that come into it are like.
+
+    Args:
+        routes: The chunks and their routes.
+        before: For each unit, what is there before it.
+    """
+    chunks = zip(routes.layout.chunks, routes.into, strict=True)
+    return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
+
+
+def _largest(settings: Settings, schedule: Schedule) -> int:
+    """Samples of the largest micro-batch."""
+    return split_share(settings.batch_size, schedule.microbatches, settings.replicas, 0)[0]
+
+
+def _partitions(settings: Settings, schedule: Schedule) -> bool:
+    """Whether the partition has anything to decide."""
+    several = settings.stages_asked > 1
+    return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
+
+
+def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
+    """Whether what is trained depends on where the partition cuts."""
+    fixed = settings.local.get("modules") is not None or settings.local.get("cuts") is not None
+    return schedule.local and not fixed
+
+
+def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:
+    asked = settings.schedule["microbatches"]
+    if asked != schedule.microbatches:
+        notes.append(f"schedule.microbatches={asked}: this schedule takes 1, and 1 is used")
+    replicas = settings.replicas
+    if schedule.one_stage and settings.stages_asked > 1:
+        where = "one device" if replicas == 1 else "one device for each replica"
+        what = f"the same modules as for ppll are trained, on {where}" if schedule.local else ""
+        notes.append(
+            f"gpus={settings.devices_asked}: this schedule uses {where}" + (what and f"; {what}")
+        )
+    if replicas > 1:
+        norm = "" if settings.sync_batchnorm else "BatchNorm, if the model has any, and "
+        notes.append(
+            f"replicas={replicas}: {norm}losses that compare the samples of a batch see each "
+            "replica's share alone"
+        )
+    stages = settings.stages_asked
+    if len(placed(schedule, stages)) > stages > schedule.microbatches:
+        notes.append(
+            f"schedule.microbatches={schedule.microbatches}: fewer than the "
+            f"{stages} stages, so stages wait for one another more than with as many"
+        )
+    if schedule.microbatches > 1:
+        notes.append(
+            f"BatchNorm, if the model has any, sees micro-batches: each batch is split into "
+            f"{schedule.microbatches}"
+        )
+
+
+def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
+    samples = subject.samples
+    # Where a batch passes a stage more than once, several keep the stages busy.
+    stages = 1 if schedule.one_stage else settings.stages_asked
+    together = stages if len(placed(schedule, stages)) > stages else 1
+    if settings.batch_size > samples["train"]:
+        raise ConfigError(
+            "batch_size",
+            settings.batch_size,
+            f"the training set has {samples['train']} samples",
+            f"use at most {samples['train']}",
+        )
+    if schedule.microbatches > settings.batch_size:
+        raise ConfigError(
+            "schedule.microbatches",
+            schedule.microbatches,
+            f"a batch of {settings.batch_size} samples cannot be split into more parts",
+            f"use at most {settings.batch_size}, or a larger batch_size",
+        )
+    return Course(
+        samples=samples,
+        batch_size=settings.batch_size,
+        drop_last=subject.drop_last,
+        # Memory is planned for training micro-batches, so evaluation takes no larger ones.
+        evaluation_size=subject.evaluation.samples
+        if subject.evaluation
+        else _largest(settings, schedule),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint.every,
+        checkpoint_best=settings.checkpoint.best,
+        evaluation_batches=together,
+    )

@@ -1,0 +1,71 @@
+"""How workers are laid over several machines: in order, by the devices that each has."""
+
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from ppll_cli import __version__
+from ppll_cli.config.settings import Settings, usable_cores
+from ppll_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has.
+
+    Attributes:
+        host: Its name.
+        devices: CUDA devices.
+        cores: Usable ones.
+        versions: Of what must be the same everywhere.
+    """
+
+    host: str
+    devices: int
+    cores: int
+    versions: Mapping[str, str]
+
+    @classmethod
+    def here(cls) -> Self:
+        """This one."""
+        import torch
+
+        versions = {"ppll-run": __version__, "torch": torch.__version__}
+        versions["python"] = ".".join(platform.python_version_tuple()[:2])
+        return cls(socket.gethostname(), torch.cuda.device_count(), usable_cores(), versions)
+
+
+def spread(
+    settings: Settings, workers: int, machines: Sequence[Machine]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The device and the machine of each worker.
+
+    On CPU every machine has as many workers as the others, or one less.
+
+    Raises:
+        ConfigError: There are too few devices, or so many machines that one would have no worker.
+    """
+    slots = [(f"cuda:{d}", n) for n, each in enumerate(machines) for d in range(each.devices)]
+    if settings.device == "cuda" and not slots:
+        raise ConfigError("device", "cuda", "no machine has a CUDA device", "use device=cpu")
+    left_open = settings.device == "auto" and settings.gpus is None
+    if settings.device == "cpu" or not slots or (left_open and len(slots) < workers):
+        slots = [("cpu", worker * len(machines) // workers) for worker in range(workers)]
+    if len(slots) < workers:
+        remedy = f"use gpus={len(slots)} or device=cpu"
+        there = f"there are {len(slots)} CUDA devices on {len(machines)} machines"
+        raise ConfigError("gpus", workers, there, remedy)
+    devices, homes = zip(*slots[:workers], strict=True)
+    if idle := sorted({*range(len(machines))} - {*homes}):
+        name = f"machine {idle[0]} ({machines[idle[0]].host})"
+        remedy = f"use more gpus, or {len(machines) - len(idle)} machines"
+        raise ConfigError("gpus", workers, f"leaves nothing for {name}", remedy)
+    return devices, homes
+
+
+def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
+    """CPU threads of each worker, the same everywhere: what the most crowded machine can give."""
+    shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
+    return settings.threads or max(1, min(shares))

@@ -1,0 +1,220 @@
+"""What is trained, as far as the schedule does not matter: data set, model and local method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from ppll_cli.config.settings import Settings
+from ppll_cli.config.targets import blaming, make, require
+from ppll_cli.data.dataset import ImageDataset
+from ppll_cli.data.identity import Identity
+from ppll_cli.data.source import Dataset
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.ends import Ends, ModuleEnd
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.method import LocalMethod, Site
+from ppll_cli.models.trace import Cost, TracedUnit, trace
+from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
+from ppll_cli.tasks.task import Task
+
+DATA_SET = (
+    "prepare",
+    "load",
+    "image_spec",
+    "evaluation_form",
+    "batches",
+    "drop_last",
+    "task",
+)
+"""What is asked of a data set."""
+
+Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluation batches that are not like training batches.
+
+    Attributes:
+        samples: How many samples one has at most.
+        ends: As for training batches.
+    """
+
+    samples: int
+    ends: Ends
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained.
+
+    Attributes:
+        samples: How many each split of the data set has.
+        drop_last: Whether a shorter last batch is left out.
+        model: Makes the units.
+        method: How modules are trained by local losses.
+        local: Configuration of the local method's class.
+        ends: The units, and what stands at the ends of modules.
+        identity: What identifies the data; None where the data set does not say it.
+        evaluation: The same for evaluation batches, where they are not like training batches.
+    """
+
+    samples: Mapping[str, int]
+    drop_last: bool
+    model: Model
+    method: LocalMethod
+    local: Mapping[str, Any]
+    ends: Ends
+    identity: Identity | None = None
+    evaluation: "Evaluation | None" = None
+    _found: dict[tuple[range, ...], Found] = field(default_factory=dict, repr=False)
+
+    @property
+    def image(self) -> ImageSpec:
+        """What the model is built for."""
+        return self.ends.site.image
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return self.ends.site.task
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """The model's units."""
+        return self.ends.site.units
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the units."""
+        return tuple(unit.name for unit in self.units)
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """Of the units."""
+        return tuple(unit.cost for unit in self.ends.traced)
+
+    @property
+    def partitions(self) -> Mapping[str, Sequence[str]]:
+        """The model's own, by name: the units that start modules 2 to k."""
+        named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
+        return named
+
+    def at_ends(self, modules: tuple[range, ...]) -> Found:
+        """The end of each module, and for each unit what is there before it.
+
+        Raises:
+            ConfigError: The local method does not apply to the model, or exports what it may not.
+        """
+        if modules not in self._found:
+            self._found[modules] = self.ends.all(modules)
+        return self._found[modules]
+
+
+def examine(settings: Settings) -> Subject:
+    """Load the data set, and follow one sample through the model.
+
+    Raises:
+        ConfigError: The settings do not fit the data, the model or one another.
+    """
+    key, path = "data._target_", settings.data.get("_target_")
+    dataset: Dataset = make("data", settings.data)
+    require(key, path, dataset, DATA_SET, f"derive it from {ImageDataset.__module__}.ImageDataset")
+    with blaming(key, path, "loading the data"):
+        dataset.prepare()
+        splits = dataset.load()
+        image, task = dataset.image_spec(splits), dataset.task
+        form = dataset.evaluation_form(splits)
+        identify = getattr(dataset, "identity", None)
+        identity = identify(splits) if callable(identify) else None
+
+    key, path = "model._target_", settings.model.get("_target_")
+    model: Model = make("model", settings.model)
+    require(key, path, model, ("units",), f"see {Model.__module__}.Model")
+    with blaming(key, path, "units()"):
+        units = tuple(model.units(image, task))
+    _check_units(units, task, path)
+
+    local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
+    method = make("local", local)
+    if not isinstance(method, LocalMethod):
+        raise ConfigError(
+            "local._target_",
+            local["_target_"],
+            "is no LocalMethod",
+            f"derive it from {LocalMethod.__module__}.LocalMethod",
+        )
+
+    def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
+        shape = (image.channels, image.height, image.width)
+        batch = {IMAGE: ValueSpec(shape, torch.float32), **targets}
+        traced = _traced(units, batch, path)
+        features = tuple(unit.outputs[0] for unit in traced)
+        return Ends(method, Site(0, (), units, features, image, task), traced, batch)
+
+    return Subject(
+        samples={name: len(split) for name, split in splits.items()},
+        drop_last=dataset.drop_last,
+        model=model,
+        method=method,
+        local=local,
+        ends=ends(image, task.targets),
+        identity=identity,
+        evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
+    )
+
+
+def _traced(
+    units: Sequence[Unit], batch: Mapping[str, ValueSpec], path: object
+) -> list[TracedUnit]:
+    """As `trace`; what is built alike for inputs that are alike is followed once."""
+    known: dict[object, TracedUnit] = {}
+    specs = dict(batch)
+    traced = []
+    for unit in units:
+        recipe = recipe_of(unit, specs)
+        if recipe not in known:
+            with blaming("model._target_", path, f"following a sample through {unit.name!r}"):
+                (known[recipe],) = trace([unit], specs)
+        traced.append(known[recipe])
+        specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
+    return traced
+
+
+def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
+    """What is equal for units that are built alike for inputs that are alike.
+
+    Args:
+        unit: The unit.
+        specs: What the tensors that it may read are like.
+    """
+    if not isinstance(unit.build, partial):
+        return id(unit)
+    options = repr((unit.build.args, unit.build.keywords))
+    return unit.build.func, options, *(specs[name] for name in unit.reads)
+
+
+def _check_units(units: Sequence[Unit], task: Task, path: object) -> None:
+    """Check what a user's own model returns."""
+    key = "model._target_"
+    if not units or not all(isinstance(unit, Unit) for unit in units):
+        raise ConfigError(key, path, "its units() must return a list of at least one Unit")
+    check_names([unit.name for unit in units])
+    known = {IMAGE}
+    for unit in units:
+        missing = [name for name in unit.reads if name not in known]
+        if missing:
+            raise ConfigError(
+                key,
+                path,
+                f"unit {unit.name!r} reads {missing[0]!r}, which nothing before it makes",
+                f"there are {', '.join(sorted(known))}",
+            )
+        for name in unit.writes:
+            if name == IMAGE or name in task.targets:
+                problem = f"unit {unit.name!r} writes {name!r}, which losses read as it was loaded"
+                raise ConfigError(key, path, problem, "use another name")
+        known.update(unit.writes)

@@ -1,1 +1,0 @@
-"""Workers, what they execute, and who watches them."""

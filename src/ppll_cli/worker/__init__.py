@@ -1,0 +1,1 @@
+"""The child: a process that executes instructions on the chunks it holds."""

@@ -1,0 +1,278 @@
+"""The interpreter: it executes a stage's instructions, one method for each kind."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppll_cli.data.batches import Ahead
+from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Header, Links
+from ppll_cli.job.pulse import COMPILING_LIMIT_S
+from ppll_cli.pipeline import instructions as do
+from ppll_cli.pipeline import rules
+from ppll_cli.transport.channel import Receiver, Sender
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.norms import Norms
+from ppll_cli.worker.recorder import Recorder
+
+KINDS: dict[type, str] = {
+    do.NextBatch: "data",
+    do.Forward: "compute",
+    do.Backward: "compute",
+    do.BackwardInput: "compute",
+    do.BackwardWeight: "compute",
+    do.StartAverage: "average",
+    do.FinishAverage: "average",
+    do.AddNorms: "optimizer",
+    do.Step: "optimizer",
+}
+"""What an instruction's time counts as. That of a loss depends on the chunk; waiting and copying
+are told apart where they happen."""
+
+_name = lru_cache(maxsize=1024)(str)
+"""An instruction as the parent sees it; the same few come in every batch."""
+
+
+class Interpreter:
+    """Executes instructions over a stage's chunks.
+
+    Args:
+        job: The run.
+        seat: The stage, and which of its replicas this is.
+        links: Connections to the other stages.
+        chunks: The stage's, by their numbers in the model.
+        batches: Makes batches, where chunk 0 is.
+        recorder: Measures what instructions take.
+        marks: What acts on each kind of mark.
+
+    Attributes:
+        item: What flows through the stage now.
+        instruction: The one in hand.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        seat: Seat,
+        links: Links,
+        chunks: Mapping[int, HeldChunk],
+        batches: Ahead | None,
+        recorder: Recorder,
+        marks: Mapping[type, Callable[[Any], None]],
+    ) -> None:
+        self.job, self.index, self.links = job, seat.stage, links
+        self.chunks, self.batches, self.recorder = chunks, batches, recorder
+        self.device = torch.device(job.device(seat))
+        self.item: Item | None = None
+        self.instruction: do.Instruction | None = None
+        self._batch, self._first_sample = Batch([]), 0
+        self._norms = Norms(len(job.features), chunks.values(), self.device)
+        self._table: dict[type, Callable[[Any], None]] = {
+            **marks,
+            do.NextBatch: self._next_batch,
+            do.ReceiveActivations: self._receive_activations,
+            do.SendActivations: self._send_activations,
+            do.ReceiveGradients: self._receive_gradients,
+            do.SendGradients: self._send_gradients,
+            do.Release: self._release,
+            do.Forward: self._forward,
+            do.Loss: self._loss,
+            do.Backward: self._backward,
+            do.BackwardInput: self._backward_input,
+            do.BackwardWeight: self._backward_weight,
+            do.Step: self._step,
+            do.StartAverage: self._start_average,
+            do.FinishAverage: self._finish_average,
+            do.AddNorms: self._add_norms,
+            do.ReceiveNorms: self._receive_norms,
+            do.SendNorms: self._send_norms,
+            do.Measure: self._measure,
+            do.ReceiveMark: self._receive_mark,
+            do.SendMark: self._send_mark,
+        }
+
+    def run(self, stream: Iterable[do.Instruction], batch: Batch, first_sample: int = 0) -> None:
+        """Execute the instructions for a batch.
+
+        Args:
+            stream: The instructions.
+            batch: The batch.
+            first_sample: How many samples of it replicas before this one have.
+        """
+        self._batch, self._first_sample = batch, first_sample
+        for chunk in self.chunks.values():
+            chunk.begin(batch)
+        self.execute(stream)
+        for chunk in self.chunks.values():
+            chunk.end()
+        self._norms.end()
+
+    def execute(self, stream: Iterable[do.Instruction]) -> None:
+        """Execute instructions, one after another."""
+        limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
+        if self.job.sync_batchnorm:
+            # Each pass waits for the other replicas, which may be the ones that hang.
+            limit_s = None
+        for instruction in stream:
+            self.instruction = instruction
+            kind = type(instruction)
+            # As with channels: the parent sees which replica is late, so this may take for ever.
+            waits = kind is do.FinishAverage
+            self.links.pulse.begin(_name(instruction), None if waits else limit_s)
+            counts_as = KINDS.get(kind)
+            if isinstance(instruction, do.Loss):
+                auxiliary = self.chunks[instruction.chunk].auxiliary
+                counts_as = "auxiliary" if auxiliary else "compute"
+            if counts_as is None:
+                self._table[kind](instruction)
+                continue
+            with self.recorder.working(counts_as, instruction):
+                self._table[kind](instruction)
+
+    def wait(self, end: Sender | Receiver, kind: str) -> None:
+        """Wait for an end of a channel; the time counts as `kind`, starved or blocked."""
+        # Other stages are never judged here: the parent ends this process when one of them fails,
+        # and a thread ends it when the parent is gone.
+        with self.recorder.waiting(kind):
+            while not end.wait(timeout_s=1.0):
+                self.links.pulse.get_on()
+
+    # Data
+
+    def _next_batch(self, instruction: do.NextBatch) -> None:
+        assert self.batches is not None
+        item, sizes, course = self.item, self._batch.sizes, self.job.course
+        if isinstance(item, TrainBatch):
+            batch = self.batches.train(item.epoch, item.batch)
+            if self.job.replicas > 1:
+                share = self._first_sample, sum(sizes)
+                batch = {name: tensor.narrow(0, *share) for name, tensor in batch.items()}
+            parts = {name: torch.split(tensor, list(sizes)) for name, tensor in batch.items()}
+            found = [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
+        else:
+            assert isinstance(item, EvaluationBatch)
+            found = [
+                self.batches.evaluation(item.split, item.batch + m, course.evaluation_size)
+                for m in range(len(sizes))
+            ]
+        for micro_batch, tensors in enumerate(found):
+            self.chunks[0].take_inputs(micro_batch, tensors)
+
+    # Channels
+
+    def _receive_activations(self, instruction: do.ReceiveActivations) -> None:
+        tensors = self._receive(instruction)
+        self.links.pulse.received += 1
+        self.chunks[instruction.chunk].take_inputs(instruction.micro_batch, tensors)
+
+    def _send_activations(self, instruction: do.SendActivations) -> None:
+        chunk = self.chunks[instruction.chunk]
+        self._send(instruction, chunk.take_outputs(instruction.micro_batch))
+        self.links.pulse.sent += 1
+
+    def _receive_gradients(self, instruction: do.ReceiveGradients) -> None:
+        chunk = self.chunks[instruction.chunk]
+        chunk.take_gradients(instruction.micro_batch, self._receive(instruction))
+
+    def _send_gradients(self, instruction: do.SendGradients) -> None:
+        chunk = self.chunks[instruction.chunk]
+        self._send(instruction, chunk.take_input_gradients(instruction.micro_batch))
+
+    def _receive_norms(self, instruction: do.ReceiveNorms) -> None:
+        self._norms.take(self._receive(instruction)["norms"])
+        self._release(instruction)
+
+    def _send_norms(self, instruction: do.SendNorms) -> None:
+        self._send(instruction, {"norms": self._norms.vector})
+
+    def _receive_mark(self, instruction: do.ReceiveMark) -> None:
+        self._receive(instruction)
+        self.links.pulse.received += 1
+        self._release(instruction)
+
+    def _send_mark(self, instruction: do.SendMark) -> None:
+        self._send(instruction, {})
+        self.links.pulse.sent += 1
+
+    def _release(self, instruction: do.Instruction) -> None:
+        channel = rules.gives_back(self.index, instruction)
+        assert channel is not None
+        self.links.receivers[channel].release()
+
+    def _receive(self, instruction: do.Instruction) -> dict[str, Tensor]:
+        found = rules.receives(self.index, instruction)
+        assert found is not None
+        channel, message = found
+        receiver = self.links.receivers[channel]
+        self.wait(receiver, "starved")
+        # On CUDA the stream, and not this process, waits here for what the sender has queued.
+        kind = "starved" if self.device.type == "cuda" else "transfer"
+        with self.recorder.working(kind, instruction):
+            header, tensors = receiver.receive()
+            expected = Header(self._current(), message.micro_batch, channel.chunk)
+            assert header == expected, f"expected {expected} of {channel}, got {header}"
+            return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _send(self, instruction: do.Instruction, tensors: dict[str, Tensor]) -> None:
+        found = rules.sends(self.index, instruction)
+        assert found is not None
+        channel, message = found
+        sender = self.links.senders[channel]
+        self.wait(sender, "blocked")
+        with self.recorder.working("transfer", instruction):
+            sender.send(Header(self._current(), message.micro_batch, channel.chunk), tensors)
+
+    def _current(self) -> Item:
+        assert self.item is not None
+        return self.item
+
+    # Computing
+
+    def _forward(self, instruction: do.Forward) -> None:
+        number, micro_batch = instruction.chunk, instruction.micro_batch
+        chunk = self.chunks[number]
+        if number - 1 in self.chunks:
+            chunk.take_inputs(micro_batch, self.chunks[number - 1].take_outputs(micro_batch))
+        chunk.forward(micro_batch)
+
+    def _loss(self, instruction: do.Loss) -> None:
+        self.chunks[instruction.chunk].loss(instruction.micro_batch)
+
+    def _backward(self, instruction: do.Backward) -> None:
+        self._with_gradients(instruction).backward(instruction.micro_batch)
+
+    def _backward_input(self, instruction: do.BackwardInput) -> None:
+        self._with_gradients(instruction).backward_input(instruction.micro_batch)
+
+    def _backward_weight(self, instruction: do.BackwardWeight) -> None:
+        self.chunks[instruction.chunk].backward_weight(instruction.micro_batch)
+
+    def _with_gradients(self, instruction: do.Backward | do.BackwardInput) -> HeldChunk:
+        """A chunk, given the gradients of its outputs where the next chunk is on this stage."""
+        number, micro_batch = instruction.chunk, instruction.micro_batch
+        chunk = self.chunks[number]
+        if number + 1 in self.chunks and not chunk.place.ends_module:
+            gradients = self.chunks[number + 1].take_input_gradients(micro_batch)
+            chunk.take_gradients(micro_batch, gradients)
+        return chunk
+
+    def _step(self, instruction: do.Step) -> None:
+        self.chunks[instruction.chunk].step(self._norms.total())
+
+    def _start_average(self, instruction: do.StartAverage) -> None:
+        self.chunks[instruction.chunk].start_average()
+
+    def _finish_average(self, instruction: do.FinishAverage) -> None:
+        self.chunks[instruction.chunk].finish_average()
+
+    def _add_norms(self, instruction: do.AddNorms) -> None:
+        self._norms.add()
+
+    def _measure(self, instruction: do.Measure) -> None:
+        assert isinstance(self.item, EvaluationBatch)
+        chunk = self.chunks[instruction.chunk]
+        chunk.measure(instruction.micro_batch, self.item.split)

@@ -1,0 +1,114 @@
+"""The networks of a chunk: its units, what a module's end needs, and their optimizer."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli import seeding
+from ppll_cli.config.targets import make
+from ppll_cli.job.job import Job
+from ppll_cli.job.optimizer import FusedOptimizer
+from ppll_cli.job.placing import placed
+from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
+from ppll_cli.models.unit import Unit, build_unit
+from ppll_cli.pipeline.layout import Chunk
+from ppll_cli.transport.replicas import Replicas
+from ppll_cli.worker.synced_norm import synced
+
+
+class Networks:
+    """The networks of a chunk, with the weights that the seed gives them.
+
+    Lists of parameters are made once: to walk networks takes longer than many a kernel, and
+    networks keep their parameters.
+
+    Args:
+        job: The run.
+        place: The chunk.
+        site: Where auxiliary networks stand; its module does not count.
+        device: Where to compute.
+        replicas: The workers that hold the same stage, where there are several.
+
+    Attributes:
+        place: The chunk's units, and the module that they belong to.
+        units: The units and their networks, in order.
+        exports: Units that make values for later modules' losses, and their networks.
+        criterion: The loss at a module's end; its parameters are the auxiliary network.
+        optimizer: Steps all parameters; None where there are none.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        place: Chunk,
+        site: Site,
+        device: torch.device,
+        replicas: Replicas | None = None,
+    ) -> None:
+        self.job, self.place, self.device = job, place, device
+        seed = job.seed
+        units = [site.units[index] for index in self.place.units]
+        self.units = [(unit, build_unit(unit, seed)) for unit in units]
+        self.exports: list[tuple[Unit, nn.Module]] = []
+        self.criterion: Criterion | None = None
+        if self.place.ends_module:
+            method, site = make("local", job.local), site.at(self.place.module)
+            self.exports = [(u, build_unit(u, seed)) for u in module_exports(method, site)]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeding.auxiliary_weights(seed, self.place.module))
+                self.criterion = module_criterion(method, site)
+        if job.sync_batchnorm and replicas is not None:
+            self.units = [(unit, synced(network, replicas)) for unit, network in self.units]
+            if self.criterion is not None:
+                synced(self.criterion, replicas)
+        for network in self.networks:
+            placed(network, self.device, job.compiled)
+        self.optimizer = FusedOptimizer(job.optim, self.parameters) if self.parameters else None
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The units' and exports' networks, and the criterion."""
+        criterion = [] if self.criterion is None else [self.criterion]
+        return [network for _, network in (*self.units, *self.exports)] + criterion
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of the units and of the auxiliary network; one of two networks comes twice."""
+        return [p for network in self.networks for p in network.parameters()]
+
+    @cached_property
+    def unit_parameters(self) -> list[list[nn.Parameter]]:
+        """The parameters of each unit."""
+        return [list(network.parameters()) for _, network in self.units]
+
+    @cached_property
+    def _weights(self) -> list[nn.Parameter]:
+        """The parameters of all units that learn."""
+        found = [p for own in self.unit_parameters for p in own if p.requires_grad]
+        return list(dict.fromkeys(found))
+
+    @property
+    def learnt(self) -> list[list[nn.Parameter]]:
+        """The parameters of each unit, and of the auxiliary network. Exports get no gradients."""
+        criterion = [] if self.criterion is None else [self.criterion]
+        networks = [network for _, network in self.units] + criterion
+        return [list(network.parameters()) for network in networks]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Buffers of all networks, such as BatchNorm's running statistics."""
+        return [buffer for network in self.networks for buffer in network.buffers()]
+
+    @cached_property
+    def auxiliary(self) -> bool:
+        """Whether there is an auxiliary network."""
+        return self.criterion is not None and any(True for _ in self.criterion.parameters())
+
+    def named_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The networks that a checkpoint holds, by the names that they have in it."""
+        for unit, network in self.units:
+            yield f"model.{unit.name}", network
+        if self.criterion is not None:
+            yield f"auxiliary.{self.place.module}", self.criterion

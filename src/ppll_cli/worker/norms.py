@@ -1,0 +1,58 @@
+"""The gradient norm of the whole model, which clipping and skipping need before any step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ppll_cli.job.optimizer import squared_norm
+from ppll_cli.worker.networks import Networks
+
+
+class Norms:
+    """A vector of the squared gradient norms of all units, of which a stage writes its own.
+
+    Args:
+        units: How many units the model has.
+        chunks: The stage's.
+        device: Where the vector is.
+    """
+
+    def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
+        self._units, self._chunks, self._device = units, chunks, device
+        self._vector: Tensor | None = None
+        self._total: Tensor | None = None
+
+    @property
+    def vector(self) -> Tensor:
+        """The vector, float64 [units]; zeros where nobody has written yet."""
+        if self._vector is None:
+            self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
+        return self._vector
+
+    def take(self, received: Tensor) -> None:
+        """Go on with what another stage has sent."""
+        self._vector, self._total = received.clone(), None
+
+    def add(self) -> None:
+        """Write the norms of the stage's units; that of a unit without gradients stays 0."""
+        self._total = None
+        for chunk in self._chunks:
+            for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):
+                if any(parameter.grad is not None for parameter in parameters):
+                    self.vector[index] = squared_norm(parameters)
+
+    def total(self) -> Tensor | None:
+        """The squared norm of the model's gradient, summed in the order of the units.
+
+        None where no norms were exchanged for this batch.
+        """
+        if self._vector is not None and self._total is None:
+            self._total = torch.zeros((), dtype=torch.float64, device=self._device)
+            for norm in self._vector.unbind():
+                self._total = self._total + norm
+        return self._total
+
+    def end(self) -> None:
+        """The batch ends."""
+        self._vector = self._total = None

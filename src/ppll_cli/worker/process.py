@@ -1,0 +1,114 @@
+"""The process around a worker, from its start to its end."""
+
+import logging
+import os
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+
+import torch
+
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Links
+from ppll_cli.job.placing import prepare_compiler
+from ppll_cli.job.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
+from ppll_cli.observe import streams
+from ppll_cli.transport.memory import remove_left
+from ppll_cli.worker.memory import CurrentMemory
+from ppll_cli.worker.worker import Worker
+
+
+class _ReportHandler(logging.Handler):
+    """Sends log lines to the parent, which owns the log file."""
+
+    def __init__(self, worker_report: Callable[..., None]) -> None:
+        super().__init__()
+        self._report = worker_report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report("log", level=record.levelno, message=self.format(record))
+
+
+def main(job: Job, seat: Seat, links: Links) -> None:
+    """Run a worker; its reports, the last one among them, go to the parent."""
+    streams.guard()  # what a user's model prints is only for show, too
+    links.pulse.begin("starting", STARTING_LIMIT_S)
+    memory = CurrentMemory(torch.device(job.device(seat)))
+    threading.Thread(target=_stay_with_parent, args=(links.pulse, memory), daemon=True).start()
+    worker: Worker | None = None
+    try:
+        _set_up(job, seat)
+        worker = Worker(job, seat, links)
+        logging.getLogger().addHandler(_ReportHandler(worker.report))
+        worker.run()
+        links.pulse.begin("done", None)
+        while not links.parent.poll(1.0):  # the last tensors live as long as this process
+            pass
+        if links.groups is not None:
+            links.groups.close()
+    except Exception as error:
+        try:
+            links.parent.send(_failure(job, seat, worker, error))
+        except OSError:  # the parent is gone, and that may be the whole failure
+            remove_left(os.getpid())
+        raise SystemExit(1) from None
+
+
+def _set_up(job: Job, seat: Seat) -> None:
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.device(seat))
+    job.numerics.apply(device)
+    if job.compiled:
+        prepare_compiler()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Nothing of ours draws from these; what a user's code draws is at least the same every time.
+    random.seed(job.seed)
+    torch.manual_seed(job.seed)
+
+
+def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:
+    """Show that this process lives, and end it when the parent is gone."""
+    parent = parent_process()
+    assert parent is not None
+    pulse.beat()
+    while not wait([parent.sentinel], timeout=BEAT_S):
+        pulse.beat(memory.read())
+    remove_left(os.getpid())  # as the parent would have
+    os._exit(1)
+
+
+def _said(error: Exception) -> str:
+    """The exception, and what helps where memory ran out."""
+    said = f"{type(error).__name__}: {error}"
+    # On CPU torch has no exception of its own for it.
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if out_of_memory or "can't allocate memory" in str(error):
+        said += (
+            "; out of memory: a smaller batch_size, more schedule.microbatches where the schedule "
+            "splits batches, precision=bf16 or more gpus need less on each device"
+        )
+    return said
+
+
+def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> dict[str, object]:
+    """What the user needs to know about an exception, as plain data."""
+    shapes: dict[str, list[int]] = {}
+    for chunk in worker.chunks.values() if worker is not None else ():
+        shapes |= chunk.shapes()
+    return {
+        "kind": "failed",
+        "stage": seat.stage,
+        "replica": seat.replica,
+        "time": time.time(),
+        "device": job.device(seat),
+        "phase": "starting" if worker is None else str(worker.instruction),
+        "batch": None if worker is None else str(worker.item),
+        "shapes": shapes,
+        "error": _said(error),
+        "traceback": traceback.format_exc(),
+    }

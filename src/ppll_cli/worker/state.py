@@ -1,0 +1,47 @@
+"""The state of chunks by names that do not depend on the partition: what checkpoints hold.
+
+Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, or `optimizer.` and
+a parameter's name of one of these.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ppll_cli.job.checkpoint import SavedTensors
+from ppll_cli.worker.networks import Networks
+
+
+def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
+    """All parameters, buffers and optimizer states of some chunks."""
+    found: dict[str, Tensor] = {}
+    for chunk in chunks:
+        for prefix, network in chunk.named_networks():
+            for name, tensor in network.state_dict().items():
+                found[f"{prefix}.{name}"] = tensor
+            for name, parameter in network.named_parameters():
+                state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
+                for key, value in state.items():
+                    found[f"optimizer.{prefix}.{name}.{key}"] = value
+    return found
+
+
+def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
+    """Take parameters, buffers and optimizer states from a checkpoint of any partition."""
+    for chunk in chunks:
+        for prefix, network in chunk.named_networks():
+            network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
+            for name, parameter in network.named_parameters():
+                start = f"optimizer.{prefix}.{name}."
+                keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
+                state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
+                if chunk.optimizer is not None:
+                    chunk.optimizer.restore(parameter, state)
+
+
+def _like(parameter: Tensor, saved: Tensor) -> Tensor:
+    """A state on the parameter's device, and in its memory format if it has its shape."""
+    if saved.shape != parameter.shape:
+        return saved.to(parameter.device)
+    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)

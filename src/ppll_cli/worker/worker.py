@@ -1,0 +1,235 @@
+"""A worker: what takes batches and marks through one stage, or one replica of it."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from ppll_cli.config.targets import make
+from ppll_cli.data.batches import Ahead
+from ppll_cli.data.source import Dataset
+from ppll_cli.job import checkpoint
+from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Links, upcoming
+from ppll_cli.job.numerics import in_force
+from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
+from ppll_cli.pipeline import instructions as do
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.schedule import Place
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.clock import clock_of
+from ppll_cli.worker.interpreter import Interpreter
+from ppll_cli.worker.memory import PeakMemory
+from ppll_cli.worker.recorder import Recorder
+from ppll_cli.worker.reports import Reports
+from ppll_cli.worker.state import restore, tensors_of
+
+REPORT_EVERY = 50
+"""Training metrics are reported after this many steps, and at the end of an epoch."""
+
+TRACED = 4
+"""Batches of the steady state that a timeline shows, and as many more as are on their way."""
+
+
+class Worker:
+    """Executes the instructions of one stage.
+
+    Args:
+        job: The run.
+        seat: The stage, and which of its replicas this is.
+        links: Connections to the other stages, to the other replicas and to the parent.
+    """
+
+    def __init__(self, job: Job, seat: Seat, links: Links) -> None:
+        self.job, self.seat, self.links = job, seat, links
+        self.index, self.replica = index, _ = seat
+        self.device = torch.device(job.device(seat))
+        self.memory = PeakMemory(self.device)
+        self.schedule = job.make_schedule()
+        site = job.site(job.units())
+        self.chunks = {
+            number: HeldChunk(job, number, site, self.device, links.replicas)
+            for number in job.layout.of(index)
+        }
+        if job.checkpoint is not None:
+            with checkpoint.SavedTensors(job.checkpoint) as saved:
+                restore(self.chunks.values(), saved)
+        self.batches: Ahead | None = None
+        if 0 in self.chunks:
+            dataset: Dataset = make("data", job.data)
+            batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
+            self.batches = Ahead(batches, job.threads, self.device)
+        buffered = job.depth * (job.stages - 1)
+        clock = clock_of(self.device)
+        self.reports = Reports(
+            clock,
+            job.task,
+            stop=job.optim.nonfinite == "stop",
+            tell=self.report if self.replica == 0 else None,
+            get_on=links.pulse.get_on,
+        )
+        self.recorder = Recorder(
+            clock,
+            warmup=job.warmup,
+            skip=min(buffered, job.course.segment // 2),
+            on_steady=self.memory.reset,
+            traced=TRACED + buffered if job.traced else 0,
+        )
+        self.last_train: TrainBatch | None = None  # of what is not reported yet
+        self._training = False
+        self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
+        marks: dict[type, Callable[[Any], None]] = {
+            do.Evaluate: self._evaluate,
+            do.Checkpoint: self._checkpoint,
+            do.End: self._end,
+        }
+        self.interpreter = Interpreter(
+            job, seat, links, self.chunks, self.batches, self.recorder, marks
+        )
+
+    @property
+    def item(self) -> Item | None:
+        """What flows through the stage now."""
+        return self.interpreter.item
+
+    @property
+    def instruction(self) -> do.Instruction | None:
+        """The instruction in hand."""
+        return self.interpreter.instruction
+
+    def run(self) -> None:
+        """Execute everything that flows through the pipeline."""
+        if self.links.groups is not None:
+            self.links.groups.open(self.device)
+        for end in self.links.ends():
+            end.open()
+        self.report("ready")
+        for item in upcoming(self.job, self.seat, self.links, self.interpreter.wait):
+            self.interpreter.item = item
+            self.links.pulse.take(str(item))
+            if isinstance(item, TrainBatch):
+                self._train(item)
+                continue
+            self._end_training()
+            if not isinstance(item, EvaluationBatch):
+                self.interpreter.execute(passes.mark(Place(self.index, self.job.routes), item))
+            elif self._evaluates(item):
+                self.reports.begin(item.split)
+                batch = Batch(self.job.course.evaluation_sizes(item))
+                self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
+                self.links.pulse.started = True
+
+    def _evaluates(self, item: EvaluationBatch) -> bool:
+        """Whether evaluation batches are this replica's: they take them in turn."""
+        turn = item.batch // self.job.course.evaluation_batches
+        return turn % self.job.replicas == self.replica
+
+    def _train(self, item: TrainBatch) -> None:
+        split = partial(split_share, item.samples, self.schedule.microbatches, self.job.replicas)
+        shares = [split(replica) for replica in range(self.replica + 1)]
+        sizes, first = shares[-1], sum(map(len, shares[:-1]))
+        self.recorder.begin_batch(item.step)
+        self.reports.begin("train")
+        batch = Batch(sizes, True, item.step, item.samples, first)
+        first_sample = sum(map(sum, shares[:-1]))
+        self.interpreter.run(self._stream(True, len(sizes)), batch, first_sample)
+        self.recorder.end_batch(sum(sizes))
+        self.last_train, self._training = item, True
+        done = item.step + 1
+        self.links.pulse.step, self.links.pulse.started = done, True
+        self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
+        if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
+            self._report_training()
+        self.reports.send()
+
+    def _end_training(self) -> None:
+        """Something else than a training batch is there."""
+        if not self._training:
+            return
+        self._training = False
+        self.recorder.end_segment()
+        self._report_training()
+        self.reports.send()
+        if self.links.replicas is not None:  # what is evaluated and saved is the first one's
+            self.links.pulse.begin("waiting for the other replicas", None)
+            buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
+            self.links.replicas.take_from_first(buffers)
+
+    def _stream(self, training: bool, count: int) -> list[do.Instruction]:
+        """The instructions for so many micro-batches, which are made once."""
+        if (training, count) not in self._streams:
+            make = self.job.training if training else self.job.evaluation
+            self._streams[training, count] = make(self.index, count)
+        return self._streams[training, count]
+
+    # Marks
+
+    def _evaluate(self, mark: do.Evaluate) -> None:
+        self.links.pulse.begin("scoring", SCORING_LIMIT_S)
+        self._report_metrics(mark.split, mark.step, mark.epoch)
+        self._settle()
+
+    def _checkpoint(self, mark: do.Checkpoint) -> None:
+        self.links.pulse.begin("saving", SAVING_LIMIT_S)
+        self._settle()  # a state after a loss that is no finite number is never saved
+        self.report("counted", step=mark.step, **self._counted())
+        if self.replica > 0:  # the first one has the same, and saves it
+            return
+        tensors = tensors_of(self.chunks.values())
+        file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, tensors)
+        self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
+
+    def _end(self, mark: do.End) -> None:
+        self._settle()
+        ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
+        self.report(
+            "done",
+            step=mark.step,
+            **self._counted(),
+            numerics=in_force(self.device),
+            trace=[span.later(-ahead_s) for span in self.recorder.trace],
+        )
+
+    # Reports
+
+    def _counted(self) -> dict[str, Any]:
+        """What was counted in the steady state until now."""
+        totals = self.recorder.totals
+        sent: Counter[int] = Counter()
+        for channel, end in self.links.senders.items():
+            sent[channel.target] += end.bytes_sent
+        return {
+            "batches": totals.batches,
+            "samples": totals.samples,
+            "wall_s": totals.wall_s,
+            "spent_s": dict(totals.spent_s),
+            "instruction_s": dict(totals.instruction_s),
+            "bytes_sent": dict(sent),
+            "peak_memory_bytes": self.memory.read(),
+            "peak_reserved_bytes": self.memory.reserved(),
+        }
+
+    def report(self, kind: str, **fields: object) -> None:
+        """Tell the parent."""
+        where = {"stage": self.index, "replica": self.replica}
+        self.links.parent.send({"kind": kind, **where, **fields})
+
+    def _report_training(self) -> None:
+        if self.last_train is not None:
+            self._report_metrics("train", self.last_train.step + 1, self.last_train.epoch + 1)
+            self.last_train = None
+
+    def _report_metrics(self, split: str, step: int, epoch: int) -> None:
+        """Begin to report what was measured since the last report."""
+        if self.links.replicas is not None:
+            self.links.pulse.begin("waiting for the other replicas", None)
+        chunks, replicas = [*self.chunks.values()], self.links.replicas
+        self.reports.take(split, step, epoch, chunks, replicas, self.device)
+
+    def _settle(self) -> None:
+        """Wait for the device, which a mark does anyway, and report all that it has done."""
+        self.reports.send(wait=True)
+        self.recorder.settle()

@@ -1,0 +1,364 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.cli import app
+from ppll_cli.errors import ConfigError
+from tests.conftest import own_model
+
+ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
+PLAIN = ["timeline=false", *TINY]
+
+
+def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppll_cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": PLACES, "FULL": "full"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def command_lines() -> list[str]:
+    """Of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_text())
+    return found
+
+
+def ppll_run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    with start(*arguments, cwd=cwd) as process:
+        out, err = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_dir(cwd: Path) -> Path:
+    (found,) = cwd.glob("outputs/*/*/")
+    return found
+
+
+def test_a_refused_run_leaves_no_fork_server(tmp_path: Path) -> None:
+    """It is started before the configuration is checked, and imports torch for seconds."""
+    with start("gpus=0", cwd=tmp_path) as process:
+        assert process.wait(timeout=100) == 2
+        # Its command line has the places that it imports from, the caller's folder among them.
+        ours = [line for line in command_lines() if str(tmp_path) in line]
+        assert not [line for line in ours if "forkserver" in line]
+
+
+def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
+    result = ppll_run("epochs=2", "eval_every=1", "local.modules=3", *TINY, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = run_dir(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    last_line = result.stdout.splitlines()[-1]
+    assert last_line == f"test accuracy {summary['test']['accuracy']:.4f} in " + str(
+        folder.relative_to(tmp_path)
+    )
+
+    assert summary["status"] == "completed"
+    assert (summary["schedule"], summary["model"], summary["data"]) == ("ppll", "vit", "synthetic")
+    assert (summary["gpus"], summary["devices"]) == (2, ["cpu", "cpu"])
+    assert (summary["modules"], summary["steps"], summary["batch_size"]) == (3, 10, 8)
+    assert [len(module["units"]) for module in summary["per_module"]] == [2, 1, 1]
+    assert [module["aux_params"] for module in summary["per_module"]] == [170, 170, 0]
+    assert summary["per_module"][2]["test"] == summary["test"]
+    assert all(0 <= module["test"]["accuracy"] <= 1 for module in summary["per_module"])
+    assert [stage["modules"] for stage in summary["stages"]] == [[0], [1, 2]]
+    (edge,) = summary["edges"]
+    # 10 training and 2 evaluation batches of 8 samples: tokens [5, 16] in float32, and a label.
+    assert edge == {
+        "from": 0,
+        "to": 1,
+        "names": ["label", "x"],
+        "bytes_sent": 12 * 8 * (5 * 16 * 4 + 8),
+    }
+    assert summary["train"]["samples_per_second"] > 0
+    assert summary["pipeline"]["predicted_samples_per_second"] > 0
+    assert 0 <= summary["pipeline"]["bubble_fraction"] < 1
+    for stage in summary["stages"]:
+        shares = [value for key, value in stage.items() if key.endswith("_fraction")]
+        assert 0 < sum(shares) <= 1.01  # the rest may be time on a busy machine without a core
+        assert stage["peak_memory_bytes"] > 0
+        assert stage["peak_reserved_bytes"] is None  # only CUDA's allocator reserves
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seen = {(line["epoch"], line["split"], line["module"], line["stage"]) for line in lines}
+    where = {None: 1, 0: 0, 1: 1}
+    assert seen == {
+        (epoch, split, module, stage)
+        for epoch in (1, 2)
+        for split in ("train", "test")
+        for module, stage in where.items()
+    }
+    assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
+    assert (folder / ".hydra" / "overrides.yaml").exists()
+    for name in ("ppll-run.log", "timeline.json", "timeline.png", "model.safetensors"):
+        assert (folder / name).exists()
+    assert os.readlink(folder / "checkpoints" / "last") == "step-10"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["modle=vit"], "modle=vit: there is no such key; did you mean model?"),
+        (["gpus=11"], "gpus=11: the model has only 10 units; use at most 10"),
+        (["--multirun", "--cfg", "job"], "arguments=--multirun --cfg job: Only one of"),
+        (["hydra.run.dir=${oc.env:FULL}"], "hydra.run.dir=full: exists and is not empty"),
+        (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    """Each in a process of its own; many more, in this one, are in `test_bad_input`."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    result = ppll_run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (complaint,) = result.stderr.splitlines()
+    assert complaint.startswith(f"ppll-run: {line}")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
+
+
+def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
+    """It once took a folder, named in a way that was not understood, for its own."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    lines = ["# @package _global_", "hydra:", "  run:", "    dir: full"]
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("\n".join(lines))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    result = ppll_run("experiment=mine", "gpus=0", "--config-dir=conf", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "holds precious; choose a new folder" in result.stderr
+    assert (tmp_path / "full" / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["--cfg", "job"],
+        ["optim.lr=-1"],
+        ["model=vti"],
+        ["data.root=/nonexistent"],
+        ["schedule._target_=no.Such"],
+    ],
+)
+def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+    script = (
+        "import atexit, sys; from ppll_cli.cli.app import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        f"sys.argv[1:] = {arguments!r}; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr.splitlines()[-1] == "False"
+
+
+def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
+    model = own_model("Faulty", unit="second", act="raise")
+    data = [key for key in PLAIN if not key.startswith("model")]
+    result = ppll_run("gpus=3", *model, *data, cwd=tmp_path)
+    assert result.returncode == 1
+    screen = result.stderr[result.stderr.index("ppll-run: ") :].splitlines()
+    assert screen[0] == "ppll-run: stage 1 (cpu): ArithmeticError: the third pass is too much"
+    folder = run_dir(tmp_path)
+    assert f"  log: {folder / 'ppll-run.log'}" in screen
+    assert "ArithmeticError" in (folder / "ppll-run.log").read_text()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    """As `ppll-run | head -1`, with standard error closed as well; rich once left with status 1."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "ppll_cli", f"hydra.run.dir={folder}", "max_steps=5", *PLAIN]
+    here, there = os.pipe()
+    os.close(here)
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$@" 2>&-', "bash", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=there,
+        timeout=100,
+        check=False,
+    )
+    os.close(there)
+    assert done.returncode == 0
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert (folder / "model.safetensors").exists()
+    lines = (folder / "ppll-run.log").read_text().splitlines()
+    assert len([line for line in lines if line.endswith("stdout gets nothing: Broken pipe")]) == 1
+    assert "INFO test accuracy " in lines[-1]
+
+
+def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
+    """The folder could neither be resumed nor used again."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "ppll-run.log").touch()
+    assert app._check_run_dir([f"hydra.run.dir={tmp_path}"]) == set()
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        app._check_run_dir([f"hydra.run.dir={tmp_path}"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    """It comes to the whole process group, as from `timeout`, a batch system or a lost connection.
+
+    SIGHUP once ended multiprocessing's resource tracker.
+    """
+    with start("epochs=100000", "eval_every=1", *PLAIN, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+            assert line, "the run has ended"
+        os.killpg(process.pid, number)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    check_interrupted(run_dir(tmp_path))
+
+
+def check_interrupted(folder: Path) -> None:
+    """A run that was stopped after a checkpoint."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert os.readlink(folder / "checkpoints" / "last") == f"step-{summary['steps']}"
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals are others elsewhere")
+def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
+    """Ctrl-C is pressed; what is logged of it stands above the display, once it is gone alone."""
+    terminal, theirs = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
+    arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *PLAIN]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll_cli", *arguments],
+        env={**os.environ, "PYTHONPATH": PLACES, "NO_COLOR": "1", "TERM": "xterm-256color"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: os.login_tty(theirs),
+    )
+    os.close(theirs)
+    printed = read_until(terminal, "█")  # a display
+    os.write(terminal, b"\x03")
+    printed += read_until(terminal, None)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    check_interrupted(tmp_path / "run")
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert text.index("█ compute  ▓ auxiliary") > text.index("output: ")
+    assert printed.count("stopping after the batch in hand") == 1
+    colours = re.findall(r"\x1b\[[0-9;]*m", printed)
+    assert colours  # dim headers remain
+    assert not [code for code in colours if re.search(r"[\[;](3[0-7]|9[0-7])[;m]", code)]
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is to be seen
+    end = printed[printed.rindex("\x1b[2K") :]
+    assert "█" not in end
+    assert [line for line in end.splitlines() if line.startswith("test accuracy ")]
+
+
+def read_until(terminal: int, text: str | None) -> str:
+    """What a terminal shows until there is this text, or until its program has ended."""
+    seen = b""
+    while text is None or text not in seen.decode(errors="replace"):
+        assert select.select([terminal], [], [], 60.0)[0], seen.decode(errors="replace")
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # the program has ended
+            assert text is None, seen.decode(errors="replace")
+            break
+    return seen.decode(errors="replace")
+
+
+def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
+    """Overrides stand on both sides of the option, as people write them."""
+    sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
+    result = ppll_run(*sweep, *PLAIN, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "gpus=9: the model has only 4 units" in result.stderr
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert sorted(path.parent.name for path in folder.glob("*/summary.json")) == ["0", "2"]
+    lines = (folder / "comparison.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in lines[1:]] == ["completed", "refused"] * 2
+    assert (folder / "comparison.png").exists()
+    assert "1 refused: gpus=9: the model has only 4 units" in result.stdout
+
+
+def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
+    arguments = ["local._target_=fractions.Fraction", "device=cpu"]
+    result = ppll_run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        "ppll-run: local._target_=fractions.Fraction: is no LocalMethod; derive it from "
+        "ppll_cli.local.method.LocalMethod"
+    )
+
+
+def test_the_commands_that_a_run_prints_work(tmp_path: Path) -> None:
+    """The names of its folder and of its options mean something to a shell, and to Hydra."""
+    options = tmp_path / "my conf" / "model"
+    options.mkdir(parents=True)
+    (options / "mine.yaml").write_text("defaults: [vit]\n")
+
+    def shell(line: str) -> "subprocess.CompletedProcess[str]":
+        env = {**os.environ, "PYTHONPATH": PLACES}
+        return subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        )
+
+    def printed(name: str, text: str) -> str:
+        (found,) = re.findall(rf"^ *{name}: (.*)$", text, re.MULTILINE)
+        return str(found)
+
+    folder = tmp_path / "a b=c" / "it's"
+    given = ["--config-dir=my conf", "model=mine", f'hydra.run.dir="{folder}"', *PLAIN]
+    with start(*given, "epochs=100000", "eval_every=1", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+            assert line, "the run has ended"
+        os.kill(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=100)
+    steps = json.loads((folder / "summary.json").read_text())["steps"]
+    on = shell(f"{printed('to go on', err)} max_steps={steps + 2}")
+    assert on.returncode == 0, on.stderr
+    assert json.loads((folder / "summary.json").read_text())["steps"] == steps + 2
+
+    swept = shell(f"{printed('next', on.stdout)} max_steps=2")
+    assert swept.returncode == 0, swept.stderr
+    again = printed("next", swept.stdout)
+    assert " -m ppll_cli.cli.compare outputs/sweeps/" in again
+    compared = shell(again)
+    assert compared.returncode == 0, compared.stderr

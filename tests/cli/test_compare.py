@@ -1,0 +1,97 @@
+"""ppll-compare, as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.cli.compare import main
+from tests.observe.test_comparison import make
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["ppll-compare", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_sweep_gets_its_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "0", "bp", 100.0, gpus=1)
+    make(tmp_path / "1", "ppll", 150.0)
+    assert run_main(monkeypatch, tmp_path) == 0
+    head, bp, ppll, *_, last = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["run", "status", "schedule", "gpus"]
+    assert bp.split()[:6] == ["0", "completed", "bp", "1", "100", "1.00"]
+    assert ppll.split()[:6] == ["1", "completed", "ppll", "2", "150", "1.50"]
+    assert last == f"{tmp_path}/comparison.md, .csv and .png"
+    for end in ("csv", "md", "png"):
+        assert (tmp_path / f"comparison.{end}").stat().st_size > 0
+
+
+def test_a_run_directory_gets_nothing_that_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run", "bp", gpus=1)
+    before = sorted((tmp_path / "run").iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, "run") == 0
+    assert sorted((tmp_path / "run").iterdir()) == before
+    assert capsys.readouterr().out.splitlines()[-1] == "comparison.md, .csv and .png"
+    assert (tmp_path / "comparison.md").exists()
+
+
+def test_several_folders_are_compared_in_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "one", "bp", gpus=1)
+    make(tmp_path / "two", "ppll")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_main(monkeypatch, "../one", "../two") == 0
+    assert "two" in (tmp_path / "here" / "comparison.csv").read_text()
+    assert run_main(monkeypatch, "../one", "../two", "--output", "new/place") == 0
+    assert (tmp_path / "here" / "new" / "place" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "RUN_OR_SWEEP_DIR=nowhere: there is no such folder"),
+        (["empty"], "RUN_OR_SWEEP_DIR=empty: holds no run"),
+        ([], "arguments=: the following arguments are required: RUN_OR_SWEEP_DIR"),
+        (["run", "--nonsense"], "arguments=run --nonsense: unrecognized arguments: --nonsense"),
+        (["run", "--output", "run/config.json"], "--output=run/config.json: cannot be written to"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "run", "bp", gpus=1)
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, *arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"ppll-compare: {line}")
+
+
+def test_neither_torch_nor_hydra_is_imported(tmp_path: Path) -> None:
+    make(tmp_path / "run", "bp", gpus=1)
+    program = (
+        "import sys\nfrom ppll_cli.cli.compare import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print([name for name in ('torch', 'hydra', 'omegaconf') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,122 @@
+"""Huge numbers in the configuration: each is refused or does no harm, at once.
+
+`model.dim=99999999999` once had its divisors searched for an hour.
+"""
+
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from ppll_cli.config import settings
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import MOST_SIZE
+from ppll_cli.models.vit import ViT
+from ppll_cli.prepare.preparation import prepare
+from tests.conftest import compose_config
+
+SMALL = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
+SMALL += ["batch_size=8", "device=cpu", "threads=1", "gpus=2"]
+VIT = [*SMALL, "model.dim=16", "model.depth=3", "model.heads=2"]
+HUGE = (10**11, 2**63)
+LIMIT_S = 300
+"""All of them together take some seconds; what loops over one takes many minutes or years."""
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    """Ends a test that would go on for ever."""
+
+    def end(*_: object) -> None:
+        pytest.fail(f"it goes on after {LIMIT_S} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(LIMIT_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def integers(config: Mapping[str, Any], *groups: str) -> Iterator[str]:
+    """Keys whose value is a whole number or null, so that one may stand there."""
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "data":
+            yield from integers(value, *groups, key)
+        elif value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            yield ".".join([*groups, key])
+
+
+def changed(config: Mapping[str, Any], key: str, value: int) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {**config, head: changed(config[head], rest, value) if rest else value}
+
+
+CASES = {
+    "vit": VIT,
+    "vit of 1f1b": [*VIT, "schedule=1f1b", "optim=sgd", "checkpoint.best=true"],
+    "flops": [*VIT, "partition=flops", "local=vit_blocks"],
+    "dgl": [*VIT, "local=dgl"],
+    "infopro": [*VIT, "local=infopro"],
+    "predsim": [*VIT, "local=predsim"],
+    "fba": [*VIT, "fba=on"],
+    "auglocal": [*VIT, "local=auglocal"],
+    "resnet": [*SMALL, "model=resnet32", "model.depth=8"],
+    "another resnet": [*SMALL, "model=resnet18"],
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_no_number_is_looped_over(case: list[str]) -> None:
+    config, _ = compose_config(case)
+    keys = list(integers(config))
+    assert "epochs" in keys
+    if case is not VIT:  # what is not of a group is the same in all cases
+        keys = [key for key in keys if key.startswith(("model.", "local.", "fba."))]
+    assert any(key.startswith("model.") for key in keys)
+    lines = []
+    for key in keys:
+        for value in HUGE:
+            try:
+                prepare(settings.parse(changed(config, key, value)), "unused")
+            except ConfigError as error:
+                lines.append(str(error))
+    assert lines
+    assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("group", "case", "key"),
+    [
+        ("model", VIT, "dim"),
+        ("model", VIT, "heads"),
+        ("model", VIT, "patch"),
+        ("model", [*SMALL, "model=edsr"], "width"),
+        ("model", [*SMALL, "model=retinanet"], "width"),
+        ("local", [*VIT, "local=dgl"], "hidden"),
+        ("local", [*VIT, "local=predsim"], "width"),
+        ("local", [*VIT, "local=infopro"], "decoder_width"),
+    ],
+)
+def test_a_size_has_a_bound(group: str, case: list[str], key: str) -> None:
+    config, _ = compose_config(case)
+    own = {name: value for name, value in config[group].items() if name not in ("modules", "cuts")}
+    with pytest.raises(ConfigError, match=rf"^{group}\.{key}={10**11}: .*use at most {MOST_SIZE}$"):
+        make(group, {**own, key: 10**11})
+
+
+def test_divisors_of_a_large_width_are_found_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"possible: 1, 2, 4, .*, 8388608, 16777216$"):
+        ViT(dim=MOST_SIZE, depth=1, heads=3, patch=4, mlp_ratio=1.0)
+
+
+def test_a_ratio_has_a_bound() -> None:
+    with pytest.raises(ConfigError, match=r"^model.mlp_ratio=1000000000.0: makes layers wider"):
+        ViT(dim=16, depth=1, heads=2, patch=4, mlp_ratio=1e9)
+
+
+def test_a_channel_has_a_bound() -> None:
+    config, _ = compose_config([*VIT, "transport.depth=1025"])
+    with pytest.raises(ConfigError, match=r"transport.depth=1025: .*use at most 1024"):
+        settings.parse(config)

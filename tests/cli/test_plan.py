@@ -1,0 +1,300 @@
+"""ppll-plan, as a user meets it and from within."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.cli import plan as planning
+from ppll_cli.cli.plan import GPUS, SCHEDULES, Plan
+from ppll_cli.cli.planning import Planner
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.job import Job
+from ppll_cli.predict.interconnect import Interconnect, Link
+from ppll_cli.predict.speed import Prediction, predict
+
+ROOT = Path(__file__).parents[2]
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
+
+
+def ppll_plan(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "ppll_cli.cli.plan", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
+    result = ppll_plan("--latency=1e-5", "gpus=1,2,64", *TINY, "--bandwidth=1e9", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("model=vit (4 units) data=synthetic batch_size=8 fp32 on ")
+    titles = [line for line in lines if line.startswith("gpus=") and " wins, " in line]
+    assert [title.split(":")[0] for title in titles] == ["gpus=1", "gpus=2", "gpus=64"]
+    for name in SCHEDULES:
+        rows = [line for line in lines if re.match(rf"[│|] {name} ", line)]
+        assert len(rows) == 3
+        assert ("more stages than units" in rows[2]) == (name != "bp")
+        for row in rows[:2]:
+            cells = [cell.strip() for cell in re.split("[│|]", row)[1:-1]]
+            assert cells[0] == name
+            assert float(cells[1]) > 0
+            assert 0 <= float(cells[2]) < 1
+            assert float(cells[3]) > 0
+    assert any(line.startswith("bp on one device: ") for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["gpus=1,x"], "gpus=1,x: must be whole numbers from 1 on"),
+        (["gpus=2,0"], "gpus=2,0: must be whole numbers from 1 on"),
+        (["replicas=2,x"], "replicas=2,x: must be whole numbers from 1 on"),
+        (["replicas=3"], "replicas=3: gpus=1 devices cannot hold that many copies"),
+        (["gpus=1,"], "gpus=1,: Hydra cannot read this: mismatched input"),
+        (["model=vit,resnet32"], "model=vit,resnet32: only gpus, schedule and replicas may"),
+        (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
+        (["modle=vit"], "modle=vit: there is no such key; did you mean model? "),
+        (["schedule=ppll,pppl"], "schedule=pppl: there is no such option; did you mean ppll?"),
+        (["optim.lr=-1"], "optim.lr=-1: must be greater than 0"),
+        (["model.dim=${nothing}"], "model.dim=${nothing}: Interpolation key 'nothing' not found"),
+        (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
+        (["--multirun"], "arguments=--multirun: unrecognized arguments: --multirun; see "),
+        (["--bandwidth=0"], "arguments=--bandwidth=0: argument --bandwidth: '0' is not a positive"),
+        (["--latency=1"], "arguments=--latency=1: --latency is of a link: give its --bandwidth"),
+        (
+            ["--per-machine=x", "--network=1"],
+            "arguments=--per-machine=x --network=1: argument --per-machine",
+        ),
+        (["--network=1e9"], "arguments=--network=1e9: --network and --per-machine belong together"),
+        (["--network-latency=1"], "arguments=--network-latency=1: --network-latency is of a link:"),
+        (["--config-dir=none"], "arguments=--config-dir=none: --config-dir: there is no such"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ppll-plan", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        planning.main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (complaint,) = err.splitlines()
+    assert complaint.startswith(f"ppll-plan: {line}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["gpus=1,x"], ["model=vti"], ["optim.lr=-1"]])
+def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+    script = (
+        "import atexit, sys; from ppll_cli.cli.plan import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        f"sys.argv[1:] = {arguments!r}; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        ([], GPUS),
+        (["gpus=4"], (4,)),
+        (["gpus=8,2,8"], (8, 2)),
+        (["gpus=[1,2]"], (1, 2)),
+        (["gpus=range(1,4)"], (1, 2, 3)),
+    ],
+)
+def test_lists_of_devices(given: list[str], gpus: tuple[int, ...]) -> None:
+    assert Plan.compose([*given, "schedule=bp"]).gpus == gpus
+
+
+def test_schedules() -> None:
+    plan = Plan.compose(["schedule=gpipe,ppll", "schedule.microbatches=8", "model=resnet32"])
+    assert list(plan.configs) == ["gpipe", "ppll"]
+    assert plan.settings("gpipe", 4).schedule["microbatches"] == 8
+    assert (plan.choices["model"], plan.settings("ppll", 4).gpus) == ("resnet32", 4)
+    assert tuple(Plan.compose([]).configs) == SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "threads"),
+    [
+        (["gpus=1,2,4,64"], 16, 4),  # as ppll-run gpus=4 has; 64 do not fit
+        (["gpus=2"], 2, 1),
+        (["gpus=64"], 2, 1),
+        (["gpus=1"], 2, 2),
+        (["gpus=1,2", "threads=3"], 2, 3),
+    ],
+)
+def test_all_workers_have_the_same_threads(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(planning, "usable_cores", lambda: cores)
+    plan = Plan.compose([*given, "schedule=bp"])
+    assert {plan.settings("bp", gpus).threads for gpus in plan.gpus} == {threads}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where times are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ppll-run" / "profile"
+
+
+Make = Callable[..., Planner]
+
+
+@pytest.fixture
+def planner(cache: Path) -> Iterator[Make]:
+    """Makes planners whose processes end with the test."""
+    with ExitStack() as stack:
+
+        def make(*overrides: str) -> Planner:
+            plan = Plan.compose([*TINY, "threads=1", *overrides])
+            return stack.enter_context(Planner(plan.settings, list(plan.configs), plan.replicas))
+
+        yield make
+
+
+def test_a_second_plan_measures_nothing(
+    cache: Path, planner: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = planner("schedule=bp,gpipe,ppll").rows(2)
+    # Whole batches and micro-batches, each alone and, where there are cores, beside a neighbour.
+    assert len(list(cache.iterdir())) in (2, 4)
+    monkeypatch.delattr("ppll_cli.predict.meter.Meter._start")
+    assert planner("schedule=bp,gpipe,ppll").rows(2) == first
+    assert first["bp"].speed_up == pytest.approx(1.0)
+
+
+def test_obstacles(planner: Make) -> None:
+    found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
+    rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
+    assert [row.obstacle for row in rows[4].values()] == [
+        *["a batch of 8 samples cannot be split into more parts"] * 2,
+        "",
+        "more stages than modules",
+    ]
+    assert rows[5]["ppll"].obstacle == "more stages than units"
+    assert rows[2]["ppll"].prediction is not None
+    found.check()
+
+
+def test_replicas_have_rows_of_their_own(planner: Make) -> None:
+    """They share a batch, so each takes about half as long, and an all-reduce."""
+    found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")
+    rows = found.rows(2)
+    assert list(rows) == ["bp", "ppll", "bp, 2 replicas", "ppll, 2 replicas"]
+    assert all(row.prediction is not None for row in rows.values())
+    assert {row.obstacle for row in found.rows(3).values()} == {
+        "",
+        "the devices cannot be shared evenly",
+    }
+    assert "an all-reduce takes as long as" in "\n".join(found.notes([2]))
+
+
+def test_the_fastest_layout(cache: Path) -> None:
+    """Of all, and over a slow network the one that sends no gradients, which are larger."""
+    plan = Plan.compose([*TINY, "threads=1", "schedule=ppll", "model.dim=128", "batch_size=4"])
+    for network in (1e12, 1e3):
+        interconnect = Interconnect(between=Link(network))
+        with Planner(plan.settings, ["ppll"], None, interconnect, per_machine=1) as found:
+            row = found.fastest(4)
+            assert row is not None
+            assert found.replicas is None
+            found.replicas = (1, 2, 4)
+            rows = found.rows(4)
+        assert row == max(rows.values(), key=lambda row: row.speed_up)
+    assert row is not None
+    assert (row.stages, row.replicas, row.machines) == (4, 1, 4)
+    first, *lines = planning._told(row)
+    assert first.startswith("fastest layout: ppll, 4 stages on 4 machines: ")
+    pattern = r"  edge {0} > {1} between machines: 0.0\d+ MB a batch, .* link busy \d+% of the time"
+    for cut, line in enumerate(lines):
+        assert re.fullmatch(pattern.format(cut, cut + 1), line), line
+    assert len(lines) == 3
+    first, line = planning._told(rows["ppll, 4 replicas"])
+    assert first.startswith("fastest layout: ppll, 1 stage x 4 replicas on 4 machines: ")
+    assert re.fullmatch(r"  gradients: each replica sends 2\.\d+ MB a batch to average", line), line
+
+
+@pytest.mark.parametrize("neighbours", [None, 1])
+def test_who_computes_beside_whom_is_reckoned_by_machine(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, neighbours: int | None
+) -> None:
+    """Unless it is said."""
+    asked = list[tuple[int, int | None]]()
+
+    def spy(job: Job, *given: Any) -> Prediction:
+        asked.append((len({*job.homes}), given[-1]))
+        return predict(job, *given)
+
+    monkeypatch.setattr("ppll_cli.cli.planning.predict", spy)
+    plan = Plan.compose([*TINY, "threads=1", "schedule=ppll"])
+    with Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours) as found:
+        found.rows(4)
+    assert asked == [(2, neighbours)]
+
+
+def test_many_edges_are_told_together(planner: Make) -> None:
+    found = planner("schedule=ppll", "model.depth=6", "replicas=1")
+    row = found.fastest(8)
+    assert row is not None
+    assert row.prediction is not None
+    told = list(planning._told(row))
+    assert re.match(r"  7 edges within a machine: <= 0\.\d+ MB a batch, <= ", told[1])
+    assert len(told) == 2
+
+
+def test_a_plan_without_any_row_is_refused(planner: Make) -> None:
+    found = planner("schedule=ppll,pp")
+    found.rows(5)
+    assert found.fastest(1024) is None
+    with pytest.raises(ConfigError, match="gpus=5: the model has only 4 units; use at most 4"):
+        found.check()
+
+
+def test_how_the_tables_came_about(planner: Make) -> None:
+    found = planner("schedule=bp,gpipe")
+    found.rows(1)
+    notes = "\n".join(found.notes([1, 4096]))
+    assert "gpus=4096: simulated as equal devices" in notes
+    assert "batches are split by gpipe into 4: BatchNorm" in notes
+    assert "local losses" not in notes
+
+
+def test_more_options_for_the_groups(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    lines = ["defaults: [vit]", "depth: 5"]
+    (tmp_path / "model" / "mine.yaml").write_text("\n".join(lines))
+    options = planning._options(["model=mine", "--config-dir", str(tmp_path)])
+    assert Plan.compose(planning.overrides_of(options)).settings("bp", 1).model["depth"] == 5

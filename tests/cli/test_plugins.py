@@ -1,0 +1,28 @@
+"""Hydra's plugins, which are not ours and are installed by those who want them."""
+
+import pytest
+
+from ppll_cli.config import settings
+from tests.conftest import compose_config
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of optuna's, for Hydra's plugin to heed
+@pytest.mark.parametrize(
+    ("plugin", "overrides"),
+    [
+        ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local"]),
+        (
+            "hydra_submitit_launcher",
+            ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4"],
+        ),
+        (
+            "hydra_optuna_sweeper",
+            ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=20", "hydra.sweeper.n_jobs=1"],
+        ),
+    ],
+)
+def test_a_plugin_that_is_installed_composes(plugin: str, overrides: list[str]) -> None:
+    pytest.importorskip(f"hydra_plugins.{plugin}", reason="the plugin is not installed")
+    config, _ = compose_config(overrides)
+    settings.parse(config)

@@ -1,0 +1,124 @@
+"""`resume=RUN_DIR` as a user meets it: in a process of its own."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.cli.test_app import TINY, ppll_run, run_dir, start
+from tests.conftest import Result, Runner, assert_same
+from tests.launch.test_resume import EVIL, spoil, spoil_choice, write_config
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Of all files; of folders, that they are there."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["resume=run", "seed=5"], "seed=5: the run was started with 0; leave it as it is"),
+        (["resume=run", "--multirun", "gpus=1,2"], "resume=RUN: is for a single run; drop"),
+        (["resume=run", "--cfg", "job"], "resume=RUN: --cfg does not show what a run recorded; s"),
+        (["resume=run", "local=none"], "local=none: there is no such option; there are auglocal"),
+        (["resume=run", "max_steps=0"], "max_steps=0: must be greater than or equal to 1"),
+        (["resume=broken"], "resume=broken: it holds no config.json of a run"),
+    ],
+)
+def test_a_refusal_is_one_line_and_changes_nothing(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    folder = write_config(tmp_path / "run")
+    (folder.parent / "broken").mkdir()
+    (folder.parent / "broken" / "config.json").write_text("{")
+    before = contents(folder.parent)
+    result = ppll_run(*arguments, cwd=folder.parent)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (complaint,) = result.stderr.splitlines()
+    assert complaint.startswith("ppll-run: " + line.replace("RUN", str(folder)))
+    assert contents(folder.parent) == before
+
+
+def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
+    """The module stands where a user's own classes are found: in the current directory."""
+    folder = write_config(tmp_path / "run")
+    evil = "from pathlib import Path\nPath('touched').touch()\nclass Evil: pass\n"
+    (folder.parent / "evil_module.py").write_text(evil)
+    spoil(folder, schedule={"_target_": EVIL, "microbatches": 1})
+    before = contents(folder.parent)
+    result = ppll_run("resume=run", cwd=folder.parent)
+    assert result.returncode == 2
+    assert f"give schedule._target_={EVIL} again" in result.stderr
+    assert contents(folder.parent) == before
+    # The same module, named by the user, is imported, so that it would have been found.
+    result = ppll_run("resume=run", f"schedule._target_={EVIL}", cwd=folder.parent)
+    assert result.returncode == 2
+    assert (folder.parent / "touched").exists()
+
+
+def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
+    """As by a batch system, and then with other stages; nothing that was recorded is lost."""
+    case = [*TINY, "epochs=100000", "eval_every=1", "local.modules=3", "model.dropout=0.1"]
+    with start(*case, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+            assert line, "the run has ended"
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    folder = run_dir(tmp_path)
+    stopped = json.loads((folder / "summary.json").read_text())
+    log = (folder / "ppll-run.log").read_text()
+    names = ["config.json", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))]
+    kept = {name: (folder / name).read_bytes() for name in names}
+
+    steps = stopped["steps"] + 7
+    name = f"resume={folder.relative_to(tmp_path)}"
+    result = ppll_run(name, "gpus=3", f"max_steps={steps}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].endswith(f" in {folder.relative_to(tmp_path)}")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("completed", steps)
+    assert len(summary["stages"]) == 3
+    assert summary["threads"] == stopped["threads"]  # of two workers
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    logged = (folder / "ppll-run.log").read_text()
+    assert logged.startswith(log)
+    assert f"going on after step {stopped['steps']}, from " in logged.removeprefix(log)
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+
+    expected = run(*case, f"max_steps={steps}", f"threads={summary['threads']}")
+    assert_same(Result(summary, folder).tensors(), expected.tensors())
+    assert summary["test"] == expected.summary["test"]
+    assert summary["train"]["loss"] == expected.summary["train"]["loss"]
+
+
+def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
+    """This run died before its first checkpoint, and is completed."""
+    options = tmp_path / "conf" / "model"
+    options.mkdir(parents=True)
+    (options / "mine.yaml").write_text("_target_: tests.own_models.Skipping\nwidth: 9\n")
+    data = [key for key in TINY if not key.startswith("model")]
+    folder = write_config(tmp_path / "run", *data, "schedule=bp", "max_steps=2")
+    spoil(folder, model={"_target_": "tests.own_models.Skipping", "width": 4})
+    spoil_choice(folder, "model", "mine")
+    config = (folder / "config.json").read_bytes()
+
+    result = ppll_run("resume=run", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "model=mine: there is no such option" in result.stderr
+    result = ppll_run("--config-dir=conf", "resume=run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the run starts again at step 0" in result.stderr
+    assert "completed after 2 steps" in result.stdout
+    assert (folder / "config.json").read_bytes() == config
+    # What is an option's own is as it was then, whatever stands in its file now.
+    assert load_file(folder / "model.safetensors")["first.a.weight"].shape == (4, 3 * 8 * 8)

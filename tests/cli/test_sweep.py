@@ -1,0 +1,84 @@
+"""How a sweep ends: with the comparison of its runs, wherever they ran."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from ppll_cli.cli.sweep import CompareRuns, refuse
+from ppll_cli.config.commands import command
+from ppll_cli.observe.tracker import NoTracker
+from tests.observe.test_comparison import make
+
+TOLD: list[tuple[Path, str]] = []
+
+
+class Told(NoTracker):
+    """Is told of a sweep."""
+
+    def sweep(self, folder: Path, name: str) -> None:
+        assert (folder / "comparison.png").exists()
+        TOLD.append((folder, name))
+
+
+def config(folder: Path) -> DictConfig:
+    hydra: dict[str, Any] = {"sweep": {"dir": str(folder)}, "runtime": {"choices": {}}}
+    hydra["runtime"]["choices"]["tracker"] = "told"
+    return OmegaConf.create({"tracker": {"_target_": f"{__name__}.Told"}, "hydra": hydra})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of the sweep."""
+    TOLD.clear()
+    folder = tmp_path / "2026-11-25" / "12-00-00-7"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_sweep_ends_with_its_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(folder / "0", "bp", 100.0, gpus=1)
+    make(folder / "1", "ppll", 150.0)
+    CompareRuns().on_multirun_end(config(folder))
+    assert CompareRuns.failed == 0
+    said = capsys.readouterr().out
+    assert "1    completed  ppll" in said
+    *_, then, last = said.splitlines()
+    assert then == f"next: {command('ppll-compare', str(folder))}"
+    assert last.endswith("comparison.md, .csv and .png")
+    assert {path.suffix for path in folder.glob("comparison.*")} == {".csv", ".md", ".png"}
+    assert [(folder, "2026-11-25/12-00-00-7")] == TOLD
+
+
+def test_failed_and_refused_jobs_are_counted(folder: Path) -> None:
+    make(folder / "0", "bp", 100.0, gpus=1)
+    make(folder / "1", "ppll", None, status="failed", error="it broke")
+    refuse(folder, 2, ["gpus=0"], "gpus=0: too few")
+    refuse(folder, 3, ["gpus=99"], "gpus=99: too many\n(really)")
+    CompareRuns().on_multirun_end(config(folder))
+    assert CompareRuns.failed == 3
+    lines = (folder / "refused.jsonl").read_text().splitlines()
+    assert [json.loads(line)["job"] for line in lines] == [2, 3]
+    text = (folder / "comparison.md").read_text()
+    assert "- 2 refused: gpus=0: too few\n- 3 refused: gpus=99: too many\n" in text
+
+
+def test_a_sweep_of_refused_jobs_alone_has_nothing_to_compare(folder: Path) -> None:
+    refuse(folder, 0, ["gpus=0"], "gpus=0: too few")
+    CompareRuns().on_multirun_end(config(folder))
+    assert CompareRuns.failed == 1
+    assert not list(folder.glob("comparison.*"))
+    assert TOLD == []
+
+
+def test_a_full_disk_does_not_hide_the_comparison(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    make(folder / "0", "bp", 100.0, gpus=1)
+    (folder / "comparison.csv").mkdir()
+    TOLD.clear()
+    CompareRuns()._compare(folder)
+    assert "0    completed  bp" in capsys.readouterr().out
+    assert "the comparison could not be written" in caplog.text

@@ -1,0 +1,54 @@
+"""What of a configuration is shown: what makes it from the defaults."""
+
+import shlex
+
+import pytest
+from hydra import initialize_config_dir
+
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.config.changes import changes
+from tests.conftest import compose_config
+
+
+def of(*overrides: str) -> list[str]:
+    config, choices = compose_config(list(overrides))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return changes(config, choices)
+
+
+def test_the_defaults() -> None:
+    assert of() == []
+    assert of("model=vit", "epochs=15") == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule=gpipe", "gpus=4", "schedule.microbatches=8"],
+        ["model=resnet32", "local=dgl", "local.modules=8", "optim.lr=0.5"],
+        ["local.cuts=[blocks.1,head]"],
+        ["experiment=ppll_resnet32_k16s2", "gpus=3"],
+        ["recipe=ppll_vit_base", "batch_size=8"],
+        ["data.root='/some where/it is'", "checkpoint.every=10"],
+        ["model._target_=my.Model", "~model.dim", "+model.width=3"],
+        ["optim.clip_norm=null", "deterministic=true", "fba=on"],
+    ],
+)
+def test_they_make_the_same_configuration(overrides: list[str]) -> None:
+    found = of(*overrides)
+    assert compose_config(shlex.split(" ".join(found)))[0] == compose_config(overrides)[0]
+    assert len(found) <= len(overrides) + 1
+
+
+def test_what_a_preset_sets_is_not_named_again() -> None:
+    assert of("experiment=infopro_resnet32_k4", "seed=3") == [
+        "experiment=infopro_resnet32_k4",
+        "seed=3",
+    ]
+
+
+def test_a_preset_with_another_option_of_a_group() -> None:
+    assert of("experiment=infopro_resnet32_k4", "optim=adamw")[:2] == [
+        "experiment=infopro_resnet32_k4",
+        "optim=adamw",
+    ]

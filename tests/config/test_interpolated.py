@@ -1,0 +1,67 @@
+"""What an environment variable says is a number where a number is wanted."""
+
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+
+from ppll_cli.cli.app import conf_dir, register_resolvers
+from ppll_cli.config import settings
+from ppll_cli.config.composition import composed
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+
+
+def read(*overrides: str) -> dict[str, Any]:
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return composed(overrides)[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.lr", "1e-3", 0.001),
+        ("optim.lr", "1", 1),
+        ("seed", "7", 7),
+        ("max_steps", "12", 12),
+        ("max_steps", "null", None),
+        ("checkpoint.every", "5", 5),
+        ("deterministic", "true", True),
+        ("model.dim", "64", 64),
+        ("schedule.microbatches", "2", 2),
+        ("data.val_fraction", "0.25", 0.25),
+        ("data.root", "2026", "2026"),  # a folder's name
+        ("device", "cpu", "cpu"),
+    ],
+)
+def test_it_is_what_the_key_takes(
+    monkeypatch: pytest.MonkeyPatch, key: str, text: str, value: Any
+) -> None:
+    monkeypatch.setenv("GIVEN", text)
+    config = read(f"{key}=${{oc.env:GIVEN}}")
+    found: Any = config
+    for part in key.split("."):
+        found = found[part]
+    assert (found, type(found)) == (value, type(value))
+    settings.parse(config)
+    make("model", config["model"])
+
+
+def test_a_name_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    config = read("tracker=wandb", "tracker.name=${oc.env:SLURM_JOB_ID}")
+    assert config["tracker"]["name"] == "123"
+
+
+@pytest.mark.parametrize("text", ["abc", "1.5", "true", "", "[1]"])
+def test_what_spells_no_such_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("GIVEN", text)
+    with pytest.raises(ConfigError, match="seed"):
+        settings.parse(read("seed=${oc.env:GIVEN}"))
+
+
+@pytest.mark.parametrize("text", ["abc", "'1'"])
+def test_text_on_the_command_line_is_text(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"seed={text.strip(chr(39))}: must be a valid integer"):
+        settings.parse(read(f"seed={text}"))

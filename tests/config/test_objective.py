@@ -1,0 +1,63 @@
+"""What a run returns to a sweeper."""
+
+from typing import Any
+
+import pytest
+
+from ppll_cli.config.objective import chosen, value
+from ppll_cli.errors import ConfigError
+
+SUMMARY: dict[str, Any] = {
+    "status": "completed",
+    "emulated": False,
+    "steps": 40,
+    "train": {"samples_per_second": 1234.5, "loss": None},
+    "test": {"loss": 0.25, "accuracy": 0.875},
+    "stages": [{"peak_memory_bytes": 1000}, {"peak_memory_bytes": None}],
+}
+BEFORE = {**SUMMARY, "test": None}
+
+
+def test_the_test_metric_unless_something_is_held_out() -> None:
+    assert chosen(None, BEFORE, "accuracy") == "test.accuracy"
+    assert chosen(None, {**BEFORE, "val": None}, "accuracy") == "val.accuracy"
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [
+        ("test.accuracy", 0.875),
+        ("test.loss", 0.25),
+        ("steps", 40.0),
+        ("train.samples_per_second", 1234.5),
+        ("train.loss", None),
+        ("stages.0.peak_memory_bytes", 1000.0),
+        ("stages.1.peak_memory_bytes", None),
+    ],
+)
+def test_any_number_of_the_summary(key: str, number: float | None) -> None:
+    assert chosen(key, BEFORE, "accuracy") == key
+    assert value(key, SUMMARY) == number
+
+
+def test_a_run_that_was_not_evaluated_has_no_metric() -> None:
+    assert value("test.accuracy", BEFORE) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("accuracy", "objective=accuracy: summary.json has no 'accuracy'; there are status, "),
+        ("test.psnr", "objective=test.psnr: test has no 'psnr'; there are loss, accuracy"),
+        ("val.accuracy", "objective=val.accuracy: summary.json has no 'val'; there are status, "),
+        ("steps.x", "objective=steps.x: steps has no 'x'; it is no group of keys"),
+        ("stages.2.x", "objective=stages.2.x: stages has no '2'; there are 0, 1"),
+        ("stages", "objective=stages: is not a number in summary.json"),
+        ("emulated", "objective=emulated: is not a number in summary.json"),
+        ("status", "objective=status: is not a number in summary.json"),
+    ],
+)
+def test_what_is_no_number_is_refused(key: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        chosen(key, BEFORE, "accuracy")
+    assert str(caught.value).startswith(message)

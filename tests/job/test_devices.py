@@ -1,0 +1,78 @@
+"""What workers need of this machine, and what is refused before they start."""
+
+import shutil
+from importlib.machinery import ModuleSpec
+
+import pytest
+import torch
+
+from ppll_cli.config.settings import Settings, parse
+from ppll_cli.errors import ConfigError
+from ppll_cli.job import devices
+from ppll_cli.job.devices import check_processors, device_of
+from tests.conftest import compose_config, prepared
+
+
+def settings(*overrides: str) -> Settings:
+    return parse(compose_config(list(overrides))[0])
+
+
+def found(monkeypatch: pytest.MonkeyPatch, *programs: str, triton: bool = True) -> None:
+    """Only these programs are installed, and perhaps Triton."""
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in programs else None)
+    spec = ModuleSpec("triton", None) if triton else None
+    monkeypatch.setattr(devices, "find_spec", lambda _: spec)
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "programs", "missing"),
+    [
+        ("cuda:0", ["gcc"], ""),
+        ("cuda:0", ["clang"], ""),
+        ("cuda:0", ["g++", "clang++"], "needs a C compiler for workers on CUDA.*variable CC"),
+        ("cpu", ["g++"], ""),
+        ("cpu", ["clang++"], ""),
+        ("cpu", ["gcc", "clang"], r"needs a C\+\+ compiler for workers on CPU.*variable CXX"),
+    ],
+)
+def test_a_compiler_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, programs: list[str], missing: str
+) -> None:
+    found(monkeypatch, *programs)
+    if not missing:
+        check_processors(settings("compile=true"), (device,), [])
+        return
+    with pytest.raises(ConfigError, match=missing):
+        check_processors(settings("compile=true"), (device,), [])
+    check_processors(settings("compile=false"), (device,), [])
+
+
+def test_the_compiler_that_cc_names_is_the_one_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, "gcc", "mycc")
+    monkeypatch.setenv("CC", "mycc")
+    check_processors(settings("compile=true"), ("cuda:0",), [])
+    monkeypatch.setenv("CC", "gone")  # Triton looks no further
+    with pytest.raises(ConfigError, match="needs a C compiler"):
+        check_processors(settings("compile=true"), ("cuda:0",), [])
+
+
+def test_triton_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, "gcc", triton=False)
+    with pytest.raises(ConfigError, match="needs Triton"):
+        check_processors(settings("compile=true"), ("cuda:0",), [])
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """In a run, and where one is only planned."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for check in (prepared, lambda *overrides: device_of(settings(*overrides))):
+        with pytest.raises(ConfigError, match="precision=tf32: is for CUDA devices") as caught:
+            check("precision=tf32", f"device={device}")
+        assert "use precision=fp32" in str(caught.value)
+
+
+def test_tf32_is_for_cuda() -> None:
+    check_processors(settings("precision=tf32"), ("cuda:0", "cuda:1"), [])

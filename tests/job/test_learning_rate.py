@@ -1,0 +1,150 @@
+"""Learning rates by hand, and what must hold of all of them."""
+
+from dataclasses import replace
+from itertools import pairwise
+from math import cos, pi
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppll_cli.config.settings import Optim
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.course import Course
+from ppll_cli.job.learning_rate import learning_rate
+
+PLAIN: dict[str, Any] = {
+    "name": "sgd",
+    "lr": 0.8,
+    "weight_decay": 0.0,
+    "betas": [0.9, 0.999],
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "milestones": [],
+    "gamma": 0.1,
+    "clip_norm": None,
+}
+
+
+def optim(**changes: object) -> Optim:
+    return Optim(**(PLAIN | changes))
+
+
+def rates(settings: Optim, steps_per_epoch: int, epochs: int) -> list[float]:
+    steps = range(steps_per_epoch * epochs)
+    return [learning_rate(settings, step, steps_per_epoch, epochs) for step in steps]
+
+
+def test_constant() -> None:
+    assert rates(optim(), 3, 2) == [0.8] * 6
+
+
+def test_step_falls_as_a_milestone_is_reached() -> None:
+    settings = optim(schedule="step", milestones=[1, 2.5])
+    assert rates(settings, 2, 4) == pytest.approx([0.8] * 2 + [0.08] * 3 + [0.008] * 3)
+
+
+def test_milestones_in_any_order_with_another_factor() -> None:
+    settings = optim(schedule="step", milestones=[2, 1, 1], gamma=0.5)
+    assert rates(settings, 1, 3) == pytest.approx([0.8, 0.2, 0.1])
+
+
+def test_cosine_ends_at_zero_one_step_behind_the_last() -> None:
+    settings = optim(schedule="cosine")
+    assert rates(settings, 2, 2) == pytest.approx(
+        [0.8, 0.4 * (1 + cos(pi / 4)), 0.4, 0.4 * (1 - cos(pi / 4))]
+    )
+    assert learning_rate(settings, 4, 2, 2) == pytest.approx(0.0)
+
+
+def test_warmup_rises_in_even_steps_to_the_first_full_one() -> None:
+    rising = [0.2, 0.4, 0.6]
+    assert rates(optim(warmup_epochs=1), 3, 2) == pytest.approx([*rising, 0.8, 0.8, 0.8])
+    cosine = optim(warmup_epochs=1, schedule="cosine")
+    falling = [0.4 * (1 + cos(pi * done / 3)) for done in range(3)]
+    assert rates(cosine, 3, 2) == pytest.approx([*rising, *falling])
+
+
+def test_warmup_of_a_part_of_an_epoch() -> None:
+    assert rates(optim(warmup_epochs=0.5), 6, 1) == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+def test_milestones_count_from_the_start_and_not_from_the_warmup() -> None:
+    settings = optim(schedule="step", milestones=[2], warmup_epochs=1)
+    assert rates(settings, 1, 4) == pytest.approx([0.4, 0.8, 0.08, 0.08])
+
+
+def test_a_run_that_stops_early_had_the_same_rates() -> None:
+    course = Course({"train": 8}, 2, False, 2, epochs=5, max_steps=None, eval_every=1,
+                    checkpoint_every=None)  # fmt: skip
+    short = replace(course, max_steps=3)
+    settings = optim(schedule="cosine", warmup_epochs=1)
+    found = [rates(settings, c.steps_per_epoch, c.epochs)[:3] for c in (course, short)]
+    assert found[0] == found[1]
+
+
+INFOPRO = {"schedule": "cosine_by_epoch", "warmup_epochs": 10}
+
+
+def published(epoch: int) -> float:
+    """The learning rate of an epoch from 1 to 160, as InfoPro's code computes it."""
+    cosine = 0.8 / 2 * (1 + cos(pi * epoch / 160))
+    if epoch <= 10:
+        return cosine * (epoch - 1) / 10 + 0.01 * (11 - epoch) / 10
+    return cosine
+
+
+def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
+    found = rates(optim(**INFOPRO), 3, 160)
+    expected = [published(step // 3 + 1) for step in range(3 * 160)]
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert found[:3] == [0.01] * 3  # the first epoch
+    assert found[3 * 10] == pytest.approx(0.8 * cos(11 * pi / 320) ** 2)  # the first full one
+    assert found[-3:] == [0.0] * 3  # the last epoch
+
+
+def test_a_cosine_behind_the_warmup_trains_eight_per_cent_more() -> None:
+    """Added up over all epochs: what presets with InfoPro's name had trained with before."""
+    by_epoch = sum(rates(optim(**INFOPRO), 49, 160)) / 49
+    behind = sum(rates(optim(**INFOPRO | {"schedule": "cosine"}), 49, 160)) / 49
+    assert by_epoch == pytest.approx(sum(published(epoch) for epoch in range(1, 161)))
+    assert by_epoch == pytest.approx(59.264, abs=1e-3)
+    assert behind / by_epoch == pytest.approx(1.080, abs=1e-3)
+
+
+def test_a_cosine_by_epoch_needs_no_warmup() -> None:
+    found = rates(optim(schedule="cosine_by_epoch"), 2, 3)
+    assert found == pytest.approx([0.6, 0.6, 0.2, 0.2, 0, 0])
+
+
+def test_a_warmup_that_begins_above_the_learning_rate_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        optim(**INFOPRO, lr=0.001)
+    message = "optim.warmup_lr=0.01: a warm-up cannot begin above optim.lr=0.001"
+    assert str(caught.value) == message
+    optim(**INFOPRO | {"warmup_epochs": 0}, lr=0.001)
+
+
+@given(
+    st.builds(
+        optim,
+        lr=st.floats(1e-6, 10.0),
+        schedule=st.sampled_from(["constant", "step", "cosine"]),
+        warmup_epochs=st.floats(0, 3),
+        milestones=st.lists(st.floats(0, 8), max_size=3),
+        gamma=st.floats(0.01, 1.0),
+    ),
+    st.integers(1, 6),
+    st.integers(1, 8),
+)
+def test_rates_rise_in_the_warmup_and_fall_behind_it(
+    settings: Optim, steps_per_epoch: int, epochs: int
+) -> None:
+    found = rates(settings, steps_per_epoch, epochs)
+    assert all(0 < rate <= settings.lr for rate in found)
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    assert all(a < b for a, b in pairwise(found[:warmup]))
+    assert all(a >= b for a, b in pairwise(found[warmup:]))
+    if settings.schedule != "step" and warmup < len(found):
+        assert found[warmup] == settings.lr

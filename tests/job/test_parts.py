@@ -1,0 +1,185 @@
+"""What a run of several parts reports: totals, and speeds over those that were alike."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.job.parts import Parts, Worker, rate
+from ppll_cli.launch.summary import GIT_LIMIT_S, _git_commit
+from ppll_cli.leaves.files import digest_of
+from ppll_cli.pipeline.instructions import Forward
+from ppll_cli.prepare.preparation import Prepared
+from tests.conftest import Result, Runner, prepared, resumed
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=37", "data.test_samples=7"]
+DATA += ["batch_size=8", "model.dim=16", "model.depth=2", "model.heads=2", "local.modules=2"]
+SHORT = [*DATA, "epochs=5", "optim.schedule=constant", "eval_every=9"]
+
+
+@pytest.fixture(scope="module")
+def job() -> Prepared:
+    return prepared(*DATA, "gpus=2", "threads=1")
+
+
+def counted(batches: int, wall_s: float, peak: int | None = 5) -> Worker:
+    """What a worker counted, in batches of eight samples."""
+    return {
+        "batches": batches,
+        "samples": 8 * batches,
+        "wall_s": wall_s,
+        "spent_s": {"compute": wall_s / 2, "starved": wall_s / 4},
+        "instruction_s": {repr(Forward(0, 0)): wall_s / 8},
+        "bytes_sent": {"1": 100 * batches},
+        "peak_memory_bytes": peak,
+        "peak_reserved_bytes": None if peak is None else 2 * peak,
+    }
+
+
+def test_a_part_says_what_it_did(job: Prepared) -> None:
+    parts = Parts(job.job, "ring", job.units)
+    assert parts.listed(0, 1.0, []) == []
+    (part,) = parts.listed(7, 2.5, [counted(4, 1.0), counted(4, 2.0)])
+    assert part == {
+        "from": 0,
+        "to": 7,
+        "seconds": 2.5,
+        "samples": 37 + 2 * 8,  # an epoch of five batches, and two
+        "samples_per_second": 16.0,  # of the last stage
+        "gpus": 2,
+        "devices": ["cpu", "cpu"],
+        "threads": 1,
+        "transport": "ring",
+        "stages": part["stages"],
+    }
+
+
+def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
+    first = Parts(job.job, "ring", job.units)
+    kept = first.counted([counted(4, 1.0, 7), counted(4, 2.0)])
+    kept = json.loads(json.dumps(kept))  # as a manifest has it
+    again = Parts(job.job, "ring", job.units, (), kept)
+    both = again.alike([counted(2, 1.0, None), counted(2, 1.0)])
+    assert both[0] == {**counted(6, 2.0, 7)}
+    assert rate(both, 1) == 48 / 3.0
+    assert again.alike([]) == kept[0]["workers"]  # of a part that failed, or had no steady state
+    other = Parts(job.job, "queue", job.units, (), kept)
+    assert other.alike([]) == []
+    mine = [counted(1, 1.0), counted(1, 1.0)]
+    assert other.alike(mine) == mine
+    assert other.counted(mine)[0] == kept[0]  # if the run goes back to it
+    assert rate([], 1) is None
+    assert rate([counted(0, 0.0)], 1) is None
+
+
+def test_counts_with_names_of_older_programs_are_kept_apart(job: Prepared) -> None:
+    """Their times would be missing in the means that predictions are made of."""
+    kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
+    kept[0]["workers"][0]["instruction_s"] = {"LocalUpdate(chunk=0, micro_batch=0)": 1.0}
+    again = Parts(job.job, "ring", job.units, (), kept)
+    mine = [counted(2, 1.0), counted(2, 1.0)]
+    assert again.alike(mine) == mine
+    assert again.counted(mine)[0] == kept[0]
+
+
+def parts(result: Result) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = result.summary["train"]["parts"]
+    return found
+
+
+def test_totals_are_over_all_parts(run: Runner) -> None:
+    """The second is as the first, the third is too short to be measured, the fourth has one GPU."""
+    first = run(*SHORT, "gpus=2", "max_steps=8")
+    (one,) = parts(first)
+    assert (one["from"], one["to"], one["samples"]) == (0, 8, 37 + 3 * 8)
+    assert one["seconds"] == first.summary["train"]["seconds"]
+    assert one["samples_per_second"] == first.summary["train"]["samples_per_second"]
+
+    second = resumed(first, "max_steps=16")
+    summary = second.summary
+    assert [(part["from"], part["to"]) for part in parts(second)] == [(0, 8), (8, 16)]
+    seconds = [part["seconds"] for part in parts(second)]
+    assert summary["train"]["seconds"] == pytest.approx(sum(seconds))
+    speeds = sorted(part["samples_per_second"] for part in parts(second))
+    assert speeds[0] < summary["train"]["samples_per_second"] < speeds[1]
+    sent = [result.summary["edges"][0]["bytes_sent"] for result in (first, second)]
+    assert sent[1] > 1.8 * sent[0]
+
+    third = resumed(first, "max_steps=18")
+    assert parts(third)[:2] == [
+        parts(second)[0],
+        {**parts(second)[1], "seconds": seconds_at(third)},
+    ]
+    assert parts(third)[2]["samples_per_second"] is None
+    for key in ("bubble_fraction", "predicted_bubble_fraction", "predicted_samples_per_second"):
+        assert third.summary["pipeline"][key] == pytest.approx(summary["pipeline"][key])
+    speed = summary["train"]["samples_per_second"]
+    assert third.summary["train"]["samples_per_second"] == pytest.approx(speed)
+    shares = [stage["compute_fraction"] for stage in summary["stages"]]
+    assert [stage["compute_fraction"] for stage in third.summary["stages"]] == shares
+
+    fourth = resumed(first, "gpus=1", "max_steps=25")
+    assert [part["gpus"] for part in parts(fourth)] == [2, 2, 2, 1]
+    own = parts(fourth)[-1]["samples_per_second"]
+    assert fourth.summary["train"]["samples_per_second"] == own
+    assert fourth.summary["train"]["seconds"] == pytest.approx(
+        sum(part["seconds"] for part in parts(fourth))
+    )
+
+
+def seconds_at(result: Result) -> float:
+    """Of the second part, until its last checkpoint: what came after that is not carried on."""
+    seconds: float = parts(result)[1]["seconds"]
+    return seconds
+
+
+def test_work_that_is_done_again_is_not_counted(run: Runner) -> None:
+    """As after a kill between two checkpoints."""
+    killed = run(*SHORT, "gpus=2", "max_steps=15", "checkpoint.keep=9")
+    shutil.rmtree(killed.run_dir / "checkpoints" / "step-15")
+    (killed.run_dir / "summary.json").unlink()
+    again = resumed(killed, "max_steps=20")
+    assert [(part["from"], part["to"]) for part in parts(again)] == [(0, 10), (10, 20)]
+    assert parts(again)[0]["seconds"] < killed.summary["train"]["seconds"]
+    assert sum(part["samples"] for part in parts(again)) == 4 * 37
+
+
+def test_a_run_of_before_there_were_parts_goes_on(run: Runner) -> None:
+    old = run(*SHORT, "gpus=2", "max_steps=5")
+    path = old.run_dir / "checkpoints" / "step-5" / "manifest.json"
+    said = json.loads(path.read_text())
+    for key in ("parts", "counted", "sha256"):
+        del said[key]
+    path.write_text(json.dumps({**said, "sha256": digest_of(said)}))
+    result = resumed(old, "max_steps=10")
+    assert [(part["from"], part["to"]) for part in parts(result)] == [(5, 10)]
+
+
+# The commit
+
+
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
+    """Have a program called git, or none."""
+    if script is not None:
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("ppll_cli.launch.summary.GIT_LIMIT_S", min(GIT_LIMIT_S, 0.5))
+
+
+@pytest.mark.parametrize(
+    "script", [None, "exit 1", "echo no commit", "printf '\\377'", "while true; do :; done"]
+)
+def test_git_that_cannot_say_the_commit_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
+) -> None:
+    git(tmp_path, monkeypatch, script)
+    assert _git_commit() is None
+
+
+def test_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, monkeypatch, "echo " + "ab" * 20)
+    root = Path(__file__).parents[2]
+    assert _git_commit() == ("ab" * 20 if (root / ".git").exists() else None)

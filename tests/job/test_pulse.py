@@ -1,0 +1,137 @@
+"""Clocks that stand still, and whose fault it is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppll_cli.job import pulse
+from ppll_cli.job.pulse import ALIVE_LIMIT_S, STARTING_ALIVE_LIMIT_S, Pulse, Watch
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(pulse, "monotonic", lambda: self.now_s)
+
+    def pass_by(
+        self, seconds: float, watch: Watch, *living: Pulse, look_s: float = 1.0
+    ) -> list[tuple[int, str]]:
+        """The parent looks every `look_s` seconds, and before it does the living ones beat."""
+        late: list[tuple[int, str]] = []
+        for _ in range(int(seconds / look_s)):
+            self.now_s += look_s
+            for each in living:
+                each.beat()
+            late += watch.late()
+        return late
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    return Time(monkeypatch)
+
+
+def begun(limit_s: float | None = None, started: bool = True) -> Pulse:
+    made = Pulse(started=started)
+    made.beat()
+    made.begin("Forward(0)", limit_s)
+    return made
+
+
+def test_a_stopped_process_is_found_after_its_limit(clock: Time) -> None:
+    one, other = begun(), begun()
+    watch = Watch([one, other])
+    assert not clock.pass_by(ALIVE_LIMIT_S, watch, one, other)
+    late = clock.pass_by(ALIVE_LIMIT_S + 1, watch, one)
+    assert late == [(1, "the worker process is stopped: no sign of life for 7 s")]
+
+
+@given(beat_s=st.floats(0, 1), looks_s=st.lists(st.floats(0.5, 3), min_size=20, max_size=20))
+def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: list[float]) -> None:
+    """On a busy machine it was once found after 11 s: the parent came too late to look."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Time(patch)
+        one, other = begun(), begun()
+        watch = Watch([one, other])
+        clock.now_s += beat_s
+        one.beat()
+        stopped_s = clock.now_s  # at the earliest; the sooner after its beat, the later it is found
+        for look_s in looks_s:
+            late = clock.pass_by(look_s, watch, other, look_s=look_s)
+            if late:
+                break
+        assert [worker for worker, _ in late] == [0]
+        assert clock.now_s - stopped_s < 10
+
+
+def test_a_process_that_starts_may_be_silent_for_a_minute(clock: Time) -> None:
+    """CUDA's start on a device, and that of a neighbour's, can hold Python's lock."""
+    one, other = begun(started=False), begun(started=False)
+    watch = Watch([one, other])
+    assert not clock.pass_by(STARTING_ALIVE_LIMIT_S, watch)
+    other.started = True
+    other.beat()
+    late = clock.pass_by(1, watch, other)
+    assert late == [(0, "the worker process is stopped: no sign of life for 61 s")]
+    late = clock.pass_by(ALIVE_LIMIT_S + 1, Watch([other]))
+    assert late == [(0, "the worker process is stopped: no sign of life for 7 s")]
+
+
+def test_a_process_that_has_not_begun_to_live_is_not_stopped(clock: Time) -> None:
+    """The fork server may still import what workers need."""
+    assert not clock.pass_by(100, Watch([Pulse()]))
+
+
+def test_a_parent_that_was_stopped_itself_declares_nobody_dead(clock: Time) -> None:
+    """Ctrl-Z stops all of a run; after `fg` the clocks have stood still for as long as it did."""
+    one = begun(limit_s=60)
+    watch = Watch([one])
+    clock.pass_by(5, watch, one)
+    clock.now_s += 3600
+    assert not list(watch.late())
+    assert not clock.pass_by(30, watch, one)
+    assert [stage for stage, _ in clock.pass_by(8, watch)] == [0, 0]
+
+
+def test_a_beat_just_before_all_was_stopped_changes_nothing(clock: Time) -> None:
+    """The parent has not seen it when it looks again, an hour later."""
+    one = begun(limit_s=60)
+    watch = Watch([one])
+    clock.pass_by(5, watch, one)
+    clock.now_s += 0.3
+    one.beat()
+    one.get_on()
+    clock.now_s += 3600
+    assert not list(watch.late())
+
+
+def test_a_worker_that_stops_after_its_parent_was_stopped_is_found(clock: Time) -> None:
+    """Only the parent stood still, so nothing of that time is the worker's."""
+    one = begun()
+    watch = Watch([one])
+    clock.now_s += 3600
+    one.beat()
+    assert not list(watch.late())
+    assert not clock.pass_by(ALIVE_LIMIT_S, watch)
+    assert [stage for stage, _ in clock.pass_by(1, watch)] == [0]
+
+
+def test_whoever_computes_for_too_long_is_late_and_whoever_waits_is_not(clock: Time) -> None:
+    stuck, waiting, endless = begun(limit_s=20), begun(limit_s=20), begun(limit_s=None)
+    watch = Watch([stuck, waiting, endless])
+    late = []
+    for _ in range(21):
+        waiting.get_on()
+        late += clock.pass_by(1, watch, stuck, waiting, endless)
+    assert late == [(0, "no progress for 21 s; the limit is 20 s")]
+
+
+def test_what_a_worker_does_is_told_as_far_as_there_is_room() -> None:
+    made = Pulse()
+    assert str(made) == "starting"
+    made.begin("Forward" + "(0)" * 100, None)
+    made.take("batch 3")
+    assert str(made).startswith("Forward(0)(0)")
+    assert str(made).endswith(" of batch 3")

@@ -1,0 +1,104 @@
+"""Launchers of a run on several machines, here all on one."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from scripts.benchmarks.namespaces import as_torchrun
+from scripts.benchmarks.session import Session, ppll_run
+from tests.conftest import Result
+
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
+DATA += ["data.test_samples=23", "batch_size=8", "eval_every=1"]  # 53 = 6 * 8 + 5
+VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+PLAIN = ["device=cpu", "threads=1", "timeline=false"]
+USUAL = [*PLAIN, *DATA]
+LONG = [*USUAL, *VIT, "gpus=2", "epochs=100000"]
+FOUND_S = 100.0
+"""How long a run may take to end after a fault. The program finds one within 10 seconds; the rest
+is for a busy machine."""
+
+HOST = socket.gethostname()
+ROOT = Path(__file__).parents[3]
+PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1"}
+
+Start = Callable[..., list[Session]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a launcher for each machine, of which nothing outlives the test."""
+    with ExitStack() as held:
+
+        def start(
+            *arguments: str,
+            machines: int = 2,
+            absent: Sequence[int] = (),
+            program: Mapping[int, list[str]] | None = None,
+            environment: Mapping[str, str] | None = None,
+        ) -> list[Session]:
+            port = free_port()
+            sessions = []
+            for rank in sorted({*range(machines)} - {*absent}):
+                told = {**ENVIRONMENT, **as_torchrun(rank, "127.0.0.1", port, machines)}
+                command = [*(program or {}).get(rank, ppll_run()), *arguments]
+                output = tmp_path / f"printed-{rank}"
+                session = Session(command, output, {**told, **(environment or {})})
+                sessions.append(held.enter_context(session))
+            return sessions
+
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The run directory."""
+    return tmp_path / "on-several-machines"
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def patched(script: Path, patch: str) -> list[str]:
+    """The command that runs ppll-run with something else in it; its workers have that as well."""
+    start = "if __name__ == '__main__':\n    from ppll_cli.cli.app import main\n    main()\n"
+    script.write_text(f"{patch}\n{start}")
+    return [sys.executable, str(script)]
+
+
+def ended(sessions: Sequence[Session], limit_s: float = FOUND_S) -> list[int | None]:
+    """The exit status of each launcher, and nothing of them is left."""
+    until_s = monotonic() + limit_s
+    status = [session.wait(max(0.1, until_s - monotonic())) for session in sessions]
+    for session in sessions:
+        assert session.left() == [], session.printed()
+    return status
+
+
+def printed(sessions: Sequence[Session]) -> list[str]:
+    """What each has printed."""
+    return [session.printed() for session in sessions]
+
+
+def result_of(folder: Path) -> Result:
+    """What stands in a run directory."""
+    return Result(json.loads((folder / "summary.json").read_text()), folder)
+
+
+def wait_for_training(sessions: Sequence[Session]) -> None:
+    """Wait until all workers train."""
+    told = "epoch 1/"
+    assert sessions[0].wait_until(lambda: told in sessions[0].printed()), printed(sessions)

@@ -1,0 +1,54 @@
+"""Where the store of a run listens."""
+
+import os
+import socket
+import sys
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch.distributed as dist
+
+from ppll_cli.launch.machines.addresses import listening
+from tests.launch.machines.conftest import free_port
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+def test_the_store_is_reached_only_at_the_address_that_was_given() -> None:
+    """Torch's own socket listens on all interfaces."""
+    port = free_port()
+    store_at = partial(
+        dist.TCPStore,  # type: ignore[attr-defined]
+        "127.0.0.1",
+        port,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=30),
+    )
+    listener = listening("127.0.0.1", port)
+    assert listener is not None
+    store = store_at(is_master=True, master_listen_fd=listener)
+    store.set("key", "value")
+    other = store_at(is_master=False)
+    assert other.get("key") == b"value"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=30)
+
+
+@pytest.mark.parametrize("host", ["localhost", "192.0.2.1"])
+def test_torch_is_left_to_listen_where_an_address_says_too_little(host: str) -> None:
+    """A name may lead elsewhere on other machines; an address may be that of a gateway."""
+    assert listening(host, free_port()) is None
+
+
+def test_a_port_that_is_taken_is_left_for_torch_to_tell() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert listening("127.0.0.1", taken.getsockname()[1]) is None
+
+
+def test_the_socket_is_of_the_family_of_its_address() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    listener = listening("::1", free_port())
+    if listener is None:
+        pytest.skip("the loopback interface has no IPv6 address")
+    os.close(listener)

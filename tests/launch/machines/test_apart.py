@@ -1,0 +1,151 @@
+"""A run on two machines that do not share its directory: the second one does not see it."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ppll_cli.job import checkpoint
+from scripts.benchmarks.session import Session, ppll_run
+from tests.conftest import Runner, assert_same, assert_same_run
+from tests.launch.machines.conftest import (
+    USUAL,
+    VIT,
+    Start,
+    ended,
+    result_of,
+    wait_for_training,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it takes mount namespaces")
+
+COMMON = [
+    "schedule=ppll",
+    "epochs=2",
+    "checkpoint.every=2",
+    "checkpoint.keep=9",
+    *USUAL,
+    *VIT,
+]
+
+
+class Apart:
+    """Two machines of which the second one has folders of its own.
+
+    Attributes:
+        folder: Where runs go; what is in it is hidden from the second machine.
+        own: The second machine's folder for temporary files.
+    """
+
+    def __init__(self, start: Start, folder: Path, own: Path) -> None:
+        self._start, self.folder, self.own = start, folder, own
+
+    def start(self, *arguments: str, program: list[str] | None = None) -> list[Session]:
+        """Start a launcher on both; the second one's may be another program."""
+        return self._start(*arguments, program={1: [*self.hidden(), *(program or ppll_run())]})
+
+    def hidden(self) -> list[str]:
+        """What a command begins with that is not to see the folder."""
+        hide = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+        hide += ['mount -t tmpfs none "$0" && exec "$@"', str(self.folder)]
+        return [*hide, "env", f"TMPDIR={self.own}"]
+
+    def left(self) -> list[str]:
+        """What the second machine has not removed."""
+        return sorted(path.name for path in self.own.glob("ppll-run-*"))
+
+
+@pytest.fixture
+def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Apart:
+    # The fork server's socket is there as well, and its path must be short.
+    made = Apart(start, tmp_path / "shared-with-nobody", tmp_path_factory.mktemp("own"))
+    made.folder.mkdir()
+    tried = subprocess.run([*made.hidden(), "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no folder can be hidden here: {tried.stderr.strip()}")
+    return made
+
+
+@pytest.mark.timeout(400)
+def test_a_sweep_and_a_resumed_run(apart: Apart, run: Runner) -> None:
+    """Every checkpoint comes to machine 0, and goes back to machine 1 when it is gone on from."""
+    sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={apart.folder}"]
+    sessions = apart.start(*COMMON, "gpus=4", *sweep, "max_steps=5")
+    assert ended(sessions, 120) == [0, 0], [session.printed() for session in sessions]
+    for job in range(2):
+        told = f"{apart.folder / str(job)} is not shared with machine 1"
+        assert sessions[0].printed().count(told) == 1
+    assert apart.left() == []
+    for job in range(2):
+        folder = apart.folder / str(job)
+        for step in (2, 4, 5):
+            files = checkpoint.files(folder / "checkpoints" / f"step-{step}")
+            assert [file.name for file in files] == [f"stage-{n}.safetensors" for n in range(4)]
+        newest = checkpoint.newest(folder)
+        assert newest is not None
+        assert newest.step == 5
+
+    sessions = apart.start(f"resume={apart.folder / '1'}", "max_steps=9")
+    assert ended(sessions, 120) == [0, 0], [session.printed() for session in sessions]
+    found, expected = result_of(apart.folder / "1"), run(*COMMON, "gpus=4", "seed=1", "max_steps=9")
+    assert_same_run(found, expected)
+    models = [each.run_dir / "model.safetensors" for each in (found, expected)]
+    assert_same(*map(load_file, models))
+    assert apart.left() == []
+
+
+def test_an_interrupt_still_ends_with_a_checkpoint(apart: Apart) -> None:
+    folder = apart.folder / "run"
+    arguments = [
+        *COMMON,
+        "gpus=2",
+        "epochs=100000",
+        "checkpoint.every=null",
+        f"hydra.run.dir={folder}",
+    ]
+    sessions = apart.start(*arguments)
+    wait_for_training(sessions)
+    assert len(apart.left()) == 1
+    sessions[1].signal(signal.SIGINT, sessions[1].pid)
+    assert ended(sessions) == [130, 130]
+    newest = checkpoint.newest(folder)
+    assert newest is not None
+    assert newest.step == result_of(folder).summary["steps"]
+    assert apart.left() == []
+
+
+DAMAGING = """
+from pathlib import Path
+from ppll_cli.launch.machines.parcels import Parcels
+
+send = Parcels.send
+
+def damage(self, path, remove=False):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return send(self, path, remove)
+
+if __name__ == "__main__":
+    Parcels.send = damage
+    from ppll_cli.cli.app import main
+    main()
+"""
+
+
+def test_what_comes_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
+    folder = apart.folder / "run"
+    (tmp_path / "damaging.py").write_text(DAMAGING)
+    program = [sys.executable, str(tmp_path / "damaging.py")]
+    sessions = apart.start(*COMMON, "gpus=2", f"hydra.run.dir={folder}", program=program)
+    assert ended(sessions, 120) == [1, 1], [session.printed() for session in sessions]
+    name = f"machine 1 ({socket.gethostname()})"
+    problem = f"cannot be taken from {name}: it came damaged: "
+    for session in sessions:
+        assert problem in session.printed()
+    assert problem in result_of(folder).summary["error"]
+    assert list((folder / "checkpoints").iterdir()) == []
+    assert apart.left() == []

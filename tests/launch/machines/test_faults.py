@@ -1,0 +1,247 @@
+"""What a run on several machines must withstand, with real launchers, here all on one."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.machines import fleet
+from ppll_cli.launch.machines.rendezvous import Rendezvous
+from scripts.benchmarks.namespaces import ADDRESSES, NamespaceError, Namespaces, namespaces
+from scripts.benchmarks.session import Session
+from tests.conftest import Runner, assert_same_run, own_model, resumed
+from tests.launch.machines.conftest import (
+    ENVIRONMENT,
+    FOUND_S,
+    HOST,
+    LONG,
+    USUAL,
+    Start,
+    ended,
+    free_port,
+    patched,
+    printed,
+    result_of,
+    wait_for_training,
+)
+
+KILL, STOP, CONTINUE = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
+
+
+def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
+    """There is one report of it, whoever stumbled over its end."""
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    sessions[1].signal(KILL, sessions[1].workers()[0].pid)
+    assert ended(sessions) == [1, 1], printed(sessions)
+    how = "gone (killed by SIGKILL"
+    cause = f"stage 1 (cpu of machine 1 ({HOST})): the worker process is {how}"
+    for session in sessions:
+        assert session.printed().count("ppll-run: stage") == 1
+        assert f"ppll-run: {cause}" in session.printed()
+    screen = sessions[0].printed().partition(cause)[2].splitlines()
+    told = [line.partition(": ")[0].strip() for line in screen[1:]]
+    assert told == ["phase", "batch", "stage 0 meanwhile", "log", "to go on"]
+    assert screen[-1].endswith(f" resume={folder}")
+    assert result_of(folder).summary["status"] == "failed"
+
+
+def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
+    """The healthy worker of machine 0, which lost its connection, was named."""
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    server = sessions[1].server()
+    assert server is not None
+    sessions[1].signal(KILL, server.pid)
+    assert ended(sessions) == [1, 1], printed(sessions)
+    cause = f"ppll-run: machine 1 ({HOST}): multiprocessing's fork server is gone"
+    assert cause in sessions[0].printed()
+    assert "ppll-run: stage" not in sessions[0].printed()
+
+
+@pytest.mark.parametrize(
+    ("machine", "number"), [(1, STOP), (0, KILL), (0, STOP)], ids=["1-stop", "0-kill", "0-stop"]
+)
+def test_a_launcher_that_is_gone_or_stopped(
+    start: Start, folder: Path, machine: int, number: signal.Signals
+) -> None:
+    """Machine 0's has the store with it. One that is stopped, and continued, ends as well."""
+    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    wait_for_training(sessions)
+    hurt, other = sessions[machine], sessions[1 - machine]
+    hurt.signal(number, hurt.pid)
+    assert ended([other]) == [1], printed(sessions)
+    assert f"machine {machine} ({HOST}) has given no sign of life" in other.printed()
+    hurt.signal(CONTINUE, hurt.pid)
+    assert ended([hurt]) == [-KILL if number == KILL else 1], printed(sessions)
+
+
+def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folder: Path) -> None:
+    """The run goes on on one machine, with another `gpus`, as if nothing had been."""
+    common = [*LONG, "schedule=ppll", "local.modules=4", "checkpoint.every=5"]
+    sessions = start(*common, f"hydra.run.dir={folder}")
+    last = folder / "checkpoints" / "last"  # which stays, as others come and go
+    assert sessions[0].wait_until(last.exists), printed(sessions)
+    sessions[1].signal(KILL, *(each.pid for each in sessions[1].processes()))
+    assert ended(sessions) == [1, -KILL], printed(sessions)
+    assert f"machine 1 ({HOST}) has given no sign of life" in sessions[0].printed()
+    hurt = result_of(folder)
+    steps = int(last.resolve().name.removeprefix("step-"))
+    until = f"max_steps={steps + 3}"
+    assert_same_run(resumed(hurt, "gpus=1", until), run(*common, until))
+
+
+def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    """As `scontrol suspend` does, for longer than a machine may show no sign of life."""
+    clocks = "from ppll_cli.job import pulse\nfrom ppll_cli.launch.machines import fleet\n"
+    clocks += "pulse.ALIVE_LIMIT_S, pulse._OWN_GAP_S = 3.0, 1.5\n"
+    clocks += "fleet.SILENT_S, fleet.OWN_GAP_S = 3.0, 1.5\n"
+    program = patched(tmp_path / "short_clocks.py", clocks)
+    sessions = start(*LONG, f"hydra.run.dir={folder}", program=dict.fromkeys(range(2), program))
+    wait_for_training(sessions)
+    for session in sessions:
+        os.killpg(session.pid, STOP)
+    stopped_s, before = monotonic(), sessions[0].printed()
+    while monotonic() < stopped_s + 4.0:
+        sleep(0.1)
+    for session in sessions:
+        os.killpg(session.pid, CONTINUE)
+    continued_s = monotonic()
+
+    def trains() -> bool:
+        late = monotonic() > continued_s + 2.0 * 3.0  # a fault would have been found
+        return late and sessions[0].printed().count("\n") > before.count("\n") + 1
+
+    assert sessions[0].wait_until(trains), printed(sessions)
+    sessions[1].signal(signal.SIGINT, sessions[1].pid)  # any machine's will do
+    assert ended(sessions) == [130, 130], printed(sessions)
+    assert result_of(folder).summary["status"] == "interrupted"
+    assert (folder / "checkpoints" / "last" / "manifest.json").exists()
+
+
+def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
+    """Those that have come are told."""
+    limit = {"PPLL_MEETING_S": "10"}
+    arguments = [*LONG, f"hydra.run.dir={folder}"]
+    sessions = start(*arguments, machines=3, absent=[1], environment=limit)
+    assert ended(sessions, 60) == [2, 2], printed(sessions)
+    said = "ppll-run: nnodes=3: machine 1 did not come within 10 s\n"
+    assert printed(sessions) == [said, said]
+    assert not folder.exists()
+
+
+def test_machine_0_never_comes(start: Start, folder: Path) -> None:
+    limit = {"PPLL_MEETING_S": "2"}
+    sessions = start(*LONG, f"hydra.run.dir={folder}", absent=[0], environment=limit)
+    assert ended(sessions, 60) == [2], printed(sessions)
+    (line,) = sessions[0].printed().splitlines()
+    assert line.startswith("ppll-run: MASTER_ADDR=127.0.0.1:")
+    assert "machine 0, which has the store, did not come in 2 s" in line
+
+
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a launcher that was stopped before the others came."""
+    monkeypatch.setattr(fleet, "LEAVING_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        where = Rendezvous(1, 2, "127.0.0.1", port, hosted=False, limit_s=1.0)
+        with pytest.raises(ConfigError, match=r"MASTER_ADDR=.*: the store there does not answer"):
+            fleet.Fleet(where)
+    # What the thread that was given up prints, once the connection is cut, belongs to this test.
+    for thread in threading.enumerate():
+        if thread.name == "ppll-fleet-meeting":
+            thread.join(60.0)
+            assert not thread.is_alive()
+
+
+def torchrun(
+    number: int, addresses: Sequence[str], *arguments: str, restarts: int = 0
+) -> list[str]:
+    """The command that docs/machines.md gives; in a namespace no name leads to itself."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={addresses[0]}"]
+    meet += [f"--rdzv-conf=is_host={number == 0:d}"]
+    meet += [f"--local-addr={addresses[number].partition(':')[0]}", f"--max-restarts={restarts}"]
+    return [*run, *meet, "-m", "ppll_cli", *arguments]
+
+
+@pytest.fixture
+def sessions() -> Iterator[ExitStack]:
+    """Holds what is started, of which nothing outlives the test."""
+    with ExitStack() as held:
+        yield held
+
+
+@pytest.mark.timeout(400)
+def test_torchrun_takes_a_run_up_again(
+    sessions: ExitStack, run: Runner, folder: Path, tmp_path: Path
+) -> None:
+    """A worker of either machine is killed once, in its third batch, after two checkpoints."""
+    killed = tmp_path / "killed"
+    model = own_model("Faulty", unit="third", act="kill", once=killed)
+    common = ["schedule=ppll", "gpus=2", *USUAL, *model, "epochs=1", "checkpoint.every=1"]
+    arguments = [*common, f"hydra.run.dir={folder}"]
+    addresses = [f"127.0.0.1:{free_port()}", "127.0.0.1"]
+    both = [
+        sessions.enter_context(
+            Session(
+                torchrun(number, addresses, *arguments, restarts=1),
+                tmp_path / f"printed-{number}",
+                ENVIRONMENT,
+            )
+        )
+        for number in range(2)
+    ]
+    assert ended(both, 120) == [0, 0], printed(both)
+    assert killed.exists()
+    assert any("the worker process is gone (killed by SIGKILL" in said for said in printed(both))
+    assert_same_run(result_of(folder), run(*common))
+
+
+@pytest.fixture
+def both() -> Iterator[Namespaces]:
+    """Two network namespaces with a link between them."""
+    with ExitStack() as held:
+        try:
+            made = held.enter_context(namespaces())
+        except NamespaceError as error:
+            pytest.skip(str(error))
+        yield made
+
+
+@pytest.mark.timeout(400)
+def test_torchrun_over_a_link_that_goes_down(
+    both: Namespaces, sessions: ExitStack, folder: Path, tmp_path: Path
+) -> None:
+    arguments = [*LONG, f"hydra.run.dir={folder}"]
+    addresses = [f"{ADDRESSES[0]}:29400", ADDRESSES[1]]
+    started = [
+        sessions.enter_context(
+            Session(
+                both.command(number, torchrun(number, addresses, *arguments)),
+                tmp_path / f"printed-{number}",
+                ENVIRONMENT,
+            )
+        )
+        for number in range(2)
+    ]
+    assert started[0].wait_until(lambda: any("epoch 1/" in said for said in printed(started))), (
+        printed(started)
+    )
+    both.cut()
+    said = "has given no sign of life"
+    for session in started:  # torchrun itself goes on asking its store for a while
+        session.wait_until(lambda s=session: said in s.printed(), FOUND_S)  # type: ignore[misc]
+        assert said in session.printed()

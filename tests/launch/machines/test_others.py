@@ -1,0 +1,196 @@
+"""What machine 0 makes of what other machines tell it."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import Value
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppll_cli.errors import RunFailedError
+from ppll_cli.job.checkpoint import unfinished_folder
+from ppll_cli.job.job import Job
+from ppll_cli.job.manifest import SavedFile
+from ppll_cli.launch.machines import others
+from ppll_cli.launch.machines.fleet import Fleet, Message
+from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen
+from ppll_cli.launch.machines.rendezvous import Rendezvous
+from ppll_cli.launch.machines.spelling import spelled
+from tests.conftest import prepared
+
+FILE = SavedFile("stage-1.safetensors", 3, "ab")
+
+
+class OneAway:
+    """Parcels that arrive when the test says so."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[SavedFile, Path]] = []
+        self.there = Event()
+        self.problem = ""
+
+    def take(self, file: SavedFile, folder: Path) -> Event:
+        self.taken.append((file, folder))
+        return self.there
+
+    def check(self) -> None:
+        if self.problem:
+            raise RunFailedError(self.problem)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    made = prepared("gpus=2").job
+    return replace(made, homes=(0, 1), run_dir=str(tmp_path))
+
+
+def said(kind: str, **fields: Any) -> Message:
+    report = {"kind": kind, "stage": 1, "replica": 0, **fields}
+    return {"kind": "report", "machine": 1, "report": spelled(report)}
+
+
+def leader(job: Job, messages: list[Message], parcels: OneAway | None) -> Leader:
+    def told() -> Iterator[Message]:
+        while messages:
+            yield messages.pop(0)
+
+    fleet: Any = SimpleNamespace(
+        rank=0,
+        parcels={} if parcels is None else {1: parcels},
+        messages=told,
+        silent=lambda: None,
+        name=lambda machine: f"machine {machine}",
+    )
+    return Leader(fleet, job, SimpleNamespace(value=0))
+
+
+def test_what_follows_a_file_waits_for_it_and_a_failure_does_not(job: Job, tmp_path: Path) -> None:
+    parcels, messages, dealt = OneAway(), list[Message](), list[str]()
+    one = leader(job, messages, parcels)
+
+    def deal(_: Seen, report: Report) -> None:
+        dealt.append(report["kind"])
+
+    messages += [said("metrics"), said("saved", step=4, file=FILE), said("metrics"), said("done")]
+    assert list(one.news(deal)) == []
+    assert parcels.taken == [(FILE, unfinished_folder(tmp_path, 4))]
+    assert dealt == ["metrics"]
+    messages += [said("log", level=20, message="hm"), said("failed", error="boom")]
+    (failure,) = one.news(deal)
+    assert failure["error"] == "boom"
+    assert dealt == ["metrics", "log"]
+    parcels.there.set()
+    assert list(one.news(deal)) == []
+    assert dealt == ["metrics", "log", "saved", "metrics", "done"]
+
+
+def test_a_file_that_cannot_be_taken_fails_the_run(job: Job) -> None:
+    parcels = OneAway()
+    parcels.problem = "it came damaged"
+    with pytest.raises(RunFailedError, match="it came damaged"):
+        list(leader(job, [], parcels).news(lambda *_: None))
+
+
+def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
+    dealt = list[str]()
+    messages = [said("saved", step=4, file=FILE), said("done")]
+    one = leader(job, messages, None)
+    assert list(one.news(lambda _, report: dealt.append(report["kind"]))) == []
+    assert dealt == ["saved", "done"]
+
+
+def test_a_failure_without_a_last_word_is_the_cause_and_waits_for_no_other(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has one may have stumbled over another's end, of which others are still to tell."""
+    stumbled = {"error": "lost a connection", "traceback": "torch/distributed/", "time": 1.0}
+    silent = {"error": "is stopped", "time": 2.0}
+    messages, pauses = [said("failed", **stumbled)], list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            messages.append(said("failed", **silent))
+
+    monkeypatch.setattr(others, "HEARING_S", 60.0)
+    monkeypatch.setattr(others, "time", SimpleNamespace(monotonic=monotonic, sleep=pause))
+    one = leader(job, messages, None)
+    heard = one.verdict([], lambda *_: None)
+    assert (heard["error"], heard["machine"]) == ("is stopped", "machine 1")
+    assert len(pauses) == 4
+    messages.append(said("failed", **stumbled))
+    own = {"stage": 0, **silent}
+    assert one.verdict([own], lambda *_: None) == {**own, "machine": "machine 0"}
+    assert len(messages) == 1
+
+
+GONE = {"kind": "failed", "machine": 1, "problem": "multiprocessing's fork server is gone"}
+
+
+def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_failure(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine 1's fork server was killed, and the healthy worker of machine 0 was named."""
+    messages, pauses = list[Message](), list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            messages.append({**GONE})
+
+    monkeypatch.setattr(others, "HEARING_S", 60.0)
+    monkeypatch.setattr(others, "time", SimpleNamespace(monotonic=monotonic, sleep=pause))
+    one = leader(job, messages, None)
+    words = {"error": "lost it", "traceback": "ppll_cli/transport/network.py", "time": 1.0}
+    with pytest.raises(RunFailedError, match=r"^machine 1: multiprocessing's fork server is gone$"):
+        one.verdict([{"stage": 0, **words}], lambda *_: None)
+
+
+def test_a_worker_that_failed_by_itself_stays_the_cause(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(others, "HEARING_S", 0.05)
+    one = leader(job, [{**GONE}], None)
+    own = {"stage": 0, "error": "boom", "traceback": "tests/own_models.py", "time": 1.0}
+    assert one.verdict([own], lambda *_: None)["error"] == "boom"
+
+
+@pytest.fixture
+def fleets() -> Iterator[tuple[Fleet, Fleet]]:
+    """Two machines' launchers, as far as they are one's fleet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [Rendezvous(rank, 2, "127.0.0.1", port, hosted=False) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(Fleet, places)
+        yield first, second
+        list(pool.map(Fleet.close, (second, first)))
+
+
+def wait_for(follower: Follower) -> None:
+    until_s = monotonic() + 30.0
+    while monotonic() < until_s and follower.ended is None:
+        list(follower.news(lambda *_: None))
+
+
+def test_a_job_that_is_given_up_takes_nothing_of_the_next(
+    job: Job, fleets: tuple[Fleet, Fleet]
+) -> None:
+    """Machine 0 failed before its workers started, and is at the next job of a sweep."""
+    first, second = fleets
+    follower = Follower(second, job, Value("i", 0))
+    first.tell({"kind": "job", "job": 2})
+    with pytest.raises(RunFailedError, match=r"machine 0 \(.*\) has given up the run"):
+        wait_for(follower)
+    assert second.hear() == {"kind": "job", "job": 2, "machine": 0}
+    assert second.hear() is None
+    first.tell({"kind": "end of job", "signal": None})
+    wait_for(follower)
+    assert follower.ended is not None

@@ -1,0 +1,32 @@
+"""Reports cross a network as JSON."""
+
+import json
+
+import pytest
+
+from ppll_cli.job.manifest import SavedFile
+from ppll_cli.launch.machines.spelling import read, spelled
+from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Forward, NextBatch
+
+REPORT = {
+    "kind": "done",
+    "stage": 1,
+    "instruction_s": {Forward(0, 1): 0.25, NextBatch(): 0.5},
+    "bytes_sent": {0: 12, 2: 0},
+    "trace": [Span(0.5, 1.0, "compute", Forward(0, 1), 3), Span(1.0, 2.0, "starved", None, 3)],
+    "file": SavedFile("stage-1.safetensors", 12, "ab"),
+    "peak": None,
+    "loss": float("nan"),
+}
+
+
+def test_a_report_is_the_same_on_the_other_side() -> None:
+    found = read(json.loads(json.dumps(spelled(REPORT))))
+    assert found.pop("loss") != found.get("loss")
+    assert found == {key: value for key, value in REPORT.items() if key != "loss"}
+
+
+def test_what_reports_do_not_have_is_not_sent() -> None:
+    with pytest.raises(TypeError, match="reports cannot have"):
+        spelled({"kind": object()})

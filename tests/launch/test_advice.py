@@ -1,0 +1,138 @@
+"""The commands that a run offers do what they say: each is read back as the program reads it."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.config import settings
+from ppll_cli.config.changes import changes
+from ppll_cli.launch import advice
+from ppll_cli.launch.resume import recorded
+from ppll_cli.prepare.preparation import prepare
+from tests.conftest import compose_config
+from tests.launch.test_resume import write_config
+
+SMALL = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+SMALL += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8"]
+
+
+def offered(*overrides: str, resumed: bool = False) -> str | None:
+    """What is offered at the end of a run."""
+    config, choices = compose_config([*SMALL, *overrides])
+    parsed = settings.parse(config)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = changes(config, choices)
+    return advice.comparison(parsed, prepare(parsed, "unused"), [], found, resumed=resumed)
+
+
+def arguments(line: str) -> list[str]:
+    """Of a command, without the program, as a shell has them."""
+    words = shlex.split(line)
+    first = next(n for n, word in enumerate(words) if word == "--multirun" or "=" in word)
+    return words[first:]
+
+
+def start_each(line: str) -> list[str]:
+    """Prepare each run of the sweep that a command starts; the schedules."""
+    option, listed, *others = arguments(line)
+    assert option == "--multirun"
+    names = listed.removeprefix("schedule=").split(",")
+    for name in names:
+        prepare(settings.parse(compose_config([*others, f"schedule={name}"])[0]), "unused")
+    return names
+
+
+ALL = ["bp", "ll", "gpipe", "ppll"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "overrides", "expected"),
+    [
+        (0, [], ALL),
+        (0, ["gpus=3", "schedule=gpipe", "schedule.microbatches=2"], ALL),
+        (0, ["gpus=1", "schedule=bp"], ALL),
+        (0, ["replicas=2"], ALL),
+        (0, ["local.modules=3", "objective=stages.1.compute_fraction"], ALL),
+        (0, ["schedule=bp", "local.modules=1"], ["bp", "ll", "gpipe"]),
+        (0, ["batch_size=2", "data.drop_last=true"], ["bp", "ll", "ppll"]),
+        (0, ["model.pooling=mean", "data.classes=7"], ALL),
+        (0, ["partition=manual", "partition.cuts=[head]"], ALL),
+        (0, ["gpus=1", "schedule=bp", "partition=manual", "partition.cuts=[]"], None),
+        (1, ["schedule=bp", "gpus=1", "device=cuda"], ["bp", "ll"]),
+        (1, ["schedule=ppll", "gpus=1"], ["bp", "ll"]),
+        (1, ["gpus=2", "oversubscribe=true"], ALL),
+        (1, [], ALL),  # on CPU, as this run
+        (2, [], ALL),
+    ],
+)
+def test_the_next_command_starts(
+    monkeypatch: pytest.MonkeyPatch, devices: int, overrides: list[str], expected: list[str] | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    line = offered(*overrides)
+    assert (None if line is None else start_each(line)) == expected
+
+
+def test_the_next_command_trains_the_same_on_the_same_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    line = offered("seed=7", "model.dropout=0.1")
+    assert line is not None
+    found = compose_config(arguments(line)[2:])[0]
+    assert (found["seed"], found["model"]["dropout"]) == (7, 0.1)
+    assert found["device"] == "cpu"  # where bp alone would take the CUDA device
+
+
+def test_the_next_command_of_a_resumed_run_has_its_modules() -> None:
+    line = offered("gpus=3", "resume=/some/run", resumed=True)
+    assert line is not None
+    assert not any(word.startswith("resume=") for word in arguments(line))
+    assert "local.cuts=[blocks.1,head]" in arguments(line)
+    start_each(line)
+
+
+def test_the_next_command_quotes() -> None:
+    root = Path("/cache") / "a=b c,${x} $HOME 'é'"
+    config, choices = compose_config([*SMALL, "device=cpu"])
+    config["data"]["cache"] = str(root)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = changes(config, choices)
+    parsed = settings.parse(config)
+    line = advice.comparison(
+        parsed, prepare(settings.parse(compose_config(SMALL)[0]), "x"), [], found, resumed=False
+    )
+    assert line is not None
+    assert compose_config(arguments(line)[2:])[0]["data"]["cache"] == str(root)
+
+
+@pytest.mark.parametrize("name", ["run", "a b=c", "it's [1],2", "${oc.env:HOME}", "é\"'x", "a\nb"])
+def test_the_command_that_goes_on_finds_its_folder(tmp_path: Path, name: str) -> None:
+    folder = write_config(tmp_path / name)
+    line = advice.go_on(folder, ["--config-dir=c d"], [], {}, {})
+    option, *given = shlex.split(line.replace("\\012", "\n").replace("$'", "'"))[-2:]
+    assert option == "--config-dir=c d"
+    before = recorded(given)
+    assert before is not None
+    assert before.run_dir == folder
+    compose_config(before.arguments(given))
+
+
+def test_the_command_that_goes_on_names_the_tracker_again(tmp_path: Path) -> None:
+    line = advice.go_on(tmp_path, [], [], {}, {"tracker": "wandb"})
+    assert arguments(line) == [f"resume={tmp_path}", "tracker=wandb"]
+
+
+def test_the_command_that_goes_on_names_classes_again(tmp_path: Path) -> None:
+    config = {"schedule": {"_target_": "my.Own"}, "model": {"_target_": "ppll_cli.models.vit.ViT"}}
+    config["local"] = {"_target_": "my.Loss"}
+    given = ["schedule._target_=my.Own", "+model.width=3"]
+    known = advice.go_on(tmp_path, [], given, config, {})
+    assert arguments(known)[1:] == ["schedule._target_=my.Own"]  # an option names the other one
+    for changed, choices in ((None, {}), (given, {"recipe": "mine"})):
+        again = advice.go_on(tmp_path, [], changed, config, choices)
+        assert arguments(again)[1:] == ["schedule._target_=my.Own", "local._target_=my.Loss"]

@@ -1,0 +1,218 @@
+"""Workers that fail, and what the parent makes of it."""
+
+import json
+import multiprocessing
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.data.batches import Batches, Split
+from ppll_cli.data.synthetic import Synthetic
+from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from ppll_cli.local.greedy import Greedy
+from ppll_cli.local.method import Criterion, Site
+from tests.conftest import Runner, assert_same, own_model
+
+DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_samples=8"]
+
+
+def faulty(unit: str, act: str) -> list[str]:
+    return [*own_model("Faulty", unit=unit, act=act), *DATA, "batch_size=8"]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("schedule", ["ppll", "gpipe", "ll"])
+@pytest.mark.parametrize(("unit", "stage"), [("first", 0), ("second", 1), ("third", 2)])
+def test_a_worker_that_raises_ends_the_run(
+    run: Runner, schedule: str, unit: str, stage: int
+) -> None:
+    """The others would wait for it for ever: the parent must end them."""
+    with pytest.raises(WorkerFailedError, match="the third pass is too much") as failure:
+        run(f"schedule={schedule}", "gpus=3", *faulty(unit, "raise"))
+    report = failure.value.report
+    assert report["stage"] == (0 if schedule == "ll" else stage)
+    assert "Forward" in report["phase"]
+    assert "step=" in report["batch"]
+    assert report["shapes"]["label"] == [8 if schedule != "gpipe" else 2]
+    assert "ArithmeticError" in report["traceback"]
+    assert not multiprocessing.active_children()
+
+
+class FailsToStart(Synthetic):
+    """Whose files are gone by the time that a worker wants them."""
+
+    def load(self) -> dict[str, Split]:
+        """In the parent only."""
+        if multiprocessing.parent_process() is not None:
+            raise ArithmeticError("the files are gone")
+        return super().load()
+
+
+class FailsToLoad(Synthetic):
+    """Whose third batch cannot be made."""
+
+    def batches(
+        self, splits: dict[str, Split], batch_size: int, seed: int, device: torch.device
+    ) -> Batches:
+        """With two batches that can."""
+        made = super().batches(splits, batch_size, seed, device)
+        train = made.train
+
+        def failing(epoch: int, batch: int) -> dict[str, Tensor]:
+            if batch == 2:
+                raise ArithmeticError("the third batch is too much")
+            return train(epoch, batch)
+
+        made.train = failing  # type: ignore[method-assign]
+        return made
+
+
+class FailsToLearn(Greedy):
+    """Whose first loss cannot be computed in a worker."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """The smallest head, and what fails behind the first one."""
+        head = super().criterion(site).head
+        if site.module == 0:  # later ones could fail sooner: what they need is sent before
+            head = nn.Sequential(head, _Fails())
+        return Criterion(head, (site.feature,), site.task)
+
+
+class _Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if multiprocessing.parent_process() is not None:
+            raise ArithmeticError("the loss is too much")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "phase", "error"),
+    [
+        ("data._target_=tests.launch.test_launcher.FailsToStart", 0, "starting", "files are gone"),
+        ("data._target_=tests.launch.test_launcher.FailsToLoad", 0, "NextBatch", "third batch is"),
+        ("local._target_=tests.launch.test_launcher.FailsToLearn", 0, "Loss", "the loss"),
+    ],
+)
+def test_whatever_raises_in_a_worker_ends_the_run(
+    run: Runner, override: str, stage: int, phase: str, error: str
+) -> None:
+    with pytest.raises(WorkerFailedError, match=error) as failure:
+        run("gpus=3", *own_model("Idle"), *DATA, "batch_size=8", override)
+    assert failure.value.report["stage"] == stage
+    assert failure.value.report["phase"].startswith(phase)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_without_memory_says_what_needs_less(run: Runner) -> None:
+    with pytest.raises(
+        WorkerFailedError, match=r"; out of memory: a smaller batch_size, "
+    ) as failure:
+        run("gpus=3", *faulty("second", "exhaust"))
+    assert failure.value.report["stage"] == 1
+    assert failure.value.report["phase"].startswith("Forward")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("unit", ["first", "third"])
+def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
+    with pytest.raises(WorkerFailedError, match=r"the worker process is gone \(killed by SIGKILL"):
+        run("schedule=ppll", "gpus=3", *faulty(unit, "kill"))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.timeout(240)
+def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
+    with pytest.raises(
+        WorkerFailedError, match=r"is stopped: no sign of life for \d+ s"
+    ) as failure:
+        run("schedule=ppll", "gpus=3", *faulty("second", "stop"))
+    report = failure.value.report
+    assert report["stage"] == 1
+    assert report["phase"].startswith("Forward")
+    assert "step=2" in report["batch"]
+    assert "ReceiveActivations" in report["others"]["2"] or "TrainBatch" in report["others"]["2"]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.timeout(240)
+def test_a_worker_that_computes_for_ever_ends_the_run(run: Runner) -> None:
+    with pytest.raises(
+        WorkerFailedError, match=r"no progress for \d+ s; the limit is 4 s"
+    ) as failure:
+        run("schedule=gpipe", "gpus=3", "progress_limit=4", *faulty("third", "hang"))
+    assert failure.value.report["stage"] == 2  # and not those that wait for it
+
+
+def norm_of(message: str) -> float:
+    found = re.search(r"largest gradient norm is (\S+);", message)
+    assert found is not None
+    return float(found[1])
+
+
+# Under ppll a stage sends before it looks at its own loss: the next one may be the first to tell.
+@pytest.mark.parametrize(
+    ("schedule", "module"), [("ppll", "[12]"), ("ll", "1"), ("bp", "0"), ("gpipe", "0")]
+)
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
+    run: Runner, tmp_path: Path, schedule: str, module: str
+) -> None:
+    case = [*faulty("second", "blow_up"), "local.modules=3", "checkpoint.every=1"]
+    with pytest.raises(WorkerFailedError, match=f"loss of module {module} of step 2 is") as failure:
+        run(f"schedule={schedule}", "schedule.microbatches=1", "gpus=3", *case)
+    assert norm_of(str(failure.value)) == float("inf")
+    saved = {path.name for path in (tmp_path / "run-0" / "checkpoints").glob("step-*")}
+    assert saved == {"step-1", "step-2"}
+
+
+@pytest.mark.parametrize("clip", ["null", "0.5"])
+def test_a_step_that_is_skipped_is_skipped_on_all_stages(
+    run: Runner, caplog: pytest.LogCaptureFixture, clip: str
+) -> None:
+    case = [*faulty("second", "blow_up"), "optim.nonfinite=skip", f"optim.clip_norm={clip}"]
+    case += ["epochs=1", "optim.warmup_epochs=0"]
+    whole = run("schedule=bp", *case)
+    assert all(tensor.isfinite().all() for tensor in whole.tensors().values())
+    assert "stage 0: step 2 of module 0 is skipped" in caplog.text
+    piped = run("schedule=pp", "gpus=3", *case)
+    assert_same(piped.tensors(), whole.tensors())
+
+
+def test_a_module_skips_alone(run: Runner) -> None:
+    case = [*faulty("third", "blow_up"), "optim.nonfinite=skip", "local.modules=3", "epochs=1"]
+    one, piped = run("schedule=ll", *case), run("schedule=ppll", "gpus=3", *case)
+    assert_same(piped.tensors(), one.tensors())
+    steps = {n: float(t) for n, t in one.tensors().items() if n.endswith("weight.step")}
+    assert sorted(set(steps.values())) == [7, 8]
+
+
+def test_metrics_that_cannot_be_written_end_the_run(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "run-0").mkdir()
+    (tmp_path / "run-0" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunFailedError, match="No space left on device"):
+        run(*DATA, "batch_size=8", "epochs=1")
+    assert not multiprocessing.active_children()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "run-0").mkdir()
+    (tmp_path / "run-0" / "checkpoints").write_text("in the way")
+    with pytest.raises(WorkerFailedError, match="Error: ") as failure:
+        run(*DATA, "batch_size=8", "epochs=1")
+    assert "Checkpoint" in failure.value.report["phase"]
+
+
+def test_a_failed_run_leaves_a_summary_that_says_so(run: Runner, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailedError) as failure:
+        run("schedule=ppll", "gpus=2", *faulty("second", "raise"))
+    summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"] == str(failure.value)
+    assert summary["test"] is None
+
+
+def test_a_model_that_returns_no_units_is_refused(run: Runner) -> None:
+    with pytest.raises(ConfigError, match="must return a list of at least one Unit"):
+        run("schedule=ppll", "gpus=2", *own_model("NotUnits"), *DATA, "batch_size=8")

@@ -1,0 +1,126 @@
+"""Replicas of every stage: what must be equal is equal, and what goes wrong is found."""
+
+import json
+import math
+
+import pytest
+
+from ppll_cli.errors import ConfigError, WorkerFailedError
+from ppll_cli.transport.averages import BUCKET_BYTES
+from tests.conftest import Runner, assert_same, prepared, resumed
+
+FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
+DATA += ["data.test_samples=23", "batch_size=8", "epochs=4", "eval_every=1"]  # 53 = 6 * 8 + 5
+VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]
+SPLIT = [*VIT, FEW_STEPS, *DATA]
+REPLICAS = "replicas=2"
+SYNCED = ["schedule=bp", REPLICAS, "sync_batchnorm=true"]
+
+
+@pytest.mark.parametrize(
+    ("more", "pipelined"),
+    [
+        ([], ["gpipe", "gpus=4", "schedule.microbatches=1"]),
+        (["optim.clip_norm=0.1"], ["pp", "gpus=4"]),
+    ],
+    ids=["plain", "clipped"],
+)
+def test_two_replicas_are_two_micro_batches(
+    run: Runner, more: list[str], pipelined: list[str]
+) -> None:
+    """Without BatchNorm; dropout and the shorter last batch, of 3 and 2 samples, included."""
+    one = ["schedule=bp", "gpus=1", "schedule.microbatches=2"]
+    expected = run(*one, *SPLIT, *more)
+    for name, *others in (["bp"], pipelined):
+        found = run(f"schedule={name}", *others, REPLICAS, *SPLIT, *more)
+        assert_same(found.tensors(), expected.tensors())
+        assert found.summary["gpus"] == len(found.summary["devices"]) == (2 if name == "bp" else 4)
+        assert found.summary["replicas"] == 2
+        for split in ("test", "train"):
+            assert math.isclose(found.summary[split]["loss"], expected.summary[split]["loss"])
+        assert found.test["accuracy"] == expected.test["accuracy"]
+
+
+def test_gradients_of_several_buckets(run: Runner) -> None:
+    common = ["schedule=bp", *SPLIT, "model.dim=128", "max_steps=3"]
+    expected = run(*common, "schedule.microbatches=2")
+    found = run(*common, REPLICAS)
+    assert sum(module["params"] for module in found.summary["per_module"]) * 4 > 3 * BUCKET_BYTES
+    assert_same(found.tensors(), expected.tensors())
+
+
+@pytest.mark.parametrize("case", [VIT, RESNET], ids=["vit", "resnet"])
+def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None:
+    """BatchNorm's buffers are the first replica's, in what is evaluated and in what is saved."""
+    common = [REPLICAS, "local.modules=4", FEW_STEPS, *case, *DATA]
+    expected = run("schedule=ll", *common)
+    found = run("schedule=ppll", "gpus=4", *common)
+    assert_same(found.tensors(), expected.tensors())
+    assert found.summary["per_module"] == expected.summary["per_module"]
+    places = [(stage["index"], stage["replica"]) for stage in found.summary["stages"]]
+    assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    (edge,) = found.summary["edges"]
+    whole = run("schedule=ppll", "gpus=2", *common, "replicas=1").summary["edges"][0]
+    assert edge == whole  # the replicas' shares make up the batch
+
+
+def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
+    """As one device does that has all of it, but for rounding; the shares are uneven, 3 and 2."""
+    common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=7"]
+    common += ["optim.lr=0.005"]
+    found = run("sync_batchnorm=true", "replicas=2", *common).tensors()
+    expected = run("gpus=1", *common).tensors()
+    alone = run("replicas=2", *common).tensors()
+    name = next(name for name in expected if name.endswith("running_mean"))
+    assert not alone[name].allclose(expected[name], rtol=1e-2)
+    for name, tensor in expected.items():
+        apart = (found[name] - tensor).double().norm()
+        assert apart <= 1e-3 * tensor.double().norm() + 1e-4, name
+
+
+def test_more_replicas_than_divide_a_batch(run: Runner) -> None:
+    """Three replicas have 3, 3 and 2 of 8 samples, and 2, 2 and 1 of 5."""
+    common = ["schedule=bp", "optim=sgd", "optim.lr=0.1", *SPLIT]
+    found = run("replicas=3", *common)
+    others = run("gpus=1", "schedule.microbatches=3", *common).tensors()
+    for name, tensor in found.tensors().items():
+        assert tensor.allclose(others[name], atol=1e-5), name
+    lines = [json.loads(t) for t in (found.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines] == ["train", "test", "train", "test"]
+
+
+def test_resumed(run: Runner) -> None:
+    common = ["schedule=ppll", "gpus=2", REPLICAS, *RESNET, *DATA, "checkpoint.every=4"]
+    expected = run(*common, FEW_STEPS)
+    stopped = run(*common, "max_steps=4")
+    assert_same(resumed(stopped, FEW_STEPS).tensors(), expected.tensors())
+
+
+def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
+    with pytest.raises(WorkerFailedError, match=r"stage 0 replica \d .*is no finite number"):
+        run("schedule=bp", REPLICAS, *VIT, *DATA, "max_steps=9", "optim=sgd", "optim.lr=1e30")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["gpus=3", "replicas=2"], "replicas=2: gpus=3 .* use gpus=4 or gpus=2"),
+        (["gpus=1", "replicas=2"], "replicas=2: gpus=1 .* use gpus=2"),
+        (["replicas=9", "batch_size=8"], "replicas=9: a batch of 8 samples"),
+        (["gpus=6", "replicas=6", *DATA], "replicas=6: the last batch of an epoch has 5"),
+        (
+            [*DATA, *RESNET, "gpus=4", REPLICAS, "batch_size=3", "local=dgl"],
+            "leaves a micro-batch of one sample.* or replicas, or sync_batchnorm=true",
+        ),
+        (
+            [*DATA, *RESNET, *SYNCED, "schedule.microbatches=4"],
+            "sync_batchnorm=True: of a batch of 5 samples replicas would make different numbers",
+        ),
+        (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=True: torch.compile cannot"),
+    ],
+)
+def test_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(*overrides)

@@ -1,0 +1,99 @@
+"""Runs of earlier versions that cannot go on are refused, and say why."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.job import checkpoint
+from ppll_cli.job.manifest import Manifest
+from tests.conftest import Result, Runner, resumed
+from tests.data.picture_files import write_div2k
+
+RESNET = ["model=resnet32", "model.depth=8", "data=synthetic", "data.size=8", "local.modules=2"]
+RESNET += ["data.train_samples=16", "data.test_samples=4", "batch_size=4", "max_steps=2"]
+
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def rewrite(run_dir: Path, change: Change) -> None:
+    """Have the last checkpoint hold other tensors, with files that are whole."""
+    folder = (run_dir / "checkpoints" / "last").resolve()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    step = manifest["step"]
+    held = [load_file(folder / f"stage-{n}.safetensors") for n in range(len(manifest["files"]))]
+    shutil.rmtree(folder)
+    saved = [checkpoint.save_stage(run_dir, step, n, change(each)) for n, each in enumerate(held)]
+    epoch, cuts, metrics = (manifest[key] for key in ("epoch", "cuts", "metrics"))
+    checkpoint.finish(run_dir, Manifest(step, epoch, tuple(cuts), metrics, tuple(saved)), keep=9)
+
+
+def without(pattern: str) -> Change:
+    return lambda held: {k: v for k, v in held.items() if not re.search(pattern, k)}
+
+
+def cut_short(pattern: str) -> Change:
+    return lambda held: {k: v[:1].clone() if re.search(pattern, k) else v for k, v in held.items()}
+
+
+def refusal(result: Result) -> str:
+    """What it says, after a check that it left the run directory as it was."""
+    before = {path: path.stat().st_mtime_ns for path in result.run_dir.rglob("*")}
+    with pytest.raises(ConfigError) as caught:
+        resumed(result, "max_steps=3")
+    assert {path: path.stat().st_mtime_ns for path in result.run_dir.rglob("*")} == before
+    message = str(caught.value)
+    assert message.startswith(f"resume={result.run_dir}: it cannot go on")
+    assert message.endswith("; start a new run")
+    assert "\n" not in message
+    return message
+
+
+def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
+    """Or the other tests would be refused for another reason."""
+    result = run(*RESNET, "local=dgl")
+    rewrite(result.run_dir, lambda held: held)
+    assert resumed(result, "max_steps=3").summary["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "reason"),
+    [
+        # Linears had no biases, and where maps were no multiple of four they were narrower.
+        ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was mended"),
+        ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was mended"),
+        ("auglocal", cut_short(r"^auxiliary\.0\..*weight$"), "the units that they copy was mended"),
+    ],
+)
+def test_auxiliary_networks_of_before(
+    run: Runner, method: str, change: Change, reason: str
+) -> None:
+    result = run(*RESNET, f"local={method}")
+    rewrite(result.run_dir, change)
+    message = refusal(result)
+    assert "because this version's auxiliary networks are others" in message
+    assert reason in message
+
+
+def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
+    root = write_div2k(tmp_path / "root", 2)
+    data = ["data=div2k", f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.patch=8"]
+    small = ["model=edsr", "model.depth=1", "model.width=4", "data.patches_per_epoch=16"]
+    result = run(*small, *data, "schedule=bp", "gpus=1", "batch_size=4", "max_steps=2")
+    rewrite(result.run_dir, without(r"\.levels$"))
+    assert "this version's model is another one: it computes in [0, 255] now" in refusal(result)
+
+
+def test_what_has_no_reason_names_the_tensor(run: Runner) -> None:
+    result = run(*RESNET, "local=greedy")
+    rewrite(result.run_dir, cut_short(r"^model\.stem\.conv1\.weight$"))
+    assert (
+        "it cannot go on: model.stem.conv1.weight has shape [1, 3, 3, 3], "
+        "and needs shape [16, 3, 3, 3]"
+    ) in refusal(result)

@@ -1,0 +1,477 @@
+"""`resume=RUN_DIR` on the command line: what may change, and what is refused or never touched."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.resume import FREE, GROUPS, Recorded, recorded
+from tests.conftest import compose_config, own_model
+
+STARTED = ["data=synthetic", "model.depth=2", "max_steps=7", "checkpoint.keep=5", "data.pad=1"]
+Config = dict[str, Any]
+
+
+@cache
+def composed(*overrides: str) -> tuple[Config, dict[str, str]]:
+    return compose_config([*STARTED, *overrides])
+
+
+def write_config(folder: Path, *overrides: str, **changes: object) -> Path:
+    """A run directory that has what is needed to be resumed."""
+    config, choices = composed(*overrides)
+    folder.mkdir(exist_ok=True)
+    record = {**config, "threads": 3, "choices": choices, "format": 1, **changes}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "ppll-run.log").write_text("what was before\n")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "run")
+
+
+def change(folder: Path, *overrides: str) -> tuple[Config, dict[str, str]]:
+    """The configuration and choices with which a run is resumed."""
+    given = [f"resume={folder}", *overrides]
+    before = recorded(given)
+    assert before is not None
+    return before.changed(*compose_config(before.arguments(given)), given)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The configuration by keys with dots."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def differences(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What is another way than the run was started with."""
+    record = json.loads((folder / "config.json").read_text())
+    config, _ = change(folder, *overrides)
+    assert config.pop("resume") == str(folder)
+    for key in ("choices", "format", "resume"):
+        record.pop(key, None)
+    before, after = flat(record), flat(config)
+    assert before.keys() == after.keys()
+    return {key: value for key, value in after.items() if value != before[key]}
+
+
+# What is taken from where
+
+
+@pytest.mark.parametrize("overrides", [[], ["resume=null"], ["~resume"], ["seed=1"]])
+def test_nothing_is_resumed_unasked(overrides: list[str]) -> None:
+    assert recorded(overrides) is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        STARTED,
+        ["model=vit", "seed=0", "optim=adamw", "optim.lr=0.002", "local.modules=null"],
+        ["model={depth:2}", "checkpoint={keep:5}", "++batch_size=64"],
+        ["fba=off", "threads=3", "hydra.verbose=true"],
+    ],
+)
+def test_what_is_as_it_was_is_no_change(
+    folder: Path, caplog: pytest.LogCaptureFixture, overrides: list[str]
+) -> None:
+    assert differences(folder, *overrides) == {}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["gpus=4"], {"gpus": 4}),  # and the threads are those that there were
+        (["max_steps=null"], {"max_steps": None}),
+        (["max_steps=9", "seed=0"], {"max_steps": 9}),
+        (["device=cpu", "oversubscribe=true"], {"device": "cpu", "oversubscribe": True}),
+        (["eval_every=1", "progress_limit=5"], {"eval_every": 1, "progress_limit": 5}),
+        (["checkpoint.every=3"], {"checkpoint.every": 3}),
+        (["checkpoint={every:3}"], {"checkpoint.every": 3}),  # keep is not set back
+        (["transport.depth=4"], {"transport.depth": 4}),
+        (["transport={depth:4}"], {"transport.depth": 4}),
+        (
+            ["transport=queue"],
+            {"transport._target_": "ppll_cli.transport.queue.QueueTransport"},
+        ),
+        (["partition=flops"], {"partition.name": "flops"}),
+        (
+            ["partition.cuts=[blocks.1]", "partition=manual"],
+            {"partition.name": "manual", "partition.cuts": ["blocks.1"]},
+        ),
+        (["data.root=/tmp", "data.download=false"], {"data.root": "/tmp", "data.download": False}),
+        (["gpus=${batch_size}"], {"gpus": 64}),
+    ],
+)
+def test_what_may_be_changed(folder: Path, overrides: list[str], expected: Config) -> None:
+    assert differences(folder, *overrides) == expected
+
+
+@pytest.mark.parametrize("value", ["2", "null"])
+def test_other_threads_are_told(folder: Path, caplog: pytest.LogCaptureFixture, value: str) -> None:
+    assert differences(folder, f"threads={value}") == {"threads": json.loads(value)}
+    assert f"threads={value}: sums may be in another order than before" in caplog.text
+
+
+def test_the_choice_of_a_group_follows(folder: Path) -> None:
+    _, choices = change(folder, "partition=params", "transport=queue", "model=vit")
+    assert (choices["partition"], choices["transport"]) == ("params", "queue")
+    assert (choices["model"], choices["data"]) == ("vit", "synthetic")
+
+
+def older(folder: Path) -> Config:
+    """Make a run directory look as a program wrote it that had `transport=naive`."""
+    record: Config = json.loads((folder / "config.json").read_text())
+    target = "ppll_cli.transport.naive.NaiveTransport"
+    record["transport"] = {"_target_": target, "depth": 3}
+    record["choices"] |= {"transport": "naive"}
+    (folder / "config.json").write_text(json.dumps(record))
+    return record
+
+
+def test_a_transport_that_was_replaced(folder: Path) -> None:
+    """A run with `transport=naive` goes on with queues, and keeps its own depth."""
+    before = older(folder)
+    config, choices = change(folder)
+    assert config["transport"] == {
+        "_target_": "ppll_cli.transport.queue.QueueTransport",
+        "depth": 3,
+    }
+    assert choices["transport"] == "queue"
+    for key in {*before} - {"transport", "choices", "format", "resume"}:
+        assert config[key] == before[key]
+    config, choices = change(folder, "transport=ring")
+    assert config["transport"]["_target_"] == "ppll_cli.transport.ring.RingTransport"
+    assert choices["transport"] == "ring"
+
+
+def test_every_name_that_moved_leads_to_one_of_today() -> None:
+    for target in TARGETS.values():
+        module, _, name = target.rpartition(".")
+        assert isinstance(getattr(import_module(module), name), type)
+        assert target not in TARGETS
+    for (group, before), now in OPTIONS.items():
+        options = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        assert now in options
+        assert before not in options
+
+
+def test_names_that_moved_are_found_anywhere() -> None:
+    (before, now), *_ = TARGETS.items()
+    config = {"a": {"b": [{"_target_": before, "x": before}]}, "_target_": 1, "c": None}
+    expected = {"a": {"b": [{"_target_": now, "x": before}]}, "_target_": 1, "c": None}
+    assert config_now(config) == expected
+    assert choices_now({"transport": "naive", "model": "naive"}) == {
+        "transport": "queue",
+        "model": "naive",
+    }
+
+
+def test_an_experiment_is_not_read_again(tmp_path: Path) -> None:
+    """What it said then is recorded, with what the command line changed in it."""
+    name = "experiment=dgl_resnet32_k2"
+    folder = write_config(tmp_path / "run", name, "optim.lr=0.5")
+    assert differences(folder) == {}
+    assert differences(folder, name, "optim.lr=0.5", "gpus=1") == {"gpus": 1}
+
+
+REFUSED = [
+    # A change, and the complaint about it, without the key.
+    ("seed=5", "5: the run was started with 0;"),
+    ("replicas=2", "2: the run was started with 1;"),
+    ("transport.wire_dtype=bf16", "bf16: the run was started with null;"),
+    ("model.depth=3", "3: the run was started with 2;"),
+    ("model={depth:3}", "{depth:3}: the run was started with 2;"),
+    ("optim.lr=1", "1: the run was started with 0.002;"),
+    ("optim={lr:1}", "{lr:1}: the run was started with 0.002;"),
+    ("optim.clip_norm=1", "1: the run was started with null;"),
+    ("optim.schedule=constant", "constant: the run was started with cosine;"),
+    ("batch_size=8", "8: the run was started with 64;"),
+    ("precision=bf16", "bf16: the run was started with fp32;"),
+    ("deterministic=true", "true: the run was started with false;"),
+    ("local=dgl", "dgl: the run was started with greedy;"),
+    ("local.modules=4", "4: the run was started with null;"),
+    ("local.cuts=[blocks.1]", "[blocks.1]: the run was started with null;"),
+    ("schedule=ll", "ll: the run was started with ppll;"),
+    ("model=resnet32", "resnet32: the run was started with vit;"),
+    ("data=digits", "digits: the run was started with synthetic;"),
+    ("data.val_fraction=0.5", "0.5: the run was started with 0.0;"),
+    ("optim=sgd", "sgd: the run was started with adamw;"),
+    ("fba=on", "on: the run was started with off;"),
+    ("experiment=dgl_resnet32_k2", "dgl_resnet32_k2: the run was started with None;"),
+    ("recipe=ppll_vit_base", "ppll_vit_base: the run was started with None;"),
+    ("epochs=3", "3: the run was started with 15, and its learning rate depends on it;"),
+    ("+extra=1", "1: the run was started with no such key;"),
+    ("+model.extra=1", "1: the run was started with no such key;"),
+    ("+hydraulic=1", "1: the run was started with no such key;"),
+    ("~model.depth", ": the run was started with 2;"),
+    ("~epochs", ": the run was started with 15;"),
+    ("~tracker", ": the run was started with none;"),
+    ("~transport.depth", ": the run was started with 2;"),
+    ("model._target_=tests.own_models.Idle", "tests.own_models.Idle: the run was started with pp"),
+]
+
+
+@pytest.mark.parametrize(("override", "complaint"), REFUSED, ids=[o for o, _ in REFUSED])
+def test_what_is_trained_stays(
+    folder: Path, caplog: pytest.LogCaptureFixture, override: str, complaint: str
+) -> None:
+    """Also where something may be changed beside it."""
+    with pytest.raises(ConfigError) as error:
+        change(folder, "threads=2", override, "gpus=4")
+    key = override.lstrip("+~").partition("=")[0]
+    keys = [key, f"{key}.depth", f"{key}.lr"]  # of a dictionary, what is in it
+    assert any(str(error.value).startswith(f"{key}={complaint}") for key in keys)
+    assert all(key in str(error.value) for key in FREE)
+    assert "\n" not in str(error.value)
+    assert not caplog.records  # the log file is the run's
+
+
+def test_epochs_may_change_where_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "run", "optim.schedule=step")
+    assert differences(folder, "epochs=30") == {"epochs": 30}
+
+
+@pytest.mark.parametrize("override", ["+partition.deep.est=1", "+gpus.of=1", "+tracker.extra=1"])
+def test_what_is_free_is_still_checked_later(folder: Path, override: str) -> None:
+    """A key that does not exist is refused as ever, by what knows the keys."""
+    config, _ = change(folder, override)
+    assert flat(config)[override.lstrip("+").partition("=")[0]] == 1
+
+
+# Folders
+
+
+def spoil(folder: Path, **changes: object) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**record, **changes}))
+
+
+def spoil_choice(folder: Path, group: str, choice: object) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    spoil(folder, choices={**record["choices"], group: choice})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"[1, 2]",
+        b"{}",
+        b"7",
+        b"null",
+        b'"choices"',
+        b"\xff\xfe",
+        b'{"choices": 1}',
+        b'{"choices": {"model": "vit"}}',
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused(folder: Path, text: bytes) -> None:
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(
+        ConfigError, match=r"resume=.*: it holds no config\.json of a run \(.+\); give"
+    ):
+        recorded([f"resume={folder}"])
+
+
+@pytest.mark.parametrize("group", ["model", "transport", "tracker"])
+@pytest.mark.parametrize(
+    "choice",
+    [None, 1, ["vit"], "", "../../evil", "/tmp/evil", "evil/../../x", "./x", "vit,vit", "vit\n"],
+)
+def test_an_option_is_a_name_inside_its_group(folder: Path, group: str, choice: object) -> None:
+    """A path would have Hydra compose, and interpolate, a file that someone else put there."""
+    spoil_choice(folder, group, choice)
+    with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
+        recorded([f"resume={folder}"])
+
+
+@pytest.mark.parametrize("choice", ["mine/vit", "vit.v2", "a/b-1/c_2"])
+def test_an_option_may_be_in_a_folder(folder: Path, choice: str) -> None:
+    spoil_choice(folder, "model", choice)
+    before = recorded([f"resume={folder}"])
+    assert before is not None
+    assert before.choices["model"] == choice
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_run_has_every_group(folder: Path, group: str) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    del record[group]
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
+        recorded([f"resume={folder}"])
+
+
+@pytest.mark.parametrize("version", [3, 99, 0, -1, "1", None, True])
+def test_a_later_format_is_refused(folder: Path, version: object) -> None:
+    spoil(folder, format=version)
+    with pytest.raises(ConfigError, match=f"its config.json has format {version}, and this pro"):
+        recorded([f"resume={folder}"])
+
+
+def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="resume='': names no folder; give a run directory"):
+        recorded(["resume="])
+    for name in ("nothing", "file"):
+        with pytest.raises(ConfigError, match="there is no such folder; give a run directory"):
+            recorded([f"resume={tmp_path / name}"])
+    with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
+        recorded([f"resume={tmp_path / 'empty'}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.run.dir=here",
+        "++hydra.run.dir=here",
+        "hydra.output_subdir=.hydra",
+        "hydra.sweep.dir=here",
+        "hydra.mode=MULTIRUN",
+    ],
+)
+def test_where_results_go_is_settled(folder: Path, override: str) -> None:
+    key, _, value = override.lstrip("+").partition("=")
+    with pytest.raises(ConfigError) as error:
+        recorded([override, f"resume={folder}"])
+    assert str(error.value) == f"{key}={value}: resume says where results go; leave it out"
+
+
+NAMES = [
+    "a b",
+    "a'b",
+    'a"b',
+    "a\\b",
+    "a\\",
+    "a\\'b",
+    "${seed}",
+    "\\${seed}",
+    "\\\\${",
+    "${",
+    "a,b=c",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "".join(NAMES)])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Hydra reads it as a value of its own grammar, and OmegaConf once more."""
+    before = Recorded(tmp_path / name, *composed())
+    seen, _ = compose_config([*before.arguments([]), "+seen=${hydra:run.dir}"])
+    assert seen["seen"] == str(tmp_path / name)
+
+
+def test_a_relative_folder_is_one_of_the_current_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    before = recorded(["resume=run"])
+    assert before is not None
+    assert before.run_dir == folder
+
+
+# Classes
+
+EVIL = "evil_module.Evil"
+MAKERS = ("model", "data", "schedule", "local", "transport")
+
+
+@pytest.mark.parametrize("group", MAKERS)
+def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    spoil(folder, **{group: {**record[group], "_target_": EVIL}})
+    key = f"{group}._target_"
+    with pytest.raises(ConfigError) as error:
+        change(folder)
+    assert str(error.value) == (
+        f"{key}={EVIL}: a class that no option names is not taken from a run directory; "
+        f"give {key}={EVIL} again, beside resume"
+    )
+    assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
+    if group != "transport":  # which may be another one
+        with pytest.raises(ConfigError, match=f"{key}=.*: the run was started with {EVIL}"):
+            change(folder, f"{key}=another.Evil")
+
+
+def test_a_class_that_is_not_used_any_more_is_not_asked_for(folder: Path) -> None:
+    spoil(folder, transport={"_target_": EVIL, "depth": 2})
+    config, _ = change(folder, "transport=queue")
+    assert EVIL not in str(config)
+
+
+@pytest.mark.parametrize("target", ["ppll_cli.models.resnet.ResNet", None, 1, ["ppll_cli"], {}])
+def test_nor_is_one_of_ours_that_its_option_does_not_name(folder: Path, target: object) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    spoil(folder, model={**record["model"], "_target_": target})
+    with pytest.raises(ConfigError, match=r"^model\._target_=.*not taken from a run directory"):
+        change(folder)
+
+
+def test_nor_one_inside_of_an_option(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    inside = {"deep": {"_target_": EVIL}}
+    spoil(folder, model={**record["model"], "extra": inside})
+    with pytest.raises(ConfigError, match=r"^model\.extra\.deep\._target_=evil_module\.Evil: a"):
+        change(folder)
+
+
+def test_own_classes_need_no_keys_again(folder: Path) -> None:
+    """What was added and taken away then is so again, and may be repeated."""
+    model = own_model("Skipping", width=4)
+    folder = write_config(folder, *model)
+    assert differences(folder, model[0]) == {}
+    assert differences(folder, *model) == {}
+    with pytest.raises(ConfigError, match=r"model\.width=5: the run was started with 4"):
+        change(folder, model[0], "+model.width=5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "again"),
+    [
+        (["tracker=tensorboard"], "tensorboard; add tracker=tensorboard"),
+        (["tracker._target_=my.Own"], "my.Own; add tracker._target_=my.Own"),
+    ],
+)
+def test_a_tracker_is_told_only_where_it_is_named_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], again: str
+) -> None:
+    """Else a folder could have a run sent elsewhere."""
+    caplog.set_level("INFO")
+    folder = write_config(tmp_path / "run", *overrides)
+    config, choices = change(folder, "max_steps=9")
+    assert config["tracker"] == {"_target_": "ppll_cli.observe.tracker.NoTracker"}
+    assert choices["tracker"] == "none"
+    assert caplog.messages == [f"this run was tracked by {again} to go on there"]
+    caplog.clear()
+    config, choices = change(folder, *overrides)
+    assert config["tracker"] == composed(*overrides)[0]["tracker"]
+    assert choices["tracker"] == composed(*overrides)[1]["tracker"]
+    assert caplog.messages == []
+
+
+def test_a_run_without_a_tracker_says_nothing_of_one(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    change(folder)
+    assert caplog.messages == []

@@ -1,0 +1,457 @@
+"""A run that was stopped and goes on is the run that was never stopped."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.config import settings
+from ppll_cli.errors import ConfigError, Interrupted
+from ppll_cli.launch.resume import locked
+from ppll_cli.launch.run import Run
+from tests.conftest import Result, Runner, assert_same, compose_config, own_model, resumed
+
+STEPS_PER_EPOCH = 5
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=37"]  # 4 * 8 + 5
+DATA += ["data.test_samples=7", "data.pad=1", "data.flip=true", "batch_size=8", "epochs=5"]
+DATA += ["eval_every=2", "optim.schedule=cosine", "device=cpu", "threads=1", "timeline=false"]
+VIT = ["model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]  # BatchNorm
+CLIPPED = "optim.clip_norm=0.1"  # which is less than the norms are
+
+CASES: dict[str, tuple[list[str], list[str]]] = {
+    # How a run is started, and what is another way from when it is resumed.
+    "bp": (["schedule=bp", *VIT, CLIPPED], []),
+    "ll": (["schedule=ll", "local=dgl", "local.modules=4", *RESNET, CLIPPED], []),
+    "ll, modules as stages": (["schedule=ll", *VIT], ["gpus=3", "partition=params"]),
+    "gpipe": (["schedule=gpipe", *RESNET, CLIPPED], ["gpus=3"]),
+    "ppll": (["local=vit_blocks", "local.modules=4", *VIT, CLIPPED], ["gpus=3"]),
+    "ppll, modules as stages": (["gpus=3", "local=dgl", *RESNET], ["gpus=2"]),
+    "bank": (["fba=on", "local.modules=5", *RESNET], ["gpus=4", "transport=queue"]),
+}
+
+
+def train(run_dir: Path, *overrides: str) -> Result:
+    config, choices = compose_config([*DATA, *overrides])
+    run_dir.mkdir()
+    return Result(Run(settings.parse(config), config, choices, run_dir).execute(), run_dir)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """The run of a case that was never stopped, made once, by whichever process of pytest."""
+    made: dict[str, Result] = {}
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "unbroken"
+    folder.mkdir(exist_ok=True)
+
+    def unbroken(name: str) -> Result:
+        if name not in made:
+            run_dir = folder / name
+            with (folder / f"{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until it is made, or its maker has failed
+                if not run_dir.exists():
+                    attempt = tmp_path_factory.mktemp("attempt") / "run"
+                    train(attempt, *CASES[name][0])
+                    attempt.rename(run_dir)
+            summary = json.loads((run_dir / "summary.json").read_text())
+            made[name] = Result(summary, run_dir)
+        return made[name]
+
+    return unbroken
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+@pytest.fixture
+def copied(unbroken: Callable[[str], Result], tmp_path: Path) -> Callable[[str], Result]:
+    """A copy of it, to be damaged."""
+
+    def copied(name: str) -> Result:
+        result = unbroken(name)
+        run_dir = tmp_path / "copy"
+        shutil.copytree(result.run_dir, run_dir, symlinks=True)
+        return Result(result.summary, run_dir)
+
+    return copied
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    """Of the metrics file, without what depends on time or on the partition."""
+    found = [json.loads(x) for x in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    without = {"samples_per_second", "seconds", "stage"}
+    return [{k: line[k] for k in line if k not in without} for line in found]
+
+
+def assert_each_once(result: Result) -> None:
+    """Nothing was measured twice."""
+    seen = Counter((line["step"], line["split"], line["module"]) for line in lines(result))
+    assert set(seen.values()) == {1}
+
+
+def assert_as_if_unbroken(result: Result, expected: Result) -> None:
+    assert_same(result.tensors(), expected.tensors())
+    mine, other = result.summary, expected.summary
+    assert (mine["status"], mine["steps"]) == ("completed", other["steps"])
+    for key in ("test", "per_module", "modules", "epochs"):
+        assert mine[key] == other[key]
+    assert mine["train"]["loss"] == other["train"]["loss"]
+    assert_each_once(result)
+    for line in lines(expected):
+        # Training is reported where a run stops as well, and is in smaller pieces then.
+        if line["split"] != "train":
+            assert line in lines(result)
+    model = "model.safetensors"
+    assert (result.run_dir / model).read_bytes() == (expected.run_dir / model).read_bytes()
+
+
+def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -> None:
+    """Or that it is equal would say little."""
+    names = {name: unbroken(name).tensors() for name in ("bp", "ppll", "bank")}
+    assert any(name.endswith(".exp_avg_sq") for name in names["bp"])
+    assert any(name.endswith(".momentum_buffer") for name in names["bank"])
+    assert any(name.endswith(".running_var") for name in names["bank"])
+    assert any(name.startswith("optimizer.auxiliary.2.") for name in names["ppll"])
+    assert unbroken("bank").summary["edges"][0]["names"] == ["bank.0", "bank.1", "label", "x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [("bp", 22), ("ll", 10), ("gpipe", 10), ("ppll", 22)],
+    ids=["bp, middle", "ll, epoch", "gpipe, epoch", "ppll, middle"],
+)
+def test_resuming_is_as_if_never_stopped(
+    unbroken: Callable[[str], Result], tmp_path: Path, name: str, stop: int
+) -> None:
+    """After two epochs, or in the middle of the last one, whose mean loss is in the summary."""
+    stopped = train(tmp_path / "run", *CASES[name][0], f"max_steps={stop}")
+    assert stopped.summary["steps"] == stop
+    assert stopped.tensors().keys() == unbroken(name).tensors().keys()
+    assert_as_if_unbroken(resumed(stopped, "max_steps=null"), unbroken(name))
+
+
+@pytest.mark.parametrize("name", ["ll, modules as stages", "gpipe", "ppll", "bank"])
+def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path, name: str) -> None:
+    """The modules stay, whatever the stages are; it stops twice, and has other stages twice."""
+    start, change = CASES[name]
+    stopped = train(tmp_path / "run", *start, "max_steps=4")
+    again = resumed(stopped, *change, "max_steps=13")
+    asked = int(change[0].removeprefix("gpus="))
+    assert len(again.summary["stages"]) == (1 if "schedule=ll" in start else asked)
+    assert_as_if_unbroken(resumed(again, "max_steps=null"), unbroken(name))
+
+
+def test_stages_may_be_cut_by_hand(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
+    """Between modules that once followed other stages."""
+    name = "ppll, modules as stages"
+    stopped = train(tmp_path / "run", *CASES[name][0], "max_steps=4")
+    starts = [module["units"][0] for module in stopped.summary["per_module"]]
+    cut = [f"partition.cuts=[{starts[2]}]", "gpus=2", "max_steps=null"]
+    result = resumed(stopped, "partition=manual", *cut)
+    assert [stage["modules"] for stage in result.summary["stages"]] == [[0, 1], [2]]
+    assert_as_if_unbroken(result, unbroken(name))
+    with pytest.raises(ConfigError, match="is inside a module"):
+        resumed(stopped, "partition=manual", "partition.cuts=[head]", "gpus=2")
+
+
+@pytest.mark.parametrize(
+    ("name", "signals"),
+    [("ppll", [signal.SIGTERM]), ("gpipe", [signal.SIGINT, signal.SIGTERM])],
+    ids=["once", "twice"],
+)
+def test_a_signal_stops_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, signals: list[signal.Signals]
+) -> None:
+    """It comes while the second checkpoint is made; another one ends the run before that is."""
+    on_report = Run._on_report
+    left = list(signals)
+
+    def report(run: Run, report: dict[str, Any]) -> None:
+        if report["kind"] == "saved" and report["step"] == 14 and left:
+            os.kill(os.getpid(), left.pop(0))
+        on_report(run, report)
+
+    monkeypatch.setattr(Run, "_on_report", report)
+    case = [*CASES[name][0], "epochs=100000"]
+    run_dir = tmp_path / "run"
+    with pytest.raises(Interrupted) as interrupted:
+        train(run_dir, *case, "checkpoint.every=7")
+    assert interrupted.value.signal == signals[-1]
+    stopped = json.loads((run_dir / "summary.json").read_text())
+    assert stopped["status"] == "interrupted"
+    saved = int((run_dir / "checkpoints" / "last").readlink().name.removeprefix("step-"))
+    assert saved >= 14 if len(signals) == 1 else saved == 7
+    end = f"max_steps={stopped['steps'] + 6}"
+    expected = train(tmp_path / "unbroken", *case, end)
+    assert_as_if_unbroken(resumed(Result(stopped, run_dir), end), expected)
+
+
+def test_intervals_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
+    stopped = train(tmp_path / "run", *CASES["ppll"][0], "max_steps=7")
+    change = ["eval_every=1", "checkpoint.every=3", "checkpoint.keep=3", "max_steps=null"]
+    result = resumed(stopped, *change)
+    assert_as_if_unbroken(result, unbroken("ppll"))
+    evaluated = {line["step"] for line in lines(result) if line["split"] == "test"}
+    assert evaluated == {7, 10, 15, 20, 25}
+    kept = {path.name for path in (result.run_dir / "checkpoints").iterdir()}
+    assert kept == {"step-21", "step-24", "step-25", "last"}
+
+
+def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
+    tmp_path: Path,
+) -> None:
+    case = [*CASES["ppll"][0], "optim.schedule=step", "optim.milestones=[1,3]"]
+    expected = train(tmp_path / "long", *case)
+    short = train(tmp_path / "short", *case, "epochs=2")
+    assert_as_if_unbroken(resumed(short, "epochs=5"), expected)
+
+
+def test_own_classes_are_named_again(run: Runner) -> None:
+    """With all that stood beside them, or alone: what they were given is recorded."""
+    model = own_model("Skipping", width=4)
+    case = [*[key for key in DATA if not key.startswith("model")], *model, "gpus=3"]
+    expected = run(*case)
+    stopped = run(*case, "max_steps=7")
+    with pytest.raises(ConfigError, match=r"model\._target_=tests\.own_models\.Skipping: a class"):
+        resumed(stopped)
+    resumed(stopped, *case, "max_steps=11")
+    result = resumed(stopped, model[0], "max_steps=null")
+    assert_as_if_unbroken(result, expected)
+
+
+# What is broken
+
+
+def checkpoint(result: Result, step: int) -> Path:
+    return result.run_dir / "checkpoints" / f"step-{step}"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "problem"),
+    [
+        ("stage-0.safetensors", truncate, "stage-0.safetensors has"),
+        ("stage-1.safetensors", flip, "stage-1.safetensors does not have its checksum"),
+    ],
+)
+def test_the_checkpoint_before_a_broken_one_is_used(
+    unbroken: Callable[[str], Result],
+    copied: Callable[[str], Result],
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: Callable[[Path], None],
+    problem: str,
+) -> None:
+    """As after a machine that went down; the last line of the metrics file is a half one."""
+    broken = copied("ppll")
+    damage(checkpoint(broken, 25) / file)
+    metrics = broken.run_dir / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-40])
+    result = resumed(broken)
+    assert f"{checkpoint(broken, 25)} is not used: {problem}" in caplog.text
+    assert "going on after step 20, from " in caplog.text
+    assert_as_if_unbroken(result, unbroken("ppll"))
+    everything = sorted(lines(unbroken("ppll")), key=str)
+    assert sorted(lines(result), key=str) == everything
+
+
+def break_all(result: Result) -> None:
+    for step in (20, 25):
+        truncate(checkpoint(result, step) / "stage-0.safetensors")
+
+
+def remove_all(result: Result) -> None:
+    """It died before the first one, while the second of its stages wrote."""
+    folder = result.run_dir / "checkpoints"
+    shutil.rmtree(folder)
+    (folder / ".step-5.unfinished").mkdir(parents=True)
+    (folder / ".step-5.unfinished" / "stage-1.safetensors").write_bytes(b"half")
+    for name in ("summary.json", "model.safetensors"):
+        (result.run_dir / name).unlink()
+
+
+@pytest.mark.parametrize("damage", [break_all, remove_all])
+def test_without_a_checkpoint_it_starts_again(
+    unbroken: Callable[[str], Result],
+    copied: Callable[[str], Result],
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Result], None],
+) -> None:
+    broken = copied("ppll")
+    damage(broken)
+    result = resumed(broken, "gpus=1")  # its modules are fixed
+    assert caplog.text.count("the run starts again at step 0") == 1
+    assert caplog.text.count("is not used") == (2 if damage is break_all else 0)
+    assert_as_if_unbroken(result, unbroken("ppll"))
+    assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
+
+
+def test_modules_that_followed_the_stages_are_kept_without_a_checkpoint_too(
+    unbroken: Callable[[str], Result], copied: Callable[[str], Result]
+) -> None:
+    """Other stages would be other modules, and so another training."""
+    name = "ppll, modules as stages"
+    broken = copied(name)
+    remove_all(broken)
+    assert_as_if_unbroken(resumed(broken, "gpus=2"), unbroken(name))
+
+
+def test_what_a_dead_run_left_unfinished_is_not_taken_for_a_part(
+    unbroken: Callable[[str], Result], copied: Callable[[str], Result]
+) -> None:
+    """There is no stage 1 now that would write over it."""
+    broken = copied("ppll")
+    shutil.rmtree(checkpoint(broken, 25))
+    left = checkpoint(broken, 25).with_name(".step-25.unfinished")
+    left.mkdir()
+    (left / "stage-1.safetensors").write_bytes(b"half")
+    result = resumed(broken, "gpus=1")
+    assert {path.name for path in checkpoint(broken, 25).iterdir()} == {
+        "manifest.json",
+        "stage-0.safetensors",
+    }
+    assert_as_if_unbroken(result, unbroken("ppll"))
+
+
+def test_a_checkpoint_of_a_later_program_is_refused(copied: Callable[[str], Result]) -> None:
+    """And the run is left as it is."""
+    result = copied("ppll")
+    manifest = checkpoint(result, 25) / "manifest.json"
+    manifest.write_text(json.dumps({"format": 2, "what": "ever"}))
+    before = contents(result.run_dir)
+    with pytest.raises(ConfigError, match="step-25 has format 2, and this program knows 1"):
+        resumed(result)
+    assert contents(result.run_dir) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files in a folder."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# A run that is over
+
+
+@pytest.mark.parametrize(
+    "change",
+    [[], ["gpus=1", "max_steps=25"], ["eval_every=1", "checkpoint.every=3", "max_steps=7"]],
+    ids=["same", "stages", "intervals"],
+)
+def test_a_completed_run_is_left_as_it_is(
+    unbroken: Callable[[str], Result],
+    copied: Callable[[str], Result],
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+) -> None:
+    """It once lost its speed, its shares of time and the predictions, and was evaluated again."""
+    completed = copied("ppll")
+    before = contents(completed.run_dir)
+    assert resumed(completed, *change).summary == unbroken("ppll").summary
+    assert contents(completed.run_dir) == before
+    said, last = capsys.readouterr().out.splitlines()[-2:]
+    assert said.startswith("the run is complete after 25 steps: there is nothing to do; more epo")
+    assert last.startswith("test accuracy ")
+    assert last.endswith(f" in {completed.run_dir}")
+
+
+def without_summary(run_dir: Path) -> None:
+    (run_dir / "summary.json").unlink()
+
+
+def of_another_kind(run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text("[" * 9999)
+
+
+def failed_at_the_end(run_dir: Path) -> None:
+    (run_dir / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [without_summary, of_another_kind, failed_at_the_end])
+def test_an_ending_that_failed_is_made_again_and_measured_figures_stay(
+    unbroken: Callable[[str], Result],
+    copied: Callable[[str], Result],
+    damage: Callable[[Path], None],
+) -> None:
+    completed = copied("ppll")
+    damage(completed.run_dir)
+    result = resumed(completed)
+    assert_as_if_unbroken(result, unbroken("ppll"))
+    assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
+    mine, other = result.summary, unbroken("ppll").summary
+    assert mine["train"]["samples_per_second"] == other["train"]["samples_per_second"]
+    assert mine["pipeline"] == other["pipeline"]
+    for now, then in zip(mine["stages"], other["stages"], strict=True):
+        shares = [key for key in then if key.endswith("_fraction")]
+        assert [now[key] for key in shares] == [then[key] for key in shares]
+
+
+def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_it_is(
+    unbroken: Callable[[str], Result], tmp_path: Path
+) -> None:
+    """What it was asked the second time is not recorded."""
+    stopped = train(tmp_path / "run", *CASES["ppll"][0], "max_steps=4")
+    further = resumed(stopped, "max_steps=7")
+    again = resumed(stopped)
+    assert again.summary["steps"] == 7
+    assert_same(again.tensors(), further.tensors())
+    assert again.summary["test"] == further.summary["test"] != stopped.summary["test"]
+    evaluated = [line["step"] for line in lines(again) if line["split"] == "test"]
+    assert {*evaluated} == {4, 7}
+    assert_each_once(again)
+
+
+def test_only_one_process_goes_on_with_a_run(copied: Callable[[str], Result]) -> None:
+    result = copied("ppll")
+    before = contents(result.run_dir)
+    with locked(result.run_dir), pytest.raises(ConfigError, match="another process goes on with"):
+        resumed(result)
+    assert contents(result.run_dir) == before
+    resumed(result)
+
+
+def test_a_run_that_goes_on_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_report = Run._on_report
+    refused: list[str] = []
+
+    def report(run: Run, report: dict[str, Any]) -> None:
+        if not refused:
+            with pytest.raises(ConfigError) as error, locked(run.run_dir):
+                raise AssertionError("it is not")
+            refused.append(error.value.key)
+        on_report(run, report)
+
+    monkeypatch.setattr(Run, "_on_report", report)
+    result = train(tmp_path / "run", *CASES["bp"][0], "max_steps=1")
+    assert refused == ["resume"]
+    refused.clear()
+    resumed(result, "max_steps=2")
+    assert refused == ["resume"]
+
+
+def test_a_refused_change_leaves_the_run_as_it_is(copied: Callable[[str], Result]) -> None:
+    """Here it is refused by what knows the model, after the checkpoint was read."""
+    result = copied("ppll")
+    before = contents(result.run_dir)
+    with pytest.raises(ConfigError, match="gpus=5: there are only 4 modules"):
+        resumed(result, "gpus=5")
+    assert contents(result.run_dir) == before

@@ -1,0 +1,234 @@
+"""What a run leaves behind, and the corners of the configuration that are legal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ppll_cli.config import settings
+from ppll_cli.config.targets import make
+from ppll_cli.data.digits import Digits
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.run import Run
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.unit import ImageSpec
+from ppll_cli.models.vit import ViT
+from ppll_cli.tasks.classification import Classification
+from tests.conftest import Runner, assert_same, compose_config, own_model, shared_memory
+
+DIGITS = ["data=digits", "model.dim=32", "model.depth=2", "model.heads=2", "model.patch=2"]
+TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
+TINY += ["batch_size=6", "max_steps=5"]
+
+
+def digits_accuracy(model: torch.nn.Module) -> float:
+    """Computed without anything that trains."""
+    config, _ = compose_config(["data=digits"])
+    dataset: Digits = make("data", config["data"])
+    test = dataset.load()["test"]
+    mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+    with torch.no_grad():
+        logits = model((test.images.float() / 255 - mean) / std)
+    return float((logits.argmax(dim=1) == test.labels).double().mean())
+
+
+@pytest.mark.parametrize("schedule", ["ppll", "1f1b"])
+def test_the_model_file_loads_into_the_plain_model(run: Runner, schedule: str) -> None:
+    """Auxiliary networks stay out, and the accuracy is the one that was reported."""
+    result = run(f"schedule={schedule}", "gpus=3", "epochs=4", "batch_size=16", *DIGITS)
+    vit = ViT(dim=32, depth=2, heads=2, patch=2)
+    model = PlainModel(vit.units(ImageSpec(1, 8, 8), Classification(10))).eval()
+    model.load_state_dict(load_file(result.run_dir / "model.safetensors"))
+    assert result.summary["test"]["accuracy"] > 0.4
+    assert digits_accuracy(model) == pytest.approx(result.summary["test"]["accuracy"], abs=1e-6)
+
+
+def test_seeds_decide_everything(run: Runner) -> None:
+    one, same, other = (run(f"seed={seed}", *TINY, "model.depth=2") for seed in (1, 1, 2))
+    assert_same(one.tensors(), same.tensors())
+    assert not torch.equal(
+        one.tensors()["model.embed.pos_embedding"], other.tensors()["model.embed.pos_embedding"]
+    )
+
+
+def test_a_stage_can_be_a_single_unit(run: Runner) -> None:
+    result = run("gpus=5", "model.dim=16", "model.depth=3", "model.heads=2", *TINY)
+    assert [stage["units"] for stage in result.summary["stages"]] == [
+        ["embed"],
+        ["blocks.0"],
+        ["blocks.1"],
+        ["blocks.2"],
+        ["head"],
+    ]
+
+
+def test_held_out_samples_are_a_split_of_their_own(run: Runner) -> None:
+    result = run("data.val_fraction=0.25", "data.eval_limit=4", *TINY, "model.depth=2")
+    lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["split"] for line in lines} == {"train", "val", "test"}
+    assert set(result.summary["val"]) == {"loss", "accuracy"}
+    assert result.summary["val"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+
+
+@pytest.mark.parametrize("schedule", ["ppll", "gpipe"])
+def test_bfloat16_trains(run: Runner, schedule: str) -> None:
+    common = [f"schedule={schedule}", "deterministic=true", *TINY, "model.depth=2"]
+    result, full = run(*common, "precision=bf16"), run(*common)
+    assert result.summary["train"]["loss"] == pytest.approx(full.summary["train"]["loss"], rel=0.1)
+    assert result.summary["train"]["loss"] != full.summary["train"]["loss"]
+
+
+def test_manual_cuts_make_the_stages(run: Runner) -> None:
+    cuts = ["partition=manual", "partition.cuts=[blocks.0,head]", "gpus=3"]
+    result = run(*cuts, "schedule=pp", "model.depth=2", *TINY)
+    names = [stage["units"] for stage in result.summary["stages"]]
+    assert names == [["embed"], ["blocks.0", "blocks.1"], ["head"]]
+    assert result.summary["modules"] == 1
+    directions = [(edge["from"], edge["to"], edge["names"]) for edge in result.summary["edges"]]
+    assert directions == [
+        (0, 1, ["label", "x"]),
+        (1, 0, ["x"]),
+        (1, 2, ["label", "x"]),
+        (2, 1, ["x"]),
+    ]
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/datasets/fashion-mnist").exists(),
+    reason="Debian's dataset-fashion-mnist is not installed",
+)
+def test_fashion_mnist_trains_from_its_read_only_folder(run: Runner) -> None:
+    data = ["data=fashion_mnist", "data.root=/usr/share/datasets/fashion-mnist"]
+    small = ["model=resnet32", "model.depth=8", "optim=sgd", "max_steps=20", "data.eval_limit=200"]
+    result = run("schedule=ppll", "local=dgl", *data, *small)
+    assert result.summary["train"]["loss"] < 2.2  # ten classes; chance is 2.3
+
+
+def test_checkpoints_are_kept_as_asked(run: Runner) -> None:
+    result = run("checkpoint.every=2", "checkpoint.keep=2", *TINY, "model.depth=2")
+    folder = result.run_dir / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last", "step-4", "step-5"]
+    manifest = json.loads((folder / "last" / "manifest.json").read_text())
+    assert (manifest["step"], len(manifest["files"])) == (5, 2)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_frequent_checkpoints_leave_a_steady_state(run: Runner, every: int) -> None:
+    """Batches that are left out after each one once were all that there were."""
+    result = run(f"checkpoint.every={every}", "gpus=3", *TINY, "model.depth=2")
+    assert result.summary["train"]["samples_per_second"] > 0
+    assert 0 <= result.summary["pipeline"]["bubble_fraction"] < 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule=bp", "gpus=50"],
+        ["schedule=ppll", "schedule.microbatches=100"],
+        ["schedule=ll", "gpus=50", "local.modules=2"],
+        ["schedule=gpipe", "gpus=1"],
+        ["schedule=ppll", "gpus=1", "eval_every=100"],
+    ],
+)
+def test_what_a_schedule_does_not_use_does_not_matter(run: Runner, overrides: list[str]) -> None:
+    result = run(*overrides, *TINY, "model.depth=2")
+    assert result.summary["test"]["loss"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["ppll", "pp"])
+def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
+    """One stage only flattens the images, and the last has a module without parameters."""
+    result = run(f"schedule={schedule}", "gpus=3", *own_model("Idle"), *TINY)
+    assert result.summary["status"] == "completed"
+    assert result.summary["stages"][0]["units"] == ["flat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ReadsLabel", "reads 'label', which nothing before it makes"),
+        ("Nested", "is a unit beside"),
+    ],
+)
+def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(*own_model(name), *TINY)
+
+
+def test_a_run_without_room_in_shared_memory_is_refused(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found before a worker starts: memory that is not there would kill one later."""
+    shared_memory(monkeypatch, 1000)
+    full = "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; enlarge /dev/shm to"
+    with pytest.raises(ConfigError, match=full):
+        run(*TINY)
+
+
+@pytest.mark.timeout(900)  # a C++ compiler works here
+def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
+    """A last batch of another size included."""
+    case = [*TINY, "data.train_samples=16", "model.dim=16", "model.depth=1", "max_steps=6"]
+    plain, compiled = run(*case), run(*case, "compile=true")
+    assert compiled.summary["train"]["loss"] == pytest.approx(
+        plain.summary["train"]["loss"], rel=1e-3
+    )
+    expected = plain.tensors()
+    for name, tensor in compiled.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
+
+
+def test_the_best_checkpoint_is_kept(run: Runner) -> None:
+    case = [*DIGITS, "batch_size=64", "epochs=6", "eval_every=1", "optim.lr=0.02"]
+    result = run(*case, "checkpoint.best=true", "checkpoint.keep=1", "checkpoint.every=1000")
+    lines = [json.loads(x) for x in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        line["step"]: line["accuracy"]
+        for line in lines
+        if line["split"] == "test" and line["module"] is None
+    }
+    assert len(found) == 6
+    best = min(step for step in found if found[step] == max(found.values()))
+    folder = result.run_dir / "checkpoints"
+    assert (folder / "best").resolve().name == f"step-{best}"
+    assert (folder / "best" / "manifest.json").exists()
+    assert {path.name for path in folder.glob("step-*")} == {f"step-{best}", f"step-{max(found)}"}
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_figures_of_the_steady_state_need_five_steps(run: Runner, steps: int) -> None:
+    summary = run(*TINY, "schedule=gpipe", "model.depth=2", f"max_steps={steps}").summary
+    assert (summary["status"], summary["steps"]) == ("completed", steps)
+    assert summary["test"]["loss"] > 0
+    known = summary["train"]["samples_per_second"] is not None
+    assert known == (steps >= 5)
+    assert (summary["pipeline"]["bubble_fraction"] is not None) == known
+    assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])
+
+
+def test_what_is_only_shown_cannot_fail_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown() -> list[str]:
+        raise LookupError("no defaults are here")
+
+    config, choices = compose_config([*TINY, "model.depth=2", "device=cpu", "threads=1"])
+    run = Run(settings.parse(config), config, choices, tmp_path, changes=unknown)
+    assert run.execute()["status"] == "completed"
+    assert "what differs from the defaults is not known: LookupError: no defaults are here" in (
+        caplog.text
+    )
+    assert run.objective == "test.accuracy"
+    out = capsys.readouterr().out
+    assert "output: " in out
+    assert "settings: " not in out
+
+
+def test_an_objective_that_does_not_exist_is_refused_before_anything_starts(
+    run: Runner, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"objective=test\.acc: test has no 'acc'; there are "):
+        run(*TINY, "objective=test.acc")
+    assert not list(tmp_path.glob("run-*/*"))

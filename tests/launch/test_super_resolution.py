@@ -1,0 +1,206 @@
+"""Super-resolution under every schedule: what must be equal is equal, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.facts import facts
+from tests.conftest import Runner, assert_same, assert_same_run, prepared, resumed
+from tests.data.picture_files import write_photos
+
+EDSR = ["model=edsr", "model.depth=3", "model.width=4"]
+COURSE = ["batch_size=4", "epochs=2", "eval_every=1", "max_steps=5"]  # 4 + 4 + 2 patches an epoch
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[str]:
+    """Overrides: small pictures, each in several tiles."""
+    folder = write_photos(tmp_path / "photos", width=72, height=64)
+    return [
+        "data=photos",
+        f"data.folders=[{folder}]",
+        f"data.cache={tmp_path / 'cache'}",
+        "data.patch=8",
+        "data.patches_per_epoch=10",
+        "data.tile=31",
+        "data.overlap=13",
+        "data.eval_limit=2",
+    ]
+
+
+BANK = ["bank.0", "bank.1", "bank.2"]
+METHODS = {
+    "greedy": (["local=greedy"], []),
+    "slm": (["local=fba"], []),
+    "fba": (["fba=on"], BANK),
+    "fba add": (["fba=on", "fba.fusion=add"], BANK),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ppll_is_sequential_local_learning(run: Runner, data: list[str], name: str) -> None:
+    """Each unit is a module, and the long skip travels beside the map; so does the bank."""
+    method, bank = METHODS[name]
+    case = [*EDSR, *COURSE, *data, *method, "local.modules=5"]
+    expected = run("schedule=ll", *case)
+    pipelined = run("schedule=ppll", "gpus=2", *case)
+    names = [*bank, "bicubic", "first", "target", "tile", "x"]
+    assert pipelined.summary["edges"][0]["names"] == names
+    assert_same(pipelined.tensors(), expected.tensors())
+    assert pipelined.summary["per_module"] == expected.summary["per_module"]
+
+
+def test_modules_may_be_grouped_in_any_way(run: Runner, data: list[str]) -> None:
+    case = [*EDSR, *COURSE, *data, "fba=on", "local.cuts=[body.0,body.2,tail]", "partition=flops"]
+    expected = run("schedule=ll", *case).tensors()
+    for gpus in (3, 4):
+        assert_same(run("schedule=ppll", f"gpus={gpus}", *case).tensors(), expected)
+
+
+def test_the_long_skip_s_gradient_travels_back(run: Runner, data: list[str]) -> None:
+    case = [*EDSR, *COURSE, *data, "optim.clip_norm=0.5"]
+    expected = run("schedule=bp", *case)
+    pipelined = run("schedule=pp", "gpus=3", *case)
+    assert_same_run(pipelined, expected)
+    back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
+    assert [edge["names"] for edge in back] == [["first", "x"]] * 2
+
+
+def test_pipelines_are_accumulated_back_propagation(run: Runner, data: list[str]) -> None:
+    case = [*EDSR, *COURSE, *data, "schedule.microbatches=3"]
+    expected = run("schedule=bp", *case)
+    for schedule in ("gpipe", "1f1b"):
+        pipelined = run(f"schedule={schedule}", "gpus=2", *case)
+        assert_same_run(pipelined, expected)
+
+
+def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
+    case = ["fba=on", "local.modules=3", *EDSR, *COURSE, *data]
+    whole = run("schedule=ppll", "gpus=2", *case)
+    stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=2")
+    continued = resumed(stopped, "max_steps=5", "gpus=3")
+    assert_same_run(continued, whole)
+    views = [image_bytes(path) for path in sorted((continued.run_dir / "samples").iterdir())]
+    assert views == [image_bytes(path) for path in sorted((whole.run_dir / "samples").iterdir())]
+    assert len(views) == 2
+
+
+def image_bytes(path: Path) -> tuple[tuple[int, int], bytes]:
+    with Image.open(path) as image:
+        return image.size, image.tobytes()
+
+
+def test_the_last_line_of_a_run_compares_with_bicubic(data: list[str]) -> None:
+    shown = facts(prepared(*EDSR, *data, "gpus=2", "batch_size=4"))
+    assert (shown.metric, shown.reference) == ("psnr", "bicubic")
+
+
+def test_what_is_reported(run: Runner, data: list[str]) -> None:
+    """Of each module, with bicubic's beside; tiles of 31 and whole pictures give the same."""
+    case = [
+        "schedule=ppll",
+        "gpus=2",
+        "max_steps=2",
+        "batch_size=4",
+        *EDSR,
+        *data,
+        "data.flip=false",
+    ]
+    tiled, whole = run(*case), run(*case, "data.tile=64")
+    assert_same(tiled.tensors(), whole.tensors())
+    assert list(tiled.test) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "rgb_psnr"]
+    # Pixels are rounded to 8 bits: where float32 rounds otherwise, one may become its neighbour.
+    assert tiled.test["psnr"] == pytest.approx(whole.test["psnr"], abs=1e-2)
+    assert tiled.test["rgb_psnr"] == pytest.approx(whole.test["rgb_psnr"], abs=1e-2)
+    assert tiled.test["ssim"] == pytest.approx(whole.test["ssim"], abs=1e-4)
+    assert tiled.test["bicubic_psnr"] == whole.test["bicubic_psnr"]
+    first, last = (module["test"] for module in tiled.summary["per_module"])
+    assert last == tiled.test
+    assert first.keys() == last.keys()
+    lines = [json.loads(t) for t in (tiled.run_dir / "metrics.jsonl").read_text().splitlines()]
+    trained = next(line for line in lines if line["split"] == "train")
+    assert "psnr" in trained
+    assert "ssim" not in trained
+
+
+def test_slots_fit_the_larger_of_patches_and_tiles(data: list[str]) -> None:
+    """Of 8x8 and 30x31 pixels of four channels; the skip and the tile's targets beside."""
+    job = prepared(*EDSR, *data, "gpus=2", "batch_size=4").job
+    (room,) = job.channels.values()
+    assert job.course.evaluation_size == 1
+    assert job.course.samples == {"train": 10, "test": len(tiles(job.data))}
+    pixels = 30 * 31  # the pictures are 30 and 29 high
+    least = 4 * pixels * (4 + 4 + 3 * 4)  # x, first, target
+    assert least <= room.size < least + 5 * 512  # each is aligned
+
+
+def tiles(data: object) -> tuple[object, ...]:
+    from ppll_cli.config.targets import make
+
+    found: tuple[object, ...] = make("data", data).load()["test"].tiles  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["local=predsim"], "local=predsim: is for classification"),
+        (["local=infopro"], "local=infopro: is for classification"),
+        (["local=dgl"], "local=dgl: is for classification"),
+        (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
+        (["model.depth=8"], "data.overlap=13: edsr and SSIM look 23 pixels far"),
+        (["batch_size=11"], "batch_size=11: the training set has 10 samples"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    data: list[str], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(*EDSR, *data, "gpus=2", "batch_size=4", *overrides)
+
+
+def test_models_and_data_of_two_tasks_do_not_mix(data: list[str]) -> None:
+    with pytest.raises(ConfigError, match="model=edsr: is for super-resolution"):
+        prepared("model=edsr", "data=digits")
+    with pytest.raises(ConfigError, match="model=resnet32: is for classification"):
+        prepared("model=resnet32", *data, "batch_size=4")
+
+
+def test_auglocal_copies_units_and_the_head(data: list[str]) -> None:
+    job = prepared(*EDSR, *data, "gpus=2", "batch_size=4", "local=auglocal").job
+    assert torch.float32 in {spec.dtype for spec in job.specs[1].values()}
+
+
+def test_plans_are_made_of_it(data: list[str], tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ppll_cli.cli.plan",
+            *EDSR,
+            *data,
+            "gpus=2",
+            "batch_size=4",
+            "device=cpu",
+        ],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)]),
+            "XDG_CACHE_HOME": str(tmp_path / "profiles"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("model=edsr (5 units) data=photos batch_size=4 fp32 on ")

@@ -1,0 +1,227 @@
+"""A run and its processes, of which some are killed, stopped or told to end, from outside."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing import Pipe, RawValue
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppll_cli.job.job import Seat
+from ppll_cli.job.links import Links
+from ppll_cli.job.pulse import Pulse
+from ppll_cli.worker import process
+from scripts.benchmarks.session import Session, ppll_run
+from tests.conftest import own_model
+
+ROOT = Path(__file__).parents[2]
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+DATA += ["batch_size=8", "device=cpu", "threads=1", "epochs=100000", "eval_every=1"]
+DATA += ["timeline=false"]
+VIT = ["model.dim=16", "model.depth=2", "model.heads=2"]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
+
+Start = Callable[[list[str]], Session]
+
+
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for temporary files."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
+def start(tmp_path: Path, temporary: Path) -> Iterator[Start]:
+    """Starts a program in a session of its own, of which nothing outlives the test."""
+    with ExitStack() as sessions:
+
+        def start(command: list[str]) -> Session:
+            environment = {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+            session = Session(command, tmp_path / "printed", environment)
+            return sessions.enter_context(session)
+
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The run directory."""
+    return tmp_path / "run"
+
+
+def training(folder: Path, *overrides: str) -> list[str]:
+    return ppll_run(*DATA, *overrides, f"hydra.run.dir={folder}")
+
+
+def wait_for_training(session: Session) -> None:
+    assert session.wait_until(lambda: "epoch 1/" in session.printed()), session.printed()
+
+
+def wait_for_server(session: Session) -> None:
+    """Wait until the fork server is in the midst of its imports."""
+
+    def imports() -> bool:
+        server = session.server()
+        return server is not None and "libtorch" in Path(f"/proc/{server.pid}/maps").read_text()
+
+    assert session.wait_until(imports), session.printed()
+
+
+def left_in(temporary: Path) -> list[Path]:
+    """Temporary files; torch's cache of compiled code stays on purpose."""
+    return [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
+
+
+def status_of(folder: Path) -> object:
+    return json.loads((folder / "summary.json").read_text())["status"]
+
+
+@pytest.mark.parametrize("moment", ["start-up", "training"])
+def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, moment: str) -> None:
+    session = start(training(folder, *VIT, "gpus=2"))
+    if moment == "training":
+        wait_for_training(session)
+        assert len(session.workers()) == 2
+    else:
+        wait_for_server(session)
+    session.signal(signal.SIGKILL, session.pid)
+    assert session.wait() == -signal.SIGKILL
+    assert session.left() == []
+
+
+def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It once printed how it could not report that it could not report."""
+    monkeypatch.setattr(process, "_stay_with_parent", lambda *_: None)
+    here, there = Pipe()
+    here.close()
+    job: Any = SimpleNamespace(device=lambda _: "cpu")  # fails as soon as it is used
+    with pytest.raises(SystemExit):
+        process.main(job, Seat(0), Links({}, {}, there, RawValue("b", 0), Pulse()))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
+    start: Start, folder: Path
+) -> None:
+    session = start(training(folder, *VIT, "gpus=3"))
+    wait_for_training(session)
+    session.signal(signal.SIGKILL, session.workers()[1].pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
+    assert cause.startswith("stage 1 (cpu): the worker process is gone (killed by SIGKILL")
+    assert [line.partition(": ")[0] for line in screen] == [
+        "  phase",
+        "  batch",
+        "  stage 0 meanwhile",
+        "  stage 2 meanwhile",
+        "  log",
+        "  to go on",
+    ]
+    assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
+    assert screen[-1].endswith(f" -m ppll_cli resume={folder}")
+    assert status_of(folder) == "failed"
+
+
+def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> None:
+    """The others wait for it, and are not blamed."""
+    session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
+    wait_for_training(session)
+    session.signal(signal.SIGSTOP, session.workers()[2].pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
+    how = "the worker process is stopped: no sign of life"
+    assert cause.startswith(f"stage 1 replica 0 (cpu): {how}")
+    others = [line for line in screen if " meanwhile: " in line]
+    names = [line.split(" meanwhile")[0].strip() for line in others]
+    assert names == ["stage 0 replica 0", "stage 0 replica 1", "stage 1 replica 1"]
+
+
+@pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])
+def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
+    start: Start, folder: Path, name: str
+) -> None:
+    """Without the fork server all workers seem to be dead, and are not."""
+    session = start(training(folder, *VIT, "gpus=2"))
+    wait_for_training(session)
+    (found,) = [
+        each
+        for each in session.processes()
+        if each.parent == session.pid and f"multiprocessing.{name}" in each.command
+    ]
+    session.signal(signal.SIGKILL, found.pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    named = name.replace("forkserver", "fork server").replace("_", " ")
+    assert f"ppll-run: multiprocessing's {named} is gone" in session.printed()
+    assert f" -m ppll_cli resume={folder}" in session.printed()
+    assert "Traceback" not in session.printed()
+    assert status_of(folder) == "failed"
+
+
+def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path) -> None:
+    """Replicas stop after the same batch, or they would wait for each other for ever."""
+    sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={folder}"]
+    session = start(ppll_run(*DATA, *VIT, "gpus=4", "replicas=2", *sweep))
+    wait_for_training(session)
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait() == 128 + signal.SIGINT
+    assert session.left() == []
+    assert status_of(folder / "0") == "interrupted"
+    assert (folder / "0" / "checkpoints" / "last" / "manifest.json").exists()
+    assert not (folder / "1").exists()
+
+
+def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> None:
+    """The first one waits for a batch that never ends."""
+    model = own_model("Faulty", unit="second", act="hang")
+    session = start(training(folder, *model, "gpus=3", "checkpoint.every=2"))
+    assert session.wait_until((folder / "checkpoints" / "step-2").exists), session.printed()
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait_until(lambda: "once more to stop at once" in session.printed())
+    session.signal(signal.SIGINT, session.pid)
+    assert session.wait() == 128 + signal.SIGINT
+    assert session.left() == []
+    assert f" -m ppll_cli resume={folder}" in session.printed()
+    assert "Traceback" not in session.printed()
+    assert status_of(folder) == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
+    start: Start, folder: Path, temporary: Path, number: signal.Signals
+) -> None:
+    session = start(training(folder, *VIT, "gpus=2"))
+    wait_for_server(session)
+    session.signal(number, session.pid)
+    assert session.wait() == 128 + number
+    assert session.left() == []
+    assert session.printed() == f"ppll-run: stopped by signal {number}\n"
+    assert left_in(temporary) == []
+
+
+def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
+    start: Start, folder: Path, temporary: Path
+) -> None:
+    """It was waited for without a bound."""
+    session = start(training(folder, *VIT, "gpus=2"))
+    wait_for_server(session)
+    server = session.server()
+    assert server is not None
+    session.signal(signal.SIGSTOP, server.pid)
+    assert session.wait() == 1
+    assert session.left() == []
+    cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
+    assert cause == "multiprocessing's fork server was stopped (SIGSTOP)"
+    assert [line.partition(": ")[0] for line in screen] == ["  log", "  to go on"]
+    assert status_of(folder) == "failed"
+    assert left_in(temporary) == []

@@ -1,0 +1,106 @@
+"""The user's cache folder, and what torch keeps there instead of in /tmp."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.leaves import cache
+from ppll_cli.leaves.cache import INDUCTOR, cache_folder, keep_compiled_code
+
+IMPORTS = """
+import os
+import ppll_cli
+import torch._dynamo
+from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
+print(cache_dir(), triton_cache_dir(0), sep="\\n")
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of a process that has an empty folder for what is temporary, and a cache of its own."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    kept = {n: v for n, v in os.environ.items() if n not in (INDUCTOR, "TRITON_CACHE_DIR")}
+    kept |= {"TMPDIR": str(temporary), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def output_of(environment: dict[str, str], *command: str) -> list[str]:
+    found = subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return found.stdout.splitlines()
+
+
+def test_torch_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Importing its compiler, as making an optimizer does, made a folder there."""
+    folder = tmp_path / "cache" / "ppll-run" / "inductor"
+    found = output_of(environment, "-c", IMPORTS)
+    assert found == [str(folder), str(folder / "triton" / "0")]
+    assert folder.is_dir()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_run_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]) -> None:
+    small = ["data=synthetic", "data.size=8", "data.train_samples=16", "data.test_samples=8"]
+    small += ["batch_size=8", "model.dim=16", "model.depth=2", "model.heads=2", "epochs=1"]
+    small += ["device=cpu", "threads=1", "gpus=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    output_of(environment, "-m", "ppll_cli", *small)
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_folder_that_the_user_names_is_taken(tmp_path: Path, environment: dict[str, str]) -> None:
+    own = {INDUCTOR: str(tmp_path / "own"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    found = output_of({**environment, **own}, "-c", IMPORTS)
+    assert found == [str(tmp_path / "own"), str(tmp_path / "triton")]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_a_cache_folder_code_is_kept_until_the_end(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """In this process's own folder, which nobody else can open, and which goes with it."""
+    (tmp_path / "cache").write_text("a file")
+    mode = "print(oct(os.stat(os.path.dirname(cache_dir())).st_mode & 0o777))"
+    folder, _, permissions = output_of(environment, "-c", IMPORTS + mode)
+    assert Path(folder).is_relative_to(tmp_path / "temporary")
+    assert permissions == "0o700"
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_choosing_a_folder_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(INDUCTOR, "")
+    keep_compiled_code()
+    assert os.environ[INDUCTOR] == str(tmp_path / "cache" / "ppll-run" / "inductor")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for elsewhere in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", elsewhere)
+        assert cache_folder() == Path("/home/someone/.cache/ppll-run")
+    monkeypatch.setenv("HOME", "nowhere")
+    assert cache_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+    assert cache_folder() == Path("/var/cache/me/ppll-run")
+
+
+def test_a_folder_can_be_made_below_one_that_can_be_written(tmp_path: Path) -> None:
+    assert cache._can_be_made(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    assert not cache._can_be_made(tmp_path / "file" / "b")
+    if os.geteuid() != 0:  # who may write everywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        assert not cache._can_be_made(tmp_path / "closed" / "b")

@@ -1,0 +1,67 @@
+"""What is asked of the CUDA driver, with a driver that is none."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ppll_cli.leaves import cuda
+
+
+class Driver:
+    """Three devices, of which the first two reach each other; its handles are not their numbers."""
+
+    def __init__(self, error: int = 0) -> None:
+        self.error = error
+
+    def cuDeviceGet(self, handle: Any, ordinal: int) -> int:  # noqa: N802
+        handle._obj.value = 10 + ordinal
+        return self.error
+
+    def cuDeviceGetName(self, text: Any, size: int, handle: Any) -> int:  # noqa: N802
+        assert size == len(text)
+        text.value = b"Model %d" % handle.value
+        return 0
+
+    def cuDeviceCanAccessPeer(self, found: Any, one: Any, other: Any) -> int:  # noqa: N802
+        found._obj.value = {one.value, other.value} == {10, 11}
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lazy_init() -> None:
+        raise AssertionError("a context would be made here")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lazy_init)
+
+
+def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_driver", Driver)
+    assert cuda.device_name("cuda:1") == "Model 11"
+    assert cuda.device_name("cuda") == "Model 10"
+    assert cuda.can_access_peer("cuda:0", "cuda:1")
+    assert not cuda.can_access_peer("cuda:0", "cuda:2")
+
+
+def test_a_driver_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_driver", lambda: Driver(error=101))
+    with pytest.raises(RuntimeError, match="error 101"):
+        cuda.device_name("cuda:7")
+
+
+def test_without_the_driver_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under ROCm, whose driver has another name."""
+    monkeypatch.setattr(cuda, "_driver", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"torch's {device}")
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: one < other)
+    assert cuda.device_name("cuda:0") == "torch's cuda:0"
+    assert cuda.can_access_peer("cuda:0", "cuda:1")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 0, reason="there is no CUDA device")
+def test_driver_and_torch_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    found = [cuda.device_name(f"cuda:{n}") for n in range(torch.cuda.device_count())]
+    assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    assert found == [torch.cuda.get_device_name(n) for n in range(len(found))]

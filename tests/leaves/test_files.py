@@ -1,0 +1,64 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.leaves.files import make_folder, read_json_lines, write_json, write_text
+
+
+def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    for value in ({"a": [1, None]}, 7):
+        write_json(path, value)
+        assert json.loads(path.read_text()) == value
+        assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_was_there_stays_where_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_text(path, "before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "after")
+    assert path.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file", float("nan"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_lines_that_are_no_whole_objects_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    assert list(read_json_lines(file)) == []
+    file.write_text('{"a": 1}\n[2]\nnot JSON\n\n{"a": 3}\n{"a": 4')
+    assert list(read_json_lines(file)) == [{"a": 1}, {"a": 3}]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Who else can write in a folder could have any file of the user's overwritten."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".file.{os.getpid()}").symlink_to(victim)
+    (tmp_path / "file").symlink_to(victim)
+    write_text(tmp_path / "file", "new")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "file").read_text() == "new"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_a_link_is_no_folder_to_write_in(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match="a link is in the place of a folder"):
+        make_folder(tmp_path / "link")

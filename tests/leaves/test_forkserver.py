@@ -1,0 +1,172 @@
+"""The fork server: what it is started with, and what happens when it does not answer."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import forkserver as library
+from multiprocessing import resource_tracker
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppll_cli.errors import RunFailedError
+from ppll_cli.leaves import forkserver
+
+WAIT_S = 60.0
+
+
+class Recorded:
+    """Stands for the processes of multiprocessing; notes with what they would be started."""
+
+    def __init__(self) -> None:
+        self.masks: list[set[int]] = []
+        self.environments: list[str | None] = []
+
+    def ensure_running(self) -> None:
+        """Would start one."""
+        self.masks.append({*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))})
+        self.environments.append(os.environ.get("PYTHONSAFEPATH"))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    made = Recorded()
+    monkeypatch.setattr(library, "ensure_running", made.ensure_running)
+    monkeypatch.setattr(resource_tracker, "ensure_running", made.ensure_running)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    return made
+
+
+def test_signals_of_a_terminal_do_not_reach_what_is_started(recorded: Recorded) -> None:
+    """A lost connection ended multiprocessing's resource tracker, and with it the run."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    forkserver.start()
+    tracker, server = recorded.masks
+    assert signal.SIGHUP in tracker
+    assert {*forkserver.STOPPING} <= server
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_what_is_started_does_not_import_from_the_current_directory(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    forkserver.start()
+    assert recorded.environments == ["of ppll-run"] * 2
+    assert "PYTHONSAFEPATH" not in os.environ
+    monkeypatch.chdir(Path(forkserver.__file__).parents[2])  # where it may be found in no other way
+    forkserver.start()
+    assert recorded.environments[2:] == [None] * 2
+
+
+def test_its_socket_is_in_a_folder_of_ours(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: dict[str, Any] = {}
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(_config=config))
+    monkeypatch.setattr(forkserver, "socket_folder", lambda: tmp_path)
+    forkserver.start()
+    assert config["tempdir"] == str(tmp_path)
+
+
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A process that stands for the fork server."""
+    code = "import signal; signal.pause()"
+    process_id = os.posix_spawn(sys.executable, [sys.executable, "-c", code], {})
+    monkeypatch.setattr(library, "_forkserver", SimpleNamespace(_forkserver_pid=process_id))
+    monkeypatch.setattr(forkserver, "LOOK_S", 0.01)
+    yield process_id
+    with suppress(ProcessLookupError):
+        os.kill(process_id, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(process_id, 0)
+
+
+class Waits:
+    """A worker that is started as soon as the fork server is gone, and that is too late."""
+
+    def __init__(self, server: int) -> None:
+        self._server = server
+
+    def start(self) -> None:
+        """Wait for the server's end."""
+        _, status = os.waitpid(self._server, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        raise EOFError
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
+def test_a_stopped_fork_server_is_not_waited_for_without_a_bound(
+    sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forkserver, "STOPPED_LIMIT_S", 0.05)
+    os.kill(sleeper, signal.SIGSTOP)
+    worker: Any = Waits(sleeper)
+    with pytest.raises(RunFailedError, match=r"fork server was stopped \(SIGSTOP\)"):
+        forkserver.begin(worker)
+
+
+def test_a_fork_server_that_never_answers_is_given_up(
+    sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forkserver, "ANSWER_LIMIT_S", 0.05)
+    worker: Any = Waits(sleeper)
+    with pytest.raises(RunFailedError, match=r"fork server did not answer for \d+ s"):
+        forkserver.begin(worker)
+
+
+def test_a_fork_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> None:
+        raise ConnectionRefusedError
+
+    worker: Any = SimpleNamespace(start=start)
+    with pytest.raises(RunFailedError, match="fork server is gone; if nobody killed it"):
+        forkserver.begin(worker)
+
+
+def test_time_in_which_all_were_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z for an hour, seen from this process, is a single look."""
+    times = iter([0.0, 3600.0, 3600.5])
+    monkeypatch.setattr(forkserver, "monotonic", lambda: next(times))
+    monkeypatch.setattr(forkserver, "_stopped", lambda: True)
+    monkeypatch.setattr(forkserver, "kill", lambda: pytest.fail("it was killed"))
+    looks = iter([False, False, True])
+    ended: Any = SimpleNamespace(wait=lambda _: next(looks))
+    problem = list[str]()
+    forkserver._end_if_stopped(ended, problem)
+    assert problem == []
+    assert next(times, None) is None
+
+
+@pytest.mark.parametrize("ignored", [None, signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_ignored_signals_stay_ignored(ignored: signal.Signals | None) -> None:
+    """`nohup` starts programs with SIGHUP ignored, a shell script's `&` with SIGINT ignored."""
+    before = {number: signal.getsignal(number) for number in forkserver.STOPPING}
+    try:
+        for number in forkserver.STOPPING:
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+        expected = {*forkserver.STOPPING} - ({ignored} - {signal.SIGTERM})
+        assert {*forkserver.heeded()} == expected
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_watch_ends_with_the_start_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Event()
+
+    def watched(ended: Event, _: list[str]) -> None:
+        assert ended.wait(WAIT_S)
+        seen.set()
+
+    monkeypatch.setattr(forkserver, "_end_if_stopped", watched)
+    worker: Any = SimpleNamespace(start=lambda: None)
+    forkserver.begin(worker)
+    assert seen.wait(WAIT_S)

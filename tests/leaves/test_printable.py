@@ -1,0 +1,41 @@
+"""Values of users, shown safely."""
+
+import pytest
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.printable import lines, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("r\u00e9sum\u00e9 \u2588", "r\u00e9sum\u00e9 \u2588"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("two\nlines\t\r\x07\x9b", r"two\nlines\t\r\x07\x9b"),
+        ("\u202egnirts\u2028", r"\u202egnirts\u2028"),
+        ("name-\udcff", r"name-\udcff"),
+    ],
+)
+def test_what_a_terminal_obeys_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert shown.encode()
+
+
+def test_lines_stay_lines() -> None:
+    assert lines("a\n\tb \x1b[2J\n") == "a\n        b \\x1b[2J\n"
+
+
+def test_a_long_text_keeps_its_ends() -> None:
+    shown = printable("a" + 5000 * "\n" + "z", 90)
+    assert shown.startswith(r"a\n")
+    assert shown.endswith(r"\nz")
+    assert "(5002 characters)" in shown
+    assert len(shown) < 220
+
+
+def test_a_refusal_is_one_short_line_whatever_was_given() -> None:
+    long = 5000 * "\x1b]0;title\x07\n"
+    message = str(ConfigError(long, long, long, long))
+    assert message.isprintable()
+    assert len(message) < 10_000
+    assert len(str(ConfigError("key", 5000 * "x", "is too long"))) < 300

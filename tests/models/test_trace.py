@@ -1,0 +1,124 @@
+"""What units make and cost, against counts by hand."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.leaves.values import ValueSpec, empty
+from ppll_cli.models.resnet import CifarResNet
+from ppll_cli.models.trace import Cost, measure, trace
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, build_unit
+from ppll_cli.models.vit import ViT
+from ppll_cli.tasks.classification import Classification
+
+BATCH = {IMAGE: ValueSpec((2, 6, 5), torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "params", "flops"),
+    [
+        (partial(nn.Linear, 3, 5), (3,), 3 * 5 + 5, 2 * 3 * 5),
+        (partial(nn.Linear, 3, 5, bias=False), (7, 3), 3 * 5, 2 * 7 * 3 * 5),
+        (
+            partial(nn.Conv2d, 2, 4, 3, padding=1, bias=False),
+            (2, 6, 5),
+            4 * 2 * 3 * 3,
+            2 * (4 * 6 * 5) * (2 * 3 * 3),
+        ),
+        (
+            partial(nn.Conv2d, 2, 4, 3, stride=2),
+            (2, 7, 5),
+            4 * 2 * 3 * 3 + 4,
+            2 * (4 * 3 * 2) * (2 * 3 * 3),
+        ),
+        (partial(nn.BatchNorm2d, 2), (2, 6, 5), 4, 0),
+        (nn.ReLU, (2, 6, 5), 0, 0),
+    ],
+)
+def test_counts(build: partial[nn.Module], shape: tuple[int, ...], params: int, flops: int) -> None:
+    _, cost = measure(build, lambda module: module(empty(ValueSpec(shape, torch.float32))))
+    assert cost == Cost(params, flops, cost.single_valued)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "single"),
+    [
+        (partial(nn.BatchNorm2d, 4), (4, 1, 1), True),
+        (partial(nn.BatchNorm2d, 4), (4, 1, 2), False),
+        (partial(nn.BatchNorm1d, 4), (4,), True),
+        (partial(nn.BatchNorm1d, 4), (4, 3), False),
+        (partial(nn.GroupNorm, 2, 4), (4, 1, 1), False),
+        (partial(nn.LayerNorm, 4), (4,), False),
+    ],
+)
+def test_batch_norm_that_cannot_be_trained_on_one_sample(
+    norm: partial[nn.Module], shape: tuple[int, ...], single: bool
+) -> None:
+    feature = empty(ValueSpec(shape, torch.float32))
+    _, cost = measure(lambda: nn.Sequential(nn.Identity(), norm()), lambda net: net(feature))
+    assert cost.single_valued == (("1",) if single else ())
+    if single:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            norm()(torch.zeros(1, *shape))
+
+
+class Two(nn.Module):
+    def forward(self, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return image[..., :3].double(), x.flatten(1)
+
+
+def test_outputs_are_followed_by_name() -> None:
+    units = [
+        Unit("conv", partial(nn.Conv2d, 2, 4, 1), reads=(IMAGE,)),
+        Unit("two", Two, reads=(IMAGE, "x"), writes=("part", "x")),
+        Unit("relu", nn.ReLU, reads=("part",), writes=("part",)),
+        Unit("head", partial(nn.Linear, 120, 3), writes=("prediction",)),
+    ]
+    traced = trace(units, BATCH)
+    assert [unit.outputs for unit in traced] == [
+        (ValueSpec((4, 6, 5), torch.float32),),
+        (ValueSpec((2, 6, 3), torch.float64), ValueSpec((120,), torch.float32)),
+        (ValueSpec((2, 6, 3), torch.float64),),
+        (ValueSpec((3,), torch.float32),),
+    ]
+
+
+class Watched(nn.Module):
+    """Sees how it is run."""
+
+    def __init__(self, seen: list[tuple[bool, bool, str]]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.weight = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((self.training, torch.is_grad_enabled(), self.weight.device.type))
+        return x
+
+
+def test_nothing_is_trained_or_given_memory() -> None:
+    seen: list[tuple[bool, bool, str]] = []
+    trace([Unit("watched", partial(Watched, seen), reads=(IMAGE,))], BATCH)
+    assert seen == [(False, False, "meta")]
+    assert torch.is_grad_enabled()
+    assert torch.zeros(1).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [ViT(dim=8, depth=2, heads=2, patch=4, dropout=0.5), CifarResNet(depth=8)],
+    ids=["vit", "resnet"],
+)
+def test_random_numbers_and_real_models_stay_as_they_are(model: ViT | CifarResNet) -> None:
+    units = model.units(ImageSpec(1, 8, 8), Classification(3))
+    before = torch.get_rng_state()
+    traced = trace(units, {IMAGE: ValueSpec((1, 8, 8), torch.float32)})
+    assert torch.equal(torch.get_rng_state(), before)
+    assert traced[-1].outputs == (ValueSpec((3,), torch.float32),)
+    built = [build_unit(unit, seed=0) for unit in units]
+    assert [unit.cost.params for unit in traced] == [
+        sum(parameter.numel() for parameter in module.parameters()) for module in built
+    ]
+    assert torch.equal(torch.get_rng_state(), before)

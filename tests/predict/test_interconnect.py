@@ -1,0 +1,112 @@
+"""Predictions of what links between devices and machines cost."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ppll_cli.predict import costs
+from ppll_cli.predict.interconnect import Interconnect, Link
+from ppll_cli.predict.speed import predict
+from ppll_cli.transport.averages import BUCKET_BYTES
+from tests.predict.given import TOKENS, UNITS, Source, batch_s, job
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+DOWN, UP = 8 * (TOKENS + 8), 8 * TOKENS
+"""Bytes of a batch that cross a cut: activations and labels, and gradients."""
+
+
+def test_a_link_carries_while_stages_compute() -> None:
+    """Batch after batch; under pp each waits for its message."""
+    fast, slow = (Link(DOWN / seconds, latency_s=2.0) for seconds in (4.0, 100.0))
+    for link, pace_s in ((fast, 9.0), (slow, 100.0)):
+        assert batch_s(predict(job("ppll", 2), Source(), Interconnect(link))) == approx(pace_s)
+        way_s = DOWN / link.bytes_per_second + UP / link.bytes_per_second + 2 * 2.0
+        assert batch_s(predict(job("pp", 2), Source(), Interconnect(link))) == approx(18.0 + way_s)
+
+
+def test_latency_costs_where_too_few_messages_are_underway() -> None:
+    """A channel of two slots, of which one is held, has two messages in 100 s and a bit."""
+    made = replace(job("ppll", 2), depth=1)
+    found = batch_s(predict(made, Source(), Interconnect(Link(1e12, latency_s=100.0))))
+    assert 50.0 < found < 50.0 + 9.0
+
+
+def approx(seconds: float) -> Any:
+    return pytest.approx(seconds)
+
+
+def test_what_crosses_the_cuts() -> None:
+    found = predict(job("ppll", 3, per_machine=2), Source(), Interconnect(Link(10.0), Link(5.0)))
+    assert [edge.bytes_per_batch for edge in found.edges] == [DOWN, DOWN]
+    assert [edge.between_machines for edge in found.edges] == [False, True]
+    assert batch_s(found) == approx(DOWN / 5.0)
+    assert [edge.busy_fraction for edge in found.edges] == [approx(0.5), approx(1.0)]
+    (edge,) = predict(job("pp", 2), Source()).edges
+    assert (edge.bytes_per_batch, edge.busy_fraction) == (DOWN + UP, None)
+    (edge,) = predict(
+        job("pp", 2, per_machine=1), Source(), Interconnect(between=Link(1e12), bf16=True)
+    ).edges
+    assert edge.bytes_per_batch == DOWN // 2 + UP // 2
+
+
+def test_copies_for_a_network_take_the_sender_time() -> None:
+    source, link = Source(copy_s=0.5), Link(1e12)
+    within = predict(job("ppll", 2), source, Interconnect(link, link))
+    between = predict(job("ppll", 2, per_machine=1), source, Interconnect(link, link))
+    assert [within.stage_s[0], between.stage_s[0]] == [approx(9.0), approx(9.5)]
+
+
+def test_edges_that_leave_a_machine_share_its_link() -> None:
+    """Two replicas of a stage on a machine, each sends half of what one would send alone."""
+    link = Interconnect(between=Link(1.0))
+    alone = predict(job("ppll", 2, per_machine=1), Source(), link)
+    both = predict(job("ppll", 4, replicas=2, per_machine=2), Source(), link)
+    assert batch_s(both) == approx(batch_s(alone))
+    assert both.edges[0].bytes_per_batch == alone.edges[0].bytes_per_batch
+    apart = predict(job("ppll", 4, replicas=2, per_machine=1), Source(), link)
+    assert batch_s(apart) == approx(batch_s(alone) / 2)
+
+
+def test_an_average_of_one_bucket_follows_the_backward() -> None:
+    """Here it is one bucket, which is complete as the backward ends, and then takes its time."""
+    params = sum(10 * (index + 1) for index in range(UNITS))
+    assert 4 * params < BUCKET_BYTES
+
+    def pace_s(per_machine: int, interconnect: Interconnect) -> float:
+        made = job("bp", 2, replicas=2, per_machine=per_machine)
+        return batch_s(predict(made, Source(copy_s=0.25), interconnect))
+
+    half_s = 18.0 / 2  # of a batch
+    assert pace_s(2, Interconnect()) == approx(half_s + 0.25)
+    link = Link(4 * params / 3.0, latency_s=0.5)
+    assert pace_s(2, Interconnect(link)) == approx(half_s + 3.0 + 2 * 0.5)
+    assert pace_s(1, Interconnect(Link(1e12), link)) == approx(half_s + 3.0 + 2 * 0.5)
+    found = predict(job("bp", 2, replicas=2), Source())
+    assert found.averaged_bytes == 4 * params
+    assert predict(job("bp", 1), Source()).averaged_bytes == 0
+
+
+def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 buckets, whose 3 s begin early in the backward of 6 s: one of them is left."""
+    params = sum(10 * (index + 1) for index in range(UNITS))
+    monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * params / 100)
+    link = Interconnect(Link(4 * params / 3.0))
+    assert batch_s(predict(job("bp", 2, replicas=2), Source(), link)) == approx(9.0 + 0.03)
+    # The last unit, whose backward takes 1 s, has 60 of 210 parameters, and a bucket 2.1.
+    slow = Interconnect(Link(4 * params / 60.0))
+    assert batch_s(predict(job("bp", 2, replicas=2), Source(), slow)) == approx(63.0 + 2.1 / 60)
+
+
+def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of 100 parameters and one of 10; units have 10, 20, ... and take equally long."""
+    monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * 100)
+    made = job("bp", 2, replicas=2)
+    (chunk,) = made.layout.chunks
+    shares = costs._completed_after(made, chunk, Source())
+    assert shares == [approx((1 + 40 / 50) / 6), approx((4 + 20 / 20) / 6), 1.0]
+    link = Interconnect(Link(4 * 210 / 6.0))  # each bucket takes 2 s, the backward 6 s
+    assert batch_s(predict(made, Source(), link)) == approx(9.0 - 6.0 + 5.0 + 2.0 + 2.0)

@@ -1,0 +1,193 @@
+"""The process that measures: what it answers, and that it always ends."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppll_cli.config import settings
+from ppll_cli.errors import RunFailedError, WorkerFailedError
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.leaves import cuda, forkserver
+from ppll_cli.predict import meter
+from ppll_cli.predict.meter import Meter
+from ppll_cli.predict.requests import Copy, Loss, Units, UnitTimes
+from ppll_cli.prepare.preparation import prepare
+from ppll_cli.transport.ring import RingTransport
+from tests.conftest import compose_config
+from tests.predict.given import SMALL
+
+LIMIT_S = 30
+
+
+@dataclass(frozen=True)
+class Do:
+    """A request that does something in the process."""
+
+    what: str
+    threads: int = 1
+
+    def measure(self) -> Any:
+        match self.what:
+            case "tell":
+                return os.getpid(), torch.get_num_threads()
+            case "deterministic":
+                return torch.are_deterministic_algorithms_enabled()
+            case "fail":
+                raise ZeroDivisionError("nothing to divide")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                signal.pause()
+        raise AssertionError(self.what)
+
+
+@pytest.fixture
+def asked() -> Iterator[Meter]:
+    with closing(Meter("cpu", Numerics("fp32", deterministic=False))) as made:
+        yield made
+
+
+def test_one_process_answers_everything(asked: Meter) -> None:
+    """With the threads of each request; the parent's do not change."""
+    assert not active_children()
+    threads = torch.get_num_threads()
+    (one, few), (other, more) = asked.ask(Do("tell")), asked.ask(Do("tell", threads=3))
+    assert one == other != os.getpid()
+    assert (few, more) == (1, 3)
+    assert torch.get_num_threads() == threads
+    asked.close()
+    assert not active_children()
+    assert asked.ask(Do("tell"))[0] != one
+
+
+def test_measured_as_workers_compute(asked: Meter) -> None:
+    assert not asked.ask(Do("deterministic"))
+    with closing(Meter("cpu", Numerics("fp32", deterministic=True))) as other:
+        assert other.ask(Do("deterministic"))
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("fail", r"^measuring \(cpu\): ZeroDivisionError: nothing to divide$"),
+        ("die", r"^measuring \(cpu\): the process is gone \(killed by SIGKILL; if nobody did, "),
+    ],
+)
+def test_a_failure_is_told_once(asked: Meter, what: str, line: str) -> None:
+    with pytest.raises(WorkerFailedError, match=line) as told:
+        asked.ask(Do(what))
+    assert ("in measure" in told.value.report.get("traceback", "")) == (what == "fail")
+    assert not active_children()
+
+
+def test_silence_has_a_limit(asked: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "LIMIT_S", 0.2)
+    with pytest.raises(WorkerFailedError, match="nothing was measured in 0 s"):
+        asked.ask(Do("hang"))
+    assert not active_children()
+
+
+def test_a_fork_server_that_is_gone(asked: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(forkserver.context().Process, "start", start)
+    with pytest.raises(RunFailedError, match="multiprocessing's fork server is gone"):
+        asked.ask(Do("tell"))
+
+
+PARENT = """
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.predict.meter import Meter
+from tests.predict.test_meter import Do
+
+if __name__ == "__main__":
+    meter = Meter("cpu", Numerics("fp32", deterministic=False))
+    print(meter.ask(Do("tell"))[0], flush=True)
+    meter.ask(Do("hang"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
+def test_it_leaves_with_its_parent_in_the_midst_of_measuring(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(script)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        try:
+            descriptor = os.pidfd_open(int(parent.stdout.readline()))
+        finally:
+            parent.kill()
+        ended, _, _ = select.select([descriptor], [], [], LIMIT_S)
+        os.close(descriptor)
+        assert ended
+
+
+def test_no_process_is_left_when_the_workers_start(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[str] = []
+    ask = Meter.ask
+
+    def spy(self: Meter, request: Any) -> Any:
+        asked.append(type(request).__name__)
+        return ask(self, request)
+
+    monkeypatch.setattr(Meter, "ask", spy)
+    config, _ = compose_config([*SMALL, "partition=profile", "gpus=2"])
+    prepare(settings.parse(config), "unused")
+    assert {*asked} == {"Units", "Loss", "Copy"}
+    assert not active_children()
+
+
+@pytest.mark.parametrize(("peers", "by_host"), [(True, False), (False, True)])
+def test_the_parent_makes_no_cuda_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peers: bool, by_host: bool
+) -> None:
+    """It would hold memory of the first device for the whole run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def never() -> None:
+        raise AssertionError("CUDA would be initialised here")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", never)
+    monkeypatch.setattr(cuda, "device_name", lambda device: f"model of {device}")
+    monkeypatch.setattr(cuda, "can_access_peer", lambda *_: peers)
+    copies: list[Copy] = []
+
+    def answer(_: Meter, request: Any) -> Any:
+        if isinstance(request, Copy):
+            copies.append(request)
+            return 1e-3
+        if isinstance(request, Loss):
+            return {"forward_s": 1e-3, "backward_s": 1e-3, "saved_bytes": 1, "params": 1}
+        assert isinstance(request, Units)
+        count = len(request.work.parts)
+        return UnitTimes([1e-3] * count, [1e-3] * count, [1] * count, 1e-3, 10, 16.0, [])
+
+    monkeypatch.setattr(Meter, "ask", answer)
+    small = [each for each in SMALL if each != "device=cpu"]
+    config, _ = compose_config([*small, "partition=profile", "gpus=2", "device=cuda"])
+    job = prepare(settings.parse(config), "unused").job
+    assert job.devices == ("cuda:0", "cuda:1")
+    assert {(each.source, each.target, each.by_host) for each in copies} == {
+        ("cuda:0", "cuda:1", by_host)
+    }
+    transport = RingTransport(depth=1)
+    assert transport.obstacle(1000, job.devices) is None
+    transport.channel(2, 1000, *job.devices)

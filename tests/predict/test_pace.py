@@ -1,0 +1,148 @@
+"""The pace that few batches settle at, and who computes beside whom."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
+
+from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.instructions import Forward, Instruction, Loss, Step
+from ppll_cli.pipeline.layout import Layout
+from ppll_cli.pipeline.routes import find_routes
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.pipeline.schedules.pp import NaivePipeline
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
+from ppll_cli.pipeline.simulate import Event, Journey, simulate
+from ppll_cli.pipeline.slots import slots_needed
+from ppll_cli.predict.pace import Pipeline, Steady, company
+
+costs_s = st.floats(0.0, 10.0)
+KINDS: list[type[Schedule]] = [
+    PPLL,
+    GPipe,
+    OneFOneB,
+    NaivePipeline,
+    Interleaved,
+    ZeroBubbleH1,
+]
+
+
+class Reader(NamedTuple):
+    """What a unit or a loss reads and writes."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+
+
+def streams_of(schedule: Schedule, stages: int, modules: int = 1) -> list[list[Instruction]]:
+    """The instructions of each stage; under local learning each has so many modules."""
+    if schedule.local:
+        units = [range(n, n + 1) for n in range(stages * modules)]
+        held = [range(s * modules, (s + 1) * modules) for s in range(stages)]
+        layout = Layout.contiguous(units, held)
+    else:
+        placed = schedule.layout(stages)
+        units = [range(n, n + 1) for n in range(len(placed))]
+        layout = Layout.spread(units, placed)
+    model = [Reader(("x",) if n else ("image",), ("x",)) for n in range(len(units))]
+    ends = {module.stop - 1: [Reader(("x", "label"))] for module in layout.modules}
+    routes = find_routes(layout, model, ends)
+    places = [Place(stage, routes, schedule.microbatches) for stage in range(stages)]
+    return [passes.training(place, schedule) for place in places]
+
+
+def slots_of(streams: Sequence[Sequence[Instruction]], depth: int) -> dict[Channel, int]:
+    return {channel: slots + depth for channel, slots in slots_needed(streams).items()}
+
+
+@given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+def test_the_pace_is_that_of_many_batches(
+    data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
+) -> None:
+    """Whatever instructions cost, few batches tell what a long run settles at."""
+    schedule = kind(microbatches=microbatches)
+    streams = streams_of(schedule, stages, data.draw(st.integers(1, 2)))
+    times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
+    slots = slots_of(streams, depth)
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return times[stage, instruction]
+
+    few, many = 5 * stages, 10 * stages
+    makespans_s = [
+        simulate([s * n for s in streams], cost, lambda channel: slots[channel]).makespan_s
+        for n in (few, many)
+    ]
+    found = Pipeline(streams, slots).steady(cost)
+    expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
+    assert found.batch_s == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
+
+
+@settings_of(deadline=None)
+@given(st.data(), st.sampled_from(KINDS), st.integers(2, 4), st.integers(1, 3), st.integers(1, 3))
+def test_the_pace_with_a_long_way_between_stages(
+    data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
+) -> None:
+    """Where messages are underway for long they come in groups, one after another."""
+    schedule = kind(microbatches=microbatches)
+    streams = streams_of(schedule, stages)
+    times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
+    ways = {s: Journey(data.draw(costs_s), data.draw(costs_s)) for s in range(stages)}
+    slots = slots_of(streams, depth)
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return times[stage, instruction]
+
+    def journeys(stage: int, instruction: Instruction) -> Journey:
+        return ways[stage]
+
+    few, many = 60, 120  # groups of up to 6 batches
+    makespans_s = [
+        simulate(
+            [s * n for s in streams], cost, lambda channel: slots[channel], journeys
+        ).makespan_s
+        for n in (few, many)
+    ]
+    found = Pipeline(streams, slots).steady(cost, journeys)
+    expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
+    assert found.batch_s == pytest.approx(expected_s, rel=1e-2, abs=1e-6)
+
+
+def test_company() -> None:
+    """Two stages at a pace of 10 s: 0 to 6, and 4 to 9 and from 9 on to 11, which is 1."""
+    steady = Steady(
+        batch_s=10.0,
+        events=[
+            [Event(Forward(0, 0), 0.0, 6.0)],
+            [Event(Forward(0, 0), 4.0, 9.0), Event(Loss(0, 0), 9.0, 11.0)],
+        ],
+        peak_live=[1, 1],
+    )
+    first, second = company(steady, 1, [{0: 1}, {0: 1}])
+    assert first == {Forward(0, 0): pytest.approx((2 + 1) / 6)}
+    assert second == {Forward(0, 0): pytest.approx(2 / 5), Loss(0, 0): pytest.approx(0.5)}
+
+
+def test_company_has_a_limit() -> None:
+    """What takes no time has none."""
+    stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(0), 1.0, 1.0)]
+    steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
+    here = [{0: 1}] * 5
+    assert company(steady, 2, here) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
+    assert company(steady, 9, here) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
+
+
+def test_company_is_that_of_a_machine() -> None:
+    """A stage with a worker on each of two machines has most beside it on the fuller one."""
+    steady = Steady(1.0, [[Event(Forward(0, 0), 0.0, 1.0)] for _ in range(4)], [1] * 4)
+    crews = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]
+    found = [crowd[Forward(0, 0)] for crowd in company(steady, 9, crews)]
+    assert found == [2.0, 2.0, 0.0, 2.0]

@@ -1,0 +1,386 @@
+"""What is measured before training, and that it leaves no trace in it."""
+
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import combinations, pairwise
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.config import settings
+from ppll_cli.errors import WorkerFailedError
+from ppll_cli.job.devices import device_of
+from ppll_cli.models.resnet import CifarResNet
+from ppll_cli.models.vit import ViT
+from ppll_cli.predict import timing
+from ppll_cli.predict.chain import Work
+from ppll_cli.predict.fingerprint import source_digest, structure
+from ppll_cli.predict.meter import Meter
+from ppll_cli.predict.neighbours import neighbours
+from ppll_cli.predict.profile import Measured, Profile
+from ppll_cli.prepare.preparation import Prepared, prepare, profile_of
+from ppll_cli.prepare.subject import examine
+from tests.conftest import Runner, assert_same, compose_config, own_model
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
+SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
+SMALL += ["threads=1"]
+UNITS = ["embed", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head"]
+LIMIT_S = 30
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where times are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ppll-run" / "profile"
+
+
+def prepared(*overrides: str) -> Prepared:
+    config, _ = compose_config([*SMALL, "partition=profile", *overrides])
+    return prepare(settings.parse(config), "unused")
+
+
+def made(*overrides: str) -> Profile:
+    config, _ = compose_config([*SMALL, *overrides])
+    parsed = settings.parse(config)
+    return profile_of(parsed, examine(parsed), device_of(parsed))
+
+
+@pytest.fixture
+def profile() -> Iterator[Callable[..., Profile]]:
+    """Makes profiles whose processes end with the test."""
+    with ExitStack() as stack:
+        yield lambda *overrides: stack.enter_context(closing(made(*overrides)))
+
+
+def kept(cache: Path) -> dict[str, dict[str, float]]:
+    """Everything that was measured, under whatever conditions."""
+    records: dict[str, dict[str, float]] = {}
+    for file in cache.glob("*.json"):
+        records |= json.loads(file.read_text())
+    return records
+
+
+class Dictated:
+    """Times in milliseconds that take the place of measured ones; 1 ms where there is none."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, float] = {}
+        self.auxiliary: dict[tuple[int, int], float] = {}
+        self.copies: dict[int, float] = {}
+        self.asked: set[int] = set()
+
+
+@pytest.fixture
+def dictated(monkeypatch: pytest.MonkeyPatch) -> Dictated:
+    """A third of a unit's time is its forward pass, and an optimizer's step takes none."""
+    told = Dictated()
+
+    def unit(self: Profile, index: int, first: bool = False) -> Measured:
+        told.asked.add(self.neighbours)
+        total_s = 1e-3 * told.units.get(self.ends.site.units[index].name, 1.0)
+        return Measured(total_s / 3, total_s * 2 / 3, 100, 10)
+
+    def auxiliary(self: Profile, modules: Sequence[range], module: int) -> Measured:
+        total_s = 1e-3 * told.auxiliary.get((module, modules[module].stop), 1.0)
+        return Measured(total_s / 2, total_s / 2, 7, 0)
+
+    monkeypatch.setattr(Profile, "unit", unit)
+    monkeypatch.setattr(Profile, "auxiliary", auxiliary)
+    monkeypatch.setattr(Profile, "copy", lambda self, size: 1e-3 * told.copies.get(size, 1.0))
+    monkeypatch.setattr(Profile, "step_s", 0.0)
+    monkeypatch.setattr(Profile, "parameter_bytes", 16.0)
+    monkeypatch.setattr(Profile, "_known", {})
+    return told
+
+
+def cut_after(run: Prepared) -> list[str]:
+    return [UNITS[cut] for cut in run.job.layout.cuts()]
+
+
+def test_what_is_alike_is_measured_once(cache: Path) -> None:
+    """Of six units three kinds, the latter two also as first of a module; of losses two."""
+    found = prepared("gpus=2", "local.modules=5")
+    records = kept(cache)
+    kinds = sorted(name.split()[0] for name in records)
+    assert kinds == ["auxiliary"] * 2 + ["copy"] * 2 + ["parameter"] + ["unit"] * 5
+    params = {record["params"] for name, record in records.items() if name.startswith("unit")}
+    assert params == {cost.params for cost in found.unit_costs}
+    for name, record in records.items():
+        assert all(record[key] > 0 for key in record if key.endswith("_s")), name
+    assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's, and its counters
+
+
+def test_structure_is_what_decides_the_cost() -> None:
+    def layers(width: int = 8, dropout: float = 0.1) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Dropout(dropout))
+
+    assert structure(layers()) == structure(layers())
+    with torch.device("meta"):
+        assert structure(layers()) == structure(layers().eval())
+    others = [layers(9), layers(dropout=0.2), nn.Sequential(*list(layers())[:2]), layers().double()]
+    assert len({structure(network) for network in (layers(), *others)}) == 5
+
+
+def test_nothing_of_the_run_is_touched() -> None:
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    prepared("gpus=2", "local=dgl")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_what_is_trained_is_what_its_cuts_train(run: Runner) -> None:
+    """Measuring builds and trains copies; the run itself begins as if there had been none."""
+    case = [*SMALL, "gpus=2", "max_steps=6", "local=dgl"]
+    measured = run(*case, "partition=profile")
+    (_, second) = measured.summary["per_module"]
+    pinned = run(*case, f"local.cuts=[{second['units'][0]}]")
+    assert_same(measured.tensors(), pinned.tensors())
+
+
+@pytest.fixture
+def no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with one core."""
+    monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 1)
+
+
+@pytest.mark.usefixtures("no_neighbours")
+def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared("gpus=2")
+    with monkeypatch.context() as patched:
+
+        def never(*_: object) -> Any:
+            raise AssertionError("measured again")
+
+        patched.setattr(Meter, "_start", never)
+        again = prepared("gpus=2")
+    assert again.job.layout == first.job.layout
+    assert again.notes == first.notes
+    for other in (
+        "model.dim=32",
+        "batch_size=7",
+        "threads=2",
+        "precision=bf16",
+        "optim=sgd",
+        "deterministic=true",
+    ):
+        prepared("gpus=2", other)
+    assert len(list(cache.glob("*"))) == 7
+
+
+def test_neighbours_are_a_condition(cache: Path, profile: Callable[..., Profile]) -> None:
+    alone = profile()
+    beside = alone.at(alone.samples, neighbours=1)
+    assert alone.at(8).unit(1) != beside.unit(1)
+    alone.save()
+    assert len(list(cache.glob("*.json"))) == 2
+    assert profile().at(8, neighbours=1).unit(1) == beside.unit(1)
+
+
+def test_losses_are_slower_beside_neighbours_as_units_are(
+    profile: Callable[..., Profile],
+) -> None:
+    """To measure each of them beside neighbours would start these again for each."""
+    alone = profile().at(8)
+    beside = alone.at(8, neighbours=1)
+    beside.slowdown = 1.5  # so that no neighbour is needed
+    modules = [range(2), range(2, 6)]
+    loss = alone.auxiliary(modules, 0)
+    assert beside.auxiliary(modules, 0) == Measured(
+        1.5 * loss.forward_s, 1.5 * loss.backward_s, loss.saved_bytes, loss.params
+    )
+
+
+def test_what_is_measured_depends_on_the_code() -> None:
+    vit, resnet = ViT(dim=8, depth=1, heads=1, patch=4), CifarResNet(depth=8)
+    assert source_digest(vit, resnet) != source_digest(resnet)
+    assert source_digest(vit) == source_digest(ViT(dim=16, depth=1, heads=1, patch=4))
+
+
+def test_the_dearest_stage_is_the_cheapest_there_is(dictated: Dictated) -> None:
+    tokens = 8 * 5 * 16 * 4  # what crosses every cut behind the first unit
+    dictated.units = dict(zip(UNITS, [9, 1, 4, 2, 7, 1], strict=True))
+    dictated.auxiliary = {(m, stop): stop % 3 + m for stop in range(7) for m in (0, 1)}
+    dictated.auxiliary[2, 6] = 0.0
+    dictated.copies = {tokens: 0.7}
+
+    def dearest(starts: tuple[int, ...]) -> float:
+        costs = []
+        for stage, (start, stop) in enumerate(pairwise([0, *starts, 6])):
+            units = sum(dictated.units[name] for name in UNITS[start:stop])
+            costs.append(units + dictated.auxiliary[stage, stop] + 0.7 * (stop < 6))
+        return max(costs)
+
+    found = cut_after(prepared("gpus=3"))
+    least = min(dearest(starts) for starts in combinations(range(1, 6), 2))
+    first, second = (UNITS.index(name) for name in found)
+    assert dearest((first, second)) == pytest.approx(least)
+
+
+def test_copies_count_for_fixed_units(dictated: Dictated) -> None:
+    """A cut behind the widest tensor costs more than uneven stages."""
+    case = ["schedule=gpipe", "schedule.microbatches=1", "gpus=2"]
+    assert cut_after(prepared(*case)) == ["blocks.2"]
+    dictated.units = dict.fromkeys(UNITS[1:], 0.1)
+    dictated.copies = {8 * 5 * 16 * 4: 100.0, 8 * 3 * 8 * 8 * 4: 0.0}
+    assert len(cut_after(prepared(*case))) == 1
+
+
+def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every schedule of several stages has a table, and what is predicted of it."""
+    monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 2)
+    dictated.units = {"blocks.0": 2.0}
+    notes = prepared("gpus=2").notes
+    title = "partition=profile, milliseconds for 8 samples, measured beside 1 other process(es)"
+    assert any(line.startswith(title) for line in notes)
+    assert "  blocks.0          0.667     1.333   0.000  0" in notes
+    assert "  stage 0: 5.000 a batch, of which losses 1.000" in notes
+    assert "  stage 1: 5.000 a batch, of which losses 1.000" in notes
+    # bp takes 7 ms for the units and 1 ms for the loss, the slower stage 5 ms.
+    line = "  predicted: 1600 samples/s, 1.60 x the speed of bp on one device, bubble 0.0000"
+    assert line in notes
+    assert "  the training depends on these cuts; 'local.cuts=[blocks.1]' pins them" in notes
+    fixed = prepared("gpus=2", "local.modules=6").notes
+    assert not any("pins them" in line for line in fixed)
+    assert any("pins them" in line for line in prepared("gpus=2", "schedule=ll").notes)
+    for schedule in ("pp", "gpipe", "1f1b"):
+        others = prepared("gpus=2", f"schedule={schedule}").notes
+        assert sum("predicted: " in line for line in others) == 1
+    assert dictated.asked == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["schedule=bp", "gpus=2"],
+        ["schedule=ll", "gpus=2", "local.modules=3"],
+        ["schedule=ppll", "gpus=1"],
+        ["schedule=gpipe", "gpus=1"],
+    ],
+)
+def test_nothing_is_measured_where_nothing_is_cut(cache: Path, case: list[str]) -> None:
+    """A profile was once made for schedules of one stage, and then nobody asked it."""
+    assert not any("milliseconds" in line for line in prepared(*case).notes)
+    assert not cache.exists()
+
+
+def test_the_median_after_a_warm_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first run that takes long does not count, and one that something came between hardly."""
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
+    rows = iter([[9.0, 90.0]] * timing.WARMUP + [[3.0, 20.0], [1.0, 80.0], [2.0, 10.0]])
+    assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
+
+
+def test_what_autograd_saves_is_counted_once() -> None:
+    """Linear saves its input, which is another unit's output, and its weight; ReLU its output."""
+    network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.ReLU())
+    x = torch.rand(2, 6)
+    with timing.saved_storages([x, *timing.held(network)]) as saved:
+        network(x)
+    assert sorted(saved.values()) == [2 * 4 * 4] * 2
+
+
+def work(*overrides: str) -> Work:
+    """All units of a model, one behind the other."""
+    found = made(*overrides)
+    return found._work([(index, False) for index in range(len(found.ends.site.units))])
+
+
+def test_a_chain_is_a_training_step() -> None:
+    """Random numbers stand only where the unit that makes a tensor was left out."""
+    whole = work()
+    chain = whole.chain()
+    before = [parameter.clone() for parameter in chain.parameters]
+    seconds = chain.step()
+    assert len(seconds) == 2 * len(UNITS) + 1
+    assert not chain._made.keys() - {("image", whole.parts[0].inputs[0])}
+    assert any(not torch.equal(a, b) for a, b in zip(before, chain.parameters, strict=True))
+    assert all(parameter.grad is None for parameter in chain.parameters)
+    short = replace(whole, parts=whole.parts[2:4]).chain()
+    assert len(short.step()) == 5
+    assert [name for name, _ in short._made] == ["x"]
+
+
+def test_what_a_unit_leaves_in_memory() -> None:
+    """By hand: tokens [8, 5, 16], float32, of what a transformer block makes."""
+    tokens = 8 * 5 * 16 * 4
+    norms, projected, attention, first_sum, hidden, gelu, output = 2, 3, 1, 1, 4, 4, 1
+    all_of_them = norms + projected + attention + first_sum + hidden + gelu + output
+    (_, block, *_) = work().chain().saved_bytes()
+    # The means and deviations of the norms and the sums of attention's exponentials are small.
+    assert all_of_them * tokens <= block <= 1.05 * all_of_them * tokens
+
+
+def test_neighbours_are_gone_afterwards() -> None:
+    with neighbours(work(), 2):
+        assert len(active_children()) == 2
+    assert not active_children()
+    with pytest.raises(ZeroDivisionError), neighbours(work(), 1):
+        raise ZeroDivisionError
+    assert not active_children()
+
+
+def test_a_neighbour_that_fails_is_told() -> None:
+    """Whether it never starts, or fails while the body runs."""
+    removed = [key for key in SMALL if not key.startswith("model")]
+    broken = replace(work(), model={"_target_": "tests.own_models.Nothing"})
+    with pytest.raises(WorkerFailedError, match="cannot be imported"), neighbours(broken, 1):
+        pytest.fail("there is none")
+    config, _ = compose_config([*removed, *own_model("Faulty", unit="second", act="kill")])
+    parsed = settings.parse(config)
+    found = profile_of(parsed, examine(parsed), "cpu")
+
+    def wait_for_its_end() -> None:
+        with neighbours(found._work([(index, False) for index in range(3)]), 1):
+            (child,) = active_children()
+            child.join(LIMIT_S)
+
+    with pytest.raises(WorkerFailedError, match="the process is gone"):
+        wait_for_its_end()
+    assert not active_children()
+
+
+PARENT = """
+import os, sys, pickle
+from multiprocessing import active_children
+from ppll_cli.predict.meter import Meter
+from ppll_cli.predict.neighbours import neighbours
+
+if __name__ == "__main__":
+    with neighbours(pickle.load(sys.stdin.buffer), 2):
+        print(*(child.pid for child in active_children()), flush=True)
+        sys.stdin.buffer.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
+def test_neighbours_leave_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        pickle.dump(work(), parent.stdin)
+        parent.stdin.flush()
+        descriptors = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(descriptors) == 2
+        parent.send_signal(signal.SIGKILL)
+        for descriptor in descriptors:
+            ended, _, _ = select.select([descriptor], [], [], LIMIT_S)
+            os.close(descriptor)
+            assert ended

@@ -1,0 +1,134 @@
+"""Predictions against closed formulas, with costs that all differ where the formula allows it."""
+
+import pytest
+
+from ppll_cli.pipeline.instructions import Forward
+from ppll_cli.predict import speed as predicting
+from ppll_cli.predict.costs import instruction_times
+from ppll_cli.predict.interconnect import Carriers, Interconnect
+from ppll_cli.predict.profile import Measured
+from ppll_cli.predict.speed import bp_batch_s, predict
+from tests.predict.given import TOKENS, UNITS, Source, batch_s, job
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+DIFFERENT = Source(
+    forward_s=(1.0, 2.5, 0.5, 3.0, 1.5, 0.25),
+    backward_s=(2.0, 3.5, 1.25, 5.0, 2.75, 0.5),
+    loss=Measured(0.125, 0.375, 40, 7),
+    copy_s=0.0625,
+    step_s=0.01,
+)
+
+
+def test_ppll_goes_at_the_pace_of_its_slowest_stage() -> None:
+    """Stages 0-1, 2-3 and 4-5 (uniform): forward, backward, loss, step, and a copy but the last."""
+    found = predict(job("ppll", 3), DIFFERENT)
+    totals = []
+    for first in (0, 2, 4):
+        units = sum(DIFFERENT.forward_s[first : first + 2]) + sum(
+            DIFFERENT.backward_s[first : first + 2]
+        )
+        params = 10 * (first + 1) + 10 * (first + 2) + 7
+        totals.append(units + 0.5 + 0.01 * params + 0.0625 * (first < 4))
+    assert found.stage_s == pytest.approx(totals)
+    assert batch_s(found) == pytest.approx(max(totals))
+    assert found.bubble_fraction == pytest.approx(1 - sum(totals) / (3 * max(totals)))
+
+
+def test_a_module_makes_no_gradients_for_its_inputs() -> None:
+    """Which spares its first unit something, under ll once a module; never so under bp."""
+    source = Source(spared_s=0.25)
+    for schedule, spared in (("bp", 0), ("pp", 0), ("ll", 3)):
+        found = predict(job(schedule, 3), source)
+        assert batch_s(found) == pytest.approx(3.0 * UNITS - 0.25 * spared)
+    assert predict(job("ppll", 3), source).stage_s == pytest.approx([6.0 - 0.25] * 3)
+
+
+@pytest.mark.parametrize("schedule", ["bp", "pp", "ll"])
+def test_what_runs_one_thing_at_a_time_takes_the_sum(schedule: str) -> None:
+    """Under pp an earlier stage still steps while the next batch begins behind it: never here."""
+    found = predict(job(schedule, 3), DIFFERENT)
+    units = sum(DIFFERENT.forward_s) + sum(DIFFERENT.backward_s)
+    steps = 0.01 * 10 * (1 + 2 + 3 + 4 + 5 + 6)
+    if schedule == "pp":
+        # Both copies, there and back. Of the steps only the first stage's is in the way.
+        assert batch_s(found) == pytest.approx(units + 0.5 + 4 * 0.0625 + 0.01 * 10 * 3)
+    elif schedule == "bp":
+        assert batch_s(found) == pytest.approx(units + 0.5 + steps + 0.07)
+        assert bp_batch_s(UNITS, DIFFERENT) == pytest.approx(units + 0.5 + steps)
+    else:
+        assert batch_s(found) == pytest.approx(units + 3 * (0.5 + 0.07) + steps)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+@pytest.mark.parametrize("gpus", [2, 3, 6])
+def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: int) -> None:
+    """Even stages: (M + K - 1) times a micro-batch, and a bubble of (K - 1) / (M + K - 1)."""
+    source = Source()
+    found = predict(job(schedule, gpus, microbatches), source)
+    stage = 3.0 * UNITS / gpus / microbatches
+    assert batch_s(found) == pytest.approx((microbatches + gpus - 1) * stage)
+    assert found.bubble_fraction == pytest.approx((gpus - 1) / (microbatches + gpus - 1))
+    assert {samples for samples, _ in source.asked} == {8 // microbatches}
+
+
+def test_smaller_micro_batches_take_less() -> None:
+    """8 samples in 3 parts are 3, 3 and 2."""
+    made = job("gpipe", 2, 3)
+    carriers = Carriers(made, Interconnect())
+    (first, _) = instruction_times(made, Source().at(3), [3, 3, 2], carriers)
+    assert [first[Forward(0, m)] for m in range(3)] == pytest.approx([9 / 8, 9 / 8, 6 / 8])
+
+
+def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under pp nothing does; under ppll everything; under gpipe what lies between the bubbles."""
+    monkeypatch.setattr(predicting, "usable_cores", lambda: 2)
+    source = Source(slower=1.5)
+    assert batch_s(predict(job("pp", 2), source)) == pytest.approx(18.0)
+    assert batch_s(predict(job("bp", 2), source)) == pytest.approx(18.0)
+    assert batch_s(predict(job("ppll", 2), source)) == pytest.approx(1.5 * 9.0)
+    # M = 2, forward 1.5 s and backward 3 s a micro-batch: stage 0's first forward and its last
+    # backward, and so the last stage's, have nobody beside them.
+    found = batch_s(predict(job("gpipe", 2, 2), source))
+    assert found == pytest.approx(1.5 + 1.5 * 1.5 + 1.5 + 3.0 + 1.5 * 3.0 + 3.0, rel=0.02)
+    assert (8, 1) in source.asked
+    # Two stages more than there are cores have no other neighbours than those.
+    assert batch_s(predict(job("ppll", 3), source)) == pytest.approx(1.5 * 6.0)
+
+
+def test_only_stages_of_the_same_machine_slow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is said how many do."""
+    monkeypatch.setattr(predicting, "usable_cores", lambda: 4)
+    source = Source(slower=1.5)
+    for per_machine, slower in ((3, 1.5), (1, 1.0)):
+        made = job("ppll", 3, per_machine=per_machine)
+        assert batch_s(predict(made, source)) == pytest.approx(slower * 6.0)
+        assert batch_s(predict(made, source, neighbours=1)) == pytest.approx(1.5 * 6.0)
+    # Of two machines the one with two stages sets the pace.
+    assert batch_s(predict(job("ppll", 3, per_machine=2), source)) == pytest.approx(1.5 * 6.0)
+    paced = Source(slower=1.5, forward_s=(1.0,) * 4 + (4.0,) * 2)
+    assert batch_s(predict(job("ppll", 3, per_machine=2), paced)) == pytest.approx(12.0)
+
+
+def test_memory() -> None:
+    """Units save 100, 200, ... bytes a sample and have 10, 20, ... parameters."""
+    saved = [100 * (index + 1) for index in range(UNITS)]
+    image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
+    source = Source(loss=Measured(0.0, 0.0, 8 * 5, 3))
+    pp, gpipe, one, ll, ppll = (
+        predict(job(name, 2, modules=3), source) for name in ("pp", "gpipe", "1f1b", "ll", "ppll")
+    )
+    assert pp.activation_bytes == [8 * (600 + image), 8 * (1500 + token) + 40]
+    # Four micro-batches of two samples.
+    assert gpipe.activation_bytes == [8 * (600 + image), 4 * (2 * 1500 + 40) + 8 * token]
+    assert one.activation_bytes == [2 * 2 * 600 + 8 * image, 2 * 1500 + 40 + 2 * token]
+    modules = [sum(saved[start : start + 2]) for start in (0, 2, 4)]
+    assert ll.activation_bytes == [8 * (max(modules) + image) + 40]
+    assert ppll.activation_bytes == [
+        8 * (max(modules[:2]) + image) + 40,
+        8 * (modules[2] + token) + 40,
+    ]
+    assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6), 16 * (50 + 60 + 3)]
+    assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3)]

@@ -1,0 +1,142 @@
+"""Partitions by FLOPs, against every partition there is."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from ppll_cli.config import settings
+from ppll_cli.config.settings import Partition
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.trace import Cost
+from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
+from ppll_cli.prepare.cutting import BACKWARD, STEP_FLOPS, placed, weights
+from ppll_cli.prepare.preparation import Prepared, prepare
+from tests.conftest import compose_config
+
+DATA = ["data=synthetic", "data.size=16", "data.train_samples=53", "data.test_samples=7"]
+RESNET = [*DATA, "model=resnet32", "model.depth=14", "batch_size=8", "device=cpu"]
+BATCH = 8
+SHORT = "model.depth=8"  # five units: six ways to make three stages of them
+
+
+def prepared(*overrides: str) -> Prepared:
+    config, _ = compose_config([*RESNET, *overrides])
+    return prepare(settings.parse(config), "unused")
+
+
+def flops(cost: Cost) -> float:
+    return BACKWARD * cost.flops + STEP_FLOPS * cost.params / BATCH
+
+
+def stage_costs(run: Prepared) -> list[float]:
+    """Of each stage: its units, and the auxiliary networks of the modules that end in it."""
+    layout = run.job.layout
+    return [
+        sum(flops(run.unit_costs[index]) for index in stage)
+        + sum(
+            flops(cost)
+            for module, cost in zip(layout.modules, run.auxiliary_costs, strict=True)
+            if module.stop - 1 in stage
+        )
+        for stage in map(layout.units, range(layout.stages))
+    ]
+
+
+def every_cut(names: Sequence[str], stages: int) -> list[str]:
+    cuts = combinations(names[1:], stages - 1)
+    return [f"partition.cuts=[{','.join(cut)}]" for cut in cuts]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["local=greedy", "gpus=2"],
+        ["local=dgl", "local.hidden=600", "gpus=3", SHORT],  # heads that cost more than units
+        ["schedule=gpipe", "gpus=3", SHORT],
+        ["local=infopro", "local.modules=5", "gpus=2"],
+    ],
+)
+def test_no_partition_has_a_cheaper_dearest_stage(case: list[str]) -> None:
+    found = prepared(*case, "partition=flops")
+    names = found.units
+    stages = found.job.stages
+    starts = [m.start for m in found.job.layout.modules]
+    if "local.modules=5" in case:
+        names = tuple(names[start] for start in starts)
+    others = [
+        max(stage_costs(prepared(*case, "partition=manual", cuts)))
+        for cuts in every_cut(names, stages)
+    ]
+    assert len(others) > 3
+    assert max(stage_costs(found)) == min(others)
+    assert max(stage_costs(prepared(*case, "partition=uniform"))) >= min(others)
+
+
+def test_ll_has_the_modules_that_ppll_has() -> None:
+    case = ["local=dgl", "gpus=3", "partition=flops"]
+    pipelined, sequential = prepared(*case), prepared(*case, "schedule=ll")
+    assert sequential.job.layout.modules == pipelined.job.layout.modules
+    assert sequential.job.layout.stages == 1
+
+
+def test_fixed_modules_stay_as_they_are() -> None:
+    case = ["local.modules=5", "gpus=2"]
+    modules = {
+        prepared(*case, f"partition={name}", "local=dgl").job.layout.modules
+        for name in ("uniform", "params", "flops")
+    }
+    assert len(modules) == 1
+
+
+def test_what_is_balanced() -> None:
+    units = [Cost(100, 7, ()), Cost(0, 5, ())]
+
+    def auxiliary(modules: Sequence[range], module: int) -> Cost:
+        return Cost(8 * module, len(modules), ())
+
+    profile: Any = None  # nothing is measured
+
+    uniform, params, by_flops = (
+        weights(Partition(name=name, cuts=None), units, auxiliary, 4, profile)
+        for name in ("uniform", "params", "flops")
+    )
+    assert (uniform.units, params.units) == ([1, 1], [100, 0])
+    assert uniform.auxiliary is params.auxiliary is None
+    assert by_flops.units == [3 * 7 + 10 * 100 / 4, 3 * 5]
+    assert by_flops.auxiliary is not None
+    assert by_flops.auxiliary([range(1), range(1, 2)], 1) == 3 * 2 + 10 * 8 / 4
+
+
+def test_no_stage_is_empty() -> None:
+    for gpus in (1, 3, 7, 8):
+        layout = prepared("local=fba", "partition=flops", f"gpus={gpus}").job.layout
+        stages = [layout.units(stage) for stage in range(layout.stages)]
+        assert len(stages) == gpus
+        assert [index for stage in stages for index in stage] == list(range(8))
+        assert all(stages)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (
+            lambda stages: [1, 0],
+            r"is \[1, 0\]; give each of the stages 0 to 1 a chunk, and stage 0",
+        ),
+        (lambda stages: [0, 0], r"is \[0, 0\]; give each of"),
+        (lambda stages: [0, 1, 2], r"is \[0, 1, 2\]; give each of"),
+        (lambda stages: [], r"is \[\]; give each of"),
+        (lambda stages: [0][stages], r"its layout\(2\)"),
+    ],
+    ids=["first elsewhere", "empty stage", "unknown stage", "nothing", "raises"],
+)
+def test_a_users_layout_that_cannot_be_is_refused(layout: Any, said: str) -> None:
+    class Own(OneFOneB):
+        def layout(self, stages: int) -> Sequence[int]:
+            found: Sequence[int] = layout(stages)
+            return found
+
+    with pytest.raises(ConfigError, match=said):
+        placed(Own(), 2)

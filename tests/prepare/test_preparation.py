@@ -1,0 +1,278 @@
+"""What is refused before a worker starts, and what a job is made of."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.config import settings
+from ppll_cli.errors import ConfigError
+from ppll_cli.job import devices as machine_devices
+from ppll_cli.local.greedy import Greedy
+from ppll_cli.local.method import Site
+from ppll_cli.models.unit import Unit
+from ppll_cli.prepare import preparation as preparing
+from ppll_cli.prepare.preparation import Prepared, prepare
+from tests.conftest import compose_config, own_model
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
+SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
+NARROW = [*DATA, "batch_size=13", "model=resnet18", "local=dgl", "device=cpu"]  # 53 = 4 * 13 + 1
+
+
+def prepared(*overrides: str) -> Prepared:
+    config, _ = compose_config(list(overrides))
+    return prepare(settings.parse(config), "unused")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=gpipe", "schedule.microbatches=9"], "schedule.microbatches=9: a batch of 8 "),
+        (["batch_size=54"], "batch_size=54: the training set has 53 samples; use at most 53"),
+        (["gpus=7"], "gpus=7: the model has only 6 units; use at most 6"),
+        (["gpus=3", "local.modules=2"], "gpus=3: there are only 2 modules"),
+        (["local.modules=7"], "local.modules=7: must be a whole number from 1 to 6"),
+        (["local.modules=2.5"], "local.modules=2.5: must be a whole number"),
+        (["local.cuts=[blocks.9]"], r"local.cuts=\[blocks.9\]: no cut can be at 'blocks.9'"),
+        (["local.cuts=[blocks.2,blocks.1]"], r"local.cuts=\[blocks.2,blocks.1\]: the units must"),
+        (["local.cuts=[blocks.1,blocks.1]"], r"local.cuts=\[blocks.1,blocks.1\]: the units must"),
+        (["local.cuts=[head]", "local.modules=3"], "local.modules=3: local.cuts makes 2"),
+        (["local.cuts=8"], "local.cuts=8: must be a list of names of units, or the name of a "),
+        (
+            ["local.cuts=K4"],
+            "local.cuts=K4: is no partition of the model; this model has none; or give a list of ",
+        ),
+        (
+            ["partition=manual", "partition.cuts=[head]", "gpus=3"],
+            r"makes 2 stages, but there are 3",
+        ),
+        (
+            ["partition=manual", "partition.cuts=[blocks.1]", "local.cuts=[blocks.2]"],
+            "'blocks.1' is inside a module; cut at blocks.2",
+        ),
+        (["model.patch=3"], "model.patch=3: "),
+        (["local=vit_blocks", "local.depth=[1,2]"], r"local.depth=\[1, 2\]: has 2 numbers, but 1 "),
+        (["device=cuda"], "device=cuda: there is no CUDA device"),
+    ],
+)
+def test_refusals(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=message):
+        prepared(*SMALL, *overrides)
+
+
+RESNET = [*DATA, "batch_size=8", "model=resnet32", "device=cpu"]
+
+
+def test_modules_of_a_partition_that_the_model_names() -> None:
+    result = prepared(*RESNET, "local.cuts=K4", "local.modules=4")
+    modules = [[result.units[index] for index in units] for units in result.job.layout.modules]
+    assert [(units[0], units[-1]) for units in modules] == [
+        ("stem", "layer1.2"),
+        ("layer1.3", "layer2.1"),
+        ("layer2.2", "layer3.0"),
+        ("layer3.1", "head"),
+    ]
+    assert [len(result.job.layout.of(stage)) for stage in (0, 1)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["local.cuts=K9"],
+            "local.cuts=K9: is no partition of the model; the names are K2, K4, K8, K16, auglocal_",
+        ),
+        (["local.cuts=k8"], "local.cuts=k8: is no partition of the model; the names are K2"),
+        (["model.depth=20", "local.cuts=K8"], "local.cuts=K8: .* this model has none; or give a"),
+        (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8; give one of"),
+        (["local.cuts=K2", "gpus=3"], "gpus=3: there are only 2 modules"),
+        (
+            ["local.cuts=K2", "partition=manual", "partition.cuts=[layer1.0]"],
+            "'layer1.0' is inside a module; cut at layer2.2",
+        ),
+    ],
+)
+def test_refusals_of_named_partitions(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(*RESNET, *overrides)
+
+
+@pytest.mark.parametrize("schedule", ["bp", "gpipe"])
+def test_back_propagation_has_no_use_for_partitions(schedule: str) -> None:
+    assert len(prepared(*RESNET, "local.cuts=K8", f"schedule={schedule}").job.layout.modules) == 1
+
+
+def test_batch_norm_of_one_value_is_refused_before_it_trains() -> None:
+    """The last batch has one sample, and the perceptron of the auxiliary network no positions."""
+    with pytest.raises(ConfigError, match=r"batch_size=13: leaves a micro-batch of one sample"):
+        prepared(*NARROW)
+    prepared(*NARROW, "data.drop_last=true")
+    prepared(*NARROW, "batch_size=12")
+    with pytest.raises(ConfigError, match=r"BatchNorm"):
+        prepared(*NARROW, "batch_size=12", "schedule=gpipe", "schedule.microbatches=12")
+
+
+@pytest.mark.parametrize(
+    ("found", "overrides", "devices"),
+    [
+        (0, ["gpus=2"], ["cpu", "cpu"]),
+        (2, ["gpus=2"], ["cuda:0", "cuda:1"]),
+        (4, ["gpus=2"], ["cuda:0", "cuda:1"]),
+        (1, [], ["cpu", "cpu"]),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (1, ["schedule=bp", "gpus=2"], ["cuda:0"]),
+        (2, ["gpus=3", "oversubscribe=true"], ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, ["gpus=3", "device=cpu"], ["cpu", "cpu", "cpu"]),
+        (1, ["gpus=2"], "gpus=2: there are 1 CUDA devices; use gpus=1, device=cpu, or oversub"),
+        (1, ["device=cuda"], "gpus=2: there are 1 CUDA devices"),
+    ],
+)
+def test_devices(
+    monkeypatch: pytest.MonkeyPatch, found: int, overrides: list[str], devices: list[str] | str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    arguments = [*SMALL, "device=auto", *overrides]
+    if isinstance(devices, str):
+        with pytest.raises(ConfigError, match=devices):
+            prepared(*arguments)
+        return
+    result = prepared(*arguments)
+    assert list(result.job.devices) == devices
+    assert result.emulated == (len(set(devices)) < len(devices) and devices[0] != "cpu")
+
+
+@pytest.mark.parametrize("schedule", ["bp", "ll", "pp", "gpipe", "1f1b", "ppll"])
+def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
+    notes = "\n".join(prepared(*SMALL, f"schedule={schedule}", "schedule.microbatches=2").notes)
+    assert ("this schedule takes 1, and 1 is used" in notes) == (schedule in ("ll", "pp", "ppll"))
+    assert ("this schedule uses one device" in notes) == (schedule in ("bp", "ll"))
+    assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
+
+
+def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_devices, "usable_cores", lambda: 4)
+    assert not [n for n in prepared(*SMALL, "gpus=2", "threads=2").notes if "cores" in n]
+    (note,) = [n for n in prepared(*SMALL, "gpus=3", "threads=2").notes if "cores" in n]
+    assert note == "3 worker(s) with 2 thread(s) each share 4 cores: they will wait for one another"
+
+
+def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"compile=True: .*C.. compiler.*install g"):
+        prepared(*SMALL, "compile=true")
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "my-compiler" else None)
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert prepared(*SMALL, "compile=true").job.compiled
+
+
+def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `bp` and `ll` too, or the comparison with `ppll` would not be at equal conditions."""
+    monkeypatch.setattr(settings, "usable_cores", lambda: 8)
+    for schedule in ("bp", "ll", "ppll"):
+        assert prepared(*SMALL, f"schedule={schedule}", "gpus=2").job.threads == 4
+    assert prepared(*SMALL, "schedule=bp", "gpus=1").job.threads == 8
+    assert prepared(*SMALL, "gpus=6").job.threads == 1
+    assert prepared(*SMALL, "gpus=6", "threads=3").job.threads == 3
+
+
+def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.random.get_rng_state()
+    with caplog.at_level(logging.WARNING):
+        prepared(*SMALL)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_model_may_not_write_what_losses_read(name: str) -> None:
+    """A target that units have made would have a gradient."""
+    with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', which losses read as"):
+        prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
+
+
+class _Exports(Greedy):
+    """Greedy, with something exported."""
+
+    unit = Unit("more", partial(nn.Linear, 16, 2), writes=("more",))
+
+    def exports(self, site: Site) -> list[Unit]:
+        return [self.unit]
+
+
+class ExportsParameters(_Exports):
+    """Which nothing would train."""
+
+
+class ExportsTheFeature(_Exports):
+    """Under the name that the next module reads."""
+
+    unit = Unit("more", nn.Identity)
+
+
+class ExportsUnderAUnitsName(_Exports):
+    """Whose keys would be the unit's."""
+
+    unit = Unit("blocks.0", nn.Identity, writes=("more",))
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        (ExportsParameters, "local=more: what it exports, 'more', has parameters"),
+        (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
+        (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
+    ],
+)
+def test_what_a_method_may_not_export(method: type, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["fba=on", "gpus=2"], "fba=on: nothing reads a feature bank here; no module has an ea"),
+        (["fba=on", "schedule=bp"], "fba=on: nothing reads a feature bank here; it is for ll and"),
+        (["fba=on", "gpus=3"], None),
+        (["fba=on", "gpus=2", "fba.fusion=none"], None),
+        (["local=fba", "gpus=2"], None),
+    ],
+)
+def test_a_bank_that_nothing_reads_is_told(overrides: list[str], note: str | None) -> None:
+    notes = [line for line in prepared(*SMALL, *overrides).notes if line.startswith("fba")]
+    assert len(notes) == (note is not None)
+    assert all(line.startswith(note or "") for line in notes)
+
+
+def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None:
+    """InfoPro's has a decoder beside its head, which reads the image."""
+    modules = ["gpus=1", "schedule=ll", "local.modules=4"]
+    (first, *_), resnet = (
+        prepared(
+            *DATA, "batch_size=8", "device=cpu", "model=resnet32", "model.depth=8", *choice
+        ).auxiliary_costs
+        for choice in (["local=infopro", *modules], ["local=greedy", *modules])
+    )
+    # 8 x 8 maps with 16 channels: a convolution to 4 x 4, the perceptron, and two to the image.
+    head = 2 * (9 * 16 * 32 * 4 * 4 + 32 * 128 + 128 * 10)
+    decoder = 2 * (9 * 16 * 12 * 8 * 8 + 9 * 12 * 3 * 8 * 8)
+    assert first.flops == head + decoder
+    assert resnet[0].flops == 2 * 16 * 10
+    assert resnet[-1].params == resnet[-1].flops == 0
+
+
+def test_only_a_profile_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home folder was refused whatever the partition was."""
+
+    def homeless() -> Path:
+        raise ConfigError("data.root", "null", "there is no home folder to keep data in")
+
+    monkeypatch.setattr(preparing, "cache_root", homeless)
+    prepared(*SMALL)
+    with pytest.raises(ConfigError, match="there is no home folder"):
+        prepared(*SMALL, "partition=profile")

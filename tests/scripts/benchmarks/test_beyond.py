@@ -1,0 +1,206 @@
+"""The benchmark past classification: what it runs, what it shares, and what its tables say."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.config import settings
+from ppll_cli.prepare.preparation import prepare
+from scripts.benchmarks import beyond, trials
+from scripts.benchmarks.runs import RunFailedError
+from scripts.benchmarks.trials import Trial
+from tests.conftest import compose_config
+from tests.data.picture_files import write_photos
+
+
+def every_trial(name: str) -> list[Trial]:
+    """Of a case, each once."""
+    lines = beyond.rows(name, short=False)
+    speeds = beyond.schedules(name, short=False).values()
+    listed = [*(row.trained for row in lines), *(row.speed for row in lines), *speeds]
+    return list(dict.fromkeys(listed))
+
+
+def there_is(trial: Trial) -> bool:
+    """Whether the model and the data set that it names are options."""
+    chosen = dict(override.split("=", 1) for override in trial.overrides)
+    options = ((group, chosen[group]) for group in ("model", "data"))
+    return all((conf_dir() / group / f"{name}.yaml").exists() for group, name in options)
+
+
+TRIALS = [trial for name in beyond.CASES for trial in every_trial(name) if there_is(trial)]
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
+def test_what_it_runs_composes(trial: Trial) -> None:
+    config, choices = compose_config(list(trial.overrides))
+    parsed = settings.parse(config)
+    assert parsed.threads is not None
+    assert parsed.eval_every > parsed.epochs  # only at the end
+    local = choices["schedule"] in ("ll", "ppll")
+    assert bool(parsed.local["cuts"]) == local
+    assert choices["local"] in (("greedy", "fba") if local else ("greedy",))
+
+
+@pytest.mark.parametrize("name", ["x2", "x4"])
+def test_edsr_is_cut_into_modules_of_one_size(name: str, tmp_path: Path) -> None:
+    """So far as ten units can be."""
+    folder = write_photos(tmp_path / "photos", width=200, height=180)
+    files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
+    for row in beyond.rows(name, short=False)[1:]:
+        config, _ = compose_config([*row.trained.overrides, *files])
+        job = prepare(settings.parse(config), "unused").job
+        assert [len(units) for units in job.layout.modules] == {
+            2: [5, 5],
+            4: [3, 2, 2, 3],
+        }[row.modules]
+
+
+@pytest.mark.parametrize("name", beyond.CASES)
+def test_every_row_of_a_case_has_the_same_budget(name: str) -> None:
+    found = every_trial(name)
+    assert len({trial.name for trial in found}) == len(found)
+    budget = beyond.CASES[name].budget(short=False)
+    assert all(trial.overrides[: len(budget)] == budget for trial in found)
+    lines = beyond.rows(name, short=False)
+    assert [(row.method, row.modules) for row in lines] == [
+        ("bp", 1),
+        *((method, k) for k in (2, 4) for method in ("greedy", "fba off", "fba on")),
+    ]
+
+
+@pytest.mark.parametrize("name", beyond.CASES)
+def test_a_bank_with_nothing_in_it_is_not_run_twice(name: str) -> None:
+    by_row = {(row.method, row.modules): row for row in beyond.rows(name, short=False)}
+    assert by_row["fba on", 2].trained == by_row["fba off", 2].trained
+    assert by_row["fba on", 4].trained != by_row["fba off", 4].trained
+    assert beyond.schedules(name, short=False)["ppll"] == by_row["fba on", 2].speed
+    assert beyond.schedules(name, short=False)["bp"] == by_row["bp", 1].speed
+
+
+def test_short_is_a_tenth() -> None:
+    long, short = (beyond.CASES["x2"].budget(each) for each in (False, True))
+    (differing,) = ((one, other) for one, other in zip(long, short, strict=True) if one != other)
+    samples = [int(override.removeprefix("data.patches_per_epoch=")) for override in differing]
+    assert samples[0] == 10 * samples[1]
+
+
+@pytest.mark.parametrize("case", beyond.CASES.values(), ids=beyond.CASES)
+def test_the_last_module_is_not_the_head_alone(case: beyond.Case) -> None:
+    for modules, cuts in case.cuts.items():
+        assert len(cuts) + 1 == modules
+        assert not {"head", "tail"} & {*cuts}
+
+
+BICUBIC = {"bicubic_psnr": 30.0, "bicubic_ssim": 0.9}
+QUALITY = {
+    "bp": {"psnr": 32.5, "ssim": 0.95, "ap": 0.5, "ap50": 0.75, **BICUBIC},
+    "ll": {"psnr": 32.25, "ssim": 0.9375, "ap": 0.375, "ap50": 0.5, **BICUBIC},
+}
+
+
+def summary_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """What a run with these might have found."""
+    schedule = next(o.removeprefix("schedule=") for o in overrides if o.startswith("schedule="))
+    test = QUALITY["bp" if schedule == "bp" else "ll"]
+    module = {"params": 10, "aux_params": 0, "flops": 10, "aux_flops": 0, "test": test}
+    trained_so = {**module, "aux_params": 2000, "aux_flops": 5}
+    stages = [{"peak_memory_bytes": 5e6, "aux_fraction": 0.25}]
+    last = {"peak_memory_bytes": None, "aux_fraction": None}
+    return {
+        "steps": 9,
+        "git_commit": None,
+        "test": {"loss": 0.5, **test},
+        "per_module": [module] if schedule == "bp" else [trained_so, module],
+        "train": {"samples_per_second": 123.4},
+        "stages": [*stages, last] if "gpus=2" in overrides else stages,
+        "pipeline": {"bubble_fraction": 0.125 if "gpus=2" in overrides else None},
+        "edges": [],
+    }
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the folders of what was run; nothing is run really."""
+    monkeypatch.chdir(tmp_path)
+    names: list[str] = []
+
+    def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+        names.append(run_dir.name)
+        return summary_of(overrides)
+
+    monkeypatch.setattr(trials, "run", run)
+    return names
+
+
+TRAINED = ["bp", "greedy-2", "fba-off-2", "greedy-4", "fba-off-4", "fba-on-4"]
+SPEEDS = [*TRAINED, "bp-all-threads", "ll", "gpipe"]
+
+
+def test_what_is_run_and_written(ran: list[str]) -> None:
+    beyond.main(["--case", "x2", "--jobs", "1"])
+    assert ran == [
+        *(f"x2-{row}-trained" for row in TRAINED),
+        *(f"x2-{row}-speed" for row in SPEEDS),
+    ]
+    beyond.main(["--case", "x2"])
+    assert len(ran) == 15
+    rows = json.loads(Path("outputs/benchmark/beyond.json").read_text())["rows"]
+    assert rows["x2 fba on 4 trained"]["module_tests"][0]["psnr"] == 32.25
+    assert rows["x2 fba on 4 trained"]["machine"]["cores"] >= 1
+    assert rows["x2 fba on 4 speed"]["aux_fraction"] == [0.25, None]
+    text = Path("outputs/benchmark/beyond.md").read_text()
+    assert text.startswith("## Super-resolution x2\n\n| method | modules | PSNR, dB | SSIM | ")
+    assert text.splitlines()[4:6] == [
+        "| bicubic |  | 30.00 | 0.9000 | -2.50 |  |  |  |  |  |",
+        "| bp | 1 | 32.50 | 0.9500 |  | 0 | 0% of the backbone | 25% | 5 | 123.4 |",
+    ]
+    measured = "32.25 | 0.9375 | -0.25 | 2,000 | 25% of the backbone | 25% / ? | 5 / ? | 123.4 |"
+    for method in ("greedy", "fba off", "fba on"):
+        for modules in (2, 4):
+            assert f"| {method} | {modules} | {measured}\n" in text
+    assert text.endswith("| gpipe | 123.4 | 0.12 |\n| ppll | 123.4 | 0.12 |\n")
+    assert "| bp, all threads | 123.4 | ? |" in text
+
+
+def test_each_case_has_its_tables(ran: list[str]) -> None:
+    beyond.main(["--skip", "speed"])
+    assert len(ran) == 3 * len(TRAINED)
+    text = Path("outputs/benchmark/beyond.md").read_text()
+    assert "| method | modules | AP | AP50 | less bp's AP |" in text
+    assert "| fba on | 4 | 0.375 | 0.500 | -0.125 | 2,000 | 25% of the backbone |  |  |  |" in text
+    assert text.count("| bicubic |") == 2
+    assert text.count("| gpipe |  |  |") == 3
+
+
+def test_speeds_are_measured_without_training(ran: list[str]) -> None:
+    beyond.main(["--case", "detection", "--skip", "train"])
+    assert ran == [f"detection-{row}-speed" for row in SPEEDS]
+    assert (
+        "| bp | 1 |  |  |  |  |  | 25% | 5 | 123.4 |"
+        in Path("outputs/benchmark/beyond.md").read_text()
+    )
+
+
+def test_it_goes_on_where_it_was_stopped(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+        if run_dir.name == "x4-gpipe-speed":
+            raise RunFailedError("gpipe")
+        return summary_of(overrides)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trials, "run", fails)
+        with pytest.raises(RunFailedError, match="gpipe"):
+            beyond.main(["--case", "x4", "--short", "--skip", "train"])
+    beyond.main(["--case", "x4", "--short", "--skip", "train"])
+    assert ran == ["x4-gpipe-speed"]
+
+
+def test_other_budgets_are_other_results(ran: list[str]) -> None:
+    beyond.main(["--case", "x4", "--short", "--skip", "speed", "--jobs", "1"])
+    beyond.main(["--case", "x4", "--skip", "speed", "--jobs", "1"])
+    assert ran == 2 * [f"x4-{row}-trained" for row in TRAINED]

@@ -1,0 +1,29 @@
+"""Running ppll-run from a benchmark."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmarks.runs import RunFailedError, machine, run
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match=r"epochs=none ended with 2: .*epochs=none: must be"):
+        run(["epochs=none"], tmp_path / "run")
+
+
+def test_a_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
+    """What an attempt left that was killed would be refused."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()
+    small = ["model.dim=16", "model.depth=2", "max_steps=1", "data.eval_limit=4", "device=cpu"]
+    summary = run([*small, "threads=1"], folder)
+    assert summary["status"] == "completed"
+
+
+def test_the_machine_is_named() -> None:
+    found = machine()
+    assert found["processor"]
+    assert found["memory_bytes"] > 2**30
+    assert found["torch"].startswith("2.")

@@ -1,0 +1,73 @@
+"""Imports between folders point downwards, so a reader of one needs only what is below it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ppll_cli
+
+ROOT = Path(ppll_cli.__file__).parent
+
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"launch"},
+    {"prepare", "worker"},
+    {"predict"},
+    {"job"},
+    {"transport", "local", "data", "observe"},
+    {"models"},
+    {"tasks"},
+    {"pipeline", "config"},
+    {"__init__", "errors", "leaves", "seeding"},
+)
+"""From the top; what stands in one layer knows nothing of its neighbours, but for the leaves."""
+
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def _folder(parts: tuple[str, ...]) -> str:
+    """The folder, or file, at the package's root that a module or a file is in."""
+    return parts[0].removesuffix(".py") if parts else "__init__"
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The folders from which a file imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppll_cli":
+            parts = tuple((node.module or "").split(".")[1:])
+            yield from [_folder(parts)] if parts else [_named(each.name) for each in node.names]
+        elif isinstance(node, ast.Import):
+            for each in node.names:
+                if each.name.split(".")[0] == "ppll_cli":
+                    yield _folder(tuple(each.name.split(".")[1:]))
+
+
+def _named(name: str) -> str:
+    """Where `from ppll_cli import NAME` leads: to a folder, a file, or a name of the package."""
+    return name if name in RANK else "__init__"
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES])
+def test_a_file_imports_from_its_own_folder_and_from_those_below(file: Path) -> None:
+    own = _folder(file.relative_to(ROOT).parts)
+    for other in imported(ast.parse(file.read_text())):
+        below = RANK[other] > RANK[own] or RANK[own] == RANK[other] == len(LAYERS) - 1
+        assert other == own or below, f"{file.relative_to(ROOT)} imports from {other}"
+
+
+def test_pipeline_imports_neither_torch_nor_processes() -> None:
+    for file in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "multiprocessing"}, file
+
+
+def test_nothing_else_lies_at_the_root() -> None:
+    there = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.name[0] != "."}
+    assert there - {"__pycache__", "py.typed", "conf"} == set(RANK)

@@ -1,0 +1,188 @@
+"""A whole run inside the test: the real workers as threads, one of which computes at a time.
+
+No process is started, so a run takes a second. Threads take turns where a worker waits for a
+channel. What a slot held is spoilt as soon as it is given back, so whatever still reads it then
+computes something else.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Condition, Thread
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ppll_cli.config import settings
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Links
+from ppll_cli.job.pulse import Pulse
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.prepare.preparation import prepare
+from ppll_cli.worker.state import tensors_of
+from ppll_cli.worker.worker import Worker
+from tests.conftest import compose_config
+
+LIMIT_S = 120.0
+"""After so long a wait the test fails."""
+
+
+class Turns(Condition):
+    """Whoever holds it computes; a wait hands it on."""
+
+    broken = False
+
+    def wait_until(self, ready: Callable[[], bool]) -> bool:
+        """Wait until something is so."""
+        if not self.wait_for(lambda: self.broken or ready(), LIMIT_S) or self.broken:
+            raise TimeoutError("the other workers do not get on")
+        return True
+
+
+class Ring:
+    """Both ends of a channel, with as many slots as the run would have."""
+
+    def __init__(self, turns: Turns, slots: int) -> None:
+        self.turns, self.free = turns, slots
+        self.messages: deque[tuple[object, dict[str, Tensor]]] = deque()
+        self.held: deque[dict[str, Tensor]] = deque()
+        self.bytes_sent = 0
+
+    def send(self, header: object, tensors: Mapping[str, Tensor]) -> None:
+        self.free -= 1
+        copies = {name: _copy(tensor) for name, tensor in tensors.items()}
+        self.messages.append((header, copies))
+        self.bytes_sent += sum(tensor.nbytes for tensor in copies.values())
+        self.turns.notify_all()
+
+    def receive(self) -> tuple[object, dict[str, Tensor]]:
+        header, tensors = self.messages.popleft()
+        self.held.append(tensors)
+        return header, tensors
+
+    def release(self) -> None:
+        for tensor in self.held.popleft().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+        self.free += 1
+        self.turns.notify_all()
+
+
+class Source(SimpleNamespace):
+    """The sender's end."""
+
+    def open(self) -> None: ...
+
+    def wait(self, timeout_s: float) -> bool:
+        return cast(Turns, self.ring.turns).wait_until(lambda: self.ring.free > 0)
+
+    def send(self, header: object, tensors: Mapping[str, Tensor]) -> None:
+        self.ring.send(header, tensors)
+
+    @property
+    def bytes_sent(self) -> int:
+        return cast(int, self.ring.bytes_sent)
+
+
+class Target(SimpleNamespace):
+    """The receiver's end."""
+
+    def open(self) -> None: ...
+
+    def wait(self, timeout_s: float) -> bool:
+        return cast(Turns, self.ring.turns).wait_until(lambda: bool(self.ring.messages))
+
+    def peek(self) -> object:
+        return self.ring.messages[0][0]
+
+    def receive(self) -> tuple[object, dict[str, Tensor]]:
+        return cast(Ring, self.ring).receive()
+
+    def release(self) -> None:
+        self.ring.release()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+        tensors: Everything that a checkpoint would hold.
+        test: Loss and scores of each evaluation on the test set, by step and module.
+        job: What ran.
+    """
+
+    tensors: dict[str, Tensor]
+    test: dict[tuple[int, int], tuple[float, dict[str, float]]]
+    job: Job
+
+
+def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
+    """Run a configuration on CPU, with one worker for each stage.
+
+    Args:
+        folder: Where its checkpoints go.
+        overrides: Of the configuration.
+        changes: Fields of the job that are to be other ones.
+    """
+    usual = ["device=cpu", "threads=1", "checkpoint.every=1000"]
+    config, _ = compose_config([*usual, *overrides])
+    job = prepare(settings.parse(config), str(folder)).job
+    return execute(replace(job, **changes))
+
+
+def execute(job: Job) -> Outcome:
+    """Run a job."""
+    turns = Turns()
+    rings = {channel: Ring(turns, room.slots) for channel, room in job.channels.items()}
+    told: list[dict[str, Any]] = []
+    workers: dict[int, Worker] = {}
+    errors: list[BaseException] = []
+
+    def work(stage: int) -> None:
+        torch.set_num_threads(1)
+        with turns:
+            try:
+                workers[stage] = Worker(job, Seat(stage), _links(rings, stage, told))
+                workers[stage].run()
+            except BaseException as error:
+                errors.append(error)
+                turns.broken = True
+                turns.notify_all()
+
+    threads = [Thread(target=work, args=(stage,)) for stage in range(job.stages)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    assert not any(ring.messages or ring.held for ring in rings.values())
+    chunks = [chunk for worker in workers.values() for chunk in worker.chunks.values()]
+    return Outcome(
+        {name: tensor.detach().clone() for name, tensor in tensors_of(chunks).items()},
+        {
+            (each["step"], each["module"]): (each["loss"], each["scores"])
+            for each in told
+            if each["kind"] == "metrics" and each["split"] == "test"
+        },
+        job,
+    )
+
+
+def _links(rings: Mapping[Channel, Ring], stage: int, told: list[dict[str, Any]]) -> Links:
+    found: dict[str, Any] = {
+        "senders": {c: Source(ring=ring) for c, ring in rings.items() if c.source == stage},
+        "receivers": {c: Target(ring=ring) for c, ring in rings.items() if c.target == stage},
+        "parent": SimpleNamespace(send=told.append),
+        "stop": SimpleNamespace(value=0),
+        "pulse": Pulse(),
+    }
+    return Links(**found)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """With its strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)

@@ -1,0 +1,282 @@
+"""What a worker computes of a chunk: local learning keeps every gradient inside its module."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppll_cli.config import settings
+from ppll_cli.job.course import Batch
+from ppll_cli.job.job import Job
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import Unit
+from ppll_cli.prepare.preparation import prepare
+from ppll_cli.tasks.task import Task
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.norms import Norms
+from tests.conftest import compose_config, own_model
+
+METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
+CHOICES = [[f"local={method}"] for method in METHODS]
+CHOICES += [["local=infopro", "local.loss=contrastive"], ["fba=on"], ["fba=on", "fba.fusion=add"]]
+CHOICES += [["fba=on", "fba.shared_head=false"], ["fba=on", "fba.features=1"]]
+MODELS = {
+    "vit": ["model.dim=16", "model.depth=4", "model.heads=2", "model.patch=8"],
+    "resnet": ["model=resnet32", "model.depth=14"],
+}
+DATA = ["data=synthetic", "data.size=16", "data.train_samples=64", "data.test_samples=8"]
+# Weight decay would move what has no gradient.
+SGD = ["optim=sgd", "optim.lr=0.1", "optim.weight_decay=0", "optim.schedule=constant"]
+BATCH = 16
+
+CASES = [
+    pytest.param(model, choice, id=" ".join([model, *choice]))
+    for model in MODELS
+    for choice in CHOICES
+    if model == "vit" or choice != ["local=vit_blocks"]
+]
+
+
+def job_of(*overrides: str) -> Job:
+    config, _ = compose_config(["device=cpu", f"batch_size={BATCH}", *DATA, *SGD, *overrides])
+    return prepare(settings.parse(config), "unused").job
+
+
+def held(job: Job, stage: int = 0) -> list[HeldChunk]:
+    """The chunks of a stage."""
+    site = job.site(job.units())
+    return [HeldChunk(job, n, site, torch.device("cpu")) for n in job.layout.of(stage)]
+
+
+def whole_model(model: str, choice: list[str], modules: int = 6) -> list[HeldChunk]:
+    """All modules in one stage, as `ll` has them."""
+    where = ["schedule=ll", "gpus=1", f"local.modules={modules}"]
+    return held(job_of(*MODELS[model], *choice, *where))
+
+
+def batches(count: int) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        image = torch.rand(BATCH, 3, 16, 16, generator=generator)
+        yield {"image": image, "label": torch.randint(10, (BATCH,), generator=generator)}
+
+
+def begin(chunks: list[HeldChunk], step: int = 0) -> None:
+    for chunk in chunks:
+        chunk.begin(Batch([BATCH], True, step, BATCH))
+
+
+def forward(chunks: list[HeldChunk], number: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a module hands on, given what came to it."""
+    chunks[number].take_inputs(0, batch)
+    chunks[number].forward(0)
+    return {} if chunks[number] is chunks[-1] else chunks[number].take_outputs(0)
+
+
+def train(chunks: list[HeldChunk], steps: int) -> None:
+    for step, batch in enumerate(batches(steps)):
+        begin(chunks, step)
+        values = batch
+        for number, chunk in enumerate(chunks):
+            values = forward(chunks, number, values)
+            assert not any(tensor.requires_grad for tensor in values.values())
+            assert bool(values) == (chunk is not chunks[-1])
+            assert not chunk.job.routes.into[number].gradients
+            chunk.loss(0)
+            chunk.backward(0)
+            chunk.step(None)
+        for chunk in chunks:
+            chunk.end()
+
+
+def named(chunk: HeldChunk) -> dict[str, nn.Parameter]:
+    return {
+        f"{chunk.place.module}.{index}.{name}": parameter
+        for index, network in enumerate(chunk.networks)
+        for name, parameter in network.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(("model", "choice"), CASES)
+def test_a_module_learns_by_its_own_loss_alone(model: str, choice: list[str]) -> None:
+    """Every parameter moves, and whenever a module steps only its own parameters have gradients.
+
+    Three steps, because a ViT's head starts at zero. What leaves a module has no gradient either,
+    as `train` checks.
+    """
+    chunks = whole_model(model, choice)
+    stepped = []
+
+    def watch(chunk: HeldChunk) -> None:
+        assert chunk.optimizer is not None
+        step = chunk.optimizer.step
+
+        def checked(rate: float, nonfinite: Tensor | None = None) -> None:
+            for other in chunks:
+                touched = [n for n, p in named(other).items() if p.grad is not None]
+                assert bool(touched) == (other is chunk), touched
+            stepped.append(chunk.place.module)
+            step(rate, nonfinite)
+
+        chunk.optimizer.step = checked  # type: ignore[method-assign]
+
+    before = {n: p.detach().clone() for c in chunks for n, p in named(c).items()}
+    for chunk in chunks:
+        watch(chunk)
+    train(chunks, steps=3)
+    assert stepped == [*range(len(chunks))] * 3
+    after = {name: p for chunk in chunks for name, p in named(chunk).items()}
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize("halves", [False, True], ids=["whole", "halves"])
+def test_gradients_that_pass_through_are_added_to_the_units_own(halves: bool) -> None:
+    """A skip that the chunk reads as well: its gradient is what came back, and its own share."""
+    job = job_of(*own_model("Skipping"), "schedule=gpipe", "gpus=3", "schedule.microbatches=1")
+    (chunk,) = held(job, 1)
+    routes = job.routes
+    assert "skip" in {*routes.into[1].gradients} & {*routes.out_of(1).gradients}
+    begin([chunk])
+    tensors = {name: torch.rand(BATCH, 8) for name in routes.into[1].gradients}
+    chunk.take_inputs(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
+    chunk.forward(0)
+    chunk.take_outputs(0)
+    received = {name: torch.rand(BATCH, 8) for name in routes.out_of(1).gradients}
+    kept = {name: gradient.clone() for name, gradient in received.items()}
+    chunk.take_gradients(0, received)
+    if halves:
+        chunk.backward_input(0)
+    else:
+        chunk.backward(0)
+    sent = chunk.take_input_gradients(0)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+    x = leaves["x"]
+    for _, network in chunk.units:
+        x = network(x, leaves["skip"])
+    own = torch.autograd.grad(x, [leaves["x"], leaves["skip"]], kept["x"])
+    torch.testing.assert_close(sent["x"], own[0])
+    torch.testing.assert_close(sent["skip"], own[1] + kept["skip"])
+    # A received gradient may be sent on as it lies in its slot, but is never written to.
+    assert all(torch.equal(received[name], kept[name]) for name in received)
+
+
+@pytest.mark.parametrize("halves", [False, True], ids=["whole", "halves"])
+def test_an_input_that_nothing_depends_on_has_a_gradient_of_zeros(halves: bool) -> None:
+    """As where a loss reads no output: the stage before waits for gradients all the same."""
+    job = job_of(*own_model("Skipping"), "schedule=gpipe", "gpus=2", "schedule.microbatches=1")
+    (chunk,) = held(job, 1)
+    begin([chunk])
+    tensors = {name: torch.rand(BATCH, 8) for name in job.routes.into[1].gradients}
+    chunk.take_inputs(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
+    chunk.forward(0)
+    chunk.take_gradients(0, {})  # in place of the loss
+    if halves:
+        chunk.backward_input(0)
+        chunk.backward_weight(0)
+    else:
+        chunk.backward(0)
+    assert all(p.grad is None for p in chunk.parameters)
+    found = chunk.take_input_gradients(0)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], torch.zeros(BATCH, 8)) for name in found)
+
+
+class _Halves(nn.Module):
+    """A criterion's head that reads the feature and what earlier modules exported."""
+
+    def __init__(self, task: Task, shapes: list[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(task.smallest_head(shape) for shape in shapes)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        heads = zip(self.heads, features, strict=True)
+        return torch.stack([head(x) for head, x in heads]).sum(dim=0)
+
+
+class WholeMaps(LocalMethod):
+    """A user's own method: whole maps of earlier modules, not even detached by itself."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """One head for each map."""
+        earlier = [site.at(module) for module in range(site.module)]
+        names = (site.feature, *(f"map.{other.module}" for other in earlier))
+        shapes = [site.spec.shape, *(other.spec.shape for other in earlier)]
+        return Criterion(_Halves(site.task, shapes), names, site.task)
+
+    def exports(self, site: Site) -> list[Unit]:
+        """The map itself."""
+        return [Unit(f"map.{site.module}", nn.Identity, (site.feature,), (f"map.{site.module}",))]
+
+
+def test_a_users_own_method_is_one_class() -> None:
+    choice = ["local._target_=tests.worker.test_chunk.WholeMaps"]
+    chunks = whole_model("resnet", choice)
+    train(chunks, steps=2)
+    (batch,) = batches(1)
+    begin(chunks)
+    values = forward(chunks, 0, batch)
+    assert torch.equal(values["map.0"], values["x"])
+    assert not values["map.0"].requires_grad
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("clip", ["null", "1"])
+@pytest.mark.parametrize("schedule", ["ll", "bp"])
+def test_a_step_reads_nothing_where_that_would_stop_the_host(
+    schedule: str, clip: str, nonfinite: str
+) -> None:
+    """The device's way, on CPU tensors; what is skipped is seen afterwards."""
+    case = [f"optim.clip_norm={clip}", f"optim.nonfinite={nonfinite}", *MODELS["vit"]]
+    job = job_of(f"schedule={schedule}", "gpus=1", *case)
+    chunks = held(job)
+    norms = Norms(len(job.features), chunks, torch.device("cpu"))
+    for chunk in chunks:
+        chunk._reads_at_once = False
+    with _Reads() as reads:  # type: ignore[no-untyped-call]
+        for step, batch in enumerate(batches(2)):
+            begin(chunks, step)
+            (chunk,) = chunks
+            forward(chunks, 0, batch)
+            chunk.loss(0)
+            chunk.backward(0)
+            if job.place(0, 1).norms:
+                norms.add()
+            chunk.step(norms.total())
+            chunk.end()
+            norms.end()
+    assert reads.count == 0
+    assert job.place(0, 1).norms == (schedule == "bp" and (clip, nonfinite) != ("null", "stop"))
+    for chunk in chunks:
+        assert list(chunk.skipped) == ([0, 1] if nonfinite == "skip" else [])
+        assert not any(chunk.skipped.values())
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often a tensor's value is read by the host: `item`, `float`, `bool`, `tolist`."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_unit_draws_on_any_device_depends_on_its_seed_alone() -> None:
+    """Another module may have drawn from the CPU's generator before, on a stage that holds both."""
+    chunks = whole_model("vit", ["local=greedy"])
+    other = torch.Generator()  # stands for the generator of a second device
+    chunks[0]._generators.append(other)
+    (batch,) = batches(1)
+
+    def drawn() -> list[Tensor]:
+        begin(chunks)
+        forward(chunks, 0, batch)
+        return [torch.rand(3), torch.rand(3, generator=other)]
+
+    first = drawn()
+    torch.rand(7), torch.rand(5, generator=other)
+    assert all(map(torch.equal, first, drawn()))

@@ -1,0 +1,153 @@
+"""Back-propagation under every schedule that splits batches: the same bits, in many shapes.
+
+The runs are inside the test, so there can be many; `test_exactness` has some with processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.pipeline.instructions import BackwardInput, BackwardWeight, Compute, Step
+from ppll_cli.pipeline.schedule import Place, Schedule, forward
+from tests.conftest import assert_same, own_model
+from tests.data.picture_files import write_photos
+from tests.data.scene_files import write_fashion
+from tests.worker.inside import Outcome, run_inside
+
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=29"]
+DATA += ["data.test_samples=23", "batch_size=8", "epochs=2", "eval_every=1"]  # 29 = 3 * 8 + 5
+VIT = ["model.dim=16", "model.depth=6", "model.heads=2", "model.dropout=0.1"]
+RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]
+CASES = {
+    "vit": [*VIT, "optim.clip_norm=0.1"],
+    "resnet": [*RESNET, "optim.clip_norm=0.5"],
+    "skips": [*own_model("Skipping"), "optim.nonfinite=skip"],
+    "views": own_model("Views"),
+    "bf16": [*VIT, "precision=bf16"],
+}
+"""The optimizer of ViTs is AdamW by default."""
+
+UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "bf16": 8}
+"""How many units the models have, and so chunks at most."""
+
+SHAPES = [
+    ("gpipe", 3, 1),
+    ("1f1b", 4, 1),
+    ("zb_h1", 2, 1),
+    ("zb_h1", 3, 1),
+    ("zb_h1", 5, 1),
+    ("interleaved", 1, 3),
+    ("interleaved", 2, 2),
+    ("interleaved", 3, 1),
+    ("interleaved", 2, 4),
+    ("interleaved", 4, 2),
+]
+"""Schedules, stages and chunks of each stage."""
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Outcome]:
+    """What accumulated back-propagation ends with, by case and micro-batches, made once."""
+    folder = tmp_path_factory.mktemp("expected")
+    return {
+        (name, microbatches): run_inside(
+            folder / f"{name}-{microbatches}",
+            *("schedule=bp", f"schedule.microbatches={microbatches}", *DATA, *case),
+        )
+        for name, case in CASES.items()
+        for microbatches in (3, 5)
+    }
+
+
+@pytest.mark.parametrize("microbatches", [3, 5])
+@pytest.mark.parametrize(
+    ("name", "schedule", "gpus", "chunks"),
+    [(name, *shape) for name in CASES for shape in SHAPES if shape[1] * shape[2] <= UNITS[name]],
+)
+def test_pipelines_are_accumulated_back_propagation(
+    expected: dict[tuple[str, int], Outcome],
+    tmp_path: Path,
+    name: str,
+    schedule: str,
+    gpus: int,
+    chunks: int,
+    microbatches: int,
+) -> None:
+    """The last batch has 5 samples, and 3 and 5 micro-batches go into few rounds evenly."""
+    shape = [f"schedule={schedule}", f"gpus={gpus}", f"schedule.microbatches={microbatches}"]
+    shape += [f"schedule.chunks={chunks}"] if schedule == "interleaved" else []
+    found = run_inside(tmp_path, *shape, *DATA, *CASES[name])
+    assert len(found.job.layout.chunks) == gpus * chunks
+    assert_same(found.tensors, expected[name, microbatches].tensors)
+    assert found.test == expected[name, microbatches].test
+    assert len(found.test) == 2
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ["schedule=zb_h1", "gpus=3"],
+        ["schedule=interleaved", "gpus=2", "schedule.chunks=2"],
+        ["schedule=interleaved", "gpus=2", "schedule.chunks=3"],
+        ["schedule=1f1b", "gpus=4"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("task", ["detection", "super-resolution"])
+def test_other_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, shape: list[str]
+) -> None:
+    """Whose skips reach far: a pyramid's maps, the long skip, and targets of several tensors."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if task == "detection":
+        case = ["model=retinanet", "model.width=8", "data=fashion_scenes", "data.pictures=10"]
+        case += [f"data.root={write_fashion(tmp_path / 'root')}", "data.test_pictures=3"]
+        case += ["data.side=64", "data.short_side=64", "data.long_side=64"]
+    else:
+        photos = write_photos(tmp_path / "photos", width=72, height=64)
+        case = ["model=edsr", "model.depth=4", "model.width=4", "data=photos", "data.patch=8"]
+        case += [f"data.folders=[{photos}]", f"data.cache={tmp_path / 'cache'}", "data.tile=35"]
+        case += ["data.patches_per_epoch=10", "data.overlap=15", "data.eval_limit=2"]
+    case += ["batch_size=4", "epochs=1", "max_steps=3", "schedule.microbatches=2"]
+    case += ["optim.clip_norm=0.1"]
+    expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
+    found = run_inside(tmp_path / "found", *shape, *case)
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+
+
+def test_a_skip_is_handed_on_inside_a_stage(tmp_path: Path) -> None:
+    """Chunks 0 and 1 on one stage, 2 and 3 on another: the slot ends with its last reader."""
+    case = [*own_model("Skipping"), *DATA, "schedule.microbatches=3"]
+    expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
+    schedule = "schedule._target_=tests.worker.test_exactness_inside.InPairs"
+    found = run_inside(tmp_path / "found", "schedule=1f1b", schedule, "gpus=2", *case)
+    assert [chunk.stage for chunk in found.job.layout.chunks] == [0, 0, 1, 1]
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+
+
+class InPairs(Schedule):
+    """Two neighbouring chunks a stage, all forwards first; backwards are split."""
+
+    splits = True
+
+    def layout(self, stages: int) -> Sequence[int]:
+        """Chunks 0 and 1 are on stage 0, and so on."""
+        return [stage for stage in range(stages) for _ in range(2)]
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        """The weights' half of each backward comes at the end."""
+        first, second = place.chunks
+        count = range(place.microbatches)
+        for m in count:
+            yield from forward(place, first, m)
+            yield from forward(place, second, m)
+        for m in count:
+            yield BackwardInput(second, m)
+            yield BackwardInput(first, m)
+        for chunk in place.chunks:
+            for m in count:
+                yield BackwardWeight(chunk, m)
+            yield Step(chunk)

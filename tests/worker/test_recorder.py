@@ -1,0 +1,163 @@
+"""What is counted of a stage's time, on a clock that the test holds."""
+
+import pytest
+
+from ppll_cli.observe.timeline import Span
+from ppll_cli.pipeline.instructions import Backward, Forward
+from ppll_cli.worker import clock as clocks
+from ppll_cli.worker.clock import HostClock
+from ppll_cli.worker.recorder import Recorder
+
+FORWARD, BACKWARD = Forward(0, 0), Backward(0, 0)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(clocks, "perf_counter", clock)
+    return clock
+
+
+class Script:
+    """A recorder, and a stage whose every batch has 8 samples and takes 10 s."""
+
+    def __init__(self, clock: Clock, warmup: int = 0, skip: int = 0, traced: int = 0) -> None:
+        self.clock = clock
+        self.steady_at: list[float] = []
+        self.step = 0
+        self.recorder = Recorder(
+            HostClock(), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
+        )
+
+    def batches(self, count: int) -> None:
+        for _ in range(count):
+            self.recorder.begin_batch(self.step)
+            self.step += 1
+            with self.recorder.waiting("starved"):
+                self.clock.now_s += 1
+            with self.recorder.working("compute", FORWARD):
+                self.clock.now_s += 2
+            with self.recorder.working("compute", BACKWARD):
+                self.clock.now_s += 3
+            self.clock.now_s += 4  # unaccounted for
+            self.recorder.end_batch(8)
+
+    def evaluation(self) -> None:
+        self.recorder.end_segment()
+        self.recorder.settle()
+        with self.recorder.waiting("starved"):
+            self.clock.now_s += 50
+        with self.recorder.working("compute", FORWARD):
+            self.clock.now_s += 50
+
+    def counted(self) -> int:
+        """How many batches were, after checking that all figures are of the same ones."""
+        totals = self.recorder.totals
+        assert totals.samples == 8 * totals.batches
+        assert totals.wall_s == 10 * totals.batches
+        assert totals.spent_s.get("starved", 0.0) == 1 * totals.batches
+        assert totals.spent_s.get("compute", 0.0) == 5 * totals.batches
+        assert totals.instruction_s.get(FORWARD, 0.0) == 2 * totals.batches
+        assert totals.instruction_s.get(BACKWARD, 0.0) == 3 * totals.batches
+        return totals.batches
+
+
+@pytest.mark.parametrize(
+    ("warmup", "skip", "segments", "counted"),
+    [
+        (0, 0, [5], 5),
+        (2, 0, [5], 3),
+        (5, 0, [5], 0),
+        (9, 0, [5], 0),
+        (0, 0, [3, 2], 5),
+        (0, 2, [5], 5),  # nothing came before that could have been waiting
+        (0, 2, [3, 4], 3 + 2),
+        (0, 2, [3, 2, 1, 3], 3 + 0 + 0 + 1),
+        (0, 2, [1, 4], 1 + 2),
+        (2, 1, [5, 3], 3 + 2),
+        (4, 1, [3, 3, 3], 0 + 2 + 2),
+        (4, 3, [3, 5, 5], 0 + 2 + 2),
+    ],
+)
+def test_which_batches_are_counted(
+    clock: Clock, warmup: int, skip: int, segments: list[int], counted: int
+) -> None:
+    script = Script(clock, warmup, skip)
+    for batches in segments:
+        script.batches(batches)
+        script.evaluation()
+    assert script.counted() == counted
+    assert len(script.steady_at) == (1 if counted else 0)
+
+
+def test_the_steady_state_begins_with_the_first_batch_that_counts(clock: Clock) -> None:
+    script = Script(clock, warmup=2)
+    script.batches(4)
+    script.evaluation()
+    script.batches(4)
+    assert script.steady_at == [120.0]
+
+
+def test_two_evaluations_in_a_row_are_one_gap(clock: Clock) -> None:
+    script = Script(clock)
+    script.batches(2)
+    script.evaluation()
+    script.evaluation()
+    script.batches(2)
+    script.evaluation()
+    assert script.counted() == 4
+
+
+def test_parts_and_the_whole_are_of_the_same_time(clock: Clock) -> None:
+    """A wait between two batches belongs to the segment."""
+    script = Script(clock)
+    script.batches(1)
+    with script.recorder.waiting("starved"):
+        clock.now_s += 20
+    script.batches(1)
+    script.recorder.end_segment()
+    totals = script.recorder.totals
+    assert (totals.wall_s, totals.spent_s["starved"]) == (40.0, 22.0)
+    assert totals.spent_s["compute"] / totals.wall_s == 0.25
+
+
+@pytest.mark.parametrize(
+    ("warmup", "traced", "segments", "steps"),
+    [
+        (0, 0, [5], []),
+        (0, 2, [5], [0, 1]),
+        (3, 2, [9], [3, 4]),
+        (3, 2, [5, 5], [3, 4]),
+        (3, 2, [4, 5], [4, 5]),  # one batch is not enough where two in a row can be had
+        (0, 4, [1, 3, 2], [1, 2, 3]),  # the most that there are in a row
+        (9, 2, [5], []),
+    ],
+)
+def test_which_batches_are_traced(
+    clock: Clock, warmup: int, traced: int, segments: list[int], steps: list[int]
+) -> None:
+    script = Script(clock, warmup, traced=traced)
+    for batches in segments:
+        script.batches(batches)
+        script.evaluation()
+    trace = script.recorder.trace
+    assert [span.step for span in trace if span.instruction == BACKWARD] == steps
+    assert len(trace) == 3 * len(steps)
+
+
+def test_a_trace_says_when_what_was_done(clock: Clock) -> None:
+    script = Script(clock, warmup=1, traced=1)
+    script.batches(3)
+    script.recorder.settle()
+    assert script.recorder.trace == [
+        Span(110.0, 111.0, "starved", None, 1),
+        Span(111.0, 113.0, "compute", FORWARD, 1),
+        Span(113.0, 116.0, "compute", BACKWARD, 1),
+    ]

@@ -1,0 +1,163 @@
+"""Reports leave when the device has copied them, and nobody waits for it before a mark."""
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.errors import NonFiniteError
+from ppll_cli.local.method import Criterion
+from ppll_cli.pipeline.instructions import Forward
+from ppll_cli.pipeline.layout import Chunk
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.worker.clock import StreamClock
+from ppll_cli.worker.recorder import Recorder
+from ppll_cli.worker.reports import Reports
+from ppll_cli.worker.sums import Sums
+
+TASK = Classification(2)
+
+
+class Device:
+    """A fake of `torch.cuda`: a queue of work that takes 1 s each, done when the test says so."""
+
+    def __init__(self) -> None:
+        self.queued = self.done = 0
+        self.made = self.waits = 0
+
+    def Event(self, enable_timing: bool) -> "Event":  # noqa: N802 - as torch names it
+        assert enable_timing
+        self.made += 1
+        return Event(self)
+
+
+class Event:
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.at: int | None = None
+
+    def record(self) -> None:
+        self.at = self._device.queued
+
+    def query(self) -> bool:
+        assert self.at is not None
+        return self.at <= self._device.done
+
+    def synchronize(self) -> None:
+        assert self.at is not None
+        self._device.waits += 1
+        self._device.done = max(self._device.done, self.at)
+
+    def elapsed_time(self, other: "Event") -> float:
+        assert self.query(), "torch raises an error here"
+        assert other.query(), "torch raises an error here"
+        assert self.at is not None
+        assert other.at is not None
+        return 1000.0 * (other.at - self.at)
+
+
+class OneModule:
+    """A chunk, as far as reports know it."""
+
+    def __init__(self) -> None:
+        self.place = Chunk(range(1), 0, 0, True)
+        self.criterion = Criterion(nn.Identity(), ("x",), TASK)
+        self.sums: dict[str, Sums] = {}
+        self.skipped: dict[int, Tensor] = {}
+
+
+class Case:
+    """A stage of one module on the fake device."""
+
+    def __init__(self) -> None:
+        self.device = Device()
+        self.sent: list[dict[str, Any]] = []
+        self.chunk = OneModule()
+        clock = StreamClock(self.device)
+        self.reports = Reports(clock, TASK, True, lambda _, **f: self.sent.append(f), lambda: None)
+
+    def train(self, step: int, loss: float = 0.5) -> None:
+        self.reports.begin("train")
+        self.device.queued += 1
+        measures = torch.ones(1, 2, dtype=torch.float64)
+        self.chunk.sums.setdefault("train", Sums()).add(torch.tensor(loss), 4, measures)
+        chunks = [cast(Any, self.chunk)]
+        self.reports.take("train", step, 1, chunks, None, torch.device("cpu"))
+        self.reports.send()
+
+    @property
+    def steps(self) -> list[int]:
+        return [fields["step"] for fields in self.sent]
+
+
+def test_reports_leave_in_their_order_when_the_device_has_passed_them() -> None:
+    case = Case()
+    for step in (1, 2, 3):
+        case.train(step)
+    assert case.steps == []
+    case.device.done = 2
+    case.reports.send()
+    assert case.steps == [1, 2]
+    assert case.device.waits == 0
+    case.reports.send(wait=True)
+    assert case.steps == [1, 2, 3]
+    assert case.device.waits == 1
+    assert [fields["seconds"] for fields in case.sent] == [1.0, 1.0, 1.0]
+    assert [fields["loss"] for fields in case.sent] == [2.0, 2.0, 2.0]
+
+
+def test_events_are_used_again() -> None:
+    case = Case()
+    for step in range(20):
+        case.train(step)
+        case.device.done = case.device.queued - 1
+    assert case.device.made <= 6
+
+
+def test_a_mark_does_not_pass_a_loss_that_is_no_number() -> None:
+    """A checkpoint waits for everything, and nothing behind the loss is told."""
+    case = Case()
+    case.train(1)
+    case.train(2, loss=float("nan"))
+    case.train(3)
+    with pytest.raises(NonFiniteError, match="module 0 of a recent step"):
+        case.reports.send(wait=True)
+    assert case.steps == [1]
+
+
+def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case()
+    case.chunk.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
+    case.train(7)
+    assert not caplog.records
+    case.reports.send(wait=True)
+    assert [record.getMessage() for record in caplog.records] == ["step 6 of module 0 is skipped"]
+    case.train(8)
+    case.reports.send(wait=True)
+    assert len(caplog.records) == 1
+
+
+def test_the_steady_state_never_waits_for_the_device() -> None:
+    """And its times are those of the device, though they are read later."""
+    device = Device()
+    recorder = Recorder(StreamClock(cast(Any, device)), 0, 0, lambda: None, traced=2)
+    for step in range(50):
+        recorder.begin_batch(step)
+        with recorder.working("compute", Forward(0, 0)):
+            device.queued += 3
+        device.queued += 1
+        recorder.end_batch(8)
+        device.done = device.queued - 10  # the host is some batches ahead
+    recorder.end_segment()
+    assert device.waits == 0
+    assert device.made < 20
+    assert recorder.totals.spent_s["compute"] < 150.0
+    assert recorder.counted_s < 200.0
+    recorder.settle()
+    assert recorder.totals.spent_s["compute"] == 150.0
+    assert recorder.totals.wall_s == recorder.counted_s == 200.0
+    assert device.waits == 2  # for the last span, and to compare the clocks
+    first, second = recorder.trace
+    assert second.start_s - first.start_s == pytest.approx(4.0)
+    assert second.end_s - second.start_s == pytest.approx(3.0)
