@@ -1,8 +1,10 @@
 """Running the program inside a test."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -73,16 +77,61 @@ Runner = Callable[..., Result]
 
 
 def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The composed configuration as plain data, and the option chosen in each group."""
+    """The composed configuration as plain data, and the option chosen in each group.
+
+    Composing takes Hydra a quarter of a second. So what the chosen options make is kept, and
+    values of keys that are there are set as Hydra sets them; anything else is composed anew.
+    """
     register_resolvers()
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    groups = _composed(()).choices
+    chosen = tuple(str(each.input_line) for each in parsed if each.key_or_group in groups)
+    values = [each for each in parsed if each.key_or_group not in groups]
+    base = _composed(chosen)
+    if all(_is_a_value(each, base) for each in values):
+        ours = deepcopy(base.ours)
+        for each in values:
+            OmegaConf.update(ours, each.key_or_group, each.value())
+    else:
+        base = _compose(overrides)
+        ours = base.ours
+    HydraConfig.instance().set_config(base.whole)
+    config: Any = OmegaConf.to_container(ours, resolve=True)
+    return config, own_choices(base.choices)
+
+
+def _is_a_value(override: Override, base: "Composed") -> bool:
+    """Whether an override gives a value to a key that is there."""
+    plain = not (override.is_delete() or override.is_add() or override.is_sweep_override())
+    missing = object()
+    return (
+        plain and OmegaConf.select(base.ours, override.key_or_group, default=missing) is not missing
+    )
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What Hydra makes of overrides, and our part of it."""
+
+    whole: DictConfig
+    ours: DictConfig
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The option chosen in each group, Hydra's own ones too."""
+        chosen: dict[str, Any] = self.whole.hydra.runtime.choices
+        return chosen
+
+
+def _compose(overrides: Sequence[str]) -> Composed:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("config", overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    choices = own_choices(composed.hydra.runtime.choices)
+        composed = compose("config", [*overrides], return_hydra_config=True)
     with_hydra: Any = OmegaConf.to_container(composed, resolve=False)
-    plain: Any = OmegaConf.create({k: v for k, v in with_hydra.items() if k != "hydra"})
-    config: Any = OmegaConf.to_container(plain, resolve=True)
-    return config, choices
+    ours = OmegaConf.create({k: v for k, v in with_hydra.items() if k != "hydra"})
+    return Composed(composed, ours)
+
+
+_composed = cache(_compose)
 
 
 def assert_same_run(one: Result, other: Result) -> None:
