@@ -1,6 +1,6 @@
 """Back-propagation under every schedule that splits batches: the same bits, in many shapes.
 
-The runs are inside the test, so there can be many; `test_exactness` has some with processes.
+The runs are inside the tests, with threads for workers, so there can be many.
 """
 
 from collections.abc import Iterator, Sequence
@@ -121,7 +121,7 @@ def test_a_skip_is_handed_on_inside_a_stage(tmp_path: Path) -> None:
     """Chunks 0 and 1 on one stage, 2 and 3 on another: the slot ends with its last reader."""
     case = [*own_model("Skipping"), *DATA, "schedule.microbatches=3"]
     expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
-    schedule = "schedule._target_=tests.worker.test_exactness_inside.InPairs"
+    schedule = "schedule._target_=tests.worker.test_pipelines.InPairs"
     found = run_inside(tmp_path / "found", "schedule=1f1b", schedule, "gpus=2", *case)
     assert [chunk.stage for chunk in found.job.layout.chunks] == [0, 0, 1, 1]
     assert_same(found.tensors, expected.tensors)

@@ -1,0 +1,19 @@
+"""Small configurations that several tests of exactness share."""
+
+FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
+DATA += ["data.test_samples=7", "batch_size=8", "epochs=4", "eval_every=1"]  # 53 = 6 * 8 + 5
+VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+RESNET = ["model=resnet32", "model.depth=14"]
+SGD = ["optim=sgd", "optim.lr=0.05"]
+
+METHODS = {
+    "predsim": ["local=predsim"],
+    "infopro": ["local=infopro"],
+    "contrastive": ["local=infopro", "local.loss=contrastive"],
+    "auglocal": ["local=auglocal"],
+    "slm": ["local=fba"],
+    "fba": ["fba=on"],
+    "fba last two": ["fba=on", "fba.features=2", "fba.fusion=add"],
+}
+"""Local methods, and what is chosen of their options."""

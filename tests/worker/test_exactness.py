@@ -1,0 +1,123 @@
+"""The property that everything else stands on: what must be equal is equal, bit for bit.
+
+The runs are inside the tests, with threads for workers; `tests/launch/test_exactness.py` shows that
+processes change nothing, and `test_pipelines.py` has the schedules that split batches.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import assert_same, own_model
+from tests.worker.cases import DATA, FEW_STEPS, METHODS, RESNET, SGD, VIT
+from tests.worker.inside import Outcome, run_inside
+
+
+def inside(folder: Path, *overrides: str) -> Outcome:
+    """A run with the data of these tests."""
+    return run_inside(folder, *DATA, FEW_STEPS, *overrides)
+
+
+def assert_same_run(one: Outcome, other: Outcome) -> None:
+    """The same tensors at the end, and the same evaluations of each module on the way."""
+    assert_same(one.tensors, other.tensors)
+    assert one.test == other.test
+    assert one.test
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["local=vit_blocks", "local.modules=4", *VIT],
+        ["local=dgl", "local.modules=5", *RESNET, *SGD, "optim.clip_norm=0.5"],
+        ["local.cuts=[blocks.1,blocks.3]", *VIT, "model.pooling=mean", "optim.clip_norm=0.1"],
+    ],
+    ids=["vit", "resnet", "cuts"],
+)
+def test_ppll_is_sequential_local_learning(tmp_path: Path, case: list[str]) -> None:
+    """However the modules are grouped into stages, they learn the same."""
+    modules = 3 if "local.cuts" in case[0] else int(case[1][-1])
+    expected = inside(tmp_path, "schedule=ll", "gpus=1", *case)
+    assert any(name.startswith("auxiliary.") for name in expected.tensors)
+    for gpus in range(1, min(modules, 4) + 1):
+        pipelined = inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case)
+        assert pipelined.job.stages == gpus
+        assert_same_run(pipelined, expected)
+
+
+EVERY_UNIT = {"resnet": [*RESNET, *SGD, "local.modules=8"], "vit": [*VIT, "local.modules=6"]}
+
+
+@pytest.mark.parametrize("model", EVERY_UNIT)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_the_same_in_a_pipeline(
+    tmp_path: Path, model: str, method: str
+) -> None:
+    """With every unit a module; the image and the bank pass through stages without a reader."""
+    case = [*METHODS[method], *EVERY_UNIT[model]]
+    expected = inside(tmp_path, "schedule=ll", "gpus=1", *case)
+    assert_same_run(inside(tmp_path, "schedule=ppll", "gpus=3", *case), expected)
+
+
+@pytest.mark.parametrize("model", EVERY_UNIT)
+def test_the_ablation_without_fusion_is_the_local_module_alone(tmp_path: Path, model: str) -> None:
+    case = ["gpus=2", *EVERY_UNIT[model]]
+    alone = inside(tmp_path, "local=fba", *case)
+    assert_same_run(inside(tmp_path, "fba=on", "fba.fusion=none", *case), alone)
+
+
+@pytest.mark.parametrize("gpus", [2, 3])
+def test_modules_that_follow_the_stages_are_the_same_for_ll(tmp_path: Path, gpus: int) -> None:
+    overrides = [f"gpus={gpus}", *VIT, "partition=params"]
+    sequential = inside(tmp_path, "schedule=ll", *overrides)
+    assert len(sequential.job.layout.modules) == gpus
+    assert sequential.job.stages == 1
+    assert_same_run(inside(tmp_path, "schedule=ppll", *overrides), sequential)
+
+
+BACKWARD_CASES = {
+    "vit": [*VIT, "optim.schedule=cosine", "optim.clip_norm=0.5"],
+    "resnet": [*RESNET, *SGD, "optim.clip_norm=0.5", "optim.schedule=step", "optim.milestones=[1]"],
+    "unclipped": [*RESNET, *SGD, "optim.warmup_epochs=1", "data.drop_last=true"],
+    "skips": [*own_model("Skipping"), "optim.clip_norm=0.1"],
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD_CASES)
+def test_naive_pipeline_is_back_propagation(tmp_path: Path, name: str) -> None:
+    """A skip passes through stages that read it as well; one backward call sums both ways."""
+    expected = inside(tmp_path, "schedule=bp", *BACKWARD_CASES[name])
+    for gpus in (1, 3):
+        found = inside(tmp_path, "schedule=pp", f"gpus={gpus}", *BACKWARD_CASES[name])
+        assert_same_run(found, expected)
+
+
+def test_detached_skips_travel_forward(tmp_path: Path) -> None:
+    case = [*own_model("Skipping"), "local.modules=5"]
+    expected = inside(tmp_path, "schedule=ll", *case)
+    for gpus in (3, 5):
+        assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)
+
+
+def test_micro_batches_make_a_difference(tmp_path: Path) -> None:
+    """Or the equalities above would say little: BatchNorm sees micro-batches."""
+    whole = inside(tmp_path, "schedule=bp", *RESNET, *SGD).tensors
+    parts = inside(tmp_path, "schedule=bp", "schedule.microbatches=2", *RESNET, *SGD).tensors
+    name = "model.stem.bn1.running_mean"
+    assert not (whole[name] == parts[name]).all()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "per_batch"),
+    [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("zb_h1", 2), ("ppll", 1)],
+)
+def test_batch_norm_counts_training_batches_only(
+    tmp_path: Path, schedule: str, per_batch: int
+) -> None:
+    """Torch's pipelining once counted a shape probe as training; nothing of ours may."""
+    microbatches = [f"schedule.microbatches={per_batch}"]
+    case = ["gpus=2", "local=dgl", "max_steps=5", "data.drop_last=true", *DATA, *RESNET, *SGD]
+    tensors = run_inside(tmp_path, f"schedule={schedule}", *microbatches, *case).tensors
+    counters = {n: int(t) for n, t in tensors.items() if n.endswith("num_batches_tracked")}
+    assert len(counters) > 10
+    assert set(counters.values()) == {5 * per_batch}
