@@ -9,8 +9,8 @@ import pytest
 from ppll_cli.cli import plan
 from ppll_cli.config import settings
 from scripts.benchmarks.__main__ import NAMES
-from tests.cli.test_app import ppll_run
 from tests.conftest import compose_config
+from tests.program import ppll_run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

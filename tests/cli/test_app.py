@@ -18,6 +18,7 @@ import pytest
 from ppll_cli.cli import app
 from ppll_cli.errors import ConfigError
 from tests.conftest import own_model
+from tests.program import ppll_run
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -47,7 +48,8 @@ def command_lines() -> list[str]:
     return found
 
 
-def ppll_run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+def alone(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The program in a process of its own, as a user runs it."""
     with start(*arguments, cwd=cwd) as process:
         out, err = process.communicate(timeout=100)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -68,7 +70,7 @@ def test_a_refused_run_leaves_no_fork_server(tmp_path: Path) -> None:
 
 
 def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
-    result = ppll_run("epochs=2", "eval_every=1", "local.modules=3", *TINY, cwd=tmp_path)
+    result = alone("epochs=2", "eval_every=1", "local.modules=3", *TINY, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     folder = run_dir(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
@@ -130,11 +132,12 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
-    tmp_path: Path, arguments: list[str], line: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    """Each in a process of its own; many more, in this one, are in `test_bad_input`."""
+    """With all that is started before the check; many more are in `test_bad_input`."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    monkeypatch.setenv("FULL", "full")
     result = ppll_run(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""

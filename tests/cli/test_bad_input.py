@@ -3,13 +3,10 @@
 import argparse
 import gzip
 import json
-import logging
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +16,6 @@ import numpy as np
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.singleton import Singleton
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -41,31 +36,9 @@ from ppll_cli.pipeline.schedules.gpipe import GPipe
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.tasks.task import Task
 from tests.conftest import Runner, own_model
+from tests.program import restored
 
 # --- The program in this process -----------------------------------------------------------------
-
-
-@contextmanager
-def restored() -> Iterator[None]:
-    """What the program and Hydra leave in a process: signal handlers, singletons, log handlers."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
-    singletons = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        Singleton.set_state(singletons)
-        for number, handler in signals.items():
-            signal.signal(number, handler)
-        for made in [*root.handlers]:
-            root.removeHandler(made)
-            if made not in before:
-                made.close()
-        for there in before:
-            root.addHandler(there)
-        root.setLevel(level)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`resume=RUN_DIR` as a user meets it: in a process of its own."""
+"""`resume=RUN_DIR` as a user meets it."""
 
 import json
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.cli.test_app import TINY, ppll_run, run_dir, start
+from tests.cli.test_app import TINY, run_dir, start
 from tests.conftest import Result, Runner, assert_same
 from tests.launch.test_resume import EVIL, spoil, spoil_choice, write_config
+from tests.program import ppll_run
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

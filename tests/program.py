@@ -1,0 +1,69 @@
+"""The program inside a test: its command line, without a Python and an import of torch each time.
+
+Only what is about processes, signals or start-up needs the program in a process of its own.
+"""
+
+import io
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+
+from ppll_cli.cli import app
+from ppll_cli.cli.sweep import CompareRuns
+from ppll_cli.leaves import forkserver
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Take back what the program and Hydra leave in a process.
+
+    These are signal handlers, singletons, log handlers, and modules found in a user's folder.
+    """
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
+    singletons = Singleton.get_state()
+    modules, path = {*sys.modules}, [*sys.path]
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        Singleton.set_state(singletons)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        for made in [*root.handlers]:
+            root.removeHandler(made)
+            if made not in before:
+                made.close()
+        for there in before:
+            root.addHandler(there)
+        root.setLevel(level)
+        theirs = {*sys.path} - {*path}
+        sys.path[:] = path
+        for name in {*sys.modules} - modules:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if str(Path(file).parent) in theirs:
+                del sys.modules[name]
+
+
+def ppll_run(*arguments: str, cwd: Path) -> CompletedProcess[str]:
+    """What `ppll-run` says, and its exit status; workers come from this process's fork server."""
+    out, err = io.StringIO(), io.StringIO()
+    with restored(), chdir(cwd), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ppll-run", *arguments])
+        patch.setattr(CompareRuns, "failed", 0)
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
+        patch.setattr(forkserver, "stop", lambda: None)  # the next test needs it
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
+            app.main()
+    code = left.value.code
+    assert isinstance(code, int)
+    return CompletedProcess(["ppll-run", *arguments], code, out.getvalue(), err.getvalue())
