@@ -13,7 +13,7 @@ from ppll_cli.models.plain import PlainModel
 
 def write_samples(job: Job, run_dir: Path) -> None:
     """Have the data set write them into `samples/`, if it can, in the place of earlier ones."""
-    draw = getattr(make("data", job.data), "samples", None)
+    draw = getattr(make("data", job.data), "draw_samples", None)
     if draw is None:
         return
     model = PlainModel(job.units(), job.seed)

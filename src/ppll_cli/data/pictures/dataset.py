@@ -169,7 +169,7 @@ class PictureDataset(Files, ABC):
         image = ImageSpec(3, height, width)
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
-    def samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+    def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
         """Writes, for each test picture, four views of its middle, with captions.
 
         The small picture's pixels as squares, bicubic enlargement, what the model makes, and the

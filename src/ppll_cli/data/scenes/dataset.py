@@ -210,7 +210,7 @@ class DetectionDataset(Files, ABC):
             device=device,
         )
 
-    def samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+    def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
         """Writes the first test pictures with their boxes and with what the model detects."""
         import torch
 
