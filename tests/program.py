@@ -7,7 +7,7 @@ import io
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -16,7 +16,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 
-from ppll_cli.cli import app
+from ppll_cli.cli import app, plan
 from ppll_cli.cli.sweep import CompareRuns
 from ppll_cli.leaves import forkserver
 
@@ -56,14 +56,26 @@ def restored() -> Iterator[None]:
 
 def ppll_run(*arguments: str, cwd: Path) -> CompletedProcess[str]:
     """What `ppll-run` says, and its exit status; workers come from this process's fork server."""
+    return _called(app.main, "ppll-run", arguments, cwd)
+
+
+def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
+    """What `ppll-plan` says, and its exit status."""
+    return _called(plan.main, "ppll-plan", arguments, cwd)
+
+
+def _called(
+    main: Callable[[], object], name: str, arguments: Sequence[str], cwd: Path
+) -> CompletedProcess[str]:
     out, err = io.StringIO(), io.StringIO()
+    command = [name, *arguments]
     with restored(), chdir(cwd), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ppll-run", *arguments])
+        patch.setattr(sys, "argv", command)
         patch.setattr(CompareRuns, "failed", 0)
         patch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
         patch.setattr(forkserver, "stop", lambda: None)  # the next test needs it
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-            app.main()
+            main()
     code = left.value.code
     assert isinstance(code, int)
-    return CompletedProcess(["ppll-run", *arguments], code, out.getvalue(), err.getvalue())
+    return CompletedProcess(command, code, out.getvalue(), err.getvalue())

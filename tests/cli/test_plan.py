@@ -1,12 +1,12 @@
 """ppll-plan, as a user meets it and from within."""
 
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -18,22 +18,17 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
 from ppll_cli.predict.interconnect import Interconnect, Link
 from ppll_cli.predict.speed import Prediction, predict
+from tests import program
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8", "device=cpu"]
 
 
-def ppll_plan(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "ppll_cli.cli.plan", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cwd / "cache"))
+        return program.ppll_plan(*arguments, cwd=cwd)
 
 
 def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
