@@ -169,7 +169,7 @@ def best_step(run_dir: str | Path) -> int | None:
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
-    """The newest checkpoint that is as it was written; those that are not are told.
+    """Find the newest undamaged checkpoint, and warn of newer ones that are damaged.
 
     Raises:
         ConfigError: One was written by a later program, or there is no folder for checkpoints.

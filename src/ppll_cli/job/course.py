@@ -193,6 +193,6 @@ def split_share(samples: int, microbatches: int, replicas: int, replica: int) ->
         samples: Of the batch, at least one for each replica.
         microbatches: How many a share is split into, at most.
         replicas: How many share the batch; the first ones have the larger shares.
-        replica: Which.
+        replica: The replica whose share is split, counted from 0.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

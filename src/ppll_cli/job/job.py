@@ -134,7 +134,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """What the user is told of where a worker computes."""
+        """Name the device of a worker and, where there are several, its machine."""
         return device_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:

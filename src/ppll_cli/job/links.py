@@ -95,7 +95,7 @@ def upcoming(
         job: The run.
         seat: The worker's.
         links: The worker's.
-        wait: Waits for an end of a channel; it is told what that wait is called.
+        wait: Called with an end of a channel and the name of the wait; returns when it is ready.
     """
     if seat == Seat(0, 0):
         for decided in job.course.items(lambda: bool(links.stop.value), job.start):

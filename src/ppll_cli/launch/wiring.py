@@ -69,9 +69,9 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
 
     Args:
         name: What was asked for.
-        transport: The same.
+        transport: The transport that was asked for.
         job: The run.
-        machine: Which.
+        machine: The machine whose channels are checked, counted from 0.
 
     Raises:
         ConfigError: There is none, or processes may not have as many file descriptors as they need.

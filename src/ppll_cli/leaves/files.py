@@ -191,7 +191,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The same for what JSON can say: neither infinity nor NaN.
+    """Write a value as JSON, whole or not at all; JSON has no infinity and no NaN.
 
     Raises:
         OSError: It cannot be written.

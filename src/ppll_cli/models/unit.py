@@ -31,7 +31,7 @@ class ImageSpec:
         height: In pixels.
         width: In pixels.
         mean: Of the pixels in [0, 1], one value or one a channel, that normalisation subtracts.
-        std: What it then divides by, likewise.
+        std: What normalisation then divides by, one value or one a channel.
     """
 
     channels: int

@@ -147,8 +147,8 @@ class Metrics:
         """Loss, metric and what else the task reports, of the latest evaluation of a split.
 
         Args:
-            split: Which.
-            module: Whose; None is the model's own head.
+            split: train, val or test.
+            module: The module whose head was evaluated; None is the model's own head.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))

@@ -51,7 +51,7 @@ def instruction_times(
     thread makes in the meantime.
 
     Args:
-        job: Whose.
+        job: The run.
         profile: Of micro-batches of the largest size; the others take as much less.
         sizes: Samples of each micro-batch.
         carriers: Of messages and averages. What they carry by themselves takes the sender no time,

@@ -105,7 +105,7 @@ def best_detections(
         deltas: [A, 4].
         logits: [A, C].
         height: Of the picture; boxes end at its border.
-        width: Likewise.
+        width: Of the picture (pixels).
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

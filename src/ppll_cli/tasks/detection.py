@@ -31,7 +31,7 @@ LABELS = "labels"
 """Classes of the boxes, from 0, int64 [B, N]."""
 
 IGNORED = "ignored"
-"""Boxes that are neither learnt nor asked for: crowds (COCO), difficult ones (VOC), bool [B, N]."""
+"""Whether a box is left out of loss and score: crowds (COCO), difficult ones (VOC), bool [B, N]."""
 
 COUNT = "count"
 """How many boxes a picture has, int64 [B]; what stands behind them is of no account."""
@@ -53,16 +53,17 @@ few such tables at a time. A picture of 800x1333 with 80 classes has one of abou
 class Detection:
     """Predictions are anchors with deltas and logits; the metric is COCO's average precision.
 
-    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it: for each picture the
-    focal loss of all anchors but those that overlap a box neither enough nor little, and the
-    absolute difference of the deltas of those that do enough, both divided by the number of the
-    latter; the mean over pictures.
+    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. An anchor is positive if
+    it overlaps a box enough, negative if it overlaps none, and left out in between. For each
+    picture, the focal loss of positive and negative anchors and the absolute error of the deltas of
+    positive anchors are divided by the number of positive anchors; the loss is the mean over
+    pictures.
 
     Attributes:
         classes: Their names.
         boxes: N.
         height: Of the largest images, a multiple of 32 (pixels).
-        width: Likewise.
+        width: Of the widest images, a multiple of 32 (pixels).
         anchor: Side of the smallest anchors (pixels), those of the maps of stride 8.
         crowds: Whether ignored boxes are crowds, as COCO counts them, or single difficult objects.
         metric: Its name.

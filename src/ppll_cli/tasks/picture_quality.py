@@ -73,7 +73,7 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
 
     Args:
         one: Luma, [B, H, W].
-        other: Likewise.
+        other: Luma of the picture that it is compared with, [B, H, W].
 
     Returns:
         float64 [B, H - 10, W - 10]: of the pixels whose window is inside.

@@ -115,7 +115,7 @@ def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, dat
         kind: Its class.
         task: The run's.
         key: What was chosen.
-        name: Likewise.
+        name: The name of that option, shown in the message.
         use: What the kind is called.
         data: Data sets that have such tasks.
 

@@ -75,7 +75,7 @@ class Receiver(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a message is there; whether one is."""
+        """Wait up to `timeout_s` seconds for a message, and return whether there is one."""
         ...
 
     def peek(self) -> Header:

@@ -208,7 +208,7 @@ class NetworkSender(_End):
         self._start(self._work)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a slot is free; whether one is."""
+        """Wait until a slot is free, and return whether there is one."""
         self._raise()
         with suppress(Empty):
             if not self._is_free:
@@ -270,7 +270,7 @@ class NetworkReceiver(_End):
         self._start(self._work)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a message is there; whether one is."""
+        """Wait for a message, and return whether there is one."""
         self._raise()
         with suppress(Empty):
             if self._next is None:

@@ -34,7 +34,7 @@ class Inlet:
         self._poll: select.poll | None = None  # made where it is used: it cannot be sent
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait until something can be read; whether it can."""
+        """Wait until something can be read, and return whether it can."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.connection.fileno(), select.POLLIN)
@@ -53,10 +53,10 @@ class FreeSlots:
         self._returned, self.count = Inlet(returned), count
 
     def wait(self, timeout_s: float, take: Callable[[bytes], int]) -> bool:
-        """Wait until a slot is free; whether one is.
+        """Wait until a slot is free, and return whether there is one.
 
         Args:
-            timeout_s: How long to wait, where none is.
+            timeout_s: How long to wait if no slot is free.
             take: Called with each word that has come back; says how many slots it frees.
         """
         while self._returned.ready(timeout_s if self.count == 0 else 0):

@@ -49,7 +49,7 @@ class RingSender:
         self._slots.memory.open()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a slot is free; whether one is."""
+        """Wait until a slot is free, and return whether there is one."""
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
@@ -104,7 +104,7 @@ class RingReceiver:
             self._returned.send_bytes(offer)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a message is there; whether one is."""
+        """Wait for a message, and return whether there is one."""
         return self._token is not None or self._messages.ready(timeout_s)
 
     def peek(self) -> Header:
@@ -198,8 +198,8 @@ def ring(
     Args:
         slots: How many.
         size: Bytes of each.
-        memories: As the producer's end sees it, and the consumer's.
-        orders: Likewise.
+        memories: The memory of the slots at the producer's end, and at the consumer's.
+        orders: How each end waits for the other to be done with a slot.
         device: Where the receiver copies what comes; None: it is read in place.
     """
     producer, consumer = open_pipes()

@@ -52,7 +52,7 @@ class SceneBatches:
         short_side: Of a resized picture, unless the longer side would exceed `long_side`.
         long_side: Of a resized picture at most.
         mean: Of the pixels in [0, 1].
-        std: Likewise.
+        std: Of the pixels in [0, 1]; pictures are divided by it.
         flip: Whether half of the training pictures are mirrored.
         drop_last: Whether a shorter last batch is left out.
         batch_size: Pictures of a training batch.

@@ -31,7 +31,7 @@ SILENT_S = 7.0
 """After so long without a sign of life a launcher, its machine or the network is gone."""
 
 OWN_GAP_S = 3.0
-"""Who has not looked for so long was stopped itself, perhaps with all the others."""
+"""A launcher that has not looked for so long was itself stopped, perhaps with all the others."""
 
 LEAVING_S = 10.0
 """How long machine 0 waits for the others to have heard that all is over; it may have the store."""
@@ -88,7 +88,7 @@ class Fleet:
         return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 
     def name(self, machine: int) -> str:
-        """A machine, as the user is told of it."""
+        """Name a machine in messages, by number and host."""
         return f"machine {machine} ({self.machines[machine].host})"
 
     def tell(self, message: Message) -> None:
@@ -232,7 +232,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """Who has come; None for those who have not."""
+        """What each machine has said of itself; None for one that has not come."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None

@@ -24,7 +24,7 @@ class Rendezvous:
         rank: Number of this machine.
         machines: How many there are.
         host: Where the store is.
-        port: Likewise.
+        port: The store's port on that host.
         hosted: Whether somebody else, such as torchrun, keeps the store.
         limit_s: How long the machines wait for one another.
     """
