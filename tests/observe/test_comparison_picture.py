@@ -11,14 +11,10 @@ from matplotlib.image import imread
 
 from ppll_cli.observe import comparison_picture
 from ppll_cli.observe.comparison import compare
-from ppll_cli.observe.comparison_picture import (
-    COLOURS,
-    MOST_CURVES,
-    labels,
-    picture,
-    shared,
-    with_unit,
-)
+from ppll_cli.observe.comparison_curves import MOST_CURVES
+from ppll_cli.observe.comparison_labels import labels
+from ppll_cli.observe.comparison_picture import picture
+from ppll_cli.observe.comparison_style import COLOURS
 from tests.observe.drawn import kept_figures
 from tests.observe.test_comparison import make
 from tests.observe.test_runs import write
@@ -36,70 +32,28 @@ def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_bar_is_as_long_as_its_run_is_fast(tmp_path: Path) -> None:
-    """Memory and curves are left out: speed is the only thing drawn in the schedules' colours."""
+    """Memory and curves are left out: above the legend, nothing else has the schedules' colours."""
     make(tmp_path / "0", "bp", 100.0, gpus=1, stages=[])
     make(tmp_path / "1", "ppll", 150.0, stages=[])
     make(tmp_path / "2", "ll", 50.0, gpus=1, stages=[])
     picture(tmp_path / "comparison.png", compare([tmp_path]))
     image = imread(tmp_path / "comparison.png")[:, :, :3]
+    image = image[: len(image) // 2]
     ppll, ll = (pixels(image, COLOURS[name]) for name in ("ppll", "ll"))
     assert ppll == pytest.approx(3 * ll, rel=0.05)
     assert ll > 1000
 
 
-def test_a_label_says_what_a_run_is_and_not_where_it_lies(tmp_path: Path) -> None:
-    long = tmp_path / "2026-11-28"
-    make(long / "04-32-10", "bp", gpus=1, config={"replicas": 1})
-    make(long / "04-33-10", "ppll", gpus=4, config={"replicas": 2}, choices={"local": "predsim"})
-    make(long / "04-34-10", "ppll", config={"replicas": 1}, choices={"fba": "on"}, status="failed")
-    assert labels(compare([tmp_path]).rows) == [
-        "bp gpus=1 local=greedy fba=None replicas=1",
-        "ppll gpus=4 local=predsim fba=None replicas=2",
-        "ppll gpus=2 local=greedy fba=on replicas=1 (failed)",
-    ]
-
-
-def test_a_sweeps_numbers_stand_before_the_labels(tmp_path: Path) -> None:
-    make(tmp_path / "0", "ll", gpus=1)
-    make(tmp_path / "1", "ppll", gpus=1, config={"epochs": 3})
-    make(tmp_path / "2", "ppll", gpus=1)
-    assert labels(compare([tmp_path]).rows) == [
-        "0: ll epochs=2",
-        "1: ppll epochs=3 *",
-        "2: ppll epochs=2",
-    ]
-
-
-def test_runs_with_the_same_settings_are_told_apart_by_their_whole_names(tmp_path: Path) -> None:
-    names = ["a" * 40 + "/0", "a" * 40 + "/1"]
-    for name in names:
-        make(tmp_path / name, "ppll")
-    assert labels(compare([tmp_path]).rows) == [f"ppll in {name}" for name in names]
-
-
-def test_what_all_runs_share_stands_above(tmp_path: Path) -> None:
-    make(tmp_path / "0", "ppll")
-    make(tmp_path / "1", "gpipe", config={"batch_size": 32})
-    rows = compare([tmp_path]).rows
-    assert shared(rows) == "2 runs: model=vit data=digits epochs=2 device=cpu gpus=2"
-    assert (
-        shared(rows[:1]) == "1 run: model=vit data=digits batch_size=64 epochs=2 device=cpu gpus=2"
-    )
-
-
 def test_axes_have_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert with_unit("test psnr") == "test psnr (dB)"
-    assert with_unit("val accuracy") == "val accuracy (0 to 1)"
-    assert with_unit("test distance") == "test distance"
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.6))
     make(tmp_path / "1", "ppll", accuracies=(0.5, 0.6), config={"threads": 2}, threads=2)
     speed, memory, best, progress = drawn(tmp_path, monkeypatch).axes
-    assert speed.get_xlabel() == "times bp's (samples/s in brackets)"
+    assert speed.get_xlabel() == "times bp's 100 samples/s"
     assert memory.get_xlabel() == "MB of all stages, side by side"
     assert best.get_xlabel() == progress.get_ylabel() == "test accuracy (0 to 1)"
     assert progress.get_xlabel() == "seconds of training, evaluation included"
     texts = [text.get_text() for text in speed.texts]
-    assert texts == ["1.00 (100 /s)", "1.00 (100 /s)"]
+    assert texts == ["1.00", "1.00"]
 
 
 @pytest.mark.parametrize("count", [4, 40])
@@ -108,7 +62,7 @@ def test_labels_do_not_cover_one_another(
 ) -> None:
     """Nor the legend, nor the panels; few curves have names, many the number of their runs."""
     for number in range(count):
-        config = {"local": {"modules": number}, "seed": number, "optim": {"lr": 0.1 / (1 + number)}}
+        config = {"local": {"modules": number}, "optim": {"lr": 0.1 / (1 + number)}}
         make(tmp_path / str(number), "ppll", accuracies=(0.5, 0.6), config=config)
     figure = drawn(tmp_path, monkeypatch)
     (legend,) = figure.legends
@@ -125,13 +79,75 @@ def test_labels_do_not_cover_one_another(
     ]
     assert not [box.bounds for box in boxes if box.x0 < 0 or box.y0 < 0]
     assert [tick.get_text().replace("\n", " ") for tick in ticks] == labels(
-        compare([tmp_path]).rows
+        compare([tmp_path]).groups
     )
     entries = [text.get_text() for text in legend.get_texts()]
     if count <= MOST_CURVES:
-        assert entries[:count] == labels(compare([tmp_path]).rows)
+        assert entries[:count] == labels(compare([tmp_path]).groups)
     else:
-        assert entries == ["ppll (40 runs)"]
+        assert entries == ["schedule ppll", "0.6, which all completed runs reached"]
+
+
+def seeds(folder: Path, count: int = 3) -> None:
+    """Groups of seeds: back-propagation, and ppll with three local methods."""
+    number = 0
+    for schedule, method in (("bp", "greedy"), ("ppll", "greedy"), ("ppll", "dgl"), ("ppll", "m")):
+        for seed in range(count):
+            make(
+                folder / str(number),
+                schedule,
+                100.0 + 10 * len(method) + seed,
+                gpus=1 if schedule == "bp" else 2,
+                accuracies=(0.5, 0.6 + 0.01 * seed),
+                config={"seed": seed, "local": {"_target_": "ppll_cli.L", "modules": None}},
+                choices={"local": method},
+            )
+            number += 1
+
+
+def test_a_group_has_a_bar_with_its_deviation_and_a_point_for_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds(tmp_path)
+    speed, _, best, progress = drawn(tmp_path, monkeypatch).axes
+    assert len(speed.patches) == len(speed.containers) / 2 == 4
+    widths = [bar.get_width() for bar in speed.patches]
+    assert widths == pytest.approx([1.0, 1.0, 131 / 161, 111 / 161])
+    points = [line.get_xdata() for line in speed.lines if line.get_markersize() < 3]
+    assert [len(each) for each in points if len(each) == 3] == [3] * 4
+    assert speed.texts[0].get_text() == "1.00 ± 0.01"
+    assert best.texts[0].get_text() == "0.6100 ± 0.0100"
+    assert speed.texts[1].get_text() == "1.00 ± 0.01 ~"
+    assert speed.texts[2].get_text() == "0.81 ± 0.01"
+    assert len([line for line in progress.lines if len(line.get_xdata()) == 2]) == 5
+
+
+def test_a_schedule_has_a_colour_and_a_method_a_hatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds(tmp_path, 1)
+    speed = drawn(tmp_path, monkeypatch).axes[0]
+    colours = [bar.get_facecolor()[:3] for bar in speed.patches]
+    assert colours == [to_rgb(COLOURS[name]) for name in ("bp", "ppll", "ppll", "ppll")]
+    hatches = [bar.get_hatch() or "" for bar in speed.patches]
+    assert hatches[:2] == ["", ""]
+    assert len({*hatches[1:]}) == 3
+
+
+def test_numbers_stand_beside_the_bars_and_not_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds(tmp_path)
+    figure = drawn(tmp_path, monkeypatch)
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.axes[:3]:
+        texts = [text.get_window_extent(renderer) for text in axes.texts]
+        marks = [bar.get_window_extent(renderer) for bar in axes.patches]
+        marks += [
+            line.get_window_extent(renderer) for line in axes.lines if len(line.get_xdata()) > 2
+        ]
+        assert texts
+        assert not [1 for text in texts for mark in marks if text.overlaps(mark)]
 
 
 def test_a_users_dark_style_changes_nothing(tmp_path: Path) -> None:

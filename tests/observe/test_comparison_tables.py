@@ -26,6 +26,7 @@ def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
         "best_metric",
         "peak_memory_bytes",
         "aux_fraction",
+        "seed",
     }
 
 

@@ -15,17 +15,24 @@ from ppll_cli.leaves.files import write_text
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe import streams
 from ppll_cli.observe.comparison import Comparison, compare
-from ppll_cli.observe.comparison_tables import LONGEST_NOTE, as_csv, as_markdown, tables
+from ppll_cli.observe.comparison_tables import (
+    LONGEST_NOTE,
+    as_csv,
+    as_markdown,
+    groups_as_csv,
+    tables,
+)
 from ppll_cli.observe.logs import for_show
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
-time to a metric, memory. Interrupted and failed runs are listed with what is known of them; runs
-that differ in model, data, batch size, epochs, precision or device are marked.
+time to a metric, memory. Runs that differ in seed alone are one group: mean, standard deviation
+and number of seeds. Interrupted and failed runs are listed with what is known of them; runs that
+differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
-Writes comparison.csv, comparison.md and comparison.png: for one folder that holds runs, into that
-folder, else into the current directory. The last line says where.
+Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: for one
+folder that holds runs, into that folder, else into the current directory. The last line says where.
 
 Exit status: 0 done; 2 the input is wrong, said in one line; 1 the table could not be printed.
 """
@@ -52,13 +59,14 @@ def _main(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the three files")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for these files")
+    parser.add_argument("--each", action="store_true", help="show every run, and no groups")
     options = parser.parse_args(arguments)
     for folder in options.folders:
         if not folder.is_dir():
             problem = "there is no such folder"
             raise ConfigError("RUN_OR_SWEEP_DIR", folder, problem, "give a run directory")
-    comparison = compare(options.folders)
+    comparison = compare(options.folders, each=options.each)
     if not comparison.rows:
         where = " ".join(map(str, options.folders))
         raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run", "give a run directory")
@@ -80,17 +88,18 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 
 
 def write(comparison: Comparison, folder: Path) -> list[str]:
-    """Write `comparison.md`, `comparison.csv` and `comparison.png`.
+    """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
     The picture is only for show: where it cannot be drawn, a line is logged.
 
     Returns:
-        The endings of the files that were written.
+        The endings of the files that were written, that of the groups excepted.
 
     Raises:
         OSError: One of the tables cannot be written.
     """
     write_text(folder / "comparison.csv", as_csv(comparison))
+    write_text(folder / "comparison_groups.csv", groups_as_csv(comparison))
     write_text(folder / "comparison.md", as_markdown(comparison))
     with for_show("comparison.png could not be written"):
         from ppll_cli.observe.comparison_picture import picture

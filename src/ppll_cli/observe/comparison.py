@@ -1,61 +1,25 @@
 """Runs side by side: what each reached, how fast, and whether they may be compared at all."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.observe.conditions import conditions, locality, settings, shown, unequal, usual
+from ppll_cli.observe.conditions import (
+    LOCAL,
+    Conditions,
+    conditions,
+    locality,
+    settings,
+    shown,
+    unequal,
+    usual,
+)
+from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find
 
-
-@dataclass(frozen=True)
-class Row:
-    """A run in the comparison; None is what is not known.
-
-    Attributes:
-        run: As it was found.
-        differs: Settings, beside schedule and gpus, in which the runs differ.
-        unequal: Conditions that are others than those of most runs: this run's, and theirs.
-        bps: Back-propagations under the same conditions, the fastest first.
-        samples_per_second: In the steady state.
-        over_bp: That speed over back-propagation's.
-        over_ll: The same over sequential local learning of the same modules.
-        bubble: Share of the stages' time in which they waited.
-        seconds_to_target: For how long it trained until an evaluation reached the target.
-        best: The best metric of any evaluation.
-        stage_bytes: Peak memory of each stage.
-        auxiliary: Share of the stages' time that auxiliary networks took, on average.
-    """
-
-    run: FoundRun
-    differs: str
-    unequal: Mapping[str, tuple[Any, Any]]
-    bps: Sequence[FoundRun]
-    samples_per_second: float | None
-    over_bp: float | None
-    over_ll: float | None
-    bubble: float | None
-    seconds_to_target: float | None
-    best: float | None
-    stage_bytes: Sequence[int]
-    auxiliary: float | None
-
-    @property
-    def name(self) -> str:
-        """The run's name, marked where it is not comparable to most."""
-        return self.run.name + ("*" if self.unequal else "")
-
-    @property
-    def gpus(self) -> int | None:
-        """How many devices it had."""
-        gpus = self.run.get("gpus")
-        return gpus if isinstance(gpus, int) else None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """The largest stage's memory."""
-        return max(self.stage_bytes, default=None)
+NOISE = "~"
+"""Stands behind a value whose difference from the one that it is set against is within noise."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +28,7 @@ class Comparison:
 
     Attributes:
         rows: One for each run.
+        groups: What is shown: those of the runs that differ in their seed alone, or each run.
         metric: Name of the task's metric and its split, as most runs have it.
         target: The metric whose reaching is timed; None where nothing is known. It is the lowest
             that a comparable run completed with, so that each of them reaches it. This is our own
@@ -73,6 +38,7 @@ class Comparison:
     """
 
     rows: Sequence[Row]
+    groups: Sequence[Group]
     metric: str
     target: float | None
     notes: Sequence[str]
@@ -83,8 +49,14 @@ class Comparison:
         return [row for row in self.rows if row.run.status in ("failed", "refused")]
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare all runs that are in these folders, at any depth."""
+def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
+    """Compare all runs that are in these folders, at any depth.
+
+    Args:
+        folders: Where they are.
+        each: Show every run; else those that differ in their seed alone are one group. Baselines
+            are means over their seeds either way.
+    """
     runs = find(folders)
     ran = [run for run in runs if run.status != "refused"]
     known = {id(run): conditions(run) for run in ran}
@@ -99,58 +71,85 @@ def compare(folders: Sequence[Path]) -> Comparison:
         ),
         default=None,
     )
-
-    def baselines(run: FoundRun, schedule: str) -> list[FoundRun]:
-        """Those with a schedule that may be compared to a run, the fastest first."""
-        local = schedule == "ll" and run.schedule in ("ll", "ppll")
-        comparable = [
-            other
-            for other in ran
-            if other.schedule == schedule
-            and _rate(other)
-            and id(run) in known
-            and not unequal(known[id(run)], known[id(other)])
-            and not (local and unequal(locality(run), locality(other)))
-        ]
-        return sorted(comparable, key=lambda other: _rate(other) or 0.0, reverse=True)
-
     differs = dict(zip(map(id, ran), settings(ran), strict=True))
-    rows = []
-    for run in runs:
-        others = differing.get(id(run), {})
-        bps, lls = baselines(run, "bp"), baselines(run, "ll")
-        rows.append(
-            Row(
-                run,
-                differs.get(id(run), " ".join(run.overrides)),
-                others,
-                bps,
-                _rate(run),
-                _over(run, bps),
-                _over(run, lls),
-                _number(run.get("pipeline", "bubble_fraction")),
-                None if _other_task(others) else _time_to(run, target),
-                max((found.value for found in run.evaluations), default=None),
-                [int(n) for s in _stages(run) if (n := _number(s.get("peak_memory_bytes")))],
-                _mean([_number(s.get("aux_fraction")) for s in _stages(run)]),
-            )
-        )
+    measured = [_row(run, differs.get(id(run)), differing.get(id(run), {}), target) for run in runs]
+    groups = grouped(measured)
+    rows = [_over_baselines(row, groups, known.get(id(row.run))) for row in measured]
+    places = {id(row.run): row for row in rows}
+    groups = [Group([places[id(row.run)] for row in group.rows]) for group in groups]
+    groups = [replace(group, reference=_reference(group, groups, known)) for group in groups]
     metric = most.get("metric") or next((run.metric for run in ran if run.metric), "metric")
-    return Comparison(rows, metric, target, list(_notes(rows, metric, target)))
+    seen = [Group([row]) for row in rows] if each else groups
+    found = Comparison(rows, seen, metric, target, ())
+    return replace(found, notes=list(_notes(found, groups, each=each)))
+
+
+def _row(
+    run: FoundRun,
+    differs: Mapping[str, str] | None,
+    others: Mapping[str, tuple[Any, Any]],
+    target: float | None,
+) -> Row:
+    """A run's own numbers; a refused one differs in what it was asked to be."""
+    asked = (override.partition("=") for override in run.overrides)
+    return Row(
+        run,
+        {key: value for key, _, value in asked} if differs is None else differs,
+        others,
+        _number(run.get("train", "samples_per_second")),
+        _number(run.get("pipeline", "bubble_fraction")),
+        None if _other_task(others) else _time_to(run, target),
+        max((found.value for found in run.evaluations), default=None),
+        [int(n) for s in _stages(run) if (n := _number(s.get("peak_memory_bytes")))],
+        _mean([_number(s.get("aux_fraction")) for s in _stages(run)]),
+    )
+
+
+def _over_baselines(row: Row, groups: Sequence[Group], mine: Conditions | None) -> Row:
+    """A run with the groups that its speed may be compared to; none where it was refused."""
+    if mine is None:
+        return row
+
+    def baselines(schedule: str) -> list[Group]:
+        """Those that completed go first, and of them the fastest."""
+        local = schedule == "ll" and row.run.schedule in LOCAL
+        comparable = [
+            group
+            for group in groups
+            if group.first.run.schedule == schedule
+            and group.rate
+            and not unequal(mine, conditions(group.first.run))
+            and not (local and unequal(locality(row.run), locality(group.first.run)))
+        ]
+        return sorted(comparable, key=_speed, reverse=True)
+
+    return replace(row, bps=baselines("bp"), lls=baselines("ll"))
+
+
+def _speed(group: Group) -> tuple[bool, float]:
+    return group.first.run.status == "completed", group.rate.mean if group.rate else 0.0
+
+
+def _reference(
+    group: Group, groups: Sequence[Group], known: Mapping[int, Conditions]
+) -> Group | None:
+    """What a group is set against: back-propagation, or else the best of those comparable to it."""
+    if group.first.bps:
+        return group.first.bps[0]
+    mine = known.get(id(group.first.run))
+    best = [
+        (found.mean, -place)
+        for place, other in enumerate(groups)
+        if mine is not None
+        and (theirs := known.get(id(other.first.run))) is not None
+        and not unequal(mine, theirs)
+        and (found := other.spread(lambda row: row.best)) is not None
+    ]
+    return groups[-max(best)[1]] if best else None
 
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
-
-
-def _rate(run: FoundRun) -> float | None:
-    return _number(run.get("train", "samples_per_second"))
-
-
-def _over(run: FoundRun, baselines: Sequence[FoundRun]) -> float | None:
-    rate = _rate(run)
-    base = _rate(baselines[0]) if baselines else None
-    return rate / base if rate is not None and base else None
 
 
 def _other_task(others: Mapping[str, Any]) -> bool:
@@ -173,43 +172,104 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def _notes(rows: Sequence[Row], metric: str, target: float | None) -> Iterator[str]:
-    baselines = {row.bps[0].name: row.bps[0] for row in rows if row.over_bp is not None}
+def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
+    """What has to be known; where each run is shown, nothing is marked as noise."""
+    yield from _on_speed(groups)
+    if any(row.seconds_to_target is not None for row in comparison.rows):
+        yield (
+            f"s to {comparison.metric} {comparison.target:.4g}: seconds of training, evaluation "
+            "included, until an evaluation reached the lowest value that a comparable run "
+            "completed with"
+        )
+    if not each:
+        yield from _on_noise(groups)
+    yield from _on_seeds(groups)
+    for group in groups:
+        if group.first.unequal:
+            differences = ", ".join(
+                f"{key} is {shown(mine)} and not {shown(theirs)}"
+                for key, (mine, theirs) in group.first.unequal.items()
+            )
+            yield f"* {group.names} is not comparable to most: {differences}"
+    for row in comparison.rows:
+        if row.run.error:
+            yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"
+
+
+def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
+    """What speeds are set against."""
+    baselines = {
+        id(group.first.bps[0].first.run): group.first.bps[0]
+        for group in groups
+        if group.over_bp is not None
+    }
     if baselines:
-        named = ", ".join(f"{name} ({_plural(_threads(bp))})" for name, bp in baselines.items())
+        named = ", ".join(f"{bp.name} ({_size(bp)})" for bp in baselines.values())
         yield f"x bp: over the fastest back-propagation under the same conditions, {named}"
     short = []
-    for row in rows:
-        if row.over_bp is None or row.run.get("device") != "cpu":
+    for group in groups:
+        if group.over_bp is None or group.first.run.get("device") != "cpu":
             continue
-        most = max(map(_threads, row.bps))
-        if (wanted := (row.gpus or 1) * _threads(row.run)) > most:
-            short.append(f"{row.run.name} ({_plural(wanted)} against {most})")
+        most = max(_threads(bp.first.run) for bp in group.first.bps)
+        if (wanted := (group.first.gpus or 1) * _threads(group.first.run)) > most:
+            short.append(f"{group.names} ({_plural(wanted, 'thread')} against {most})")
     if short:
         yield (
             f"x bp flatters {', '.join(short)}: on a CPU, add a back-propagation that has all the "
             "threads, schedule=bp gpus=1"
         )
-    if any(row.over_ll is not None for row in rows):
+    if any(group.over_ll is not None for group in groups):
         yield (
             "x ll: over sequential local learning under the same conditions; for ll and ppll, that "
             "of the same local method and modules"
         )
-    if any(row.seconds_to_target is not None for row in rows):
+
+
+def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
+    """What the mark of noise means, and where nothing can be said about it."""
+    ran = [group for group in groups if group.first.run.status == "completed"]
+    if any(group.seeds > 1 for group in ran):
+        yield "± is the standard deviation over the seeds, whose number follows in brackets"
+    judged = [g for g in ran if g.seeds > 1 and g.reference and g.reference.seeds > 1]
+    names = dict.fromkeys(
+        g.reference.name for g in judged if g.reference and not g.is_same(g.reference)
+    )
+    if names:
         yield (
-            f"s to {metric} {target:.4g}: seconds of training, evaluation included, until an "
-            "evaluation reached the lowest value that a comparable run completed with"
+            f"{NOISE} differs from {' or '.join(names)} by no more than noise explains (Welch's "
+            "t-test, 5 %); in x bp and x ll, from their baselines"
         )
-    for row in rows:
-        if row.unequal:
-            differences = ", ".join(
-                f"{key} is {shown(mine)} and not {shown(theirs)}"
-                for key, (mine, theirs) in row.unequal.items()
-            )
-            yield f"* {row.run.name} is not comparable to most: {differences}"
-    for row in rows:
-        if row.run.error:
-            yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"
+    alone = [group.names for group in ran if group.seeds == 1]
+    if len(ran) > 1 and len(alone) == len(ran):
+        yield (
+            "one seed gives no estimate of noise, so small differences may mean nothing: "
+            "seed=0,1,2 gives one"
+        )
+    elif len(ran) > 1 and alone:
+        named = ", ".join(alone)
+        yield f"one seed gives no estimate of noise, so differences of {named} are not judged"
+
+
+def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
+    """Which runs of a group its means leave out, and which seeds it has several times."""
+    left = [
+        f"{row.run.name} ({row.run.status})"
+        for group in groups
+        for row in group.rows
+        if row.run.status != group.first.run.status
+    ]
+    if left:
+        yield f"not averaged, because not completed: {', '.join(left)}"
+    for group in groups:
+        if group.repeated:
+            which = ", ".join(map(str, group.repeated))
+            yield f"{group.names}: runs with the same seed ({which}) are averaged first, as one"
+
+
+def _size(group: Group) -> str:
+    """Of a baseline."""
+    mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
+    return mean + _plural(_threads(group.first.run), "thread")
 
 
 def _threads(run: FoundRun) -> int:
@@ -217,5 +277,5 @@ def _threads(run: FoundRun) -> int:
     return int(_number(run.get("threads")) or 1)
 
 
-def _plural(threads: int) -> str:
-    return f"{threads} thread{'' if threads == 1 else 's'}"
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,9 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from ppll_cli.leaves.printable import printable
-from ppll_cli.observe.comparison import Comparison, Row
+from ppll_cli.observe.comparison import NOISE, Comparison
+from ppll_cli.observe.conditions import seed
+from ppll_cli.observe.groups import Group, Measure, Row
 
 GAP = 2
 """Characters between columns."""
@@ -22,15 +24,7 @@ LONGEST_CELL, LONGEST_NOTE = 400, 1000
 """Characters that are shown; a longer cell or note is shortened in its middle."""
 
 
-CSV: dict[str, Callable[[Row], Any]] = {
-    "run": lambda row: row.run.name,
-    "folder": lambda row: row.run.folder,
-    "status": lambda row: row.run.status,
-    "comparable": lambda row: not row.unequal,
-    "schedule": lambda row: row.run.schedule,
-    "gpus": lambda row: row.gpus,
-    "threads": lambda row: row.run.get("threads"),
-    "settings": lambda row: row.differs,
+MEASURES: dict[str, Measure] = {
     "samples_per_second": lambda row: row.samples_per_second,
     "speed_up_over_bp": lambda row: row.over_bp,
     "speed_up_over_ll": lambda row: row.over_ll,
@@ -40,7 +34,33 @@ CSV: dict[str, Callable[[Row], Any]] = {
     "peak_memory_bytes": lambda row: row.peak_bytes,
     "aux_fraction": lambda row: row.auxiliary,
 }
+"""What is measured of a run; of a group there is the mean, the deviation and the seeds' number."""
+
+CSV: dict[str, Callable[[Row], Any]] = {
+    "run": lambda row: row.run.name,
+    "folder": lambda row: row.run.folder,
+    "status": lambda row: row.run.status,
+    "comparable": lambda row: not row.unequal,
+    "schedule": lambda row: row.run.schedule,
+    "gpus": lambda row: row.gpus,
+    "threads": lambda row: row.run.get("threads"),
+    "settings": lambda row: row.differs,
+    **MEASURES,
+    "seed": lambda row: seed(row.run),
+}
 """What each column of `as_csv` holds, in full precision."""
+
+GROUPS_CSV: dict[str, Callable[[Group], Any]] = {
+    "runs": lambda group: " ".join(row.run.name for row in group.rows),
+    "status": lambda group: group.status,
+    "comparable": lambda group: not group.first.unequal,
+    "schedule": lambda group: group.first.run.schedule,
+    "gpus": lambda group: group.first.gpus,
+    "threads": lambda group: group.first.run.get("threads"),
+    "settings": lambda group: group.differs,
+    "label": lambda group: f"{group.first.run.schedule} {group.differs}".rstrip(),
+}
+"""The first columns of `groups_as_csv`; three for each measure follow."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +69,41 @@ class Column:
 
     Attributes:
         name: Its head.
-        value: What a row has there, in full precision.
-        text: That as people read it.
+        text: The cell of a group; empty where nothing is known.
         left: Whether it is set flush left.
     """
 
     name: str
-    value: Callable[[Row], Any]
-    text: Callable[[Any], str] = str
+    text: Callable[[Group], str]
     left: bool = False
+
+
+def cell(
+    group: Group,
+    measure: Measure,
+    form: str,
+    scale: float = 1.0,
+    against: Group | None = None,
+    *,
+    judged: Measure | None = None,
+) -> str:
+    """A measure as people read it: the mean, and with several seeds their standard deviation.
+
+    Args:
+        group: Of which group.
+        measure: What is measured.
+        form: How a number is written.
+        scale: By which the numbers are divided.
+        against: The group from which the mean may differ by noise alone, which is then marked.
+        judged: The measure by which that is found, where it is another one.
+    """
+    found = group.spread(measure)
+    if found is None:
+        return ""
+    said = format(found.mean / scale, form)
+    if found.deviation is not None:
+        said += f" ± {format(found.deviation / scale, form)} ({found.count})"
+    return said + (f" {NOISE}" if group.like(against, judged or measure) else "")
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
@@ -66,7 +112,7 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
     Each begins with the names of the runs. Nothing is left out; long cells are broken.
     """
     columns = _columns(comparison)
-    texts = [_texts(columns, row) for row in comparison.rows]
+    texts = [_texts(columns, group) for group in comparison.groups]
     cells = {
         column.name: [cell_len(text[place]) for text in texts]
         for place, column in enumerate(columns)
@@ -95,7 +141,7 @@ def as_markdown(comparison: Comparison) -> str:
     lines = [
         [column.name for column in columns],
         ["---" if column.left else "---:" for column in columns],
-        *(_texts(columns, row) for row in comparison.rows),
+        *(_texts(columns, group) for group in comparison.groups),
     ]
     table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in c)} |" for c in lines]
     notes = (f"- {printable(note, LONGEST_NOTE)}" for note in comparison.notes)
@@ -103,13 +149,35 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Plain numbers, in bytes, seconds and samples per second; nothing where it is unknown."""
+    """Each run: plain numbers, in bytes, seconds and samples per second; empty where unknown."""
+    return _csv([*CSV], ([value(row) for value in CSV.values()] for row in comparison.rows))
+
+
+def groups_as_csv(comparison: Comparison) -> str:
+    """The same of each group, over its seeds."""
+    ends = ("mean", "deviation", "seeds")
+    head = [*GROUPS_CSV, *(f"{name}_{end}" for name in MEASURES for end in ends)]
+    return _csv(
+        head,
+        (
+            [value(group) for value in GROUPS_CSV.values()]
+            + [number for measure in MEASURES.values() for number in _numbers(group, measure)]
+            for group in comparison.groups
+        ),
+    )
+
+
+def _numbers(group: Group, measure: Measure) -> Sequence[float | None]:
+    found = group.spread(measure)
+    return (None,) * 3 if found is None else (found.mean, found.deviation, found.count)
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV)
-    for row in comparison.rows:
-        cells = [value(row) for value in CSV.values()]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow(["" if cell is None else cell for cell in row])
     return file.getvalue()
 
 
@@ -118,22 +186,56 @@ def _columns(comparison: Comparison) -> list[Column]:
     target = (
         "target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
     )
+    several = any(len(group.rows) > 1 for group in comparison.groups)
     every = [
-        Column("run", lambda row: row.name, left=True),
-        Column("status", lambda row: row.run.status, left=True),
-        Column("schedule", lambda row: row.run.schedule, left=True),
-        Column("gpus", lambda row: row.gpus),
-        Column("settings", lambda row: row.differs or None, left=True),
-        Column("samples/s", lambda row: row.samples_per_second, lambda v: f"{v:.0f}"),
-        Column("x bp", lambda row: row.over_bp, lambda v: f"{v:.2f}"),
-        Column("x ll", lambda row: row.over_ll, lambda v: f"{v:.2f}"),
-        Column("bubble", lambda row: row.bubble, lambda v: f"{v:.3f}"),
-        Column(f"s to {target}", lambda row: row.seconds_to_target, lambda v: f"{v:.1f}"),
-        Column(f"best {comparison.metric}", lambda row: row.best, lambda v: f"{v:.4f}"),
-        Column("peak MB", lambda row: row.peak_bytes, lambda v: f"{v / 1e6:.0f}"),
-        Column("auxiliary", lambda row: row.auxiliary, lambda v: f"{v:.3f}"),
+        _said("runs" if several else "run", lambda group: group.name),
+        _said("status", lambda group: group.status),
+        _said("schedule", lambda group: group.first.run.schedule),
+        _said("gpus", lambda group: group.first.gpus, left=False),
+        _said("settings", lambda group: group.differs),
+        _measured("samples/s", "samples_per_second", ".0f"),
+        _measured("x bp", "speed_up_over_bp", ".2f"),
+        _measured("x ll", "speed_up_over_ll", ".2f"),
+        _mean("bubble", "bubble_fraction"),
+        _measured(f"s to {target}", "seconds_to_target", ".1f"),
+        _measured(f"best {comparison.metric}", "best_metric", ".4f"),
+        _measured("peak MB", "peak_memory_bytes", ".0f", 1e6),
+        _mean("auxiliary", "aux_fraction"),
     ]
-    return [c for c in every if any(c.value(row) is not None for row in comparison.rows)]
+    return [c for c in every if any(map(c.text, comparison.groups))]
+
+
+def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Column:
+    """A column that says what a group is."""
+
+    def text(group: Group) -> str:
+        found = value(group)
+        return "" if found is None else printable(str(found), LONGEST_CELL)
+
+    return Column(name, text, left)
+
+
+def _mean(name: str, key: str) -> Column:
+    """A column of shares, without their spread."""
+
+    def text(group: Group) -> str:
+        found = group.spread(MEASURES[key])
+        return "" if found is None else f"{found.mean:.3f}"
+
+    return Column(name, text)
+
+
+def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
+    """A column of numbers, each set against the group's reference, or against its baseline."""
+
+    def text(group: Group) -> str:
+        baselines = {"speed_up_over_bp": group.first.bps, "speed_up_over_ll": group.first.lls}
+        against = next(iter(baselines[key]), None) if key in baselines else group.reference
+        # Of a ratio, the speeds behind it are judged.
+        judged = MEASURES["samples_per_second" if key in baselines else key]
+        return cell(group, MEASURES[key], form, scale, against, judged=judged)
+
+    return Column(name, text)
 
 
 def _table(comparison: Comparison, columns: Sequence[Column], widths: Mapping[str, int]) -> Table:
@@ -142,14 +244,10 @@ def _table(comparison: Comparison, columns: Sequence[Column], widths: Mapping[st
         justify: Literal["left", "right"] = "left" if column.left else "right"
         width = widths[column.name]
         table.add_column(column.name, justify=justify, width=width, overflow="fold")
-    for row in comparison.rows:
-        table.add_row(*_texts(columns, row))
+    for group in comparison.groups:
+        table.add_row(*_texts(columns, group))
     return table
 
 
-def _texts(columns: Sequence[Column], row: Row) -> list[str]:
-    values = [column.value(row) for column in columns]
-    return [
-        "" if value is None else printable(column.text(value), LONGEST_CELL)
-        for column, value in zip(columns, values, strict=True)
-    ]
+def _texts(columns: Sequence[Column], group: Group) -> list[str]:
+    return [column.text(group) for column in columns]

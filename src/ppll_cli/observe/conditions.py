@@ -1,6 +1,7 @@
 """In what runs differ: what makes them incomparable, and what a sweep is about."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,15 @@ LONGEST_VALUE = 200
 PLACES = {"root", "download", "cache"}
 """Where data are read from changes nothing that is measured."""
 
-OWN = {"schedule", "gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
+OWN = {"gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
 OWN |= {"sha256", "data_sha256"}
 """Keys of a configuration that have a column, or that change nothing worth one."""
+
+NAMED = OWN | {"schedule"}
+"""Groups whose option needs no naming: that of `schedule` has a column."""
+
+LOCAL = ("ll", "ppll")
+"""Schedules that train with local losses."""
 
 
 def conditions(run: FoundRun) -> Conditions:
@@ -77,29 +84,86 @@ def usual(runs: Mapping[int, Conditions]) -> Conditions:
     return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
 
 
-def settings(runs: Sequence[FoundRun]) -> list[str]:
+def seedless(run: FoundRun) -> Conditions:
+    """What has to be the same for two runs to differ in their seed alone.
+
+    The steps of a completed run say what `max_steps` does.
+    """
+    found = _flat(run.config)
+    for key in ("seed", "device", *(["max_steps"] if run.status == "completed" else [])):
+        found.pop(key, None)
+    choices = run.configured("choices") or {}
+    found |= {f"choice of {group}": choices[group] for group in choices if group not in OWN}
+    used = {
+        "name": nameless(run),
+        "tags": _first(run.get("tags"), run.configured("tags")),
+        "schedule": run.schedule,
+        **{key: _first(run.get(key), run.configured(key)) for key in ("gpus", "threads")},
+        **conditions(run),
+        **(locality(run) if run.schedule in LOCAL else {}),
+    }
+    return found | {key: value for key, value in used.items() if value is not None}
+
+
+def seed(run: FoundRun) -> int | None:
+    """A run's seed, where it is known."""
+    found = _first(run.get("seed"), run.configured("seed"))
+    return found if isinstance(found, int) else None
+
+
+def nameless(run: FoundRun) -> str | None:
+    """The name that a user gave a run, without the seed at its end: `vit-s0` is one of `vit-s`."""
+    name = _first(run.get("name"), run.configured("name"))
+    if name is None:
+        return None
+    found = re.fullmatch(r"(.*?)(\d+)", str(name))
+    return found[1] if found and found[2] == str(seed(run)) else str(name)
+
+
+def method(run: FoundRun) -> str | None:
+    """The local method of a run that trains with local losses, with `fba` where that is on."""
+    if run.schedule not in LOCAL:
+        return None
+    path = str(run.configured("local", "_target_") or "ppll_cli.")
+    choice = _first(run.get("local"), run.configured("choices", "local"))
+    if choice is None or not path.startswith("ppll_cli."):  # a class of the user's own
+        choice = path.rpartition(".")[2] or None
+    bank = run.configured("choices", "fba")
+    return choice if choice is None or bank in (None, "off") else f"{choice} fba={bank}"
+
+
+def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """For each run, the settings in which the runs differ, without those that have columns.
 
     Where they differ in the option of a group, that is named, and of the group's keys those that
-    all options have.
+    all options have, and those in which runs with the same option differ.
     """
     flat = [_flat(run.config) for run in runs]
     chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
-    groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in OWN]
-    split = [g for g in groups if len({str(c.get(g)) for c in chosen}) > 1]
-    keys = [
-        key
-        for key in dict.fromkeys(key for each in flat for key in each)
-        if len({json.dumps(each.get(key)) for each in flat}) > 1
-        and (key.partition(".")[0] not in split or all(key in each for each in flat))
+    groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in NAMED]
+    split = {g for g in groups if len({str(c.get(g)) for c in chosen}) > 1}
+    found = [
+        {group: str(options.get(group)) for group in groups if group in split} for options in chosen
     ]
-    return [
-        " ".join(
-            [f"{group}={options.get(group)}" for group in split]
-            + [f"{key}={shown(each[key])}" for key in keys if each.get(key) is not None]
-        )
-        for each, options in zip(flat, chosen, strict=True)
-    ]
+    for key in dict.fromkeys(key for each in flat for key in each):
+        group = key.partition(".")[0]
+        varied = _varied(key, flat, [options.get(group) for options in chosen])
+        common = all(key in each for each in flat) and not key.endswith("_target_")
+        apart = group == "schedule" or (group in split and not common)
+        everywhere = not apart and len({json.dumps(each.get(key)) for each in flat}) > 1
+        for each, options, settled in zip(flat, chosen, found, strict=True):
+            told = everywhere or options.get(group) in varied
+            if told and each.get(key) is not None:
+                settled[key] = shown(each[key]) or "''"
+    return found
+
+
+def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
+    """The options of a key's group with which runs have different values of it."""
+    values: dict[Any, set[str]] = {}
+    for each, option in zip(flat, options, strict=True):
+        values.setdefault(option, set()).add(json.dumps(each.get(key)))
+    return {option for option, those in values.items() if len(those) > 1}
 
 
 def shown(value: Any) -> str:
@@ -128,6 +192,6 @@ def _flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             found |= _flat(value, f"{before}{name}.")
-        elif name not in PLACES | {"_target_"} and f"{before}{name}" != "fba.enabled":
+        elif name not in PLACES and f"{before}{name}" != "fba.enabled":
             found[f"{before}{name}"] = value
     return found

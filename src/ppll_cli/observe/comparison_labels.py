@@ -1,0 +1,111 @@
+"""What a comparison's picture calls its groups, and what it says of all of them."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from textwrap import fill
+
+from ppll_cli.leaves.printable import printable
+from ppll_cli.observe.comparison import NOISE, Comparison
+from ppll_cli.observe.conditions import conditions
+from ppll_cli.observe.groups import Group
+
+SHORT_NAME = 8
+"""Characters of a run's name that stands before its label, so that it is found in the tables."""
+
+LONGEST = 240
+"""Characters of a label; a longer one is shortened in its middle."""
+
+HEAD_WIDTH = 115
+"""Characters of a line above the panels, and of one in the legend."""
+
+UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
+"""By metric; those of other tasks have none."""
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """What each group is: its schedule, and the settings in which the groups differ.
+
+    Short names, as a sweep gives them, stand before that. Long ones are shown where groups have
+    the same settings. How many runs a group has is said where not all groups are alike in that.
+    """
+    several = len({group.first.gpus for group in groups}) > 1
+    told = [_label(group, several) for group in groups]
+    count = Counter(told)
+    usual = _completed(groups)
+    return [
+        _named(group, text, count[text] > 1)
+        + ("" if group.status == usual else f" ({group.status})")
+        + (" *" if group.first.unequal else "")
+        for group, text in zip(groups, told, strict=True)
+    ]
+
+
+def _completed(groups: Sequence[Group]) -> str:
+    """The status of a group that needs no mention: all its runs completed, as many as in others."""
+    sizes = {len(group.rows) for group in groups}
+    most = max(sizes, default=1)
+    return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
+
+
+def _label(group: Group, with_gpus: bool) -> str:
+    parts = [group.first.run.schedule]
+    if with_gpus and group.first.gpus is not None:
+        parts.append(f"gpus={group.first.gpus}")
+    if group.differs:
+        parts.append(group.differs)
+    return printable(" ".join(parts), LONGEST)
+
+
+def _named(group: Group, text: str, ambiguous: bool) -> str:
+    name = printable(group.names)
+    short = len(name) <= SHORT_NAME
+    found = f"{name}: {text}" if short else text
+    return f"{found} in {name}" if ambiguous and not short else found
+
+
+def shared(groups: Sequence[Group]) -> str:
+    """What all runs have in common."""
+    known = [conditions(group.first.run) for group in groups]
+    same = {
+        key: str(values.pop())
+        for key in ("model", "data", "batch_size", "epochs", "device")
+        if len(values := {each.get(key) for each in known}) == 1 and None not in values
+    }
+    gpus = {group.first.gpus for group in groups}
+    if len(gpus) == 1 and None not in gpus:
+        same["gpus"] = str(gpus.pop())
+    sizes = {len(group.rows) for group in groups}
+    runs = _plural(sum(len(group.rows) for group in groups), "run")
+    if max(sizes, default=1) > 1:
+        each = f" of {sizes.pop()} seeds" if len(sizes) == 1 else ""
+        runs += f" in {_plural(len(groups), 'group')}{each}"
+    settings = printable(" ".join(f"{key}={value}" for key, value in same.items()), LONGEST)
+    return fill(f"{runs}: {settings}" if settings else runs, HEAD_WIDTH)
+
+
+def notes(comparison: Comparison) -> Iterator[str]:
+    """What the picture leaves out, or cannot say itself."""
+    if any(group.seeds > 1 for group in comparison.groups):
+        yield (
+            "bar or large point: mean of a group's seeds; line: ± standard deviation; small "
+            "points: its runs"
+        )
+    if any(note.startswith(NOISE) for note in comparison.notes):
+        yield f"{NOISE} is within noise, comparison.md says of what"
+    if any(group.first.unequal for group in comparison.groups):
+        yield "* is not comparable to most runs, comparison.md says why"
+    if any(note.startswith("x bp flatters") for note in comparison.notes):
+        yield "some runs have more threads than back-propagation, see comparison.md"
+    refused = sum(row.run.status == "refused" for row in comparison.rows)
+    if refused:
+        yield f"{_plural(refused, 'refused run')} not drawn"
+
+
+def with_unit(metric: str) -> str:
+    """A metric, after its split, with its unit or its range where that is known."""
+    unit = UNITS.get(metric.rpartition(" ")[2])
+    return f"{metric} ({unit})" if unit else metric
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,214 @@
+"""Runs that differ in their seed alone, and what is said of them together."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.comparison_tables import as_csv, as_markdown, groups_as_csv
+from tests.observe.test_comparison import CONFIG, make
+from tests.observe.test_runs import write
+
+
+def seeded(folder: Path, schedule: str, seed: int, rate: float = 100.0, **more: Any) -> None:
+    config = {"seed": seed, **more.pop("config", {})}
+    make(folder, schedule, rate, config=config, **more)
+
+
+def names(found: Comparison) -> list[str]:
+    return [group.names for group in found.groups]
+
+
+def cells(found: Comparison, head: str) -> list[str]:
+    """A column of the Markdown table."""
+    lines = [line.strip("| ").split(" | ") for line in as_markdown(found).splitlines()]
+    place = lines[0].index(head)
+    return [line[place] for line in lines[2 : 2 + len(found.groups)]]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
+    for seed in range(3):
+        seeded(tmp_path / str(2 * seed), "bp", seed, 90.0 + 10 * seed, gpus=1)
+        accuracies = (0.5, 0.6 + 0.1 * seed)
+        seeded(tmp_path / str(2 * seed + 1), "ppll", seed, 150.0, accuracies=accuracies)
+    found = compare([tmp_path])
+    assert names(found) == ["0, 2, 4", "1, 3, 5"]
+    assert cells(found, "status") == ["3 completed", "3 completed"]
+    assert cells(found, "samples/s") == ["100 ± 10 (3)", "150 ± 0 (3)"]
+    assert cells(found, "x bp") == ["1.00 ± 0.10 (3)", "1.50 ± 0.00 (3)"]
+    assert cells(found, "best test accuracy") == ["", "0.7000 ± 0.1000 (3)"]
+    assert [group.differs for group in found.groups] == ["", ""]
+
+
+def test_the_baseline_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
+    """The luckiest run would make every other look slow."""
+    for seed, rate in enumerate((80.0, 100.0, 120.0)):
+        seeded(tmp_path / str(seed), "bp", seed, rate, gpus=1)
+    seeded(tmp_path / "3", "ppll", 0, 150.0)
+    found = compare([tmp_path])
+    assert [row.over_bp for row in found.rows] == [0.8, 1.0, 1.2, 1.5]
+    assert found.notes[0] == (
+        "x bp: over the fastest back-propagation under the same conditions, 0-2 (mean of 3 seeds, "
+        "1 thread)"
+    )
+    assert [row.over_bp for row in compare([tmp_path], each=True).rows] == [0.8, 1.0, 1.2, 1.5]
+
+
+def test_an_interrupted_back_propagation_is_a_baseline_only_where_none_completed(
+    tmp_path: Path,
+) -> None:
+    seeded(tmp_path / "0", "bp", 0, 100.0, gpus=1)
+    lucky = {"optim": {"lr": 0.2}}
+    seeded(tmp_path / "1", "bp", 1, 300.0, gpus=1, status="interrupted", config=lucky)
+    seeded(tmp_path / "2", "ppll", 0, 150.0)
+    assert compare([tmp_path]).rows[2].over_bp == 1.5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"config": {"optim": {"lr": 0.2}}},
+        {"config": {"epochs": 3}},
+        {"config": {"local": {"_target_": "l.Other", "modules": None}}},
+        {"config": {"schedule": {"_target_": "s.S", "microbatches": 8}}},
+        {"config": {"name": "other"}},
+        {"config": {"tags": ["other"]}},
+        {"choices": {"local": "dgl"}},
+        {"steps": 40},
+        {"gpus": 4},
+        {"threads": 2},
+        {"device": "cuda"},
+        {"per_module": [{"units": ["a"]}, {"units": ["b"]}]},
+    ],
+)
+def test_what_differs_in_more_is_another_group(tmp_path: Path, other: dict[str, Any]) -> None:
+    parts = [{"units": ["a"]}, {"units": ["c"]}]
+    same = {"name": None, "tags": [], "schedule": {"_target_": "s.S", "microbatches": 4}}
+    for seed in range(2):
+        seeded(tmp_path / str(seed), "ppll", seed, config=same, per_module=parts)
+    changed = {"per_module": parts, **other, "config": {**same, **other.get("config", {})}}
+    seeded(tmp_path / "2", "ppll", 2, **changed)
+    assert names(compare([tmp_path])) == ["0, 1", "2"]
+
+
+def test_names_that_end_in_the_seed_are_one_name(tmp_path: Path) -> None:
+    for seed in (0, 1, 10):
+        seeded(tmp_path / str(seed), "ppll", seed, config={"name": f"vit-s{seed}"})
+    seeded(tmp_path / "11", "ppll", 3, config={"name": "vit-s4"})
+    assert names(compare([tmp_path])) == ["0, 1, 10", "11"]
+
+
+def test_where_data_lie_and_who_is_told_makes_no_other_group(tmp_path: Path) -> None:
+    seeded(tmp_path / "0", "ppll", 0)
+    elsewhere = {"data": {"_target_": "d.D", "root": "/there"}, "tracker": {"_target_": "t.T"}}
+    seeded(tmp_path / "1", "ppll", 1, config=elsewhere)
+    resumed = {"max_steps": 10}  # the record has what the run was started with
+    seeded(tmp_path / "2", "ppll", 2, config=resumed)
+    assert names(compare([tmp_path])) == ["0-2"]
+
+
+def test_runs_that_did_not_complete_are_counted_and_not_averaged(tmp_path: Path) -> None:
+    seeded(tmp_path / "0", "ppll", 0, 100.0)
+    seeded(tmp_path / "1", "ppll", 1, 900.0, status="failed", error="it broke", steps=3)
+    seeded(tmp_path / "2", "ppll", 2, 110.0)
+    seeded(tmp_path / "3", "ppll", 3, 900.0, status="interrupted", steps=7)
+    write(tmp_path / "4", config={**CONFIG, "seed": 4, "choices": {"schedule": "ppll"}})
+    found = compare([tmp_path])
+    assert names(found) == ["0-4"]
+    assert cells(found, "status") == ["2 completed, 1 failed, 1 interrupted, 1 running"]
+    assert cells(found, "samples/s") == ["105 ± 7 (2)"]
+    left = "not averaged, because not completed: 1 (failed), 3 (interrupted), 4 (running)"
+    assert left in found.notes
+    assert [row.run.name for row in found.failed] == ["1"]
+
+
+def test_of_runs_none_of_which_completed_each_is_shown(tmp_path: Path) -> None:
+    for seed in range(2):
+        seeded(tmp_path / str(seed), "ppll", seed, 100.0 + seed, status="interrupted")
+    found = compare([tmp_path])
+    assert names(found) == ["0", "1"]
+    assert cells(found, "samples/s") == ["100", "101"]
+
+
+def test_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
+    """Two equal runs have equal accuracies, which would look like no noise at all."""
+    for number, (seed, rate) in enumerate(((0, 100.0), (0, 120.0), (1, 130.0))):
+        seeded(tmp_path / str(number), "ppll", seed, rate)
+    found = compare([tmp_path])
+    assert cells(found, "samples/s") == ["120 ± 14 (2)"]
+    assert "0-2: runs with the same seed (0) are averaged first, as one" in found.notes
+
+
+def test_differences_within_noise_are_marked(tmp_path: Path) -> None:
+    number = 0
+    for schedule, accuracies in (
+        ("bp", (0.90, 0.92, 0.94)),
+        ("gpipe", (0.91, 0.93, 0.95)),
+        ("ppll", (0.70, 0.72, 0.74)),
+    ):
+        for seed, accuracy in enumerate(accuracies):
+            rate = {"bp": 100.0, "gpipe": 101.0, "ppll": 200.0}[schedule] + 5 * seed
+            one = 1 if schedule == "bp" else 2
+            place = tmp_path / str(number)
+            seeded(place, schedule, seed, rate, gpus=one, accuracies=(accuracy,))
+            number += 1
+    found = compare([tmp_path])
+    assert [cell[-1] for cell in cells(found, "best test accuracy")] == [")", "~", ")"]
+    assert [cell[-1] for cell in cells(found, "samples/s")] == [")", "~", ")"]
+    assert [cell[-1] for cell in cells(found, "x bp")] == [")", "~", ")"]
+    assert any(note.startswith("~ differs from 0-2 by no more") for note in found.notes)
+
+
+def test_without_back_propagation_groups_are_set_against_the_best(tmp_path: Path) -> None:
+    number = 0
+    for method, base in (("greedy", 0.80), ("dgl", 0.90), ("predsim", 0.905)):
+        for seed in range(3):
+            accuracies = (base + 0.01 * seed,)
+            choices = {"local": method}
+            seeded(tmp_path / str(number), "ppll", seed, accuracies=accuracies, choices=choices)
+            number += 1
+    found = compare([tmp_path])
+    assert [cell[-1] for cell in cells(found, "best test accuracy")] == [")", "~", ")"]
+    assert any(note.startswith("~ differs from 6-8 ") for note in found.notes)
+    assert cells(found, "settings") == ["local=greedy", "local=dgl", "local=predsim"]
+
+
+def test_one_seed_is_said_to_tell_nothing_of_noise(tmp_path: Path) -> None:
+    seeded(tmp_path / "0", "bp", 0, gpus=1)
+    seeded(tmp_path / "1", "ppll", 0)
+    (alone,) = [note for note in compare([tmp_path]).notes if note.startswith("one seed")]
+    assert alone.endswith("seed=0,1,2 gives one")
+    seeded(tmp_path / "2", "ppll", 1)
+    (alone,) = [note for note in compare([tmp_path]).notes if note.startswith("one seed")]
+    assert alone.endswith("differences of 0 are not judged")
+
+
+def test_each_run_can_be_shown(tmp_path: Path) -> None:
+    for seed in range(3):
+        seeded(tmp_path / str(seed), "ppll", seed)
+    found = compare([tmp_path], each=True)
+    assert names(found) == ["0", "1", "2"]
+    assert [group.differs for group in found.groups] == ["seed=0", "seed=1", "seed=2"]
+    assert not [note for note in found.notes if "±" in note]
+
+
+def test_long_names_are_counted(tmp_path: Path) -> None:
+    for seed in range(3):
+        seeded(tmp_path / f"2026-11-28-{seed}/12-00-00", "ppll", seed)
+    assert names(compare([tmp_path])) == ["2026-11-28-0/12-00-00 +2"]
+
+
+def test_plain_numbers_of_runs_and_of_groups(tmp_path: Path) -> None:
+    for seed in range(3):
+        seeded(tmp_path / str(seed), "ppll", seed, 90.0 + 10 * seed)
+    found = compare([tmp_path])
+    runs = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert [(row["run"], row["seed"]) for row in runs] == [("0", "0"), ("1", "1"), ("2", "2")]
+    (group,) = csv.DictReader(io.StringIO(groups_as_csv(found)))
+    assert (group["runs"], group["label"]) == ("0 1 2", "ppll")
+    kinds = ("mean", "deviation", "seeds")
+    assert [group[f"samples_per_second_{kind}"] for kind in kinds] == ["100.0", "10.0", "3"]
+    assert [group[f"speed_up_over_bp_{kind}"] for kind in kinds] == ["", "", ""]

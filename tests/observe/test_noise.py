@@ -1,0 +1,47 @@
+"""Means, deviations, and whether two groups of values differ."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ppll_cli.observe.noise import Spread, spread, within_noise
+
+
+def test_the_deviation_is_that_of_a_sample() -> None:
+    assert spread([1.0, 2.0, 4.0]) == Spread(7 / 3, pytest.approx(np.std([1, 2, 4], ddof=1)), 3)
+    assert spread([3.0]) == Spread(3.0, None, 1)
+    assert spread([]) is None
+
+
+values = st.lists(st.integers(0, 40).map(float), min_size=2, max_size=40)
+
+
+# scipy is unsure of groups with one value throughout; whole numbers have their exact mean.
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")
+@given(values, values)
+def test_it_is_welchs_test(one: list[float], other: list[float]) -> None:
+    """Against scipy's, save where the p-value is so near 5 % that rounding decides."""
+    mine, theirs = spread(one), spread(other)
+    assert mine is not None
+    assert theirs is not None
+    if not mine.deviation and not theirs.deviation:
+        assert within_noise(mine, theirs) is (one[0] == other[0])
+        return
+    p = stats.ttest_ind(one, other, equal_var=False).pvalue
+    if not 0.02 < p < 0.08:
+        assert within_noise(mine, theirs) is bool(p > 0.05)
+
+
+def test_the_same_difference_counts_with_more_seeds() -> None:
+    few, many = ([0.90, 0.92], [0.90, 0.92] * 5)
+    higher = [[value + 0.02 for value in each] for each in (few, many)]
+    pairs = [(spread(one), spread(other)) for one, other in zip((few, many), higher, strict=True)]
+    assert [within_noise(a, b) for a, b in pairs if a and b] == [True, False]
+
+
+def test_one_value_says_nothing_of_noise() -> None:
+    one, several = Spread(1.0, None, 1), Spread(9.0, 0.1, 3)
+    assert within_noise(one, several) is None
+    assert within_noise(several, one) is None
