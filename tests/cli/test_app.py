@@ -14,6 +14,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from ppll_cli.cli import app
 from ppll_cli.errors import ConfigError
@@ -317,6 +318,19 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     assert [line.split(",")[2] for line in lines[1:]] == ["completed", "refused"] * 2
     assert (folder / "comparison.png").exists()
     assert "1 refused: gpus=9: the model has only 4 units" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "end"),
+    [("name=null", r"-\d+"), ("name=wide-2", r"-\d+-wide-2"), ("name=../x", r"-\d+-.._x")],
+)
+def test_a_name_ends_the_folders_name(override: str, end: str) -> None:
+    """A wrong one leads nowhere else, before it is refused."""
+    app.register_resolvers()
+    with initialize_config_dir(str(app.conf_dir()), version_base="1.3"):
+        config = compose("config", [override], return_hydra_config=True)
+    for folder in (config.hydra.run.dir, config.hydra.sweep.dir):
+        assert re.fullmatch(r"outputs/(sweeps/)?[\d-]+/\d\d-\d\d-\d\d" + end, folder)
 
 
 def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:

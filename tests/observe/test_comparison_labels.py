@@ -66,3 +66,11 @@ def test_a_metric_has_its_unit() -> None:
     assert with_unit("test psnr") == "test psnr (dB)"
     assert with_unit("val accuracy") == "val accuracy (0 to 1)"
     assert with_unit("test distance") == "test distance"
+
+
+def test_names_and_tags_that_differ_stand_in_the_labels(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ppll", config={"name": "wide", "tags": ["new"]})
+    make(tmp_path / "1", "ppll", config={"name": "deep", "tags": []})
+    groups = compare([tmp_path]).groups
+    assert labels(groups) == ["0: wide [new] ppll", "1: deep ppll"]
+    assert shared(groups[:1]).startswith("1 run: name=wide model=vit ")

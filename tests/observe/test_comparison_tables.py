@@ -27,6 +27,8 @@ def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
         "peak_memory_bytes",
         "aux_fraction",
         "seed",
+        "name",
+        "tags",
     }
 
 
@@ -38,6 +40,24 @@ def test_markdown_has_the_columns_that_hold_something(tmp_path: Path) -> None:
         "best test accuracy | peak MB | auxiliary |"
     )
     assert text[2] == ("| a\\|b | completed | ppll | 2 | 150 | 0.125 | 2.0 | 0.5000 | 0 | 0.125 |")
+
+
+def test_names_and_tags_that_users_gave_have_columns(tmp_path: Path) -> None:
+    for number in range(2):
+        config = {"name": f"wide-{number}", "tags": ["b", "a"], "seed": number}
+        make(tmp_path / str(number), "ppll", config=config)
+    make(tmp_path / "2", "ppll", config={"name": "wide", "seed": 2})
+    head, _, *lines = as_markdown(compare([tmp_path])).splitlines()
+    assert head.startswith("| runs | name | tags | status | schedule | gpus | settings |")
+    assert lines[0].startswith("| 0, 1 | wide- | a b | 2 completed | ppll | 2 |")
+    assert lines[1].startswith("| 2 | wide |  | completed | ppll | 2 | seed=2 |")
+    each = as_markdown(compare([tmp_path], each=True)).splitlines()
+    assert each[2].startswith("| 0 | wide-0 | a b | completed | ppll |")
+    assert [(row["name"], row["tags"]) for row in rows(tmp_path)] == [
+        ("wide-0", "a b"),
+        ("wide-1", "a b"),
+        ("wide", ""),
+    ]
 
 
 def printed(comparison: Comparison, width: int) -> list[str]:

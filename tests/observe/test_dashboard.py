@@ -44,8 +44,14 @@ def test_its_panels_read_what_runs_record() -> None:
         assert curve["xAxis"] in ("train_seconds", "step")
     grouped = [panel["config"].get("groupBy") for panel in panels(page)]
     assert {"choices.value.schedule", "resolved.value.gpus"} <= {*grouped}
-    assert '"speed_up_over_bp"' in result.stdout
+    assert '"speed_up_over_bp_mean"' in result.stdout
     assert page["section"]["runSets"][0]["baselineRunId"]
+
+
+def test_without_a_metric_panels_show_whichever_the_runs_have() -> None:
+    page = json.loads(make("--dry-run", "--entity", "me").stdout)
+    shown = [panel["config"].get("metrics") for panel in panels(page)]
+    assert shown.count([f"test/{metric}" for metric in ("accuracy", "ap", "psnr")]) == 2
 
 
 def test_without_a_key_it_says_so_in_a_line() -> None:

@@ -20,7 +20,9 @@ from ppll_cli.pipeline.instructions import (
     Loss,
     NextBatch,
     ReceiveActivations,
+    ReceiveGradients,
     SendActivations,
+    SendGradients,
     Step,
 )
 from tests.conftest import Runner
@@ -70,8 +72,10 @@ def test_what_a_span_counts_as(kind: str, instruction: Any, category: str) -> No
 
 def test_the_trace_has_all_stages_on_one_clock() -> None:
     events = timeline.trace(LANES, ["0", "1"], ["cpu", "cuda:1"], "a title")["traceEvents"]
-    names = [event["args"]["name"] for event in events if event["ph"] == "M"]
-    assert names == ["stage 0 (cpu)", "stage 1 (cuda:1)"]
+    names = {
+        event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"
+    }
+    assert names == {0: "stage 0 (cpu)", 1: "stage 1 (cuda:1)"}
     spans = [event for event in events if event["ph"] == "X"]
     assert len(spans) == 9
     starved = next(event for event in spans if event["name"] == "starved")
@@ -85,6 +89,51 @@ def test_the_trace_has_all_stages_on_one_clock() -> None:
         "chunk": 0,
         "micro_batch": 0,
     }
+
+
+def arrows(lanes: list[list[Span]], replicas: int = 1) -> list[tuple[Any, ...]]:
+    """Of each arrow its name, the process and the time where it begins, and where it ends."""
+    count = len(lanes)
+    made = timeline.trace(lanes, ["s"] * count, ["cpu"] * count, "", replicas)["traceEvents"]
+    begins = {event["id"]: event for event in made if event["ph"] == "s"}
+    ends = {event["id"]: event for event in made if event["ph"] == "f"}
+    assert begins.keys() == ends.keys()
+    return [
+        (one["name"], one["pid"], one["ts"], other["pid"], other["ts"])
+        for number, one in begins.items()
+        for other in (ends[number],)
+    ]
+
+
+def test_an_arrow_leads_from_a_send_to_the_receive_of_its_message() -> None:
+    """Of the same batch, micro-batch and channel; what was sent before the trace has none."""
+    first = [
+        Span(0.0, 1.0, "transfer", SendActivations(1, 0, 0), 7),
+        Span(1.0, 2.0, "transfer", SendActivations(1, 0, 1), 7),
+        Span(2.0, 3.0, "transfer", SendActivations(1, 0, 0), 8),
+        Span(5.0, 7.0, "transfer", ReceiveGradients(1, 0, 0), 7),
+    ]
+    second = [
+        Span(0.0, 0.5, "transfer", ReceiveActivations(0, 1, 1), 6),
+        Span(1.0, 3.0, "transfer", ReceiveActivations(0, 1, 0), 7),
+        Span(3.0, 3.5, "starved", ReceiveActivations(0, 1, 1), 7),
+        Span(3.5, 4.0, "transfer", ReceiveActivations(0, 1, 1), 7),
+        Span(4.0, 5.0, "transfer", SendGradients(0, 1, 0), 7),
+    ]
+    assert arrows([first, second]) == [
+        ("gradients", 1, 4e6, 0, 6e6),
+        ("activations", 0, 0.0, 1, 2e6),
+        ("activations", 0, 1e6, 1, 3.75e6),
+    ]
+
+
+def test_an_arrow_stays_in_its_replica() -> None:
+    lanes = [[Span(float(n), n + 1.0, "transfer", SendActivations(1, 0, 0), 7)] for n in range(2)]
+    lanes += [
+        [Span(n + 4.0, n + 6.0, "transfer", ReceiveActivations(0, 1, 0), 7)] for n in range(2)
+    ]
+    found = arrows(lanes, replicas=2)
+    assert [(source, target) for _, source, _, target, _ in found] == [(0, 2), (1, 3)]
 
 
 def test_the_picture_shows_the_time_in_which_all_stages_were_traced() -> None:
@@ -160,6 +209,8 @@ def test_every_run_leaves_its_timeline(run: Runner) -> None:
     spans = [event for event in saved["traceEvents"] if event["ph"] == "X"]
     assert {event["tid"] for event in spans} == {0, 1}
     assert {event["cat"] for event in spans} >= {"forward", "backward", "auxiliary", "optimizer"}
+    flows = [event for event in saved["traceEvents"] if event["ph"] in "sf"]
+    assert len(flows) >= 4
     # Stage 1 works on a batch only after stage 0 has sent it.
     sent = {e["args"]["batch"]: e["ts"] for e in spans if e["cat"] == "send"}
     received = {e["args"]["batch"]: e["ts"] + e["dur"] for e in spans if e["cat"] == "receive"}

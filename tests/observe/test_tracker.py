@@ -345,3 +345,18 @@ def test_what_the_environment_says_to_wandb_is_the_default(monkeypatch: pytest.M
     config, _ = compose_config(["tracker=wandb", "tracker.name=mine"])
     keys = ("project", "entity", "mode", "name", "group", "dir")
     assert [config["tracker"][key] for key in keys] == ["p", "e", "offline", "mine", "g", "/d"]
+
+
+def test_a_run_is_called_by_its_name_or_by_what_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "DATE" / "TIME" / "4"
+    choices = {"schedule": "ppll", "model": "vit", "data": "digits", "local": "dgl"}
+    plain = Tracked(folder, {"gpus": 4, "seed": 2}, choices, "accuracy")
+    assert plain.described == "ppll vit digits dgl gpus=4 seed=2 (4)"
+    assert (plain.name, plain.tags) == (None, [])
+    bp = Tracked(folder, {"gpus": None, "seed": 2}, {**choices, "schedule": "bp"}, "accuracy")
+    assert bp.described == "bp vit digits seed=2 (4)"
+    named = Tracked(folder, {"name": "mine", "tags": ["a"]}, choices, "accuracy")
+    assert (named.name, named.tags) == ("mine", ["a"])
+    folder.mkdir(parents=True)
+    (folder.parent / "multirun.yaml").touch()
+    assert named.name == "mine/4"

@@ -26,7 +26,8 @@ from tests.observe.wandb_server import Server, wandb_server
 
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
 TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epochs=2"]
-CONFIG = {"optim": {"lr": 0.1}, "gpus": None}
+CONFIG: dict[str, Any] = {"optim": {"lr": 0.1}, "gpus": None, "seed": 3}
+WHAT = "gpipe vit seed=3 (0)"
 
 
 def guard(**options: Any) -> Guarded:
@@ -47,6 +48,24 @@ def track(run_dir: Path, *steps: int, resumed: bool = False, **options: Any) -> 
         guarded.metrics(line(step))
     guarded.end(SUMMARY)
     return recorded(run_dir)[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, ("mine", ["one", "two"])),
+        ({"name": "theirs", "tags": ["three"]}, ("theirs", ["three"])),
+    ],
+)
+def test_a_runs_name_and_tags_stand_in_for_the_trackers(
+    tmp_path: Path, options: dict[str, Any], shown: tuple[str, list[str]]
+) -> None:
+    guarded = guard(**options)
+    config = {**CONFIG, "name": "mine", "tags": ["one", "two"]}
+    guarded.start(Tracked(tmp_path, config, {"schedule": "gpipe"}, "accuracy"))
+    guarded.end(SUMMARY)
+    (found,) = recorded(tmp_path)
+    assert (found.run.display_name, [*found.run.tags]) == shown
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -72,6 +91,8 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     folder.mkdir(parents=True)
     (folder.parent / "multirun.yaml").touch()
     draw(folder / "timeline.png")
+    (folder / "samples").mkdir()
+    draw(folder / "samples" / "0.found.png")
     guarded = guard(tags=["a", "b"], notes="slow")
     guarded.start(tracked(folder))
     guarded.metrics(line(3, samples_per_second=100.0))
@@ -81,13 +102,13 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     (found,) = recorded(folder)
     run = found.run
     assert (run.project, run.run_group, run.job_type) == ("p", "2026-11-25/12-00-00", "gpipe")
-    assert (run.display_name, list(run.tags), run.notes) == ("0", ["a", "b"], "slow")
+    assert (run.display_name, list(run.tags), run.notes) == (WHAT, ["a", "b"], "slow")
     assert run.run_id == json.loads((folder / "wandb-run.json").read_text())["id"]
     assert found.config["optim"] == {"lr": 0.1}
     assert found.config["choices"] == {"schedule": "gpipe", "model": "vit"}
     assert found.config["resolved"] == {"gpus": 2}
 
-    first, second, third, last = found.rows
+    first, second, third, last, sampled = found.rows
     assert (first["step"], first["train/loss"], first["train/accuracy"]) == (3, 1.5, 0.5)
     assert first["train/samples_per_second"] == 100
     assert second["module_0/test/accuracy"] == 0.5
@@ -97,11 +118,16 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert [row["train_seconds"] for row in (first, second, third)] == [1.5, 1.5, 2.5]
     assert 0 <= third["_timestamp"] - first["_timestamp"] < 60
     assert (last["step"], last["timeline/width"], last["timeline/height"]) == (9, 3, 2)
+    assert (sampled["step"], sampled["samples/count"]) == (9, 1)
+    assert sampled["samples/captions"] == ["0.found"]
     pictures = list(folder.glob("wandb/offline-*/files/media/images/timeline*.png"))
     assert [file.read_bytes() for file in pictures] == [(folder / "timeline.png").read_bytes()]
 
     assert found.metrics["*"].step_metric == "step"
     assert found.metrics["*"].options.step_sync
+    assert found.metrics["test/accuracy"].step_metric == "step"
+    assert found.metrics["test/accuracy"].summary.max
+    assert found.metrics["val/accuracy"].summary.max
     assert found.metrics["train_seconds"].options.hidden
     assert found.summary["test"] == {"accuracy": 0.75}
     assert found.summary["stages"] == {"0": {"index": 0, "units": "a, b"}}

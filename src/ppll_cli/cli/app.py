@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME = 100
+"""Characters of a run's name in its folder's."""
+
 
 def main() -> NoReturn:
     """The console script.
@@ -203,11 +206,20 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 
 
 def register_resolvers() -> None:
-    """What our configuration asks of OmegaConf: `pid` tells runs of one second apart."""
+    """What our configuration asks of OmegaConf.
+
+    `pid` tells runs of one second apart; `named` is the end that a run's name gives its folder's.
+    """
     from omegaconf import OmegaConf
 
     # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("named", _named, replace=True)
+
+
+def _named(name: object) -> str:
+    """The end of a folder's name; a wrong name is refused only once Hydra has made the folder."""
+    return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def conf_dir() -> Path:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +27,21 @@ Count = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads: more than any machine has
 Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
 Group = dict[str, Any]
+
+LONGEST_WORD = 100
+"""Characters of a name or a tag: the name of a folder has room for 255 bytes."""
+
+
+def _word(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.+=@-]*", value) or len(value) > LONGEST_WORD:
+        raise ValueError(
+            f"must be at most {LONGEST_WORD} letters, digits or signs of _ . + = @ -, and begin "
+            "with a letter, a digit or _"
+        )
+    return value
+
+
+Word = Annotated[str, AfterValidator(_word)]
 
 MOST_SLOTS = 1024
 """Of a channel, beyond those that its schedule holds: predictions follow as many batches."""
@@ -160,6 +176,8 @@ class Settings(_Section):
     compile: bool
     # Runs of before these existed can be resumed.
     objective: str | None = None
+    name: Word | None = None
+    tags: list[Word] = []
     timeline: bool = True
     replicas: Workers = 1
     sync_batchnorm: bool = False

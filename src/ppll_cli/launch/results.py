@@ -92,7 +92,8 @@ def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[s
     if lanes and all(lanes):
         names = [job.name(seat) for seat in job.seats]
         places = [job.place_name(seat) for seat in job.seats]
-        timeline.write(run_dir, lanes, names, places, timeline.title(summary))
+        title = timeline.title(summary)
+        timeline.write(run_dir, lanes, names, places, title, job.replicas)
 
 
 @contextmanager

@@ -52,6 +52,8 @@ FREE = {
     "progress_limit",
     "timeline",
     "objective",
+    "name",
+    "tags",
     "eval_every",
     "checkpoint",
     "data.root",

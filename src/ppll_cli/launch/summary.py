@@ -54,6 +54,8 @@ def summarise(
     predicted = _prediction(prepared, workers)
     return {
         "status": status,
+        "name": settings.name,
+        "tags": settings.tags,
         "schedule": choices["schedule"],
         "model": choices["model"],
         "data": choices["data"],

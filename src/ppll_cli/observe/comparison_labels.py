@@ -6,7 +6,7 @@ from textwrap import fill
 
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
-from ppll_cli.observe.conditions import conditions
+from ppll_cli.observe.conditions import conditions, tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
@@ -29,7 +29,10 @@ def labels(groups: Sequence[Group]) -> list[str]:
     the same settings. How many runs a group has is said where not all groups are alike in that.
     """
     several = len({group.first.gpus for group in groups}) > 1
-    told = [_label(group, several) for group in groups]
+    told = [
+        " ".join([*own, _label(group, several)])
+        for group, own in zip(groups, _given(groups), strict=True)
+    ]
     count = Counter(told)
     usual = _completed(groups)
     return [
@@ -37,6 +40,17 @@ def labels(groups: Sequence[Group]) -> list[str]:
         + ("" if group.status == usual else f" ({group.status})")
         + (" *" if group.first.unequal else "")
         for group, text in zip(groups, told, strict=True)
+    ]
+
+
+def _given(groups: Sequence[Group]) -> list[list[str]]:
+    """The names and tags that the user gave, where groups differ in them."""
+    each = [(group.given_name, tags(group.first.run)) for group in groups]
+    names, marks = ({*those} for those in zip(*each, strict=True)) if each else (set(), set())
+    return [
+        ([name] if name and len(names) > 1 else [])
+        + ([f"[{words}]"] if words and len(marks) > 1 else [])
+        for name, words in each
     ]
 
 
@@ -71,6 +85,9 @@ def shared(groups: Sequence[Group]) -> str:
         for key in ("model", "data", "batch_size", "epochs", "device")
         if len(values := {each.get(key) for each in known}) == 1 and None not in values
     }
+    names = {group.given_name for group in groups}
+    if len(names) == 1 and None not in names:
+        same = {"name": str(names.pop()), **same}
     gpus = {group.first.gpus for group in groups}
     if len(gpus) == 1 and None not in gpus:
         same["gpus"] = str(gpus.pop())

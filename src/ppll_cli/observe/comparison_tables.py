@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
-from ppll_cli.observe.conditions import seed
+from ppll_cli.observe.conditions import name as given
+from ppll_cli.observe.conditions import seed, tags
 from ppll_cli.observe.groups import Group, Measure, Row
 
 GAP = 2
@@ -47,6 +48,8 @@ CSV: dict[str, Callable[[Row], Any]] = {
     "settings": lambda row: row.differs,
     **MEASURES,
     "seed": lambda row: seed(row.run),
+    "name": lambda row: given(row.run),
+    "tags": lambda row: tags(row.run),
 }
 """What each column of `as_csv` holds, in full precision."""
 
@@ -58,6 +61,8 @@ GROUPS_CSV: dict[str, Callable[[Group], Any]] = {
     "gpus": lambda group: group.first.gpus,
     "threads": lambda group: group.first.run.get("threads"),
     "settings": lambda group: group.differs,
+    "name": lambda group: group.given_name,
+    "tags": lambda group: tags(group.first.run),
     "label": lambda group: f"{group.first.run.schedule} {group.differs}".rstrip(),
 }
 """The first columns of `groups_as_csv`; three for each measure follow."""
@@ -189,6 +194,8 @@ def _columns(comparison: Comparison) -> list[Column]:
     several = any(len(group.rows) > 1 for group in comparison.groups)
     every = [
         _said("runs" if several else "run", lambda group: group.name),
+        _said("name", lambda group: group.given_name),
+        _said("tags", lambda group: tags(group.first.run)),
         _said("status", lambda group: group.status),
         _said("schedule", lambda group: group.first.run.schedule),
         _said("gpus", lambda group: group.first.gpus, left=False),

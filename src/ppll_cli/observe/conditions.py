@@ -21,7 +21,7 @@ PLACES = {"root", "download", "cache"}
 """Where data are read from changes nothing that is measured."""
 
 OWN = {"gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
-OWN |= {"sha256", "data_sha256"}
+OWN |= {"sha256", "data_sha256", "name", "tags"}
 """Keys of a configuration that have a column, or that change nothing worth one."""
 
 NAMED = OWN | {"schedule"}
@@ -95,8 +95,8 @@ def seedless(run: FoundRun) -> Conditions:
     choices = run.configured("choices") or {}
     found |= {f"choice of {group}": choices[group] for group in choices if group not in OWN}
     used = {
-        "name": nameless(run),
-        "tags": _first(run.get("tags"), run.configured("tags")),
+        "name": nameless(run) or "",
+        "tags": tags(run) or "",
         "schedule": run.schedule,
         **{key: _first(run.get(key), run.configured(key)) for key in ("gpus", "threads")},
         **conditions(run),
@@ -111,13 +111,23 @@ def seed(run: FoundRun) -> int | None:
     return found if isinstance(found, int) else None
 
 
+def name(run: FoundRun) -> str | None:
+    """The name that a user gave a run."""
+    found = _first(run.get("name"), run.configured("name"))
+    return None if found is None else str(found)
+
+
 def nameless(run: FoundRun) -> str | None:
-    """The name that a user gave a run, without the seed at its end: `vit-s0` is one of `vit-s`."""
-    name = _first(run.get("name"), run.configured("name"))
-    if name is None:
-        return None
-    found = re.fullmatch(r"(.*?)(\d+)", str(name))
-    return found[1] if found and found[2] == str(seed(run)) else str(name)
+    """The same without the seed at its end: `vit-s0` is one of `vit-s`."""
+    given = name(run)
+    found = re.fullmatch(r"(.*?)(\d+)", given or "")
+    return found[1] if found and found[2] == str(seed(run)) else given
+
+
+def tags(run: FoundRun) -> str | None:
+    """The tags that a user gave a run, in the order of the alphabet."""
+    found = _first(run.get("tags"), run.configured("tags"))
+    return " ".join(sorted(map(str, found))) if isinstance(found, list) else None
 
 
 def method(run: FoundRun) -> str | None:

@@ -20,14 +20,20 @@ RUN_SPEED = "train.samples_per_second"
 """In a run's summary: of its steady state."""
 
 
-def workspace(entity: str, project: str, name: str, metric: str, baseline: str | None) -> Any:
+METRICS = ("accuracy", "ap", "psnr")
+"""Of our tasks. A panel that names several draws those that its runs have."""
+
+
+def workspace(
+    entity: str, project: str, name: str, metrics: Sequence[str], baseline: str | None
+) -> Any:
     """The page.
 
     Args:
         entity: The user or team.
         project: Of wandb.
         name: What the page is called.
-        metric: The task's.
+        metrics: The tasks'.
         baseline: The identity of the wandb run to which the list of runs shows differences.
     """
     import wandb_workspaces.reports.v2 as wr
@@ -49,10 +55,10 @@ def workspace(entity: str, project: str, name: str, metric: str, baseline: str |
         )
 
     speed_up = wr.CustomChart(
-        query={"summaryTable": {"tableKey": "comparison"}},
+        query={"summaryTable": {"tableKey": "comparison_groups"}},
         chart_name="wandb/bar/v0",
-        chart_fields={"label": "schedule", "value": "speed_up_over_bp"},
-        chart_strings={"title": "speed-up over bp, of a sweep's runs"},
+        chart_fields={"label": "label", "value": "speed_up_over_bp_mean"},
+        chart_strings={"title": "speed-up over bp, of a sweep's groups of seeds"},
     )
     sections = {
         "Speed": [
@@ -84,9 +90,14 @@ def workspace(entity: str, project: str, name: str, metric: str, baseline: str |
             wr.MediaBrowser(title="timeline", media_keys=["timeline"]),
         ],
         "Learning": [
-            over_time(f"test {metric}", f"test/{metric}"),
+            over_time(f"test {' or '.join(metrics)}", *(f"test/{metric}" for metric in metrics)),
             over_time("test loss", "test/loss"),
-            wr.LinePlot(title=f"test {metric} over steps", x="step", y=[f"test/{metric}"]),
+            wr.LinePlot(
+                title=f"test {' or '.join(metrics)} over steps",
+                x="step",
+                y=[f"test/{metric}" for metric in metrics],
+            ),
+            wr.MediaBrowser(title="samples", media_keys=["samples"]),
         ],
         "Memory": [
             over_time(
@@ -113,7 +124,7 @@ def workspace(entity: str, project: str, name: str, metric: str, baseline: str |
                 "config:resolved.gpus",
                 f"summary:{RUN_SPEED}",
                 "summary:pipeline.bubble_fraction",
-                f"summary:test.{metric}",
+                *(f"summary:test.{metric}" for metric in metrics),
             ],
         ),
     )
@@ -129,7 +140,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""))
     parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ppll-run"))
     parser.add_argument("--name", default="ppll-run: speed")
-    parser.add_argument("--metric", default="accuracy", help="the task's (default: accuracy)")
+    parser.add_argument(
+        "--metric", help=f"the task's (default: those of the runs, of {', '.join(METRICS)})"
+    )
     parser.add_argument("--baseline", metavar="RUN_ID", help="a wandb run to show differences to")
     parser.add_argument("--dry-run", action="store_true", help="print the page as JSON")
     given = parser.parse_args(arguments)
@@ -145,7 +158,8 @@ def main(arguments: Sequence[str]) -> None:
             remedy = f"{login}, or set WANDB_API_KEY; --dry-run needs none"
             raise ConfigError("wandb_dashboard", "", "no key of wandb is configured", remedy)
         given.entity = given.entity or wandb.Api().default_entity
-    page = workspace(given.entity, given.project, given.name, given.metric, given.baseline)
+    metrics = [given.metric] if given.metric else METRICS
+    page = workspace(given.entity, given.project, given.name, metrics, given.baseline)
     if given.dry_run:
         spec = page._to_model().spec  # as it would be sent
         sys.stdout.write(spec.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ppll_cli.observe.conditions import Conditions, seed, seedless, unequal
+from ppll_cli.observe.conditions import Conditions, nameless, seed, seedless, unequal
+from ppll_cli.observe.conditions import name as given
 from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
 
@@ -141,6 +142,12 @@ class Group:
     def name(self) -> str:
         """The same, marked where its runs are not comparable to most."""
         return self.names + ("*" if self.first.unequal else "")
+
+    @property
+    def given_name(self) -> str | None:
+        """The name that the user gave its runs; of several runs without the seed at its end."""
+        run = self.first.run
+        return given(run) if len(self.rows) == 1 else nameless(run)
 
     @property
     def status(self) -> str:

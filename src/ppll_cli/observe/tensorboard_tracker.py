@@ -11,7 +11,15 @@ from typing import Any
 
 from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
-from ppll_cli.observe.tracker import Moment, Tracked, flat, line_scalars, stage_scalars, tree
+from ppll_cli.observe.tracker import (
+    Moment,
+    Tracked,
+    flat,
+    line_scalars,
+    samples,
+    stage_scalars,
+    tree,
+)
 
 
 class TensorboardTracker:
@@ -59,6 +67,8 @@ class TensorboardTracker:
     def end(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the timeline's picture."""
         self._picture("timeline", self._tracked.run_dir / "timeline.png", summary["steps"])
+        for sample in samples(self._tracked.run_dir):
+            self._picture(f"samples/{sample.stem}", sample, summary["steps"])
         lines = "\n".join(f"{key}: {value}" for key, value in flat(tree(summary)).items())
         self._writer.add_text("summary", _as_code(lines), summary["steps"])
         self._writer.close()

@@ -9,6 +9,7 @@ from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.figures import figure
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
+from ppll_cli.pipeline.rules import receives, sends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,31 +105,52 @@ def title(summary: Mapping[str, Any]) -> str:
 
 
 def write(
-    folder: Path, lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
+    folder: Path,
+    lanes: Lanes,
+    names: Sequence[str],
+    devices: Sequence[str],
+    title: str,
+    replicas: int = 1,
 ) -> None:
     """Write `timeline.json` and `timeline.png`.
 
     Args:
-        folder: Where.
-        lanes: The spans of each worker.
+        folder: The run directory.
+        lanes: The spans of each worker, those of a stage's replicas one after the other.
         names: Of each worker's stage and replica.
         devices: Of each worker.
         title: Of the picture.
+        replicas: Of each stage.
 
     Raises:
         OSError: One of them cannot be written.
     """
-    write_json(folder / "timeline.json", trace(lanes, names, devices, title))
+    write_json(folder / "timeline.json", trace(lanes, names, devices, title, replicas))
     picture(folder / "timeline.png", lanes, names, devices, title)
 
 
-def trace(lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str) -> dict[str, Any]:
-    """A Chrome trace, which Perfetto opens: a thread for each worker, times in microseconds."""
+def trace(
+    lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str, replicas: int = 1
+) -> dict[str, Any]:
+    """A Chrome trace, which Perfetto opens: a process for each worker, times in microseconds.
+
+    Args:
+        lanes: The spans of each worker, those of a stage's replicas one after the other.
+        names: Of each worker's stage and replica.
+        devices: Of each worker.
+        title: What was run.
+        replicas: Of each stage.
+    """
     zero_s = min(span.start_s for spans in lanes for span in spans)
     events: list[dict[str, Any]] = []
     for worker, (spans, name, device) in enumerate(zip(lanes, names, devices, strict=True)):
-        place = {"name": f"stage {name} ({device})"}
-        events.append({"name": "thread_name", "ph": "M", "pid": 0, "tid": worker, "args": place})
+        place = {"pid": worker, "tid": worker}
+        for what, args in (
+            ("process_name", {"name": f"stage {name} ({device})"}),
+            ("process_sort_index", {"sort_index": worker}),
+            ("thread_name", {"name": "instructions"}),
+        ):
+            events.append({"name": what, "ph": "M", **place, "args": args})
         for span in spans:
             fields = _fields(span.instruction)
             what = span.kind if span.instruction is None else type(span.instruction).__name__
@@ -137,14 +159,66 @@ def trace(lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
                     "name": what,
                     "cat": span.category,
                     "ph": "X",
-                    "ts": round(1e6 * (span.start_s - zero_s), 3),
-                    "dur": round(1e6 * (span.end_s - span.start_s), 3),
-                    "pid": 0,
-                    "tid": worker,
+                    "ts": _microseconds(span.start_s - zero_s),
+                    "dur": _microseconds(span.end_s - span.start_s),
+                    **place,
                     "args": {"batch": span.step, "kind": span.kind, **fields},
                 }
             )
+    events += _arrows(lanes, zero_s, replicas)
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"title": title}}
+
+
+def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, Any]]:
+    """From the start of each send to the middle of the receive that takes its message.
+
+    Perfetto binds an end of an arrow to the bar in which it lies. The clocks of two workers differ
+    by a little, and an arrow may not lead back in time.
+    """
+    sent: dict[Any, list[tuple[int, Span]]] = {}
+    spans = [
+        (worker, span)
+        for worker, own in enumerate(lanes)
+        for span in own
+        if span.kind == "transfer"
+    ]
+    for worker, span in spans:
+        if span.instruction is not None and (found := sends(worker // replicas, span.instruction)):
+            key = (worker % replicas, found, span.step)
+            sent.setdefault(key, []).append((worker, span))
+    number = 0
+    for worker, span in spans:
+        if span.instruction is None:
+            continue
+        found = receives(worker // replicas, span.instruction)
+        waiting = sent.get((worker % replicas, found, span.step))
+        if found is None or not waiting:  # it was sent before the trace began
+            continue
+        source, other = waiting.pop(0)
+        middle_s = (span.start_s + span.end_s) / 2
+        if middle_s < other.start_s:
+            continue
+        number += 1
+        message = {"name": found[1].kind, "cat": "message", "id": number}
+        yield {
+            **message,
+            "ph": "s",
+            "ts": _microseconds(other.start_s - zero_s),
+            "pid": source,
+            "tid": source,
+        }
+        yield {
+            **message,
+            "ph": "f",
+            "bp": "e",
+            "ts": _microseconds(middle_s - zero_s),
+            "pid": worker,
+            "tid": worker,
+        }
+
+
+def _microseconds(seconds: float) -> float:
+    return round(1e6 * seconds, 3)
 
 
 def _fields(instruction: Instruction | None) -> Mapping[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppll_cli.config.targets import make, require
+from ppll_cli.observe.conditions import LOCAL
 from ppll_cli.observe.runs import CONDITIONS
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,29 @@ class Tracked:
     metric: str
     step: int = 0
     resumed: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """What the user calls the run; in a sweep, with the job's number."""
+        given = self.config.get("name")
+        if given is None:
+            return None
+        return f"{given}/{self.run_dir.name}" if self.sweep else str(given)
+
+    @property
+    def tags(self) -> list[str]:
+        """The user's own."""
+        return [str(tag) for tag in self.config.get("tags") or []]
+
+    @property
+    def described(self) -> str:
+        """What the run is, and the name of its directory."""
+        groups = ["schedule", "model", "data"]
+        groups += ["local"] if self.choices.get("schedule") in LOCAL else []
+        said = [self.choices[group] for group in groups if group in self.choices]
+        known = ((key, self.config.get(key)) for key in ("gpus", "seed"))
+        said += [f"{key}={value}" for key, value in known if value is not None]
+        return f"{' '.join(said)} ({self.run_dir.name})"
 
     @property
     def sweep(self) -> str | None:
@@ -260,6 +284,11 @@ def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _stage(stage: Mapping[str, Any]) -> str:
     replica = stage.get("replica", 0)
     return f"stage_{stage['index']}" + (f"_replica_{replica}" if replica else "")
+
+
+def samples(run_dir: Path) -> list[Path]:
+    """Pictures of what a run has learnt, which it leaves at its end."""
+    return sorted((run_dir / "samples").glob("*.png"))
 
 
 def tree(value: Any) -> Any:

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from ppll_cli.config.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_json
-from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, stage_scalars, tree
+from ppll_cli.observe.runs import SPLITS
+from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ class WandbTracker:
         entity: The user or team; null is the account's own.
         mode: null is disabled where `WANDB_DISABLED` says so, else online where there is a key,
             else offline.
-        name: Of the run; null is its directory's.
+        name: Of the run; null is the run's own name, or what it is.
         group: null is the sweep's folder, where the run is one of a sweep.
         dir: The folder for wandb's files; null is the run directory.
-        tags: Of the run.
+        tags: Of the run; null is the run's own.
         notes: Of the run.
         upload: Which files go there as artifacts.
         init_timeout_s: Seconds until the server must have answered.
@@ -81,7 +82,7 @@ class WandbTracker:
         name: str | None = None,
         group: str | None = None,
         dir: str | None = None,  # noqa: A002 - wandb's own word for it
-        tags: list[str],
+        tags: list[str] | None = None,
         notes: str | None = None,
         upload: Upload,
         init_timeout_s: float = 30.0,
@@ -108,11 +109,12 @@ class WandbTracker:
         """Begin, or go on with, the run's wandb run."""
         self._tracked = run
         self._run = self._init(
-            {**run.config, "choices": dict(run.choices)},
+            {**run.config, "choices": dict(run.choices), "metric": run.metric},
             run.run_dir,
             id=_run_id(run),
             resume="allow" if run.resumed else None,
-            name=self._name or run.run_dir.name,
+            name=self._name or run.name or run.described,
+            tags=self._tags or run.tags or None,  # null leaves it to WANDB_TAGS
             group=self._group or run.sweep,
             job_type=run.choices["schedule"],
         )
@@ -120,6 +122,9 @@ class WandbTracker:
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("train_seconds", hidden=True)
         self._run.define_metric("*", step_metric="step")
+        for split in SPLITS:  # of each run the best counts, as in a comparison; higher is better
+            key = f"{split}/{run.metric}"
+            self._run.define_metric(key, step_metric="step", summary="max,last")
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
         """Log a line, in a row of its own."""
@@ -145,6 +150,9 @@ class WandbTracker:
         run.summary.update(tree(summary))  # whose pages show keys with dots
         if (picture := folder / "timeline.png").exists():
             run.log({"step": summary["steps"], "timeline": wandb.Image(str(picture))})
+        if pictures := samples(folder):
+            found = [wandb.Image(str(sample), caption=sample.stem) for sample in pictures]
+            run.log({"step": summary["steps"], "samples": found})
         if self._upload.timeline:
             self._artifact("timeline", [folder / "timeline.json"])
         if self._upload.checkpoint:
@@ -163,15 +171,17 @@ class WandbTracker:
             name=f"comparison {name}",
             group=self._group or name,
             job_type="comparison",
+            tags=self._tags or None,
         )
         if (picture := folder / "comparison.png").exists():
             run.log({"comparison_picture": wandb.Image(str(picture))})
-        if (table := folder / "comparison.csv").exists():
-            columns, *rows = csv.reader(table.read_text().splitlines())
-            data = [[_number(cell) for cell in row] for row in rows]
-            # Cells of a column may be numbers and empty.
-            found = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
-            run.log({"comparison": found})
+        for key in ("comparison", "comparison_groups"):
+            if (table := folder / f"{key}.csv").exists():
+                columns, *rows = csv.reader(table.read_text().splitlines())
+                data = [[_number(cell) for cell in row] for row in rows]
+                # Cells of a column may be numbers and empty.
+                found = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
+                run.log({key: found})
         self._finish(0)
 
     def abandon(self) -> None:
@@ -199,7 +209,6 @@ class WandbTracker:
                 project=self._project,
                 entity=self._entity,
                 dir=self._dir or str(folder),
-                tags=self._tags or None,  # null leaves it to WANDB_TAGS
                 notes=self._notes,
                 config=dict(config),
                 mode=mode,
