@@ -58,6 +58,33 @@ def test_several_folders_are_compared_in_the_current_one(
     assert (tmp_path / "here" / "new" / "place" / "comparison.png").exists()
 
 
+def test_groups_of_seeds_or_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(2):
+        make(tmp_path / str(seed), "bp", 100.0 + seed, gpus=1, config={"seed": seed})
+    assert run_main(monkeypatch, tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("0, 1  2 completed  bp ")
+    assert (tmp_path / "comparison_groups.csv").read_text().count("\n") == 2
+    assert run_main(monkeypatch, tmp_path, "--each") == 0
+    rows = capsys.readouterr().out.splitlines()[1:3]
+    assert [row.split()[:5] for row in rows] == [
+        ["0", "completed", "bp", "1", "seed=0"],
+        ["1", "completed", "bp", "1", "seed=1"],
+    ]
+
+
+def test_of_jobs_that_were_all_refused_there_is_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = '{"job": 0, "overrides": ["gpus=0", "~tracker"], "error": "gpus=0: none"}\n'
+    (tmp_path / "refused.jsonl").write_text(line)
+    assert run_main(monkeypatch, tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        *("0", "refused", "?", "gpus=0", "~tracker"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
