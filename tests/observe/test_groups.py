@@ -86,7 +86,11 @@ def test_an_interrupted_back_propagation_is_a_baseline_only_where_none_completed
 )
 def test_what_differs_in_more_is_another_group(tmp_path: Path, other: dict[str, Any]) -> None:
     parts = [{"units": ["a"]}, {"units": ["c"]}]
-    same = {"name": None, "tags": [], "schedule": {"_target_": "s.S", "microbatches": 4}}
+    same: dict[str, Any] = {
+        "name": None,
+        "tags": [],
+        "schedule": {"_target_": "s.S", "microbatches": 4},
+    }
     for seed in range(2):
         seeded(tmp_path / str(seed), "ppll", seed, config=same, per_module=parts)
     changed = {"per_module": parts, **other, "config": {**same, **other.get("config", {})}}
