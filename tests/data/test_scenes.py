@@ -360,7 +360,7 @@ def test_a_data_set_draws_its_samples(
 ) -> None:
     dataset = make(eval_limit=1)
     monkeypatch.setattr(type(dataset.task), "detections", Finds.detections, raising=False)
-    dataset.samples(lambda images: images.mean((2, 3)), tmp_path / "samples")
+    dataset.draw_samples(lambda images: images.mean((2, 3)), tmp_path / "samples")
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0-test000001.png"]
 
 
