@@ -181,6 +181,11 @@ class Settings(_Section):
     timeline: bool = True
     replicas: Workers = 1
     sync_batchnorm: bool = False
+    max_minutes: Positive | None = None
+
+    def until_s(self, began_s: float) -> float | None:
+        """When `max_minutes` are over, for a program that began at this time; None: never."""
+        return None if self.max_minutes is None else began_s + 60 * self.max_minutes
 
     @property
     def devices_asked(self) -> int:

@@ -33,8 +33,8 @@ COMPARED: Mapping[str, Schedule] = {
 }
 """The schedules that a run is worth comparing to."""
 
-OWN = ("schedule", "gpus", "objective")
-"""What the comparison sets itself, and what only a sweeper needs."""
+OWN = ("schedule", "gpus", "objective", "max_minutes")
+"""What the comparison sets itself, what only a sweeper needs, and what limits this run alone."""
 
 LONGEST = 1000
 """Characters of a command that is shown without having been asked for."""

@@ -70,6 +70,7 @@ def launch(
     on_report: Callable[[Report], None],
     on_start: Callable[[Sequence[Pulse]], None] = lambda _: None,
     fleet: Fleet | None = None,
+    until_s: float | None = None,
 ) -> Ending:
     """Run a job to its end.
 
@@ -81,6 +82,8 @@ def launch(
         on_report: Told each report of a worker as it comes, except the last.
         on_start: Given what can be seen of the workers, once they have been started.
         fleet: The machines of the run, if there are several.
+        until_s: The time, on the clock of `time.monotonic`, at which the run stops as if SIGTERM
+            had come; None: it runs to its end.
 
     Returns:
         How it ended; at another machine than 0 without reports.
@@ -98,6 +101,7 @@ def launch(
     if fleet is not None:
         others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
     workers: list[_Watched] = []
+    _stop_in_time(stop, until_s)
     with (
         _stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
@@ -124,6 +128,7 @@ def launch(
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
         watch = Watch([watched.pulse for watched in workers])
         while not _ended(others, seen.values()):
+            _stop_in_time(stop, until_s)
             _watch(job, workers, watch, on_report, others)
         if isinstance(others, Follower):
             ending = Ending([], others.signal)
@@ -313,6 +318,13 @@ def _is_gone(watched: _Watched, limit_s: float) -> bool:
             watched.reports.recv_bytes()
         return False
     return True
+
+
+def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
+    """Do at a given time what the first signal does."""
+    if until_s is not None and time.monotonic() >= until_s and not stop.value:
+        stop.value = signal.SIGTERM
+        log.warning("max_minutes are over: stopping after the batch in hand")
 
 
 @contextmanager

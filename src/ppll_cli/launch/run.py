@@ -60,6 +60,8 @@ class Run:
         changes: Finds the overrides that make the configuration from the defaults, for the user.
         fleet: The machines that it runs on, if there are several; this is machine 0.
         options: Of the command line, those that say where configurations are.
+        began_s: When the program began, on the clock of `time.monotonic`: `max_minutes` counts from
+            there; None: from now.
 
     Attributes:
         objective: The key of the summary whose number is the run's result for a sweeper; set once
@@ -76,10 +78,12 @@ class Run:
         changes: Callable[[], Sequence[str]] = tuple,
         fleet: Fleet | None = None,
         options: Sequence[str] = (),
+        began_s: float | None = None,
     ) -> None:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
         self.before, self._find_changes, self._fleet = before, changes, fleet
         self.options = options
+        self._until_s = settings.until_s(time.monotonic() if began_s is None else began_s)
         self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
@@ -148,8 +152,9 @@ class Run:
         self._saving = Saving(job, kept, cuts, self.metrics, self.parts)
         self.tracker.start(self._tracked())
         with self.metrics, closing(self.console):
+            told = self._on_report, self._on_start
             try:
-                ending = launch(job, transport, self._on_report, self._on_start, self._fleet)
+                ending = launch(job, transport, *told, self._fleet, self._until_s)
             except (WorkerFailedError, RunFailedError, Interrupted) as error:
                 self._fail(error)
                 raise
