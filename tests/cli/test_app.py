@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ppll_cli.cli import app
-from ppll_cli.errors import ConfigError
 from tests.conftest import own_model
 from tests.program import ppll_run
 
@@ -223,16 +221,6 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     lines = (folder / "ppll-run.log").read_text().splitlines()
     assert len([line for line in lines if line.endswith("stdout gets nothing: Broken pipe")]) == 1
     assert "INFO test accuracy " in lines[-1]
-
-
-def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
-    """The folder could neither be resumed nor used again."""
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / "ppll-run.log").touch()
-    assert app._check_run_dir([f"hydra.run.dir={tmp_path}"]) == set()
-    (tmp_path / "config.json").touch()
-    with pytest.raises(ConfigError, match="is not empty"):
-        app._check_run_dir([f"hydra.run.dir={tmp_path}"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

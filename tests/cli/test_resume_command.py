@@ -30,6 +30,8 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["resume=run", "--cfg", "job"], "resume=RUN: --cfg does not show what a run recorded; s"),
         (["resume=run", "local=none"], "local=none: there is no such option; there are auglocal"),
         (["resume=run", "max_steps=0"], "max_steps=0: must be greater than or equal to 1"),
+        (["resume=auto", "hydra.run.dir=run", "seed=5"], "seed=5: the run was started with 0;"),
+        (["resume=auto", "hydra.run.dir=broken"], "resume=BROKEN: it holds no config.json"),
         (["resume=broken"], "resume=broken: it holds no config.json of a run"),
     ],
 )
@@ -44,7 +46,8 @@ def test_a_refusal_is_one_line_and_changes_nothing(
     assert result.returncode == 2
     assert result.stdout == ""
     (complaint,) = result.stderr.splitlines()
-    assert complaint.startswith("ppll-run: " + line.replace("RUN", str(folder)))
+    expected = line.replace("RUN", str(folder)).replace("BROKEN", str(folder.parent / "broken"))
+    assert complaint.startswith("ppll-run: " + expected)
     assert contents(folder.parent) == before
 
 
@@ -123,3 +126,28 @@ def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
     assert (folder / "config.json").read_bytes() == config
     # What is an option's own is as it was then, whatever stands in its file now.
     assert load_file(folder / "model.safetensors")["first.a.weight"].shape == (4, 3 * 8 * 8)
+
+
+def test_the_same_command_begins_a_run_goes_on_with_it_and_finds_it_complete(
+    tmp_path: Path,
+) -> None:
+    """As a batch system starts it again and again, with less time than the run takes."""
+    given = [*TINY, "timeline=false", "epochs=2", "resume=auto", "hydra.run.dir=run"]
+    result = ppll_run(*given, "max_minutes=0.0001", cwd=tmp_path)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    assert "max_minutes are over: stopping after the batch in hand" in result.stderr
+    folder = tmp_path / "run"
+    stopped = json.loads((folder / "summary.json").read_text())
+    assert stopped["status"] == "interrupted"
+    assert stopped["steps"] < 10
+    assert os.readlink(folder / "checkpoints" / "last") == f"step-{stopped['steps']}"
+
+    result = ppll_run(*given, "max_minutes=60", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"going on after step {stopped['steps']}, from " in result.stderr
+    summary = (folder / "summary.json").read_bytes()
+    assert json.loads(summary)["status"] == "completed"
+    result = ppll_run(*given, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "more epochs, or a larger max_steps, make it longer" in result.stdout
+    assert (folder / "summary.json").read_bytes() == summary

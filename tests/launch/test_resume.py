@@ -102,6 +102,7 @@ def test_what_is_as_it_was_is_no_change(
         (["max_steps=null"], {"max_steps": None}),
         (["name=mine", "tags=[a,b]"], {"name": "mine", "tags": ["a", "b"]}),
         (["max_steps=9", "seed=0"], {"max_steps": 9}),
+        (["max_minutes=55"], {"max_minutes": 55}),
         (["device=cpu", "oversubscribe=true"], {"device": "cpu", "oversubscribe": True}),
         (["eval_every=1", "progress_limit=5"], {"eval_every": 1, "progress_limit": 5}),
         (["checkpoint.every=3"], {"checkpoint.every": 3}),

@@ -7,30 +7,39 @@ configuration do without torch.
 import gc
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
-from ppll_cli.config.commands import command, quoted, short_path
+from ppll_cli.cli.overrides import (
+    at_home,
+    check_links,
+    check_run_dir,
+    is_override,
+    is_sweep,
+    without_auto,
+)
+from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import CONFIG, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe import streams
-from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, REFUSED_FILE, only_started
+from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE, SWEEP_FILE
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from omegaconf import DictConfig
 
+    from ppll_cli.cli.sweeper import Sweep
     from ppll_cli.launch.machines.fleet import Fleet
     from ppll_cli.launch.resume import Recorded
 
@@ -38,6 +47,11 @@ log = logging.getLogger(__name__)
 
 LONGEST_NAME = 100
 """Characters of a run's name in its folder's."""
+BEGAN_S = time.monotonic()
+"""When this process began; a launcher of Hydra's may have a sweep's jobs run in others."""
+
+_in_hand: "list[Sweep]" = []
+"""The sweep that this process runs, if it runs one."""
 
 
 def main() -> NoReturn:
@@ -73,9 +87,14 @@ def _leave(number: int, _: "FrameType | None") -> NoReturn:
     scratch.remove()
     with suppress(Exception):
         sys.stdout.flush()
+    go_on = "".join(f"{_to_go_on(sweep.go_on)}\n" for sweep in _in_hand if sweep.go_on)
     with suppress(OSError):  # nobody may read it
-        os.write(2, f"ppll-run: {Interrupted(number)}\n".encode())
+        os.write(2, f"{go_on}ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
+
+
+def _to_go_on(sweep: str) -> str:
+    return f"  to go on with the sweep: {sweep}"
 
 
 def _main(arguments: list[str]) -> None:
@@ -84,8 +103,8 @@ def _main(arguments: list[str]) -> None:
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         return
-    overrides = [_at_home(a) for a in arguments if _is_override(a)]
-    options = [a for a in arguments if not _is_override(a)]
+    overrides = [at_home(a) for a in arguments if is_override(a)]
+    options = [a for a in arguments if not is_override(a)]
     # Hydra's parser wants all overrides together; people write them on both sides of an option.
     sys.argv[1:] = overrides + options
 
@@ -115,10 +134,11 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             logging.basicConfig(format="%(message)s", level=logging.INFO)
             follow(fleet)
             return
-        sweeps = {"-m", "--multirun"} & {*arguments}
-        if not sweeps and (run_dir := fleet.remembered):  # torchrun has started it anew
-            overrides = [each for each in overrides if not each.startswith("hydra.run.dir=")]
-            options = [each for each in arguments if not _is_override(each)]
+        run_dir = fleet.remembered
+        if run_dir and not is_sweep(arguments):  # torchrun has started it anew
+            settled = ("hydra.run.dir=", "resume=")
+            overrides = [each for each in overrides if not each.startswith(settled)]
+            options = [each for each in arguments if not is_override(each)]
             overrides.append(f"resume={run_dir}")
             arguments = sys.argv[1:] = overrides + options
         try:
@@ -137,18 +157,23 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     import argparse
 
     import hydra
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli.cli.explain import explain
     from ppll_cli.cli.sweep import CompareRuns
+    from ppll_cli.cli.sweeper import BasicSweeper, Sweep
     from ppll_cli.launch.resume import recorded
+    from ppll_cli.launch.sweeps import recorded_sweep
 
     # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
+    CompareRuns.failed = 0
     began = False
     before: Recorded | None = None
+    sweep = Sweep(None, overrides, conf_dir())
     made: set[Path] | None = None
     failures: list[PpllError] = []
 
@@ -159,8 +184,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         streams.guard()  # a launcher may have the job run in another process
         streams.tell_failures()
         try:
-            return _run(cfg, before, overrides, made, fleet)
-        except (ConfigError, OmegaConfBaseException) as error:
+            return _run(cfg, before, sweep, made, fleet)
+        except (ConfigError, OmegaConfBaseException, HydraException) as error:
             if not isinstance(error, ConfigError):
                 error = explain(error, arguments, conf_dir())
             _note_refusal(error)
@@ -174,18 +199,24 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(task)
     try:
-        before = recorded(overrides)
-        if before is None:
-            made = _check_run_dir(overrides)
-        elif {"-m", "--multirun"} & {*arguments}:
-            raise ConfigError("resume", before.run_dir, "is for a single run", "drop --multirun")
+        options = sys.argv[1 + len(overrides) :]
+        overrides = without_auto(overrides, conf_dir(), sweep=is_sweep(arguments))
+        sys.argv[1:] = overrides + options
+        sweep.overrides = overrides
+        if is_sweep(arguments):
+            sweep.before = recorded_sweep(overrides)
+        if sweep.before is not None:
+            sys.argv[1:] = sweep.before.arguments(overrides) + options
+        elif (before := recorded(overrides)) is None:
+            made = check_run_dir(overrides, conf_dir())
         elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows only what is on the command line
             problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
             raise ConfigError("resume", before.run_dir, problem, f"see {there}")
         else:
-            _check_links(before.run_dir)
-            options = sys.argv[1 + len(overrides) :]
+            check_links(before.run_dir)
             sys.argv[1:] = before.arguments(overrides) + options
+        BasicSweeper.install(sweep)
+        _in_hand[:] = [sweep]
         run()
     except ConfigError:
         raise
@@ -197,12 +228,17 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             raise
         raise explain(error, arguments, conf_dir()) from None
     finally:
+        _in_hand.clear()
         _remove_sweeps()
+    broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
+    if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
+        sys.stderr.write(f"{_to_go_on(sweep.go_on)}\n")
     if failures:
         raise failures[0]
     if CompareRuns.failed:  # where a launcher has jobs run in other processes
-        log.error("ppll-run: %d of the sweep's jobs failed", CompareRuns.failed)
-        raise RunFailedError(f"{CompareRuns.failed} of the sweep's jobs failed")
+        problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
+        log.error("ppll-run: %s", problem)
+        raise RunFailedError(problem)
 
 
 def register_resolvers() -> None:
@@ -232,7 +268,7 @@ def conf_dir() -> Path:
 def _run(
     cfg: "DictConfig",
     before: "Recorded | None",
-    overrides: list[str],
+    sweep: "Sweep",
     made: set[Path] | None,
     fleet: "Fleet | None",
 ) -> float | None:
@@ -252,12 +288,16 @@ def _run(
     choices = own_choices(hydra_config.runtime.choices)
     ours = {".hydra", f"{hydra_config.job.name}.log"}
     strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
-    if strangers and before is None:
+    goes_on = before is not None or (sweep.before is not None and CONFIG_FILE in strangers)
+    if strangers and not goes_on:
         raise ConfigError("hydra.run.dir", run_dir, f"holds {strangers[0]}", "choose a new folder")
     try:
         config = plain(cfg)
         if before is not None:
-            config, choices = before.changed(config, choices, overrides)
+            config, choices = before.changed(config, choices, sweep.overrides)
+        elif sweep.before is not None:
+            known = run_dir, config, choices, sweep.overrides
+            before, config, choices = sweep.before.changed(*known)
         parsed = settings.parse(config)
         for group in ("schedule", "data", "tracker"):  # what their classes refuse needs no torch
             make(group, config[group])
@@ -266,12 +306,14 @@ def _run(
 
         changed = partial(changes, config, choices)
         options = options_given(conf_dir())
-        run = Run(parsed, config, choices, run_dir, before, changed, fleet, options)
+        run = Run(parsed, config, choices, run_dir, before, changed, fleet, options, BEGAN_S)
         summary = run.execute()
     except Interrupted:
         if hydra_config.mode is RunMode.MULTIRUN:
-            sweep = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-            log.info("  the sweep until now: %s", command("ppll-compare", sweep))
+            folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
+            log.info("  the sweep until now: %s", command("ppll-compare", folder))
+            if sweep.go_on is not None:
+                log.info(_to_go_on(sweep.go_on))
         raise
     except (ConfigError, OmegaConfBaseException):
         if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
@@ -288,79 +330,15 @@ def _run(
 
 
 def _note_refusal(error: ConfigError) -> None:
-    """Have a sweep remember a job that was refused, which leaves no folder of its own."""
+    """Have a sweep remember a job that was refused, which may leave no folder of its own."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from ppll_cli.cli.sweep import refuse
 
     config = HydraConfig.get()
-    ran = (Path(config.runtime.output_dir) / CONFIG_FILE).exists()
-    if config.mode is RunMode.MULTIRUN and not ran:
+    if config.mode is RunMode.MULTIRUN:
         refuse(Path(config.sweep.dir), config.job.num, list(config.overrides.task), str(error))
-
-
-def _is_override(argument: str) -> bool:
-    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
-
-
-def _at_home(override: str) -> str:
-    """Where results go may be given below a home, as `~/runs`: Hydra would make a folder `~`."""
-    found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
-    return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
-
-
-def _check_run_dir(overrides: list[str]) -> set[Path] | None:
-    """Refuse a folder that holds something before Hydra writes into it.
-
-    What a start-up that died has left is no hindrance: nothing was trained there.
-
-    Returns:
-        The folders that Hydra will make; None where the command line does not name one.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    made = None
-    for override in OverridesParser.create().parse_overrides(overrides):
-        if override.key_or_group == "hydra.run.dir":
-            value = override.value()
-            if isinstance(value, str) and "${" in value:
-                value = _run_dir(overrides)
-                if value is None:
-                    return None
-            if not isinstance(value, str):
-                raise ConfigError("hydra.run.dir", value, "is not the name of a folder")
-            folder = Path(value).absolute()
-            if folder.is_dir() and not only_started(folder):
-                raise ConfigError(
-                    "hydra.run.dir", value, "exists and is not empty", "choose a new folder"
-                )
-            made = {path for path in (folder, *folder.parents) if not path.exists()}
-    return made
-
-
-def _check_links(run_dir: Path) -> None:
-    """Refuse to go on where files that will be appended to are links.
-
-    Whoever else can write in the folder could have any file of the user's overwritten.
-    """
-    for name in (LOG_FILE, METRICS_FILE):
-        if (run_dir / name).is_symlink():
-            problem = f"{name} is a link, which is not written through"
-            raise ConfigError("resume", run_dir, problem, "remove the link")
-
-
-def _run_dir(overrides: list[str]) -> str | None:
-    """The folder that `hydra.run.dir` names by an interpolation; None where Hydra alone can say."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf.errors import OmegaConfBaseException
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose(CONFIG, overrides, return_hydra_config=True)
-        try:
-            return str(config.hydra.run.dir)
-        except OmegaConfBaseException:
-            return None
 
 
 def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
@@ -393,7 +371,7 @@ def _remove_sweeps() -> None:
     """Remove what Hydra notes of a sweep, where all its jobs were refused."""
     for folder in Path.cwd().glob(f"outputs/sweeps/*/*-{os.getpid()}"):
         left = {path.name for path in folder.iterdir()}
-        if left <= {"multirun.yaml", REFUSED_FILE}:
+        if left <= {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}:
             for name in left:
                 (folder / name).unlink()
             _remove_empty(folder, None, Path.cwd() / "outputs")

@@ -1,4 +1,4 @@
-"""A sweep: which of its jobs were refused, and the comparison that it ends with."""
+"""A sweep: which sweeper ran it, which jobs were refused, and the comparison that it ends with."""
 
 import json
 import os
@@ -11,9 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.cli.compare import show, write
 from ppll_cli.config.commands import command, short_path
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.sweeps import BASIC, SWEEP_FORMAT, read_sweep
+from ppll_cli.leaves.files import make_folder, write_json
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.logs import for_show
-from ppll_cli.observe.runs import REFUSED_FILE
+from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 from ppll_cli.observe.tracker import guarded, sweep_name
 
 
@@ -39,10 +42,20 @@ class CompareRuns(Callback):
     """Ends a sweep with the comparison of its runs, in its folder.
 
     Attributes:
-        failed: How many jobs of the last sweep failed or were refused, wherever they ran.
+        failed: How many jobs of the last sweep did not complete, wherever they ran.
     """
 
     failed: ClassVar[int] = 0
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Note which search this is, for `resume` to say why it cannot go on."""
+        name = str(config.hydra.runtime.choices["hydra/sweeper"])
+        file = Path(config.hydra.sweep.dir) / SWEEP_FILE
+        if name == BASIC or os.path.lexists(file):  # the basic sweeper notes its jobs
+            return
+        with for_show(f"{file} could not be written"):
+            make_folder(file.parent)
+            write_json(file, {"format": SWEEP_FORMAT, "sweeper": name})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """All jobs have ended."""
@@ -56,7 +69,8 @@ class CompareRuns(Callback):
     def _compare(self, folder: Path) -> bool:
         """Show the comparison and write it, where there is something to compare."""
         comparison = compare([folder])
-        type(self).failed = len(comparison.failed)
+        unfinished = _unfinished(folder)
+        type(self).failed = len(comparison.failed) if unfinished is None else unfinished
         if all(row.run.status == "refused" for row in comparison.rows):
             return False
         written: list[str] = []
@@ -67,3 +81,12 @@ class CompareRuns(Callback):
             then = command("ppll-compare", short_path(folder.absolute()))
             show(comparison, folder, written, then)
         return True
+
+
+def _unfinished(folder: Path) -> int | None:
+    """How many jobs of a sweep have not completed; None where its jobs are not known."""
+    try:
+        jobs = read_sweep(folder).jobs
+    except ConfigError:
+        return None
+    return sum(not job.is_complete for job in jobs)

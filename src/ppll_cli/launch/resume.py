@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.moved import choices_now, config_now
+from ppll_cli.config.overrides import ABSENT as _ABSENT
+from ppll_cli.config.overrides import at as _at
+from ppll_cli.config.overrides import keys as _keys
+from ppll_cli.config.overrides import parsed as _parsed
+from ppll_cli.config.overrides import text as _text
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
-from ppll_cli.observe.runs import CONFIG_FILE, only_started
+from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, only_started
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ FREE = {
     "threads",
     "tracker",
     "max_steps",
+    "max_minutes",
     "progress_limit",
     "timeline",
     "objective",
@@ -71,7 +75,8 @@ BOUND = {"transport.wire_dtype"}
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
-_ABSENT = object()
+OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
+"""Names of options; with a path of another kind, Hydra would find a file anywhere."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,10 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
         problem = "nothing was trained there: the start-up ended before it wrote config.json"
         remedy = f"start the run anew with its options and hydra.run.dir={run_dir}"
         raise ConfigError("resume", run_dir, problem, remedy)
+    if os.path.lexists(run_dir / SWEEP_FILE) and not os.path.lexists(run_dir / CONFIG_FILE):
+        problem = "is the folder of a sweep"
+        remedy = "add --multirun, or give the folder of one of its runs"
+        raise ConfigError("resume", run_dir, problem, remedy)
     record = read_record(run_dir)
     found = _found(run_dir, record)
     check_kinds(run_dir)
@@ -206,11 +215,9 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     if not isinstance(choices, dict):
         raise no_run(run_dir, "that file has no choices")
     choices = choices_now(choices)
-    # With a path of another kind, Hydra would find a file anywhere.
-    option = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
     for group in GROUPS:
         choice = choices.get(group)
-        if not isinstance(choice, str) or not option.fullmatch(choice):
+        if not isinstance(choice, str) or not OPTION.fullmatch(choice):
             raise no_run(run_dir, f"its choice of {group} is no option")
         if not isinstance(config.get(group), dict):
             raise no_run(run_dir, f"it has no settings of {group}")
@@ -234,14 +241,28 @@ def locked(run_dir: Path) -> Iterator[None]:
         ConfigError: Another one does.
     """
     with (run_dir / CONFIG_FILE).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            problem = "another process goes on with this run"
-            raise ConfigError("resume", run_dir, problem, "wait for its end, or end it") from None
-        except OSError as error:  # a file system that has no locks
-            log.warning("%s cannot be locked (%s): let only one process run there", run_dir, error)
+        lock(file.fileno(), "resume", run_dir, "another process goes on with this run")
         yield
+
+
+def lock(file: int, key: str, folder: Path, problem: str) -> None:
+    """Lock an open file, until it is closed or the process ends.
+
+    Args:
+        file: Its descriptor.
+        key: The key that names the folder.
+        folder: The folder that the file is in.
+        problem: What another process does there, if it holds the lock.
+
+    Raises:
+        ConfigError: Another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(key, folder, problem, "wait for its end, or end it") from None
+    except OSError as error:  # a file system that has no locks
+        log.warning("%s cannot be locked (%s): let only one process run there", folder, error)
 
 
 def _names_tracker(overrides: Sequence[str]) -> bool:
@@ -260,26 +281,6 @@ def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> No
             )
 
 
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
-    return parsed
-
-
-def _text(override: Override) -> str:
-    """As it stood on the command line."""
-    return override.input_line or ""
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a key with dots."""
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return _ABSENT
-        node = node[part]
-    return node
-
-
 def _set(config: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
@@ -287,15 +288,6 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             config[part] = {}
         config = config[part]
     config[last] = value
-
-
-def _keys(key: str, value: Any) -> Iterator[str]:
-    """The keys that an override gives: those inside a dictionary, which Hydra merges."""
-    if not isinstance(value, dict):
-        yield key
-        return
-    for name, inner in value.items():
-        yield from _keys(f"{key}.{name}", inner)
 
 
 def _refused(key: str, given: object, before: Any, reason: str = "") -> ConfigError:

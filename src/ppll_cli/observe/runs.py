@@ -21,6 +21,9 @@ SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 REFUSED_FILE = "refused.jsonl"
 """In a sweep's folder: a line for each job that was refused, and so has no folder of its own."""
 
+SWEEP_FILE = "sweep.json"
+"""In a sweep's folder: its jobs; who holds its lock is the one process that runs them."""
+
 LOG_FILE = "ppll-run.log"
 
 STARTED = frozenset({".hydra", LOG_FILE})
@@ -114,19 +117,24 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
     """Runs below a folder, and where each of them is; a refused job, where it would have been."""
-    run = _read(folder)
+    run = read_run(folder)
     if run is not None:
         yield folder, run
         return
-    # First: what has run since then is no longer refused.
-    yield from _refused(folder / REFUSED_FILE)
+    # First: what has run since then is no longer refused, but may not go on for that reason.
+    refused = dict(_refused(folder / REFUSED_FILE))
+    yield from refused.items()
     try:
         inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     except OSError:  # somebody else's
         return
     for path in inner:
-        if not path.name.startswith("."):
-            yield from _inside(path)
+        if path.name.startswith("."):
+            continue
+        for place, found in _inside(path):
+            reason = refused[place].error if place in refused else None
+            stopped = reason is not None and found.error is None and found.status != "completed"
+            yield place, replace(found, error=reason) if stopped else found
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
@@ -146,7 +154,7 @@ def _order(path: Path) -> list[tuple[bool, int, str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 
-def _read(folder: Path) -> FoundRun | None:
+def read_run(folder: Path) -> FoundRun | None:
     """The run whose directory this is, if it is one: others have a `config.json` as well."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:

@@ -1,0 +1,146 @@
+"""The command line before Hydra reads it: overrides, where results go, and `resume=auto`.
+
+Imports nothing heavy before it is needed.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppll_cli.config.commands import quoted, setting
+from ppll_cli.config.composition import CONFIG
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, only_started
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+RUN_DIR = "hydra.run.dir"
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is an override, and no option."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether the arguments ask for a sweep."""
+    return bool({"-m", "--multirun"} & {*arguments})
+
+
+def at_home(override: str) -> str:
+    """Where results go may be given below a home, as `~/runs`: Hydra would make a folder `~`."""
+    found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
+    return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
+
+
+def without_auto(overrides: Sequence[str], conf_dir: Path, *, sweep: bool) -> list[str]:
+    """The overrides that `resume=auto` stands for, or the same ones where it is not given.
+
+    A batch system can start the same command again and again: it goes on with the run that is in
+    `hydra.run.dir`, or begins it there.
+
+    Args:
+        overrides: Those on the command line.
+        conf_dir: The folder of configuration groups.
+        sweep: Whether a sweep is asked for.
+
+    Raises:
+        ConfigError: The folder is not given, or this is a sweep.
+    """
+    from ppll_cli.config.overrides import parsed, text
+
+    found = parsed(overrides)
+    given = {override.key_or_group: override for override in found}
+    if "resume" not in given or given["resume"].value() != "auto":
+        return list(overrides)
+    if sweep:
+        remedy = "drop --multirun, or give the folder of a sweep that is to go on"
+        raise ConfigError("resume", "auto", "is for a single run", remedy)
+    if RUN_DIR not in given:
+        remedy = f"give {RUN_DIR}=FOLDER beside it"
+        raise ConfigError("resume", "auto", "needs the folder that the run is in", remedy)
+    rest = [text(each) for each in found if each.key_or_group != "resume"]
+    name = _named(given[RUN_DIR], rest, conf_dir)
+    if name is None:
+        problem = "resume=auto cannot tell which folder this is"
+        raise ConfigError(RUN_DIR, given[RUN_DIR].value(), problem, "give its name")
+    folder = Path(name).absolute()
+    if not os.path.lexists(folder / CONFIG_FILE):
+        return rest
+    settled = ("resume", RUN_DIR)
+    others = [text(each) for each in found if each.key_or_group not in settled]
+    return [*others, setting("resume", str(folder))]
+
+
+def check_run_dir(overrides: Sequence[str], conf_dir: Path) -> set[Path] | None:
+    """Refuse a folder that holds something before Hydra writes into it.
+
+    What a start-up that died has left is no hindrance: nothing was trained there.
+
+    Args:
+        overrides: Those on the command line.
+        conf_dir: The folder of configuration groups.
+
+    Returns:
+        The folders that Hydra will make; None where the command line does not name one.
+    """
+    from ppll_cli.config.overrides import parsed
+
+    made = None
+    for override in parsed(overrides):
+        if override.key_or_group != RUN_DIR:
+            continue
+        name = _named(override, overrides, conf_dir)
+        if name is None:
+            return None
+        folder = Path(name).absolute()
+        if folder.is_dir() and not only_started(folder):
+            problem = "exists and is not empty"
+            raise ConfigError(RUN_DIR, name, problem, "choose a new folder")
+        made = {path for path in (folder, *folder.parents) if not path.exists()}
+    return made
+
+
+def check_links(run_dir: Path) -> None:
+    """Refuse to go on where files that will be appended to are links.
+
+    Whoever else can write in the folder could have any file of the user's overwritten.
+    """
+    for name in (LOG_FILE, METRICS_FILE):
+        if (run_dir / name).is_symlink():
+            problem = f"{name} is a link, which is not written through"
+            raise ConfigError("resume", run_dir, problem, "remove the link")
+
+
+def _named(override: "Override", overrides: Sequence[str], conf_dir: Path) -> str | None:
+    """The folder that `hydra.run.dir` names; None where Hydra alone can say.
+
+    Raises:
+        ConfigError: It is no name of a folder.
+    """
+    from ppll_cli.config.overrides import text
+
+    value = override.value()
+    if isinstance(value, str) and "${" in value:
+        return _resolved(text(override), overrides, conf_dir)
+    if not isinstance(value, str):
+        raise ConfigError(RUN_DIR, value, "is not the name of a folder")
+    return value
+
+
+def _resolved(run_dir: str, overrides: Sequence[str], conf_dir: Path) -> str | None:
+    """The folder that `hydra.run.dir` names by an interpolation; None where Hydra alone can say."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    with initialize_config_dir(str(conf_dir), version_base="1.3"):
+        # Options in a folder of the user's are not found here: most names need none of them.
+        for given in (list(overrides), [run_dir]):
+            with suppress(HydraException, OmegaConfBaseException):
+                return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)
+    return None

@@ -1,0 +1,278 @@
+"""Hydra's basic sweeper, with a record of its jobs by which a sweep can go on."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra._internal.core_plugins import basic_sweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ppll_cli.cli.overrides import check_links
+from ppll_cli.config.changes import PRESETS
+from ppll_cli.config.commands import command, setting
+from ppll_cli.config.composition import options_given, own_choices
+from ppll_cli.config.overrides import keys, parsed
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.resume import OPTION, targets
+from ppll_cli.launch.sweeps import LAUNCHER, RecordedSweep, held, inside, is_plain, record_of
+from ppll_cli.leaves.files import make_folder, remove
+from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sweep:
+    """The sweep that this process, or the one that launched its job, runs.
+
+    Attributes:
+        before: The sweep that goes on, if one does.
+        overrides: Those on the command line.
+        conf_dir: The folder of configuration groups.
+        go_on: The command that goes on with it, once it can go on.
+    """
+
+    before: RecordedSweep | None
+    overrides: Sequence[str]
+    conf_dir: Path
+    go_on: str | None = None
+
+
+class BasicSweeper(Sweeper):
+    """Takes the place of Hydra's basic sweeper, and runs the same jobs.
+
+    Args:
+        max_batch_size: How many jobs a launcher is given at a time; None: all.
+        params: What is swept over, beside what the command line says.
+
+    Attributes:
+        course: The sweep that this process runs.
+    """
+
+    course: ClassVar[Sweep]
+
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
+        self._size, self._params = max_batch_size, params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Be told by Hydra what to run."""
+        self.config, self.hydra_context = config, hydra_context
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    @classmethod
+    def install(cls, course: Sweep) -> None:
+        """Have Hydra use it in this process."""
+        cls.course = course
+        # Hydra takes plugins from its own packages alone, and finds each by its name.
+        Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs: all of them, or those that are left.
+
+        Args:
+            arguments: The overrides on the command line, but for those of Hydra's own keys.
+        """
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        if self.course.before is not None:
+            with held(folder, begins=False):
+                return self._launch(self._left(self.course.before))
+        jobs = self._listed(arguments)
+        configs = [self._composed(number, job) for number, job in enumerate(jobs)]
+        make_folder(folder)
+        with held(folder, begins=True) as file:
+            _check_new(folder, configs)
+            self._record(file, jobs, configs)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            self.course.go_on = self._command(folder, jobs, configs)
+            return self._launch(list(enumerate(jobs)))
+
+    def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
+        """The overrides of each job, in Hydra's order."""
+        params = [f"{key}={value}" for key, value in self._params.items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*params, *arguments])
+        (jobs,) = basic_sweeper.BasicSweeper.split_arguments(overrides, None)
+        return jobs
+
+    def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """What a launcher will compose for a job."""
+        load = self.hydra_context.config_loader.load_sweep_config
+        config: DictConfig = load(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.num = number
+        return config
+
+    def _record(
+        self, file: int, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
+    ) -> None:
+        """Write `sweep.json`, which is open and locked."""
+        record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        with open(file, "w", closefd=False) as text:
+            text.write(json.dumps(record, indent=2) + "\n")
+        os.fsync(file)
+
+    def _launched_by(self) -> list[str]:
+        """The overrides that say how jobs are launched."""
+        name = self.config.hydra.runtime.choices["hydra/launcher"]
+        given = parsed([str(each) for each in self.config.hydra.overrides.hydra])
+        settings = [
+            str(each.input_line)
+            for each in given
+            if LAUNCHER.match(each.key_or_group) and each.key_or_group != "hydra/launcher"
+        ]
+        return [setting("hydra/launcher", str(name)), *settings]
+
+    def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
+        """The numbers and overrides of the jobs that are not complete, ready to be launched."""
+        left = [job for job in sweep.jobs if not job.is_complete]
+        going_on = [job for job in left if job.began]
+        ready = []
+        for job in left:
+            where = [setting("hydra.sweep.subdir", str(job.folder.relative_to(sweep.folder)))]
+            if job.began:
+                check_links(job.folder)
+                where.append("hydra.output_subdir=null")
+            overrides = [*job.overrides, *where]
+            _check_options(sweep.folder, job.number, self._composed(job.number, overrides))
+            ready.append((job.number, overrides))
+        for job in left:
+            if not job.began:
+                remove(job.folder)
+        remove(sweep.folder / REFUSED_FILE)  # who is refused again will be in it again
+        with _hydra_config(self.config):
+            options = options_given(self.course.conf_dir)
+        given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
+        self.course.go_on = command("ppll-run", "--multirun", *options, *given)
+        log.info(
+            "%d of the sweep's %d jobs are complete, %d go on, and %d begin",
+            len(sweep.jobs) - len(left),
+            len(sweep.jobs),
+            len(going_on),
+            len(left) - len(going_on),
+        )
+        return ready
+
+    def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
+        """Have the launcher run jobs, so many at a time as the launcher is to have."""
+        returned = []
+        size = max(1, self._size or len(jobs))
+        for start in range(0, len(jobs), size):
+            numbers, overrides = zip(*jobs[start : start + size], strict=True)
+            results = self._launcher.launch(list(overrides), initial_job_idx=_Numbers(numbers))
+            for result in results:
+                _ = result.return_value  # which raises what ended the job, if something did
+            returned.append(results)
+        return returned
+
+    def _command(
+        self, folder: Path, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
+    ) -> str:
+        """The command that goes on with this sweep.
+
+        What `resume` does not take from a folder is given again: classes, a tracker, and a
+        launcher's commands.
+        """
+        with _hydra_config(self.config):
+            options = options_given(self.course.conf_dir)
+        launcher = self._launched_by()
+        again = [] if all(map(is_plain, parsed(launcher[1:]))) else launcher
+        trackers = {str(config.hydra.runtime.choices.tracker) for config in configs} - {"none"}
+        again += [setting("tracker", name) for name in trackers if len(trackers) == 1]
+        classes = _classes(jobs, configs)
+        again += [f"{key}={','.join(paths)}" for key, paths in classes.items()]
+        return command("ppll-run", "--multirun", *options, setting("resume", str(folder)), *again)
+
+
+class _Numbers(int):
+    """The numbers of the jobs in a batch, which have gaps in a sweep that goes on.
+
+    A launcher is given the number of the first job, and adds the place of each in the batch to it.
+    """
+
+    numbers: tuple[int, ...]
+
+    def __new__(cls, numbers: tuple[int, ...]) -> "_Numbers":
+        made = super().__new__(cls, numbers[0])
+        made.numbers = numbers
+        return made
+
+    def __add__(self, place: int) -> int:
+        return self.numbers[place]
+
+
+@contextmanager
+def _hydra_config(config: DictConfig | None) -> Iterator[None]:
+    """Have `${hydra:KEY}` resolve in a configuration that Hydra does not run yet."""
+    known = HydraConfig.instance()
+    before = known.cfg
+    known.set_config(deepcopy(config))  # which makes a part of it read-only
+    try:
+        yield
+    finally:
+        known.cfg = before
+
+
+def _folder(config: DictConfig) -> str | None:
+    """A job's folder below the sweep's; None where only a launcher knows."""
+    try:
+        with _hydra_config(config):
+            name = str(config.hydra.sweep.subdir)
+    except OmegaConfBaseException:
+        return None
+    return name if inside(name) else None
+
+
+def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
+    """Refuse to begin a sweep where one of its jobs has run, whose record would be lost."""
+    for number, config in enumerate(configs):
+        name = _folder(config)
+        if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
+            problem = f"job {number} of a sweep has run there, in {name}"
+            go_on = command("ppll-run", "--multirun", setting("resume", str(folder)))
+            raise ConfigError(
+                "hydra.sweep.dir", folder, problem, f"choose a new folder, or go on: {go_on}"
+            )
+
+
+def _check_options(folder: Path, number: int, config: DictConfig) -> None:
+    """Refuse options that Hydra takes from anywhere, because only the folder names them."""
+    for group, name in config.hydra.runtime.choices.items():
+        if name is not None and not OPTION.fullmatch(str(name)):
+            problem = f"the option {group}={name} of its job {number} is none"
+            raise ConfigError("resume", folder, problem, "start a new sweep")
+
+
+def _classes(
+    jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
+) -> Mapping[str, list[str]]:
+    """Classes that no option of a group names, by their key."""
+    found: dict[str, list[str]] = {}
+    for overrides, config in zip(jobs, configs, strict=True):
+        choices = own_choices(config.hydra.runtime.choices)
+        preset = any(choices.get(name, "None") != "None" for name in PRESETS)
+        given = {key for o in parsed(overrides) for key in keys(o.key_or_group, o.value())}
+        ours = {str(key): config._get_node(key) for key in config if key != "hydra"}
+        plain = {k: OmegaConf.to_container(v) for k, v in ours.items() if isinstance(v, DictConfig)}
+        for key, path in targets(plain, ""):
+            named = key in given or (preset and not path.startswith("ppll_cli."))
+            if named and path not in found.setdefault(key, []):
+                found[key].append(path)
+    return found

@@ -1,0 +1,353 @@
+"""`--multirun resume=SWEEP_DIR`: what the jobs of a sweep are, and how far each of them is.
+
+`sweep.json` is written before the first job. What is read may have been edited, or put there by
+somebody else: nothing that it names is executed unless the command line names it as well. Imports
+no torch.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+
+from ppll_cli.config.commands import setting
+from ppll_cli.config.composition import composed
+from ppll_cli.config.overrides import at, keys, parsed, text
+from ppll_cli.config.settings import parse
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.resume import OPTION, Recorded, lock, recorded
+from ppll_cli.leaves.files import problem_of, read_json
+from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run
+
+SWEEP_FORMAT = 1
+"""Of that file. A program refuses what a later one wrote."""
+
+BASIC = "basic"
+"""Hydra's sweeper whose jobs are known before the first one runs."""
+
+LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
+"""Keys of overrides that say how jobs are launched."""
+
+_WHERE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
+_WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class SweptJob:
+    """A job of a sweep.
+
+    Attributes:
+        number: Its place among the jobs, from 0.
+        overrides: What it is, without overrides of Hydra's own keys.
+        folder: Its run directory.
+    """
+
+    number: int
+    overrides: Sequence[str]
+    folder: Path
+
+    @property
+    def began(self) -> bool:
+        """Whether it has recorded its configuration, and so can go on."""
+        return os.path.lexists(self.folder / CONFIG_FILE)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has nothing left to do."""
+        run = read_run(self.folder)
+        return run is not None and run.status == "completed"
+
+
+@dataclass(frozen=True)
+class RecordedSweep:
+    """A sweep that is to go on.
+
+    Attributes:
+        folder: Its folder.
+        jobs: All its jobs, in the order of their numbers.
+        launcher: The overrides that say how jobs are launched.
+    """
+
+    folder: Path
+    jobs: Sequence[SweptJob]
+    launcher: Sequence[str]
+
+    def arguments(self, overrides: Sequence[str]) -> list[str]:
+        """What Hydra is to compose before it knows of any job.
+
+        Args:
+            overrides: Those on the command line.
+
+        Raises:
+            ConfigError: A setting of the launcher has to be given again.
+        """
+        given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
+        again = any(LAUNCHER.match(override.key_or_group) for override in given)
+        if not again:
+            _check_launcher(self.launcher)
+        launcher = [] if again else self.launcher
+        where = setting("hydra.sweep.dir", str(self.folder))
+        return [*launcher, *(text(override) for override in given), where]
+
+    def changed(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        choices: Mapping[str, str],
+        overrides: Sequence[str],
+    ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
+        """How a job goes on, or begins where it has not begun.
+
+        Hydra must be initialised.
+
+        Args:
+            run_dir: The job's run directory.
+            config: What Hydra made of the job's overrides.
+            choices: The option of each group in it.
+            overrides: Those on the command line.
+
+        Returns:
+            The run that goes on, or None; and the configuration and the choices that it has now.
+
+        Raises:
+            ConfigError: The job's record is damaged, or a class is not on the command line.
+        """
+        before = None
+        if os.path.lexists(run_dir / CONFIG_FILE):
+            before = recorded([setting("resume", str(run_dir))])
+        else:
+            parse(config)
+        # What sweep.json says of a job is trusted as little as what config.json says of a run.
+        known = before or Recorded(run_dir, config, choices)
+        again = _for_job(overrides, known.config)
+        found, chosen = known.changed(*composed(known.arguments(again)), again)
+        if before is None:
+            found["resume"] = None
+        return before, found, chosen
+
+
+def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
+    """The sweep that `resume=` names on the command line, if it does.
+
+    Raises:
+        ConfigError: It is no sweep that can go on, or something else on the command line is not
+            for a sweep that goes on.
+    """
+    given = {override.key_or_group: override for override in parsed(overrides)}
+    if "resume" not in given or given["resume"].value() is None:
+        return None
+    if given["resume"].is_sweep_override():
+        value = text(given["resume"]).partition("=")[2]
+        raise ConfigError("resume", value, "names several folders", "give one")
+    name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
+    if not name:
+        raise ConfigError("resume", "''", "names no folder", "give a sweep's folder")
+    folder = Path(name).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError("resume", folder, "there is no such folder", "give a sweep's folder")
+    if not os.path.lexists(folder / SWEEP_FILE) and os.path.lexists(folder / CONFIG_FILE):
+        raise ConfigError("resume", folder, "is for a single run", "drop --multirun")
+    for override in given.values():
+        _check_override(override)
+    return read_sweep(folder)
+
+
+def record_of(
+    launcher: Sequence[str], jobs: Sequence[Sequence[str]], folders: Sequence[str | None]
+) -> dict[str, Any]:
+    """What `sweep.json` holds.
+
+    Args:
+        launcher: The overrides that say how jobs are launched.
+        jobs: Overrides of each job.
+        folders: The run directory of each job, below the sweep's; None where only a launcher knows.
+    """
+    name, *settings = launcher
+    return {
+        "format": SWEEP_FORMAT,
+        "sweeper": BASIC,
+        "launcher": name.partition("=")[2],
+        "launcher_settings": settings,
+        "jobs": [list(job) for job in jobs],
+        "folders": list(folders),
+    }
+
+
+@contextmanager
+def held(folder: Path, *, begins: bool) -> Iterator[int]:
+    """Be the only process that runs a sweep; what is given is its open `sweep.json`.
+
+    Args:
+        folder: The sweep's.
+        begins: Whether the file is made where it is missing.
+
+    Raises:
+        ConfigError: Another process runs it.
+        OSError: The file cannot be opened, or a link is in its place.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if begins else 0)
+    file = os.open(folder / SWEEP_FILE, flags, 0o666)
+    try:
+        key = "hydra.sweep.dir" if begins else "resume"
+        lock(file, key, folder, "another process runs this sweep")
+        yield file
+    finally:
+        os.close(file)
+
+
+def inside(name: str) -> bool:
+    """Whether a name is of a folder below the one that it is relative to, and not that one."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def is_plain(override: Override) -> bool:
+    """Whether the value of a launcher's setting is a number or a word, and so no command."""
+    value = override.value()
+    if override.key_or_group.endswith("_target_") or override.is_sweep_override():
+        return False
+    return value is None or isinstance(value, int | float) or bool(_WORD.fullmatch(str(value)))
+
+
+def _check_override(override: Override) -> None:
+    """Refuse what does not say where classes, trackers or jobs are: jobs are what they were."""
+    key, value = override.key_or_group, text(override).partition("=")[2]
+    if re.match(r"hydra[./]sweeper\b", key):
+        problem = "a search chooses its jobs by the results of others, and cannot go on"
+        raise ConfigError(key, value, problem, "leave it out: resume is for the basic sweeper")
+    if key in _WHERE or key == "hydra.mode":
+        raise ConfigError(key, value, "resume says where results go", "leave it out")
+    given = [key]
+    if not override.is_sweep_override():
+        given = list(keys(key, override.value()))
+    if re.match(r"(resume|hydra|tracker)\b", key) or all(k.endswith("._target_") for k in given):
+        return
+    problem = "the jobs of a sweep that goes on have their own overrides"
+    raise ConfigError(key, value, problem, "leave it out, or resume a single run with it")
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    """Refuse to have a launcher execute what only the folder names."""
+    for override in parsed(overrides[1:]):
+        key, _, value = text(override).partition("=")
+        if not is_plain(override):
+            problem = "is not taken from a sweep's folder, because a launcher may execute it"
+            remedy = f"give {' '.join(overrides)} again, beside resume"
+            raise ConfigError(key, value, problem, remedy)
+
+
+def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """What the command line says of a job: its tracker, and those of the classes that it has."""
+    found = []
+    for override in parsed(overrides):
+        key, value = override.key_or_group, override.value()
+        if re.match(r"(resume|hydra)\b", key):
+            continue
+        if re.match(r"tracker\b", key):
+            found.append(text(override))
+        elif override.is_sweep_override():
+            listed = [item.rpartition("=")[2] for item in override.sweep_string_iterator()]
+            found += [setting(key, path) for path in listed if path == at(config, key)]
+        else:
+            own = {inner: _value(key, value, inner) for inner in keys(key, value)}
+            found += [setting(k, path) for k, path in own.items() if path == at(config, k)]
+    return found
+
+
+def _value(key: str, value: Any, inner: str) -> Any:
+    """The value of a key inside a dictionary that an override gives."""
+    return value if inner == key else at(value, inner.removeprefix(f"{key}."))
+
+
+def read_sweep(folder: Path) -> RecordedSweep:
+    """What a folder records of its sweep.
+
+    Raises:
+        ConfigError: It cannot go on by that.
+    """
+    try:
+        record = read_json(folder / SWEEP_FILE)
+    except (OSError, ValueError) as error:
+        raise _no_sweep(folder, f"that file cannot be read: {problem_of(error)}") from None
+    if not isinstance(record, dict) or (folder / SWEEP_FILE).is_symlink():
+        raise _no_sweep(folder, "that file is a link, or no JSON object")
+    if record.get("format") != SWEEP_FORMAT:
+        version = record.get("format")
+        problem = f"its {SWEEP_FILE} has format {version}, and this program knows {SWEEP_FORMAT}"
+        raise ConfigError("resume", folder, problem, "use the ppll-run that wrote it")
+    if record.get("sweeper") != BASIC:
+        problem = (
+            f"its sweeper {record.get('sweeper')} is a search, which chooses its jobs by the "
+            "results of others, and cannot go on"
+        )
+        raise ConfigError("resume", folder, problem, "resume its runs one by one, without -m")
+    jobs, folders = record.get("jobs"), record.get("folders")
+    if not isinstance(jobs, list) or not isinstance(folders, list) or len(jobs) != len(folders):
+        raise _no_sweep(folder, "it does not list jobs and their folders")
+    if None in folders:
+        problem = "only its launcher knows the folders of its jobs, by hydra.sweep.subdir"
+        raise ConfigError("resume", folder, problem, "resume its runs one by one, without -m")
+    places = zip(jobs, folders, strict=True)
+    found = [_job(folder, n, overrides, name) for n, (overrides, name) in enumerate(places)]
+    _check_apart(folder, found)
+    return RecordedSweep(folder, found, _launcher(folder, record))
+
+
+def _job(sweep: Path, number: int, overrides: Any, name: Any) -> SweptJob:
+    if not _are_overrides(overrides, r"(?!hydra\b|resume\b)"):
+        raise _no_sweep(sweep, f"the overrides of job {number} are none of a job")
+    if not isinstance(name, str) or not inside(name):
+        raise _no_sweep(sweep, f"the folder of job {number} is none below it")
+    folder = sweep / name
+    for path in (folder, *folder.parents):
+        if path == sweep:
+            break
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            problem = f"{path.relative_to(sweep)}, where job {number} is, is no folder"
+            raise ConfigError("resume", sweep, problem, "remove it")
+    return SweptJob(number, overrides, folder)
+
+
+def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
+    """Refuse jobs that share a folder, or one of which is in another's, which may be cleared."""
+    folders = [job.folder for job in jobs]
+    above = {path for folder in folders for path in folder.parents}
+    if len({*folders}) < len(folders) or above & {*folders}:
+        problem = "several of its jobs have one folder, by hydra.sweep.subdir"
+        raise ConfigError("resume", sweep, problem, "resume its runs one by one, without -m")
+
+
+def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
+    """The overrides that say how jobs are launched."""
+    name, settings = record.get("launcher"), record.get("launcher_settings", [])
+    if not isinstance(name, str) or not OPTION.fullmatch(name):
+        raise _no_sweep(sweep, "its launcher is no option")
+    if not _are_overrides(settings, LAUNCHER.pattern):
+        raise _no_sweep(sweep, "the settings of its launcher are none")
+    return [f"hydra/launcher={name}", *settings]
+
+
+def _are_overrides(texts: Any, key: str) -> bool:
+    """Whether this is a list of overrides whose keys, and packages, begin in a certain way."""
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        return False
+    try:
+        found = parsed(texts)
+    except OverrideParseException:
+        return False
+    names = [name for o in found for name in (o.key_or_group, o.package) if name is not None]
+    return all(re.match(key, name) for name in names)
+
+
+def _no_sweep(folder: Path, reason: str) -> ConfigError:
+    """The error for a folder that is no sweep's."""
+    problem = f"it holds no {SWEEP_FILE} of a sweep ({reason})"
+    remedy = "give the folder of a sweep; an older program wrote none: resume its runs one by one"
+    return ConfigError("resume", folder, problem, remedy)

@@ -1,0 +1,77 @@
+"""The command line before Hydra reads it."""
+
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.cli.app import conf_dir
+from ppll_cli.cli.overrides import check_run_dir, without_auto
+from ppll_cli.errors import ConfigError
+
+
+def auto(*overrides: str, sweep: bool = False) -> list[str]:
+    return without_auto(overrides, conf_dir(), sweep=sweep)
+
+
+def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
+    """The folder could neither be resumed nor used again."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "ppll-run.log").touch()
+    given = [f"hydra.run.dir={tmp_path}"]
+    assert check_run_dir(given, conf_dir()) == set()
+    assert auto("resume=auto", *given) == given
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        check_run_dir(given, conf_dir())
+
+
+def test_a_folder_named_by_the_environment_beside_an_option_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option, of --config-dir, is not known before Hydra starts; it once was refused here."""
+    monkeypatch.setenv("WHERE", str(tmp_path / "run"))
+    given = ["hydra.run.dir=${oc.env:WHERE}", "model=mine"]
+    assert check_run_dir(given, conf_dir()) == {tmp_path / "run"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    assert auto("resume=auto", *given) == ["model=mine", f"resume={tmp_path / 'run'}"]
+
+
+@pytest.mark.parametrize("spelled", ["resume=auto", "resume='auto'", "++resume=auto"])
+def test_auto_begins_where_no_run_is_and_goes_on_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["seed=3", spelled, "hydra.run.dir='a run'", "gpus=4"]
+    begins = ["seed=3", "hydra.run.dir='a run'", "gpus=4"]
+    assert auto(*given) == begins
+    (tmp_path / "a run").mkdir()
+    assert auto(*given) == begins
+    (tmp_path / "a run" / "notes.txt").touch()
+    assert auto(*given) == begins  # it is refused as without resume=auto
+    (tmp_path / "a run" / "config.json").symlink_to("nowhere")  # it is refused as on resume
+    assert auto(*given) == ["seed=3", "gpus=4", f'resume="{tmp_path / "a run"}"']
+
+
+@pytest.mark.parametrize("given", [["resume=./auto"], ["resume=null"], ["seed=1"], ["~resume"]])
+def test_other_values_are_left_as_they_are(given: list[str]) -> None:
+    assert auto(*given) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "sweep", "message"),
+    [
+        (["seed=1"], False, "resume=auto: needs the folder that the run is in; give hydra.run.dir"),
+        (["hydra.sweep.dir=a"], False, "resume=auto: needs the folder that the run is in"),
+        (["hydra.run.dir=a"], True, "resume=auto: is for a single run; drop --multirun"),
+        (["hydra.run.dir=[a]"], False, r"hydra.run.dir=\['a'\]: is not the name of a folder"),
+        (
+            ["hydra.run.dir=${oc.env:NO_SUCH_VARIABLE}"],
+            False,
+            "NO_SUCH_VARIABLE}: resume=auto cannot tell which folder this is; give its name",
+        ),
+    ],
+)
+def test_auto_needs_a_folder_and_one_run(given: list[str], sweep: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        auto("resume=auto", *given, sweep=sweep)

@@ -1,0 +1,217 @@
+"""Sweeps that stop and go on, with jobs that are faked: the program runs in this process."""
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.hydra import Hydra
+
+from ppll_cli.cli import app
+from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
+from ppll_cli.launch.record import write_record
+from ppll_cli.launch.run import Run
+from ppll_cli.launch.sweeps import held, read_sweep
+from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.files import write_json
+from tests.cli.test_bad_input import restored
+
+
+@dataclass
+class Jobs:
+    """Does what a test wants in the place of training.
+
+    Attributes:
+        plan: What a job, by the name of its folder, is to come to the next time that it runs.
+        ran: The jobs that ran: folder, whether it went on with a run, seed.
+        trackers: Of these, by folder.
+    """
+
+    plan: dict[str, str] = field(default_factory=dict)
+    ran: list[tuple[str, bool, int]] = field(default_factory=list)
+    trackers: dict[str, str] = field(default_factory=dict)
+
+    def execute(self, run: Run) -> dict[str, Any]:
+        name, end = run.run_dir.name, self.plan.pop(run.run_dir.name, "completed")
+        self.ran.append((name, run.before is not None, run.settings.seed))
+        self.trackers[name] = run.choices["tracker"]
+        if end == "refused":
+            raise ConfigError("gpus", 9, "too many")
+        if run.before is None:
+            own = {"choices": run.choices, "cuts": [], "threads": 1}
+            write_record(run.run_dir, {**run.config, **own})
+        known = {"schedule": run.choices["schedule"], "seed": run.settings.seed, "gpus": 2}
+        summary = {"status": end, **known, "steps": 5, "test": {"loss": 1.0, "accuracy": 0.5}}
+        write_json(run.run_dir / "summary.json", summary)
+        if end == "interrupted":
+            raise Interrupted(signal.SIGINT)
+        if end == "failed":
+            raise WorkerFailedError({"stage": 0, "device": "cpu", "error": "it broke"})
+        run.objective = "test.accuracy"
+        return summary
+
+
+@dataclass
+class Said:
+    """What a command came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+Main = Callable[..., Said]
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    jobs = Jobs()
+    monkeypatch.setattr(Run, "execute", lambda run: jobs.execute(run))
+    return jobs
+
+
+@pytest.fixture
+def main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jobs: Jobs
+) -> Main:
+    """Runs the program in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
+    monkeypatch.setattr(forkserver, "start", lambda: None)
+    monkeypatch.setattr(forkserver, "stop", lambda: None)
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+
+    def main(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ppll-run", *arguments])
+        with restored(), pytest.raises(SystemExit) as left:
+            app.main()
+        said = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Said(left.value.code, said.out, said.err)
+
+    return main
+
+
+def stopped(main: Main, jobs: Jobs, *more: str) -> str:
+    """Stop a sweep of five jobs in the fourth one; returns the command that goes on with it."""
+    jobs.plan |= {"1": "failed", "2": "refused", "3": "interrupted"}
+    said = main("-m", "seed=0,1,2,3,4", "hydra.sweep.dir=swept", *more)
+    assert said.status == 128 + signal.SIGINT
+    assert [name for name, _, _ in jobs.ran] == ["0", "1", "2", "3"]
+    jobs.ran.clear()
+    (command,) = re.findall(r"^ *to go on with the sweep: (.*)$", said.err, re.MULTILINE)
+    return str(command)
+
+
+def arguments_of(command: str) -> list[str]:
+    words = shlex.split(command)
+    return words[words.index("--multirun") :]
+
+
+def table(folder: Path) -> str:
+    """The comparison that a sweep ended with, without its place."""
+    return (folder / "comparison.csv").read_text().replace(str(folder), "")
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: Path) -> None:
+    command = stopped(main, jobs)
+    folder = tmp_path / "swept"
+    assert arguments_of(command) == ["--multirun", f"resume={folder}"]
+    before = {p: p.read_bytes() for n in "013" for p in (folder / n).rglob("*") if p.is_file()}
+    (folder / "4" / "left").mkdir(parents=True)  # by a start-up that was killed
+    said = main(*arguments_of(command))
+    assert said.status == 0, said.err
+    assert jobs.ran == [("1", True, 1), ("2", False, 2), ("3", True, 3), ("4", False, 4)]
+    assert not (folder / "4" / "left").exists()
+    assert "1 of the sweep's 5 jobs are complete, 2 go on, and 2 begin" in said.out + said.err
+    changed = {p for p, content in before.items() if p.read_bytes() != content}
+    assert {str(p.relative_to(folder)) for p in changed} <= {
+        "1/summary.json",
+        "3/summary.json",
+        "1/ppll-run.log",
+        "3/ppll-run.log",
+    }
+
+    unhurt = main("-m", "seed=0,1,2,3,4", "hydra.sweep.dir=unhurt")
+    assert unhurt.status == 0
+    assert table(folder) == table(tmp_path / "unhurt")
+    record = json.loads((folder / "sweep.json").read_text())
+    assert record["jobs"] == [[f"seed={n}"] for n in range(5)]
+    assert (record["launcher"], record["folders"]) == ("basic", ["0", "1", "2", "3", "4"])
+    jobs.ran.clear()
+    assert main("-m", "resume=swept").status == 0  # nothing is left to do
+    assert jobs.ran == []
+
+
+def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path: Path) -> None:
+    """Neither a class nor a tracker is taken from the folder, for jobs that never began either."""
+    jobs.plan["0"] = "interrupted"
+    swept = ["model._target_=a.Mine,b.Yours", "tracker=tensorboard"]
+    said = main("-m", "hydra.sweep.dir=swept", *swept)
+    (command,) = re.findall(r"^ *to go on with the sweep: (.*)$", said.err, re.MULTILINE)
+    again = ["tracker=tensorboard", "model._target_=a.Mine,b.Yours"]
+    assert arguments_of(command) == ["--multirun", f"resume={tmp_path / 'swept'}", *again]
+
+    jobs.ran.clear()
+    said = main("-m", "resume=swept", "model._target_=a.Mine")
+    assert said.status == 2
+    remedy = (
+        "model._target_=b.Yours: a class that no option names is not taken from a run directory"
+    )
+    assert remedy in said.err
+    assert remedy in said.out  # where the comparison says why
+    assert jobs.ran == [("0", True, 0)]
+    assert jobs.trackers == {"0": "none"}
+    said = main(*arguments_of(command))
+    assert said.status == 0
+    assert jobs.ran[1:] == [("1", False, 0)]
+    assert jobs.trackers["1"] == "tensorboard"
+
+
+def test_one_process_at_a_time_runs_a_sweep(main: Main, jobs: Jobs, tmp_path: Path) -> None:
+    jobs.plan["0"] = "interrupted"
+    main("-m", "seed=0,1", "hydra.sweep.dir=swept")
+    folder, record = tmp_path / "swept", (tmp_path / "swept" / "sweep.json").read_bytes()
+    jobs.ran.clear()
+    with held(folder, begins=False):
+        said = main("-m", "resume=swept")
+    problem = f"resume={folder}: another process runs this sweep; wait for its end, or end it"
+    assert (said.status, said.err) == (2, f"ppll-run: {problem}\n")
+    said = main("-m", "seed=7,8", "hydra.sweep.dir=swept")
+    assert said.status == 2
+    assert "job 0 of a sweep has run there, in 0; choose a new folder, or go on: " in said.err
+    assert jobs.ran == []
+    assert (folder / "sweep.json").read_bytes() == record
+
+
+def test_a_refusal_before_the_first_job_leaves_nothing(main: Main, tmp_path: Path) -> None:
+    said = main("-m", "gpus=1,2", "modle=vit", "hydra.sweep.dir=swept")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_jobs_are_is_recorded_as_they_are_named(
+    main: Main, jobs: Jobs, tmp_path: Path
+) -> None:
+    """The folders' names come from the jobs' numbers, which stay what they were."""
+    jobs.plan["job-2"] = "failed"
+    swept = ["seed=1,2,3,4", "hydra.sweeper.max_batch_size=3", "checkpoint.keep=${hydra:job.num}"]
+    subdir = "hydra.sweep.subdir=job-${hydra:job.num}"
+    said = main("-m", "hydra.sweep.dir=swept", subdir, *swept)
+    folder = tmp_path / "swept"
+    assert said.status == 2  # job 0 is to keep no checkpoint
+    assert [job.folder.name for job in read_sweep(folder).jobs] == [f"job-{n}" for n in range(4)]
+    jobs.ran.clear()
+    said = main("-m", "resume=swept")
+    assert said.status == 2
+    assert jobs.ran == [("job-2", True, 3)]
+    assert json.loads((folder / "job-3" / "config.json").read_text())["checkpoint"]["keep"] == 3

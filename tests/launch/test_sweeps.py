@@ -1,0 +1,163 @@
+"""`--multirun resume=SWEEP_DIR` on the command line: what is refused, and what is not trusted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.resume import recorded
+from ppll_cli.launch.sweeps import read_sweep, record_of, recorded_sweep
+from tests.observe.test_comparison import make
+
+JOBS = [["schedule=bp", "seed=0"], ["schedule=ppll", "seed=0"]]
+Damage = Callable[[dict[str, Any]], object]
+
+
+def write(folder: Path, *launcher: str, **changes: object) -> Path:
+    """The folder of a sweep that ran nothing yet."""
+    record = record_of(launcher or ["hydra/launcher=basic"], JOBS, ["0", "1"])
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({**record, **changes}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "swept")
+
+
+@pytest.mark.parametrize("overrides", [[], ["resume=null"], ["~resume"], ["seed=1,2"]])
+def test_nothing_goes_on_unasked(overrides: list[str]) -> None:
+    assert recorded_sweep(overrides) is None
+
+
+def test_what_a_sweep_goes_on_with(folder: Path) -> None:
+    given = [f"resume={folder}", "model._target_=a.A,b.B", "tracker=wandb", "hydra.verbose=true"]
+    sweep = recorded_sweep(given)
+    assert sweep is not None
+    assert [(job.number, job.folder.name, list(job.overrides)) for job in sweep.jobs] == [
+        (0, "0", JOBS[0]),
+        (1, "1", JOBS[1]),
+    ]
+    launched = ["hydra/launcher=basic", "tracker=wandb", "hydra.verbose=true"]
+    assert sweep.arguments(given) == [*launched, f"hydra.sweep.dir={folder}"]
+
+
+def test_how_far_a_job_is(folder: Path) -> None:
+    def how() -> list[tuple[bool, bool]]:
+        return [(job.began, job.is_complete) for job in read_sweep(folder).jobs]
+
+    (folder / "1").mkdir()
+    assert how() == [(False, False)] * 2
+    make(folder / "0", "bp", status="completed")
+    make(folder / "1", "ppll", status="interrupted")
+    assert how() == [(True, True), (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("seed=5", "seed=5: the jobs of a sweep that goes on have their own overrides"),
+        ("gpus=1,2", "gpus=1,2: the jobs of a sweep"),
+        ("model={_target_:a.A,dim:3}", "model={_target_:a.A,dim:3}: the jobs of a sweep"),
+        ("experiment=mine", "experiment=mine: the jobs of a sweep"),
+        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: a search chooses its jobs by the results"),
+        ("hydra.sweeper.n_trials=9", "hydra.sweeper.n_trials=9: a search chooses its jobs"),
+        ("hydra.sweep.dir=there", "hydra.sweep.dir=there: resume says where results go"),
+        ("hydra.sweep.subdir=x", "hydra.sweep.subdir=x: resume says where results go"),
+        ("hydra.run.dir=there", "hydra.run.dir=there: resume says where results go"),
+    ],
+)
+def test_other_overrides_are_refused_by_name(folder: Path, override: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        recorded_sweep([override, f"resume={folder}"])
+    assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"format": 2}, r"has format 2, and this program knows 1; use the ppll-run"),
+        (
+            {"sweeper": "optuna"},
+            "its sweeper optuna is a search, which chooses its jobs by the",
+        ),
+        ({"sweeper": None}, "its sweeper None is a search"),
+        ({"jobs": JOBS[:1]}, "it does not list jobs and their folders"),
+        ({"jobs": [["seed=1"], "seed=2"]}, "the overrides of job 1 are none of a job"),
+        ({"jobs": [["seed=1"], [2]]}, "the overrides of job 1 are none of a job"),
+        ({"jobs": [["seed=["], []]}, "the overrides of job 0 are none of a job"),
+        ({"jobs": [["hydra.job_logging.x=1"], []]}, "the overrides of job 0 are none of a job"),
+        ({"jobs": [["+model@hydra.job=a"], []]}, "the overrides of job 0 are none of a job"),
+        ({"jobs": [["resume=elsewhere"], []]}, "the overrides of job 0 are none of a job"),
+        ({"folders": ["0", None]}, r"only its launcher knows the folders of its jobs"),
+        ({"folders": ["0", 1]}, "the folder of job 1 is none below it"),
+        ({"folders": ["0", "../../precious"]}, "the folder of job 1 is none below it"),
+        ({"folders": ["0", "/precious"]}, "the folder of job 1 is none below it"),
+        ({"folders": ["0", "."]}, "the folder of job 1 is none below it"),
+        ({"folders": ["0", "sweep.json"]}, r"sweep\.json, where job 1 is, is no folder"),
+        ({"folders": ["0", "link"]}, "link, where job 1 is, is no folder; remove it"),
+        ({"folders": ["0", "link/1"]}, "link, where job 1 is, is no folder; remove it"),
+        ({"folders": ["0", "0"]}, "several of its jobs have one folder"),
+        ({"folders": ["0", "0/1"]}, "several of its jobs have one folder"),
+        ({"launcher": "../evil"}, "its launcher is no option"),
+        ({"launcher_settings": ["hydra.callbacks.x=1"]}, "the settings of its launcher are none"),
+        ({"launcher_settings": "none"}, "the settings of its launcher are none"),
+    ],
+)
+def test_a_record_that_was_edited_is_refused(
+    tmp_path: Path, changes: dict[str, object], problem: str
+) -> None:
+    """Folders of jobs that never began are cleared: none may lie elsewhere."""
+    folder = write(tmp_path / "swept", **changes)
+    (tmp_path / "precious").mkdir()
+    (folder / "link").symlink_to(tmp_path / "precious")
+    with pytest.raises(ConfigError, match=problem):
+        recorded_sweep([f"resume={folder}"])
+
+
+def test_what_is_no_sweep_is_refused(tmp_path: Path, folder: Path) -> None:
+    make(tmp_path / "run", "bp")
+    (tmp_path / "empty").mkdir()
+    (folder / "sweep.json").rename(tmp_path / "elsewhere.json")
+    (folder / "sweep.json").symlink_to(tmp_path / "elsewhere.json")
+    for name, problem in (
+        ("nothing", "there is no such folder; give a sweep's folder"),
+        ("empty", r"it holds no sweep\.json of a sweep \(that file cannot be read: no such file"),
+        ("run", "is for a single run; drop --multirun"),
+        ("swept", "that file is a link"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            recorded_sweep([f"resume={tmp_path / name}"])
+    with pytest.raises(ConfigError, match="names several folders; give one"):
+        recorded_sweep(["resume=a,b"])
+    with pytest.raises(ConfigError, match="names no folder"):
+        recorded_sweep(["resume="])
+
+
+def test_a_sweep_is_no_run(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is the folder of a sweep; add --multirun, or give"):
+        recorded([f"resume={folder}"])
+
+
+def test_a_launcher_goes_on_by_numbers_and_words_alone(tmp_path: Path) -> None:
+    """Some launchers have a shell execute their settings."""
+    plain = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4"]
+    plain += ["hydra.launcher.partition=gpu-long", "hydra.sweeper.max_batch_size=2"]
+    folder = write(tmp_path / "swept", *plain)
+    given = [f"resume={folder}"]
+    sweep = recorded_sweep(given)
+    assert sweep is not None
+    assert sweep.arguments(given) == [*plain, f"hydra.sweep.dir={folder}"]
+
+    for setting in ("setup=[evil]", "partition='a b'", "_target_=evil.Launcher", 'x="a\nb"'):
+        write(folder, *plain, f"hydra.launcher.{setting}")
+        sweep = recorded_sweep(given)
+        assert sweep is not None
+        with pytest.raises(ConfigError, match="because a launcher may execute it; give hydra/la"):
+            sweep.arguments(given)
+        again = ["hydra/launcher=submitit_slurm", f"hydra.launcher.{setting}"]
+        assert sweep.arguments([*given, *again]) == [*again, f"hydra.sweep.dir={folder}"]
