@@ -1,5 +1,6 @@
 """A run and its processes, of which some are killed, stopped or told to end, from outside."""
 
+import csv
 import json
 import signal
 import sys
@@ -179,6 +180,43 @@ def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path)
     assert status_of(folder / "0") == "interrupted"
     assert (folder / "0" / "checkpoints" / "last" / "manifest.json").exists()
     assert not (folder / "1").exists()
+
+
+def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
+    start: Start, folder: Path
+) -> None:
+    """One job was complete, one was in the midst of its training, and one had not begun."""
+    case = [*(each for each in DATA if not each.startswith("epochs=")), *VIT, "epochs=40"]
+    case += ["checkpoint.every=2", "--multirun", "schedule=bp,gpipe,ppll"]
+    session = start(ppll_run(*case, f"hydra.sweep.dir={folder}"))
+    trains = (folder / "1" / "checkpoints").glob
+    assert session.wait_until(lambda: any(trains("step-*"))), session.printed()
+    session.signal(signal.SIGKILL, session.pid)
+    assert session.wait() == -signal.SIGKILL
+    assert session.left() == []
+    assert status_of(folder / "0") == "completed"
+    assert not (folder / "1" / "summary.json").exists()
+    assert not (folder / "2").exists()
+    complete = (folder / "0" / "summary.json").stat()
+
+    session = start(ppll_run("--multirun", f"resume={folder}"))
+    assert session.wait() == 0, session.printed()
+    assert "going on after step " in session.printed()
+    assert (folder / "0" / "summary.json").stat() == complete
+    unhurt = folder.with_name("unhurt")
+    session = start(ppll_run(*case, f"hydra.sweep.dir={unhurt}"))
+    assert session.wait() == 0, session.printed()
+    assert compared(folder) == compared(unhurt)
+    for name in ("0", "1", "2"):
+        model = Path(name, "model.safetensors")
+        assert (folder / model).read_bytes() == (unhurt / model).read_bytes()
+
+
+def compared(sweep: Path) -> list[list[str]]:
+    """The comparison that a sweep ended with, without what depends on time, memory or place."""
+    keys = ("run", "status", "comparable", "schedule", "gpus", "threads", "settings", "best_metric")
+    rows = list(csv.DictReader((sweep / "comparison.csv").read_text().splitlines()))
+    return [[row[key] for key in keys] for row in rows]
 
 
 def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> None:

@@ -26,7 +26,7 @@ from ppll_cli.cli.overrides import (
     without_auto,
 )
 from ppll_cli.config.commands import command, short_path
-from ppll_cli.config.composition import CONFIG, options_given, own_choices
+from ppll_cli.config.composition import CONFIG, options_given, overrides_of, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
@@ -338,7 +338,7 @@ def _note_refusal(error: ConfigError) -> None:
 
     config = HydraConfig.get()
     if config.mode is RunMode.MULTIRUN:
-        refuse(Path(config.sweep.dir), config.job.num, list(config.overrides.task), str(error))
+        refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))
 
 
 def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:

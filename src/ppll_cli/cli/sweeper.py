@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ppll_cli.cli.overrides import check_links
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, setting
-from ppll_cli.config.composition import options_given, own_choices
+from ppll_cli.config.composition import options_given, overrides_of, own_choices
 from ppll_cli.config.overrides import keys, parsed
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import OPTION, targets
@@ -94,12 +94,14 @@ class BasicSweeper(Sweeper):
                 return self._launch(self._left(self.course.before))
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
+        record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
+        go_on = self._command(folder, jobs, configs)
         make_folder(folder)
         with held(folder, begins=True) as file:
             _check_new(folder, configs)
-            self._record(file, jobs, configs)
+            _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self.config, folder / "multirun.yaml")
-            self.course.go_on = self._command(folder, jobs, configs)
+            self.course.go_on = go_on
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
@@ -118,21 +120,10 @@ class BasicSweeper(Sweeper):
             config.hydra.job.num = number
         return config
 
-    def _record(
-        self, file: int, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
-    ) -> None:
-        """Write `sweep.json`, which is open and locked."""
-        record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-        with open(file, "w", closefd=False) as text:
-            text.write(json.dumps(record, indent=2) + "\n")
-        os.fsync(file)
-
     def _launched_by(self) -> list[str]:
         """The overrides that say how jobs are launched."""
         name = self.config.hydra.runtime.choices["hydra/launcher"]
-        given = parsed([str(each) for each in self.config.hydra.overrides.hydra])
+        given = parsed(overrides_of(self.config.hydra, "hydra"))
         settings = [
             str(each.input_line)
             for each in given
@@ -228,6 +219,14 @@ def _hydra_config(config: DictConfig | None) -> Iterator[None]:
         yield
     finally:
         known.cfg = before
+
+
+def _write(file: int, text: str) -> None:
+    """Give an open file, which stays open and locked, this text alone."""
+    os.ftruncate(file, 0)
+    with open(file, "w", closefd=False) as opened:
+        opened.write(text)
+    os.fsync(file)
 
 
 def _folder(config: DictConfig) -> str | None:

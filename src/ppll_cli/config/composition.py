@@ -49,8 +49,21 @@ def options_given(usual: Path) -> list[str]:
             given.append(f"--config-path={place}")
     if config.job.config_name not in (None, CONFIG):
         given.append(f"--config-name={config.job.config_name}")
-    where = [each for each in config.overrides.hydra if each.startswith("hydra.searchpath=")]
+    overrides = overrides_of(config, "hydra")
+    where = [each for each in overrides if each.startswith("hydra.searchpath=")]
     return given + where
+
+
+def overrides_of(hydra: Any, kind: str) -> list[str]:
+    """The overrides on a command line, with interpolations as they were given.
+
+    Args:
+        hydra: Hydra's own configuration.
+        kind: `hydra` for overrides of its own keys, `task` for the others.
+    """
+    from omegaconf import OmegaConf
+
+    return [str(each) for each in OmegaConf.to_container(hydra.overrides[kind], resolve=False)]
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
