@@ -9,6 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.cli.sweep import CompareRuns, refuse
 from ppll_cli.config.commands import command
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.sweeps import record_of, recorded_sweep
+from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.tracker import NoTracker
 from tests.observe.test_comparison import make
 
@@ -63,6 +66,38 @@ def test_failed_and_refused_jobs_are_counted(folder: Path) -> None:
     assert [json.loads(line)["job"] for line in lines] == [2, 3]
     text = (folder / "comparison.md").read_text()
     assert "- 2 refused: gpus=0: too few\n- 3 refused: gpus=99: too many\n" in text
+
+
+def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> None:
+    """A job that was killed before it began leaves nothing in the comparison."""
+    jobs = [[f"seed={n}"] for n in range(5)]
+    record = record_of(["hydra/launcher=joblib"], jobs, [str(n) for n in range(5)])
+    write_json(folder / "sweep.json", record)
+    make(folder / "0", "ppll", 100.0)
+    make(folder / "1", "ppll", None, status="failed")
+    refuse(folder, 2, ["seed=2"], "no")
+    make(folder / "3", "ppll", None, status="interrupted")
+    CompareRuns().on_multirun_end(config(folder))
+    assert CompareRuns.failed == 4
+    assert CompareRuns.interrupted
+    make(folder / "3", "ppll", 100.0)
+    CompareRuns().on_multirun_end(config(folder))
+    assert CompareRuns.failed == 3
+    assert not CompareRuns.interrupted
+
+
+def test_a_search_says_that_it_is_one(folder: Path) -> None:
+    """It cannot go on, and `resume` is to say why."""
+    searches = config(folder)
+    searches.hydra.runtime.choices["hydra/sweeper"] = "optuna"
+    CompareRuns().on_multirun_start(searches)
+    with pytest.raises(ConfigError, match="its sweeper optuna is a search, which chooses"):
+        recorded_sweep([f"resume={folder}"])
+    for path in folder.iterdir():
+        path.unlink()
+    searches.hydra.runtime.choices["hydra/sweeper"] = "basic"
+    CompareRuns().on_multirun_start(searches)
+    assert not list(folder.iterdir())
 
 
 def test_a_sweep_of_refused_jobs_alone_has_nothing_to_compare(folder: Path) -> None:

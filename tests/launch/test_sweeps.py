@@ -47,14 +47,14 @@ def test_what_a_sweep_goes_on_with(folder: Path) -> None:
 
 
 def test_how_far_a_job_is(folder: Path) -> None:
-    def how() -> list[tuple[bool, bool]]:
-        return [(job.began, job.is_complete) for job in read_sweep(folder).jobs]
+    def how() -> list[tuple[bool, str]]:
+        return [(job.began, job.status) for job in read_sweep(folder).jobs]
 
     (folder / "1").mkdir()
-    assert how() == [(False, False)] * 2
+    assert how() == [(False, "missing")] * 2
     make(folder / "0", "bp", status="completed")
     make(folder / "1", "ppll", status="interrupted")
-    assert how() == [(True, True), (True, False)]
+    assert how() == [(True, "completed"), (True, "interrupted")]
 
 
 @pytest.mark.parametrize(

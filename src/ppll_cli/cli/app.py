@@ -53,6 +53,9 @@ BEGAN_S = time.monotonic()
 _in_hand: "list[Sweep]" = []
 """The sweep that this process runs, if it runs one."""
 
+_stopped: list[Interrupted] = []
+"""What ended a job in this process, which runs jobs of another one's sweep."""
+
 
 def main() -> NoReturn:
     """The console script.
@@ -170,7 +173,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
-    CompareRuns.failed = 0
+    CompareRuns.failed, CompareRuns.interrupted = 0, False
     began = False
     before: Recorded | None = None
     sweep = Sweep(None, overrides, conf_dir())
@@ -183,6 +186,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         began = True
         streams.guard()  # a launcher may have the job run in another process
         streams.tell_failures()
+        if _stopped:
+            return None
         try:
             return _run(cfg, before, sweep, made, fleet)
         except (ConfigError, OmegaConfBaseException, HydraException) as error:
@@ -191,6 +196,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             _note_refusal(error)
             failures.append(error)
         except Interrupted as error:
+            if os.getpid() != sweep.process:  # whose launcher hears of what a job returns alone
+                _stopped.append(error)
+                return None
             failures.insert(0, error)
             raise KeyboardInterrupt from None  # Hydra does not go on with a sweep's next job
         except PpllError as error:
@@ -235,6 +243,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         sys.stderr.write(f"{_to_go_on(sweep.go_on)}\n")
     if failures:
         raise failures[0]
+    if CompareRuns.interrupted:
+        raise Interrupted(signal.SIGTERM)
     if CompareRuns.failed:  # where a launcher has jobs run in other processes
         problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)

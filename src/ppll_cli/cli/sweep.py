@@ -43,9 +43,11 @@ class CompareRuns(Callback):
 
     Attributes:
         failed: How many jobs of the last sweep did not complete, wherever they ran.
+        interrupted: Whether one of them was stopped.
     """
 
     failed: ClassVar[int] = 0
+    interrupted: ClassVar[bool] = False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note which search this is, for `resume` to say why it cannot go on."""
@@ -69,8 +71,9 @@ class CompareRuns(Callback):
     def _compare(self, folder: Path) -> bool:
         """Show the comparison and write it, where there is something to compare."""
         comparison = compare([folder])
-        unfinished = _unfinished(folder)
-        type(self).failed = len(comparison.failed) if unfinished is None else unfinished
+        ends = _ends(folder)
+        type(self).failed = len(comparison.failed) if ends is None else len(ends)
+        type(self).interrupted = "interrupted" in (ends or ())
         if all(row.run.status == "refused" for row in comparison.rows):
             return False
         written: list[str] = []
@@ -83,10 +86,10 @@ class CompareRuns(Callback):
         return True
 
 
-def _unfinished(folder: Path) -> int | None:
-    """How many jobs of a sweep have not completed; None where its jobs are not known."""
+def _ends(folder: Path) -> list[str] | None:
+    """What those jobs came to that have not completed; None where the jobs are not known."""
     try:
         jobs = read_sweep(folder).jobs
     except ConfigError:
         return None
-    return sum(not job.is_complete for job in jobs)
+    return [status for job in jobs if (status := job.status) != "completed"]

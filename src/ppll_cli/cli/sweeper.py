@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,8 @@ class Sweep:
     """The sweep that this process, or the one that launched its job, runs.
 
     Attributes:
+        process: The number of the process that runs the sweep; a launcher may have jobs run in
+            others.
         before: The sweep that goes on, if one does.
         overrides: Those on the command line.
         conf_dir: The folder of configuration groups.
@@ -48,6 +50,7 @@ class Sweep:
     overrides: Sequence[str]
     conf_dir: Path
     go_on: str | None = None
+    process: int = field(default_factory=os.getpid)
 
 
 class BasicSweeper(Sweeper):
@@ -133,7 +136,7 @@ class BasicSweeper(Sweeper):
 
     def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
         """The numbers and overrides of the jobs that are not complete, ready to be launched."""
-        left = [job for job in sweep.jobs if not job.is_complete]
+        left = [job for job in sweep.jobs if job.status != "completed"]
         going_on = [job for job in left if job.began]
         ready = []
         for job in left:

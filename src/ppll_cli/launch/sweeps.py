@@ -59,10 +59,10 @@ class SweptJob:
         return os.path.lexists(self.folder / CONFIG_FILE)
 
     @property
-    def is_complete(self) -> bool:
-        """Whether it has nothing left to do."""
+    def status(self) -> str:
+        """What is known of its run: completed, interrupted, failed, running, or missing."""
         run = read_run(self.folder)
-        return run is not None and run.status == "completed"
+        return "missing" if run is None else run.status
 
 
 @dataclass(frozen=True)
