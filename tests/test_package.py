@@ -1,6 +1,7 @@
 """What is published: the wheel, its metadata, and how to cite it."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,9 +10,11 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import ppll_cli
+from tests.conftest import compose_config
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -41,11 +44,36 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 
 def test_the_wheel_has_code_options_and_the_mark_of_types(wheel: ZipFile) -> None:
     files = set(wheel.namelist())
-    assert {"ppll_cli/py.typed", "ppll_cli/app.py", "ppll_cli/conf/config.yaml"} <= files
+    assert {"ppll_cli/py.typed", "ppll_cli/cli/app.py", "ppll_cli/conf/config.yaml"} <= files
     options = {f"ppll_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert options <= files
+    assert "ppll_cli/conf/__init__.py" in files  # without it Hydra finds no module there
     others = {name for name in files if not name.startswith("ppll_cli/")}
     assert all(".dist-info/" in name for name in others)
+
+
+def test_hydra_composes_from_the_options_as_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the wheel it is `ppll_cli.conf`; in a clone `conf` stands outside of the package."""
+    shutil.copytree(ROOT / "conf", tmp_path / "options_of_the_wheel")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with initialize_config_module("options_of_the_wheel", version_base="1.3"):
+        found = compose("config", ["model=resnet32", "schedule=bp"])
+    expected, _ = compose_config(["model=resnet32", "schedule=bp"])
+    assert OmegaConf.to_container(found, resolve=True) == expected
+
+
+def test_what_is_optional_is_an_extra() -> None:
+    extras = PROJECT["optional-dependencies"]
+    optional = {"wandb": "wandb", "tensorboard": "tensorboard", "detection": "pycocotools"}
+    for extra, name in optional.items():
+        assert [one.partition(">")[0] for one in extras[extra]] == [name]
+        assert not any(one.startswith(name) for one in PROJECT["dependencies"])
+    (every,) = extras["all"]
+    assert set(re.findall(r"\w+", every.partition("[")[2])) == {*extras} - {"all", "test"}
+    assert "ppll-run[all]" in extras["test"]
+    assert 'set_up "[all]"' in (ROOT / "scripts" / "run").read_text()
 
 
 def test_the_wheel_says_what_it_is(wheel: ZipFile) -> None:

@@ -1,6 +1,7 @@
 """Detection: loss, measures, and the networks that local learning makes of a head."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher, encode_boxes
 from torchvision.ops import box_iou
 
+from ppll_cli.config.commands import pip_install
 from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import empty
@@ -338,3 +340,12 @@ def test_what_is_for_another_task_is_refused() -> None:
             TASK.smallest_head(shape)
     with pytest.raises(ConfigError, match="model=retinanet: is for detection"):
         d.detection_of(Classification(3), "retinanet")
+
+
+def test_without_its_metric_nothing_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was missed at the first evaluation, after an epoch."""
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ConfigError) as caught:
+        d.Detection(("a",), boxes=1, height=32, width=32, anchor=8)
+    problem = "object detection is measured by pycocotools, which is not installed"
+    assert str(caught.value) == f"data=detection: {problem}; {pip_install('pycocotools')}"

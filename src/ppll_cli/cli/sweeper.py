@@ -73,7 +73,7 @@ class BasicSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Be told by Hydra what to run."""
-        self.config, self.hydra_context = config, hydra_context
+        self._config, self._hydra = config, hydra_context
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -91,7 +91,7 @@ class BasicSweeper(Sweeper):
         Args:
             arguments: The overrides on the command line, but for those of Hydra's own keys.
         """
-        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:
             with held(folder, begins=False):
                 return self._launch(self._left(self.course.before))
@@ -103,30 +103,30 @@ class BasicSweeper(Sweeper):
         with held(folder, begins=True) as file:
             _check_new(folder, configs)
             _write(file, json.dumps(record, indent=2) + "\n")
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+            OmegaConf.save(self._config, folder / "multirun.yaml")
             self.course.go_on = go_on
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
         """The overrides of each job, in Hydra's order."""
         params = [f"{key}={value}" for key, value in self._params.items()]
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self._hydra.config_loader)
         overrides = parser.parse_overrides([*params, *arguments])
         (jobs,) = basic_sweeper.BasicSweeper.split_arguments(overrides, None)
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """What a launcher will compose for a job."""
-        load = self.hydra_context.config_loader.load_sweep_config
-        config: DictConfig = load(self.config, list(overrides))
+        load = self._hydra.config_loader.load_sweep_config
+        config: DictConfig = load(self._config, list(overrides))
         with open_dict(config):
             config.hydra.job.num = number
         return config
 
     def _launched_by(self) -> list[str]:
         """The overrides that say how jobs are launched."""
-        name = self.config.hydra.runtime.choices["hydra/launcher"]
-        given = parsed(overrides_of(self.config.hydra, "hydra"))
+        name = self._config.hydra.runtime.choices["hydra/launcher"]
+        given = parsed(overrides_of(self._config.hydra, "hydra"))
         settings = [
             str(each.input_line)
             for each in given
@@ -151,7 +151,7 @@ class BasicSweeper(Sweeper):
             if not job.began:
                 remove(job.folder)
         remove(sweep.folder / REFUSED_FILE)  # who is refused again will be in it again
-        with _hydra_config(self.config):
+        with _hydra_config(self._config):
             options = options_given(self.course.conf_dir)
         given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
         self.course.go_on = command("ppll-run", "--multirun", *options, *given)
@@ -184,7 +184,7 @@ class BasicSweeper(Sweeper):
         What `resume` does not take from a folder is given again: classes, a tracker, and a
         launcher's commands.
         """
-        with _hydra_config(self.config):
+        with _hydra_config(self._config):
             options = options_given(self.course.conf_dir)
         launcher = self._launched_by()
         again = [] if all(map(is_plain, parsed(launcher[1:]))) else launcher
@@ -213,7 +213,7 @@ class _Numbers(int):
 
 
 @contextmanager
-def _hydra_config(config: DictConfig | None) -> Iterator[None]:
+def _hydra_config(config: DictConfig) -> Iterator[None]:
     """Have `${hydra:KEY}` resolve in a configuration that Hydra does not run yet."""
     known = HydraConfig.instance()
     before = known.cfg

@@ -63,7 +63,8 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
     """
     from omegaconf import OmegaConf
 
-    return [str(each) for each in OmegaConf.to_container(hydra.overrides[kind], resolve=False)]
+    given: Any = OmegaConf.to_container(hydra.overrides[kind], resolve=False)
+    return [str(each) for each in given]
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:

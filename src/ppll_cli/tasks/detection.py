@@ -5,10 +5,12 @@ Legend: B batch, N boxes of a picture at most, A anchors of a picture, C classes
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.config.commands import pip_install
 from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
@@ -76,6 +78,11 @@ class Detection:
     anchor: int
     crowds: bool = False
     metric: str = "ap"
+
+    def __post_init__(self) -> None:
+        if find_spec("pycocotools") is None:
+            problem = "object detection is measured by pycocotools, which is not installed"
+            raise ConfigError("data", "detection", problem, pip_install("pycocotools"))
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
