@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from scripts.benchmarks.session import Session, ppll_run
 from tests.conftest import own_model
 
 ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 DATA += ["batch_size=8", "device=cpu", "threads=1", "epochs=100000", "eval_every=1"]
 DATA += ["timeline=false"]
@@ -43,7 +45,7 @@ def start(tmp_path: Path, temporary: Path) -> Iterator[Start]:
     with ExitStack() as sessions:
 
         def start(command: list[str]) -> Session:
-            environment = {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+            environment = {"PYTHONPATH": PLACES, "TMPDIR": str(temporary)}
             session = Session(command, tmp_path / "printed", environment)
             return sessions.enter_context(session)
 
