@@ -188,8 +188,8 @@ def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
     start: Start, folder: Path
 ) -> None:
     """One job was complete, one was in the midst of its training, and one had not begun."""
-    case = [*(each for each in DATA if not each.startswith("epochs=")), *VIT, "epochs=40"]
-    case += ["checkpoint.every=2", "--multirun", "schedule=bp,gpipe,ppll"]
+    case = [*(each for each in DATA if not each.startswith("epochs=")), *VIT, "epochs=30"]
+    case += ["eval_every=30", "checkpoint.every=10", "--multirun", "schedule=bp,gpipe,ppll"]
     session = start(ppll_run(*case, f"hydra.sweep.dir={folder}"))
     trains = (folder / "1" / "checkpoints").glob
     assert session.wait_until(lambda: any(trains("step-*"))), session.printed()
