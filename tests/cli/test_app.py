@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from ppll_cli.cli import app
 from tests.conftest import own_model
 from tests.program import ppll_run
 

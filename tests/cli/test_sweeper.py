@@ -21,7 +21,7 @@ from ppll_cli.launch.run import Run
 from ppll_cli.launch.sweeps import held, read_sweep
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.files import write_json
-from tests.cli.test_bad_input import restored
+from tests.program import restored
 
 
 @dataclass

@@ -7,6 +7,7 @@ configuration do without torch.
 import gc
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
