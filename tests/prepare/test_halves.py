@@ -1,5 +1,6 @@
 """Units whose backward cannot run in halves are refused by name, before the start."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,56 +16,69 @@ SPECS = {"x": ValueSpec((3,), torch.float32)}
 
 
 class _Counting(torch.autograd.Function):
-    """Its gradient depends on how often it was asked for."""
+    """A product with a weight; its gradients depend on how often they were asked for."""
 
     calls = 0
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.kept = x, weight
+        return x * weight
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,), (x, weight) = gradients, ctx.kept
         _Counting.calls += 1
-        result: Tensor = gradients[0] * _Counting.calls
-        return result
+        return gradient * weight * _Counting.calls, (gradient * x).sum(0)
 
 
 class _Freeing(torch.autograd.Function):
-    """It lets go of what it kept at its first backward."""
+    """The same product; it lets go of what it kept at its first backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.kept = x
-        return x * x
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.kept = x, weight
+        return x * weight
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         if ctx.kept is None:
             raise RuntimeError("nothing is kept any more")
-        kept, ctx.kept = ctx.kept, None
-        result: Tensor = 2 * kept * gradients[0]
-        return result
+        (gradient,), (x, weight) = gradients, ctx.kept
+        ctx.kept = None
+        return gradient * weight, (gradient * x).sum(0)
 
 
 class Own(nn.Module):
     def __init__(self, function: type[torch.autograd.Function]) -> None:
         super().__init__()
-        self.linear, self.function = nn.Linear(3, 3), function
+        self.weight, self.function = nn.Parameter(torch.rand(3)), function
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.function.apply(self.linear(x))
+        made: Tensor = self.function.apply(x, self.weight)
+        return made
+
+
+class Hooked(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        """A product whose gradient a hook makes smaller, which would happen in each half."""
+        made = super().forward(x)
+        if made.requires_grad:
+            made.register_hook(lambda gradient: gradient / 2)
         return made
 
 
 @pytest.mark.parametrize(
-    ("function", "why"),
-    [(_Counting, "gives other gradients"), (_Freeing, "fails: nothing is kept any more")],
+    ("build", "why"),
+    [
+        (lambda: Own(_Counting), "gives other gradients"),
+        (lambda: Own(_Freeing), "fails: nothing is kept any more"),
+        (lambda: Hooked(3, 3), "gives other gradients"),
+    ],
+    ids=["counting", "freeing", "hooked"],
 )
-def test_a_unit_whose_halves_differ_is_refused(
-    function: type[torch.autograd.Function], why: str
-) -> None:
-    units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", lambda: Own(function))]
+def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], why: str) -> None:
+    units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]
     with pytest.raises(ConfigError, match=f"that of unit 'odd' {why}"):
         check_halves("Mine", units, [SPECS, SPECS])
 

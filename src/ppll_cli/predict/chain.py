@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppll_cli.config.settings import Optim
 from ppll_cli.config.targets import make
+from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.job.placing import placed, prepare_compiler
@@ -107,8 +108,9 @@ class Chain:
         networks = list(self.networks)
         while passes:  # what a unit has made is freed as soon as its backward has run
             unit, leaves, outputs = passes.pop()
-            weights = list(networks.pop().parameters()) if self.work.split else None
-            _backward(unit, leaves, outputs, gradients, watch, weights)
+            weights = [p for p in networks.pop().parameters() if p.requires_grad]
+            split = weights if self.work.split else None
+            _backward(unit, leaves, outputs, gradients, watch, split)
         watch.mark()
         if self.optimizer is not None:
             if self.work.optim.clip_norm is not None:
@@ -170,7 +172,7 @@ def _backward(
 ) -> None:
     """A unit's backward, from the gradients that a later unit left, or else from random ones.
 
-    Given its parameters, the backward runs in two halves.
+    Given the parameters that learn, the backward runs in two halves.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
@@ -188,12 +190,10 @@ def _backward(
         watch.mark()
     else:
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
-        if roots and inputs:
-            torch.autograd.backward(roots, given, inputs=inputs, retain_graph=bool(weights))
+        half = backward_to_inputs(roots, given, inputs, weights)
         watch.mark()
         watch.mark()
-        if roots and weights:
-            torch.autograd.backward(roots, given, inputs=list(weights))
+        half.run()
         watch.mark()
     for name, leaf in zip(unit.reads, leaves, strict=True):
         if leaf.grad is not None:

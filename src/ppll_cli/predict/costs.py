@@ -177,14 +177,10 @@ class _ChunkTimes:
 
     @cached_property
     def halves_s(self) -> tuple[float, float]:
-        """The backward to the inputs and that to the parameters, where they are apart.
-
-        The latter passes all units but the first once more on its way.
-        """
-        first, *others = self._chunk.units
+        """The backward to the inputs and that to the parameters, where they are apart."""
         halves = [self._profile.halves(unit) for unit in self._chunk.units]
-        passed_s = sum(self._profile.unit(unit).backward_s for unit in others)
-        return sum(input_s for input_s, _ in halves), self._profile.halves(first)[1] + passed_s
+        input_s, weight_s = (sum(seconds) for seconds in zip(*halves, strict=True))
+        return input_s, weight_s
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:

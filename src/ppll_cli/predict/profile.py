@@ -26,7 +26,7 @@ from ppll_cli.predict.neighbours import neighbours
 from ppll_cli.predict.requests import Copy, Loss, Units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
-FORMAT = 2
+FORMAT = 3
 """Of the files in which times are kept; another one is not read."""
 
 COPIES = 4

@@ -1,7 +1,7 @@
 """Whether units may run their backward in two halves, as zero-bubble schedules have them do.
 
-The half to the inputs and the half to the parameters are two calls of autograd on one graph. A unit
-whose own autograd function frees what it saved, or counts its calls, computes something else then.
+Both halves run the operations that use parameters. A unit whose own operation there frees what it
+saved, or counts its calls, or whose hooks change gradients, computes something else then.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.predict.timing import batch_like
@@ -67,13 +68,10 @@ def _gradients(unit: Unit, inputs: Sequence[Tensor], split: bool) -> list[Tensor
         made = network(*leaves)
         outputs = [x for x in (made if isinstance(made, tuple) else (made,)) if x.requires_grad]
         given = [torch.randn_like(output) for output in outputs]
-        learnt = [leaf for leaf in leaves if leaf.requires_grad]
-        weights = [p for p in network.parameters() if p.requires_grad]
-        if not split:
-            torch.autograd.backward(outputs, given)
+        if split:
+            learnt = [leaf for leaf in leaves if leaf.requires_grad]
+            weights = [p for p in network.parameters() if p.requires_grad]
+            backward_to_inputs(outputs, given, learnt, weights).run()
         else:
-            if learnt:
-                torch.autograd.backward(outputs, given, inputs=learnt, retain_graph=True)
-            if weights:
-                torch.autograd.backward(outputs, given, inputs=weights)
-    return [tensor.grad for tensor in (*leaves, *weights)]
+            torch.autograd.backward(outputs, given)
+    return [tensor.grad for tensor in (*leaves, *network.parameters())]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ppll_cli import seeding
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.course import Batch
+from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.optimizer import clip, squared_norm, warn_of_skipped
@@ -69,6 +70,7 @@ class HeldChunk(Networks):
         self._leaves: dict[int, dict[str, Tensor]] = {}
         self._outputs: dict[int, dict[str, Tensor]] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
+        self._weight_halves: dict[int, WeightHalf] = {}
         self.average: Average | None = None
         if replicas is not None:
             early = not job.sync_batchnorm
@@ -91,6 +93,7 @@ class HeldChunk(Networks):
         """The batch ends; nothing of it is kept."""
         for kept in (self._values, self._leaves, self._outputs, self._gradients):
             kept.clear()
+        self._weight_halves.clear()
 
     def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
         """Take what enters the chunk, detached; what takes a gradient becomes a leaf."""
@@ -172,19 +175,19 @@ class HeldChunk(Networks):
         self._complete_average()
 
     def backward_input(self, micro_batch: int) -> None:
-        """From the gradients of the outputs to those of the inputs alone; the graph stays."""
-        outputs, gradients = self._roots(self._values[micro_batch], micro_batch)
+        """From the gradients of the outputs to those of the inputs alone."""
+        outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
+        self._gradients.pop(micro_batch, None)
         if outputs:
             leaves = list(self._leaves[micro_batch].values())
-            torch.autograd.backward(outputs, gradients, inputs=leaves, retain_graph=True)
+            half = backward_to_inputs(outputs, gradients, leaves, self._weights)
+            self._weight_halves[micro_batch] = half
             self._own_input_gradients(micro_batch, gradients)
 
     def backward_weight(self, micro_batch: int) -> None:
-        """From the gradients of the outputs to those of the parameters alone."""
-        outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
-        self._gradients.pop(micro_batch, None)
-        if outputs and self._weights:
-            torch.autograd.backward(outputs, gradients, inputs=self._weights)
+        """The gradients of the parameters, from what the half to the inputs has left."""
+        if (half := self._weight_halves.pop(micro_batch, None)) is not None:
+            half.run()
         self._complete_average()
 
     def _roots(

@@ -1,0 +1,218 @@
+"""The halves of a backward: the bits of the whole one, and no operation more than it has."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import ref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppll_cli.job.halves import backward_to_inputs
+from ppll_cli.models.vit import Block
+
+SAMPLES, WIDTH = 3, 6
+
+
+class Shared(nn.Module):
+    """One layer on three inputs side by side, as a detector's head has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.head(x), self.head(x.sin()), self.head(x.exp())])
+
+
+class Loop(nn.Module):
+    """One layer three times in a row, between others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(3):
+            x = torch.tanh(self.cell(x))
+        y: Tensor = self.last(x)
+        return y
+
+
+class Tokens(nn.Module):
+    """Parameters that are added, put in front and used twice; one of them is an output, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.rand(1, WIDTH))
+        self.token = nn.Parameter(torch.rand(1, WIDTH))
+        self.scale = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.token.expand(2, -1), x * self.scale]) + self.position
+        return x * self.scale, self.scale.exp() * self.token
+
+
+class Frozen(nn.Module):
+    """A layer that does not learn lies on the way, and one whose weight alone does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        self.layers[0].requires_grad_(False)
+        self.layers[2].bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "layers": lambda: nn.Sequential(nn.Linear(WIDTH, 5), nn.LayerNorm(5), nn.Linear(5, 4)),
+    "block": lambda: nn.Sequential(
+        *(Block(WIDTH, 2, 8, 0.1, 0.1) for _ in range(2)), nn.BatchNorm1d(SAMPLES)
+    ),
+    "shared": Shared,
+    "loop": Loop,
+    "tokens": Tokens,
+    "frozen": Frozen,
+    "derived": lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
+    "none": nn.Tanh,
+}
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def forward(network: nn.Module, number: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """An input of a network, what comes out, and gradients of that."""
+    torch.manual_seed(number)
+    x = torch.randn(2, SAMPLES, WIDTH) if isinstance(network, nn.Sequential) else None
+    x = torch.randn(SAMPLES, WIDTH) if x is None else x
+    x.requires_grad_()
+    made = network(x)
+    outputs = list(made) if isinstance(made, tuple) else [made]
+    return x, outputs, [torch.randn_like(output) for output in outputs]
+
+
+def weights_of(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def gradients(network: nn.Module, split: bool) -> Sequence[Tensor | None]:
+    """Of the inputs and parameters, after three micro-batches."""
+    network.zero_grad()
+    passed = [forward(network, number) for number in range(3)]
+    if split:
+        halves = [
+            backward_to_inputs(outputs, given, [x], weights_of(network))
+            for x, outputs, given in passed
+        ]
+        assert all(parameter.grad is None for parameter in network.parameters())
+        for half in halves:
+            half.run()
+    else:
+        for _, outputs, given in passed:
+            torch.autograd.backward(outputs, given)
+    found = [x for x, _, _ in passed], list(network.parameters())
+    return [tensor.grad for tensors in found for tensor in tensors]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_halves_have_the_bits_of_the_whole(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    whole, halves = gradients(network, split=False), gradients(network, split=True)
+    assert sum(gradient is not None for gradient in whole) == 3 + len(weights_of(network))
+    for a, b in zip(whole, halves, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["layers", "block", "shared", "tokens", "frozen"])
+def test_nothing_large_is_computed_twice(name: str) -> None:
+    """Products of matrices and attention are what a backward's time goes into."""
+    network = NETWORKS[name]()
+
+    def products(split: bool) -> int:
+        x, outputs, given = forward(network, 0)
+        with Operations() as found:
+            if split:
+                backward_to_inputs(outputs, given, [x], weights_of(network)).run()
+            else:
+                torch.autograd.backward(outputs, given)
+        large = ("mm.", "attention")
+        return sum(n for each, n in found.counts.items() if any(word in each for word in large))
+
+    assert products(split=True) == products(split=False)
+
+
+class _Held(torch.autograd.Function):
+    """It keeps an object for its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Any) -> Tensor:
+        ctx.kept = kept
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].clone(), None
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("name", ["block", "loop"])
+def test_nothing_of_the_graph_is_left(name: str, runs: bool) -> None:
+    """Once the half for the weights has run; and where it never runs, once nobody has it."""
+    network, kept = NETWORKS[name](), nn.Module()
+    gone = ref(kept)
+    x = torch.rand(2, SAMPLES, WIDTH, requires_grad=True)
+    output = network(_Held.apply(x, kept))
+    half = backward_to_inputs([output], [torch.ones_like(output)], [x], weights_of(network))
+    del kept, output
+    assert gone() is not None
+    if runs:
+        half.run()
+    else:
+        del half
+    assert gone() is None
+
+
+def test_an_output_that_depends_on_no_input_still_trains_its_weights() -> None:
+    network = nn.Linear(WIDTH, WIDTH)
+    x, given = torch.rand(SAMPLES, WIDTH), torch.rand(SAMPLES, WIDTH)
+    half = backward_to_inputs([network(x)], [given], [], network.parameters())
+    half.run()
+    found = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
+    network(x).backward(given)
+    for parameter, gradient in zip(network.parameters(), found, strict=True):
+        assert gradient is not None
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_hooks_of_parameters_come_once_for_each_half() -> None:
+    """Averages over replicas wait for them."""
+    network = Shared()
+    come = Counter[int]()
+    for parameter in network.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: come.update([id(p)]))
+    x, outputs, given = forward(network, 0)
+    half = backward_to_inputs(outputs, given, [x], weights_of(network))
+    assert not come
+    half.run()
+    assert come == {id(parameter): 1 for parameter in network.parameters()}
