@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.config import settings
+from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make
 from ppll_cli.prepare.preparation import Prepared, prepare

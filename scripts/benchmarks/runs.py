@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any
 
 import ppll_cli
-from ppll_cli.cli.app import conf_dir
+from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.machine import processor

@@ -5,8 +5,8 @@ import shlex
 import pytest
 from hydra import initialize_config_dir
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.config.changes import changes
+from ppll_cli.config.options import conf_dir
 from tests.conftest import compose_config
 
 

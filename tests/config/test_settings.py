@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.config import settings
+from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
 from tests.conftest import compose_config

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.config import settings
 from ppll_cli.config.changes import changes
+from ppll_cli.config.options import conf_dir
 from ppll_cli.launch import advice
 from ppll_cli.launch.resume import recorded
 from ppll_cli.prepare.preparation import prepare

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
+from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import FREE, GROUPS, Recorded, recorded
 from tests.conftest import compose_config, own_model

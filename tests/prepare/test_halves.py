@@ -79,8 +79,8 @@ class Hooked(nn.Linear):
 )
 def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], why: str) -> None:
     units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]
-    with pytest.raises(ConfigError, match=f"that of unit 'odd' {why}"):
-        check_halves("Mine", units, [SPECS, SPECS])
+    with pytest.raises(ConfigError, match=f"^schedule=mine: .* that of unit 'odd' {why}"):
+        check_halves(("schedule", "mine"), units, [SPECS, SPECS])
 
 
 def test_what_draws_and_what_has_no_parameters_may_be_split() -> None:
@@ -89,4 +89,4 @@ def test_what_draws_and_what_has_no_parameters_may_be_split() -> None:
         Unit("norm", lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
         Unit("two", lambda: nn.Bilinear(3, 3, 2), reads=("x", "y"), writes=("z",)),
     ]
-    check_halves("Mine", units, [{**SPECS, "y": SPECS["x"]}] * 3)
+    check_halves(("schedule", "mine"), units, [{**SPECS, "y": SPECS["x"]}] * 3)

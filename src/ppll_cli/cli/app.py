@@ -28,6 +28,7 @@ from ppll_cli.cli.overrides import (
 )
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import CONFIG, options_given, overrides_of, own_choices
+from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
@@ -267,13 +268,6 @@ def register_resolvers() -> None:
 def _named(name: object) -> str:
     """The end of a folder's name; a wrong name is refused only once Hydra has made the folder."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
-
-
-def conf_dir() -> Path:
-    """The folder of configuration groups: in an installed package, or at the top of a clone."""
-    package = Path(__file__).parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
 def _run(

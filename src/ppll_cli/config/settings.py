@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import describe
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
@@ -255,12 +256,9 @@ def parse(config: Mapping[str, Any]) -> Settings:
         raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
     _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
     if settings.fba.enabled and "bank" not in settings.local:
-        raise ConfigError(
-            "fba",
-            "on",
-            f"the local method, {settings.local.get('_target_')}, reads no feature bank",
-            "use local=fba",
-        )
+        key, value = as_typed("local", settings.local.get("_target_"))
+        problem = f"the local method, {key}={value}, reads no feature bank"
+        raise ConfigError("fba", "on", problem, "use local=fba")
     if settings.local.get("bank", config["fba"]) != config["fba"]:
         raise ConfigError("local.bank", settings.local["bank"], "is not what `fba` says")
     depth = settings.transport.get("depth")

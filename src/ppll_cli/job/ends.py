@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec, empty
@@ -82,7 +83,7 @@ class Ends:
         self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
     ) -> tuple[Criterion, Cost]:
         """The criterion of a module, and what it costs."""
-        key, value = "local._target_", self._path
+        key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
         if here.is_last:  # what fails there is not the method's
             key, value = "model", here.units[-1].name
@@ -94,9 +95,10 @@ class Ends:
         return criterion, cost
 
     @property
-    def _path(self) -> str:
-        """Of the method's class."""
-        return f"{type(self.method).__module__}.{type(self.method).__qualname__}"
+    def _method(self) -> tuple[str, object]:
+        """Key and value by which the user chose the local method."""
+        kind = type(self.method)
+        return as_typed("local", f"{kind.__module__}.{kind.__qualname__}")
 
     def criterion(
         self, modules: Sequence[range], module: int
@@ -126,7 +128,7 @@ class Ends:
             for index in indices:
                 before.append(dict(specs))
                 specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
-            with blaming("local._target_", self._path, f"what module {module} exports"):
+            with blaming(*self._method, f"what module {module} exports"):
                 exports = module_exports(self.method, here)
                 made_of = trace(exports, specs)
             for unit, made in zip(exports, made_of, strict=True):

@@ -136,15 +136,17 @@ class _Graph:
     def __init__(
         self, roots: Sequence[Node], inputs: Iterable[Tensor], weights: Iterable[Tensor]
     ) -> None:
-        self._weights = {get_gradient_edge(weight).node: weight for weight in weights}
         self._next = _walk(roots)
-        ends = {get_gradient_edge(leaf).node for leaf in inputs}
         self._to_inputs: set[Node] = set()
-        self._own: dict[Node, set[Node]] = {}  # weights that lie behind a node, no input's way
+        self._weights: dict[Node, Tensor] = {}
+        self._own: dict[Node, set[Node]] = {}  # weights behind a node that no input's way leads to
+        leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():
-            if node in ends or not self._to_inputs.isdisjoint(following):
+            leaf = None if following else getattr(node, "variable", None)
+            if id(leaf) in leaves or not self._to_inputs.isdisjoint(following):
                 self._to_inputs.add(node)
-            if node in self._weights:
+            if leaf is not None and id(leaf) in learnt:
+                self._weights[node] = leaf
                 self._own[node] = {node}
                 continue
             found = [self._own[n] for n in following if n in self._own and n not in self._to_inputs]

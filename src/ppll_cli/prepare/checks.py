@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.job.course import Course
@@ -46,7 +47,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
     Every stage's instructions are checked for every number of micro-batches that a batch or a
     replica's share of one has, and run on a clock.
     """
-    key, path = "schedule._target_", job.schedule["_target_"]
+    key, path = as_typed("schedule", job.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
         problem = "its method held() is not called any more: slots are counted"
         raise ConfigError(key, path, problem, "remove it, and yield compute instructions alone")
@@ -61,7 +62,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
     if job.compiled:
         problem = "this schedule runs backwards in halves, which compiled units cannot"
         raise ConfigError("compile", True, problem, "use compile=false, or another schedule")
-    check_halves(path, subject.units, subject.at_ends(job.layout.modules)[1])
+    check_halves((key, path), subject.units, subject.at_ends(job.layout.modules)[1])
 
 
 def check_batch_norm(

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import pairwise
 from math import prod
 
+from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import Partition, Settings
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
@@ -132,8 +133,7 @@ def cut(
         )
     if len(stage_of) > len(names):
         raise ConfigError(
-            "schedule",
-            type(schedule).__name__,
+            *as_typed("schedule", settings.schedule["_target_"]),
             f"needs {len(stage_of)} runs of units, and the model has only {len(names)} units",
             "use fewer gpus or a smaller schedule.chunks",
         )
@@ -196,7 +196,8 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
     """
     if schedule.local:
         return [*range(stages)]
-    key, name = "schedule._target_", type(schedule).__name__
+    kind = type(schedule)
+    key, name = as_typed("schedule", f"{kind.__module__}.{kind.__qualname__}")
     with blaming(key, name, f"its layout({stages})"):
         found = list(schedule.layout(stages))
     if found[:1] != [0] or set(found) != {*range(stages)}:

@@ -21,12 +21,14 @@ SAMPLES = 2
 
 
 def check_halves(
-    schedule: object, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
+    schedule: tuple[str, object],
+    units: Sequence[Unit],
+    before: Sequence[Mapping[str, ValueSpec]],
 ) -> None:
     """Try each kind of unit on random numbers, on the CPU.
 
     Args:
-        schedule: The name of the schedule's class, for the message.
+        schedule: Key and value by which the user chose the schedule, for the message.
         units: The model's units.
         before: For each unit, what is there before it.
 
@@ -48,7 +50,7 @@ def check_halves(
             why = "gives other gradients"
         if not same:
             problem = f"it runs backwards in two halves; that of unit {unit.name!r} {why}"
-            raise ConfigError("schedule._target_", schedule, problem, "use schedule=1f1b")
+            raise ConfigError(*schedule, problem, "use schedule=1f1b")
 
 
 def _same(unit: Unit, inputs: Sequence[Tensor]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming, make, require
 from ppll_cli.data.dataset import ImageDataset
@@ -120,7 +121,7 @@ def examine(settings: Settings) -> Subject:
     Raises:
         ConfigError: The settings do not fit the data, the model or one another.
     """
-    key, path = "data._target_", settings.data.get("_target_")
+    key, path = as_typed("data", settings.data.get("_target_"))
     dataset: Dataset = make("data", settings.data)
     require(key, path, dataset, DATA_SET, f"derive it from {ImageDataset.__module__}.ImageDataset")
     with blaming(key, path, "loading the data"):
@@ -131,12 +132,12 @@ def examine(settings: Settings) -> Subject:
         identify = getattr(dataset, "identity", None)
         identity = identify(splits) if callable(identify) else None
 
-    key, path = "model._target_", settings.model.get("_target_")
+    key, path = as_typed("model", settings.model.get("_target_"))
     model: Model = make("model", settings.model)
     require(key, path, model, ("units",), f"see {Model.__module__}.Model")
     with blaming(key, path, "units()"):
         units = tuple(model.units(image, task))
-    _check_units(units, task, path)
+    _check_units(units, task, (key, path))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
     method = make("local", local)
@@ -151,7 +152,7 @@ def examine(settings: Settings) -> Subject:
     def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
         shape = (image.channels, image.height, image.width)
         batch = {IMAGE: ValueSpec(shape, torch.float32), **targets}
-        traced = _traced(units, batch, path)
+        traced = _traced(units, batch, (key, path))
         features = tuple(unit.outputs[0] for unit in traced)
         return Ends(method, Site(0, (), units, features, image, task), traced, batch)
 
@@ -168,7 +169,7 @@ def examine(settings: Settings) -> Subject:
 
 
 def _traced(
-    units: Sequence[Unit], batch: Mapping[str, ValueSpec], path: object
+    units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
     """As `trace`; what is built alike for inputs that are alike is followed once."""
     known: dict[object, TracedUnit] = {}
@@ -177,7 +178,7 @@ def _traced(
     for unit in units:
         recipe = recipe_of(unit, specs)
         if recipe not in known:
-            with blaming("model._target_", path, f"following a sample through {unit.name!r}"):
+            with blaming(*model, f"following a sample through {unit.name!r}"):
                 (known[recipe],) = trace([unit], specs)
         traced.append(known[recipe])
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
@@ -197,24 +198,22 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
     return unit.build.func, options, *(specs[name] for name in unit.reads)
 
 
-def _check_units(units: Sequence[Unit], task: Task, path: object) -> None:
+def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -> None:
     """Check what a user's own model returns."""
-    key = "model._target_"
     if not units or not all(isinstance(unit, Unit) for unit in units):
-        raise ConfigError(key, path, "its units() must return a list of at least one Unit")
+        raise ConfigError(*model, "its units() must return a list of at least one Unit")
     check_names([unit.name for unit in units])
     known = {IMAGE}
     for unit in units:
         missing = [name for name in unit.reads if name not in known]
         if missing:
             raise ConfigError(
-                key,
-                path,
+                *model,
                 f"unit {unit.name!r} reads {missing[0]!r}, which nothing before it makes",
                 f"there are {', '.join(sorted(known))}",
             )
         for name in unit.writes:
             if name == IMAGE or name in task.targets:
                 problem = f"unit {unit.name!r} writes {name!r}, which losses read as it was loaded"
-                raise ConfigError(key, path, problem, "use another name")
+                raise ConfigError(*model, problem, "use another name")
         known.update(unit.writes)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.config import settings
+from ppll_cli.config.options import conf_dir
 from ppll_cli.prepare.preparation import prepare
 from scripts.benchmarks import beyond, trials
 from scripts.benchmarks.runs import RunFailedError

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
@@ -226,5 +227,5 @@ def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
     if message["checkpoint"] is not None:
         job = replace(job, checkpoint=Path(message["checkpoint"]))
     transport: Transport = make("transport", settings.transport)
-    name = settings.transport["_target_"]
+    _, name = as_typed("transport", settings.transport["_target_"])
     return replace(prepared, job=job), fitting(name, transport, job, fleet.rank)
