@@ -33,8 +33,10 @@ def test_a_class_of_several_options_or_of_none_has_its_path() -> None:
             "schedule=interleaved: needs 8 runs of units, and the model has only 5 units",
         ),
         (
-            ["schedule._target_=ppll_cli.pipeline.schedules.interleaved.Interleaved"]
-            + ["schedule=1f1b", "+schedule.chunks=3", "gpus=3"],
+            [
+                "schedule._target_=ppll_cli.pipeline.schedules.interleaved.Interleaved",
+                *("schedule=1f1b", "+schedule.chunks=3", "gpus=3"),
+            ],
             "schedule=interleaved: needs 9 runs of units",
         ),
         (["fba=on", "local=dgl"], "fba=on: the local method, local=dgl, reads no feature bank"),
@@ -45,6 +47,6 @@ def test_a_class_of_several_options_or_of_none_has_its_path() -> None:
 def test_messages_say_what_was_typed(given: list[str], message: str) -> None:
     small = ["data=synthetic", "data.size=8", "data.train_samples=16", "data.test_samples=8"]
     small += ["model.dim=16", "model.depth=6", "model.heads=2", "batch_size=8", "device=cpu"]
+    config, _ = compose_config([*small, *given])
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
-        config, _ = compose_config([*small, *given])
         prepare(parse(config), "unused")

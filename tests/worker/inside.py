@@ -6,7 +6,7 @@ computes something else.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -20,11 +20,11 @@ from ppll_cli.config import settings
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
-from ppll_cli.pipeline.rules import Channel
 from ppll_cli.prepare.preparation import prepare
+from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.state import tensors_of
 from ppll_cli.worker.worker import Worker
-from tests.conftest import compose_config
+from tests.conftest import assert_same, compose_config
 
 LIMIT_S = 120.0
 """After so long a wait the test fails."""
@@ -120,7 +120,7 @@ class Outcome:
 
 
 def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
-    """Run a configuration on CPU, with one worker for each stage.
+    """Run a configuration on CPU, with one worker for each stage and replica.
 
     Args:
         folder: Where its checkpoints go.
@@ -136,33 +136,38 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
 def execute(job: Job) -> Outcome:
     """Run a job."""
     turns = Turns()
-    rings = {channel: Ring(turns, room.slots) for channel, room in job.channels.items()}
+    network = Network(turns, job)
     told: list[dict[str, Any]] = []
-    workers: dict[int, Worker] = {}
+    workers: dict[Seat, Worker] = {}
     errors: list[BaseException] = []
 
-    def work(stage: int) -> None:
+    def work(seat: Seat) -> None:
         torch.set_num_threads(1)
         with turns:
             try:
-                workers[stage] = Worker(job, Seat(stage), _links(rings, stage, told))
-                workers[stage].run()
+                workers[seat] = Worker(job, seat, network.links(seat, told))
+                workers[seat].run()
             except BaseException as error:
                 errors.append(error)
                 turns.broken = True
                 turns.notify_all()
 
-    threads = [Thread(target=work, args=(stage,)) for stage in range(job.stages)]
+    threads = [Thread(target=work, args=(seat,)) for seat in job.seats]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    assert not any(ring.messages or ring.held for ring in rings.values())
-    chunks = [chunk for worker in workers.values() for chunk in worker.chunks.values()]
+    network.check()
+    found = [
+        tensors_of(c for s, worker in workers.items() for c in worker.chunks.values() if s[1] == r)
+        for r in range(job.replicas)
+    ]
+    for other in found[1:]:
+        assert_same(other, found[0])
     return Outcome(
-        {name: tensor.detach().clone() for name, tensor in tensors_of(chunks).items()},
+        {name: tensor.detach().clone() for name, tensor in found[0].items()},
         {
             (each["step"], each["module"]): (each["loss"], each["scores"])
             for each in told
@@ -172,15 +177,93 @@ def execute(job: Job) -> Outcome:
     )
 
 
-def _links(rings: Mapping[Channel, Ring], stage: int, told: list[dict[str, Any]]) -> Links:
-    found: dict[str, Any] = {
-        "senders": {c: Source(ring=ring) for c, ring in rings.items() if c.source == stage},
-        "receivers": {c: Target(ring=ring) for c, ring in rings.items() if c.target == stage},
-        "parent": SimpleNamespace(send=told.append),
-        "stop": SimpleNamespace(value=0),
-        "pulse": Pulse(),
-    }
-    return Links(**found)
+class Network:
+    """All that connects the workers of a job."""
+
+    def __init__(self, turns: Turns, job: Job) -> None:
+        self._job = job
+        self._rings = [
+            {channel: Ring(turns, room.slots) for channel, room in job.channels.items()}
+            for _ in range(job.replicas)
+        ]
+        self._follow = {replica: Ring(turns, 2) for replica in range(1, job.replicas)}
+        self._meetings = [Meeting(turns, job.replicas) for _ in range(job.stages)]
+
+    def links(self, seat: Seat, told: list[dict[str, Any]]) -> Links:
+        """A worker's."""
+        stage, replica = seat
+        rings = self._rings[replica]
+        found: dict[str, Any] = {
+            "senders": {c: Source(ring=ring) for c, ring in rings.items() if c.source == stage},
+            "receivers": {c: Target(ring=ring) for c, ring in rings.items() if c.target == stage},
+            "parent": SimpleNamespace(send=told.append),
+            "stop": SimpleNamespace(value=0),
+            "pulse": Pulse(),
+        }
+        if self._job.replicas > 1:
+            found["replicas"] = Together(self._meetings[stage], replica)
+        if seat == Seat(0, 0):
+            found["followers"] = {r: Source(ring=ring) for r, ring in self._follow.items()}
+        elif stage == 0:
+            found["leader"] = Target(ring=self._follow[replica])
+        return Links(**found)
+
+    def check(self) -> None:
+        """Everything that was sent has been received and given back."""
+        for ring in (*self._follow.values(), *(r for each in self._rings for r in each.values())):
+            assert not ring.messages
+            assert not ring.held
+
+
+class Meeting:
+    """Where the replicas of a stage leave tensors for one another, one round after another."""
+
+    def __init__(self, turns: Turns, replicas: int) -> None:
+        self.turns, self.replicas = turns, replicas
+        self.rounds: dict[int, dict[int, list[Tensor]]] = {}
+
+    def leave(self, number: int, replica: int, tensors: list[Tensor]) -> None:
+        """Leave copies for all."""
+        copies = [tensor.detach().clone() for tensor in tensors]
+        self.rounds.setdefault(number, {})[replica] = copies
+        self.turns.notify_all()
+
+    def take(self, number: int) -> list[list[Tensor]]:
+        """What all have left, in their order."""
+        self.turns.wait_until(lambda: len(self.rounds.get(number, {})) == self.replicas)
+        return [self.rounds[number][replica] for replica in range(self.replicas)]
+
+
+class Together(Replicas):
+    """The replicas of a stage, as one of them sees them."""
+
+    def __init__(self, meeting: Meeting, replica: int) -> None:
+        self._meeting, self._replica, self._next = meeting, replica, 0
+
+    def _leave(self, tensors: list[Tensor]) -> int:
+        self._next += 1
+        self._meeting.leave(self._next, self._replica, tensors)
+        return self._next
+
+    def add(self, tensor: Tensor) -> Any:
+        """The sum is there when it is waited for."""
+        number = self._leave([tensor])
+
+        def wait() -> None:
+            parts = [part for (part,) in self._meeting.take(number)]
+            tensor.copy_(torch.stack(parts).sum(0))
+
+        return SimpleNamespace(wait=wait)
+
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Have what the first one has."""
+        own = list(tensors)
+        for mine, first in zip(own, self._meeting.take(self._leave(own))[0], strict=True):
+            mine.copy_(first)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all."""
+        return torch.cat([part for (part,) in self._meeting.take(self._leave([rows]))])
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ppll_cli.job.checkpoint import unfinished_folder
 from ppll_cli.pipeline.instructions import BackwardInput, BackwardWeight, Compute, Step
 from ppll_cli.pipeline.schedule import Place, Schedule, forward
 from tests.conftest import assert_same, own_model
@@ -82,6 +83,83 @@ def test_pipelines_are_accumulated_back_propagation(
     assert_same(found.tensors, expected[name, microbatches].tensors)
     assert found.test == expected[name, microbatches].test
     assert len(found.test) == 2
+
+
+TWICE = ["replicas=2", "schedule.microbatches=2"]
+REPLICAS = {
+    "vit": CASES["vit"],
+    "skips": CASES["skips"],
+    "synced": [*RESNET, "sync_batchnorm=true", "data.drop_last=true"],
+}
+
+REPLICATED = ["zb_h1 6", "interleaved 4"]
+"""Schedules, and devices on which two replicas of each stage are."""
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What two replicas of the whole model end with, by case."""
+    folder = tmp_path_factory.mktemp("averaged")
+    return {
+        name: run_inside(folder / name, "schedule=bp", "gpus=2", *TWICE, *DATA, *case)
+        for name, case in REPLICAS.items()
+    }
+
+
+@pytest.mark.parametrize("shape", REPLICATED)
+@pytest.mark.parametrize("name", REPLICAS)
+def test_with_two_replicas(
+    averaged: dict[str, Outcome], tmp_path: Path, name: str, shape: str
+) -> None:
+    """Their gradients are averaged while a stage goes on, and the halves of backwards with them."""
+    schedule, gpus = shape.split()
+    found = run_inside(
+        tmp_path, f"schedule={schedule}", f"gpus={gpus}", *TWICE, *DATA, *REPLICAS[name]
+    )
+    assert (found.job.replicas, found.job.stages) == (2, int(gpus) // 2)
+    assert_same(found.tensors, averaged[name].tensors)
+    assert found.test == averaged[name].test
+
+
+RESUMED = [
+    (("zb_h1", 3, 1), ("interleaved", 2, 2)),
+    (("interleaved", 2, 2), ("zb_h1", 2, 1)),
+    (("interleaved", 2, 2), ("interleaved", 4, 2)),
+]
+"""Schedules, stages and chunks of each stage, until a checkpoint and from there."""
+
+
+def test_replicas_that_stop_inside_an_epoch_are_evaluated(tmp_path: Path) -> None:
+    """Each evaluates batches of its own, which come past a stage twice, and none waits for ever."""
+    shape = ["schedule=interleaved", "gpus=4", *TWICE, "max_steps=2"]
+    found = run_inside(tmp_path, *shape, *DATA, *CASES["skips"])
+    assert [step for step, _ in found.test] == [2]
+
+
+@pytest.mark.parametrize(("before", "after"), RESUMED, ids=lambda shape: " ".join(map(str, shape)))
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+    expected: dict[tuple[str, int], Outcome],
+    tmp_path: Path,
+    name: str,
+    before: tuple[str, int, int],
+    after: tuple[str, int, int],
+) -> None:
+    """On other stages and in other chunks, from the middle of an epoch."""
+
+    def shaped(schedule: str, gpus: int, chunks: int) -> list[str]:
+        shape = [f"schedule={schedule}", f"gpus={gpus}", "schedule.microbatches=3"]
+        return shape + [f"schedule.chunks={chunks}"] * (schedule == "interleaved")
+
+    case = [*DATA, *CASES[name]]
+    stopped = run_inside(
+        tmp_path / "before", *shaped(*before), *case, "checkpoint.every=3", "max_steps=3"
+    )
+    folder = unfinished_folder(tmp_path / "before", 3)
+    assert len(list(folder.iterdir())) == stopped.job.stages
+    found = run_inside(tmp_path / "after", *shaped(*after), *case, start=3, checkpoint=folder)
+    assert_same(found.tensors, expected[name, 3].tensors)
+    assert found.test == expected[name, 3].test
 
 
 @pytest.mark.parametrize(

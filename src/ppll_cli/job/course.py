@@ -141,7 +141,7 @@ class Course:
             step += 1
             epoch_ends = batch + 1 == len(sizes)
             ends = step == self.steps
-            evaluated = ends or (epoch_ends and (epoch + 1) % self.eval_every == 0)
+            evaluated = self.evaluates_after(step)
             if evaluated:
                 yield from self._evaluation(step, epoch + 1)
             due = epoch_ends if self.checkpoint_every is None else step % self.checkpoint_every == 0
@@ -151,6 +151,11 @@ class Course:
         if saved != step:
             yield Checkpoint(step, (step - 1) // len(sizes) + 1)
         yield End(step)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows so many optimizer steps, whatever else happens."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
 
     def evaluation_counts(self) -> set[int]:
         """How many batches an evaluation item may hold."""

@@ -144,6 +144,10 @@ class Worker:
         if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
             self._report_training()
         self.reports.send()
+        if self.links.replicas is not None and self.job.course.evaluates_after(done):
+            # Now, while all replicas are here. Of evaluation batches each sees its own alone, and
+            # one that waited here for another might be what the other's batch has to come past.
+            self._end_training()
 
     def _end_training(self) -> None:
         """Something else than a training batch is there."""
