@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -205,12 +206,17 @@ def test_an_output_that_depends_on_no_input_still_trains_its_weights() -> None:
         assert torch.equal(parameter.grad, gradient)
 
 
+def _count(come: Counter[int], parameter: Tensor) -> None:
+    come[id(parameter)] += 1
+
+
 def test_hooks_of_parameters_come_once_for_each_half() -> None:
     """Averages over replicas wait for them."""
     network = Shared()
     come = Counter[int]()
     for parameter in network.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p: come.update([id(p)]))
+        hook = partial(_count, come)
+        parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     x, outputs, given = forward(network, 0)
     half = backward_to_inputs(outputs, given, [x], weights_of(network))
     assert not come

@@ -64,7 +64,7 @@ class Hooked(nn.Linear):
         """A product whose gradient a hook makes smaller, which would happen in each half."""
         made = super().forward(x)
         if made.requires_grad:
-            made.register_hook(lambda gradient: gradient / 2)
+            made.register_hook(lambda g: g / 2)  # type: ignore[no-untyped-call]
         return made
 
 

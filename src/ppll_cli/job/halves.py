@@ -13,7 +13,7 @@ Every operation gets the same numbers as in a whole backward, and what a whole b
 before it adds it to a gradient is added up in one call of autograd here. So the bits are the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -198,7 +198,7 @@ class _Graph:
         return [self._weights[node] for node in group.weights]
 
 
-def _walk(roots: Sequence[Node]) -> Mapping[Node, list[Node]]:
+def _walk(roots: Sequence[Node]) -> dict[Node, list[Node]]:
     """All nodes that roots lead to and what follows each, every one behind those that follow it."""
     found: dict[Node, list[Node]] = {}
     seen: set[Node] = set()
