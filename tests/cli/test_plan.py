@@ -287,6 +287,17 @@ def test_how_the_tables_came_about(planner: Make) -> None:
     assert "local losses" not in notes
 
 
+def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
+    """(K - 1) / M against 1F1B, and a third of that against zero bubble."""
+    found = planner("schedule=1f1b,zb_h1,ppll", "schedule.microbatches=6")
+    against_1f1b, against_zb = found.notes([1, 2, 8])[-2:]
+    assert "ahead of 1f1b" in against_1f1b
+    assert against_1f1b.endswith(": 0.17 for gpus=2, 1.17 for gpus=8")
+    assert "ahead of zb_h1" in against_zb
+    assert against_zb.endswith(": 0.06 for gpus=2, 0.39 for gpus=8")
+    assert not [line for line in planner("schedule=1f1b").notes([2]) if "ahead" in line]
+
+
 def test_more_options_for_the_groups(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     lines = ["defaults: [vit]", "depth: 5"]

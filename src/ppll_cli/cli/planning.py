@@ -160,6 +160,22 @@ class Planner:
             )
         if any(self._schedule(name).local for name in self.schedules):
             lines.append("ll and ppll train modules by local losses, the others the whole model")
+        return lines + self._bounds(gpus)
+
+    def _bounds(self, gpus: Sequence[int]) -> list[str]:
+        """Up to which cost of auxiliary networks ppll is ahead, where stages are even."""
+        others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
+        if "ppll" not in self.schedules:
+            return []
+        lines = []
+        for name, factor in others:
+            parts = factor * self._schedule(name).microbatches
+            shares = ", ".join(f"{(n - 1) / parts:.2f} for gpus={n}" for n in gpus if n > 1)
+            if shares:
+                lines.append(
+                    f"on even stages ppll is ahead of {name} while auxiliary networks take less "
+                    f"than this share of a stage's other work: {shares}"
+                )
         return lines
 
     def _row(self, name: str, gpus: int, replicas: int) -> Row:
