@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from ppll_cli.cli import app
+from ppll_cli.config.options import conf_dir
 from tests.conftest import own_model
 from tests.program import ppll_run
 
@@ -316,7 +317,7 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
 def test_a_name_ends_the_folders_name(override: str, end: str) -> None:
     """A wrong one leads nowhere else, before it is refused."""
     app.register_resolvers()
-    with initialize_config_dir(str(app.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", [override], return_hydra_config=True)
     for folder in (config.hydra.run.dir, config.hydra.sweep.dir):
         assert re.fullmatch(r"outputs/(sweeps/)?[\d-]+/\d\d-\d\d-\d\d" + end, folder)

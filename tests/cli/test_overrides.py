@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli.app import conf_dir
 from ppll_cli.cli.overrides import check_run_dir, without_auto
+from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 
 

@@ -228,4 +228,4 @@ def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
         job = replace(job, checkpoint=Path(message["checkpoint"]))
     transport: Transport = make("transport", settings.transport)
     _, name = as_typed("transport", settings.transport["_target_"])
-    return replace(prepared, job=job), fitting(name, transport, job, fleet.rank)
+    return replace(prepared, job=job), fitting(str(name), transport, job, fleet.rank)
