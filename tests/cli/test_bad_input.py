@@ -358,7 +358,7 @@ OPTIONS = [
         "data",
         ["data=cifar"],
         "data=cifar",
-        "did you mean cifar10? there are cifar10, coco, digits",
+        "did you mean cifar10? there are cifar10, cifar100, coco",
     ),
     row("partition", ["partition=even"], "partition=even", "there are flops, manual, params"),
     row("schedule", ["schedule=gpip"], "schedule=gpip", "did you mean gpipe? there are 1f1b, bp"),

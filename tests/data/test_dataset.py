@@ -21,7 +21,7 @@ from ppll_cli.tasks.classification import Classification
 Options = Callable[..., dict[str, Any]]
 CONF = Path(__file__).parents[2] / "conf" / "data"
 DATA_SETS = {"cifar10", "digits", "fashion_mnist", "stl10", "svhn", "synthetic", "photos", "div2k"}
-DATA_SETS |= {"voc", "coco", "fashion_scenes"}
+DATA_SETS |= {"cifar100", "voc", "coco", "fashion_scenes"}
 
 
 class Numbered(ImageDataset):

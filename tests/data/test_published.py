@@ -12,6 +12,7 @@ from torchvision.datasets import CIFAR10
 
 from ppll_cli.data import download, fashion_mnist
 from ppll_cli.data.cifar10 import Cifar10
+from ppll_cli.data.cifar100 import Cifar100
 from ppll_cli.data.dataset import ImageDataset
 from ppll_cli.data.fashion_mnist import FashionMnist
 from ppll_cli.data.stl10 import Stl10
@@ -19,7 +20,7 @@ from ppll_cli.data.svhn import Svhn
 from ppll_cli.errors import ConfigError
 
 Options = Callable[..., dict[str, Any]]
-ALL = [Cifar10, Svhn, Stl10, FashionMnist]
+ALL = [Cifar10, Cifar100, Svhn, Stl10, FashionMnist]
 
 
 @pytest.fixture(autouse=True)

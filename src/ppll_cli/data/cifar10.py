@@ -19,26 +19,29 @@ class Cifar10(Published):
     channel_count = 3
 
     @property
-    def url(self) -> str:  # noqa: D102
+    def published(self) -> Any:
+        """torchvision's class for this data set."""
         from torchvision.datasets import CIFAR10
 
-        return str(CIFAR10.url)
+        return CIFAR10
+
+    @property
+    def url(self) -> str:  # noqa: D102
+        return str(self.published.url)
 
     def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
-        from torchvision.datasets import CIFAR10
-
-        batches = CIFAR10.train_list if part == "train" else CIFAR10.test_list
-        listed = [*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-        return {f"{CIFAR10.base_folder}/{name}": md5 for name, md5 in listed}
+        cifar = self.published
+        batches = cifar.train_list if part == "train" else cifar.test_list
+        listed = [*batches, (cifar.meta["filename"], cifar.meta["md5"])]
+        return {f"{cifar.base_folder}/{name}": md5 for name, md5 in listed}
 
     def open(  # noqa: D102
         self, part: Part, folder: Path, *, download: bool = False
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        from torchvision.datasets import CIFAR10
-
+        cifar = self.published
         # torchvision checks the sums of both parts to read one: here each file is read once.
         other = "test_list" if part == "train" else "train_list"
-        one_part = type("CIFAR10", (CIFAR10,), {other: []})
+        one_part = type(cifar.__name__, (cifar,), {other: []})
         with warnings.catch_warnings():
             # NumPy 2.4.0 to 2.4.4 complain about how Python 2 pickled a dtype.
             warnings.filterwarnings("ignore", message=".*align should be passed.*")

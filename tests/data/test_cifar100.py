@@ -1,0 +1,80 @@
+"""CIFAR-100, where it is not as CIFAR-10: other files, and two labels a picture."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR100
+
+from ppll_cli.data.cifar100 import Cifar100
+from ppll_cli.errors import ConfigError
+
+Options = Callable[..., dict[str, Any]]
+FOLDER = "cifar-100-python"
+PIXELS = np.random.RandomState(0).randint(256, size=(8, 3, 32, 32), dtype=np.uint8)
+
+
+def contents() -> dict[str, bytes]:
+    """Six training pictures and two test pictures; coarse labels differ from the fine ones."""
+    files = {}
+    for name, pixels, labels in (
+        ("train", PIXELS[:6], [0, 99, 5, 5, 42, 7]),
+        ("test", PIXELS[6:], [99, 0]),
+    ):
+        coarse = [label // 5 for label in labels]
+        data = {"fine_labels": labels, "coarse_labels": coarse, "data": pixels.reshape(-1, 3072)}
+        files[name] = pickle.dumps(data, 2)
+    names = [f"class {n}" for n in range(100)]
+    return {**files, "meta": pickle.dumps({"fine_label_names": names})}
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Files that torchvision takes for the published ones."""
+    made = contents()
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in made.items()}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setitem(CIFAR100.meta, "md5", sums["meta"])
+    return made
+
+
+def test_fine_labels_are_learnt(options: Options, files: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    for name, content in files.items():
+        (tmp_path / FOLDER / name).write_bytes(content)
+    dataset = Cifar100(**options(root=str(tmp_path)))
+    dataset.prepare()
+    splits = dataset.load()
+    assert dataset.task.classes == 100
+    assert splits["train"].labels.tolist() == [0, 99, 5, 5, 42, 7]
+    assert splits["test"].labels.tolist() == [99, 0]
+    assert np.array_equal(splits["test"].images.numpy(), PIXELS[6:])
+    (tmp_path / FOLDER / "train").write_bytes(files["train"][:-1])
+    with pytest.raises(ConfigError, match=r"cifar-100-python/train: is not the published file"):
+        dataset.load()
+
+
+def test_the_archive_is_downloaded(
+    options: Options,
+    files: dict[str, bytes],
+    cache: Path,
+    serve: Callable[[dict[str, bytes]], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{FOLDER}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(CIFAR100, "url", serve({CIFAR100.filename: archive.getvalue()}))
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.getvalue()).hexdigest())
+    Cifar100(**options()).prepare()
+    assert {path.name for path in (cache / FOLDER).iterdir()} == set(files)
