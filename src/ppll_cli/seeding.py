@@ -43,3 +43,8 @@ def sample_order(seed: int, epoch: int) -> int:
 def augmentation(seed: int, epoch: int, batch: int) -> int:
     """For the augmentation of one batch."""
     return _seed("augmentation", seed, epoch, batch)
+
+
+def crop(seed: int, epoch: int, batch: int) -> int:
+    """For the pieces that a batch takes out of its pictures."""
+    return _seed("crop", seed, epoch, batch)

@@ -21,7 +21,7 @@ from ppll_cli.tasks.classification import Classification
 Options = Callable[..., dict[str, Any]]
 CONF = Path(__file__).parents[2] / "conf" / "data"
 DATA_SETS = {"cifar10", "digits", "fashion_mnist", "stl10", "svhn", "synthetic", "photos", "div2k"}
-DATA_SETS |= {"cifar100", "voc", "coco", "fashion_scenes"}
+DATA_SETS |= {"cifar100", "imagefolder", "voc", "coco", "fashion_scenes"}
 
 
 class Numbered(ImageDataset):
@@ -205,10 +205,11 @@ def test_options_are_refused_before_torch_is_imported() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_makes_its_data_set(path: Path) -> None:
+def test_every_shipped_config_makes_its_data_set(path: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(path)
-    dataset = instantiate(config, _convert_="all")
-    assert isinstance(dataset, ImageDataset | PictureDataset | DetectionDataset)
+    changes = {"root": str(tmp_path)} if path.stem == "imagefolder" else {}  # it has to be given
+    dataset = instantiate(config, **changes, _convert_="all")
+    assert isinstance(dataset, Classified | PictureDataset | DetectionDataset)
     keys = [field.name for field in fields(dataset)]
     assert sorted(str(key) for key in config) == sorted(["_target_", *keys])
     # whoever checks the types of options reads them off the constructor

@@ -6,11 +6,41 @@ which comes last. Legend: B batch, C channels, H height, W width (pixels).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ppll_cli.data.staging import to_device
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to the images of a training batch.
+
+    Attributes:
+        pad: How far an image is shifted at most by the random crop, in pixels; 0 is off.
+        pad_mode: What is behind an image's border, "zeros" or "reflect".
+        flip: Whether half of the images are mirrored.
+    """
+
+    pad: int
+    pad_mode: str
+    flip: bool
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augments a batch.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            generator: A generator of the CPU.
+
+        Returns:
+            uint8 [B, C, H, W].
+        """
+        if self.pad:
+            images = random_crop(images, self.pad, self.pad_mode, generator)
+        return random_flip(images, generator) if self.flip else images
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:

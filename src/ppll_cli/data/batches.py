@@ -3,15 +3,17 @@
 Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, C channels, H height, W width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.augment import normalise, per_channel, random_crop, random_flip
+from ppll_cli.data.augment import Augmentation, normalise, per_channel
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
@@ -67,6 +69,10 @@ class EpochOrder:
         return self._latest[1]
 
 
+Images = tuple[Tensor, Tensor]
+"""Images uint8 [B, C, H, W] and labels int64 [B]."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Images uint8 [N, C, H, W] and their labels int64 [N]."""
@@ -78,46 +84,55 @@ class Split:
         return len(self.labels)
 
 
-class Batches:
-    """Makes batches of splits, which it keeps on the device as bytes.
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a run's batches are made of images.
 
-    Args:
-        splits: What the data set loaded.
+    Attributes:
         mean: Mean of the pixels in [0, 1], one value or one a channel.
         std: Standard deviation of the pixels in [0, 1], in the same form.
-        pad: How far training images are shifted at most by the random crop, in pixels; 0 is off.
-        pad_mode: What is behind an image's border, "zeros" or "reflect".
-        flip: Whether half of the training images are mirrored.
+        augmentation: What is done to the images of a training batch.
         drop_last: Whether a shorter last batch is left out.
         batch_size: Samples of a training batch.
         seed: The run's.
         device: Where batches are made.
     """
 
-    def __init__(
-        self,
-        splits: Mapping[str, Split],
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        pad: int,
-        pad_mode: str,
-        flip: bool,
-        drop_last: bool,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.pad, self.pad_mode, self.flip = pad, pad_mode, flip
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.splits = {
-            name: Split(split.images.to(device), split.labels.to(device))
-            for name, split in splits.items()
-        }
-        samples = len(splits["train"])
-        self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
-        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
-        self._order = EpochOrder(samples, seed, device)
+    mean: Sequence[float]
+    std: Sequence[float]
+    augmentation: Augmentation
+    drop_last: bool
+    batch_size: int
+    seed: int
+    device: torch.device
+
+
+class ImageBatches(ABC):
+    """Makes batches of labelled images. A subclass says where the images come from.
+
+    Args:
+        samples: How many each split has.
+        form: How batches are made of them.
+    """
+
+    def __init__(self, samples: Mapping[str, int], form: Form) -> None:
+        self.samples, self.form, self.device = samples, form, form.device
+        self.steps_per_epoch = steps_per_epoch(samples["train"], form.batch_size, form.drop_last)
+        self._mean = per_channel(form.mean, form.device)
+        self._std = per_channel(form.std, form.device)
+
+    @abstractmethod
+    def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:
+        """The images and labels of a training batch, on the device, not augmented.
+
+        The images may be overwritten once the context has ended.
+        """
+
+    @abstractmethod
+    def evaluation_images(
+        self, split: str, first: int, last: int
+    ) -> AbstractContextManager[Images]:
+        """The images and labels of the samples from `first` to before `last`, likewise."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """One training batch, augmented.
@@ -128,12 +143,9 @@ class Batches:
             Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
         """
         assert 0 <= batch < self.steps_per_epoch
-        first = batch * self.batch_size
-        chosen = self._order.of(epoch)[first : first + self.batch_size]
-        split = self.splits["train"]
-        images = split.images.index_select(0, chosen)
-        images = self._augmented(images, seeding.augmentation(self.seed, epoch, batch))
-        return self._named(images, split.labels.index_select(0, chosen))
+        generator = generator_of(seeding.augmentation(self.form.seed, epoch, batch))
+        with self.training_images(epoch, batch) as (images, labels):
+            return self._named(self.form.augmentation(images, generator), labels)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
         """Batch number `batch` of at most `size` samples, in order and as they are.
@@ -142,21 +154,48 @@ class Batches:
             Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
         """
         assert 0 <= batch < self.evaluation_batches(split, size)
-        chosen = slice(batch * size, (batch + 1) * size)
-        return self._named(self.splits[split].images[chosen], self.splits[split].labels[chosen])
+        first = batch * size
+        last = min(first + size, self.samples[split])
+        with self.evaluation_images(split, first, last) as (images, labels):
+            return self._named(images, labels)
 
     def evaluation_batches(self, split: str, size: int) -> int:
         """How many batches of at most `size` samples a split has."""
-        return _batches(len(self.splits[split]), size)
-
-    def _augmented(self, images: Tensor, seed: int) -> Tensor:
-        generator = generator_of(seed)
-        if self.pad:
-            images = random_crop(images, self.pad, self.pad_mode, generator)
-        return random_flip(images, generator) if self.flip else images
+        return _batches(self.samples[split], size)
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}
+
+
+class Batches(ImageBatches):
+    """Makes batches of splits, which it keeps on the device as bytes.
+
+    Args:
+        splits: What the data set loaded.
+        form: How batches are made of them.
+    """
+
+    def __init__(self, splits: Mapping[str, Split], form: Form) -> None:
+        super().__init__({name: len(split) for name, split in splits.items()}, form)
+        self.splits = {
+            name: Split(split.images.to(form.device), split.labels.to(form.device))
+            for name, split in splits.items()
+        }
+        self._order = EpochOrder(len(splits["train"]), form.seed, form.device)
+
+    def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:  # noqa: D102
+        first = batch * self.form.batch_size
+        chosen = self._order.of(epoch)[first : first + self.form.batch_size]
+        split = self.splits["train"]
+        return nullcontext(
+            (split.images.index_select(0, chosen), split.labels.index_select(0, chosen))
+        )
+
+    def evaluation_images(  # noqa: D102
+        self, split: str, first: int, last: int
+    ) -> AbstractContextManager[Images]:
+        whole = self.splits[split]
+        return nullcontext((whole.images[first:last], whole.labels[first:last]))
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]

@@ -20,7 +20,7 @@ class Cifar10(Published):
 
     @property
     def published(self) -> Any:
-        """torchvision's class for this data set."""
+        """Torchvision's class for this data set."""
         from torchvision.datasets import CIFAR10
 
         return CIFAR10

@@ -19,7 +19,7 @@ from ppll_cli.leaves.cache import cache_folder
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
 
-    from ppll_cli.data.batches import Batches, Split
+    from ppll_cli.data.batches import Batches, Form, Split
     from ppll_cli.data.identity import Identity
     from ppll_cli.data.source import EvaluationForm
     from ppll_cli.models.unit import ImageSpec
@@ -118,10 +118,8 @@ class Files:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDataset(Files, ABC):
-    """Labelled images of one size. A subclass says what they are and how its files are read.
-
-    Keys of its own are fields of a subclass that is again a keyword-only dataclass.
+class Classified(Files, ABC):
+    """Labelled images, all of one size when they are batches; they may come from anywhere.
 
     Attributes:
         mean: Mean of the pixels in [0, 1]: one value, or one a channel.
@@ -147,21 +145,6 @@ class ImageDataset(Files, ABC):
     def channel_count(self) -> int:
         """How many channels an image has."""
 
-    @abstractmethod
-    def read(self, part: Part) -> Arrays:
-        """Reads one part of the data set.
-
-        Raises:
-            ConfigError: A file cannot be read, or is not what it should be.
-        """
-
-    def prepare(self) -> None:
-        """Makes sure that the files exist; in the parent process, before any worker starts.
-
-        Raises:
-            ConfigError: Files are missing and could not be, or may not be, downloaded.
-        """
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("pad", self.pad, 0)
@@ -178,16 +161,66 @@ class ImageDataset(Files, ABC):
 
         return Classification(self.class_count)
 
+    def evaluation_form(self, splits: Any) -> "EvaluationForm | None":
+        """None: evaluation batches are like training batches."""
+        return None
+
+    def check_pad(self, side: int) -> None:
+        """Refuses a shift that would leave nothing of an image.
+
+        Args:
+            side: The image's shorter side, in pixels.
+
+        Raises:
+            ConfigError: The shift is too large.
+        """
+        if self.pad >= side:
+            raise ConfigError("data.pad", self.pad, f"images measure {side} pixels", "give less")
+
+    def form(self, batch_size: int, seed: int, device: "torch.device") -> "Form":
+        """How a run's batches are made of images, wherever these come from."""
+        from ppll_cli.data.augment import Augmentation
+        from ppll_cli.data.batches import Form
+
+        return Form(
+            mean=self.mean,
+            std=self.std,
+            augmentation=Augmentation(self.pad, self.pad_mode, self.flip),
+            drop_last=self.drop_last,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(Classified):
+    """Labelled images of one size. A subclass says what they are and how its files are read.
+
+    Keys of its own are fields of a subclass that is again a keyword-only dataclass.
+    """
+
+    @abstractmethod
+    def read(self, part: Part) -> Arrays:
+        """Reads one part of the data set.
+
+        Raises:
+            ConfigError: A file cannot be read, or is not what it should be.
+        """
+
+    def prepare(self) -> None:
+        """Makes sure that the files exist; in the parent process, before any worker starts.
+
+        Raises:
+            ConfigError: Files are missing and could not be, or may not be, downloaded.
+        """
+
     def image_spec(self, splits: "dict[str, Split]") -> "ImageSpec":
         """What the images in what `load` returned are like."""
         from ppll_cli.models.unit import ImageSpec
 
         _, channels, height, width = splits["train"].images.shape
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
-
-    def evaluation_form(self, splits: "dict[str, Split]") -> "EvaluationForm | None":
-        """None: evaluation batches are like training batches."""
-        return None
 
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
         """The pixels and labels of each split, by digests; None where a subclass loads others."""
@@ -207,18 +240,7 @@ class ImageDataset(Files, ABC):
         """What makes the batches of a run from what `load` returned."""
         from ppll_cli.data.batches import Batches
 
-        return Batches(
-            splits,
-            mean=self.mean,
-            std=self.std,
-            pad=self.pad,
-            pad_mode=self.pad_mode,
-            flip=self.flip,
-            drop_last=self.drop_last,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
+        return Batches(splits, self.form(batch_size, seed, device))
 
     def load(self) -> "dict[str, Split]":
         """Reads, checks and divides the data: `train`, `val` where a fraction is held out, `test`.
@@ -233,9 +255,7 @@ class ImageDataset(Files, ABC):
         if train.images.shape[1:] != test.images.shape[1:]:
             sizes = f"{test.images.shape[1:]}, the training images {train.images.shape[1:]}"
             raise self.fault(test.source, f"its images are {sizes}")
-        size = min(train.images.shape[2:])
-        if self.pad >= size:
-            raise ConfigError("data.pad", self.pad, f"images measure {size} pixels", "give less")
+        self.check_pad(min(train.images.shape[2:]))
         parts = {"train": train}
         if self.val_fraction:
             parts["train"], val = self._hold_out(train)

@@ -132,8 +132,13 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 def _stopped() -> bool:
     """Whether the fork server is stopped, where the system tells."""
     server: Any = forkserver._forkserver
+    return is_stopped(server._forkserver_pid)
+
+
+def is_stopped(process_id: int) -> bool:
+    """Whether a process is stopped (SIGSTOP), where the system tells."""
     with suppress(OSError):
-        status = Path(f"/proc/{server._forkserver_pid}/stat").read_text()
+        status = Path(f"/proc/{process_id}/stat").read_text()
         return status.rpartition(") ")[2][:1] in ("T", "t")
     return False
 

@@ -1,5 +1,6 @@
 """What this machine is. Imports no torch."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -12,3 +13,15 @@ def processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """Memory that this process may use: the machine's, or its control group's limit if less."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # "max" is no number
+        return whole

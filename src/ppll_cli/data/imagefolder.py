@@ -1,0 +1,90 @@
+"""Your own pictures: folders of classes, or CSV files of paths and classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.data.labelled.dataset import Found, LabelledPictures
+from ppll_cli.data.labelled.listing import (
+    ListingError,
+    Named,
+    check_classes,
+    class_folders,
+    from_csv,
+    from_folders,
+    in_order,
+    labelled,
+)
+from ppll_cli.errors import ConfigError
+
+PARTS = ("train", "test", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(LabelledPictures):
+    """Pictures in `train` with `test`, with `val`, or with both, under the root.
+
+    Each is a folder of classes or, with `.csv` behind its name, a file of paths and classes. With
+    `val` alone it is the test set. Where there is none of these the root itself holds the folders
+    of classes, or one CSV file, and `val_fraction` of the pictures are the test set.
+    """
+
+    def __post_init__(self) -> None:
+        if self.root is None:
+            raise ConfigError(
+                "data.root",
+                "null",
+                "which pictures are meant?",
+                "give data.root=FOLDER, with the folders train and test, or with a folder for each "
+                "class and data.val_fraction=0.2",
+            )
+        super().__post_init__()
+
+    def find(self) -> Found:  # noqa: D102
+        sources = {part: source for part in PARTS if (source := self._source(part)) is not None}
+        if not sources:
+            sources = {"train": self._whole()}
+        if "train" not in sources:
+            problem = f"has {' and '.join(sources)}, and no train"
+            raise ListingError(self.folder, problem, "add the folder train, or train.csv")
+        named = {part: self._named(part, source) for part, source in sources.items()}
+        classes = in_order(named["train"])
+        if len(classes) < 2:
+            problem = f"has one class alone, {classes[0]}"
+            remedy = "give pictures of two classes at least"
+            raise ListingError(sources["train"], problem, remedy)
+        for part, source in sources.items():
+            check_classes(source, named[part], classes)
+        return Found(
+            classes,
+            {
+                part: labelled([each for name in classes for each in found.get(name, ())], classes)
+                for part, found in named.items()
+            },
+        )
+
+    def _source(self, part: str) -> Path | None:
+        """A part's CSV file, or its folder; None where there is neither."""
+        file, folder = self.folder / f"{part}.csv", self.folder / part
+        if file.is_file():
+            return file
+        return folder if folder.is_dir() else None
+
+    def _whole(self) -> Path:
+        """The root's CSV file, or the root itself."""
+        files = sorted(self.folder.glob("*.csv"))
+        if len(files) > 1:
+            problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"
+            raise ListingError(self.folder, problem, "name them train.csv and test.csv")
+        if not files and not class_folders(self.folder):
+            problem = "has neither folders of classes nor a CSV file"
+            remedy = (
+                "put train/CLASS/PICTURE and test/CLASS/PICTURE there, or train.csv and test.csv"
+            )
+            raise ListingError(self.folder, problem, remedy)
+        return files[0] if files else self.folder
+
+    def _named(self, part: str, source: Path) -> Mapping[str, Named]:
+        if source.is_file():
+            return from_csv(source, self.folder, self.folder / part)
+        return from_folders(source, empty=part != "train")

@@ -1,0 +1,125 @@
+"""Batches of pictures that loaders decode while the batches before are trained.
+
+Legend: B batch, C channels, H height, W width (pixels of the images).
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppll_cli import seeding
+from ppll_cli.data.batches import EpochOrder, Form, ImageBatches, Images, generator_of
+from ppll_cli.data.labelled.crops import TRIES
+from ppll_cli.data.labelled.listing import Listing
+from ppll_cli.data.labelled.loader import Wanted
+from ppll_cli.data.labelled.loaders import Loaders, Loading
+from ppll_cli.data.staging import to_device
+
+AHEAD = 2
+"""How many batches are decoded while the one before them is waited for."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Underway(Generic[Key]):
+    """Batches that loaders work on; used by one thread.
+
+    Args:
+        begin: Has a batch decoded.
+    """
+
+    def __init__(self, begin: Callable[[Key], Loading]) -> None:
+        self._begin, self._begun = begin, dict[Key, Loading]()
+
+    @contextmanager
+    def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
+        """The images of the first of these batches; the others are wanted next."""
+        for key in [key for key in self._begun if key not in keys]:
+            self._begun.pop(key).release()
+        for key in keys:
+            if key not in self._begun:
+                self._begun[key] = self._begin(key)
+        loading = self._begun.pop(keys[0])
+        try:
+            yield loading.images()
+        finally:
+            loading.release()
+
+
+class LoadedBatches(ImageBatches):
+    """Makes batches of pictures that are decoded when they are needed.
+
+    Training batches are made by one thread, and evaluation batches by one, which may be another.
+
+    Args:
+        splits: The pictures.
+        middle: Evaluation is on a square in the middle: its side, where a picture's shorter side
+            is 1. So is training, where `scale` is None.
+        scale: Training is on a random piece of a picture: least and greatest part of its area.
+        loaders: What decodes them.
+        form: How batches are made of images.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Listing],
+        *,
+        middle: float,
+        scale: tuple[float, float] | None,
+        loaders: Loaders,
+        form: Form,
+    ) -> None:
+        super().__init__({name: len(split) for name, split in splits.items()}, form)
+        self._splits, self._middle, self._scale = splits, middle, scale
+        self._loaders = loaders
+        self._order = EpochOrder(len(splits["train"]), form.seed)
+        self._training = Underway(self._begin_training)
+        self._evaluating = Underway(self._begin_evaluation)
+
+    @contextmanager
+    def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102
+        steps = [epoch * self.steps_per_epoch + batch + later for later in range(AHEAD + 1)]
+        keys = [divmod(step, self.steps_per_epoch) for step in steps]
+        labels = self._splits["train"].labels[self._chosen(epoch, batch)]
+        with self._training.images(keys) as images:
+            yield self._on_device(images, labels)
+
+    @contextmanager
+    def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
+        size, end = last - first, self.samples[split]
+        starts = [start for later in range(AHEAD + 1) if (start := first + later * size) < end]
+        keys = [(split, start, min(start + size, end)) for start in starts]
+        with self._evaluating.images(keys) as images:
+            yield self._on_device(images, self._splits[split].labels[first:last])
+
+    def _on_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Images:
+        tensors: tuple[Tensor, Tensor] = torch.from_numpy(images), torch.from_numpy(labels)
+        return to_device(tensors[0], self.device), to_device(tensors[1], self.device)
+
+    def _chosen(self, epoch: int, batch: int) -> NDArray[np.intp]:
+        first = batch * self.form.batch_size
+        return self._order.of(epoch)[first : first + self.form.batch_size].numpy()
+
+    def _begin_training(self, key: tuple[int, int]) -> Loading:
+        split = self._splits["train"]
+        wanted = [Wanted(split.paths[number], self._middle) for number in self._chosen(*key)]
+        if self._scale is not None:
+            generator = generator_of(seeding.crop(self.form.seed, *key))
+            shape = (len(wanted), TRIES, 4)
+            draws = torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
+            wanted = [
+                replace(each, scale=self._scale, draws=tuple(map(tuple, own)))
+                for each, own in zip(wanted, draws, strict=True)
+            ]
+        return self._loaders.begin(wanted)
+
+    def _begin_evaluation(self, key: tuple[str, int, int]) -> Loading:
+        split, first, last = key
+        paths = self._splits[split].paths[first:last]
+        return self._loaders.begin([Wanted(path, self._middle) for path in paths])

@@ -1,0 +1,100 @@
+"""Images of one size that were made of pictures once, and are kept in the cache folder."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import write_array_header_1_0
+from numpy.typing import NDArray
+
+from ppll_cli.data.kept import kept_folder, place, stamp, unwritable
+from ppll_cli.data.labelled.loader import Wanted, image_of
+from ppll_cli.data.labelled.loaders import Loaders, Loading
+from ppll_cli.data.pictures.files import unreadable
+
+AT_ONCE = 64
+"""Pictures that are decoded before the next ones are asked for."""
+
+_FEW = 200
+
+_SAID = 5000
+"""Making more images than this takes a while, and is said."""
+
+log = logging.getLogger(__name__)
+
+
+def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[np.uint8]:
+    """The images of pictures, made now or at an earlier time.
+
+    Args:
+        wanted: The pictures, and which piece of each.
+        side: Height and width of the images, in pixels.
+        processes: How many loaders make them.
+
+    Returns:
+        uint8 [N, 3, side, side], mapped from a file into memory; changes stay in this process.
+
+    Raises:
+        ConfigError: A file cannot be read as a picture, or nothing can be kept.
+    """
+    shape = (len(wanted), 3, side, side)
+
+    def make(folder: Path) -> None:
+        if len(wanted) > _SAID:
+            log.warning("resizing %d pictures once, with %d processes", len(wanted), processes)
+        with (folder / "images.npy").open("wb") as file:
+            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for images in images_of(wanted, side, processes):
+                file.write(images.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(folder: Path) -> NDArray[np.uint8]:
+        images: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="c")
+        if images.dtype != np.uint8 or images.shape != shape:
+            raise ValueError(f"it holds {images.dtype} {images.shape}")
+        return images
+
+    stamps = [_stamp(each.path) for each in wanted]
+    pieces = sorted({each.part for each in wanted})
+    folder = place("images", [side, pieces, stamps])
+    try:
+        return kept_folder(folder, make, read)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def images_of(wanted: Sequence[Wanted], side: int, processes: int) -> Iterator[NDArray[np.uint8]]:
+    """The images of pictures, some at a time; each array is valid until the next one is taken.
+
+    Few pictures are decoded by this process itself, before loaders would have started.
+
+    Raises:
+        ConfigError: A file cannot be read as a picture.
+    """
+    if len(wanted) <= _FEW:
+        yield from (image_of(each, side) for each in wanted)
+        return
+    begun: deque[Loading] = deque()
+    with Loaders(processes, side) as loaders:
+        for first in range(0, len(wanted), AT_ONCE):
+            begun.append(loaders.begin(wanted[first : first + AT_ONCE]))
+            if len(begun) > 1:
+                yield from _taken(begun.popleft())
+        for loading in begun:
+            yield from _taken(loading)
+
+
+def _taken(loading: Loading) -> Iterator[NDArray[np.uint8]]:
+    yield loading.images()
+    loading.release()
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    try:
+        return stamp(Path(path))
+    except OSError as error:
+        raise unreadable(Path(path), error) from error

@@ -1,0 +1,228 @@
+"""Which pictures a data set has, and of which class each is: from folders, or from a CSV file."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppll_cli.leaves.files import problem_of, regular
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
+)
+"""Of the files that are taken for pictures, in small letters or capitals."""
+
+PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "picture")
+LABEL_NAMES = ("label", "class", "class_name", "category", "target", "labels")
+"""What the first line of a CSV file may call its two columns; its other columns are not used."""
+
+_MOST_CSV_BYTES = 1 << 30
+
+Named = Sequence[tuple[str, str]]
+"""Paths of pictures, each with the name of its class."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Pictures of a split.
+
+    Attributes:
+        paths: Their files.
+        labels: Their classes, int64 [N].
+    """
+
+    paths: Sequence[str]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def of(self, numbers: slice | NDArray[np.intp]) -> "Listing":
+        """Some of the pictures."""
+        chosen = np.arange(len(self))[numbers]
+        return Listing([self.paths[number] for number in chosen], self.labels[chosen])
+
+
+class ListingError(ValueError):
+    """Raised when the files do not say which pictures there are.
+
+    Args:
+        source: The file or folder.
+        problem: What is wrong with it.
+        remedy: What would work instead.
+    """
+
+    def __init__(self, source: object, problem: str, remedy: str) -> None:
+        super().__init__(f"{source}: {problem}")
+        self.source, self.problem, self.remedy = source, problem, remedy
+
+
+def labelled(named: Named, classes: Sequence[str]) -> Listing:
+    """Pictures with the numbers of their classes."""
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.array([number[name] for _, name in named], dtype=np.int64)
+    return Listing([path for path, _ in named], labels)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Classes in the order of their labels: by number if all are numbers, else by name."""
+    names = list(names)
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones.
+
+    Raises:
+        ListingError: The folder cannot be read.
+    """
+    with _reading(folder), os.scandir(folder) as entries:
+        found = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    return [folder / name for name in sorted(found)]
+
+
+def from_folders(folder: Path, *, empty: bool = False) -> dict[str, Named]:
+    """The pictures in a folder of classes: each class is a folder, with folders in it or without.
+
+    Args:
+        folder: The folder.
+        empty: A class may have no pictures.
+
+    Raises:
+        ListingError: There are no classes, or one has no pictures.
+    """
+    found: dict[str, Named] = {}
+    for inner in class_folders(folder):
+        found[inner.name] = [(path, inner.name) for path in _pictures(inner)]
+        if not found[inner.name] and not empty:
+            raise ListingError(
+                inner,
+                "this class has no pictures",
+                f"put some there, or remove the folder; pictures end in {', '.join(SUFFIXES[:5])} "
+                "and the like",
+            )
+    if not found:
+        raise ListingError(
+            folder, "has no folders of classes", "make a folder for each class, with its pictures"
+        )
+    return found
+
+
+def from_csv(file: Path, *folders: Path) -> dict[str, Named]:
+    """The pictures that a CSV file lists: in each line the path of a picture and its class.
+
+    The first line may name the columns. Columns are separated by commas, semicolons or tabs.
+
+    Args:
+        file: The CSV file.
+        folders: Where paths begin; the first one in which there is a file is taken.
+
+    Returns:
+        For each class its pictures, in the order of the file.
+
+    Raises:
+        ListingError: The file cannot be read, or a line names no picture or no class.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    path_at, label_at = 0, 1
+    for number, cells in _rows(file):
+        names = [cell.lower() for cell in cells]
+        columns = [_first(names, known) for known in (PATH_NAMES, LABEL_NAMES)]
+        if not found and None not in columns:
+            path_at, label_at = (column or 0 for column in columns)
+            continue
+        where = f"{file}, line {number}"
+        if len(cells) <= max(path_at, label_at) or not cells[path_at] or not cells[label_at]:
+            problem = f"has not both a path and a label: {','.join(cells)}"
+            raise ListingError(where, problem, "write path,label, or remove the line")
+        path, label = cells[path_at], cells[label_at]
+        places = [folder / os.path.expanduser(path) for folder in folders]
+        there = next((place for place in places if place.is_file()), None)
+        if there is None:
+            raise ListingError(
+                where,
+                f"there is no file {places[0]}",
+                f"mend or remove the line; paths begin in {folders[0]}",
+            )
+        found.setdefault(label, []).append((str(there), label))
+    if not found:
+        raise ListingError(file, "lists no pictures", "write path,label in each line")
+    return {**found}
+
+
+def check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
+    """Checks the classes of evaluation pictures, which must be those that are learnt.
+
+    Args:
+        source: The folder or the CSV file of the evaluation pictures.
+        found: Its classes.
+        train: Those of the training pictures.
+
+    Raises:
+        ListingError: There is another one, or a folder lacks one. A CSV file cannot name a class
+            without pictures, and may lack one.
+    """
+    new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
+    if new:
+        problem = f"has the class {new[0]}, which the training pictures have not"
+        raise ListingError(source, problem, f"add {new[0]} to them, or remove it here")
+    if lacking and source.is_dir():
+        problem = f"lacks the class {lacking[0]}, which the training pictures have"
+        remedy = f"make the folder {source / lacking[0]}, empty if there are no pictures for it"
+        raise ListingError(source, problem, remedy)
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read ({problem_of(error)})"
+        raise ListingError(source, problem, "mend it, or let it be read") from error
+
+
+def _pictures(folder: Path) -> list[str]:
+    """The pictures in a folder, and in the folders in it, by path."""
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    found: list[str] = []
+    with _reading(folder):
+        for place, inner, files in os.walk(folder, onerror=unreadable):
+            inner[:] = [name for name in inner if name[0] != "."]
+            found += [
+                os.path.join(place, name)
+                for name in files
+                if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES
+            ]
+    return sorted(found)
+
+
+def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
+    """Where the first of the names is that is known."""
+    return next((number for number, name in enumerate(names) if name in known), None)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file that are not empty, with their numbers from 1."""
+    with _reading(file), regular(file, _MOST_CSV_BYTES) as opened:
+        lines = opened.read().decode("utf-8-sig").splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = max(",;\t", key=first.count)
+    try:
+        rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+        for cells in rows:
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                yield rows.line_num, stripped
+    except csv.Error as error:
+        raise ListingError(f"{file}, line {rows.line_num}", str(error), "mend it") from error

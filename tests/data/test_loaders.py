@@ -1,0 +1,210 @@
+"""Loaders: processes that decode pictures. What they make, and how they end."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ppll_cli.data.imagefolder import ImageFolder
+from ppll_cli.data.labelled import crops, loaders
+from ppll_cli.data.labelled.batches import AHEAD, Underway
+from ppll_cli.data.labelled.loader import Wanted, image_of
+from ppll_cli.data.labelled.loaders import Loaders
+from ppll_cli.errors import ConfigError, RunFailedError
+from tests.data.picture_files import picture
+
+Options = Callable[..., dict[str, Any]]
+CPU = torch.device("cpu")
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Twenty JPEGs of two classes, for training and for the test."""
+    root = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for number in range(20):
+        folder = root / ("train" if number < 14 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{number:02}.jpg")
+        picture(number, 40 + 3 * number, 60 - number).save(paths[-1], quality=90)
+    return [str(path) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Loaders]:
+    """Two loaders."""
+    with Loaders(2, SIDE) as started:
+        yield started
+
+
+def test_loaders_make_what_this_process_would(two: Loaders, files: list[str]) -> None:
+    draws = tuple((n / 10, 1 - n / 10, n / 10, n / 10) for n in range(10))
+    pieces = [{}, {"part": 0.5}, {"scale": (0.1, 0.9), "draws": draws}]
+    for count in (1, 2, 3, 20):
+        wanted = [Wanted(path, **pieces[n % 3]) for n, path in enumerate(files[:count])]
+        begun = [two.begin(wanted), two.begin(wanted[::-1])]
+        expected = [image_of(each, SIDE) for each in wanted]
+        assert np.array_equal(begun[0].images(), expected)
+        assert np.array_equal(begun[1].images(), expected[::-1])
+        for loading in begun:
+            loading.release()
+
+
+def test_memory_that_was_given_back_is_used_again(two: Loaders, files: list[str]) -> None:
+    wanted = [Wanted(path) for path in files[:5]]
+    for _ in range(2 * AHEAD):
+        loading = two.begin(wanted)
+        size = os.fstat(two.memory.descriptor).st_size
+        loading.images()
+        loading.release()
+    two.begin(wanted).release()
+    assert os.fstat(two.memory.descriptor).st_size == size
+
+
+def test_a_picture_that_cannot_be_read_is_named(
+    two: Loaders, files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    loading = two.begin([Wanted(files[0]), Wanted(str(tmp_path / "text.jpg")), Wanted(files[1])])
+    with pytest.raises(ConfigError, match=r"text\.jpg: cannot be read as a picture"):
+        loading.images()
+    loading.release()
+    loading = two.begin([Wanted(files[0])])  # the loaders go on
+    assert np.array_equal(loading.images()[0], image_of(Wanted(files[0]), SIDE))
+    loading.release()
+
+
+def batches_of(dataset: ImageFolder) -> Iterator[dict[str, torch.Tensor]]:
+    """Two epochs and the test, as a run asks for them."""
+    batches = dataset.batches(dataset.load(), 4, 7, CPU)
+    assert batches.steps_per_epoch == 4
+    for epoch in range(2):
+        for batch in range(4):
+            yield batches.train(epoch, batch)
+        for batch in range(2):
+            yield batches.evaluation("test", batch, 4)
+    yield batches.train(0, 2)  # and out of order
+
+
+def test_batches_are_the_same_from_loaders_and_from_the_cache(
+    options: Options, cache: Path, files: list[str]
+) -> None:
+    own = {"root": str(Path(files[0]).parents[2]), "size": SIDE, "pad": 2, "flip": True}
+    kept, loaded = (ImageFolder(**options(**own, loaders=n)) for n in (0, 2))
+    loaded.prepare()
+    assert not cache.exists()
+    for one, other in zip(batches_of(kept), batches_of(loaded), strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
+    assert loaded.identity(None) == kept.identity(None)
+
+
+def test_the_next_batches_are_decoded_meanwhile_and_others_given_up() -> None:
+    begun: list[int] = []
+    released: list[int] = []
+
+    class Loading:
+        def __init__(self, key: int) -> None:
+            begun.append(key)
+            self.key = key
+
+        def images(self) -> int:
+            return self.key
+
+        def release(self) -> None:
+            released.append(self.key)
+
+    underway = Underway[int](Loading)  # type: ignore[arg-type]
+    for first in (0, 1, 5):
+        with underway.images([first, first + 1, first + 2]) as images:
+            assert images == first  # type: ignore[comparison-overlap]
+            assert first not in released
+        assert first in released
+    assert begun == [0, 1, 2, 3, 5, 6, 7]
+    assert released == [0, 1, 2, 3, 5]
+
+
+def test_a_loader_that_is_killed_ends_what_it_was_asked_for(files: list[str]) -> None:
+    with Loaders(1, SIDE) as started:
+        number = started.processes[0].pid
+        os.kill(number, signal.SIGSTOP)
+        loading = started.begin([Wanted(files[0])])
+        os.kill(number, signal.SIGKILL)
+        with pytest.raises(RunFailedError, match=r"a loader of data is gone .killed by SIGKILL"):
+            loading.images()
+        with pytest.raises(RunFailedError, match="is gone"):
+            started.begin([Wanted(files[0])])
+
+
+def test_a_loader_that_is_stopped_is_given_up(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "LOOK_S", 0.01)
+    monkeypatch.setattr(loaders, "STOPPED_LIMIT_S", 0.05)
+    with Loaders(1, SIDE) as started:
+        os.kill(started.processes[0].pid, signal.SIGSTOP)
+        with pytest.raises(RunFailedError, match=r"stopped .SIGSTOP."):
+            started.begin([Wanted(files[0])]).images()
+
+
+def test_a_loader_that_does_not_answer_is_given_up(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "LOOK_S", 0.01)
+    monkeypatch.setattr(loaders, "ANSWER_LIMIT_S", 0.05)
+    monkeypatch.setattr(loaders, "is_stopped", lambda _: False)
+    with Loaders(1, SIDE) as started:
+        os.kill(started.processes[0].pid, signal.SIGSTOP)
+        with pytest.raises(RunFailedError, match=rf"did not answer for 0 s, over {files[0]}"):
+            started.begin([Wanted(files[0])]).images()
+
+
+def test_loaders_end_with_what_started_them(files: list[str]) -> None:
+    started = Loaders(1, SIDE)
+    process = started.processes[0]
+    started.begin([Wanted(files[0])]).images()
+    del started
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path: Path) -> None:
+    picture(3, 1000, 700).save(tmp_path / "large.jpg", quality=95)
+    image = image_of(Wanted(str(tmp_path / "large.jpg")), 32).astype(int)
+    whole = Image.open(tmp_path / "large.jpg").crop((150, 0, 850, 700))
+    expected = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(image - expected).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(100, 50), (50, 100), (1, 1), (1000, 3), (3, 1000)])
+def test_random_pieces_lie_inside_and_have_the_area_and_ratio_asked_for(
+    size: tuple[int, int],
+) -> None:
+    width, height = size
+    random = np.random.RandomState(0)
+    for _ in range(100):
+        draws = [tuple(row) for row in random.random_sample((crops.TRIES, 4))]
+        box = crops.random_piece(width, height, (0.08, 1.0), draws)
+        left, top, right, bottom = box
+        assert 0 <= left < right <= width + 1e-9
+        assert 0 <= top < bottom <= height + 1e-9
+        assert 3 / 4 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
+        area = (right - left) * (bottom - top) / (width * height)
+        assert area <= 1 + 1e-9
+        if max(size) <= 2 * min(size):  # else no piece of an allowed ratio has the area
+            assert area >= 0.08 - 1e-9
+
+
+def test_random_pieces_differ_by_every_number_drawn() -> None:
+    base = (0.5, 0.5, 0.5, 0.5)
+    first = crops.random_piece(100, 100, (0.1, 0.5), [base])
+    for at in range(4):
+        other = (*base[:at], 0.6, *base[at + 1 :])
+        assert crops.random_piece(100, 100, (0.1, 0.5), [other]) != first
+    assert crops.random_piece(100, 100, (0.25, 0.25), [base]) == (25, 25, 75, 75)
