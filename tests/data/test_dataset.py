@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ppll_cli.data.dataset import Arrays, ImageDataset, Part, cache_root
+from ppll_cli.data.dataset import Arrays, Classified, ImageDataset, Part, cache_root
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.errors import ConfigError
@@ -21,7 +21,15 @@ from ppll_cli.tasks.classification import Classification
 Options = Callable[..., dict[str, Any]]
 CONF = Path(__file__).parents[2] / "conf" / "data"
 DATA_SETS = {"cifar10", "digits", "fashion_mnist", "stl10", "svhn", "synthetic", "photos", "div2k"}
-DATA_SETS |= {"cifar100", "imagefolder", "voc", "coco", "fashion_scenes"}
+DATA_SETS |= {
+    "cifar100",
+    "imagefolder",
+    "imagenet",
+    "tiny_imagenet",
+    "voc",
+    "coco",
+    "fashion_scenes",
+}
 
 
 class Numbered(ImageDataset):

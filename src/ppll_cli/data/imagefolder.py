@@ -1,19 +1,17 @@
 """Your own pictures: folders of classes, or CSV files of paths and classes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppll_cli.data.labelled.dataset import Found, LabelledPictures
+from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import (
+    Classes,
+    Found,
     ListingError,
-    Named,
-    check_classes,
+    arranged,
     class_folders,
     from_csv,
     from_folders,
-    in_order,
-    labelled,
 )
 from ppll_cli.errors import ConfigError
 
@@ -47,21 +45,7 @@ class ImageFolder(LabelledPictures):
         if "train" not in sources:
             problem = f"has {' and '.join(sources)}, and no train"
             raise ListingError(self.folder, problem, "add the folder train, or train.csv")
-        named = {part: self._named(part, source) for part, source in sources.items()}
-        classes = in_order(named["train"])
-        if len(classes) < 2:
-            problem = f"has one class alone, {classes[0]}"
-            remedy = "give pictures of two classes at least"
-            raise ListingError(sources["train"], problem, remedy)
-        for part, source in sources.items():
-            check_classes(source, named[part], classes)
-        return Found(
-            classes,
-            {
-                part: labelled([each for name in classes for each in found.get(name, ())], classes)
-                for part, found in named.items()
-            },
-        )
+        return arranged(sources, {part: self._read(part, at) for part, at in sources.items()})
 
     def _source(self, part: str) -> Path | None:
         """A part's CSV file, or its folder; None where there is neither."""
@@ -84,7 +68,7 @@ class ImageFolder(LabelledPictures):
             raise ListingError(self.folder, problem, remedy)
         return files[0] if files else self.folder
 
-    def _named(self, part: str, source: Path) -> Mapping[str, Named]:
+    def _read(self, part: str, source: Path) -> Classes:
         if source.is_file():
             return from_csv(source, self.folder, self.folder / part)
         return from_folders(source, empty=part != "train")

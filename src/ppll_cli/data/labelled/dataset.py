@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.dataset import Classified, check_at_least, fixed_random, hold_out
 from ppll_cli.data.labelled.images import images_of, kept_images
-from ppll_cli.data.labelled.listing import Listing, ListingError
+from ppll_cli.data.labelled.listing import Found, Listing, ListingError
 from ppll_cli.data.labelled.loader import Wanted
 from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.data.pictures.files import unreadable
@@ -36,19 +36,6 @@ MOST_BYTES = 4 << 30
 MOST_LOADERS = 16
 
 _CHECK_SEED = 0
-
-
-@dataclass(frozen=True)
-class Found:
-    """The pictures of a data set.
-
-    Attributes:
-        classes: Names of the classes, by their labels.
-        parts: The pictures of `train`, and of `test` and `val` where there are such.
-    """
-
-    classes: tuple[str, ...]
-    parts: Mapping[str, Listing]
 
 
 @dataclass(frozen=True, kw_only=True)

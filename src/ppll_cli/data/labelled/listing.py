@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,24 @@ SUFFIXES = (
 )
 """Of the files that are taken for pictures, in small letters or capitals."""
 
-PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "picture")
-LABEL_NAMES = ("label", "class", "class_name", "category", "target", "labels")
+PATH_NAMES = (
+    "path",
+    "imageid",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "image",
+    "image_path",
+    "picture",
+)
+LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
 """What the first line of a CSV file may call its two columns; its other columns are not used."""
 
 _MOST_CSV_BYTES = 1 << 30
 
-Named = Sequence[tuple[str, str]]
-"""Paths of pictures, each with the name of its class."""
+Classes = Mapping[str, Sequence[str]]
+"""Paths of pictures, by the names of their classes."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,43 @@ class ListingError(ValueError):
         self.source, self.problem, self.remedy = source, problem, remedy
 
 
-def labelled(named: Named, classes: Sequence[str]) -> Listing:
-    """Pictures with the numbers of their classes."""
-    number = {name: label for label, name in enumerate(classes)}
-    labels = np.array([number[name] for _, name in named], dtype=np.int64)
-    return Listing([path for path, _ in named], labels)
+@dataclass(frozen=True)
+class Found:
+    """The pictures of a data set.
+
+    Attributes:
+        classes: Names of the classes, by their labels.
+        parts: The pictures of `train`, and of `test` and `val` where there are such.
+    """
+
+    classes: tuple[str, ...]
+    parts: Mapping[str, Listing]
+
+
+def arranged(sources: Mapping[str, Path], parts: Mapping[str, Classes]) -> Found:
+    """Number the classes of training pictures, and check that other parts have the same ones.
+
+    Args:
+        sources: The folder or CSV file of each part.
+        parts: What was found there.
+
+    Raises:
+        ListingError: Classes differ, or there are fewer than two.
+    """
+    classes = in_order(parts["train"])
+    if len(classes) < 2:
+        problem, remedy = f"has one class alone, {classes[0]}", "give two classes at least"
+        raise ListingError(sources["train"], problem, remedy)
+    for part, found in parts.items():
+        _check_classes(sources[part], found, classes)
+    return Found(classes, {part: _listing(found, classes) for part, found in parts.items()})
+
+
+def _listing(found: Classes, classes: Sequence[str]) -> Listing:
+    """Pictures in the order of their classes, with their labels."""
+    counts = [len(found.get(name, ())) for name in classes]
+    paths = [path for name in classes for path in found.get(name, ())]
+    return Listing(paths, np.repeat(np.arange(len(classes)), counts))
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -89,7 +131,7 @@ def class_folders(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(found)]
 
 
-def from_folders(folder: Path, *, empty: bool = False) -> dict[str, Named]:
+def from_folders(folder: Path, *, empty: bool = False) -> Classes:
     """The pictures in a folder of classes: each class is a folder, with folders in it or without.
 
     Args:
@@ -99,9 +141,9 @@ def from_folders(folder: Path, *, empty: bool = False) -> dict[str, Named]:
     Raises:
         ListingError: There are no classes, or one has no pictures.
     """
-    found: dict[str, Named] = {}
+    found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
-        found[inner.name] = [(path, inner.name) for path in _pictures(inner)]
+        found[inner.name] = _pictures(inner)
         if not found[inner.name] and not empty:
             raise ListingError(
                 inner,
@@ -116,7 +158,11 @@ def from_folders(folder: Path, *, empty: bool = False) -> dict[str, Named]:
     return found
 
 
-def from_csv(file: Path, *folders: Path) -> dict[str, Named]:
+def from_csv(
+    file: Path,
+    *folders: Path,
+    meant: Callable[[str, str], tuple[str, str]] = lambda path, label: (path, label),
+) -> Classes:
     """The pictures that a CSV file lists: in each line the path of a picture and its class.
 
     The first line may name the columns. Columns are separated by commas, semicolons or tabs.
@@ -124,6 +170,7 @@ def from_csv(file: Path, *folders: Path) -> dict[str, Named]:
     Args:
         file: The CSV file.
         folders: Where paths begin; the first one in which there is a file is taken.
+        meant: The path and the class that are meant by what stands in the two columns.
 
     Returns:
         For each class its pictures, in the order of the file.
@@ -131,7 +178,7 @@ def from_csv(file: Path, *folders: Path) -> dict[str, Named]:
     Raises:
         ListingError: The file cannot be read, or a line names no picture or no class.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, list[str]] = {}
     path_at, label_at = 0, 1
     for number, cells in _rows(file):
         names = [cell.lower() for cell in cells]
@@ -143,7 +190,7 @@ def from_csv(file: Path, *folders: Path) -> dict[str, Named]:
         if len(cells) <= max(path_at, label_at) or not cells[path_at] or not cells[label_at]:
             problem = f"has not both a path and a label: {','.join(cells)}"
             raise ListingError(where, problem, "write path,label, or remove the line")
-        path, label = cells[path_at], cells[label_at]
+        path, label = meant(cells[path_at], cells[label_at])
         places = [folder / os.path.expanduser(path) for folder in folders]
         there = next((place for place in places if place.is_file()), None)
         if there is None:
@@ -152,13 +199,13 @@ def from_csv(file: Path, *folders: Path) -> dict[str, Named]:
                 f"there is no file {places[0]}",
                 f"mend or remove the line; paths begin in {folders[0]}",
             )
-        found.setdefault(label, []).append((str(there), label))
+        found.setdefault(label, []).append(str(there))
     if not found:
         raise ListingError(file, "lists no pictures", "write path,label in each line")
-    return {**found}
+    return found
 
 
-def check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
+def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
     """Checks the classes of evaluation pictures, which must be those that are learnt.
 
     Args:

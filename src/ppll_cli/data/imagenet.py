@@ -1,0 +1,100 @@
+"""ImageNet (ILSVRC 2012): 1.28 million and 50,000 photographs of many sizes, 1000 classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.data.dataset import check_at_least
+from ppll_cli.data.labelled.dataset import LabelledPictures
+from ppll_cli.data.labelled.listing import (
+    Classes,
+    Found,
+    ListingError,
+    arranged,
+    class_folders,
+    from_csv,
+    from_folders,
+)
+from ppll_cli.errors import ConfigError
+
+KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
+"""Where the pictures are in the archive that Kaggle gives out."""
+
+SOLUTION = "LOC_val_solution.csv"
+"""Kaggle's list of the classes of val: a picture's name, then its class and boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNet(LabelledPictures):
+    """`train` and `val` under the root, each with a folder for each class; or Kaggle's archive.
+
+    `val` is the test set. Training is on random pieces of the pictures, resized; evaluation on the
+    middle. Loaders decode them. Classes are WordNet's numbers; a part of them will do.
+
+    Attributes:
+        crop_scale: Least and greatest part of a picture's area that a random piece has.
+        middle_part: Evaluation is on a square in the middle: its side, where the picture's shorter
+            side is 1. 224 of 256 pixels is 0.875.
+    """
+
+    crop_scale: tuple[float, float]
+    middle_part: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(
+                "data.crop_scale",
+                self.crop_scale,
+                "is no range of areas",
+                "give 0 < low <= high <= 1",
+            )
+        if not 0 < self.middle_part <= 1:
+            raise ConfigError(
+                "data.middle_part", self.middle_part, "is out of range", "give 0 < part <= 1"
+            )
+        if self.loaders is not None:
+            check_at_least("loaders", self.loaders, 1, "or null")
+
+    @property
+    def resident(self) -> bool:
+        """Each epoch has other pieces of the pictures, so none are kept."""
+        return False
+
+    @property
+    def middle(self) -> float:  # noqa: D102
+        return self.middle_part
+
+    @property
+    def scale(self) -> tuple[float, float]:  # noqa: D102
+        return self.crop_scale
+
+    def find(self) -> Found:  # noqa: D102
+        base = self.folder
+        if not (base / "train").is_dir() and (base / KAGGLE / "train").is_dir():
+            base = base / KAGGLE
+        if not (base / "train").is_dir():
+            remedy = "ImageNet cannot be downloaded: put train/CLASS and val/CLASS there yourself"
+            raise ListingError(self.folder, "has no folder train", remedy)
+        train, val = base / "train", base / "val"
+        solution = self.folder / SOLUTION
+        evaluated = from_csv(solution, val, meant=_kaggle) if solution.is_file() else _sorted(val)
+        return arranged(
+            {"train": train, "test": val}, {"train": from_folders(train), "test": evaluated}
+        )
+
+
+def _kaggle(name: str, boxes: str) -> tuple[str, str]:
+    """A picture and its class: Kaggle lists a name, and `CLASS LEFT TOP RIGHT BOTTOM ...`."""
+    return f"{name}.JPEG", boxes.split()[0]
+
+
+def _sorted(val: Path) -> Classes:
+    """The pictures of val, which have to be in folders of classes: the archive has them in one."""
+    if val.is_dir() and not class_folders(val):
+        remedy = (
+            f"sort its pictures into val/CLASS, as valprep.sh does, or put Kaggle's {SOLUTION} "
+            "into the root"
+        )
+        raise ListingError(val, "has no folders of classes", remedy)
+    return from_folders(val)

@@ -1,0 +1,43 @@
+"""Tiny ImageNet: 100,000 and 10,000 colour photographs of 64x64 pixels, 200 classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.data.download import provide
+from ppll_cli.data.labelled.dataset import LabelledPictures
+from ppll_cli.data.labelled.listing import Found, arranged, from_csv, from_folders
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+FOLDER = "tiny-imagenet-200"
+NAMES = "wnids.txt"
+ANNOTATIONS = "val_annotations.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyImageNet(LabelledPictures):
+    """The published archive, unpacked into the root, or with the root as its folder.
+
+    What it calls `val` is the test set; the labels of its `test` were never published. Classes
+    are WordNet's numbers.
+    """
+
+    def prepare(self) -> None:  # noqa: D102
+        if not (self.folder / NAMES).is_file():
+            provide(self, [f"{FOLDER}/{NAMES}"], URL, _fetch, everything=True)
+        super().prepare()
+
+    def find(self) -> Found:  # noqa: D102
+        base = self.folder if (self.folder / NAMES).is_file() else self.folder / FOLDER
+        train, val = base / "train", base / "val"
+        listed = val / ANNOTATIONS  # where nobody has sorted the pictures into classes
+        evaluated = from_csv(listed, val / "images") if listed.is_file() else from_folders(val)
+        return arranged(
+            {"train": train, "test": val}, {"train": from_folders(train), "test": evaluated}
+        )
+
+
+def _fetch(folder: Path) -> None:
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(URL, str(folder), md5=MD5, remove_finished=True)
