@@ -16,6 +16,7 @@ from ppll_cli.tasks.classification import (
     Pool,
     classes_of,
     pooled_width,
+    with_smoothing,
 )
 from tests.other_task import OtherTask
 
@@ -32,6 +33,29 @@ def test_loss_is_the_mean_cross_entropy() -> None:
     loss = TASK.loss(LOGITS, {LABEL: LABELS, "image": torch.zeros(1)})
     assert loss.shape == ()
     assert loss.item() == pytest.approx(sum(expected) / 4, rel=1e-6)
+
+
+def test_smoothed_labels_are_learnt_but_not_measured() -> None:
+    """Of a target 0.3 goes to all classes evenly, the right one included."""
+    task = with_smoothing(TASK, 0.3)
+    logs = LOGITS.log_softmax(1)
+    expected = -sum(
+        0.7 * logs[row, label] + 0.1 * logs[row].sum() for row, label in enumerate(LABELS)
+    )
+    assert task.loss(LOGITS, {LABEL: LABELS}).item() == pytest.approx(float(expected) / 4, rel=1e-6)
+    with torch.no_grad():
+        measured = task.loss(LOGITS, {LABEL: LABELS})
+    assert torch.equal(measured, TASK.loss(LOGITS, {LABEL: LABELS}))
+    assert with_smoothing(TASK, 0.0) is TASK
+
+
+def test_labels_are_smoothed_where_there_are_labels() -> None:
+    other = OtherTask()
+    assert with_smoothing(other, 0.0) is other
+    with pytest.raises(
+        ConfigError, match=r"optim\.label_smoothing=0\.1: is for classification; ch"
+    ):
+        with_smoothing(other, 0.1)
 
 
 def test_loss_of_bfloat16_is_computed_in_float32() -> None:

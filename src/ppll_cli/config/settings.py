@@ -65,6 +65,7 @@ class Optim(_Section):
             warm-up; `cosine_by_epoch` changes once an epoch and counts the warm-up's epochs.
         warmup_epochs: Over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
+        label_smoothing: Part of each training target that is shared evenly among all classes.
         clip_norm: The greatest gradient norm of a module; null does not clip.
         nonfinite: At a loss that is no finite number: stop the run, or skip each step whose
             gradients are none.
@@ -82,7 +83,9 @@ class Optim(_Section):
     gamma: Annotated[Positive, Field(le=1)]
     clip_norm: Positive | None
     nonfinite: Literal["stop", "skip"] = "stop"
-    warmup_lr: Positive = 0.01  # runs of before this existed can be resumed
+    # Runs of before these existed can be resumed.
+    warmup_lr: Positive = 0.01
+    label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

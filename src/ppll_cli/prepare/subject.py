@@ -19,6 +19,7 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
+from ppll_cli.tasks.classification import with_smoothing
 from ppll_cli.tasks.task import Task
 
 DATA_SET = (
@@ -127,7 +128,8 @@ def examine(settings: Settings) -> Subject:
     with blaming(key, path, "loading the data"):
         dataset.prepare()
         splits = dataset.load()
-        image, task = dataset.image_spec(splits), dataset.task
+        image = dataset.image_spec(splits)
+        task = with_smoothing(dataset.task, settings.optim.label_smoothing)
         form = dataset.evaluation_form(splits)
         identify = getattr(dataset, "identity", None)
         identity = identify(splits) if callable(identify) else None

@@ -1,7 +1,7 @@
 """Classification: one label for each image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -106,17 +106,28 @@ class FusedHead(nn.Module):
 
 @dataclass(frozen=True)
 class Classification:
-    """Predictions are logits [B, classes]; the loss is cross-entropy, the metric accuracy."""
+    """Predictions are logits [B, classes]; the loss is cross-entropy, the metric accuracy.
+
+    Attributes:
+        classes: How many.
+        label_smoothing: Part of each target that is shared evenly among all classes, in training.
+    """
 
     classes: int
     metric: str = "accuracy"
     targets: Mapping[str, ValueSpec] = field(
         default_factory=lambda: {LABEL: ValueSpec((), torch.int64)}
     )
+    label_smoothing: float = 0.0
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy, computed in float32 also under autocast."""
-        return F.cross_entropy(prediction.float(), values[LABEL])
+        """Mean cross-entropy, computed in float32 also under autocast.
+
+        Labels are smoothed where gradients are computed. So losses of evaluation can be compared
+        between runs that smooth and runs that do not.
+        """
+        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
+        return F.cross_entropy(prediction.float(), values[LABEL], label_smoothing=smoothing)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """[correct predictions, samples], [1, 2]."""
@@ -154,6 +165,19 @@ class Classification:
         widths = [pooled_width(shape) for shape in banked]
         fused = FusedHead(head, widths, bank.fusion, bank.shared_head)
         return CopiedNetwork(copies.units, fused)
+
+
+def with_smoothing(task: Task, amount: float) -> Task:
+    """The task with `optim.label_smoothing`.
+
+    Raises:
+        ConfigError: It has no labels that could be smoothed.
+    """
+    if not amount:
+        return task
+    key, data = "optim.label_smoothing", "with class labels, or give 0"
+    labelled = only_for(Classification, task, key, str(amount), "classification", data)
+    return replace(labelled, label_smoothing=amount)
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:
