@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.data import augment, batches
+from ppll_cli.data import augment, batches, randaugment
 from ppll_cli.data.pictures import patches
 from ppll_cli.data.scenes import batches as scene_batches
 from tests.no_waiting import NoWaiting
@@ -55,7 +55,7 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> NoWaiting:
     """Within it, batch makers may copy to the device by `to_device` alone."""
     mode = NoWaiting()
-    for module in (augment, batches, patches, scene_batches):
+    for module in (augment, randaugment, batches, patches, scene_batches):
         monkeypatch.setattr(module, "to_device", mode.staged)
     return mode
 

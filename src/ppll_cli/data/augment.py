@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppll_cli.data.randaugment import rand_augment
 from ppll_cli.data.staging import to_device
 
 
@@ -19,11 +20,13 @@ class Augmentation:
     """What is done to the images of a training batch.
 
     Attributes:
+        kind: "none"; "basic", by the other attributes; "randaugment", the same and RandAugment.
         pad: How far an image is shifted at most by the random crop, in pixels; 0 is off.
         pad_mode: What is behind an image's border, "zeros" or "reflect".
         flip: Whether half of the images are mirrored.
     """
 
+    kind: str
     pad: int
     pad_mode: str
     flip: bool
@@ -38,9 +41,13 @@ class Augmentation:
         Returns:
             uint8 [B, C, H, W].
         """
+        if self.kind == "none":
+            return images
         if self.pad:
             images = random_crop(images, self.pad, self.pad_mode, generator)
-        return random_flip(images, generator) if self.flip else images
+        if self.flip:
+            images = random_flip(images, generator)
+        return rand_augment(images, generator) if self.kind == "randaugment" else images
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:

@@ -31,6 +31,7 @@ Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
 
 PAD_MODES = ("zeros", "reflect")
+AUGMENTATIONS = ("basic", "randaugment", "none")
 _LONGEST_STEM = 50  # characters of up to 4 bytes; file systems allow 255 bytes a name
 _HOLD_OUT_SEED = 20240607  # any number, but never another: it decides which samples are `val`
 
@@ -127,6 +128,8 @@ class Classified(Files, ABC):
         pad: How far a training image is shifted at most by the random crop, in pixels; 0 is off.
         pad_mode: What is behind an image's border, black or its mirror image.
         flip: Half of the training images are mirrored from left to right.
+        augment: How training images are changed: as `pad` and `flip` say, so and by RandAugment, or
+            not at all.
     """
 
     mean: list[float]
@@ -134,6 +137,7 @@ class Classified(Files, ABC):
     pad: int
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
+    augment: Literal["basic", "randaugment", "none"] = "basic"  # runs of before it can be resumed
 
     @property
     @abstractmethod
@@ -148,10 +152,11 @@ class Classified(Files, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("pad", self.pad, 0)
-        if self.pad_mode not in PAD_MODES:
-            raise ConfigError(
-                "data.pad_mode", self.pad_mode, "is unknown", f"choose {' or '.join(PAD_MODES)}"
-            )
+        for key, known in (("pad_mode", PAD_MODES), ("augment", AUGMENTATIONS)):
+            if (value := getattr(self, key)) not in known:
+                raise ConfigError(
+                    f"data.{key}", value, "is unknown", f"choose {' or '.join(known)}"
+                )
         check_normalisation(self.mean, self.std, self.channel_count)
 
     @property
@@ -185,7 +190,7 @@ class Classified(Files, ABC):
         return Form(
             mean=self.mean,
             std=self.std,
-            augmentation=Augmentation(self.pad, self.pad_mode, self.flip),
+            augmentation=Augmentation(self.augment, self.pad, self.pad_mode, self.flip),
             drop_last=self.drop_last,
             batch_size=batch_size,
             seed=seed,

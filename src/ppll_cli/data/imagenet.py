@@ -66,8 +66,8 @@ class ImageNet(LabelledPictures):
         return self.middle_part
 
     @property
-    def scale(self) -> tuple[float, float]:  # noqa: D102
-        return self.crop_scale
+    def scale(self) -> tuple[float, float] | None:  # noqa: D102
+        return None if self.augment == "none" else self.crop_scale
 
     def find(self) -> Found:  # noqa: D102
         base = self.folder
