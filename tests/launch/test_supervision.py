@@ -20,6 +20,7 @@ from ppll_cli.job.pulse import Pulse
 from ppll_cli.worker import process
 from scripts.benchmarks.session import Session, ppll_run
 from tests.conftest import own_model
+from tests.data.class_pictures import write_classes
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -131,6 +132,37 @@ def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
     ]
     assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
     assert screen[-1].endswith(f" -m ppll_cli resume={folder}")
+    assert status_of(folder) == "failed"
+
+
+@pytest.mark.parametrize("killed", ["loader", "worker"])
+def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
+    start: Start, folder: Path, tmp_path: Path, killed: str
+) -> None:
+    write_classes(tmp_path / "own" / "train", {"a": range(20), "b": range(20)})
+    write_classes(tmp_path / "own" / "test", {"a": [1], "b": [2]})
+    data = ["data=imagefolder", f"data.root={tmp_path / 'own'}", "data.size=8", "data.loaders=2"]
+    shape = [*VIT, "gpus=2", "batch_size=8", "epochs=100000", "eval_every=1", "timeline=false"]
+    run = ["device=cpu", "threads=1", f"hydra.run.dir={folder}"]
+    session = start(ppll_run(*data, *shape, *run))
+    wait_for_training(session)
+    first = session.workers()[0].pid
+    loaders = [each for each in session.processes() if each.parent == first]
+    assert len(loaders) == 2
+    session.signal(signal.SIGKILL, loaders[1].pid if killed == "loader" else first)
+    assert session.wait() == 1
+    there = {each.pid for each in session.processes()}
+    assert not there & {each.pid for each in loaders}  # the program has waited for them
+    assert session.left() == []
+    reason = (
+        "the worker process is gone"
+        if killed == "worker"
+        else (
+            "RunFailedError: a loader of data is gone (killed by SIGKILL; if nobody did, the system"
+        )
+    )
+    cause = session.printed().partition("ppll-run: ")[2]
+    assert cause.startswith(f"stage 0 (cpu): {reason}")
     assert status_of(folder) == "failed"
 
 

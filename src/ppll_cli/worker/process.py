@@ -16,6 +16,7 @@ from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.placing import prepare_compiler
 from ppll_cli.job.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
+from ppll_cli.leaves import lifeline
 from ppll_cli.observe import streams
 from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker.memory import CurrentMemory
@@ -36,6 +37,7 @@ class _ReportHandler(logging.Handler):
 def main(job: Job, seat: Seat, links: Links) -> None:
     """Run a worker; its reports, the last one among them, go to the parent."""
     streams.guard()  # what a user's model prints is only for show, too
+    lifeline.share(links.parent)
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
     threading.Thread(target=_stay_with_parent, args=(links.pulse, memory), daemon=True).start()

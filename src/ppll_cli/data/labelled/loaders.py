@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.data.labelled.loader import Request, Wanted
 from ppll_cli.errors import PpllError, RunFailedError
+from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import fate, is_stopped
 
 MOST_AT_ONCE = 8
@@ -214,7 +215,7 @@ class _Loader:
                 [sys.executable, "-P", "-c", _PROGRAM, path, *map(str, numbers)],
                 stdin=DEVNULL,
                 stdout=DEVNULL,
-                pass_fds=numbers,
+                pass_fds=(*numbers, *lifeline.descriptors()),
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
 
