@@ -138,9 +138,12 @@ def test_a_single_csv_file_of_any_name(make: Callable[..., ImageFolder], root: P
     assert make(val_fraction=0.5).classes == ("even", "odd")
 
 
-def both(root: Path) -> None:
+def both(root: Path, more: str = "") -> None:
+    """Two classes, and a folder of a third where it is wanted."""
     write_classes(root / "train", {"a": [10], "b": [20]})
     write_classes(root / "test", {"a": [30], "b": [40]})
+    if more:
+        write_classes(root, {more: [50]})
 
 
 def broken(root: Path, path: str, content: bytes) -> None:
@@ -148,9 +151,9 @@ def broken(root: Path, path: str, content: bytes) -> None:
     (root / path).write_bytes(content)
 
 
-def listed(root: Path, text: str) -> None:
+def listed(root: Path, text: str, part: str = "train") -> None:
     both(root)
-    (root / "train.csv").write_text(text)
+    (root / f"{part}.csv").write_text(text)
 
 
 def cut_off(root: Path) -> None:
@@ -176,12 +179,12 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     (
         "other_class",
-        lambda root: (both(root), write_classes(root / "test", {"c": [1]})),
+        lambda root: both(root, "test/c"),
         "test: has the class c, which the training pictures have not; add c",
     ),
     (
         "class_lacking",
-        lambda root: (both(root), write_classes(root / "train", {"c": [1]})),
+        lambda root: both(root, "train/c"),
         "test: lacks the class c, which the training pictures have; make the folder",
     ),
     ("text", lambda root: broken(root, "train/a/x.png", b"text"), "train/a/x.png: cannot be read"),
@@ -208,12 +211,12 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     ("csv_bytes", lambda root: broken(root, "train.csv", b"\xff\xfe,a"), "train.csv: cannot be r"),
     (
         "csv_class",
-        lambda root: (both(root), (root / "test.csv").write_text("train/a/000.png,c")),
+        lambda root: listed(root, "train/a/000.png,c", "test"),
         "test.csv: has the class c, which the training pictures have not",
     ),
     (
         "in_both",
-        lambda root: (both(root), (root / "test.csv").write_text("train/a/000.png,a")),
+        lambda root: listed(root, "train/a/000.png,a", "test"),
         "train/a/000.png: is in train and in test",
     ),
     (

@@ -116,7 +116,7 @@ def test_imagenet(options: Options, cache: Path, tmp_path: Path, kaggle: bool) -
     write_imagenet(tmp_path, kaggle=kaggle)
     dataset = ImageNet(**options(**OWN, root=str(tmp_path)))
     dataset.prepare()
-    splits = dataset.load()
+    splits: Any = dataset.load()
     assert dataset.classes == ("n00", "n01")
     assert [Path(path).name for path in splits["test"].paths] == ["p4.JPEG", "p5.JPEG"]
     assert splits["test"].labels.tolist() == [0, 1]

@@ -46,7 +46,7 @@ def two() -> Iterator[Loaders]:
 
 def test_loaders_make_what_this_process_would(two: Loaders, files: list[str]) -> None:
     draws = tuple((n / 10, 1 - n / 10, n / 10, n / 10) for n in range(10))
-    pieces = [{}, {"part": 0.5}, {"scale": (0.1, 0.9), "draws": draws}]
+    pieces: list[dict[str, Any]] = [{}, {"part": 0.5}, {"scale": (0.1, 0.9), "draws": draws}]
     for count in (1, 2, 3, 20):
         wanted = [Wanted(path, **pieces[n % 3]) for n, path in enumerate(files[:count])]
         begun = [two.begin(wanted), two.begin(wanted[::-1])]
@@ -124,7 +124,7 @@ def test_the_next_batches_are_decoded_meanwhile_and_others_given_up() -> None:
     underway = Underway[int](Loading)  # type: ignore[arg-type]
     for first in (0, 1, 5):
         with underway.images([first, first + 1, first + 2]) as images:
-            assert images == first  # type: ignore[comparison-overlap]
+            assert images == first
             assert first not in released
         assert first in released
     assert begun == [0, 1, 2, 3, 5, 6, 7]
@@ -189,7 +189,7 @@ def test_random_pieces_lie_inside_and_have_the_area_and_ratio_asked_for(
     width, height = size
     random = np.random.RandomState(0)
     for _ in range(100):
-        draws = [tuple(row) for row in random.random_sample((crops.TRIES, 4))]
+        draws: Any = [tuple(row) for row in random.random_sample((crops.TRIES, 4))]
         box = crops.random_piece(width, height, (0.08, 1.0), draws)
         left, top, right, bottom = box
         assert 0 <= left < right <= width + 1e-9
@@ -205,6 +205,6 @@ def test_random_pieces_differ_by_every_number_drawn() -> None:
     base = (0.5, 0.5, 0.5, 0.5)
     first = crops.random_piece(100, 100, (0.1, 0.5), [base])
     for at in range(4):
-        other = (*base[:at], 0.6, *base[at + 1 :])
+        other: Any = (*base[:at], 0.6, *base[at + 1 :])
         assert crops.random_piece(100, 100, (0.1, 0.5), [other]) != first
     assert crops.random_piece(100, 100, (0.25, 0.25), [base]) == (25, 25, 75, 75)

@@ -154,7 +154,7 @@ def _grey(pixels: Tensor) -> Tensor:
     if pixels.shape[1] != len(_LUMA):
         total = pixels.sum(1, keepdim=True, dtype=torch.int32)
         return torch.div(total, pixels.shape[1], rounding_mode="floor")
-    red, green, blue = pixels.split(1, dim=1)
+    red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
     return (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + _ONE // 2) >> 16
 
 

@@ -62,6 +62,7 @@ FREE = {
     "checkpoint",
     "data.root",
     "data.download",
+    "data.loaders",
     "data.cache",
     "data.folders",
 }

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,9 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
         raise unwritable(folder, error) from error
 
 
-def images_of(wanted: Sequence[Wanted], side: int, processes: int) -> Iterator[NDArray[np.uint8]]:
+def images_of(
+    wanted: Sequence[Wanted], side: int, processes: int
+) -> Generator[NDArray[np.uint8], None, None]:
     """The images of pictures, some at a time; each array is valid until the next one is taken.
 
     Few pictures are decoded by this process itself, before loaders would have started.

@@ -87,7 +87,7 @@ def _load(request: Request, memory: int) -> PpllError | None:
     offset = request.offset
     for wanted in request.wanted:
         try:
-            offset += os.pwrite(memory, image_of(wanted, request.side), offset)
+            offset += os.pwrite(memory, image_of(wanted, request.side).data, offset)
         except PpllError as error:
             return error
         except Exception as error:  # as where memory ran out

@@ -225,6 +225,7 @@ class _Loader:
             request, answer = job
             if not answer.set_running_or_notify_cancel():
                 continue
+            error: Exception | None
             try:
                 error = self._ask(request)
             except Exception as failure:
