@@ -37,6 +37,7 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.tasks.task import Task
 from tests.conftest import Runner, own_model
 from tests.program import restored
+from tests.data.class_pictures import write_classes
 
 # --- The program in this process -----------------------------------------------------------------
 
@@ -287,6 +288,15 @@ VOC = ["data=voc", "data.root=root", "data.download=false"]
 COCO = ["data=coco", "data.root=root"]
 SCENES = ["data=fashion_scenes", "data.root=root", "data.download=false"]
 CIFAR = ["data=cifar10", "data.root=root", "data.download=false"]
+
+
+OWN = ["data=imagefolder", "data.root=root"]
+
+
+def own_pictures() -> None:
+    """Two classes, of which one has a picture that cannot be read."""
+    write_classes(Path("root"), {"train/a": [1], "train/b": [2], "test/a": [3], "test/b": []})
+    Path("root/test/b/broken.jpg").write_bytes(b"no picture")
 
 
 def fashion(changed: dict[str, bytes | None]) -> Setup:
@@ -684,6 +694,11 @@ DATA = [
     row("scenes-side", ["data=fashion_scenes", "data.side=9"], "data.side=9", "give at least 32"),
     row("cifar", CIFAR, "data.root=root", "is not the published file (its MD5 sum", cifar),
     row("cifar-missing", CIFAR, "data.root=root", "allow data.download=true", folder("root")),
+    row("own-root", OWN[:1], "data.root=null", "data.root=FOLDER, with the folders train and test"),
+    row("own-empty", OWN, "data.root=root", "put train/CLASS/PICTURE", folder("root")),
+    row("own-broken", OWN, "data=root/test/b/broken.jpg", "remove or mend it", own_pictures),
+    row("augment", ["data.augment=all"], "data.augment=all", "'basic', 'randaugment' or 'none'"),
+    row("smoothing", ["optim.label_smoothing=1"], "optim.label_smoothing=1", "less than 1"),
     row("val_fraction", ["data.val_fraction=1.0"], "data.val_fraction=1.0", "0 <= fraction < 1"),
     row("val_few", ["data.val_fraction=1e-5"], "data.val_fraction=1e-05", "or 0 for no `val`"),
     row("eval_limit", ["data.eval_limit=0"], "data.eval_limit=0", "at least 1 or null for all"),

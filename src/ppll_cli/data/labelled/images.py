@@ -15,10 +15,11 @@ from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.pictures.files import unreadable
 
-AT_ONCE = 64
+AT_ONCE = 128
 """Pictures that are decoded before the next ones are asked for."""
 
 _FEW = 200
+"""This process decodes so many pictures itself, before loaders would have started."""
 
 _SAID = 5000
 """Making more images than this takes a while, and is said."""
@@ -72,7 +73,7 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """The images of pictures, some at a time; each array is valid until the next one is taken.
 
-    Few pictures are decoded by this process itself, before loaders would have started.
+    Few pictures are decoded by this process itself, others by loaders.
 
     Raises:
         ConfigError: A file cannot be read as a picture.

@@ -50,6 +50,8 @@ Job = tuple[Request, Future[None]]
 class Loaders:
     """Child processes that decode pictures. Several threads may ask them for pictures.
 
+    On Linux they end with the thread that makes this object, so it has to be one that stays.
+
     Args:
         count: How many processes.
         side: Height and width of the images that are made, in pixels.
@@ -210,7 +212,7 @@ class _Loader:
         self._connection, there = Pipe()
         with there:
             numbers = (there.fileno(), memory)
-            path = json.dumps(sys.path)
+            path = json.dumps([str(each) for each in sys.path])
             self.process = Popen(
                 [sys.executable, "-P", "-c", _PROGRAM, path, *map(str, numbers)],
                 stdin=DEVNULL,
