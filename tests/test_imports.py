@@ -27,7 +27,8 @@ LAYERS = (
 
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
-FILES = sorted(ROOT.rglob("*.py"))
+FILES = sorted({*ROOT.rglob("*.py")} - {ROOT / "__init__.py"})
+"""All but the one that offers users what is further up, and imports it when it is called."""
 
 
 def _folder(parts: tuple[str, ...]) -> str:

@@ -2,8 +2,18 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ppll_cli.leaves.cache import keep_compiled_code
+
+if TYPE_CHECKING:
+    import torch
+
+    from ppll_cli.launch.loaded import LoadedRun
+
+__all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
 
@@ -18,3 +28,30 @@ if (
 
 # Before anything imports torch's compiler, in whatever process: making an optimizer does.
 keep_compiled_code()
+
+
+def load_run(
+    run_dir: str | Path,
+    *,
+    checkpoint: str | int = "last",
+    device: "str | torch.device" = "cpu",
+    classes: Sequence[Any] = (),
+) -> "LoadedRun":
+    """Load the model of a run from its directory, with what belongs to it.
+
+    The data set that it was trained on is loaded as well: it knows the images and the classes.
+
+    Args:
+        run_dir: The run directory.
+        checkpoint: Which weights: `last`, `best`, or a number of optimizer steps.
+        device: Where the model is to be.
+        classes: Classes of the user's own that the run used, or their dotted paths: what only the
+            folder names is not imported.
+
+    Raises:
+        ConfigError: The folder is no run, it lacks this checkpoint, or the run used a class of the
+            user's own that is not among `classes`.
+    """
+    from ppll_cli.launch.loaded import load_run as load  # torch takes seconds to import
+
+    return load(run_dir, checkpoint=checkpoint, device=device, classes=classes)

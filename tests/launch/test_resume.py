@@ -407,7 +407,7 @@ def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> 
         change(folder)
     assert str(error.value) == (
         f"{key}={EVIL}: a class that no option names is not taken from a run directory; "
-        f"give {key}={EVIL} again, beside resume"
+        f"give {key}={EVIL} again on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
     if group != "transport":  # which may be another one

@@ -19,6 +19,7 @@ MODULES = {
     "ppll-run": "ppll_cli",
     "ppll-plan": "ppll_cli.cli.plan",
     "ppll-compare": "ppll_cli.cli.compare",
+    "ppll-eval": "ppll_cli.cli.evaluate",
 }
 """What `python -m` calls the programs."""
 

@@ -16,6 +16,10 @@ class Cifar10(Published):
     """The Python version of the files, in `cifar-10-batches-py` under the root."""
 
     class_count = 10
+    class_names = (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    )
     channel_count = 3
 
     @property

@@ -5,6 +5,7 @@ Legend: N samples, C channels, H height, W width (pixels).
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,10 +19,12 @@ from ppll_cli.leaves.cache import cache_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
+    from PIL import Image
+    from torch import Tensor
 
     from ppll_cli.data.batches import Batches, Form, Split
     from ppll_cli.data.identity import Identity
-    from ppll_cli.data.source import EvaluationForm
+    from ppll_cli.data.source import EvaluationForm, Prediction
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
 
@@ -149,6 +152,14 @@ class Classified(Files, ABC):
     def channel_count(self) -> int:
         """How many channels an image has."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by their labels; the labels' numbers where nothing better is known.
+
+        A subclass that knows names has them here.
+        """
+        return tuple(map(str, range(self.class_count)))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("pad", self.pad, 0)
@@ -196,6 +207,31 @@ class Classified(Files, ABC):
             seed=seed,
             device=device,
         )
+
+    def inputs(
+        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        """A picture of the user's as the model takes it: fitted to its size, and normalised."""
+        from ppll_cli.data.batches import Batches
+        from ppll_cli.data.one_picture import as_split
+        from ppll_cli.models.unit import IMAGE
+
+        batches = Batches({"train": as_split(picture, image)}, self.form(1, 0, device))
+        return {IMAGE: batches.evaluation("train", 0, 1)[IMAGE]}
+
+    def predicted(
+        self,
+        predict: "Callable[[Tensor], Tensor]",
+        picture: "Image.Image",
+        image: "ImageSpec",
+        device: "torch.device",
+    ) -> "Prediction":
+        """The classes that the model finds in a picture of the user's, with their probabilities."""
+        from ppll_cli.data.one_picture import labelled
+        from ppll_cli.models.unit import IMAGE
+
+        images = self.inputs(picture, image, device)[IMAGE]
+        return labelled(self.task.probabilities(predict(images))[0].tolist(), self.class_names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,10 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+CLASSES = (
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 _UNSIGNED_BYTE = 8
 _MOST_BYTES = 1 << 30  # of a file: over twenty times as much as the training images have
 
@@ -35,6 +39,7 @@ class FashionMnist(ImageDataset):
     """
 
     class_count = 10
+    class_names = CLASSES
     channel_count = 1
 
     def prepare(self) -> None:  # noqa: D102

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from ppll_cli.data.dataset import Part, check_at_least, fixed_random
-from ppll_cli.data.fashion_mnist import FashionMnist
+from ppll_cli.data.fashion_mnist import CLASSES, FashionMnist
 from ppll_cli.data.kept import kept_folder, place, stamp, unwritable
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
@@ -19,10 +19,6 @@ from ppll_cli.errors import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     from ppll_cli.data.source import EvaluationForm
 
-CLASSES = (
-    *("t-shirt", "trouser", "pullover", "dress", "coat"),
-    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
-)
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of a part's first scene; it has one each
 PAINTER = 1
 """Another number whenever scenes are painted in another way: what was kept is not used then."""

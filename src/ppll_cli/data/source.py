@@ -2,15 +2,35 @@
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
+    from PIL import Image
     from torch import Tensor
 
     from ppll_cli.leaves.values import ValueSpec
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.task import Task
+
+
+PREPROCESSING = ("mean", "std", "short_side", "long_side", "anchor", "scale", "overlap")
+"""Keys of data sets that say how pictures are made ready for a model, or what it makes of them.
+
+They belong to a trained model: it is evaluated with its own, on other data too.
+"""
+
+
+class Prediction(NamedTuple):
+    """What a model makes of one picture.
+
+    Attributes:
+        result: The same as plain data, for a JSON file.
+        picture: What is shown of it; None where the result says it all.
+    """
+
+    result: dict[str, Any]
+    picture: "Image.Image | None" = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,16 @@ class Dataset(Protocol):
     And it may have a method `identity(splits)`, which says what identifies its data wherever the
     files are (see `ppll_cli.data.identity`): a run is then not resumed on others. Without it
     nothing is compared.
+
+    What evaluating a finished run can use, where the data set has it:
+
+    - `class_names`: names of the classes, by their labels.
+    - `file_names(split)`: names of the files of a split's pictures, in order.
+    - `inputs(picture, image, device)`: what a batch of one picture of the user's holds beside
+      targets, by the names of a batch's tensors, given a PIL picture and the model's `ImageSpec`.
+    - `predicted(predict, picture, image, device)`: the `Prediction` for it.
+    - `evaluated(splits, name)`: a split as it can be evaluated, where `load` has it only as it is
+      trained on.
     """
 
     @property

@@ -14,6 +14,10 @@ class Stl10(Published):
     """The binary files in `stl10_binary` under the root; the unlabelled images are not used."""
 
     class_count = 10
+    class_names = (
+        *("airplane", "bird", "car", "cat", "deer"),
+        *("dog", "horse", "monkey", "ship", "truck"),
+    )
     channel_count = 3
 
     @property

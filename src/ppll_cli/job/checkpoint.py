@@ -216,6 +216,31 @@ def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
             link.unlink()
 
 
+def named(run_dir: str | Path, name: str) -> Checkpoint:
+    """A checkpoint by its name, found to be as it was written.
+
+    Args:
+        run_dir: The run directory.
+        name: `last`, `best`, or a number of steps.
+
+    Raises:
+        DamagedError: It is not as it was written.
+        FileNotFoundError: There is none; the message says which there are.
+    """
+    place = Path(run_dir, "checkpoints")
+    folder = place / (f"step-{name}" if name.isdecimal() else name)
+    if not (name.isdecimal() or name in ("last", "best")) or not folder.is_dir():
+        steps = [str(step) for step, _ in _folders(run_dir)]
+        links = [link for link in ("best", "last") if (place / link).is_dir()]
+        raise FileNotFoundError(f"there are {', '.join([*links, *steps]) or 'none'}")
+    try:
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+    except LaterFormatError as error:
+        raise DamagedError(str(error)) from None
+    return Checkpoint(folder.resolve(), manifest)
+
+
 def _name(name: str, folder: Path) -> None:
     """Have a name lead to a checkpoint."""
     link = folder.with_name(f"{name}.new")
@@ -239,6 +264,13 @@ def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
     return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
 
 
+def model_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The backbone's parameters and buffers under the model's own unit names."""
+    with SavedTensors(checkpoint) as saved:
+        names = [name for name in saved.names if name.startswith("model.")]
+        return {name.removeprefix("model."): saved[name] for name in names}
+
+
 def write_model(checkpoint: Path, path: Path) -> None:
     """Write the backbone's parameters and buffers under the model's own unit names.
 
@@ -247,9 +279,7 @@ def write_model(checkpoint: Path, path: Path) -> None:
         OSError, SafetensorError: Its files cannot be read, or the model cannot be written.
     """
     check_files(checkpoint, read_manifest(checkpoint))
-    with SavedTensors(checkpoint) as saved:
-        names = [name for name in saved.names if name.startswith("model.")]
-        tensors = {name.removeprefix("model."): saved[name] for name in names}
+    tensors = model_tensors(checkpoint)
     unfinished = path.with_suffix(".unfinished")
     try:
         unfinished.unlink(missing_ok=True)  # it may be a link

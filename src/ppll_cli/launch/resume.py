@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,28 +120,9 @@ class Recorded:
         Raises:
             ConfigError: A change is not possible, or a class is not on the command line.
         """
-        config = json.loads(json.dumps(self.config))
-        chosen = dict(self.choices)
+        config, chosen = self.with_changes(composed, choices, overrides, self._check_free)
         if not _names_tracker(overrides):
-            self._leave_tracker(config, chosen)
-        for override in _parsed(overrides):
-            key, given = override.key_or_group, override.value()
-            if re.match(r"(resume|hydra)\b", key):
-                continue
-            if key in choices and not isinstance(given, dict):  # an option of a group
-                if choices[key] == self.choices.get(key):
-                    continue
-                if key not in GROUPS:  # it may set any key
-                    raise _refused(key, given, self.choices.get(key))
-                chosen[key] = choices[key]
-            for inner in _keys(key, given):
-                value, before = _at(composed, inner), _at(self.config, inner)
-                if inner.removeprefix("data.") in PATHS:
-                    value = absolute(value)
-                if value != before:
-                    self._check_free(inner, _text(override), value)
-                    _set(config, inner, value)
-        _check_classes(config, composed)
+            self._tell_of_tracker()
         if (threads := config.get("threads")) != self.config.get("threads"):
             log.warning(
                 "threads=%s: sums may be in another order than before, and so have other bits",
@@ -150,15 +131,57 @@ class Recorded:
         config["resume"] = str(self.run_dir)
         return config, chosen
 
-    def _leave_tracker(self, config: dict[str, Any], chosen: dict[str, str]) -> None:
-        """Tell no tracker of the run: what a folder says sends nothing anywhere by itself."""
+    def with_changes(
+        self,
+        composed: Mapping[str, Any],
+        choices: Mapping[str, str],
+        overrides: Sequence[str],
+        check: Callable[[str, str, Any], None],
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The recorded configuration with the keys that the command line changes.
+
+        Args:
+            composed: What Hydra made of `arguments`.
+            choices: The option of each group in it.
+            overrides: What stood on the command line.
+            check: Given a key, its override and its new value, refuses a change that is not
+                possible.
+
+        Raises:
+            ConfigError: A change is not possible, or a class is not on the command line.
+        """
+        config = json.loads(json.dumps(self.config))
+        chosen = dict(self.choices)
+        if not _names_tracker(overrides):
+            config["tracker"], chosen["tracker"] = {"_target_": NO_TRACKER}, "none"
+        for override in _parsed(overrides):
+            key, given = override.key_or_group, override.value()
+            if re.match(r"(resume|hydra)\b", key):
+                continue
+            if key in choices and not isinstance(given, dict):  # an option of a group
+                if choices[key] == self.choices.get(key):
+                    continue
+                if key not in GROUPS:  # it may set any key
+                    raise refused(key, given, self.choices.get(key))
+                chosen[key] = choices[key]
+            for inner in _keys(key, given):
+                value, before = _at(composed, inner), _at(self.config, inner)
+                if inner.removeprefix("data.") in PATHS:
+                    value = absolute(value)
+                if value != before:
+                    check(inner, _text(override), value)
+                    _set(config, inner, value)
+        _check_classes(config, composed)
+        return config, chosen
+
+    def _tell_of_tracker(self) -> None:
+        """Say how to track the run again: what a folder says sends nothing anywhere by itself."""
         name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
         if path != NO_TRACKER:
             named = name != "none"
             again = setting("tracker", name) if named else setting("tracker._target_", path)
             said = "this run was tracked by %s; add %s to go on there"
             log.info(said, name if named else path, word(again))
-        config["tracker"], chosen["tracker"] = {"_target_": NO_TRACKER}, "none"
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
         """Refuse a change of what is trained, and to leave out what a run needs."""
@@ -169,9 +192,13 @@ class Recorded:
         if key == "epochs" and value is not _ABSENT:
             if _at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch"):
                 return
-            raise _refused(key, given, before, "and its learning rate depends on it")
+            raise refused(key, given, before, "and its learning rate depends on it")
         if value is _ABSENT or not free:
-            raise _refused(key, given, self.choices.get(key, before))
+            raise refused(key, given, self.choices.get(key, before))
+
+    def recorded_as(self, key: str) -> Any:
+        """What the run was started with, for a message: the option of a group, or a key's value."""
+        return self.choices.get(key, _at(self.config, key))
 
 
 def recorded(overrides: Sequence[str]) -> Recorded | None:
@@ -194,6 +221,15 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
             raise ConfigError(key, value, "resume says where results go", "leave it out")
     if not os.path.isdir(run_dir):
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
+    return recorded_in(run_dir)
+
+
+def recorded_in(run_dir: Path) -> Recorded:
+    """The run of a directory.
+
+    Raises:
+        ConfigError: It is no run, or one of a later program.
+    """
     if any(run_dir.iterdir()) and only_started(run_dir):
         problem = "nothing was trained there: the start-up ended before it wrote config.json"
         remedy = f"start the run anew with its options and hydra.run.dir={run_dir}"
@@ -278,7 +314,7 @@ def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> No
                 key,
                 target,
                 "a class that no option names is not taken from a run directory",
-                f"give {key}={target} again, beside resume",
+                f"give {key}={target} again on the command line",
             )
 
 
@@ -291,12 +327,23 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
-def _refused(key: str, given: object, before: Any, reason: str = "") -> ConfigError:
+def refused(
+    key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
+) -> ConfigError:
+    """The error for a change that is not possible.
+
+    Args:
+        key: The key.
+        given: Its new value.
+        before: What the run was started with.
+        reason: What else speaks against it.
+        free: The keys that may be changed.
+    """
     return ConfigError(
         key,
         given,
         f"the run was started with {_shown(before)}" + (reason and f", {reason}"),
-        "leave it as it is, or start a new run; free to change are " + ", ".join(sorted(FREE)),
+        "leave it as it is, or start a new run; free to change are " + ", ".join(sorted(free)),
     )
 
 

@@ -173,7 +173,7 @@ def assemble(
         subject.costs,
         subject.ends.cost,
         settings.batch_size,
-        profile and profile.at(_largest(settings, schedule)),
+        profile and profile.at(largest_micro_batch(settings, schedule)),
     )
     layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
     found, specs = subject.at_ends(layout.modules)
@@ -233,8 +233,8 @@ def _specs(
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
 
 
-def _largest(settings: Settings, schedule: Schedule) -> int:
-    """Samples of the largest micro-batch."""
+def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
+    """Samples of the largest micro-batch, and so of an evaluation batch."""
     return split_share(settings.batch_size, schedule.microbatches, settings.replicas, 0)[0]
 
 
@@ -306,7 +306,7 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         # Memory is planned for training micro-batches, so evaluation takes no larger ones.
         evaluation_size=subject.evaluation.samples
         if subject.evaluation
-        else _largest(settings, schedule),
+        else largest_micro_batch(settings, schedule),
         epochs=settings.epochs,
         max_steps=settings.max_steps,
         eval_every=settings.eval_every,

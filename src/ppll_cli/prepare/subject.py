@@ -1,6 +1,6 @@
 """What is trained, as far as the schedule does not matter: data set, model and local method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming, make, require
 from ppll_cli.data.dataset import ImageDataset
 from ppll_cli.data.identity import Identity
-from ppll_cli.data.source import Dataset
+from ppll_cli.data.source import Dataset, EvaluationForm
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.ends import Ends, ModuleEnd
 from ppll_cli.leaves.values import ValueSpec
@@ -116,30 +116,94 @@ class Subject:
         return self._found[modules]
 
 
+@dataclass(frozen=True)
+class LoadedData:
+    """A data set that has been loaded.
+
+    Attributes:
+        dataset: The data set.
+        splits: What it loaded.
+        image: What training images are like.
+        task: What is learnt from it.
+        form: What evaluation batches are like where they are not like training batches.
+    """
+
+    dataset: Dataset
+    splits: Mapping[str, Sized]
+    image: ImageSpec
+    task: Task
+    form: EvaluationForm | None
+
+    @property
+    def identity(self) -> Identity | None:
+        """What identifies the data; None where the data set does not say it."""
+        identify = getattr(self.dataset, "identity", None)
+        if not callable(identify):
+            return None
+        with blaming("data._target_", type(self.dataset).__qualname__, "identity()"):
+            found: Identity | None = identify(self.splits)
+        return found
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by their labels; none where the data set does not say them."""
+        return tuple(map(str, getattr(self.dataset, "class_names", ())))
+
+
+def load_data(config: Mapping[str, Any]) -> LoadedData:
+    """Make a data set, have its files made ready, and load them.
+
+    Args:
+        config: Configuration of its class.
+
+    Raises:
+        ConfigError: The class is of no use, or the files are not what they should be.
+    """
+    key, path = as_typed("data", config.get("_target_"))
+    dataset: Dataset = make("data", config)
+    require(key, path, dataset, DATA_SET, f"derive it from {ImageDataset.__module__}.ImageDataset")
+    with blaming(key, path, "loading the data"):
+        dataset.prepare()
+        splits = dataset.load()
+        image = dataset.image_spec(splits)
+        task = dataset.task
+        form = dataset.evaluation_form(splits)
+    return LoadedData(dataset, splits, image, task, form)
+
+
+def make_units(
+    config: Mapping[str, Any], image: ImageSpec, task: Task
+) -> tuple[Model, tuple[Unit, ...]]:
+    """A model, and its units for these images and this task.
+
+    Args:
+        config: Configuration of the model's class.
+        image: What training images are like.
+        task: What is learnt.
+
+    Raises:
+        ConfigError: The class is of no use, or does not fit the images or the task.
+    """
+    key, path = as_typed("model", config.get("_target_"))
+    model: Model = make("model", config)
+    require(key, path, model, ("units",), f"see {Model.__module__}.Model")
+    with blaming(key, path, "units()"):
+        units = tuple(model.units(image, task))
+    _check_units(units, task, (key, path))
+    return model, units
+
+
 def examine(settings: Settings) -> Subject:
     """Load the data set, and follow one sample through the model.
 
     Raises:
         ConfigError: The settings do not fit the data, the model or one another.
     """
-    key, path = as_typed("data", settings.data.get("_target_"))
-    dataset: Dataset = make("data", settings.data)
-    require(key, path, dataset, DATA_SET, f"derive it from {ImageDataset.__module__}.ImageDataset")
-    with blaming(key, path, "loading the data"):
-        dataset.prepare()
-        splits = dataset.load()
-        image = dataset.image_spec(splits)
-        task = with_smoothing(dataset.task, settings.optim.label_smoothing)
-        form = dataset.evaluation_form(splits)
-        identify = getattr(dataset, "identity", None)
-        identity = identify(splits) if callable(identify) else None
-
+    loaded = load_data(settings.data)
+    image, form = loaded.image, loaded.form
+    task = with_smoothing(loaded.task, settings.optim.label_smoothing)
+    model, units = make_units(settings.model, image, task)
     key, path = as_typed("model", settings.model.get("_target_"))
-    model: Model = make("model", settings.model)
-    require(key, path, model, ("units",), f"see {Model.__module__}.Model")
-    with blaming(key, path, "units()"):
-        units = tuple(model.units(image, task))
-    _check_units(units, task, (key, path))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
     method = make("local", local)
@@ -159,13 +223,13 @@ def examine(settings: Settings) -> Subject:
         return Ends(method, Site(0, (), units, features, image, task), traced, batch)
 
     return Subject(
-        samples={name: len(split) for name, split in splits.items()},
-        drop_last=dataset.drop_last,
+        samples={name: len(split) for name, split in loaded.splits.items()},
+        drop_last=loaded.dataset.drop_last,
         model=model,
         method=method,
         local=local,
         ends=ends(image, task.targets),
-        identity=identity,
+        identity=loaded.identity,
         evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
     )
 

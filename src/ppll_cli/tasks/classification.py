@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.tasks.details import Details, by_class
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
 LABEL = "label"
@@ -139,6 +140,18 @@ class Classification:
         """Accuracy in [0, 1]."""
         correct, samples = rows.sum(dim=0).tolist()
         return {self.metric: correct / samples}
+
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        """Of each class, float32 [B, classes]."""
+        return prediction.float().softmax(dim=1)
+
+    def detail(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Label and predicted label of each sample, int64 [B, 2]."""
+        return torch.stack((values[LABEL], prediction.argmax(dim=1)), dim=1)
+
+    def details(self, rows: Tensor, names: Sequence[str]) -> Details:
+        """Accuracy by class, and the confusion matrix, given the rows of `detail`."""
+        return by_class(rows, names or tuple(map(str, range(self.classes))))
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Pool, Linear."""

@@ -15,8 +15,16 @@ from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched, offsets
+from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.focal_loss import FocalLoss
-from ppll_cli.tasks.precision import COLUMNS, FOUND, PICTURE, THERE, average_precisions
+from ppll_cli.tasks.precision import (
+    COLUMNS,
+    FOUND,
+    PICTURE,
+    THERE,
+    average_precisions,
+    precisions_by_class,
+)
 from ppll_cli.tasks.pyramid import (
     STRIDES,
     BankedPyramid,
@@ -157,6 +165,10 @@ class Detection:
         VOC's only where ignored boxes are no crowds, of which it knows nothing.
         """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
+
+    def details(self, rows: Tensor, names: Sequence[str]) -> Details:
+        """Average precision by class."""
+        return precisions_by_class(rows, names, self.crowds)
 
     def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
         """What is found in each picture, best first, in pixels of the picture as it was.

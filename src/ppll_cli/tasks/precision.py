@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ppll_cli.tasks.details import Details, Entry, known
+
 COLUMNS = 8
 THERE, FOUND, PICTURE = range(3)
 OVERLAP = 0.5
+OVERLAPS = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
+"""Which of COCO's overlaps 0.5, 0.55 ... 0.95 each number is a mean over."""
 
 Floats = NDArray[np.float64]
 
@@ -37,14 +41,34 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
         area under the curve, and `voc07_ap50`, the mean of 11 points of it, which are left out
         where there are crowds. All are means over classes, in [0, 1].
     """
-    found = _coco(rows, classes, crowds)
+    precision = _coco(rows, classes, crowds)
+    found = {name: _mean(precision[at]) for name, at in OVERLAPS.items()}
     if crowds:
         return found
     area, points = _voc(rows, len(classes))
     return {**found, "voc_ap50": area, "voc07_ap50": points}
 
 
-def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> dict[str, float]:
+def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> Details:
+    """`ap`, `ap50` and `ap75` of each class, and how many boxes are asked for.
+
+    Args:
+        rows: Of all pictures, in no matter what order.
+        classes: Their names.
+        crowds: Whether ignored boxes are crowds.
+    """
+    precision = _coco(rows, classes, crowds)
+    asked_for = rows[(rows[:, 0] == THERE) & (rows[:, 7] == 0)]
+    entries: list[Entry] = []
+    for label, name in enumerate(classes):
+        of_class = {key: known(_mean(precision[at][..., label])) for key, at in OVERLAPS.items()}
+        boxes = int((asked_for[:, 2] == label).sum())
+        entries.append({"class": name, "boxes": boxes, **of_class})
+    return Details("class", entries)
+
+
+def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> Floats:
+    """Precision at each overlap, recall and class, [10, 101, C]; -1 of a class without a box."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -68,7 +92,7 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> dict[str, float
         }
         kinds[int(kind)].append(box)
     if not kinds[THERE]:
-        return dict.fromkeys(("ap", "ap50", "ap75"), nan)
+        return np.full((1 + OVERLAPS["ap75"].start, 1, len(classes)), -1.0)
     with redirect_stdout(io.StringIO()):
         for coco, boxes in zip((there, found), kinds, strict=True):
             coco.dataset = {"images": pictures, "categories": categories, "annotations": boxes}
@@ -77,13 +101,8 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> dict[str, float
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0, -1]  # overlap, recall, class
-    overlaps = evaluation.params.iouThrs
-    return {
-        "ap": _mean(precision),
-        "ap50": _mean(precision[np.isclose(overlaps, 0.5)]),
-        "ap75": _mean(precision[np.isclose(overlaps, 0.75)]),
-    }
+    precision: Floats = evaluation.eval["precision"][..., 0, -1]  # overlap, recall, class
+    return precision
 
 
 def _mean(precision: Floats) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppll_cli.config.settings import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.picture_quality import RADIUS, eight_bits, luma, psnr, ssim_map
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
@@ -248,8 +249,7 @@ class SuperResolution:
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
         """PSNR (dB), SSIM, PSNR of RGB, and those of bicubic enlargement: means over pictures."""
-        pictures = sorted(set(rows[:, 0].tolist()))
-        sums = [rows[rows[:, 0] == number, 1:].sum(dim=0).tolist() for number in pictures]
+        sums = [*_by_picture(rows).values()]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
         if all(each[3] for each in sums):
             found["ssim"] = _mean([each[2] / each[3] for each in sums])
@@ -258,6 +258,19 @@ class SuperResolution:
         if all(each[5] for each in sums):
             found["rgb_psnr"] = _mean([psnr(each[4], each[5]) for each in sums])
         return found
+
+    def details(self, rows: Tensor, names: Sequence[str]) -> Details:
+        """PSNR and SSIM of each picture, and those of bicubic enlargement."""
+        entries = []
+        for number, each in _by_picture(rows).items():
+            found = {
+                self.metric: psnr(each[0], each[1]),
+                "ssim": each[2] / each[3] if each[3] else None,
+            }
+            bicubic = {"bicubic_psnr": each[6], "bicubic_ssim": each[7]}
+            name = names[number] if number < len(names) else str(number)
+            entries.append({"picture": name, "pixels": int(each[1]), **found, **bicubic})
+        return Details("picture", entries)
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """A convolution to as many channels as a pixel has parts, and a pixel shuffle."""
@@ -287,6 +300,12 @@ class SuperResolution:
         channels = [shape[0] for shape in banked]
         fused = FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
         return CopiedNetwork(copies.units, fused)
+
+
+def _by_picture(rows: Tensor) -> dict[int, list[float]]:
+    """The sums over the tiles of each picture, by its number."""
+    numbers = sorted(set(rows[:, 0].tolist()))
+    return {int(n): rows[rows[:, 0] == n, 1:].sum(dim=0).tolist() for n in numbers}
 
 
 def _shaved(tile: Tensor) -> Tensor:

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ppll_cli.data.dataset import Files, Part, cache_root, check_at_least, hold_out, sample_name
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
+    from PIL import Image
     from torch import Tensor
 
     from ppll_cli.data.identity import Identity
     from ppll_cli.data.pictures.cache import Source
     from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
-    from ppll_cli.data.source import EvaluationForm
+    from ppll_cli.data.source import EvaluationForm, Prediction
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.super_resolution import SuperResolution
 
@@ -80,19 +83,28 @@ class PictureDataset(Files, ABC):
 
     def load(self) -> "dict[str, PictureSplit]":
         """`train`, `val` where a fraction is held out, `test`; the same in every run."""
+        divided = self._divided().items()
+        return {name: self._split(sources, name == "train") for name, sources in divided}
+
+    def _split(self, sources: "Sequence[Source]", trained: bool) -> "PictureSplit":
+        """Patches of pictures that are trained on, or tiles of those that are evaluated."""
         from ppll_cli.data.pictures.cache import kept
         from ppll_cli.data.pictures.patches import PictureSplit
 
         folder = Path(os.path.expanduser(self.cache)) if self.cache else cache_root() / "pictures"
-        splits = {}
-        for name, sources in self._divided().items():
-            trained = name == "train"
-            for source in sources:
-                self._check_size(source.high, trained)
-            pictures = kept(folder, sources, self.scale, self.longest, not trained)
-            tiles = () if trained else self._tiles([low.shape for low in pictures.low])
-            splits[name] = PictureSplit(pictures, self.patches_per_epoch if trained else 0, tiles)
-        return splits
+        for source in sources:
+            self._check_size(source.high, trained)
+        pictures = kept(folder, sources, self.scale, self.longest, not trained)
+        tiles = () if trained else self._tiles([low.shape for low in pictures.low])
+        return PictureSplit(pictures, self.patches_per_epoch if trained else 0, tiles)
+
+    def evaluated(
+        self, splits: "Mapping[str, PictureSplit]", name: str
+    ) -> "Mapping[str, PictureSplit]":
+        """The same splits, one of them in tiles, so that it can be evaluated."""
+        if splits[name].tiles:
+            return splits
+        return {**splits, name: self._split(self._divided()[name], trained=False)}
 
     def _divided(self) -> "dict[str, Sequence[Source]]":
         train = list(self.sources("train"))
@@ -184,6 +196,35 @@ class PictureDataset(Files, ABC):
         for number, (source, low, high) in enumerate(each):
             found = views(low, high, self.scale, self.overlap, predict)
             captioned(found).save(folder / sample_name(number, source.high))
+
+    def file_names(self, split: str) -> tuple[str, ...]:
+        """Names of the pictures' files, for an evaluation that lists them."""
+        return tuple(source.high.name for source in self._divided()[split])
+
+    def inputs(
+        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        """A picture of the user's as the model takes it: its pixels in [0, 1]."""
+        from ppll_cli.data.pictures.patches import as_images
+        from ppll_cli.models.unit import IMAGE
+
+        return {IMAGE: as_images([np.asarray(picture.convert("RGB"))], device)}
+
+    def predicted(
+        self,
+        predict: "Callable[[Tensor], Tensor]",
+        picture: "Image.Image",
+        image: "ImageSpec",
+        device: "torch.device",
+    ) -> "Prediction":
+        """A picture of the user's, enlarged by the model tile by tile, as test pictures are."""
+        from ppll_cli.data.pictures.samples import enlarged
+        from ppll_cli.data.source import Prediction
+        from ppll_cli.models.unit import IMAGE
+
+        images = self.inputs(picture, image, device)[IMAGE]
+        made = enlarged(images, self._tiles([(picture.height, picture.width, 3)]), predict)
+        return Prediction({"width": made.width, "height": made.height}, made)
 
     def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":
         """The pictures' files."""

@@ -4,7 +4,7 @@ Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, P height and 
 H height, W width, s scale (pixels of the small picture).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,16 +141,17 @@ class PatchBatches:
         self, low: list[Bytes], high: list[Bytes], tile: Tensor, bicubic: Tensor
     ) -> dict[str, Tensor]:
         return {
-            IMAGE: self._pictures(low),
-            TARGET: self._pictures(high),
+            IMAGE: as_images(low, self.device),
+            TARGET: as_images(high, self.device),
             TILE: to_device(tile.to(torch.int64), self.device),
             BICUBIC: to_device(bicubic.to(torch.float64), self.device),
         }
 
-    def _pictures(self, pictures: list[Bytes]) -> Tensor:
-        """Bytes [H, W, 3] to float32 [B, 3, H, W] in [0, 1]."""
-        stacked = to_device(torch.from_numpy(np.stack(pictures)), self.device)
-        return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
+    """Bytes [H, W, 3] to float32 [B, 3, H, W] in [0, 1] on a device."""
+    stacked = to_device(torch.from_numpy(np.stack(pictures)), device)
+    return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:

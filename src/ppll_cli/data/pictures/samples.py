@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ppll_cli.data.drawing import INK, PAGE_WIDTH, PAPER, font_of, label_size, text_size
 from ppll_cli.data.pictures.cache import Bytes
-from ppll_cli.tasks.picture_quality import inner_luma, psnr
+from ppll_cli.data.pictures.patches import Tile
+from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
 """Height and width of what is shown, in pixels of the small picture."""
@@ -74,6 +75,29 @@ def views(
         pixels = whole[rows, columns]
         found.append(View(name, pixels, _psnr(pixels, original, scale)))
     return [*found, View("original", original, None)]
+
+
+def enlarged(
+    images: Tensor, tiles: Sequence[Tile], predict: Callable[[Tensor], Tensor]
+) -> Image.Image:
+    """What a model makes of a whole picture, put together from what it makes of its tiles.
+
+    Args:
+        images: The picture, float32 [1, 3, H, W] in [0, 1].
+        tiles: Which pieces are computed, and which of their pixels count.
+        predict: The model: [1, 3, h, w] to [1, 3, sh, sw], in [0, 1].
+    """
+    rows: dict[int, list[Tensor]] = {}
+    for _, down, across in tiles:
+        made = predict(images[:, :, down.start : down.stop, across.start : across.stop])[0]
+        scale = made.shape[1] // (down.stop - down.start)
+        inside = [
+            slice(scale * (span.first - span.start), scale * (span.behind - span.start))
+            for span in (down, across)
+        ]
+        rows.setdefault(down.first, []).append(made[:, inside[0], inside[1]])
+    whole = torch.cat([torch.cat(pieces, dim=2) for pieces in rows.values()], dim=1)
+    return Image.fromarray(eight_bits(whole).byte().permute(1, 2, 0).cpu().numpy())
 
 
 def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:

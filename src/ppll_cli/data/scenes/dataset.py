@@ -20,16 +20,17 @@ from ppll_cli.data.dataset import (
     check_normalisation,
     hold_out,
 )
-from ppll_cli.data.scenes.index import Scenes
+from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
+    from PIL import Image
     from torch import Tensor
 
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.scenes.batches import SceneBatches
-    from ppll_cli.data.source import EvaluationForm
+    from ppll_cli.data.source import EvaluationForm, Prediction
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.detection import Detection
 
@@ -219,3 +220,36 @@ class DetectionDataset(Files, ABC):
         splits = self.load()
         batches = self.batches(splits, 1, 0, torch.device("cpu"))
         write_samples(splits["test"], batches, self.task, predict, folder)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by their labels."""
+        return self.classes
+
+    def inputs(
+        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        """A picture of the user's as the model takes it: resized, normalised and padded."""
+        from ppll_cli.models.unit import IMAGE
+        from ppll_cli.tasks.detection import FRAME
+
+        pixels = np.asarray(picture.convert("RGB"))[None]
+        alone = Scenes.all(pixels, Objects.of([Found(picture.height, picture.width, ())]))
+        values = self.batches({"train": alone}, 1, 0, device).evaluation("train", 0, 1)
+        return {name: values[name] for name in (IMAGE, FRAME)}
+
+    def predicted(
+        self,
+        predict: "Callable[[Tensor], Tensor]",
+        picture: "Image.Image",
+        image: "ImageSpec",
+        device: "torch.device",
+    ) -> "Prediction":
+        """The boxes that the model finds in a picture of the user's, and the picture with them."""
+        from ppll_cli.data.scenes.samples import found_in
+        from ppll_cli.models.unit import IMAGE
+        from ppll_cli.tasks.detection import FRAME
+
+        values = self.inputs(picture, image, device)
+        (found,) = self.task.detections(predict(values[IMAGE]), values[FRAME])
+        return found_in(picture.convert("RGB"), found, self.classes)

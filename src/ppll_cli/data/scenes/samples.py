@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from ppll_cli.data.drawing import (
 )
 from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
+from ppll_cli.data.source import Prediction
 from ppll_cli.leaves.printable import printable
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.boxes import Detections
@@ -103,13 +105,35 @@ def write_samples(
         drawn(scene, found, task.classes).save(folder / sample_name(number, file))
 
 
-def drawn(scene: Scene, found: Detections, classes: Sequence[str]) -> Image.Image:
+def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
+    """What is found in a picture whose true boxes are not known.
+
+    Args:
+        picture: In colour.
+        found: Detections, all of which are listed; `drawn` says which are drawn.
+        classes: Names of the classes.
+    """
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    rows = zip(*(each.tolist() for each in found), strict=True)
+    boxes = [
+        {"label": label, "class": classes[label], "score": score, "box": box}
+        for box, score, label in rows
+    ]
+    return Prediction(
+        {"boxes": boxes}, drawn(Scene(np.asarray(picture), *nothing), found, classes, truth=False)
+    )
+
+
+def drawn(
+    scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
+) -> Image.Image:
     """A picture with its true boxes, dashed, and the found ones, in colours; below it a legend.
 
     Args:
         scene: The picture.
         found: Detections; of low scores, or too many, none is drawn.
         classes: Names of the classes.
+        truth: Whether its true boxes are known; else the legend does not name them.
     """
     picture = decode(scene.pixels)
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
@@ -136,7 +160,7 @@ def drawn(scene: Scene, found: Detections, classes: Sequence[str]) -> Image.Imag
     for mark in placed:
         if mark.place is not None:
             draw_label(draw, mark.place, mark.text, font, mark.ground)
-    return _with_legend(picture, legend(placed), font, text)
+    return _with_legend(picture, legend(placed, truth), font, text)
 
 
 def marks(
@@ -176,9 +200,9 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
     return placed
 
 
-def legend(placed: Sequence[Mark]) -> list[tuple[str, str]]:
+def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
     """The lines below a picture: how a kind of box is drawn, and what it is."""
-    lines = [("true", "true box, with its class")]
+    lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that is not asked for"))
     if any(mark.colour for mark in placed):

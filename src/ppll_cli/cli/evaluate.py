@@ -1,0 +1,230 @@
+"""ppll-eval: a finished run's model on its own data, on other data, or on pictures of the user's.
+
+Nothing heavy is imported before it is needed: `--help` and the refusal of a wrong command line do
+without torch.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ppll_cli.cli.app import conf_dir, register_resolvers
+from ppll_cli.cli.arguments import Parser
+from ppll_cli.config.composition import composed
+from ppll_cli.config.settings import Settings, parse
+from ppll_cli.config.targets import make
+from ppll_cli.data.source import PREPROCESSING
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe import streams
+
+if TYPE_CHECKING:
+    from ppll_cli.launch.resume import Recorded
+
+FREE = ("batch_size", "data", "device", "threads")
+"""Keys, and groups of keys, that an evaluation may have another way than the run."""
+
+DESCRIPTION = """\
+Evaluates the model that a run has trained: on the run's own data, where its last checkpoint gives
+the numbers of summary.json, or on other data of its task. Beside the metric it shows the accuracy
+of each class and a confusion matrix, the average precision of each class, or the PSNR of each
+picture. With --predict it says what the model makes of pictures of your own: labels, boxes, or
+enlarged pictures.
+"""
+EPILOG = """\
+Whatever has a `=` is an override, as for ppll-run; data=OPTION, data.KEY, device, threads and
+batch_size may be given. A class of your own that the run used is named again, as for resume:
+--config-dir=FOLDER, or model._target_=CLASS.
+
+  ppll-eval outputs/DATE/TIME
+  ppll-eval outputs/DATE/TIME --checkpoint=best --split=val data.val_fraction=0.1
+  ppll-eval outputs/DATE/TIME data=svhn device=cpu
+  ppll-eval outputs/DATE/TIME --predict cat.jpg dog.jpg
+
+Exit status: 0 done; 2 the input is wrong, said in one line; 1 the result could not be printed.
+"""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    streams.guard()
+    try:
+        _main(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"ppll-eval: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    streams.leave("ppll-eval")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for, checked as far as that needs no torch.
+
+    Attributes:
+        run_dir: The run directory.
+        config: The run's configuration, with what is evaluated another way.
+        settings: The same, typed.
+        checkpoint: `last`, `best`, or a number of steps.
+        split: Which split is evaluated; None: none is.
+        data: The option that names the data set.
+        other_data: The same where the run was trained on other data, else None.
+        batch_size: Samples of an evaluation batch, where it was given.
+        pictures: Files to predict.
+        output: Where results are written.
+    """
+
+    run_dir: Path
+    config: dict[str, Any]
+    settings: Settings
+    checkpoint: str
+    split: str | None
+    data: str
+    other_data: str | None
+    batch_size: int | None
+    pictures: Sequence[Path]
+    output: Path
+
+
+def _main(arguments: Sequence[str]) -> None:
+    asked = _asked(arguments)
+
+    from ppll_cli.cli.evaluating import report
+
+    report(asked)
+
+
+def _asked(arguments: Sequence[str]) -> Asked:
+    from ppll_cli.launch.resume import recorded_in
+
+    overrides = [each for each in arguments if _is_override(each)]
+    options = _options([each for each in arguments if not _is_override(each)])
+    run_dir: Path = options.run_dir.expanduser()
+    if not run_dir.is_dir():
+        raise ConfigError("RUN_DIR", run_dir, "there is no such folder", "give a run directory")
+    for file in options.predict:
+        if not file.is_file():
+            raise ConfigError("--predict", file, "there is no such file", "give pictures")
+    try:
+        run = recorded_in(run_dir)
+    except ConfigError as error:
+        if error.key != "resume":
+            raise
+        raise ConfigError("RUN_DIR", error.value, error.problem, error.remedy) from None
+    config, data = _configured(run, overrides, options.config_dir)
+    settings = parse(config)
+    make("data", settings.data)  # what its class refuses needs no torch
+    given = {each.partition("=")[0].lstrip("+") for each in overrides}
+    return Asked(
+        run.run_dir,
+        config,
+        settings,
+        options.checkpoint,
+        options.split if options.predict else options.split or "test",
+        data,
+        data if config["data"] != run.config["data"] else None,
+        settings.batch_size if "batch_size" in given else None,
+        options.predict,
+        options.output or run.run_dir / "evaluation",
+    )
+
+
+def _is_override(argument: str) -> bool:
+    """Whether an argument is an override; a path may have the sign as well."""
+    return "=" in argument and not argument.startswith("-") and not os.path.exists(argument)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="ppll-eval",
+        usage="ppll-eval RUN_DIR [--checkpoint best|last|N] [--split test|val|train] "
+        "[--output FOLDER] [--config-dir FOLDER] [--predict FILE ...] [KEY=VALUE ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        default="last",
+        metavar="NAME",
+        help="best, last, or a number of optimizer steps; last by default",
+    )
+    parser.add_argument(
+        "--split", choices=("test", "val", "train"), help="test by default, if nothing is predicted"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for results; by default RUN_DIR/evaluation"
+    )
+    parser.add_argument(
+        "--predict",
+        nargs="+",
+        default=(),
+        type=Path,
+        metavar="FILE",
+        help="pictures of your own; the data set is evaluated as well where --split is given",
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="with options of your own for the groups"
+    )
+    options = parser.parse_args(arguments)
+    if options.config_dir is not None and not options.config_dir.is_dir():
+        parser.error("--config-dir: there is no such folder")
+    return options
+
+
+def _checkpoint(text: str) -> str:
+    if text in ("best", "last") or (text.isascii() and text.isdecimal()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither best, last nor a number of steps")
+
+
+def _configured(
+    run: "Recorded", overrides: Sequence[str], config_dir: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The run's configuration with what the command line changes, and the name of the data set.
+
+    What makes pictures ready for the model stays that of the run, on other data too, unless the
+    command line says otherwise.
+
+    Raises:
+        ConfigError: Hydra cannot compose it, or something else would change.
+    """
+    from hydra import initialize_config_dir
+
+    from ppll_cli.cli.explain import explain
+    from ppll_cli.launch.resume import refused
+
+    def check(key: str, override: str, value: Any) -> None:
+        if key.split(".")[0] not in FREE:
+            given = override.partition("=")[2]
+            raise refused(key, given, run.recorded_as(key), free=FREE)
+
+    given = [each.partition("=")[0].lstrip("+~") for each in overrides]
+    for key in given:
+        if key.split(".")[0] in ("hydra", "resume"):
+            raise ConfigError(key, "", "is for ppll-run", f"give {', '.join(FREE)} or data.KEY")
+    where = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            made, choices = composed([*run.arguments(overrides), *where])
+        config, chosen = run.with_changes(made, choices, overrides, check)
+    except ConfigError:
+        raise
+    except Exception as error:  # of Hydra or OmegaConf
+        raise explain(error, overrides, conf_dir(), "ppll-eval") from None
+    for key in PREPROCESSING:
+        before = run.config["data"]
+        if key in before and key in config["data"] and f"data.{key}" not in given:
+            config["data"][key] = before[key]
+    return config, chosen["data"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What ppll-eval computes, prints and writes. It imports torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ppll_cli.config.commands import short_path
+from ppll_cli.data.dataset import sample_name
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.devices import devices_here
+from ppll_cli.launch.evaluation import Evaluated, evaluate
+from ppll_cli.launch.loaded import LoadedRun, loaded
+from ppll_cli.leaves.files import write_json
+from ppll_cli.leaves.printable import printable
+from ppll_cli.observe.console import rich_console
+from ppll_cli.observe.logs import for_show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ppll_cli.cli.evaluate import Asked
+
+RESULTS_FILE = "evaluation.json"
+
+MOST_ROWS = 20
+"""Of a table; of more classes or pictures, the ones with the lowest results are shown."""
+
+MOST_LABELS = 3
+"""The surest labels of a picture that are printed; the file has all of them."""
+
+
+def report(asked: "Asked") -> None:
+    """Evaluate and predict, write the results, and print them.
+
+    Raises:
+        ConfigError: Something that was asked for is not possible.
+    """
+    (device,), _ = devices_here(asked.settings, 1, [])
+    run = loaded(
+        asked.run_dir, asked.config, asked.checkpoint, torch.device(device), asked.other_data
+    )
+    try:
+        asked.output.mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] = {
+            "run": str(asked.run_dir),
+            "checkpoint": asked.checkpoint,
+            "step": run.step,
+            "data": asked.data,
+            "device": device,
+        }
+        found = None
+        if asked.split is not None:
+            found = evaluate(run, asked.split, asked.batch_size)
+            content |= _as_json(found)
+        predictions = list(_predictions(run, asked.pictures, asked.output))
+        if predictions:
+            content["predictions"] = predictions
+        write_json(asked.output / RESULTS_FILE, content)
+    except OSError as error:
+        problem = f"cannot be written to: {error.strerror or error}"
+        raise ConfigError("--output", asked.output, problem, "give another folder") from None
+    if found is not None:
+        _draw(found, run, asked)
+    _show(asked, run, found, predictions)
+
+
+def _as_json(found: Evaluated) -> dict[str, Any]:
+    """What an evaluation found; its numbers have the names that they have in `summary.json`."""
+    made: dict[str, Any] = {"split": found.split, "samples": found.samples}
+    made[found.split] = found.result
+    if found.details is not None:
+        made[found.details.plural] = list(found.details.entries)
+        if found.details.confusion is not None:
+            made["confusion"] = found.details.confusion
+    return made
+
+
+def _predictions(
+    run: LoadedRun, files: Sequence[Path], output: Path
+) -> Iterator[Mapping[str, Any]]:
+    """What the model makes of pictures; what is to be seen of them is written."""
+    for number, file in enumerate(files):
+        try:
+            found = run.predict(file)
+        except ConfigError as error:
+            if error.key != "picture":
+                raise
+            raise ConfigError("--predict", file, error.problem, "give pictures") from None
+        result = {"file": str(file), **found.result}
+        if found.picture is not None:
+            place = Path("predictions", sample_name(number, file))
+            (output / "predictions").mkdir(exist_ok=True)
+            found.picture.save(output / place)
+            result["picture"] = str(place)
+        yield result
+
+
+def _draw(found: Evaluated, run: LoadedRun, asked: "Asked") -> None:
+    """Draw the confusion matrix, which is only for show."""
+    if found.details is None or found.details.confusion is None:
+        return
+    with for_show("confusion.png could not be drawn"):
+        from ppll_cli.observe.confusion_picture import picture
+
+        names = [entry["class"] for entry in found.details.entries]
+        title = f"{_summary(found, run)} on {asked.data} ({found.samples:,} samples)"
+        picture(asked.output / "confusion.png", found.details.confusion, names, title)
+
+
+def _show(
+    asked: "Asked",
+    run: LoadedRun,
+    found: Evaluated | None,
+    predictions: Sequence[Mapping[str, Any]],
+) -> None:
+    console = rich_console()
+    for each in predictions:
+        console.print(printable(_predicted(each)), soft_wrap=True)
+    if found is not None:
+        if found.details is not None and found.details.entries:
+            console.print(_table(found.details.kind, found.details.entries, run.task.metric))
+        numbers = (f"{name} {_number(value)}" for name, value in found.result.items())
+        step = "" if run.step is None else f"after step {run.step}, "
+        console.print(
+            printable(f"{step}{found.samples} samples of {asked.data}: {', '.join(numbers)}"),
+            soft_wrap=True,
+        )
+    what = "predictions" if found is None else _summary(found, run)
+    console.print(f"{what} in {printable(short_path(asked.output))}", soft_wrap=True)
+
+
+def _summary(found: Evaluated, run: LoadedRun) -> str:
+    """The split and the metric, as a run's last line has them."""
+    metric = run.task.metric
+    return f"{found.split} {metric} {_number(found.result.get(metric))}"
+
+
+def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
+    """A row for each entry, or for those with the lowest results where there are many."""
+    from rich.table import Table
+
+    names = list(entries[0])
+    title, shown = None, list(entries)
+    if len(entries) > MOST_ROWS:
+        known = [entry for entry in entries if entry.get(metric) is not None]
+        shown = sorted(known, key=lambda entry: float(entry[metric]))[:MOST_ROWS]
+        title = f"the {len(shown)} lowest of {len(entries)}; {RESULTS_FILE} has all"
+    table = Table(box=None, title=title, title_justify="left", pad_edge=False)
+    table.add_column(kind)
+    for name in names[1:]:
+        table.add_column(name, justify="right")
+    for entry in shown:
+        table.add_row(printable(entry[kind]), *(_number(entry[name]) for name in names[1:]))
+    return table
+
+
+def _number(value: Any) -> str:
+    """A count as it is, another number with four digits; a dash where there is none."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def _predicted(found: Mapping[str, Any]) -> str:
+    """A prediction in one line."""
+    if "probabilities" in found:
+        sure = found["probabilities"][:MOST_LABELS]
+        said = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in sure)
+    elif "boxes" in found:
+        sure = found["boxes"][:MOST_LABELS]
+        said = f"{len(found['boxes'])} boxes" + (": " if sure else "")
+        said += ", ".join(f"{each['class']} {each['score']:.2f}" for each in sure)
+    elif "width" in found:
+        said = f"{found['width']}x{found['height']} pixels"
+    else:
+        said = "see " + RESULTS_FILE
+    picture = f", {found['picture']}" if "picture" in found else ""
+    return f"{found['file']}: {said}{picture}"

@@ -1,0 +1,121 @@
+"""Evaluating a finished run: the run's own numbers again, on its data or on others of its task."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.loaded import OURS, LoadedRun
+from ppll_cli.models.unit import IMAGE
+from ppll_cli.observe.metrics import finite
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.prepare.preparation import largest_micro_batch
+from ppll_cli.tasks.details import Details
+from ppll_cli.worker.sums import Sums
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        split: The split of the data set.
+        samples: How many samples it has.
+        result: Loss, metric and what else the task reports, as `summary.json` has them.
+        details: The same by class or by picture, where the task says it.
+    """
+
+    split: str
+    samples: int
+    result: dict[str, float | None]
+    details: Details | None
+
+
+def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
+    """Evaluate a run's model as the run itself does: the same batches, summed in the same order.
+
+    Args:
+        run: The run.
+        split: The split of its data set.
+        batch_size: Samples of a batch; None: as many as in the run's own evaluations.
+
+    Raises:
+        ConfigError: The data set has no such split.
+    """
+    splits, dataset = run.data.splits, run.data.dataset
+    if split not in splits:
+        there = f"there are {', '.join(splits)}"
+        remedy = f"{there}; data.val_fraction=0.1 makes a val" if split == "val" else there
+        raise ConfigError("--split", split, "the data set has no such split", remedy)
+    as_evaluated = getattr(dataset, "evaluated", None)
+    if as_evaluated is not None:
+        splits = as_evaluated(splits, split)
+    size = _size(run, batch_size)
+    maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
+    samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
+    sums = [Sums() for _ in range(replicas)]  # each replica sums its own batches, taken in turn
+    rows: list[Tensor] = []
+    with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
+        for number, first in enumerate(range(0, samples, size)):
+            values = maker.evaluation(split, number, size)
+            prediction = run.apply(values[IMAGE])
+            with torch.no_grad(), run.numerics.autocast(run.device):
+                loss = task.loss(prediction, values)
+                measures = task.measure(prediction, values, training=False)
+                rows.append(_detail(run, prediction, values, measures))
+            sums[number % replicas].add(loss, min(size, samples - first), measures)
+    loss_sum = sum(float(each.loss) for each in sums)
+    measured = torch.cat([each for one in sums for each in one.measures]).cpu()
+    scores = {name: finite(value) for name, value in task.score(measured).items()}
+    result = {"loss": finite(loss_sum / samples), **scores}
+    return Evaluated(split, samples, result, _details(run, split, torch.cat(rows).cpu()))
+
+
+def _size(run: LoadedRun, batch_size: int | None) -> int:
+    """Samples of an evaluation batch."""
+    form = run.data.form
+    if batch_size is not None:
+        return batch_size if form is None else min(batch_size, form.samples)
+    if form is not None:
+        return form.samples
+    settings = run.settings
+    path = str(settings.schedule.get("_target_"))
+    if not path.startswith(OURS):  # nothing of it is needed but this number
+        return -(-settings.batch_size // (settings.replicas * settings.schedule["microbatches"]))
+    schedule: Schedule = make("schedule", settings.schedule)
+    return largest_micro_batch(settings, schedule)
+
+
+def _detail(
+    run: LoadedRun, prediction: Tensor, values: dict[str, Tensor], measures: Tensor
+) -> Tensor:
+    """What the details need of one batch."""
+    detail = getattr(run.task, "detail", None)
+    found: Tensor = measures if detail is None else detail(prediction, values)
+    return found
+
+
+def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
+    task: Any = run.task
+    if getattr(task, "details", None) is None:
+        return None
+    file_names = getattr(run.data.dataset, "file_names", None)
+    names: Sequence[str] = run.classes if file_names is None else file_names(split)
+    found: Details = task.details(rows, names)
+    return found
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads, as each worker did: sums then have the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,251 @@
+"""A finished run as an object: its model, what makes pictures ready for it, and its classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ppll_cli.config.settings import Settings, parse
+from ppll_cli.config.targets import blaming
+from ppll_cli.data.pictures.files import decoded
+from ppll_cli.data.source import Prediction
+from ppll_cli.errors import ConfigError
+from ppll_cli.job import checkpoint
+from ppll_cli.job.manifest import DamagedError
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.job.placing import placed
+from ppll_cli.launch.resume import recorded_in, targets
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.unit import IMAGE, ImageSpec
+from ppll_cli.prepare.subject import LoadedData, load_data, make_units
+from ppll_cli.tasks.task import Task
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OURS = "ppll_cli."
+"""How the paths of our own classes begin, which a run directory may name."""
+
+BUILT = ("model", "data")
+"""The groups whose classes are needed to load a run."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run that was trained, ready to be used.
+
+    Attributes:
+        run_dir: Its directory.
+        settings: Its configuration; of the data set, the one that is evaluated.
+        step: Optimizer steps that the weights have had; None where nothing says it.
+        model: Its model, in evaluation mode: images, as `preprocess` makes them, to a prediction.
+        data: The data set, loaded.
+        device: Where the model is.
+    """
+
+    run_dir: Path
+    settings: Settings
+    step: int | None
+    model: PlainModel
+    data: LoadedData
+    device: torch.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by their labels; none under super-resolution."""
+        return self.data.classes
+
+    @property
+    def image(self) -> ImageSpec:
+        """What training images were like."""
+        return self.data.image
+
+    @property
+    def task(self) -> Task:
+        """What was learnt."""
+        return self.data.task
+
+    @property
+    def numerics(self) -> Numerics:
+        """How the run computed."""
+        return Numerics(self.settings.precision, self.settings.deterministic)
+
+    def preprocess(self, picture: "Image.Image | str | Path") -> Tensor:
+        """A picture as the model takes it, float32 [1, C, H, W] on the model's device.
+
+        Args:
+            picture: A Pillow picture, or the path of a file.
+
+        Raises:
+            ConfigError: The file is no picture, or the data set does not say how this is done.
+        """
+        inputs = self._of_data("inputs")
+        image: Tensor = inputs(_opened(picture), self.image, self.device)[IMAGE]
+        return image
+
+    def predict(self, picture: "Image.Image | str | Path") -> Prediction:
+        """What the model makes of a picture.
+
+        Args:
+            picture: A Pillow picture, or the path of a file.
+
+        Returns:
+            Of classification the probability of each class; of detection the boxes, and a picture
+            with them; of super-resolution the enlarged picture.
+
+        Raises:
+            ConfigError: The file is no picture, or the data set does not say how this is done.
+        """
+        predicted = self._of_data("predicted")
+        with self.numerics.applied(self.device):
+            found: Prediction = predicted(self.apply, _opened(picture), self.image, self.device)
+        return found
+
+    def apply(self, images: Tensor) -> Tensor:
+        """The model's prediction, computed as in the run's evaluations.
+
+        Args:
+            images: float32 [B, C, H, W] on the model's device.
+        """
+        with torch.no_grad(), self.numerics.autocast(self.device):
+            made = self.model(images)
+        prediction: Tensor = made[0] if isinstance(made, tuple) else made
+        return prediction
+
+    def _of_data(self, name: str) -> Any:
+        """A method of the data set that a user's own need not have."""
+        method = getattr(self.data.dataset, name, None)
+        if method is None:
+            path = self.settings.data.get("_target_")
+            problem = f"has no method {name!r}, which makes pictures of your own ready"
+            raise ConfigError("data._target_", path, problem, "see ppll_cli.data.source.Dataset")
+        return method
+
+
+def load_run(
+    run_dir: str | Path,
+    *,
+    checkpoint: str | int = "last",
+    device: str | torch.device = "cpu",
+    classes: Sequence[Any] = (),
+) -> LoadedRun:
+    """See `ppll_cli.load_run`."""
+    run = recorded_in(existing(Path(run_dir).expanduser()))
+    config = dict(run.config)
+    _check_named(config, classes)
+    return loaded(run.run_dir, config, str(checkpoint), torch.device(device))
+
+
+def existing(run_dir: Path) -> Path:
+    """The folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not run_dir.is_dir():
+        raise ConfigError("RUN_DIR", run_dir, "there is no such folder", "give a run directory")
+    return run_dir
+
+
+def loaded(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    name: str,
+    device: torch.device,
+    other_data: str | None = None,
+) -> LoadedRun:
+    """Build the model of a run and give it the weights of a checkpoint.
+
+    Args:
+        run_dir: The run directory.
+        config: The configuration.
+        name: Of the checkpoint.
+        device: Where the model is to be.
+        other_data: The override that names a data set on which the run was not trained.
+
+    Raises:
+        ConfigError: The checkpoint is missing or damaged, or does not fit the model or the data.
+    """
+    tensors, step = _weights(run_dir, name)
+    settings = parse(config)
+    data = load_data(settings.data)
+    try:
+        _, units = make_units(settings.model, data.image, data.task)
+    except ConfigError as error:
+        if other_data is None:
+            raise
+        problem = f"is not for the run's model: {error}"
+        raise ConfigError("data", other_data, problem, "give data of the run's own task") from None
+    model = PlainModel(units, settings.seed)
+    _check_fit(model, tensors, run_dir, other_data)
+    model.load_state_dict(tensors)
+    with blaming("device", device, "moving the model there"):
+        placed(model, device, compiled=False).eval()
+    return LoadedRun(run_dir, settings, step, model, data, device)
+
+
+def _weights(run_dir: Path, name: str) -> tuple[dict[str, Tensor], int | None]:
+    """The backbone of a checkpoint, and its step.
+
+    Of a directory without checkpoints, `last` is its `model.safetensors`.
+    """
+    whole = run_dir / "model.safetensors"
+    try:
+        if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
+            return load_file(whole), None
+        found = checkpoint.named(run_dir, name)
+        return checkpoint.model_tensors(found.folder), found.step
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "checkpoint", name, "the run has no such checkpoint", str(error)
+        ) from None
+    except (DamagedError, SafetensorError, OSError) as error:
+        raise ConfigError("checkpoint", name, f"cannot be used: {error}") from None
+
+
+def _check_fit(
+    model: PlainModel, tensors: Mapping[str, Tensor], run_dir: Path, other_data: str | None
+) -> None:
+    """Check that the weights are those of this model."""
+    needed = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for name in (*needed, *there):
+        if needed.get(name) != there.get(name):
+            has, needs = (shapes.get(name, "no such tensor") for shapes in (there, needed))
+            what = f"{name} of the run is {has}, and would have to be {needs}"
+            if other_data is None:
+                problem = f"this version builds its model in another way: {what}"
+                raise ConfigError("RUN_DIR", run_dir, problem)
+            problem = f"its images or classes do not fit the run's model: {what}"
+            raise ConfigError("data", other_data, problem)
+
+
+def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
+    """Refuse to import what only the folder names."""
+    given = {_path(each) for each in classes}
+    for key, target in targets({group: config[group] for group in BUILT}, ""):
+        if not target.startswith(OURS) and target not in given:
+            problem = "a class of your own is not taken from a run directory"
+            name = target.rpartition(".")[2]
+            remedy = f"import it, and give load_run(..., classes=[{name}])"
+            raise ConfigError(key, target, problem, remedy)
+
+
+def _path(named: Any) -> str:
+    """The dotted path of a class."""
+    return named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
+
+
+def _opened(picture: "Image.Image | str | Path") -> "Image.Image":
+    """A picture, read from its file where it is given as a path."""
+    if not isinstance(picture, str | Path):
+        return picture
+    try:
+        return decoded(Path(picture))
+    except ConfigError as error:
+        raise ConfigError("picture", picture, error.problem, error.remedy) from error

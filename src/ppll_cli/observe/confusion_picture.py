@@ -1,0 +1,55 @@
+"""A confusion matrix as a picture: which classes a model takes for which."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppll_cli.leaves.printable import printable
+from ppll_cli.observe.figures import WIDTH, figure
+
+MOST_NUMBERED = 20
+"""With more classes than this there is no room for numbers in the cells."""
+
+MOST_NAMED = 60
+"""With more classes than this only some are named, at even distances."""
+
+LONGEST_NAME = 18
+"""Characters of a class's name; a longer one is shortened in its middle."""
+
+
+def picture(
+    path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
+) -> None:
+    """Draw it: a row for each true class, shaded by the share of its samples in each cell.
+
+    Args:
+        path: Where it is written.
+        confusion: How many samples of each class (row) were taken for which class (column).
+        classes: Their names.
+        title: What stands above it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    step = -(-len(classes) // MOST_NAMED)
+    places = range(0, len(classes), step)
+    names = [printable(classes[place], LONGEST_NAME) for place in places]
+    with figure(path, WIDTH * 0.95) as made:
+        made.suptitle(printable(title), fontsize=10, parse_math=False)
+        axes = made.add_subplot()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        made.colorbar(image, ax=axes, fraction=0.04, label="share of the true class's samples")
+        size = 8 if len(names) <= MOST_NUMBERED else 6
+        axes.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(places, names, fontsize=size, parse_math=False)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        if len(classes) <= MOST_NUMBERED:
+            for (row, column), count in np.ndenumerate(counts):
+                if count:
+                    colour = "white" if shares[row, column] > 0.5 else "black"
+                    text = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+                    axes.text(column, row, str(count), text)

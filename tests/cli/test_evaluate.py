@@ -1,0 +1,215 @@
+"""ppll-eval, as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppll_cli.cli.evaluate import main
+from tests.conftest import own_model
+from tests.data.scene_files import write_fashion
+from tests.finished import Finished, finished_run
+from tests.launch.test_evaluation import DIGITS, photos, scenes
+
+SYNTHETIC = ["data=synthetic", "data.size=8", "data.channels=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    return finished_run(folder, *DIGITS, "schedule=ppll", "gpus=2", "local.modules=2")
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["ppll-eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return found
+
+
+def test_a_run_is_evaluated(
+    run: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, run.folder) == 0
+    head, *rows, numbers, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["class", "samples", "accuracy"]
+    assert len(rows) == 10
+    accuracy = f"{run.test['accuracy']:.4f}"
+    loss = f"{run.test['loss']:.4f}"
+    expected = f"after step 3, 360 samples of digits: loss {loss}, accuracy {accuracy}"
+    assert numbers == expected
+    assert last == f"test accuracy {accuracy} in {run.folder / 'evaluation'}"
+    found = results(run.folder / "evaluation")
+    assert found["test"] == run.test
+    assert (found["split"], found["step"], found["samples"]) == ("test", 3, 360)
+    assert [len(row) for row in found["confusion"]] == [10] * 10
+    with Image.open(run.folder / "evaluation" / "confusion.png") as picture:
+        assert picture.width > 800
+
+
+def test_other_data_of_the_task(
+    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalised as the run's were; a key that is given stands."""
+    synthetic = [*SYNTHETIC, "data.train_samples=8", "data.test_samples=20"]
+    out = ["--output", tmp_path / "out"]
+    assert run_main(monkeypatch, run.folder, *synthetic, *out) == 0
+    kept = results(tmp_path / "out")
+    assert (kept["data"], kept["samples"]) == ("synthetic", 20)
+    config = json.loads((run.folder / "config.json").read_text())
+    same = [*synthetic, f"data.mean={config['data']['mean']}", f"data.std={config['data']['std']}"]
+    assert run_main(monkeypatch, run.folder, *same, *out) == 0
+    assert results(tmp_path / "out")["test"] == kept["test"]
+    assert run_main(monkeypatch, run.folder, *synthetic, "data.mean=[0.9]", *out) == 0
+    assert results(tmp_path / "out")["test"] != kept["test"]
+
+
+def test_pictures_are_predicted(
+    run: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is evaluated then, unless a split is asked for."""
+    Image.new("L", (8, 8), 40).save(tmp_path / "a.png")
+    Image.new("RGB", (20, 30)).save(tmp_path / "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    files = ["--predict", "a.png", "b.jpg"]
+    assert run_main(monkeypatch, run.folder, *files, "device=cpu", "--output", "out") == 0
+    one, two, last = capsys.readouterr().out.splitlines()
+    assert one.startswith("a.png: ")
+    assert two.startswith("b.jpg: ")
+    assert last == "predictions in out"
+    found = results(tmp_path / "out")
+    assert "test" not in found
+    assert [each["file"] for each in found["predictions"]] == ["a.png", "b.jpg"]
+    first = found["predictions"][0]
+    assert one.split()[1:3] == [first["class"], f"{first['probability']:.4f},"]
+    assert run_main(monkeypatch, run.folder, *files, "--split=test", "--output=out") == 0
+    assert results(tmp_path / "out")["test"] == run.test
+
+
+def test_boxes_and_enlarged_pictures_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    for case in (scenes, photos):
+        run = finished_run(tmp_path / f"run of {case.__name__}", *case(tmp_path), "schedule=bp")
+        files = ["--predict", tmp_path / "a.png"]
+        assert run_main(monkeypatch, run.folder, "--split=test", *files) == 0
+        found = results(run.folder / "evaluation")
+        assert found["test"] == run.test
+        (each,) = found["predictions"]
+        with Image.open(run.folder / "evaluation" / each["picture"]) as picture:
+            assert picture.size == (100, 80) if case is photos else picture.width >= 640
+        assert each["picture"] in capsys.readouterr().out
+
+
+def test_classes_of_one_s_own_are_named_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = own_model("Idle")
+    run = finished_run(tmp_path / "run", "data=digits", *own, "schedule=bp", "max_steps=1")
+    assert run_main(monkeypatch, run.folder) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "ppll-eval: model._target_=tests.own_models.Idle: a class that no option"
+    )
+    assert run_main(monkeypatch, run.folder, "model._target_=tests.own_models.Idle") == 0
+
+
+def test_an_option_of_one_s_own_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(
+        tmp_path / "run", "data=digits", *own_model("Idle"), "schedule=bp", "max_steps=1"
+    )
+    config = json.loads((run.folder / "config.json").read_text())
+    config["choices"]["model"], config["format"] = "idle", 1
+    del config["sha256"]
+    (run.folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "idle.yaml").write_text("_target_: tests.own_models.Idle\n")
+    assert run_main(monkeypatch, run.folder) == 2
+    assert "model=idle: there is no such option" in capsys.readouterr().err
+    assert run_main(monkeypatch, run.folder, "--config-dir", tmp_path / "conf") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["RUN", "optim.lr=3"], "optim.lr=3: the run was started with 0.002; leave it as it is"),
+        (["RUN", "seed=4"], "seed=4: the run was started with 0; leave it as it is"),
+        (["RUN", "model=resnet32"], "model=resnet32: the run was started with vit"),
+        (["RUN", "~data.mean"], "arguments="),
+        (["RUN", "hydra.run.dir=x"], "hydra.run.dir=: is for ppll-run"),
+        (["RUN", "resume=x"], "resume=: is for ppll-run"),
+        (["RUN", "nonsense=1"], "nonsense=1: there is no such key"),
+        (["RUN", "data=nonsense"], "data=nonsense: there is no such option"),
+        (["RUN", "data.mean=1"], "data.mean=1: must be a valid list"),
+        (["RUN", "batch_size=0"], "batch_size=0: must be greater than or equal to 1"),
+        (["RUN", "device=tpu"], "device=tpu: must be"),
+        (["RUN", "data=cifar10", "data.root=."], "data.root=/"),
+        (["RUN", "data=synthetic"], "data=synthetic: its images or classes do not fit"),
+        (["RUN", *SYNTHETIC, "data.classes=4"], "data=synthetic: its images or classes"),
+        (["RUN", "data=fashion_scenes"], "data=fashion_scenes: is not for the run's model"),
+        (["RUN", "--checkpoint=best"], "checkpoint=best: the run has no such checkpoint"),
+        (["RUN", "--checkpoint=x"], "arguments="),
+        (["RUN", "--split=val"], "--split=val: the data set has no such split"),
+        (["RUN", "--split=dev"], "arguments="),
+        (["RUN", "--predict", "no.png"], "--predict=no.png: there is no such file"),
+        (["RUN", "--predict", "text.png"], "--predict=text.png: cannot be read as a picture"),
+        (["RUN", "--output", "text.png"], "--output=text.png: cannot be written to"),
+        (["RUN", "--config-dir", "no"], "arguments="),
+        (["nowhere"], "RUN_DIR=nowhere: there is no such folder"),
+        (["empty"], "RUN_DIR=empty: it holds no config.json of a run"),
+        ([], "arguments=: the following arguments are required: RUN_DIR"),
+        (["RUN", "--nonsense"], "arguments="),
+    ],
+)
+def test_wrong_input_is_one_line(
+    run: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if "data=fashion_scenes" in arguments:
+        root = write_fashion(tmp_path / "root")
+        arguments = [*arguments, f"data.root={root}", "data.pictures=2", "data.test_pictures=1"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    given = [str(run.folder) if each == "RUN" else each for each in arguments]
+    assert run_main(monkeypatch, *given) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"ppll-eval: {line}")
+
+
+def test_help_and_refusals_import_no_torch(run: Finished, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom ppll_cli.cli.evaluate import main\nrun = sys.argv[1]\n"
+        "for given in (['--help'], [run, 'seed=4'], [run, 'data.pad=x']):\n"
+        "    sys.argv[1:] = given\n"
+        "    try:\n        main()\n    except SystemExit as end:\n        print(end.code)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, str(run.folder)]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert result.stdout.splitlines()[-4:] == ["0", "2", "2", "False"]

@@ -1,0 +1,48 @@
+"""Run directories of trainings that ran inside the test, as a run leaves them."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll_cli.config import settings
+from ppll_cli.job.checkpoint import finish, unfinished_folder, write_model
+from ppll_cli.job.manifest import Manifest, SavedFile
+from ppll_cli.launch import beginning
+from ppll_cli.prepare.preparation import prepare
+from tests.conftest import compose_config
+from tests.worker.inside import execute
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run directory with what an evaluation needs.
+
+    Attributes:
+        folder: The directory.
+        test: What `summary.json` would have as `test`.
+        step: Optimizer steps done.
+    """
+
+    folder: Path
+    test: dict[str, float]
+    step: int
+
+
+def finished_run(folder: Path, *overrides: str) -> Finished:
+    """Train, and leave the record, a checkpoint, and the model."""
+    usual = ["device=cpu", "threads=1", "checkpoint.every=1000", "timeline=false"]
+    config, choices = compose_config([*usual, *overrides])
+    folder.mkdir(parents=True)
+    prepared = prepare(settings.parse(config), str(folder))
+    beginning.record(folder, config, choices, prepared)
+    outcome = execute(prepared.job)
+    step, module = max(outcome.test)
+    place = unfinished_folder(folder, step)
+    saved = tuple(
+        SavedFile(path.name, len(content := path.read_bytes()), hashlib.sha256(content).hexdigest())
+        for path in sorted(place.glob("stage-*.safetensors"))
+    )
+    last = finish(folder, Manifest(step, 1, prepared.cuts, {}, saved), keep=2)
+    write_model(last, folder / "model.safetensors")
+    loss, scores = outcome.test[step, module]
+    return Finished(folder, {"loss": loss / prepared.job.course.samples["test"], **scores}, step)

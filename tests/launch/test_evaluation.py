@@ -1,0 +1,135 @@
+"""Evaluating a finished run gives the numbers that the run had."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppll_cli import load_run
+from ppll_cli.errors import ConfigError
+from ppll_cli.launch.evaluation import evaluate
+from tests.data.picture_files import write_photos
+from tests.data.scene_files import write_fashion
+from tests.finished import finished_run
+
+DIGITS = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "max_steps=3"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def scenes(tmp_path: Path) -> list[str]:
+    return [
+        "model=retinanet",
+        "model.width=8",
+        "data=fashion_scenes",
+        f"data.root={write_fashion(tmp_path / 'root')}",
+        "data.pictures=8",
+        "data.test_pictures=3",
+        *(f"data.{key}=64" for key in ("side", "short_side", "long_side")),
+        "batch_size=4",
+        "max_steps=2",
+    ]
+
+
+def photos(tmp_path: Path) -> list[str]:
+    return [
+        "model=edsr",
+        "model.depth=3",
+        "model.width=4",
+        "data=photos",
+        f"data.folders=[{write_photos(tmp_path / 'photos', width=72, height=64)}]",
+        f"data.cache={tmp_path / 'pictures'}",
+        "data.patch=8",
+        "data.patches_per_epoch=8",
+        "data.tile=31",
+        "data.overlap=13",
+        "data.eval_limit=2",
+        "batch_size=4",
+        "max_steps=2",
+    ]
+
+
+TASKS = {"digits": lambda _: DIGITS, "scenes": scenes, "photos": photos}
+SCHEDULES = {
+    "local learning": ["schedule=ppll", "gpus=2", "local.modules=2"],
+    "back-propagation": ["schedule=bp", "schedule.microbatches=3"],
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_numbers_are_those_of_the_run(tmp_path: Path, task: str, schedule: str) -> None:
+    before = torch.get_num_threads()
+    run = finished_run(tmp_path / "run", *TASKS[task](tmp_path), *SCHEDULES[schedule])
+    found = evaluate(load_run(run.folder), "test")
+    assert found.result == run.test
+    assert list(found.result) == list(run.test)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("options", [["precision=bf16"], ["schedule=gpipe", "gpus=2"]])
+def test_precision_and_micro_batches_are_the_run_s(tmp_path: Path, options: list[str]) -> None:
+    run = finished_run(tmp_path / "run", *DIGITS, *options)
+    assert evaluate(load_run(run.folder), "test").result == run.test
+
+
+def test_batch_norm_s_running_statistics_are_used(tmp_path: Path) -> None:
+    small = ["model=resnet32", "max_steps=2", "schedule=bp", "data.eval_limit=70"]
+    run = finished_run(tmp_path / "run", "data=digits", *small)
+    loaded = load_run(run.folder)
+    assert not loaded.model.training
+    assert evaluate(loaded, "test").result == run.test
+
+
+def test_details_by_class_add_up_to_the_metric(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "data.val_fraction=0.1")
+    loaded = load_run(run.folder)
+    found = evaluate(loaded, "val")
+    assert found.samples == 144
+    details = found.details
+    assert details is not None
+    assert details.confusion is not None
+    assert [entry["class"] for entry in details.entries] == list("0123456789")
+    right = sum(row[label] for label, row in enumerate(details.confusion))
+    assert sum(map(sum, details.confusion)) == sum(e["samples"] for e in details.entries) == 144
+    assert right / 144 == found.result["accuracy"]
+    for entry, row in zip(details.entries, details.confusion, strict=True):
+        assert entry["accuracy"] == row[int(entry["class"])] / sum(row)
+    train = evaluate(loaded, "train")
+    assert train.samples == 1437 - 144
+    with pytest.raises(ConfigError, match="--split=dev: the data set has no such split"):
+        evaluate(loaded, "dev")
+
+
+def test_details_of_scenes_are_by_class(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", *scenes(tmp_path), "schedule=bp")
+    found = evaluate(load_run(run.folder), "train")
+    assert found.details is not None
+    assert [entry["class"] for entry in found.details.entries][:2] == ["t-shirt", "trouser"]
+    known = [entry["ap"] for entry in found.details.entries if entry["ap"] is not None]
+    assert found.result["ap"] == pytest.approx(sum(known) / len(known))
+    there = sum(entry["boxes"] for entry in found.details.entries)
+    assert there == load_run(run.folder).data.splits["train"].asked_for  # type: ignore[attr-defined]
+
+
+def test_details_of_photos_are_by_picture(tmp_path: Path) -> None:
+    """Of the pictures that are trained on as well, which are loaded as patches."""
+    run = finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
+    loaded = load_run(run.folder)
+    for split, names in (("test", ["3.png", "4.png"]), ("train", ["0.png", "1.png", "2.png"])):
+        found = evaluate(loaded, split)
+        assert found.details is not None
+        assert [entry["picture"] for entry in found.details.entries] == names
+        mean = sum(entry["psnr"] for entry in found.details.entries) / len(names)
+        assert mean == pytest.approx(found.result["psnr"])
+
+
+def test_batches_may_be_of_another_size(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp")
+    loaded = load_run(run.folder)
+    other = evaluate(loaded, "test", batch_size=7)
+    assert other.result["accuracy"] == run.test["accuracy"]
+    assert other.result["loss"] == pytest.approx(run.test["loss"], rel=1e-5)
