@@ -287,6 +287,7 @@ def _run(
     from ppll_cli.config.interpolated import plain
     from ppll_cli.config.objective import value
     from ppll_cli.config.targets import make
+    from ppll_cli.config.weights import weights_file
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -306,6 +307,8 @@ def _run(
         parsed = settings.parse(config)
         for group in ("schedule", "data", "tracker"):  # what their classes refuse needs no torch
             make(group, config[group])
+        if before is None and parsed.weights is not None:
+            weights_file(parsed.weights)
 
         from ppll_cli.launch.run import Run
 

@@ -186,6 +186,8 @@ class Settings(_Section):
     replicas: Workers = 1
     sync_batchnorm: bool = False
     max_minutes: Positive | None = None
+    weights: str | None = None
+    weights_partial: bool = False
 
     def until_s(self, began_s: float) -> float | None:
         """When `max_minutes` are over, for a program that began at this time; None: never."""
@@ -217,6 +219,14 @@ class Settings(_Section):
                 "its last epoch has learning rate 0, and epochs=1 is no more than that",
                 "use optim.schedule=cosine, or more epochs",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights_partial and self.weights is None:
+            raise ConfigError("weights_partial", True, "is for weights=FILE_OR_RUN_DIR")
+        if self.weights == "":
+            raise ConfigError("weights", "''", "names no file", "give one, or null")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from ppll_cli.config.settings import Optim
 from ppll_cli.config.targets import make
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
+from ppll_cli.job.weights import Weights
 from ppll_cli.leaves.names import device_name, seat_name
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Site
@@ -72,6 +73,7 @@ class Job:
         replicas: How many workers hold each stage, each with its share of every batch.
         sync_batchnorm: BatchNorm sees the shares of all of them.
         homes: The machine of each worker, in the order of `seats`; empty: there is only one.
+        weights: What units begin with, at step 0, in the place of weights drawn from the seed.
     """
 
     model: Mapping[str, Any]
@@ -100,6 +102,7 @@ class Job:
     replicas: int = 1
     sync_batchnorm: bool = False
     homes: tuple[int, ...] = ()
+    weights: Weights | None = None
 
     @property
     def layout(self) -> Layout:

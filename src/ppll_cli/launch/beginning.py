@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.config import objective
+from ppll_cli.config.weights import absolute_path
 from ppll_cli.data.identity import Identity, difference
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint
@@ -35,6 +36,9 @@ def record(
     data = {k: absolute(v) if k in PATHS else v for k, v in config["data"].items()}
     record = {**config, "data": data, "choices": dict(choices)}
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
+    if config.get("weights") is not None:
+        record["weights"] = absolute_path(config["weights"])
+        record["weights_used"] = prepared.weights
     if prepared.identity is not None:
         record["data_sha256"] = digest_of(prepared.identity)
     write_record(run_dir, record)
@@ -75,6 +79,22 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
         f"these are not the data that the run was started with: {how}",
         "give the place where those are, or start a new run",
     )
+
+
+def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
+    """Refuse to start a run again with other weights than it was started with.
+
+    Args:
+        before: The run.
+        weights: What was found now; None: they are not needed any more.
+
+    Raises:
+        ConfigError: They are others.
+    """
+    then = before.weights
+    if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
+        problem = "this is not the file that the run was started with: its digest is another one"
+        raise ConfigError("weights", weights["file"], problem, "put that back, or start a new run")
 
 
 def finished(

@@ -90,6 +90,7 @@ class Recorded:
         choices: The option chosen in each group.
         cuts: Names of the units that start modules 2 to k; None where an older program ran.
         data_sha256: Digest of what identifies its data; None where that was not recorded.
+        weights: What was recorded of the weights that it began with; None: the seed's.
     """
 
     run_dir: Path
@@ -97,6 +98,7 @@ class Recorded:
     choices: Mapping[str, str]
     cuts: tuple[str, ...] | None = None
     data_sha256: str | None = None
+    weights: Mapping[str, Any] | None = None
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """What Hydra is to compose: the same options, with the changes on the command line."""
@@ -166,7 +168,7 @@ class Recorded:
                 chosen[key] = choices[key]
             for inner in _keys(key, given):
                 value, before = _at(composed, inner), _at(self.config, inner)
-                if inner.removeprefix("data.") in PATHS:
+                if inner.removeprefix("data.") in PATHS or inner == "weights":
                     value = absolute(value)
                 if value != before:
                     check(inner, _text(override), value)
@@ -248,7 +250,7 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     """The run that a record tells of."""
     config = config_now({k: v for k, v in record.items() if k not in ("format", DIGEST)})
     choices, cuts = config.pop("choices", None), config.pop("cuts", None)
-    data_sha256 = config.pop("data_sha256", None)
+    data_sha256, weights = config.pop("data_sha256", None), config.pop("weights_used", None)
     if not isinstance(choices, dict):
         raise no_run(run_dir, "that file has no choices")
     choices = choices_now(choices)
@@ -263,7 +265,9 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
-    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256)
+    if not isinstance(weights, dict | None):
+        raise no_run(run_dir, "what it says of its weights is no object")
+    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256, weights)
 
 
 def _is_list_of_names(value: object) -> bool:

@@ -216,8 +216,13 @@ class Run:
         if cuts is not None and not fixed:
             local = {**settings.local, "cuts": list(cuts)}
             settings = settings.model_copy(update={"local": local})
+        if start is not None:  # what the run began with is in the checkpoint
+            settings = settings.model_copy(update={"weights": None, "weights_partial": False})
         machines = [] if self._fleet is None else self._fleet.machines
         prepared = prepare(settings, str(self.run_dir), machines)
+        if self.before is not None:
+            beginning.check_weights(self.before, prepared.weights)
+            prepared = replace(prepared, weights=self.before.weights)
         if start is None:
             return prepared
         check_restorable(prepared.job, start)

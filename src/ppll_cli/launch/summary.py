@@ -69,6 +69,7 @@ def summarise(
         "threads": job.threads,
         "modules": len(job.layout.modules),
         "seed": job.seed,
+        "weights": prepared.weights,
         "epochs": course.epochs,
         "steps": step,
         "batch_size": course.batch_size,

@@ -67,7 +67,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ConfigError: The weights are those of another model.
     """
-    ours = {_our_name(key): value for key, value in state_dict.items()}
+    ours = {our_name(key): value for key, value in state_dict.items()}
     expected = _expected(ours)
     for key, value in expected.items():
         if key not in ours and key.endswith(COUNTER):
@@ -82,7 +82,8 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def _our_name(key: str) -> str:
+def our_name(key: str) -> str:
+    """The name that a tensor of a torchvision model has here."""
     key = key.removeprefix(BODY)
     for theirs, ours in PREFIXES.items():
         if key.startswith(theirs):

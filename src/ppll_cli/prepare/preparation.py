@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make
@@ -32,6 +33,7 @@ from ppll_cli.prepare.checks import (
 from ppll_cli.prepare.cutting import cut, placed, weights
 from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
+from ppll_cli.prepare.weights import find_weights
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Prepared:
         emulated: Whether several workers share a device.
         notes: What the user should be told.
         identity: What identifies the data; None where the data set does not say it.
+        weights: What is recorded of the weights that the run began with; None: the seed's.
     """
 
     job: Job
@@ -55,6 +58,7 @@ class Prepared:
     emulated: bool
     notes: tuple[str, ...]
     identity: Identity | None = None
+    weights: Mapping[str, Any] | None = None
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -104,13 +108,25 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
     with closing(profile) if profile is not None else nullcontext():
         job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
         job = replace(job, homes=homes)
+        found = None
+        if settings.weights is not None:
+            found = find_weights(settings.weights, settings.weights_partial, subject.units)
+            job = replace(job, weights=found.weights)
+            notes.append(f"weights={settings.weights}: {found.told()}")
         check_instructions(job, subject)
         if profile is not None:
             stages_are_modules = _stages_are_modules(settings, schedule)
             notes += report(job, subject.names, profile, stages_are_modules)
             profile.save()
     return Prepared(
-        job, subject.names, subject.costs, auxiliary, emulated, tuple(notes), subject.identity
+        job,
+        subject.names,
+        subject.costs,
+        auxiliary,
+        emulated,
+        tuple(notes),
+        subject.identity,
+        found and found.report(),
     )
 
 

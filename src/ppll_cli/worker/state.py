@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.job.checkpoint import SavedTensors
+from ppll_cli.job.weights import Weights, opened
 from ppll_cli.worker.networks import Networks
 
 
@@ -38,6 +39,17 @@ def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
                 state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
+
+
+def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
+    """Give units the weights of a file; what is not taken from it stays as the seed gave it."""
+    with opened(weights.file) as saved:
+        for chunk in chunks:
+            for unit, network in chunk.units:
+                own = network.state_dict()
+                names = {name: weights.names.get(f"{unit.name}.{name}") for name in own}
+                taken = {name: saved[key] for name, key in names.items() if key is not None}
+                network.load_state_dict({**own, **taken})
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ppll_cli.worker.interpreter import Interpreter
 from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.state import restore, tensors_of
+from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 REPORT_EVERY = 50
 """Training metrics are reported after this many steps, and at the end of an epoch."""
@@ -57,6 +57,8 @@ class Worker:
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 restore(self.chunks.values(), saved)
+        elif job.weights is not None:
+            begin_with(self.chunks.values(), job.weights)
         self.batches: Ahead | None = None
         if 0 in self.chunks:
             dataset: Dataset = make("data", job.data)

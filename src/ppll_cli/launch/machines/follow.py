@@ -14,6 +14,7 @@ from typing import Any
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
+from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
 from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job
@@ -103,6 +104,9 @@ def _told(
     job, units = prepared.job, prepared.units
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
+    begins = job.weights is not None
+    fixed["weights"] = absolute_path(fixed["weights"]) if begins else None
+    fixed["weights_partial"] = begins and fixed["weights_partial"]
     if job.stages > 1:
         cuts = [units[cut] for cut in job.layout.cuts()]
         fixed["partition"] = {"name": "manual", "cuts": cuts}
@@ -118,6 +122,7 @@ def _told(
         "config": fixed,
         "run_dir": str(run_dir),
         "mark": mark,
+        "weights_sha256": prepared.weights["sha256"] if begins and prepared.weights else None,
         "start": job.start,
         "checkpoint": None if job.checkpoint is None else str(job.checkpoint),
         "files": [asdict(file) for file in _start(job)],
@@ -220,9 +225,18 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     return {**message, "run_dir": str(own), "checkpoint": start}
 
 
+def _check_weights(prepared: Prepared, message: Message) -> None:
+    """Refuse another file of weights here than machine 0 has under the same path."""
+    used, wanted = prepared.weights, message["weights_sha256"]
+    if used is not None and used["sha256"] != wanted:
+        problem = "is another file here than on machine 0: their digests differ"
+        raise ConfigError("weights", used["file"], problem, "copy it to all machines")
+
+
 def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
     settings = parse(message["config"])
     prepared = prepare(settings, message["run_dir"], fleet.machines)
+    _check_weights(prepared, message)
     job = replace(prepared.job, start=message["start"])
     if message["checkpoint"] is not None:
         job = replace(job, checkpoint=Path(message["checkpoint"]))

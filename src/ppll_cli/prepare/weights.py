@@ -1,0 +1,107 @@
+"""Which tensors of a file a model can begin with, and what is told of the others."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ppll_cli.config.weights import weights_file
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.weights import Weights, opened
+from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.torchvision_weights import COUNTER, our_name
+from ppll_cli.models.unit import Unit
+
+SHOWN = 3
+"""Names that a message lists; `summary.json` has all."""
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """What was found in a file.
+
+    Attributes:
+        weights: What workers take.
+        sha256: Digest of the file.
+        missing: Tensors of the model that the file lacks.
+        unfit: Tensors of the model that have another shape there, with both shapes.
+        unused: Names in the file that the model has no tensor for.
+    """
+
+    weights: Weights
+    sha256: str
+    missing: Sequence[str]
+    unfit: Sequence[str]
+    unused: Sequence[str]
+
+    def report(self) -> dict[str, Any]:
+        """The same as plain data, for the record of a run and its summary."""
+        return {
+            "file": str(self.weights.file),
+            "sha256": self.sha256,
+            "taken": len(self.weights.names),
+            "missing": list(self.missing),
+            "unfit": list(self.unfit),
+            "unused": list(self.unused),
+        }
+
+    def told(self) -> str:
+        """The same for the user, in a line."""
+        parts = [f"{len(self.weights.names)} tensors are taken"]
+        for what, names in (
+            ("missing", self.missing),
+            ("of another shape", self.unfit),
+            ("not used", self.unused),
+        ):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                parts.append(f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})")
+        return ", ".join(parts)
+
+
+def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
+    """Compare a file with a model, under our names or torchvision's.
+
+    Args:
+        given: The file, or a run directory.
+        partial: Whether some tensors may be missing, of another shape, or not used.
+        units: The model's.
+
+    Raises:
+        ConfigError: There is no such file, it cannot be read, or it does not fit.
+    """
+    file = weights_file(given)
+    try:
+        with opened(file) as saved:
+            there = saved.shapes()
+        with file.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    except Exception as error:  # of safetensors, torch, or the file system
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = "give a file of safetensors, or a state_dict that torch.save wrote"
+        raise ConfigError("weights", given, f"cannot be read: {reason}", remedy) from None
+    with torch.device("meta"):
+        model = PlainModel(units)
+    needed = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = {key if key in needed else our_name(key): key for key in there}
+    fitting = {n: key for n, key in names.items() if needed.get(n) == there[key]}
+    found = FoundWeights(
+        Weights(file, fitting),
+        sha256,
+        missing=[n for n in needed if n not in names and not n.endswith(COUNTER)],
+        unfit=[
+            f"{n} is {there[key]} and has to be {needed[n]}"
+            for n, key in names.items()
+            if n in needed and n not in fitting
+        ],
+        unused=[key for n, key in names.items() if n not in needed],
+    )
+    if not fitting:
+        problem = f"nothing in it fits the model: {found.told()}"
+        raise ConfigError("weights", given, problem, "give weights of the same model")
+    if (found.missing or found.unfit or found.unused) and not partial:
+        remedy = "weights_partial=true takes what fits, and draws the rest from the seed"
+        raise ConfigError("weights", given, f"does not fit the model: {found.told()}", remedy)
+    return found

@@ -1,0 +1,155 @@
+"""`weights=`: which tensors of a file a run begins with."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.models.plain import PlainModel
+from tests.conftest import prepared
+from tests.data.scene_files import write_fashion
+
+TINY = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "schedule=bp"]
+
+
+def tiny_model(seed: int = 5) -> dict[str, Tensor]:
+    """Weights of the tiny model, of another seed than runs have."""
+    return PlainModel(prepared(*TINY).job.units(), seed).state_dict()
+
+
+def saved(folder: Path, tensors: dict[str, Tensor], name: str = "w.safetensors") -> Path:
+    file = folder / name
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    return file
+
+
+def test_all_tensors_fit_and_are_told(tmp_path: Path) -> None:
+    tensors = tiny_model()
+    file = saved(tmp_path, tensors)
+    found = prepared(*TINY, f"weights={file}")
+    assert found.job.weights is not None
+    assert found.job.weights.file == file
+    assert found.job.weights.names == {name: name for name in tensors}
+    assert found.weights == {
+        "file": str(file),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "taken": len(tensors),
+        "missing": [],
+        "unfit": [],
+        "unused": [],
+    }
+    assert f"weights={file}: {len(tensors)} tensors are taken" in found.notes
+    assert prepared(*TINY).weights is None
+
+
+def test_a_run_s_model_is_taken_relative_to_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    saved(tmp_path / "run", tiny_model(), "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    found = prepared(*TINY, "weights=run").job.weights
+    assert found is not None
+    assert found.file == tmp_path / "run" / "model.safetensors"
+
+
+def changed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One is missing, one has another shape, one is of nothing that there is."""
+    return {
+        **{name: tensor for name, tensor in tensors.items() if name != "embed.class_token"},
+        "head.fc.bias": torch.zeros(1000),
+        "extra": torch.zeros(1),
+    }
+
+
+def test_what_does_not_fit_is_listed_and_refused_unless_it_may(tmp_path: Path) -> None:
+    tensors = tiny_model()
+    file = saved(tmp_path, changed(tensors))
+    told = (
+        f"{len(tensors) - 2} tensors are taken, 1 missing (embed.class_token), "
+        "1 of another shape (head.fc.bias is [1000] and has to be [10]), 1 not used (extra)"
+    )
+    with pytest.raises(ConfigError) as caught:
+        prepared(*TINY, f"weights={file}")
+    assert f"does not fit the model: {told}; weights_partial=true" in str(caught.value)
+    found = prepared(*TINY, f"weights={file}", "weights_partial=true")
+    assert f"weights={file}: {told}" in found.notes
+    assert found.weights is not None
+    assert found.weights["missing"] == ["embed.class_token"]
+    assert found.weights["unused"] == ["extra"]
+    assert found.job.weights is not None
+    assert "head.fc.bias" not in found.job.weights.names
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "before 2020"])
+def test_torchvision_s_file_fits_its_model(tmp_path: Path, old: bool) -> None:
+    """Files from before BatchNorm counted lack its counters, which begin at zero."""
+    theirs = torchvision.models.resnet18(num_classes=10).state_dict()
+    if old:
+        theirs = {name: t for name, t in theirs.items() if "num_batches_tracked" not in name}
+    torch.save(theirs, tmp_path / "r.pth", _use_new_zipfile_serialization=not old)
+    case = ["data=synthetic", "data.size=64", "model=resnet18", "model.stem=imagenet"]
+    found = prepared(*case, f"weights={tmp_path / 'r.pth'}", "schedule=bp")
+    assert found.weights is not None
+    assert found.weights["taken"] == len(theirs)
+    assert found.weights["missing"] == found.weights["unused"] == []
+    assert found.job.weights is not None
+    assert found.job.weights.names["stem.conv1.weight"] == "conv1.weight"
+
+
+def test_a_detector_begins_with_torchvision_s_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    theirs = torchvision.models.resnet18().state_dict()
+    torch.save(theirs, tmp_path / "r.pth")
+    case = ["model=retinanet", "model.width=8", "data=fashion_scenes", "schedule=bp"]
+    case += [f"data.root={write_fashion(tmp_path / 'root')}", "batch_size=2"]
+    case += ["data.pictures=2", "data.test_pictures=1", f"weights={tmp_path / 'r.pth'}"]
+    with pytest.raises(ConfigError, match="weights_partial=true takes what fits"):
+        prepared(*case)
+    found = prepared(*case, "weights_partial=true").weights
+    assert found is not None
+    assert found["taken"] == len(theirs) - 2
+    assert found["unused"] == ["fc.weight", "fc.bias"]
+    assert {name.split(".")[0] for name in found["missing"]} == {"head"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("weights=nowhere.pth", "weights=nowhere.pth: there is no such file"),
+        ("weights=empty", "weights=empty: that folder holds no model.safetensors"),
+        ("weights=text.safetensors", "weights=text.safetensors: cannot be read"),
+        ("weights=text.pth", "weights=text.pth: cannot be read"),
+        ("weights=list.pth", "weights=list.pth: cannot be read: it is no dictionary of tensors"),
+        ("weights=code.pth", "weights=code.pth: cannot be read"),
+        ("weights=''", "weights='': names no file"),
+        ("weights_partial=true", "weights_partial=True: is for weights=FILE_OR_RUN_DIR"),
+        ("weights=3", "weights=3: must be a valid string"),
+    ],
+)
+def test_wrong_input_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("text.safetensors", "text.pth"):
+        (tmp_path / name).write_text("no weights")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    torch.save({"a": Path("/tmp")}, tmp_path / "code.pth")  # which would be executed to be read
+    with pytest.raises(ConfigError) as caught:
+        prepared(*TINY, given)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_refused_even_in_part(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"other.weight": torch.zeros(1)})
+    with pytest.raises(ConfigError, match="nothing in it fits the model"):
+        prepared(*TINY, f"weights={file}", "weights_partial=true")
