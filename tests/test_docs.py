@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli import plan
+from ppll_cli.cli import evaluate, plan
 from ppll_cli.config import settings
 from scripts.benchmarks.__main__ import NAMES
 from tests.conftest import compose_config
@@ -91,6 +91,24 @@ def test_plans_compose(page: str, command: str) -> None:
     assert len(plan.Plan.compose(plan.overrides_of(options)).gpus) > 1
 
 
+EVALUATIONS = [
+    command
+    for page in PAGES
+    for command in re.findall(r"^\$ (?:\.venv/bin/)?ppll-eval(.*)$", page.read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_evaluations_are_understood(command: str) -> None:
+    """Options as the program reads them, and overrides of keys that may be given."""
+    words = shlex.split(command)
+    given = [word for word in words if evaluate._is_override(word)]
+    options = evaluate._options([word for word in words if word not in given])
+    assert str(options.run_dir).startswith("outputs/")
+    assert {word.split("=")[0].split(".")[0] for word in given} <= {*evaluate.FREE}
+    compose_config(given)
+
+
 def _chosen(word: str, choice: int) -> str:
     key, _, values = word.partition("=")
     if values.startswith("["):
@@ -99,7 +117,7 @@ def _chosen(word: str, choice: int) -> str:
     return f"{key}={listed[min(choice, len(listed) - 1)]}"
 
 
-PROGRAMS = {"ppll-run", "ppll-plan", "ppll-compare", "tensorboard", "git", "eval"}
+PROGRAMS = {"ppll-run", "ppll-plan", "ppll-compare", "ppll-eval", "tensorboard", "git", "eval"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -76,6 +76,7 @@ class Asked:
         batch_size: Samples of an evaluation batch, where it was given.
         pictures: Files to predict.
         output: Where results are written.
+        classes: Names of the classes that the run learnt, where they were recorded.
     """
 
     run_dir: Path
@@ -88,6 +89,7 @@ class Asked:
     batch_size: int | None
     pictures: Sequence[Path]
     output: Path
+    classes: Sequence[str]
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -130,6 +132,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
         settings.batch_size if "batch_size" in given else None,
         options.predict,
         options.output or run.run_dir / "evaluation",
+        run.classes,
     )
 
 

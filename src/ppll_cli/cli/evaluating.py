@@ -116,6 +116,10 @@ def _show(
     predictions: Sequence[Mapping[str, Any]],
 ) -> None:
     console = rich_console()
+    other = [pair for pair in zip(asked.classes, run.classes, strict=False) if pair[0] != pair[1]]
+    if other:
+        said = f"classes have other names than in the run: {other[0][1]!r} for {other[0][0]!r}"
+        console.print(printable(f"{asked.data}: {said}"), soft_wrap=True)
     for each in predictions:
         console.print(printable(_predicted(each)), soft_wrap=True)
     if found is not None:

@@ -36,6 +36,7 @@ def record(
     data = {k: absolute(v) if k in PATHS else v for k, v in config["data"].items()}
     record = {**config, "data": data, "choices": dict(choices)}
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
+    record["classes"] = list(prepared.classes)
     if config.get("weights") is not None:
         record["weights"] = absolute_path(config["weights"])
         record["weights_used"] = prepared.weights

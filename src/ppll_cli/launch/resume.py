@@ -91,6 +91,7 @@ class Recorded:
         cuts: Names of the units that start modules 2 to k; None where an older program ran.
         data_sha256: Digest of what identifies its data; None where that was not recorded.
         weights: What was recorded of the weights that it began with; None: the seed's.
+        classes: Names of the classes that it learnt; none where they were not recorded.
     """
 
     run_dir: Path
@@ -99,6 +100,7 @@ class Recorded:
     cuts: tuple[str, ...] | None = None
     data_sha256: str | None = None
     weights: Mapping[str, Any] | None = None
+    classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """What Hydra is to compose: the same options, with the changes on the command line."""
@@ -265,9 +267,12 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
+    classes = config.pop("classes", [])
+    if not _is_list_of_names(classes):
+        raise no_run(run_dir, "its classes are no names")
     if not isinstance(weights, dict | None):
         raise no_run(run_dir, "what it says of its weights is no object")
-    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256, weights)
+    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256, weights, tuple(classes))
 
 
 def _is_list_of_names(value: object) -> bool:

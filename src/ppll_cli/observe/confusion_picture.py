@@ -15,7 +15,7 @@ MOST_NAMED = 60
 """With more classes than this only some are named, at even distances."""
 
 LONGEST_NAME = 18
-"""Characters of a class's name; a longer one is shortened in its middle."""
+"""Characters of a class's name; of a longer one the beginning is shown."""
 
 
 def picture(
@@ -36,7 +36,7 @@ def picture(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     step = -(-len(classes) // MOST_NAMED)
     places = range(0, len(classes), step)
-    names = [printable(classes[place], LONGEST_NAME) for place in places]
+    names = [_short(printable(classes[place])) for place in places]
     with figure(path, WIDTH * 0.95) as made:
         made.suptitle(printable(title), fontsize=10, parse_math=False)
         axes = made.add_subplot()
@@ -53,3 +53,7 @@ def picture(
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     text = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
                     axes.text(column, row, str(count), text)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

@@ -49,6 +49,7 @@ class Prepared:
         notes: What the user should be told.
         identity: What identifies the data; None where the data set does not say it.
         weights: What is recorded of the weights that the run began with; None: the seed's.
+        classes: Names of the classes by their labels, where the data set says them.
     """
 
     job: Job
@@ -59,6 +60,7 @@ class Prepared:
     notes: tuple[str, ...]
     identity: Identity | None = None
     weights: Mapping[str, Any] | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
         tuple(notes),
         subject.identity,
         found and found.report(),
+        subject.classes,
     )
 
 

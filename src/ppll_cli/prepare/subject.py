@@ -62,6 +62,7 @@ class Subject:
         ends: The units, and what stands at the ends of modules.
         identity: What identifies the data; None where the data set does not say it.
         evaluation: The same for evaluation batches, where they are not like training batches.
+        classes: Names of the classes by their labels, where the data set says them.
     """
 
     samples: Mapping[str, int]
@@ -72,6 +73,7 @@ class Subject:
     ends: Ends
     identity: Identity | None = None
     evaluation: "Evaluation | None" = None
+    classes: tuple[str, ...] = ()
     _found: dict[tuple[range, ...], Found] = field(default_factory=dict, repr=False)
 
     @property
@@ -230,6 +232,7 @@ def examine(settings: Settings) -> Subject:
         local=local,
         ends=ends(image, task.targets),
         identity=loaded.identity,
+        classes=loaded.classes,
         evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
     )
 
