@@ -40,7 +40,7 @@ batch_size may be given. A class of your own that the run used is named again, a
 --config-dir=FOLDER, or model._target_=CLASS.
 
   ppll-eval outputs/DATE/TIME
-  ppll-eval outputs/DATE/TIME --checkpoint=best --split=val data.val_fraction=0.1
+  ppll-eval outputs/DATE/TIME --checkpoint=best --split=val
   ppll-eval outputs/DATE/TIME data=svhn device=cpu
   ppll-eval outputs/DATE/TIME --predict cat.jpg dog.jpg
 

@@ -72,18 +72,29 @@ def opened(file: Path) -> Iterator[OpenedWeights]:
         ValueError: It holds something else.
         Exception: It cannot be read; torch and safetensors raise exceptions of several kinds.
     """
-    if file.suffix == ".safetensors":
+    if _is_safetensors(file):
         with safe_open(file, framework="pt") as found:
             yield _Safetensors(found)
         return
     yield _StateDict(_saved_by_torch(file))
 
 
+def _is_safetensors(file: Path) -> bool:
+    """Whether it begins as such a file does: the length of its header, and a JSON object."""
+    with file.open("rb") as content:
+        return content.read(9)[8:] == b"{"
+
+
 def _saved_by_torch(file: Path) -> Mapping[str, Tensor]:
-    try:  # mapped into memory, so that a worker reads only what it takes
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError):  # an old file, which cannot be mapped
-        found = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        try:  # mapped into memory, so that a worker reads only what it takes
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # an old file, which cannot be mapped
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # of any kind; torch's messages are pages of advice
+        raise ValueError("it holds something else than safetensors or tensors alone") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError("it is no dictionary of tensors, as model.state_dict() is")
     return {str(name): tensor for name, tensor in found.items()}

@@ -49,8 +49,9 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     """
     splits, dataset = run.data.splits, run.data.dataset
     if split not in splits:
-        there = f"there are {', '.join(splits)}"
-        remedy = f"{there}; data.val_fraction=0.1 makes a val" if split == "val" else there
+        remedy = f"there are {', '.join(splits)}"
+        if split == "val":  # one that is made now would be a part of what was trained on
+            remedy += "; a run that was started with data.val_fraction has a val"
         raise ConfigError("--split", split, "the data set has no such split", remedy)
     as_evaluated = getattr(dataset, "evaluated", None)
     if as_evaluated is not None:
