@@ -63,7 +63,7 @@ def test_other_data_of_the_task(
 ) -> None:
     """Normalised as the run's were; a key that is given stands."""
     synthetic = [*SYNTHETIC, "data.train_samples=8", "data.test_samples=20"]
-    out = ["--output", tmp_path / "out"]
+    out = ["--output", str(tmp_path / "out")]
     assert run_main(monkeypatch, run.folder, *synthetic, *out) == 0
     kept = results(tmp_path / "out")
     assert (kept["data"], kept["samples"]) == ("synthetic", 20)
@@ -107,7 +107,7 @@ def test_boxes_and_enlarged_pictures_are_written(
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
     for case in (scenes, photos):
         run = finished_run(tmp_path / f"run of {case.__name__}", *case(tmp_path), "schedule=bp")
-        files = ["--predict", tmp_path / "a.png"]
+        files = ["--predict", str(tmp_path / "a.png")]
         assert run_main(monkeypatch, run.folder, "--split=test", *files) == 0
         found = results(run.folder / "evaluation")
         assert found["test"] == run.test
@@ -128,6 +128,20 @@ def test_classes_of_one_s_own_are_named_again(
         "ppll-eval: model._target_=tests.own_models.Idle: a class that no option"
     )
     assert run_main(monkeypatch, run.folder, "model._target_=tests.own_models.Idle") == 0
+
+
+def test_other_names_of_classes_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "data.eval_limit=20")
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["classes"] == list("0123456789")
+    config["classes"][3], config["format"] = "three", 1
+    del config["sha256"]
+    (run.folder / "config.json").write_text(json.dumps(config))
+    assert run_main(monkeypatch, run.folder) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "digits: classes have other names than in the run: '3' for 'three'"
 
 
 def test_an_option_of_one_s_own_is_found(

@@ -87,7 +87,8 @@ def _size(run: LoadedRun, batch_size: int | None) -> int:
     settings = run.settings
     path = str(settings.schedule.get("_target_"))
     if not path.startswith(OURS):  # nothing of it is needed but this number
-        return -(-settings.batch_size // (settings.replicas * settings.schedule["microbatches"]))
+        parts: int = settings.replicas * settings.schedule["microbatches"]
+        return -(-settings.batch_size // parts)
     schedule: Schedule = make("schedule", settings.schedule)
     return largest_micro_batch(settings, schedule)
 

@@ -128,7 +128,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
         emulated,
         tuple(notes),
         subject.identity,
-        found and found.report(),
+        None if found is None else found.report(),
         subject.classes,
     )
 
