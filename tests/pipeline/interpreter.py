@@ -21,12 +21,15 @@ from ppll_cli.pipeline.instructions import (
     Loss,
     Measure,
     NextBatch,
+    ReadWeights,
     ReceiveActivations,
     ReceiveGradients,
     ReceiveNorms,
+    ReceiveWeights,
     SendActivations,
     SendGradients,
     SendNorms,
+    SendWeights,
     StartAverage,
     Step,
 )
@@ -85,6 +88,7 @@ class Stage:
         self.stepped: list[tuple[int, tuple[Value, ...]]] = []
         self.norms: list[dict[int, tuple[Value, ...]]] = []
         self.measured: list[Value] = []
+        self.seen: dict[int, list[int]] = defaultdict(list)  # the steps that weights had
 
     def can(self, instruction: Instruction) -> bool:
         """Whether there is a slot to send, or a message to receive, if the instruction needs it."""
@@ -124,6 +128,8 @@ class Stage:
                 self.gradients[chunk, m] = names
             case ReceiveNorms():
                 self.vector.update(slot)  # type: ignore[arg-type]
+            case ReceiveWeights(_, chunk):
+                self.seen[chunk].append(slot["steps"])
 
     def _compute(self, instruction: Instruction) -> Any:
         """Returns what is sent, if the instruction sends."""
@@ -133,7 +139,8 @@ class Stage:
             case Forward(chunk, m):
                 self._forward(chunk, m)
             case Loss(chunk, m):
-                self.losses[chunk, m] = symbol("loss", chunk, m, self._read(chunk, m))
+                seen = tuple(self.seen[chunk])
+                self.losses[chunk, m] = symbol("loss", chunk, m, self._read(chunk, m), seen)
             case Measure(chunk, m):
                 self.measured.append(symbol("measure", chunk, m, self._read(chunk, m)))
             case SendActivations(_, chunk, m):
@@ -157,6 +164,12 @@ class Stage:
                 self.vector.update({chunk: self.sums[chunk] for chunk in self.own})
             case SendNorms():
                 return dict(self.vector)
+            case SendWeights(_, watcher, ahead):
+                return {"steps": self._steps(watcher) + ahead - self.routes.watches[watcher].lag}
+            case ReadWeights(watcher):
+                self.seen[watcher].append(
+                    self._steps(watcher) + 1 - self.routes.watches[watcher].lag
+                )
             case Step(chunk):
                 self.stepped.append((chunk, self.sums.pop(chunk)))
                 self.steps[chunk] += 1
@@ -164,6 +177,10 @@ class Stage:
                 self.averaged.discard(chunk)
                 self.norms.append(dict(self.vector))
         return None
+
+    def _steps(self, watcher: int) -> int:
+        """How often what a chunk watches, which is here, has been stepped."""
+        return self.steps[self.routes.watched(watcher)]
 
     def _read(self, chunk: int, m: int) -> tuple[tuple[str, Value], ...]:
         """All that a chunk reads of what came in."""
@@ -225,6 +242,11 @@ class Wire:
 def execute(routes: Routes, streams: Streams, slots: Mapping[Channel, int]) -> list[Stage]:
     """Run all stages to their end, and return what each has in the end."""
     wires = {channel: Wire(count) for channel, count in slots.items()}
+    for channel, wire in wires.items():
+        for early in range(channel.ahead):
+            slot = wire.free.popleft()
+            slot["steps"] = early + 1 - routes.watches[channel.chunk].lag
+            wire.messages.append((rules.Message("weights"), slot))
     stages = [Stage(number, routes, wires) for number in range(len(streams))]
     left = [deque(stream) for stream in streams]
     while any(left):
@@ -235,5 +257,6 @@ def execute(routes: Routes, streams: Streams, slots: Mapping[Channel, int]) -> l
         assert sum(map(len, left)) < before, "every stage waits for another one"
     for stage in stages:
         assert not any(stage.held.values()), "a slot was never given back"
-    assert not any(wire.messages for wire in wires.values()), "a message was never taken"
+    for channel, wire in wires.items():
+        assert len(wire.messages) == channel.ahead, "a message was never taken"
     return stages

@@ -20,20 +20,23 @@ from ppll_cli.pipeline.instructions import (
     Loss,
     Measure,
     NextBatch,
+    ReadWeights,
     ReceiveActivations,
     ReceiveGradients,
     ReceiveMark,
     ReceiveNorms,
+    ReceiveWeights,
     Release,
     SendActivations,
     SendGradients,
     SendMark,
     SendNorms,
+    SendWeights,
     StartAverage,
     Step,
 )
 from ppll_cli.pipeline.layout import Layout
-from ppll_cli.pipeline.routes import Routes, find_routes
+from ppll_cli.pipeline.routes import Routes, Watch, find_routes
 from ppll_cli.pipeline.schedule import Place, Schedule
 from ppll_cli.pipeline.schedules.bp import BackPropagation
 from ppll_cli.pipeline.schedules.gpipe import GPipe
@@ -90,6 +93,7 @@ def routes_of(
     stages: int = 1,
     modules: int | Sequence[int] = 1,
     arrows: Sequence[str] = CHAIN,
+    watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
     """Each chunk is a unit; under local learning it is a module as well, `modules` on a stage."""
     if not schedule.local:
@@ -105,7 +109,7 @@ def routes_of(
         [range(start, start + own) for start, own in zip(starts, counts, strict=True)],
     )
     losses = {n: [part("x label >")] for n in range(count)}
-    return find_routes(layout, units_of(count, arrows), losses)
+    return find_routes(layout, units_of(count, arrows), losses, watches)
 
 
 def places(
@@ -189,6 +193,12 @@ def word(instruction: Instruction) -> str:
             return f"n<{peer}"
         case AddNorms():
             return "n+"
+        case SendWeights(peer, chunk):
+            return f"w{name(chunk)}>{peer}"
+        case ReceiveWeights(peer, chunk):
+            return f"w{name(chunk)}<{peer}"
+        case ReadWeights(chunk):
+            return f"w{name(chunk)}"
         case SendMark(peer, chunk):
             return f"m{name(chunk)}>{peer}"
         case ReceiveMark(peer, chunk):

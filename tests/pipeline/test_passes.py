@@ -16,11 +16,14 @@ from ppll_cli.pipeline.instructions import (
     Forward,
     Instruction,
     Loss,
+    NextBatch,
+    ReceiveWeights,
+    SendWeights,
     StartAverage,
     Step,
 )
 from ppll_cli.pipeline.layout import Chunk, Layout
-from ppll_cli.pipeline.routes import find_routes
+from ppll_cli.pipeline.routes import Watch, find_routes
 from ppll_cli.pipeline.schedule import Place, Schedule
 from ppll_cli.pipeline.schedules.gpipe import GPipe
 from ppll_cli.pipeline.schedules.interleaved import Interleaved
@@ -43,6 +46,9 @@ def stream(text: str) -> list[Instruction]:
     """The instructions of words: `F1a` is the forward of micro-batch 1 in chunk 0."""
     found: list[Instruction] = []
     for word in text.split():
+        if word == "N":
+            found.append(NextBatch())
+            continue
         chunk = ord(word[-1]) - ord("a")
         if word[0] in PARTS:
             found.append(PARTS[word[0]](chunk, int(word[1:-1])))
@@ -194,6 +200,66 @@ def test_a_backward_is_whole_where_no_input_takes_a_gradient(
     place: Place, before: str, after: str
 ) -> None:
     assert words(passes.whole_backwards(place, stream(before))) == after
+
+
+@pytest.mark.parametrize(
+    ("modules", "before", "after"),
+    [
+        (  # each on a stage of its own: a watches b, b watches c
+            [1, 1, 1],
+            ["N F0a L0a B0a Sa", "F0b L0b B0b Sb", "F0c L0c B0c Sc"],
+            [
+                "N wa<1 F0a L0a B0a Sa",
+                "wb<2 F0b L0b B0b Sb wa>0",
+                "F0c L0c B0c Sc wb>1",
+            ],
+        ),
+        (
+            [2, 1],
+            ["F0a L0a B0a Sa F0b L0b B0b Sb", "F0c L0c B0c Sc"],
+            ["wa F0a L0a B0a Sa wb<1 F0b L0b B0b Sb", "F0c L0c B0c Sc wb>0"],
+        ),
+        (  # averages move steps back
+            [1, 2],
+            ["F0a +a L0a B0a =a Sa", "F0b +b L0b B0b F0c +c L0c B0c =b Sb =c Sc"],
+            [
+                "wa<1 F0a +a L0a B0a =a Sa",
+                "wb F0b +b L0b B0b F0c +c L0c B0c =b Sb wa>0 =c Sc",
+            ],
+        ),
+        (  # all on one
+            [3],
+            ["F0a F1a L0a L1a B0a B1a Sa F0b F1b L0b L1b B0b B1b Sb F0c F1c"],
+            ["wa F0a F1a L0a L1a B0a B1a Sa wb F0b F1b L0b L1b B0b B1b Sb F0c F1c"],
+        ),
+    ],
+)
+def test_weights_are_sent_after_the_step_and_shown_before_the_next_forward(
+    modules: list[int], before: list[str], after: list[str]
+) -> None:
+    """Once a batch, however many micro-batches it has."""
+    watches = {0: Watch(1, 5), 1: Watch(2, 1)}
+    here = places(routes_of(PPLL(), len(modules), modules, watches=watches))
+    found = [passes.weights(p, stream(own)) for p, own in zip(here, before, strict=True)]
+    assert [*map(words, found)] == after
+    for place, own in zip(here, found, strict=True):
+        for each in own:
+            if isinstance(each, SendWeights | ReceiveWeights):
+                assert each.ahead == {0: 2, 1: 1}[each.chunk], place
+
+
+def test_two_chunks_watch_the_same_unit() -> None:
+    """Each over a channel of its own, although both are on stage 0."""
+    watches = {0: Watch(2, 1), 1: Watch(2, 7)}
+    here = places(routes_of(PPLL(), 2, [2, 1], watches=watches))
+    found = [passes.weights(p, stream(own)) for p, own in zip(here, ["F0a F0b", "Sc"], strict=True)]
+    assert [*map(words, found)] == ["wa<1 F0a wb<1 F0b", "Sc wa>0 wb>0"]
+
+
+def test_evaluation_moves_no_weights() -> None:
+    for place in places(routes_of(PPLL(), 2, watches={0: Watch(1)})):
+        assert "w" not in words(passes.evaluation(place, PPLL()))
+        assert "w" in words(passes.training(place, PPLL()))
 
 
 def released(place: Place, text: str) -> str:

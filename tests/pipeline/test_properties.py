@@ -20,10 +20,11 @@ from ppll_cli.pipeline.instructions import (
     Loss,
     Measure,
     NextBatch,
+    ReadWeights,
     Step,
 )
 from ppll_cli.pipeline.layout import Chunk, Layout
-from ppll_cli.pipeline.routes import Routes, find_routes
+from ppll_cli.pipeline.routes import Routes, Watch, find_routes
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.interleaved import Interleaved
 from ppll_cli.pipeline.simulate import simulate
@@ -59,7 +60,10 @@ def any_routes(draw: st.DrawFn) -> Routes:
     names = st.lists(st.sampled_from("abx"), max_size=3, unique=True)
     units = [Part((*draw(names), "x"), (*draw(names), "x")) for _ in range(count)]
     losses = {n: [Part((*draw(names), "label"), ())] for n in range(count) if ends[n]}
-    return find_routes(Layout(chunks), units, losses)
+    watching = draw(st.sets(st.sampled_from([n for n in losses if n + 1 < count] or [-1])))
+    lags = st.integers(1, 4)
+    watches = {n: Watch(draw(st.integers(n + 1, count - 1)), draw(lags)) for n in watching - {-1}}
+    return find_routes(Layout(chunks), units, losses, watches)
 
 
 def needed_by(routes: Routes, count: int, split: set[int]) -> dict[Compute, list[Compute]]:
@@ -105,8 +109,8 @@ def in_order(routes: Routes, needs: dict[Compute, list[Compute]], random: "st.Da
 def on_one_stage(routes: Routes, count: int, evaluated: int = 0) -> Stage:
     """The same chunks on one device, twice: forwards of a micro-batch, then its backwards."""
     one = tuple(Chunk(c.units, 0, c.module, c.ends_module) for c in routes.layout.chunks)
-    alone = Routes(Layout(one), routes.into, routes.reads, routes.makes)
-    batch: list[Instruction] = [NextBatch()]
+    alone = Routes(Layout(one), routes.into, routes.reads, routes.makes, routes.watches)
+    batch: list[Instruction] = [NextBatch(), *map(ReadWeights, routes.watches)]
     for m in range(count):
         for c, chunk in enumerate(one):
             batch += [Forward(c, m), *([Loss(c, m)] if chunk.ends_module else [])]
@@ -144,6 +148,8 @@ def check(
         expected = {c: [(symbol("average", each),) for each in own] for c, own in expected.items()}
     assert found == expected
     assert sorted(each for stage in stages for each in stage.measured) == sorted(alone.measured)
+    seen = {c: steps for stage in stages for c, steps in stage.seen.items() if steps}
+    assert seen == {c: [1 - w.lag, 2 - w.lag] for c, w in routes.watches.items()}
     if norms:
         of_batches = [{c: own[b] for c, own in expected.items()} for b in range(2)]
         for stage in stages:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppll_cli.pipeline.layout import Layout
-from ppll_cli.pipeline.routes import Route, Routes, find_routes
+from ppll_cli.pipeline.routes import Route, Routes, Watch, find_routes
 from tests.pipeline.pipelines import Part, part
 
 
@@ -159,6 +159,24 @@ def test_one_chunk_has_no_routes() -> None:
     assert found.into == (Route(),)
     assert found.reads == (frozenset({"image", "label"}),)
     assert found.passing(0) == frozenset()
+
+
+def test_a_loss_watches_a_unit_of_a_later_chunk() -> None:
+    """Given by units, found by chunks: modules of units 0 and 1, 2 alone, and 3 and 4."""
+    units = [part(arrow) for arrow in (*CHAIN[:-1], "x > x", "x > prediction")]
+    modules = [range(2), range(2, 3), range(3, 5)]
+    ends = {1: [part("x label >")], 2: [part("x label >")], 4: [part(LOSS[0])]}
+    watches = {1: Watch(4, 3), 2: Watch(3, 1)}
+    for stages in ([range(5)], [range(2), range(2, 5)], modules):
+        found = find_routes(Layout.contiguous(modules, stages), units, ends, watches)
+        assert found.watches == {0: Watch(4, 3), 1: Watch(3, 1)}
+        assert [found.watched(chunk) for chunk in (0, 1)] == [2, 2]
+        assert found.into == find_routes(found.layout, units, ends).into
+
+
+def test_weights_are_sent_two_batches_before_they_are_read_at_most() -> None:
+    assert [Watch(1, lag).ahead for lag in (1, 2, 3, 64)] == [1, 2, 2, 2]
+    assert Watch(1).lag == 2
 
 
 names = st.lists(st.sampled_from("abcd"), max_size=3, unique=True).map(tuple)

@@ -22,15 +22,18 @@ from ppll_cli.pipeline.instructions import (
     Loss,
     Measure,
     NextBatch,
+    ReadWeights,
     ReceiveActivations,
     ReceiveGradients,
     ReceiveMark,
     ReceiveNorms,
+    ReceiveWeights,
     Release,
     SendActivations,
     SendGradients,
     SendMark,
     SendNorms,
+    SendWeights,
     StartAverage,
     Step,
 )
@@ -53,6 +56,12 @@ from ppll_cli.pipeline.rules import Channel, Message
             Message("gradients", 3),
         ),
         (SendNorms(5), ReceiveNorms(4), Channel(4, 5, "norms"), Message("norms")),
+        (
+            SendWeights(5, 1, 2),
+            ReceiveWeights(4, 1, 2),
+            Channel(4, 5, "weights", 1, 2),
+            Message("weights"),
+        ),
         (SendMark(5, 1), ReceiveMark(4, 2), Channel(4, 5, "activations", 2), Message("mark")),
     ],
 )
@@ -70,6 +79,7 @@ def test_a_send_and_its_receive_mean_the_same_message(
         (Release(4, 2, "activations"), Channel(4, 5, "activations", 2)),
         (Release(4, 2, "gradients"), Channel(4, 5, "gradients", 2)),
         (ReceiveNorms(4), Channel(4, 5, "norms")),
+        (ReceiveWeights(4, 1, 2), Channel(4, 5, "weights", 1, 2)),
         (ReceiveMark(4, 2), Channel(4, 5, "activations", 2)),
         (ReceiveActivations(4, 2, 0), None),
         (ReceiveGradients(4, 2, 0), None),
@@ -83,7 +93,7 @@ def test_what_gives_a_slot_back(instruction: Instruction, channel: Channel | Non
 def test_computing_needs_no_channel(rule: Callable[[int, Instruction], object]) -> None:
     parts = (Forward, Loss, Backward, BackwardInput, BackwardWeight, Measure)
     marks = (Evaluate("test", 1, 1), Checkpoint(1, 1), End(1))
-    of_chunks = (kind(0) for kind in (Step, StartAverage, FinishAverage))
+    of_chunks = (kind(0) for kind in (Step, StartAverage, FinishAverage, ReadWeights))
     for instruction in (NextBatch(), AddNorms(), *(p(0, 0) for p in parts), *of_chunks, *marks):
         assert rule(0, instruction) is None
 

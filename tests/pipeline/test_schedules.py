@@ -10,6 +10,7 @@ g0a>1 g0a<1   send its inputs' gradients to stage 1; receive its outputs' gradie
 xa/1 ga/1     give back a slot of what came from stage 1 for the chunk
 +a =a         start and finish the average of the chunk's gradients over the replicas
 n>1 n<1 n+    send and receive the vector of squared norms; write the stage's own into it
+wa>1 wa<1 wa  send weights to chunk a, which watches them; receive them there; read one's own stage's
 ma>1 ma<1 !   send a mark behind the chunk's outputs, receive one before its inputs; act on it
 """
 # ruff: noqa: E501 - the tables are as wide as they are

@@ -21,9 +21,11 @@ from ppll_cli.pipeline.instructions import (
     Release,
     SendActivations,
     SendGradients,
+    SendWeights,
     StartAverage,
     Step,
 )
+from ppll_cli.pipeline.routes import Watch
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.bp import BackPropagation
@@ -36,7 +38,7 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
 from ppll_cli.pipeline.simulate import Journey, Simulation, simulate
 from ppll_cli.pipeline.slots import slots_needed
-from tests.pipeline.pipelines import MANY, Cost, Streams, batches
+from tests.pipeline.pipelines import MANY, Cost, Streams, batches, places, routes_of, trained
 
 
 def slots_of(streams: Streams, depth: int) -> Callable[[Channel], int]:
@@ -47,6 +49,30 @@ def slots_of(streams: Streams, depth: int) -> Callable[[Channel], int]:
 
 def computing(_: int, instruction: Instruction) -> float:
     return float(isinstance(instruction, Forward | Backward))
+
+
+@pytest.mark.parametrize(("lag", "period"), [(1, 12.25), (2, 12.0), (5, 12.0)])
+def test_what_watches_the_next_stage_waits_for_its_step(lag: int, period: float) -> None:
+    """Stage 0 takes 1 + 2 + 4 and stage 1 takes 4.5 + 6.5 + 1.
+
+    With a lag of 1 the forward and the copy of stage 0 come on top of what stage 1 does; with 2
+    they are made beside it.
+    """
+    streams = trained(PPLL(), places(routes_of(PPLL(), 2, watches={0: Watch(1, lag)})))
+    costs = ({Forward: 1.0, Loss: 2.0, Backward: 4.0}, {Forward: 4.5, Loss: 6.5, Step: 1.0})
+
+    def cost(stage: int, instruction: Instruction) -> float:
+        return costs[stage].get(type(instruction), 0.0)
+
+    def carried(stage: int, instruction: Instruction) -> Journey | None:
+        return Journey(0.25) if isinstance(instruction, SendWeights) else None
+
+    def makespan(count: int) -> float:
+        run = simulate([s * count for s in streams], cost, slots_of(streams, 1), carried)
+        return run.makespan_s
+
+    period += 1.0 * (lag == 1)
+    assert makespan(9) - makespan(8) == pytest.approx(period)
 
 
 def test_a_deadlock_report() -> None:

@@ -16,6 +16,7 @@ from ppll_cli.pipeline.instructions import (
     Release,
     SendActivations,
 )
+from ppll_cli.pipeline.routes import Watch
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.gpipe import GPipe
@@ -68,6 +69,22 @@ def test_a_channel_for_each_route() -> None:
         Channel(1, 0, "norms"),
     }
     assert slots_needed(batches(Interleaved(), 1)) == {}
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 64])
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_a_channel_for_weights_has_a_slot_for_each_batch_that_they_are_early(
+    stages: int, lag: int
+) -> None:
+    """And one for two at most: the sender keeps what is older."""
+    watches = {n: Watch(n + 1, lag) for n in range(stages - 1)}
+    streams = trained(PPLL(), places(routes_of(PPLL(), stages, watches=watches)))
+    found = slots_needed(streams)
+    early = min(lag, 2)
+    assert {c: n for c, n in found.items() if c.kind == "weights"} == {
+        Channel(n + 1, n, "weights", n, early): early for n in range(stages - 1)
+    }
+    run_to_the_end(streams)
 
 
 def run_to_the_end(streams: Streams) -> None:

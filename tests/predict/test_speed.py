@@ -1,11 +1,18 @@
 """Predictions against closed formulas, with costs that all differ where the formula allows it."""
 
-import pytest
+from dataclasses import replace
+from typing import Any
 
+import pytest
+import torch
+
+from ppll_cli.job.job import Job, WatchedUnit
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.pipeline.instructions import Forward
+from ppll_cli.pipeline.routes import Watch
 from ppll_cli.predict import speed as predicting
 from ppll_cli.predict.costs import instruction_times
-from ppll_cli.predict.interconnect import Carriers, Interconnect
+from ppll_cli.predict.interconnect import Carriers, Interconnect, Link
 from ppll_cli.predict.profile import Measured
 from ppll_cli.predict.speed import bp_batch_s, predict
 from tests.predict.given import TOKENS, UNITS, Source, batch_s, job
@@ -132,3 +139,48 @@ def test_memory() -> None:
     ]
     assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6), 16 * (50 + 60 + 3)]
     assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3)]
+
+
+def watching(lag: int, replicas: int = 1, **options: Any) -> Job:
+    """Three modules on three stages, whose losses watch weights of 400 and 1000 bytes."""
+    made = job("ppll", 3 * replicas, replicas=replicas, **options)
+    watches = {0: Watch(2, lag), 1: Watch(4, lag)}
+    watched = {
+        unit: WatchedUnit(str(unit), {"weight": ValueSpec((size,), torch.float32)})
+        for unit, size in ((2, 100), (4, 250))
+    }
+    return replace(made, routes=replace(made.routes, watches=watches), watched=watched)
+
+
+def test_with_a_lag_of_one_a_stage_waits_for_the_next_ones_step() -> None:
+    """So the forward of a stage, 2 s, is no longer hidden behind the next one's 6 s."""
+    paces = [batch_s(predict(watching(lag), Source())) for lag in (1, 2, 9)]
+    assert paces == [pytest.approx(pace) for pace in (8.0, 6.0, 6.0)]
+
+
+def test_what_watched_weights_cost() -> None:
+    """A copy by the sender, slots of the receiver, and what the sender keeps of older versions."""
+    without, found = (predict(made, Source(copy_s=0.5)) for made in (job("ppll", 3), watching(4)))
+    assert found.stage_s == pytest.approx(
+        [t + e for t, e in zip(without.stage_s, (0, 0.5, 0.5), strict=True)]
+    )
+    slots = 2 + watching(4).depth
+    assert [a - b for a, b in zip(found.parameter_bytes, without.parameter_bytes, strict=True)] == [
+        slots * 512,
+        slots * 1024 + 3 * 400,
+        3 * 1000,
+    ]
+
+
+def test_watched_weights_are_counted_once_a_batch_in_each_replica() -> None:
+    links = Interconnect(Link(1e12), Link(1e12), bf16=True)
+    one, two = (watching(2, replicas, per_machine=3) for replicas in (1, 2))
+    here = [edge.bytes_per_batch for edge in predict(job("ppll", 3), Source()).edges]
+    for made, replicas in ((one, 1), (two, 2)):
+        edges = predict(made, Source()).edges
+        assert [e.bytes_per_batch - b for e, b in zip(edges, here, strict=True)] == [
+            400 * replicas,
+            1000 * replicas,
+        ]
+    crossing = predict(replace(one, homes=(0, 1, 1)), Source(), links).edges
+    assert crossing[0].bytes_per_batch == here[0] // 2 + 400

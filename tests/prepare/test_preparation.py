@@ -233,6 +233,38 @@ def test_what_a_method_may_not_export(method: type, problem: str) -> None:
         prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
 
 
+WATCHING = "local._target_=tests.watching.Watching"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["+local.unit=0"], f"{WATCHING}: module 0 watches 'embed', which is in no later module"),
+        (["+local.unit=2"], f"{WATCHING}: module 1 watches 'blocks.1', which is in no later mod"),
+        (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
+        (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
+        (["+local.lag=0"], "local.lag=0: is no number of batches; give 1 or more"),
+    ],
+)
+def test_what_a_loss_may_not_watch(options: list[str], problem: str) -> None:
+    """Units: embed and blocks.0 | blocks.1 | head, each a module."""
+    modules = ["model.depth=2", "local.cuts=[blocks.1,head]", "gpus=2"]
+    with pytest.raises(ConfigError) as caught:
+        prepared(*SMALL, *modules, WATCHING, *options)
+    assert str(caught.value).startswith(problem)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_loss_watches_counts_for_local_learning_alone() -> None:
+    """Under back-propagation the only loss is the task's."""
+    modules = ["model.depth=2", "local.cuts=[blocks.1,head]", WATCHING, "+local.lag=3"]
+    job = prepared(*SMALL, *modules, "gpus=3").job
+    assert {c: (w.unit, w.lag) for c, w in job.routes.watches.items()} == {0: (2, 3), 1: (3, 3)}
+    assert job.crossing()[1, 0] == {"weights.blocks.1"}
+    assert {unit: each.name for unit, each in job.watched.items()} == {2: "blocks.1", 3: "head"}
+    assert not prepared(*SMALL, *modules, "schedule=bp").job.watched
+
+
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [

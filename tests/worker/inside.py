@@ -112,11 +112,13 @@ class Outcome:
         tensors: Everything that a checkpoint would hold.
         test: Loss and scores of each evaluation on the test set, by step and module.
         job: What ran.
+        sent: How many bytes went through each channel.
     """
 
     tensors: dict[str, Tensor]
     test: dict[tuple[int, int], tuple[float, dict[str, float]]]
     job: Job
+    sent: dict[Channel, int]
 
 
 def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
@@ -174,6 +176,7 @@ def execute(job: Job) -> Outcome:
             if each["kind"] == "metrics" and each["split"] == "test"
         },
         job,
+        {channel: ring.bytes_sent for channel, ring in rings.items()},
     )
 
 

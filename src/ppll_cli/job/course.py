@@ -42,6 +42,22 @@ class EvaluationBatch:
     samples: int
 
 
+@dataclass(frozen=True)
+class Version:
+    """Weights of a unit that an earlier module watches; no item, but what a message is for.
+
+    Attributes:
+        steps: How many optimizer steps they have; below 0 the initial weights stand in.
+    """
+
+    steps: int
+
+    @classmethod
+    def read_by(cls, step: int, lag: int) -> "Version":
+        """The version that the training batch after so many optimizer steps reads."""
+        return cls(step - lag + 1)
+
+
 Item = TrainBatch | EvaluationBatch | Mark
 
 

@@ -19,7 +19,7 @@ from ppll_cli.local.method import (
 )
 from ppll_cli.models.trace import Cost, TracedUnit, measure, trace
 from ppll_cli.models.unit import Unit
-from ppll_cli.pipeline.routes import Access
+from ppll_cli.pipeline.routes import Access, Watch
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class ModuleEnd:
     Attributes:
         follows: What stands behind the module's last unit, in order.
         cost: Of its auxiliary network.
+        watches: What its loss watches.
     """
 
     follows: tuple[Access, ...]
     cost: Cost
+    watches: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Ends:
         """The end of each module, and for each unit what is there before it.
 
         Raises:
-            ConfigError: The method does not apply to the model, or exports what it may not.
+            ConfigError: The method does not apply to the model, or exports or watches what it may
+                not.
         """
         specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
@@ -63,7 +66,9 @@ class Ends:
         for here, exports in self._walk(modules, specs, before):
             build = partial(module_criterion, self.method, here)
             criterion, cost = self._measured(build, specs, here)
-            found.append(ModuleEnd((*exports, criterion), cost))
+            if criterion.watches is not None:
+                _check_watch(criterion.watches, here, self._path)
+            found.append(ModuleEnd((*exports, criterion), cost, criterion.watches))
         return found, before
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
@@ -146,6 +151,28 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
         problem = f"it exports {clash[0]!r}, which the model has already"
     if problem:
         raise ConfigError("local", unit.name, problem)
+
+
+def _check_watch(watch: Watch, site: Site, path: str) -> None:
+    """Check what a loss watches: a unit of a later module, one batch old or more.
+
+    Earlier units are in other hands already when the module is trained, and what arrives of a later
+    one is never as new as the batch in hand.
+    """
+    key, module, last = "local._target_", site.module, len(site.units) - 1
+    if not isinstance(watch, Watch):
+        raise ConfigError(key, path, f"module {module} watches {watch!r}, which is no Watch")
+    if isinstance(watch.lag, bool) or not isinstance(watch.lag, int) or watch.lag < 1:
+        raise ConfigError("local.lag", watch.lag, "is no number of batches", "give 1 or more")
+    if isinstance(watch.unit, bool) or watch.unit not in range(len(site.units)):
+        problem = f"module {module} watches unit {watch.unit}, which does not exist"
+    elif watch.unit < site.stop:
+        name = site.units[watch.unit].name
+        problem = f"module {module} watches {name!r}, which is in no later module"
+    else:
+        return
+    possible = f"{site.stop}" if site.stop == last else f"{site.stop} to {last}"
+    raise ConfigError(key, path, problem, f"possible: {possible}")
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:

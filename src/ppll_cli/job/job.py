@@ -1,7 +1,7 @@
 """What the workers of a run are given: plain data, the same for all of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,18 @@ class Room(NamedTuple):
 
     slots: int
     size: int
+
+
+class WatchedUnit(NamedTuple):
+    """A unit whose weights the loss of an earlier module watches.
+
+    Attributes:
+        name: Of the unit.
+        specs: Whole shape and dtype of each parameter, by its name inside the unit.
+    """
+
+    name: str
+    specs: Mapping[str, ValueSpec]
 
 
 class Seat(NamedTuple):
@@ -74,6 +86,7 @@ class Job:
         sync_batchnorm: BatchNorm sees the shares of all of them.
         homes: The machine of each worker, in the order of `seats`; empty: there is only one.
         weights: What units begin with, at step 0, in the place of weights drawn from the seed.
+        watched: The units that losses watch, by their index in the model.
     """
 
     model: Mapping[str, Any]
@@ -103,6 +116,7 @@ class Job:
     sync_batchnorm: bool = False
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
+    watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -219,13 +233,24 @@ class Job:
                 found.setdefault((before.stage, here.stage), set()).update(route.names)
                 if route.gradients:
                     found.setdefault((here.stage, before.stage), set()).update(route.gradients)
+        for watcher, watch in self.routes.watches.items():
+            source, target = chunks[self.routes.watched(watcher)].stage, chunks[watcher].stage
+            if source != target:
+                name = f"weights.{self.watched[watch.unit].name}"
+                found.setdefault((source, target), set()).add(name)
         return found
+
+    def weights(self, watcher: int) -> Mapping[str, ValueSpec]:
+        """Whole shape and dtype of each parameter that a chunk watches, by its name in the unit."""
+        return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
         """Bytes of a channel's largest message."""
         samples = self.microbatch_size
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)
+        if channel.kind == "weights":
+            return message_bytes(self.weights(channel.chunk).values(), 1)
         if channel.kind == "gradients":
             chunk = channel.chunk + 1
             specs, names = self.specs[chunk], self.routes.into[chunk].gradients

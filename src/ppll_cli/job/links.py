@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from ppll_cli.job.course import EvaluationBatch, Item, TrainBatch
+from ppll_cli.job.course import EvaluationBatch, Item, TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate
@@ -14,8 +14,9 @@ from ppll_cli.transport.channel import Receiver, Sender
 from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.replicas import Replicas
 
-_ITEMS: dict[str, Callable[..., Item]] = {
-    each.__name__: each for each in (TrainBatch, EvaluationBatch, Evaluate, Checkpoint, End)
+_ITEMS: dict[str, Callable[..., Item | Version]] = {
+    each.__name__: each
+    for each in (TrainBatch, EvaluationBatch, Evaluate, Checkpoint, End, Version)
 }
 
 
@@ -62,12 +63,12 @@ class Header:
     """What travels with every message, so that the receiver sees whether it is the one it needs.
 
     Attributes:
-        item: The batch or mark to which the message belongs.
+        item: The batch or mark to which the message belongs, or the version of weights in it.
         micro_batch: Index of the micro-batch within its batch, from 0.
         chunk: The chunk for which the message is.
     """
 
-    item: Item
+    item: Item | Version
     micro_batch: int = 0
     chunk: int = 0
 
@@ -112,6 +113,7 @@ def upcoming(
         wait(receiver, "starved")
         header = receiver.peek()
         assert isinstance(header, Header)
+        assert not isinstance(header.item, Version)
         item = header.item
         if links.leader is not None:
             receiver.receive()

@@ -10,6 +10,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.job.checkpoint import Checkpoint, SavedTensors
 from ppll_cli.job.job import Job
 from ppll_cli.local.method import LocalMethod, module_criterion
+from ppll_cli.worker.versions import saved_name
 
 
 def check_restorable(job: Job, start: Checkpoint) -> None:
@@ -25,18 +26,28 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
     model, method = make("model", job.model), make("local", job.local)
     with SavedTensors(start.folder) as saved:
         known = {name: saved.shape(name) for name in saved.names}
+    for key, shape in _needed(job, method):
+        if known.get(key) == shape:
+            continue
+        there = f"has shape {list(known[key])}" if key in known else "is missing"
+        problem = f"it cannot go on: {key} {there}, and needs shape {list(shape)}"
+        auxiliary = key.startswith("auxiliary.")
+        if reason := getattr(method if auxiliary else model, "changed", ""):
+            other = "auxiliary networks are others" if auxiliary else "model is another one"
+            problem = f"it cannot go on, because this version's {other}: {reason}"
+        raise ConfigError("resume", job.run_dir, problem, "start a new run")
+
+
+def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What a checkpoint must hold: tensors by name, and their shapes."""
     for prefix, network in _networks(job, method):
         for name, tensor in network.state_dict().items():
-            key, shape = f"{prefix}.{name}", tuple(tensor.shape)
-            if known.get(key) == shape:
-                continue
-            there = f"has shape {list(known[key])}" if key in known else "is missing"
-            problem = f"it cannot go on: {key} {there}, and needs shape {list(shape)}"
-            auxiliary = prefix.startswith("auxiliary.")
-            if reason := getattr(method if auxiliary else model, "changed", ""):
-                other = "auxiliary networks are others" if auxiliary else "model is another one"
-                problem = f"it cannot go on, because this version's {other}: {reason}"
-            raise ConfigError("resume", job.run_dir, problem, "start a new run")
+            yield f"{prefix}.{name}", tuple(tensor.shape)
+    for watch in job.routes.watches.values():
+        unit = job.watched[watch.unit]
+        for age in range(1, watch.lag):
+            for name, spec in unit.specs.items():
+                yield saved_name(unit.name, age, name), spec.shape
 
 
 def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:

@@ -1,7 +1,7 @@
 """What connects the workers of a run: channels between stages, and process groups."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ppll_cli.job.job import Job, Seat
@@ -85,7 +85,11 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
         chosen,
         len(seats),
         [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways],
-        tensors=max(len(route.names) for route in job.routes.into),
+        tensors=max(
+            *(len(route.names) for route in job.routes.into),
+            *(len(job.weights(watcher)) for watcher in job.routes.watches),
+            0,
+        ),
     )
     return chosen
 
@@ -142,9 +146,12 @@ def _channel(
     assert theirs is not None
     assert ours is not None
     size = way.name, way.slots, way.size
+    # Weights travel as they are: a loss that watches them sees the same on every machine.
+    weights = way.channel is not None and way.channel.kind == "weights"
+    wire = None if weights else transport.wire_dtype
     return (
-        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled, transport.wire_dtype),
-        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read, transport.wire_dtype),
+        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled, wire),
+        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read, wire),
     )
 
 
@@ -164,8 +171,12 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
     if channel.kind == "norms":
         return json.dumps(["norms", size])
     chunk = channel.chunk + (channel.kind == "gradients")
-    route, specs = job.routes.into[chunk], job.specs[chunk]
-    names = route.names if channel.kind == "activations" else route.gradients
+    names: Iterable[str]
+    if channel.kind == "weights":
+        names = specs = job.weights(chunk)
+    else:
+        route, specs = job.routes.into[chunk], job.specs[chunk]
+        names = route.names if channel.kind == "activations" else route.gradients
     forms = [[name, str(specs[name].dtype), list(specs[name].shape)] for name in names]
     return json.dumps([*forms, size])
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 
@@ -76,6 +77,7 @@ class Criterion(nn.Module):
     Attributes:
         reads: Names of all tensors that are read, targets included.
         writes: Names of the tensors that are made for later modules: none.
+        watches: A later unit whose weights `see` is given before each training batch; None: none.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -83,11 +85,21 @@ class Criterion(nn.Module):
         self.head, self.features, self.task = head, features, task
         self.reads: tuple[str, ...] = (*features, *task.targets)
         self.writes: tuple[str, ...] = ()
+        self.watches: Watch | None = None
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The mean loss over the batch, a scalar, and the prediction."""
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
+
+    def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        """Take note of the weights that are watched, before the forward of a training batch.
+
+        Args:
+            weights: The parameters of the unit by their names in it, to be read at once: they are
+                overwritten later.
+            steps: How many optimizer steps they have; below 0 the initial weights stand in.
+        """
 
 
 class LocalMethod(ABC):

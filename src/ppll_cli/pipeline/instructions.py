@@ -13,7 +13,7 @@ mark between the same two batches, and nothing has to be drained.
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["activations", "gradients", "norms"]
+Kind = Literal["activations", "gradients", "norms", "weights"]
 """What a channel carries."""
 
 
@@ -159,6 +159,38 @@ class SendNorms:
 
 
 @dataclass(frozen=True, slots=True)
+class SendWeights:
+    """Hand a unit's weights to a chunk of another stage that watches the unit.
+
+    Attributes:
+        peer: The stage of the chunk that watches.
+        chunk: The chunk that watches.
+        ahead: How many batches later the chunk reads them. So many messages are in the channel
+            before the first batch.
+    """
+
+    peer: int
+    chunk: int
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveWeights:
+    """Show a chunk the weights that it watches, from a peer; the slot is given back at once."""
+
+    peer: int
+    chunk: int
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadWeights:
+    """Show a chunk the weights that it watches, of a unit on its own stage."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """A chunk's loss and metric on an evaluation batch: the local head's, or the model's own."""
 
@@ -220,6 +252,9 @@ Instruction = (
     | AddNorms
     | ReceiveNorms
     | SendNorms
+    | SendWeights
+    | ReceiveWeights
+    | ReadWeights
     | Measure
     | ReceiveMark
     | SendMark

@@ -88,6 +88,10 @@ class Layout:
         found = (chunk.module for chunk in self.chunks if chunk.stage == stage)
         return list(dict.fromkeys(found))
 
+    def holder(self, unit: int) -> int:
+        """The number of the chunk that holds a unit."""
+        return next(n for n, chunk in enumerate(self.chunks) if unit in chunk.units)
+
     def cuts(self) -> list[int]:
         """The first unit of each chunk that is on another stage than the chunk before."""
         pairs = pairwise(self.chunks)

@@ -20,15 +20,18 @@ from ppll_cli.pipeline.instructions import (
     Mark,
     Measure,
     NextBatch,
+    ReadWeights,
     ReceiveActivations,
     ReceiveGradients,
     ReceiveMark,
     ReceiveNorms,
+    ReceiveWeights,
     Release,
     SendActivations,
     SendGradients,
     SendMark,
     SendNorms,
+    SendWeights,
     StartAverage,
     Step,
 )
@@ -49,7 +52,7 @@ def training(place: Place, schedule: Schedule) -> Stream:
         stream = averages(place, stream)
     if place.norms:
         stream = norms(place, stream)
-    return release(place, communicate(place, take_batch(place, stream)))
+    return weights(place, release(place, communicate(place, take_batch(place, stream))))
 
 
 def evaluation(place: Place, schedule: Schedule) -> Stream:
@@ -200,6 +203,31 @@ def release(place: Place, stream: Sequence[Instruction]) -> Stream:
         for index in indices:
             after[index].append(back)
     return [each for index, own in enumerate(stream) for each in (own, *after[index])]
+
+
+def weights(place: Place, stream: Iterable[Instruction]) -> Stream:
+    """Send weights that are watched after a step, and show them before the next forward.
+
+    Evaluation moves no weights: a loss has there what the last training batch has left.
+    """
+    layout, watches = place.routes.layout, place.routes.watches
+    found: Stream = []
+    for instruction in stream:
+        if isinstance(instruction, Forward) and instruction.micro_batch == 0:
+            chunk = instruction.chunk
+            if (watch := watches.get(chunk)) is not None:
+                source = layout.chunks[place.routes.watched(chunk)].stage
+                own = source == place.stage
+                found.append(
+                    ReadWeights(chunk) if own else ReceiveWeights(source, chunk, watch.ahead)
+                )
+        found.append(instruction)
+        if isinstance(instruction, Step):
+            for watcher, watch in watches.items():
+                target = layout.chunks[watcher].stage
+                if watch.unit in layout.chunks[instruction.chunk].units and target != place.stage:
+                    found.append(SendWeights(target, watcher, watch.ahead))
+    return found
 
 
 def _last_reads(

@@ -1,7 +1,7 @@
-"""Routes: which named tensors travel from each chunk to the next one."""
+"""Routes: which named tensors travel from each chunk to the next one, and which weights back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ppll_cli.pipeline.layout import Layout
@@ -31,6 +31,31 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """A later unit whose weights a module's loss reads, a fixed number of batches old.
+
+    The forward of batch b reads the weights as they were after the step of batch b - lag. Before so
+    many batches have run, the initial weights stand in. So what is read depends neither on the
+    schedule nor on where the two chunks are.
+
+    Attributes:
+        unit: Index of the unit in the model; it belongs to a later module.
+        lag: How many batches old, 1 or more.
+    """
+
+    unit: int
+    lag: int = 2
+
+    @property
+    def ahead(self) -> int:
+        """How many batches before they are read weights are sent; until then the sender keeps them.
+
+        With 2, neighbouring stages hardly wait for each other; more would cost slots.
+        """
+        return min(self.lag, 2)
+
+
+@dataclass(frozen=True)
 class Routes:
     """The chunks of a model, and the routes between them.
 
@@ -39,12 +64,18 @@ class Routes:
         into: For each chunk the route that leads to it; that of chunk 0 has no names.
         reads: For each chunk, which names it reads of what comes in; its loss is included.
         makes: For each chunk, the names that its units bind anew.
+        watches: What the losses of chunks watch, by the number of the chunk.
     """
 
     layout: Layout
     into: tuple[Route, ...]
     reads: tuple[frozenset[str], ...]
     makes: tuple[frozenset[str], ...]
+    watches: Mapping[int, Watch] = field(default_factory=dict)
+
+    def watched(self, watcher: int) -> int:
+        """The chunk that holds the unit which a chunk watches."""
+        return self.layout.holder(self.watches[watcher].unit)
 
     def out_of(self, chunk: int) -> Route:
         """The route that leads from a chunk to the next one; the last one's has no names."""
@@ -56,7 +87,10 @@ class Routes:
 
 
 def find_routes(
-    layout: Layout, units: Sequence[Access], ends: Mapping[int, Sequence[Access]]
+    layout: Layout,
+    units: Sequence[Access],
+    ends: Mapping[int, Sequence[Access]],
+    watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
     """Find the routes: what is read behind a cut and made before it travels over the cut.
 
@@ -67,6 +101,7 @@ def find_routes(
         units: The model's units.
         ends: For the last unit of each module, what follows it there, in order: units that make
             values for later losses, and the module's own loss.
+        watches: For the last unit of a module whose loss watches a later unit, what it watches.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()
@@ -84,4 +119,5 @@ def find_routes(
         into.append(Route(names, tuple(name for name in names if name in trained)))
         reads.append(frozenset(wanted))
         makes.append(frozenset(made))
-    return Routes(layout, tuple(into[::-1]), tuple(reads[::-1]), tuple(makes[::-1]))
+    watching = {layout.holder(index): watch for index, watch in (watches or {}).items()}
+    return Routes(layout, tuple(into[::-1]), tuple(reads[::-1]), tuple(makes[::-1]), watching)

@@ -13,11 +13,13 @@ from ppll_cli.pipeline.instructions import (
     ReceiveGradients,
     ReceiveMark,
     ReceiveNorms,
+    ReceiveWeights,
     Release,
     SendActivations,
     SendGradients,
     SendMark,
     SendNorms,
+    SendWeights,
 )
 
 
@@ -29,12 +31,14 @@ class Channel(NamedTuple):
         target: The stage that receives.
         kind: What travels.
         chunk: The chunk for which it is; 0 for norms, which are a stage's.
+        ahead: How many messages are in it before the first batch.
     """
 
     source: int
     target: int
     kind: Kind = "activations"
     chunk: int = 0
+    ahead: int = 0
 
 
 class Message(NamedTuple):
@@ -55,6 +59,8 @@ def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | Non
             return channel, Message("gradients", micro_batch)
         case SendNorms(peer):
             return Channel(stage, peer, "norms"), Message("norms")
+        case SendWeights(peer, chunk, ahead):
+            return Channel(stage, peer, "weights", chunk, ahead), Message("weights")
         case SendMark(peer, chunk):
             return Channel(stage, peer, "activations", chunk + 1), Message("mark")
     return None
@@ -71,6 +77,8 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
             return channel, Message("gradients", micro_batch)
         case ReceiveNorms(peer):
             return Channel(peer, stage, "norms"), Message("norms")
+        case ReceiveWeights(peer, chunk, ahead):
+            return Channel(peer, stage, "weights", chunk, ahead), Message("weights")
         case ReceiveMark(peer, chunk):
             return Channel(peer, stage, "activations", chunk), Message("mark")
     return None
@@ -83,6 +91,8 @@ def gives_back(stage: int, instruction: Instruction) -> Channel | None:
             return Channel(peer, stage, kind, chunk)
         case ReceiveNorms(peer):
             return Channel(peer, stage, "norms")
+        case ReceiveWeights(peer, chunk, ahead):
+            return Channel(peer, stage, "weights", chunk, ahead)
         case ReceiveMark(peer, chunk):
             return Channel(peer, stage, "activations", chunk)
     return None

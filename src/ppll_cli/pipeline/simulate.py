@@ -105,14 +105,18 @@ class _Carrier:
 
 
 class _Channel(_Carrier):
-    """Messages on their way, and the times at which free slots came free."""
+    """Messages on their way, and the times at which free slots came free.
 
-    def __init__(self, slots: int) -> None:
+    Args:
+        slots: How many there are.
+        ahead: How many of them hold a message from the start; only weights are sent so early.
+    """
+
+    def __init__(self, slots: int, ahead: int) -> None:
         super().__init__()
-        self.messages: deque[tuple[Message, float]] = deque()
-        self.free: deque[float] = deque([0.0] * slots)
-        self.used = 0
-        self.peak = 0
+        self.messages = deque([(Message("weights"), 0.0)] * ahead)
+        self.free: deque[float] = deque([0.0] * (slots - ahead))
+        self.used = self.peak = ahead
 
     def put(self, message: Message, time_s: float) -> None:
         self.messages.append((message, time_s))
@@ -168,7 +172,7 @@ def simulate(
 
     def channel(key: Channel) -> _Channel:
         if key not in channels:
-            channels[key] = _Channel(slots(key))
+            channels[key] = _Channel(slots(key), key.ahead)
         return channels[key]
 
     to_visit = deque(stages)

@@ -13,7 +13,8 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """The slots with which the stages' streams can run, one batch after another.
 
-    A channel has a slot for each message that its receiver holds at once. Where a stage has several
+    A channel has a slot for each message that its receiver holds at once, and for each that is in
+    it before the first batch. Where a stage has several
     channels that may not be enough: then the channel for whose slots a sender waits gets one more,
     until the streams run to their end.
 
@@ -48,13 +49,14 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """For each channel into a stage, the most messages that the stage holds at once."""
+    """For each channel into a stage, the most messages that the stage holds, or begins with."""
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:
         if received := rules.receives(stage, instruction):
-            now[received[0]] += 1
-            peak[received[0]] = max(now[received[0]], peak.get(received[0], 0))
+            channel = received[0]
+            now[channel] += 1
+            peak[channel] = max(now[channel], peak.get(channel, channel.ahead))
         if (returned := rules.gives_back(stage, instruction)) is not None:
             now[returned] -= 1
     return peak

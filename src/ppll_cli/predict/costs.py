@@ -17,6 +17,7 @@ from ppll_cli.pipeline.instructions import (
     Loss,
     SendActivations,
     SendGradients,
+    SendWeights,
     StartAverage,
     Step,
 )
@@ -88,6 +89,8 @@ def instruction_times(
                     seconds = send(stage, peer, sizes[m] * sent[chunk].activations)
                 case SendGradients(peer, chunk, m):
                     seconds = send(stage, peer, sizes[m] * sent[chunk - 1].gradients)
+                case SendWeights(peer, chunk, _):
+                    seconds = send(stage, peer, weight_bytes(job, chunk))
                 case _:
                     continue
             times[instruction] = seconds
@@ -116,6 +119,9 @@ def journeys_of(
                 case SendGradients(peer, chunk, m):
                     size = sizes[m] * sent[chunk - 1].gradients
                     underway[instruction] = carriers.message(stage, peer, size)
+                case SendWeights(peer, chunk, _):
+                    size = weight_bytes(job, chunk)
+                    underway[instruction] = carriers.message(stage, peer, size, as_is=True)
                 case StartAverage(chunk):
                     place = job.layout.chunks[chunk]
                     whole = carriers.average(stage, gradient_bytes(job, place, profile))
@@ -212,6 +218,11 @@ def sent_bytes(job: Job) -> list[Sent]:
         )
         for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True)
     ]
+
+
+def weight_bytes(job: Job, watcher: int) -> int:
+    """Of the weights that a chunk watches."""
+    return bytes_of(job.weights(watcher).values())
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:

@@ -80,12 +80,20 @@ class Carriers:
         """Bytes that cross, of a message between two stages."""
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
-    def message(self, source: int, target: int, size: int) -> Journey | None:
-        """The way of a message of so many bytes; None: the sender has copied it to its place."""
+    def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
+        """The way of a message of so many bytes; None: the sender has copied it to its place.
+
+        Args:
+            source: The stage that sends.
+            target: The stage that receives.
+            size: How many bytes.
+            as_is: They cross in their own type, as weights do.
+        """
         link = self.of_edge(source, target)
         if link is None:
             return None
-        return Journey(self.size(source, target, size) / link.bytes_per_second, link.latency_s)
+        size = size if as_is else self.size(source, target, size)
+        return Journey(size / link.bytes_per_second, link.latency_s)
 
     def average(self, stage: int, size: int) -> Journey | None:
         """The same of the all-reduce of so many bytes, as a ring makes it."""

@@ -20,6 +20,7 @@ from ppll_cli.predict.costs import (
     instruction_times,
     journeys_of,
     sent_bytes,
+    weight_bytes,
 )
 from ppll_cli.predict.interconnect import (
     Carriers,
@@ -62,7 +63,8 @@ class Prediction:
         stage_s: For each stage, how long it works for a batch.
         activation_bytes: For each stage, the most that it keeps for backwards at once, its inputs
             among it: what autograd saves, and outputs.
-        parameter_bytes: For each stage: parameters, their gradients and the optimizer's state.
+        parameter_bytes: For each stage: parameters, their gradients and the optimizer's state, and
+            what is kept of weights that losses watch: older versions, and slots.
         edges: What travels between each two stages.
         averaged_bytes: What each replica sends of its gradients for a batch, at the stage that has
             the most; 0 without replicas.
@@ -196,8 +198,20 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
         chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
         ends = [end_of(job, chunk, profile) for chunk in chunks]
         params = sum(p.params for p in (*map(profile.unit, job.layout.units(stage)), *ends))
-        result.append(round(params * profile.parameter_bytes))
+        result.append(round(params * profile.parameter_bytes) + _watched_bytes(job, stage))
     return result
+
+
+def _watched_bytes(job: Job, stage: int) -> int:
+    """What a stage keeps of weights that losses watch."""
+    kept: dict[int, int] = {}  # by unit
+    for watcher, watch in job.routes.watches.items():
+        if job.layout.chunks[job.routes.watched(watcher)].stage == stage:
+            older = (watch.lag - 1) * weight_bytes(job, watcher)
+            kept[watch.unit] = max(older, kept.get(watch.unit, 0))
+    rooms = job.channels.items()
+    slots = (r.slots * r.size for c, r in rooms if c.kind == "weights" and c.target == stage)
+    return sum(kept.values()) + sum(slots)
 
 
 def _averaged_bytes(job: Job, profile: Source) -> int:
@@ -218,10 +232,17 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
         before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
         directions[before, here] += sent.activations
         directions[here, before] += sent.gradients
+    weights: Counter[tuple[int, int]] = Counter()  # whatever the batch is, in each replica
+    for watcher in job.routes.watches:
+        ends = job.routes.watched(watcher), watcher
+        source, target = (job.layout.chunks[n].stage for n in ends)
+        weights[source, target] += job.replicas * weight_bytes(job, watcher)
     loads = []
     for first, second in neighbours(job):
-        each_way = (directions[first, second], directions[second, first])
-        sizes = [carriers.size(first, second, job.course.batch_size * each) for each in each_way]
+        sizes = [
+            carriers.size(first, second, job.course.batch_size * directions[way]) + weights[way]
+            for way in ((first, second), (second, first))
+        ]
         link, busy = carriers.of_edge(first, second), None
         if link is not None:
             busy = max(sizes) / job.replicas / link.bytes_per_second / batch_s

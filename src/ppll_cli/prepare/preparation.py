@@ -199,7 +199,12 @@ def assemble(
     auxiliary = tuple(end.cost for end in found)
     ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
 
-    routes = find_routes(layout, subject.units, ends)
+    watches = {
+        module.stop - 1: end.watches
+        for module, end in zip(layout.modules, found, strict=True)
+        if end.watches is not None
+    }
+    routes = find_routes(layout, subject.units, ends, watches)
     evaluation = subject.evaluation
 
     job = Job(
@@ -228,6 +233,7 @@ def assemble(
         traced=settings.timeline,
         replicas=settings.replicas,
         sync_batchnorm=settings.sync_batchnorm,
+        watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     exported = any(len(end) > 1 for end in ends.values())
     if settings.fba.enabled and settings.fba.fusion != "none" and not exported:

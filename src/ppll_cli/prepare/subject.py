@@ -15,6 +15,7 @@ from ppll_cli.data.identity import Identity
 from ppll_cli.data.source import Dataset, EvaluationForm
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.ends import Ends, ModuleEnd
+from ppll_cli.job.job import WatchedUnit
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, trace
@@ -111,11 +112,20 @@ class Subject:
         """The end of each module, and for each unit what is there before it.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or exports what it may not.
+            ConfigError: The local method does not apply to the model, or exports or watches what it
+                may not.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
         return self._found[modules]
+
+    def watched(self, index: int) -> WatchedUnit:
+        """What a loss gets that watches a unit."""
+        unit = self.units[index]
+        with torch.device("meta"):
+            parameters = dict(unit.build().named_parameters())
+        specs = {name: ValueSpec(tuple(p.shape), p.dtype) for name, p in parameters.items()}
+        return WatchedUnit(unit.name, specs)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.errors import NonFiniteError
-from ppll_cli.job.course import Batch
+from ppll_cli.job.course import Batch, Version
 from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import learning_rate
@@ -262,12 +262,20 @@ class HeldChunk(Networks):
                 warn_of_skipped(self.place.module, [step], nonfinite[None])
             else:
                 self.skipped[step] = nonfinite
+        for versions in self.versions.values():
+            versions.before_step()
         if total is not None and optim.clip_norm is not None:
             clip(self.optimizer.parameters, optim.clip_norm, total)
         course = self.job.course
         rate = learning_rate(optim, step, course.steps_per_epoch, course.epochs)
         self.optimizer.step(rate, nonfinite)
         self.optimizer.zero_grad()
+
+    def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
+        """Show the criterion the weights that it watches."""
+        assert self.criterion is not None
+        with torch.no_grad():
+            self.criterion.see(weights, version.steps)
 
     def measure(self, micro_batch: int, split: str) -> None:
         """Add up loss and metric of an evaluation batch, where a module ends, and free it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
-from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch
+from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Header, Links
 from ppll_cli.job.pulse import COMPILING_LIMIT_S
@@ -28,6 +28,7 @@ KINDS: dict[type, str] = {
     do.StartAverage: "average",
     do.FinishAverage: "average",
     do.AddNorms: "optimizer",
+    do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
 """What an instruction's time counts as. That of a loss depends on the chunk; waiting and copying
@@ -90,10 +91,23 @@ class Interpreter:
             do.AddNorms: self._add_norms,
             do.ReceiveNorms: self._receive_norms,
             do.SendNorms: self._send_norms,
+            do.ReceiveWeights: self._receive_weights,
+            do.SendWeights: self._send_weights,
+            do.ReadWeights: self._read_weights,
             do.Measure: self._measure,
             do.ReceiveMark: self._receive_mark,
             do.SendMark: self._send_mark,
         }
+
+    def send_ahead(self) -> None:
+        """Send the weights that the first batches watch, before any batch."""
+        start = self.job.start
+        for channel in self.links.senders:
+            if channel.kind == "weights":
+                self.links.pulse.begin("sending the first weights", None)
+                instruction = do.SendWeights(channel.target, channel.chunk, channel.ahead)
+                for step in range(start, start + channel.ahead):
+                    self._send_version(instruction, step, start)
 
     def run(self, stream: Iterable[do.Instruction], batch: Batch, first_sample: int = 0) -> None:
         """Execute the instructions for a batch.
@@ -189,6 +203,42 @@ class Interpreter:
     def _send_norms(self, instruction: do.SendNorms) -> None:
         self._send(instruction, {"norms": self._norms.vector})
 
+    def _receive_weights(self, instruction: do.ReceiveWeights) -> None:
+        lag = self.job.routes.watches[instruction.chunk].lag
+        version = Version.read_by(self._batch.step, lag)
+        weights = self._receive(instruction, version)
+        with self.recorder.working("auxiliary", instruction):
+            self.chunks[instruction.chunk].see(weights, version)
+        self._release(instruction)
+
+    def _send_weights(self, instruction: do.SendWeights) -> None:
+        step = self._batch.step
+        self._send_version(instruction, step + instruction.ahead, step + 1)
+
+    def _send_version(self, instruction: do.SendWeights, step: int, done: int) -> None:
+        """Send the weights that a batch reads, unless the run ends before that batch.
+
+        Args:
+            instruction: To the chunk that watches.
+            step: How many steps come before that batch.
+            done: How many have been done now.
+        """
+        if step < self.job.course.steps:
+            version = Version.read_by(step, self.job.routes.watches[instruction.chunk].lag)
+            weights = self._kept(instruction.chunk, done - version.steps)
+            self._send(instruction, weights, version)
+
+    def _read_weights(self, instruction: do.ReadWeights) -> None:
+        chunk, step = instruction.chunk, self._batch.step
+        version = Version.read_by(step, self.job.routes.watches[chunk].lag)
+        self.chunks[chunk].see(self._kept(chunk, step - version.steps), version)
+
+    def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
+        """The weights that a chunk watches, of a unit that is here, as they were some steps ago."""
+        routes = self.job.routes
+        holder = self.chunks[routes.watched(watcher)]
+        return holder.versions[routes.watches[watcher].unit].of_age(age)
+
     def _receive_mark(self, instruction: do.ReceiveMark) -> None:
         self._receive(instruction)
         self.links.pulse.received += 1
@@ -203,7 +253,9 @@ class Interpreter:
         assert channel is not None
         self.links.receivers[channel].release()
 
-    def _receive(self, instruction: do.Instruction) -> dict[str, Tensor]:
+    def _receive(
+        self, instruction: do.Instruction, item: Item | Version | None = None
+    ) -> dict[str, Tensor]:
         found = rules.receives(self.index, instruction)
         assert found is not None
         channel, message = found
@@ -213,18 +265,24 @@ class Interpreter:
         kind = "starved" if self.device.type == "cuda" else "transfer"
         with self.recorder.working(kind, instruction):
             header, tensors = receiver.receive()
-            expected = Header(self._current(), message.micro_batch, channel.chunk)
+            expected = Header(item or self._current(), message.micro_batch, channel.chunk)
             assert header == expected, f"expected {expected} of {channel}, got {header}"
             return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def _send(self, instruction: do.Instruction, tensors: dict[str, Tensor]) -> None:
+    def _send(
+        self,
+        instruction: do.Instruction,
+        tensors: Mapping[str, Tensor],
+        item: Item | Version | None = None,
+    ) -> None:
         found = rules.sends(self.index, instruction)
         assert found is not None
         channel, message = found
         sender = self.links.senders[channel]
         self.wait(sender, "blocked")
         with self.recorder.working("transfer", instruction):
-            sender.send(Header(self._current(), message.micro_batch, channel.chunk), tensors)
+            header = Header(item or self._current(), message.micro_batch, channel.chunk)
+            sender.send(header, tensors)
 
     def _current(self) -> Item:
         assert self.item is not None

@@ -16,6 +16,7 @@ from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.synced_norm import synced
+from ppll_cli.worker.versions import Versions
 
 
 class Networks:
@@ -37,6 +38,7 @@ class Networks:
         exports: Units that make values for later modules' losses, and their networks.
         criterion: The loss at a module's end; its parameters are the auxiliary network.
         optimizer: Steps all parameters; None where there are none.
+        versions: The last weights of those units that losses watch, by the unit's index.
     """
 
     def __init__(
@@ -66,6 +68,11 @@ class Networks:
         for network in self.networks:
             placed(network, self.device, job.compiled)
         self.optimizer = FusedOptimizer(job.optim, self.parameters) if self.parameters else None
+        self.versions: dict[int, Versions] = {}
+        for index, (unit, network) in zip(self.place.units, self.units, strict=True):
+            lags = [watch.lag for watch in job.routes.watches.values() if watch.unit == index]
+            if lags:
+                self.versions[index] = Versions(unit.name, network, max(lags))
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -1,7 +1,8 @@
 """The state of chunks by names that do not depend on the partition: what checkpoints hold.
 
-Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, or `optimizer.` and
-a parameter's name of one of these.
+Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, `optimizer.` and a
+parameter's name of one of these, or `watched.`, a unit's name and how many steps ago its weights
+were so.
 """
 
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
                 state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
                 for key, value in state.items():
                     found[f"optimizer.{prefix}.{name}.{key}"] = value
+        for versions in chunk.versions.values():
+            found.update(versions.saved())
     return found
 
 
@@ -39,6 +42,8 @@ def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
                 state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
+        for versions in chunk.versions.values():
+            versions.restore(saved)
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:

@@ -109,6 +109,7 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready")
+        self.interpreter.send_ahead()
         for item in upcoming(self.job, self.seat, self.links, self.interpreter.wait):
             self.interpreter.item = item
             self.links.pulse.take(str(item))

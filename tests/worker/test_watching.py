@@ -1,0 +1,157 @@
+"""Losses that watch later units see the same weights under `ll` and `ppll`, however stages are cut.
+
+The runs are inside the test, and the local method is the tests' own.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.worker.versions import Versions
+from tests.conftest import assert_same
+from tests.worker.inside import Outcome, run_inside
+
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=29"]
+DATA += ["data.test_samples=23", "batch_size=8", "epochs=2", "eval_every=1"]  # 29 = 3 * 8 + 5
+VIT = ["model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
+STARTS = ["blocks.1", "blocks.2", "blocks.3"]
+"""Of modules 2 to 4: the first has the embedding and a block, the last a block and the head."""
+
+GROUPINGS = [cuts for count in range(4) for cuts in combinations(STARTS, count)]
+
+
+def watching(lag: int, unit: int | None = None, starts: Sequence[str] = STARTS) -> list[str]:
+    method = ["local._target_=tests.watching.Watching", f"+local.lag={lag}"]
+    method += [f"local.cuts=[{','.join(starts)}]"]
+    return [*method, *DATA, *VIT, *([] if unit is None else [f"+local.unit={unit}"])]
+
+
+def grouped(folder: Path, cuts: Sequence[str], *overrides: str, **changes: object) -> Outcome:
+    """A run whose stages begin at the first unit and at those that are given."""
+    stages = [f"gpus={len(cuts) + 1}", "partition=manual", f"partition.cuts=[{','.join(cuts)}]"]
+    return run_inside(folder, "schedule=ppll", *stages, *overrides, **changes)
+
+
+def steps_seen(outcome: Outcome, module: int) -> list[int]:
+    """How many steps the weights had that a module's loss was shown, batch by batch."""
+    return [n for n in outcome.tensors[f"auxiliary.{module}.steps"].tolist() if n != -99]
+
+
+Sequential = Callable[[int], Outcome]
+
+
+@pytest.fixture(scope="module")
+def sequential(tmp_path_factory: pytest.TempPathFactory) -> Sequential:
+    """What `ll` ends with for a lag, made once."""
+
+    @cache
+    def made(lag: int) -> Outcome:
+        return run_inside(tmp_path_factory.mktemp("ll"), "schedule=ll", *watching(lag))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("lag", "groupings"), [(1, GROUPINGS[3:6]), (2, [STARTS]), (5, GROUPINGS)], ids=[1, 2, 5]
+)
+def test_ppll_sees_what_ll_sees(
+    sequential: Sequential, tmp_path: Path, lag: int, groupings: Sequence[Sequence[str]]
+) -> None:
+    """Eight batches, of which the fourth and the last are short, with an evaluation between."""
+    expected = sequential(lag)
+    for module in range(3):
+        assert steps_seen(expected, module) == [1 - lag + step for step in range(8)]
+    for number, cuts in enumerate(groupings):
+        found = grouped(tmp_path / str(number), cuts, *watching(lag))
+        assert found.job.stages == len(cuts) + 1
+        assert_same(found.tensors, expected.tensors)
+        assert found.test == expected.test
+
+
+def test_what_is_learnt_depends_on_the_lag(sequential: Sequential) -> None:
+    name = "model.embed.pos_embedding"
+    assert not torch.equal(sequential(1).tensors[name], sequential(2).tensors[name])
+
+
+@pytest.mark.parametrize("cuts", [["blocks.1", "blocks.3"], STARTS])
+def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[str]) -> None:
+    """The last block, from one, two and three stages before it."""
+    expected = run_inside(tmp_path / "ll", "schedule=ll", *watching(3, unit=4))
+    found = grouped(tmp_path / "ppll", cuts, *watching(3, unit=4))
+    assert_same(found.tensors, expected.tensors)
+    assert {name for name in found.tensors if name.startswith("watched.")} == {
+        f"watched.blocks.3.{age}.{parameter}"
+        for age in (1, 2)
+        for parameter in (*found.job.weights(0),)
+    }
+    last = len(cuts)
+    to_stages = {target for source, target in found.job.crossing() if source == last}
+    assert to_stages == {found.job.layout.chunks[n].stage for n in range(3)} - {last}
+
+
+@pytest.mark.parametrize("lag", [2, 5])
+def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
+    sequential: Sequential, tmp_path: Path, lag: int
+) -> None:
+    """On other stages than before, from step 3 and 6 of 8: with a lag of 5, within it and beyond.
+
+    The second run begins where the first one's versions are still initial weights.
+    """
+    method = watching(lag)
+    run_inside(tmp_path / "first", "schedule=ll", *method, "max_steps=3")
+    kept = tmp_path / "first" / "checkpoints" / ".step-3.unfinished"
+    grouped(tmp_path / "second", STARTS, *method, "max_steps=6", start=3, checkpoint=kept)
+    kept = tmp_path / "second" / "checkpoints" / ".step-6.unfinished"
+    for number, cuts in enumerate([["blocks.2"], []]):
+        found = grouped(tmp_path / str(number), cuts, *method, start=6, checkpoint=kept)
+        assert_same(found.tensors, sequential(lag).tensors)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_only_what_is_read_is_sent(tmp_path: Path, steps: int) -> None:
+    """One version a batch, those of the first batches included; nothing is left in a channel."""
+    found = grouped(tmp_path, ["blocks.2"], *watching(2), f"max_steps={steps}")
+    (sent,) = (n for c, n in found.sent.items() if c.kind == "weights")
+    size = sum(found.tensors[f"model.blocks.2.{name}"].nbytes for name in found.job.weights(1))
+    assert sent == steps * size
+
+
+def test_versions_of_a_unit() -> None:
+    network = nn.Linear(1, 1)
+    versions = Versions("unit", network, 3)
+
+    def change(value: float) -> None:
+        versions.before_step()
+        with torch.no_grad():
+            network.weight.fill_(value)
+
+    def weights() -> list[float]:
+        return [versions.of_age(age)["weight"].item() for age in range(3)]
+
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    first = network.weight.item()
+    older = versions.of_age(1)["weight"].item()
+    assert older == versions.of_age(2)["weight"].item() != first
+    for value in (2.0, 3.0):
+        change(value)
+    assert weights() == [3.0, 2.0, 1.0]
+    change(4.0)
+    assert weights() == [4.0, 3.0, 2.0]
+    assert [name for name, _ in versions.saved()] == [
+        *("watched.unit.1.weight", "watched.unit.1.bias"),
+        *("watched.unit.2.weight", "watched.unit.2.bias"),
+    ]
+
+
+def test_the_newest_version_takes_no_memory() -> None:
+    network = nn.Linear(3, 3)
+    versions = Versions("unit", network, 1)
+    versions.before_step()
+    assert [*versions.saved()] == []
+    assert versions.of_age(0)["weight"].data_ptr() == network.weight.data_ptr()
