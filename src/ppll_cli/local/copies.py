@@ -32,13 +32,25 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
     units: list[nn.Module] = []
     shapes = [site.spec.shape]
     for index in indices:
-        units.append(_copy(site, index, shapes[-1], method))
+        units.append(copy_unit(site, index, shapes[-1], method))
         shapes.append(_output_shape(units[-1], shapes[-1]))
-    head = _copy(site, len(site.units) - 1, site.features[-2].shape, method)
+    head = copy_unit(site, len(site.units) - 1, site.features[-2].shape, method)
     return Copies(units, shapes, head)
 
 
-def _copy(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
+def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
+    """A copy of a unit for features of a shape, with fresh weights.
+
+    Args:
+        site: The module.
+        index: The unit to copy.
+        shape: What the copy is given. Where that is the unit's own, its parameters have the same
+            names and shapes as the unit's; else it is adapted.
+        method: Name of the local method, for messages.
+
+    Raises:
+        ConfigError: The unit cannot be copied to these features.
+    """
     _check_chained(site, index, method)
     unit = site.units[index]
     own = site.features[index - 1].shape

@@ -79,19 +79,37 @@ class DGL(LocalMethod):
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
         classes_of(site.task, "dgl", key="local")  # its perceptron ends in vectors
-        channels, height, width = map_shape(site.spec.shape)
-        quarter, pool = AdaptivePool(divisor=4), AdaptivePool(size=2)
-        convolutions: list[nn.Module] = []
-        for _ in range(3):
-            convolution = nn.Conv2d(channels, channels, 1, bias=False)
-            convolutions += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-        convolutions = [AsMap(), quarter, *convolutions, pool]
-        pooled = pool.side(quarter.side(height)) * pool.side(quarter.side(width))
-        hidden = self.hidden or pooled * channels
-        perceptron: list[nn.Module] = []
-        for inputs, outputs in pairwise([pooled * channels, hidden, hidden, hidden]):
-            linear = nn.Linear(inputs, outputs)
-            perceptron += [linear, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
-        head = site.task.smallest_head((hidden,))
-        network = nn.Sequential(*convolutions, nn.Flatten(), *perceptron, head)
-        return Criterion(network, (site.feature,), site.task)
+        pools = AdaptivePool(divisor=4), AdaptivePool(size=2)
+        return Criterion(dgl_network(site, pools, None, self.hidden), (site.feature,), site.task)
+
+
+def dgl_network(
+    site: Site,
+    pools: tuple[AdaptivePool, AdaptivePool],
+    channels: int | None,
+    hidden: int | None,
+) -> nn.Module:
+    """Three 1x1 convolutions between two pools, and a perceptron with three hidden layers.
+
+    Args:
+        site: Whose features it reads.
+        pools: The one before the convolutions and the one behind them.
+        channels: Of each convolution's output; None: as many as the features have.
+        hidden: Width of the hidden layers; None: as wide as what the first of them reads.
+    """
+    first, height, width = map_shape(site.spec.shape)
+    channels = channels or first
+    convolutions: list[nn.Module] = []
+    for inputs, outputs in pairwise([first, channels, channels, channels]):
+        convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
+        convolutions += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    before, behind = pools
+    convolutions = [AsMap(), before, *convolutions, behind]
+    values = channels * behind.side(before.side(height)) * behind.side(before.side(width))
+    hidden = hidden or values
+    perceptron: list[nn.Module] = []
+    for inputs, outputs in pairwise([values, hidden, hidden, hidden]):
+        linear = nn.Linear(inputs, outputs)
+        perceptron += [linear, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+    head = site.task.smallest_head((hidden,))
+    return nn.Sequential(*convolutions, nn.Flatten(), *perceptron, head)

@@ -1,0 +1,373 @@
+"""Momentum auxiliary networks: what they compute, and in which order averages and steps come."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.infopro import Decoder, InfoProCriterion
+from ppll_cli.local.man import MAN, MANPlus, MomentumCriterion
+from ppll_cli.local.method import Criterion, Site, Watch
+from ppll_cli.models.resnet import CifarResNet
+from ppll_cli.models.trace import trace
+from ppll_cli.models.unit import IMAGE, ImageSpec, Model
+from ppll_cli.models.vit import ViT
+from ppll_cli.tasks.classification import LABEL, Classification
+from tests.local.conftest import CLASSES, assert_trained, batch_at
+from tests.other_task import OtherTask
+from tests.worker.inside import run_inside
+
+IMAGES = ImageSpec(3, 8, 8, (0.5,), (0.25,))
+RESNET = CifarResNet(depth=8)  # stem, layer1.0, layer2.0, layer3.0, head
+VIT = ViT(dim=8, depth=3, heads=2, patch=4)  # embed, three blocks, head
+STEPS, RATE, MOMENTUM = 3, 0.1, 0.9
+
+
+@dataclass(frozen=True)
+class Exact(Classification):
+    """With a loss that is not rounded to float32."""
+
+    def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(prediction, values[LABEL])
+
+
+def site_of(model: Model, starts: Sequence[int], task: Any = None) -> Site:
+    """The end of the first module; modules 2 to k begin at these units."""
+    task = task or Classification(CLASSES)
+    units = list(model.units(IMAGES, task))
+    batch = {IMAGE: ValueSpec((3, 8, 8), torch.float32), LABEL: ValueSpec((), torch.int64)}
+    features = [traced.outputs[0] for traced in trace(units, batch)]
+    edges = [0, *starts, len(units)]
+    modules = tuple(range(a, b) for a, b in pairwise(edges))
+    return Site(0, modules, units, features, IMAGES, task)
+
+
+def batches(count: int) -> list[dict[str, Tensor]]:
+    torch.manual_seed(1)
+    return [
+        {IMAGE: torch.rand(6, 3, 8, 8).double(), LABEL: torch.randint(CLASSES, (6,))}
+        for _ in range(count)
+    ]
+
+
+class Ours:
+    """Modules that are trained one after the other, each stepped at once, as workers do it."""
+
+    def __init__(self, method: MAN, site: Site) -> None:
+        torch.manual_seed(0)
+        self.units = [unit.build().double() for unit in site.units]
+        self.modules = site.modules
+        self.criteria = [
+            method.criterion(site.at(m)).double() for m in range(len(site.modules) - 1)
+        ]
+        self.lag = method.lag
+
+    def train(self, given: Sequence[Mapping[str, Tensor]]) -> None:
+        optimizers = [
+            optimizer([*units, *self.criteria[m : m + 1]])
+            for m, units in enumerate(self._units_of_modules())
+        ]
+        self.versions = {unit: [weights_of(unit)] for unit in self.units}
+        for step, batch in enumerate(given):
+            x = batch[IMAGE]
+            for module, units in enumerate(self._units_of_modules()):
+                last = module == len(self.modules) - 1
+                if not last:
+                    self.show(module, step)
+                x = nn.Sequential(*units)(x.detach())
+                if last:
+                    loss = F.cross_entropy(x, batch[LABEL])
+                else:
+                    loss, _ = self.criteria[module]({**batch, "x": x})
+                loss.backward()
+                optimizers[module].step()
+                optimizers[module].zero_grad()
+            for unit, known in self.versions.items():
+                known.append(weights_of(unit))
+
+    def show(self, module: int, step: int) -> None:
+        """Show a loss what the batch after so many steps is to read."""
+        watch, steps = self.criteria[module].watches, step - self.lag + 1
+        assert watch is not None
+        with torch.no_grad():
+            shown = self.versions[self.units[watch.unit]][max(0, steps)]
+            self.criteria[module].see(shown, steps)
+
+    def _units_of_modules(self) -> list[list[nn.Module]]:
+        return [[self.units[n] for n in module] for module in self.modules]
+
+
+Read = Callable[[Criterion, Tensor, Mapping[str, Tensor]], Tensor]
+"""The local loss of a criterion's base, given y."""
+
+
+def published(ours: Ours, scaled: bool, loss: Read, given: Sequence[Mapping[str, Tensor]]) -> None:
+    """Train in the order of the authors' code.
+
+    For each module: forward, the loss on y, backward, detach, then the average. One step of one
+    optimizer after all modules.
+    """
+    step = optimizer([*ours.units, *ours.criteria])
+    for batch in given:
+        x = batch[IMAGE]
+        for units, criterion in zip(ours._units_of_modules(), ours.criteria, strict=False):
+            for unit in units:
+                x = unit(x)
+            auxiliary: Any = criterion
+            lb, ema = auxiliary.head.learned, auxiliary.head.average
+            s = auxiliary.head.scale
+            y = s * lb(x) + (2 - s) * ema(x) if scaled else lb(x) + ema(x)
+            loss(criterion, y, batch).backward()
+            x = x.detach()
+            following = ours.units[auxiliary.watches.unit]
+            for average, weight in zip(ema.parameters(), following.parameters(), strict=True):
+                average.data = 0.995 * average.data + (1 - 0.995) * weight.data
+        for unit in ours._units_of_modules()[-1]:
+            x = unit(x)
+        F.cross_entropy(x, batch[LABEL]).backward()
+        step.step()
+        step.zero_grad()
+
+
+def optimizer(networks: Sequence[nn.Module]) -> torch.optim.SGD:
+    parameters = [p for network in networks for p in network.parameters()]
+    return torch.optim.SGD(parameters, lr=RATE, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4)
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def through_the_head(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy of a DGL network, or of pool and Linear."""
+    base: Any = criterion
+    return F.cross_entropy(base.base.head(y), batch[LABEL])
+
+
+def through_a_block(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy of a second block, LayerNorm, class token and Linear."""
+    base: Any = criterion
+    block, head = base.base.head
+    tokens = block(y)
+    return F.cross_entropy(head.fc(head.ln(tokens)[:, 0]), batch[LABEL])
+
+
+def information(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """(5, 0.5) times reconstruction and classification; with a scale also times 1 - r."""
+    base: Any = criterion
+    stage = {"16": 0, "32": 1, "64": 2}[str(base.head.learned.conv1.in_channels)]
+    # Of four modules r is the stage by three, the number of stages, and not by K - 2.
+    left = 1 - stage / 3 if base.head.scale is not None else 1
+    enlarged = F.interpolate(y, (8, 8), mode="bilinear", align_corners=True)
+    painted = base.base.decoder.network(enlarged)
+    pixels = batch[IMAGE] * 0.25 + 0.5
+    reconstruction = F.binary_cross_entropy(painted.sigmoid(), pixels.clamp(0, 1))
+    return left * (5 * reconstruction + 0.5 * F.cross_entropy(base.base.head(y), batch[LABEL]))
+
+
+@pytest.mark.parametrize("method", [MAN, MANPlus])
+@pytest.mark.parametrize(
+    ("model", "loss", "read"),
+    [
+        (RESNET, "ce", through_the_head),
+        (RESNET, "dgl", through_the_head),
+        (RESNET, "infopro", information),
+        (VIT, None, through_a_block),
+    ],
+    ids=["ce", "dgl", "infopro", "vit"],
+)
+def test_three_steps_are_those_of_the_published_algorithm(
+    method: type[MAN], model: Model, loss: Any, read: Read
+) -> None:
+    """In float64. Four modules: of the ResNet the last one has the last unit and the head."""
+    options = {"weights": [5.0, 0.5, 5.0, 0.5]} if method is MAN and loss == "infopro" else {}
+    ours = Ours(method(loss=loss, **options), site_of(model, [1, 2, 3], Exact(CLASSES)))
+    theirs = copy.deepcopy(ours)
+    given = batches(STEPS)
+    ours.train(given)
+    published(theirs, method.scaled, read, given)
+    for module in range(3):  # the published average is taken behind a batch, ours before the next
+        ours.show(module, STEPS)
+    # InfoPro's decoder works in float32; so does the loss of its pixels.
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if loss == "infopro" else {"rtol": 1e-9, "atol": 1e-12}
+    for mine, other in zip(
+        [*ours.units, *ours.criteria], [*theirs.units, *theirs.criteria], strict=True
+    ):
+        for (name, tensor), expected in zip(
+            mine.state_dict().items(), other.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(tensor, expected, **tolerance, msg=name)
+
+
+def test_another_lag_is_another_training() -> None:
+    site = site_of(RESNET, [1, 2, 3], Exact(CLASSES))
+    found = [Ours(MANPlus(loss="ce", lag=lag), site) for lag in (1, 2)]
+    for ours in found:
+        ours.train(batches(STEPS))
+    averages = [weights_of(ours.criteria[0].head.average)["conv1.weight"] for ours in found]
+    assert not torch.equal(*averages)
+
+
+def test_the_average_starts_anew_and_is_not_trained() -> None:
+    """Neither network starts as the other one, or as the unit."""
+    site = site_of(RESNET, [1, 2, 3])
+    criterion = MANPlus().criterion(site)
+    assert isinstance(criterion, MomentumCriterion)
+    mixture = criterion.mixture
+    learned, average = (weights_of(n)["conv1.weight"] for n in (mixture.learned, mixture.average))
+    assert not torch.equal(learned, average)
+    assert not any(p.requires_grad for p in mixture.average.parameters())
+    assert mixture.scale is not None
+    assert mixture.scale.item() == 1.0
+    assert criterion.watches == Watch(1, 2)
+    before = {name: buffer.clone() for name, buffer in mixture.average.named_buffers()}
+    weights = weights_of(site.units[1].build())
+    criterion.see(weights, -1)  # stands in: there was no such version
+    assert torch.equal(weights_of(mixture.average)["conv1.weight"], average)
+    criterion.see(weights, 0)
+    expected = 0.995 * average + 0.005 * weights["conv1.weight"]
+    torch.testing.assert_close(weights_of(mixture.average)["conv1.weight"], expected)
+    assert all(torch.equal(b, before[n]) for n, b in mixture.average.named_buffers())
+
+
+@pytest.mark.parametrize("method", [MAN, MANPlus])
+@pytest.mark.parametrize("loss", ["infopro", "dgl", "ce", None])
+@pytest.mark.parametrize(("model", "module"), [(RESNET, 0), (RESNET, 1), (VIT, 1)])
+def test_gradients_reach_the_module_and_all_that_is_trained(
+    method: type[MAN], loss: Any, model: Model, module: int
+) -> None:
+    torch.manual_seed(0)
+    site = site_of(model, [1, 2, 3]).at(module)
+    criterion = method(loss=loss).criterion(site)
+    for layer in criterion.modules():  # the head of a ViT starts at zero
+        if isinstance(layer, nn.Linear) and not layer.weight.any():
+            nn.init.normal_(layer.weight)
+    frozen = [p for p in criterion.parameters() if not p.requires_grad]
+    assert frozen
+    values = batch_at(site)
+    loss_, prediction = criterion(values)
+    assert prediction.shape == (len(values[LABEL]), CLASSES)
+    loss_.backward()
+    for name, parameter in criterion.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    gradient = values[site.feature].grad
+    assert gradient is not None
+    assert gradient.any()
+    assert {*criterion.reads} == (
+        {"x", LABEL, IMAGE} if loss_reads_image(loss, model) else {"x", LABEL}
+    )
+
+
+def loss_reads_image(loss: str | None, model: Model) -> bool:
+    """InfoPro's decoder paints it; that is the loss by default, but for tokens."""
+    return loss == "infopro" or (loss is None and model is RESNET)
+
+
+def test_the_network_of_manpp_over_dgl() -> None:
+    """Pool to 8x8, convolutions of 128 channels, pool to a pixel, hidden layers of 512."""
+    criterion: Any = MANPlus(loss="dgl").criterion(site_of(RESNET, [1, 2, 3]).at(1))
+    layers = list(criterion.base.head)
+    convolutions = [n for n in layers if isinstance(n, nn.Conv2d)]
+    assert [(n.in_channels, n.out_channels, n.kernel_size) for n in convolutions] == [
+        (32, 128, (1, 1)),  # the second group makes 32 channels of what this module ends with
+        (128, 128, (1, 1)),
+        (128, 128, (1, 1)),
+    ]
+    linears = [
+        (n.in_features, n.out_features)
+        for n in criterion.base.modules()
+        if isinstance(n, nn.Linear)
+    ]
+    assert linears == [(128, 512), (512, 512), (512, 512), (512, CLASSES)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "starts", "module", "expected"),
+    [
+        (32, range(1, 16), 0, 1.0),  # the stem, in front of the first group
+        (32, range(1, 16), 5, 1.0),  # the last unit of the first group
+        (32, range(1, 16), 6, 1 - 1 / 14),
+        (32, range(1, 16), 14, 1 - 2 / 14),
+        (8, [1, 3], 1, 1 - 1 / 3),  # not by K - 2 = 1, which would leave nothing
+    ],
+)
+def test_the_weights_of_manpp_hardly_move(
+    depth: int, starts: Sequence[int], module: int, expected: float
+) -> None:
+    site = site_of(CifarResNet(depth=depth), starts).at(module)
+    criterion: Any = MANPlus().criterion(site)
+    assert isinstance(criterion.base, InfoProCriterion)
+    assert criterion.base.weights == pytest.approx((5 * expected, 0.5 * expected))
+    assert isinstance(criterion.base.decoder, Decoder)
+
+
+def test_given_weights_change_from_module_to_module() -> None:
+    site = site_of(RESNET, [1, 2, 3])
+    for method in (MAN, MANPlus):
+        made: Any = [method(weights=[4, 1, 2, 3]).criterion(site.at(m)) for m in range(3)]
+        assert [each.base.weights for each in made] == [(4, 1), (3, 2), (2, 3)]
+
+
+def test_in_front_of_the_head_there_is_nothing_to_copy() -> None:
+    """The last module is the head alone: the module before it has the local loss alone."""
+    for model, loss in ((RESNET, "infopro"), (RESNET, "ce"), (VIT, None)):
+        site = site_of(model, [1, 4]).at(1)
+        criterion = MANPlus(loss=loss).criterion(site)  # type: ignore[arg-type]
+        assert criterion.watches is None
+        torch.manual_seed(3)
+        for layer in criterion.modules():
+            if isinstance(layer, nn.Linear) and not layer.weight.any():
+                nn.init.normal_(layer.weight)
+        assert_trained(criterion, batch_at(site))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"loss": "mse"}, "local.loss=mse: is unknown; possible: infopro, dgl, ce, null"),
+        ({"lag": 0}, "local.lag=0: is no number of batches; give 1 or more"),
+        ({"momentum": 1.5}, "local.momentum=1.5: is out of range"),
+        ({"momentum": float("nan")}, "local.momentum=nan: is out of range"),
+        ({"weights": [1.0]}, "local.weights=[1.0]: has 1 numbers, not 4"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], problem: str) -> None:
+    for method in (MAN, MANPlus):
+        with pytest.raises(ConfigError) as caught:
+            method(**options)
+        assert str(caught.value).startswith(problem)
+
+
+def test_other_tasks_are_refused() -> None:
+    site = replace(site_of(RESNET, [1]), task=OtherTask())
+    for method, name in ((MAN, "man"), (MANPlus, "manpp")):
+        with pytest.raises(ConfigError, match=f"^local={name}: "):
+            method().criterion(site)
+
+
+def test_in_a_run_the_average_has_seen_each_version_once(tmp_path: Path) -> None:
+    """A run of n steps ends with the weights after n steps; four runs show what the fifth saw."""
+    case = ["local=manpp", "schedule=ppll", "gpus=2", "model=resnet32", "model.depth=8"]
+    case += ["local.cuts=[layer1.0,layer3.0]", "data=synthetic", "data.size=8", "batch_size=8"]
+    case += ["data.train_samples=64", "data.test_samples=4", "optim=sgd", "optim.lr=0.05"]
+    ends = [run_inside(tmp_path / str(n), *case, f"max_steps={n}").tensors for n in range(1, 5)]
+    start = "auxiliary.0.head.average."
+    average = {n: t.clone() for n, t in ends[0].items() if n.startswith(start) and "conv" in n}
+    assert len(average) == 2
+    initial = run_inside(tmp_path / "0", *case, "optim.lr=1e-30", "max_steps=1").tensors
+    for seen in [initial, *ends[:2]]:  # the forward of batch 3 has seen two steps, with lag 2
+        for name, tensor in average.items():
+            weight = seen[f"model.layer1.0.{name.removeprefix(start)}"]
+            average[name] = 0.995 * tensor + 0.005 * weight
+    for name, tensor in average.items():
+        torch.testing.assert_close(ends[3][name], tensor)
+        assert not torch.allclose(ends[2][name], tensor, rtol=1e-6)
