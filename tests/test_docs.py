@@ -32,7 +32,8 @@ EXTENSIONS = sections("extend.md") | {METHOD: sections("local_learning.md")[METH
 
 
 def test_there_is_an_example_of_each_thing() -> None:
-    assert list(EXTENSIONS) == ["A model", "A data set", "A schedule", METHOD]
+    watching = "A local method that watches a later unit"
+    assert list(EXTENSIONS) == ["A model", "A data set", "A schedule", watching, METHOD]
 
 
 @pytest.mark.parametrize("section", EXTENSIONS)

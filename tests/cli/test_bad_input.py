@@ -602,6 +602,8 @@ METHODS = [
         "give l1 and l2 of the first",
     ),
     row("auglocal", ["local=auglocal", "local.tau=2"], "local.tau=2.0", "give 0 <= tau <= 1"),
+    row("man", ["local=man", "local.lag=0"], "local.lag=0", "give 1 or more"),
+    row("manpp", ["local=manpp", "local.loss=mse"], "local.loss=mse", "'infopro', 'dgl', 'ce'"),
     row("fba", ["local=fba", "local.depth=0"], "local.depth=0", "at least 1"),
     row("vit-depth", ["model.depth=4097"], "model.depth=4097", "use at most 4096"),
     row("resnet-long", [*RESNET, "model.depth=4100"], "model.depth=4100", "use at most 4096"),
@@ -951,7 +953,17 @@ def combinations(draw: st.DrawFn) -> list[str]:
     overrides += draw(key("schedule", "bp", "ll", "pp", "gpipe", "1f1b", "ppll"))
     overrides += draw(key("schedule.microbatches", 1, 2, 3, 5))
     overrides += draw(key("gpus", 1, 2, 3, 4, 5))
-    methods = ["greedy", "dgl", "predsim", "infopro", "auglocal", "vit_blocks", "fba"]
+    methods = [
+        "greedy",
+        "dgl",
+        "predsim",
+        "infopro",
+        "auglocal",
+        "vit_blocks",
+        "fba",
+        "man",
+        "manpp",
+    ]
     overrides += draw(key("local", *methods) | st.just(["fba=on"]))
     cuts = draw(st.lists(st.sampled_from(UNITS[model][1:]), max_size=3, unique=True))
     if draw(st.integers(0, 3)):

@@ -62,6 +62,7 @@ CASES = {
     "predsim": [*VIT, "local=predsim"],
     "fba": [*VIT, "fba=on"],
     "auglocal": [*VIT, "local=auglocal"],
+    "man": [*VIT, "local=man"],
     "resnet": [*SMALL, "model=resnet32", "model.depth=8"],
     "another resnet": [*SMALL, "model=resnet18"],
 }

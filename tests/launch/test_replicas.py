@@ -66,6 +66,20 @@ def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None
     assert edge == whole  # the replicas' shares make up the batch
 
 
+def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
+    """Each replica of a stage watches its own next stage; the averages are equal in all."""
+    common = [REPLICAS, "local=manpp", "local.modules=2", "max_steps=7", *RESNET, *DATA]
+    expected = run("schedule=ll", *common)
+    found = run("schedule=ppll", "gpus=4", *common)
+    assert_same(found.tensors(), expected.tensors())
+    down, up = found.summary["edges"]
+    assert (up["from"], up["to"], up["names"]) == (1, 0, ["weights.layer2.1"])
+    tensors = found.tensors()
+    unit = [n for n in tensors if n.startswith("watched.layer2.1.1.")]
+    assert up["bytes_sent"] == 2 * 7 * sum(tensors[name].nbytes for name in unit)
+    assert down["names"] == ["label", "x"]
+
+
 def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
     """As one device does that has all of it, but for rounding; the shares are uneven, 3 and 2."""
     common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=7"]

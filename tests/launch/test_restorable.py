@@ -90,6 +90,12 @@ def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
     assert "this version's model is another one: it computes in [0, 255] now" in refusal(result)
 
 
+def test_versions_that_losses_watch_are_there(run: Runner) -> None:
+    result = run(*RESNET, "local=man")
+    rewrite(result.run_dir, without(r"^watched\.layer3\.0\.1\.conv1\.weight$"))
+    assert "it cannot go on: watched.layer3.0.1.conv1.weight is missing" in refusal(result)
+
+
 def test_what_has_no_reason_names_the_tensor(run: Runner) -> None:
     result = run(*RESNET, "local=greedy")
     rewrite(result.run_dir, cut_short(r"^model\.stem\.conv1\.weight$"))

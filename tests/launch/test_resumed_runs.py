@@ -35,6 +35,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "gpipe": (["schedule=gpipe", *RESNET, CLIPPED], ["gpus=3"]),
     "ppll": (["local=vit_blocks", "local.modules=4", *VIT, CLIPPED], ["gpus=3"]),
     "ppll, modules as stages": (["gpus=3", "local=dgl", *RESNET], ["gpus=2"]),
+    "weights": (["local=manpp", "local.lag=3", "local.modules=4", *RESNET], ["gpus=3"]),
     "bank": (["fba=on", "local.modules=5", *RESNET], ["gpus=4", "transport=queue"]),
 }
 

@@ -244,6 +244,10 @@ WATCHING = "local._target_=tests.watching.Watching"
         (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
         (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
         (["+local.lag=0"], "local.lag=0: is no number of batches; give 1 or more"),
+        (
+            ["+local.lag=4097"],
+            "local.lag=4097: keeps too many versions of a unit's weights; use at",
+        ),
     ],
 )
 def test_what_a_loss_may_not_watch(options: list[str], problem: str) -> None:

@@ -14,6 +14,7 @@ from ppll_cli.local.method import (
     Criterion,
     LocalMethod,
     Site,
+    check_lag,
     module_criterion,
     module_exports,
 )
@@ -162,8 +163,7 @@ def _check_watch(watch: Watch, site: Site, path: str) -> None:
     key, module, last = "local._target_", site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
         raise ConfigError(key, path, f"module {module} watches {watch!r}, which is no Watch")
-    if isinstance(watch.lag, bool) or not isinstance(watch.lag, int) or watch.lag < 1:
-        raise ConfigError("local.lag", watch.lag, "is no number of batches", "give 1 or more")
+    check_lag(watch.lag)
     if isinstance(watch.unit, bool) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"
     elif watch.unit < site.stop:

@@ -15,7 +15,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copy_unit
 from ppll_cli.local.dgl import AdaptivePool, dgl_network
 from ppll_cli.local.infopro import InfoPro
-from ppll_cli.local.method import Criterion, LocalMethod, Site, Watch
+from ppll_cli.local.method import Criterion, LocalMethod, Site, Watch, check_lag
 from ppll_cli.tasks.classification import classes_of
 
 Loss = Literal["infopro", "dgl", "ce"]
@@ -64,8 +64,7 @@ class MAN(LocalMethod):
     ) -> None:
         if loss is not None and loss not in get_args(Loss):
             raise ConfigError("local.loss", loss, "is unknown", "possible: infopro, dgl, ce, null")
-        if lag < 1:
-            raise ConfigError("local.lag", lag, "is no number of batches", "give 1 or more")
+        check_lag(lag)
         if not 0 <= momentum <= 1:
             raise ConfigError("local.momentum", momentum, "is out of range", "give 0 <= m <= 1")
         InfoPro(weights=weights)  # refuses weights that are none

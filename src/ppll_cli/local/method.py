@@ -7,10 +7,14 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
+
+MOST_LAG = 4096
+"""Batches: so many copies of a unit are kept, and even 64 is far more than methods ask for."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,19 @@ class LocalMethod(ABC):
         gradient. What it writes travels as far as a later criterion reads it.
         """
         return ()
+
+
+def check_lag(lag: int) -> None:
+    """Refuse a lag that is no number of batches, or that would keep versions without end.
+
+    Raises:
+        ConfigError: It is less than 1, or above `MOST_LAG`.
+    """
+    if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
+        raise ConfigError("local.lag", lag, "is no number of batches", "give 1 or more")
+    if lag > MOST_LAG:
+        problem = "keeps too many versions of a unit's weights"
+        raise ConfigError("local.lag", lag, problem, f"use at most {MOST_LAG}")
 
 
 def module_criterion(method: LocalMethod, site: Site) -> Criterion:
