@@ -603,7 +603,7 @@ METHODS = [
     ),
     row("auglocal", ["local=auglocal", "local.tau=2"], "local.tau=2.0", "give 0 <= tau <= 1"),
     row("man", ["local=man", "local.lag=0"], "local.lag=0", "give 1 or more"),
-    row("manpp", ["local=manpp", "local.loss=mse"], "local.loss=mse", "'infopro', 'dgl', 'ce'"),
+    row("manpp", ["local=manpp", "local.loss=mse"], "local.loss=mse", "'infopro', 'dgl' or 'ce'"),
     row("fba", ["local=fba", "local.depth=0"], "local.depth=0", "at least 1"),
     row("vit-depth", ["model.depth=4097"], "model.depth=4097", "use at most 4096"),
     row("resnet-long", [*RESNET, "model.depth=4100"], "model.depth=4100", "use at most 4096"),

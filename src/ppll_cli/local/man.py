@@ -171,7 +171,7 @@ class Mixture(nn.Module):
     def take(self, weights: Mapping[str, Tensor]) -> None:
         """Let the averages move towards these weights; to be called outside of the gradient."""
         parameters = dict(self.average.named_parameters())
-        averages = list(parameters.values())
+        averages: list[Tensor] = [*parameters.values()]
         torch._foreach_mul_(averages, self.momentum)
         torch._foreach_add_(averages, [weights[n] for n in parameters], alpha=1 - self.momentum)
 
