@@ -36,8 +36,8 @@ from ppll_cli.pipeline.schedules.gpipe import GPipe
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.tasks.task import Task
 from tests.conftest import Runner, own_model
-from tests.program import restored
 from tests.data.class_pictures import write_classes
+from tests.program import restored
 
 # --- The program in this process -----------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ppll_cli.config import settings
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
+from ppll_cli.pipeline.rules import Channel
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.state import tensors_of
@@ -176,7 +177,7 @@ def execute(job: Job) -> Outcome:
             if each["kind"] == "metrics" and each["split"] == "test"
         },
         job,
-        {channel: ring.bytes_sent for channel, ring in rings.items()},
+        network.bytes_sent(),
     )
 
 
@@ -210,6 +211,10 @@ class Network:
         elif stage == 0:
             found["leader"] = Target(ring=self._follow[replica])
         return Links(**found)
+
+    def bytes_sent(self) -> dict[Channel, int]:
+        """How many bytes went through each channel, in all replicas."""
+        return {c: sum(rings[c].bytes_sent for rings in self._rings) for c in self._rings[0]}
 
     def check(self) -> None:
         """Everything that was sent has been received and given back."""

@@ -87,7 +87,7 @@ def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[
     assert {name for name in found.tensors if name.startswith("watched.")} == {
         f"watched.blocks.3.{age}.{parameter}"
         for age in (1, 2)
-        for parameter in (*found.job.weights(0),)
+        for parameter in (*found.job.watched_specs(0),)
     }
     last = len(cuts)
     to_stages = {target for source, target in found.job.crossing() if source == last}
@@ -117,7 +117,9 @@ def test_only_what_is_read_is_sent(tmp_path: Path, steps: int) -> None:
     """One version a batch, those of the first batches included; nothing is left in a channel."""
     found = grouped(tmp_path, ["blocks.2"], *watching(2), f"max_steps={steps}")
     (sent,) = (n for c, n in found.sent.items() if c.kind == "weights")
-    size = sum(found.tensors[f"model.blocks.2.{name}"].nbytes for name in found.job.weights(1))
+    size = sum(
+        found.tensors[f"model.blocks.2.{name}"].nbytes for name in found.job.watched_specs(1)
+    )
     assert sent == steps * size
 
 

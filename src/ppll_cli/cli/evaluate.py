@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppll_cli.cli.app import conf_dir, register_resolvers
+from ppll_cli.cli.app import register_resolvers
 from ppll_cli.cli.arguments import Parser
 from ppll_cli.config.composition import composed
+from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import make
 from ppll_cli.data.source import PREPROCESSING

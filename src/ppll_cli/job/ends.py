@@ -68,7 +68,7 @@ class Ends:
             build = partial(module_criterion, self.method, here)
             criterion, cost = self._measured(build, specs, here)
             if criterion.watches is not None:
-                _check_watch(criterion.watches, here, self._path)
+                _check_watch(criterion.watches, here, self._method)
             found.append(ModuleEnd((*exports, criterion), cost, criterion.watches))
         return found, before
 
@@ -154,15 +154,15 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
         raise ConfigError("local", unit.name, problem)
 
 
-def _check_watch(watch: Watch, site: Site, path: str) -> None:
+def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     """Check what a loss watches: a unit of a later module, one batch old or more.
 
     Earlier units are in other hands already when the module is trained, and what arrives of a later
     one is never as new as the batch in hand.
     """
-    key, module, last = "local._target_", site.module, len(site.units) - 1
+    module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
-        raise ConfigError(key, path, f"module {module} watches {watch!r}, which is no Watch")
+        raise ConfigError(*method, f"module {module} watches {watch!r}, which is no Watch")
     check_lag(watch.lag)
     if isinstance(watch.unit, bool) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"
@@ -172,7 +172,7 @@ def _check_watch(watch: Watch, site: Site, path: str) -> None:
     else:
         return
     possible = f"{site.stop}" if site.stop == last else f"{site.stop} to {last}"
-    raise ConfigError(key, path, problem, f"possible: {possible}")
+    raise ConfigError(*method, problem, f"possible: {possible}")
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:

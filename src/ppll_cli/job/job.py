@@ -240,7 +240,7 @@ class Job:
                 found.setdefault((source, target), set()).add(name)
         return found
 
-    def weights(self, watcher: int) -> Mapping[str, ValueSpec]:
+    def watched_specs(self, watcher: int) -> Mapping[str, ValueSpec]:
         """Whole shape and dtype of each parameter that a chunk watches, by its name in the unit."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
@@ -250,7 +250,7 @@ class Job:
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)
         if channel.kind == "weights":
-            return message_bytes(self.weights(channel.chunk).values(), 1)
+            return message_bytes(self.watched_specs(channel.chunk).values(), 1)
         if channel.kind == "gradients":
             chunk = channel.chunk + 1
             specs, names = self.specs[chunk], self.routes.into[chunk].gradients

@@ -87,7 +87,7 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
         [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways],
         tensors=max(
             *(len(route.names) for route in job.routes.into),
-            *(len(job.weights(watcher)) for watcher in job.routes.watches),
+            *(len(job.watched_specs(watcher)) for watcher in job.routes.watches),
             0,
         ),
     )
@@ -173,7 +173,7 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
     chunk = channel.chunk + (channel.kind == "gradients")
     names: Iterable[str]
     if channel.kind == "weights":
-        names = specs = job.weights(chunk)
+        names = specs = job.watched_specs(chunk)
     else:
         route, specs = job.routes.into[chunk], job.specs[chunk]
         names = route.names if channel.kind == "activations" else route.gradients

@@ -222,7 +222,7 @@ def sent_bytes(job: Job) -> list[Sent]:
 
 def weight_bytes(job: Job, watcher: int) -> int:
     """Of the weights that a chunk watches."""
-    return bytes_of(job.weights(watcher).values())
+    return bytes_of(job.watched_specs(watcher).values())
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:
