@@ -106,8 +106,8 @@ from importlib import import_module
 from pkgutil import walk_packages
 found = [module.name for module in walk_packages([{folder!r}], "ppll_cli.pipeline.")]
 assert {{"ppll_cli.pipeline.passes", "ppll_cli.pipeline.schedules.zb_h1"}} <= {{*found}}, found
-others = [f"ppll_cli.{{name}}" for name in ("settings", "errors", "seeding", "targets")]
-for name in [*others, *found]:
+others = ["errors", "seeding", "config.settings", "config.targets"]
+for name in [*(f"ppll_cli.{{name}}" for name in others), *found]:
     import_module(name)
     assert "torch" not in sys.modules, f"{{name}} imports torch"
 """
