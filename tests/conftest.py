@@ -1,5 +1,6 @@
 """Running the program inside a test."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -17,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -96,6 +97,8 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     else:
         base = _compose(overrides)
         ours = base.ours
+    with read_write(base.whole.hydra.runtime):  # it may have been made in another folder
+        base.whole.hydra.runtime.cwd = os.getcwd()
     HydraConfig.instance().set_config(base.whole)
     config: Any = OmegaConf.to_container(ours, resolve=True)
     return config, own_choices(base.choices)

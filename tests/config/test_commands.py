@@ -160,7 +160,7 @@ def test_a_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_script_says_how_it_was_called() -> None:
     """It would set up an environment first: here it does everything but that."""
     text = (ROOT / "scripts" / "run").read_text()
-    text = text.replace('set_up "" "$root"', "").replace("exec", f"echo ${STARTED_AS} #")
+    text = text.replace('set_up "[all]" "$root"', "").replace("exec", f"echo ${STARTED_AS} #")
     text = text.replace('source "$root/scripts/_setup"', "")
     found = subprocess.run(
         ["bash", "-c", text, "scripts/run"], capture_output=True, text=True, timeout=100, check=True
