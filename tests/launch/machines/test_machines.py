@@ -100,8 +100,8 @@ def test_ragged_targets_travel(
 
 
 OTHER_VERSION = """
-from ppll_cli.launch.machines import fleet
-fleet.__version__ = "0.0"
+from ppll_cli.prepare import spread
+spread.__version__ = "0.0"
 """
 
 
