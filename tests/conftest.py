@@ -31,6 +31,9 @@ from ppll_cli.launch.run import Run
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport import memory
 
+# Tests run beside one another, and OpenMP's threads wait for one another by computing.
+torch.set_num_threads(1)
+
 # How long an example takes says nothing on a machine that others use as well.
 hypothesis.settings.register_profile("ppll", deadline=None)
 hypothesis.settings.load_profile("ppll")
