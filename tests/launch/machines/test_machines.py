@@ -73,7 +73,7 @@ def test_several_machines_learn_what_one_does(
     assert [stage["machine"] for stage in found.summary["stages"]] == places
     if "timeline=true" in case:
         events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
-        names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+        names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
         assert names == [f"stage {n} (machine {place} cpu)" for n, place in enumerate(places)]
         spans = [event for event in events if event["ph"] == "X"]
         assert {event["tid"] for event in spans} == {*range(len(places))}
