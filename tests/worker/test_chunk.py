@@ -98,6 +98,7 @@ def named(chunk: HeldChunk) -> dict[str, nn.Parameter]:
         f"{chunk.place.module}.{index}.{name}": parameter
         for index, network in enumerate(chunk.networks)
         for name, parameter in network.named_parameters()
+        if parameter.requires_grad
     }
 
 

@@ -19,7 +19,7 @@ from tests.conftest import assert_same, compose_config, own_model
 from tests.data.picture_files import write_photos
 from tests.data.scene_files import write_fashion
 
-DATA = ["data=synthetic", "data.size=32", "data.train_samples=8", "data.test_samples=4"]
+DATA = ["data=synthetic", "data.size=16", "data.train_samples=8", "data.test_samples=4"]
 MODELS = {
     "vit": ["model.dim=16", "model.depth=2", "model.heads=2", "model.dropout=0.1"],
     "vit mean": ["model.dim=16", "model.depth=1", "model.heads=2", "model.pooling=mean"],
