@@ -28,7 +28,8 @@ def sections(page: str) -> dict[str, str]:
 
 
 METHOD = "A method of your own"
-EXTENSIONS = sections("extend.md") | {METHOD: sections("local_learning.md")[METHOD]}
+EXTENSIONS = sections("extend.md") | sections("watching.md")
+EXTENSIONS |= {METHOD: sections("local_learning.md")[METHOD]}
 
 
 def test_there_is_an_example_of_each_thing() -> None:

@@ -71,5 +71,5 @@ def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 def test_the_script_installs_what_it_needs() -> None:
     root = Path(__file__).parents[2]
-    assert 'set_up "[dashboard]"' in (root / "scripts" / "wandb_dashboard").read_text()
+    assert 'set_up "[all]"' in (root / "scripts" / "wandb_dashboard").read_text()
     assert "\ndashboard = [" in (root / "pyproject.toml").read_text()
