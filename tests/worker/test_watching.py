@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ppll_cli.worker.versions import Versions
@@ -110,6 +111,21 @@ def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
     for number, cuts in enumerate([["blocks.2"], []]):
         found = grouped(tmp_path / str(number), cuts, *method, start=6, checkpoint=kept)
         assert_same(found.tensors, sequential(lag).tensors)
+
+
+def test_weights_of_a_file_are_the_initial_ones(sequential: Sequential, tmp_path: Path) -> None:
+    """Before so many batches have run, a loss sees what the watched unit began with."""
+    trained = sequential(5).tensors.items()
+    model = {n.removeprefix("model."): t.contiguous() for n, t in trained if n[:6] == "model."}
+    save_file(model, tmp_path / "model.safetensors")
+    case = [*watching(5), f"weights={tmp_path / 'model.safetensors'}", "max_steps=1"]
+    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
+    found = grouped(tmp_path / "ppll", STARTS, *case)
+    assert_same(found.tensors, expected.tensors)
+    for age in (1, 2, 4):
+        for name in found.job.watched_specs(0):
+            loaded = model[f"blocks.1.{name}"]
+            assert torch.equal(found.tensors[f"watched.blocks.1.{age}.{name}"], loaded)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])

@@ -1,8 +1,8 @@
 """The state of chunks by names that do not depend on the partition: what checkpoints hold.
 
 Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, `optimizer.` and a
-parameter's name of one of these, or `watched.`, a unit's name and how many steps ago its weights
-were so.
+parameter's name of one of these, or `watched.`, a unit's name, an age in steps and a parameter's
+name: the unit's weights as they were so many steps ago.
 """
 
 from collections.abc import Iterable
@@ -51,10 +51,11 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
     with opened(weights.file) as saved:
         for chunk in chunks:
             for unit, network in chunk.units:
-                own = network.state_dict()
-                names = {name: weights.names.get(f"{unit.name}.{name}") for name in own}
+                names = {n: weights.names.get(f"{unit.name}.{n}") for n in network.state_dict()}
                 taken = {name: saved[key] for name, key in names.items() if key is not None}
-                network.load_state_dict({**own, **taken})
+                network.load_state_dict(taken, strict=False)
+            for versions in chunk.versions.values():
+                versions.begin()
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:

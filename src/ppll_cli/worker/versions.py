@@ -24,8 +24,12 @@ class Versions:
         self._unit, self._count = unit, count
         self._now = {name: p.detach() for name, p in network.named_parameters()}
         self._older: deque[Mapping[str, Tensor]] = deque(maxlen=count - 1)  # the newest one first
-        if count > 1:
-            self._older.extend([_copy(self._now)] * (count - 1))
+        self.begin()
+
+    def begin(self) -> None:
+        """Take the present weights for those of all earlier steps, before the first one."""
+        if self._count > 1:
+            self._older.extend([_copy(self._now)] * (self._count - 1))
 
     def before_step(self) -> None:
         """Keep the version that the next step changes."""
@@ -37,7 +41,7 @@ class Versions:
         return self._older[steps - 1] if steps else self._now
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """What a checkpoint holds of the older versions: names that know no stages, and tensors."""
+        """The older versions for a checkpoint, under names that do not depend on stages."""
         for age, version in enumerate(self._older, start=1):
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
@@ -52,7 +56,7 @@ class Versions:
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:
-    """Under which a checkpoint holds a parameter of a unit as it was some steps before."""
+    """The name in a checkpoint of a unit's parameter as it was `age` steps ago."""
     return f"watched.{unit}.{age}.{parameter}"
 
 

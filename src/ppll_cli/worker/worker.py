@@ -148,8 +148,8 @@ class Worker:
             self._report_training()
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # Now, while all replicas are here. Of evaluation batches each sees its own alone, and
-            # one that waited here for another might be what the other's batch has to come past.
+            # Every replica ends its training here. Later each evaluates batches of its own, and two
+            # replicas that wait for each other on different stages would wait for ever.
             self._end_training()
 
     def _end_training(self) -> None:
