@@ -19,12 +19,14 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
     Args:
         group: The configuration group, for example "schedule".
-        target: The dotted path of the class, as `_target_` has it.
+        target: The class, or its dotted path, as `_target_` has it.
 
     Returns:
         The group and its option (`schedule=interleaved`), if exactly one option that ships names
         the class; else the path (`schedule._target_=my.Schedule`).
     """
+    if isinstance(target, type):
+        target = f"{target.__module__}.{target.__qualname__}"
     options = [option for option, path in _targets(group).items() if path == target]
     return (group, options[0]) if len(options) == 1 else (f"{group}._target_", target)
 

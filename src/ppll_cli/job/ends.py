@@ -103,8 +103,7 @@ class Ends:
     @property
     def _method(self) -> tuple[str, object]:
         """Key and value by which the user chose the local method."""
-        kind = type(self.method)
-        return as_typed("local", f"{kind.__module__}.{kind.__qualname__}")
+        return as_typed("local", type(self.method))
 
     def criterion(
         self, modules: Sequence[range], module: int
@@ -157,8 +156,8 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
 def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     """Check what a loss watches: a unit of a later module, one batch old or more.
 
-    Earlier units are in other hands already when the module is trained, and what arrives of a later
-    one is never as new as the batch in hand.
+    When a module trains on a batch, later modules have not yet, so their weights are at least one
+    batch old. Earlier units have made their step already, and under `ppll` may be several ahead.
     """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):

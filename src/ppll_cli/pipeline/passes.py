@@ -208,25 +208,24 @@ def release(place: Place, stream: Sequence[Instruction]) -> Stream:
 def weights(place: Place, stream: Iterable[Instruction]) -> Stream:
     """Send weights that are watched after a step, and show them before the next forward.
 
-    Evaluation moves no weights: a loss has there what the last training batch has left.
+    Evaluation moves no weights: a loss evaluates with those that the last training batch gave it.
     """
-    layout, watches = place.routes.layout, place.routes.watches
+    chunks, watches = place.routes.layout.chunks, place.routes.watches
+    holders = {watcher: place.routes.watched(watcher) for watcher in watches}
     found: Stream = []
     for instruction in stream:
         if isinstance(instruction, Forward) and instruction.micro_batch == 0:
             chunk = instruction.chunk
-            if (watch := watches.get(chunk)) is not None:
-                source = layout.chunks[place.routes.watched(chunk)].stage
-                own = source == place.stage
-                found.append(
-                    ReadWeights(chunk) if own else ReceiveWeights(source, chunk, watch.ahead)
-                )
+            if chunk in watches:
+                source, ahead = chunks[holders[chunk]].stage, watches[chunk].ahead
+                here = source == place.stage
+                found.append(ReadWeights(chunk) if here else ReceiveWeights(source, chunk, ahead))
         found.append(instruction)
         if isinstance(instruction, Step):
-            for watcher, watch in watches.items():
-                target = layout.chunks[watcher].stage
-                if watch.unit in layout.chunks[instruction.chunk].units and target != place.stage:
-                    found.append(SendWeights(target, watcher, watch.ahead))
+            for watcher, holder in holders.items():
+                target = chunks[watcher].stage
+                if holder == instruction.chunk and target != place.stage:
+                    found.append(SendWeights(target, watcher, watches[watcher].ahead))
     return found
 
 

@@ -14,9 +14,8 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
     """The slots with which the stages' streams can run, one batch after another.
 
     A channel has a slot for each message that its receiver holds at once, and for each that is in
-    it before the first batch. Where a stage has several
-    channels that may not be enough: then the channel for whose slots a sender waits gets one more,
-    until the streams run to their end.
+    it before the first batch. Where a stage has several channels that may not be enough: then the
+    channel for whose slots a sender waits gets one more, until the streams run to their end.
 
     Args:
         streams: The instructions of each stage for a batch.

@@ -196,8 +196,7 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
     """
     if schedule.local:
         return [*range(stages)]
-    kind = type(schedule)
-    key, name = as_typed("schedule", f"{kind.__module__}.{kind.__qualname__}")
+    key, name = as_typed("schedule", type(schedule))
     with blaming(key, name, f"its layout({stages})"):
         found = list(schedule.layout(stages))
     if found[:1] != [0] or set(found) != {*range(stages)}:

@@ -29,7 +29,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """This one."""
+        """What this machine has."""
         import torch
 
         versions = {"ppll-run": __version__, "torch": torch.__version__}
