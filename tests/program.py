@@ -4,13 +4,14 @@ Only what is about processes, signals or start-up needs the program in a process
 """
 
 import io
+import json
 import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, run
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -62,6 +63,43 @@ def ppll_run(*arguments: str, cwd: Path) -> CompletedProcess[str]:
 def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
     """What `ppll-plan` says, and its exit status."""
     return _called(plan.main, "ppll-plan", arguments, cwd)
+
+
+def ended(
+    patch: pytest.MonkeyPatch, name: str, main: Callable[[], object], *arguments: str | Path
+) -> int:
+    """The exit status of a program; what it says goes where the test's output goes."""
+    patch.setattr(sys, "argv", [name, *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def imported(module: str, names: Sequence[str], arguments: Sequence[str], cwd: Path) -> list[str]:
+    """Which of the modules a console script has imported when it ends, in a process of its own.
+
+    Args:
+        module: The module with the script's `main`.
+        names: The modules that are looked for.
+        arguments: Of the script.
+        cwd: Where it is called.
+    """
+    script = (
+        f"import atexit, json, sys; from {module} import main\n"
+        f"show = lambda: print(json.dumps([n for n in {[*names]!r} if n in sys.modules]))\n"
+        f"atexit.register(show); sys.argv[1:] = {[*arguments]!r}; main()"
+    )
+    done = run(
+        [sys.executable, "-c", script],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _called(

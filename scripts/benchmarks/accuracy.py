@@ -51,7 +51,7 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or bp.
-        modules: How many.
+        modules: Number of modules.
         trained: What it learns; None where another row is the same training.
         speed: What its speed and memory are measured with.
     """

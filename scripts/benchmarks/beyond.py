@@ -111,7 +111,7 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or bp.
-        modules: How many.
+        modules: Number of modules.
         trained: What it learns.
         speed: What its speed and memory are measured with.
     """

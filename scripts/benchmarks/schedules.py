@@ -117,7 +117,7 @@ def measure(
     """Measure a model on a number of stages.
 
     Args:
-        case: Which.
+        case: The model and the number of stages.
         names: Of the rows.
         budget_s: When to end; there are `LEAST_ROUNDS` rounds anyhow.
         say: Told how it goes.

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from ppll_cli.cli import app
 from ppll_cli.config.options import conf_dir
 from tests.conftest import own_model
-from tests.program import ppll_run
+from tests.program import imported, ppll_run
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -174,20 +174,7 @@ def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
     ],
 )
 def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
-    script = (
-        "import atexit, sys; from ppll_cli.cli.app import main\n"
-        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-        f"sys.argv[1:] = {arguments!r}; main()"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.stderr.splitlines()[-1] == "False"
+    assert imported("ppll_cli.cli.app", ["torch"], arguments, tmp_path) == []
 
 
 def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:

@@ -1,21 +1,16 @@
 """ppll-compare, as a user meets it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ppll_cli.cli.compare import main
 from tests.observe.test_comparison import make
+from tests.program import ended, imported
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["ppll-compare", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return ended(monkeypatch, "ppll-compare", main, *arguments)
 
 
 def test_a_sweep_gets_its_comparison(
@@ -112,13 +107,5 @@ def test_wrong_input_is_one_line(
 
 def test_neither_torch_nor_hydra_is_imported(tmp_path: Path) -> None:
     make(tmp_path / "run", "bp", gpus=1)
-    program = (
-        "import sys\nfrom ppll_cli.cli.compare import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "print([name for name in ('torch', 'hydra', 'omegaconf') if name in sys.modules])\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "run")]
-    result = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
-    )
-    assert result.stdout.splitlines()[-1] == "[]"
+    heavy = ["torch", "hydra", "omegaconf"]
+    assert imported("ppll_cli.cli.compare", heavy, ["run"], tmp_path) == []

@@ -15,6 +15,7 @@ from tests.conftest import own_model
 from tests.data.scene_files import write_fashion
 from tests.finished import Finished, finished_run
 from tests.launch.test_evaluation import DIGITS, photos, scenes
+from tests.program import ended
 
 SYNTHETIC = ["data=synthetic", "data.size=8", "data.channels=1"]
 
@@ -26,11 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["ppll-eval", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return ended(monkeypatch, "ppll-eval", main, *arguments)
 
 
 def results(folder: Path) -> dict[str, Any]:

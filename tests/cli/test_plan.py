@@ -1,8 +1,6 @@
 """ppll-plan, as a user meets it and from within."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,42 +78,17 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         (["--config-dir=none"], "arguments=--config-dir=none: --config-dir: there is no such"),
     ],
 )
-def test_wrong_input_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    line: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ppll-plan", *arguments])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit) as ended:
-        planning.main()
-    assert ended.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    (complaint,) = err.splitlines()
+def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+    done = ppll_plan(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (complaint,) = done.stderr.splitlines()
     assert complaint.startswith(f"ppll-plan: {line}")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["gpus=1,x"], ["model=vti"], ["optim.lr=-1"]])
 def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
-    script = (
-        "import atexit, sys; from ppll_cli.cli.plan import main\n"
-        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-        f"sys.argv[1:] = {arguments!r}; main()"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.stderr.splitlines()[-1] == "False"
+    assert program.imported("ppll_cli.cli.plan", ["torch"], arguments, tmp_path) == []
 
 
 @pytest.mark.parametrize(

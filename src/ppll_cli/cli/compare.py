@@ -4,16 +4,14 @@ Neither torch nor Hydra is imported, and nothing is run.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ppll_cli.cli.arguments import Parser
+from ppll_cli.cli.arguments import Parser, script
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_text
 from ppll_cli.leaves.printable import printable
-from ppll_cli.observe import streams
 from ppll_cli.observe.comparison import Comparison, compare
 from ppll_cli.observe.comparison_tables import (
     LONGEST_NOTE,
@@ -40,15 +38,7 @@ Exit status: 0 done; 2 the input is wrong, said in one line; 1 the table could n
 
 def main() -> NoReturn:
     """The console script."""
-    streams.guard()
-    try:
-        _main(sys.argv[1:])
-    except ConfigError as error:
-        sys.stderr.write(f"ppll-compare: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    streams.leave("ppll-compare")
+    script("ppll-compare", _main)
 
 
 def _main(arguments: Sequence[str]) -> None:

@@ -6,21 +6,19 @@ without torch.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli.cli.app import register_resolvers
-from ppll_cli.cli.arguments import Parser
+from ppll_cli.cli.arguments import Parser, script
 from ppll_cli.config.composition import composed
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import make
 from ppll_cli.data.source import PREPROCESSING
 from ppll_cli.errors import ConfigError
-from ppll_cli.observe import streams
 
 if TYPE_CHECKING:
     from ppll_cli.launch.resume import Recorded
@@ -51,15 +49,7 @@ Exit status: 0 done; 2 the input is wrong, said in one line; 1 the result could 
 
 def main() -> NoReturn:
     """The console script."""
-    streams.guard()
-    try:
-        _main(sys.argv[1:])
-    except ConfigError as error:
-        sys.stderr.write(f"ppll-eval: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    streams.leave("ppll-eval")
+    script("ppll-eval", _main)
 
 
 @dataclass(frozen=True)

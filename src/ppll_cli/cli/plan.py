@@ -5,20 +5,18 @@ imported before it is needed: `--help` and the refusal of a wrong configuration 
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ppll_cli.cli.app import register_resolvers
-from ppll_cli.cli.arguments import Parser
+from ppll_cli.cli.arguments import Parser, script
 from ppll_cli.config.composition import composed
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, parse, usable_cores
 from ppll_cli.config.targets import make
-from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
-from ppll_cli.observe import streams
+from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -56,21 +54,7 @@ Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 
 
 def main() -> NoReturn:
     """The console script."""
-    streams.guard()
-    try:
-        _main(sys.argv[1:])
-    except ConfigError as error:
-        sys.stderr.write(f"ppll-plan: {error}\n")
-        sys.exit(2)
-    except WorkerFailedError as error:
-        sys.stderr.write(f"ppll-plan: {error}\n{error.report.get('traceback', '')}".rstrip() + "\n")
-        sys.exit(1)
-    except RunFailedError as error:
-        sys.stderr.write(f"ppll-plan: {error}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    streams.leave("ppll-plan")
+    script("ppll-plan", _main)
 
 
 def _main(arguments: Sequence[str]) -> None:

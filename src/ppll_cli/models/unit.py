@@ -27,7 +27,7 @@ class ImageSpec:
     """The images that a model is built for.
 
     Attributes:
-        channels: How many.
+        channels: Number of channels.
         height: In pixels.
         width: In pixels.
         mean: Of the pixels in [0, 1], one value or one a channel, that normalisation subtracts.

@@ -225,11 +225,8 @@ def _text(
     found = group.spread(measure)
     if found is None:
         return "unknown"
-    said = format(found.mean / scale, form)
-    if found.deviation is not None:
-        said += f" ± {format(found.deviation / scale, form)}"
-    alike = group.like(group.reference, judged or measure)
-    return said + unit + (f" {NOISE}" if alike else "")
+    noise = f" {NOISE}" if group.like(group.reference, judged or measure) else ""
+    return found.written(form, scale) + unit + noise
 
 
 def _values(axes: "Axes", places: Sequence[float], texts: Sequence[str]) -> None:

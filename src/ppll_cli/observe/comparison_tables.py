@@ -105,10 +105,8 @@ def cell(
     found = group.spread(measure)
     if found is None:
         return ""
-    said = format(found.mean / scale, form)
-    if found.deviation is not None:
-        said += f" ± {format(found.deviation / scale, form)} ({found.count})"
-    return said + (f" {NOISE}" if group.like(against, judged or measure) else "")
+    noise = f" {NOISE}" if group.like(against, judged or measure) else ""
+    return found.written(form, scale, counted=True) + noise
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:

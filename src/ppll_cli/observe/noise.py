@@ -36,6 +36,20 @@ class Spread:
         """Of the mean; None for one value."""
         return None if self.deviation is None else self.deviation / sqrt(self.count)
 
+    def written(self, form: str, scale: float = 1.0, counted: bool = False) -> str:
+        """The mean and, of several values, their standard deviation, as people read them.
+
+        Args:
+            form: How a number is written, as `format` takes it.
+            scale: What numbers are divided by.
+            counted: Whether the number of values stands behind them.
+        """
+        said = format(self.mean / scale, form)
+        if self.deviation is not None:
+            said += f" ± {format(self.deviation / scale, form)}"
+            said += f" ({self.count})" if counted else ""
+        return said
+
     def over(self, base: float) -> "Spread":
         """The same values, each divided by a number."""
         deviation = None if self.deviation is None else self.deviation / base

@@ -110,7 +110,7 @@ class Classification:
     """Predictions are logits [B, classes]; the loss is cross-entropy, the metric accuracy.
 
     Attributes:
-        classes: How many.
+        classes: Number of classes; labels are 0 to classes - 1.
         label_smoothing: Part of each target that is shared evenly among all classes, in training.
     """
 

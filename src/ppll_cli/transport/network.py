@@ -67,7 +67,7 @@ class _Slots(Slots):
     """Slots in this process's memory.
 
     Args:
-        count: How many.
+        count: Number of slots.
         size: Bytes of each.
         carrier: Where their bytes are sent from, or come to.
         device: Of the worker.

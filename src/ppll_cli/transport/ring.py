@@ -196,8 +196,8 @@ def ring(
     """The two ends of a new ring.
 
     Args:
-        slots: How many.
-        size: Bytes of each.
+        slots: Number of slots.
+        size: Bytes of each slot.
         memories: The memory of the slots at the producer's end, and at the consumer's.
         orders: How each end waits for the other to be done with a slot.
         device: Where the receiver copies what comes; None: it is read in place.

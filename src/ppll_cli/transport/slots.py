@@ -29,7 +29,7 @@ class Slots:
 
     Args:
         memory: Where they are.
-        count: How many.
+        count: Number of slots.
         size: Bytes of each.
     """
 

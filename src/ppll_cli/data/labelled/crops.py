@@ -9,7 +9,7 @@ TRIES = 10
 """How many random pieces are tried at most before the middle is taken."""
 
 RATIOS = (3 / 4, 4 / 3)
-"""Between these is the width of a random piece, divided by its height."""
+"""Least and greatest width of a random piece, divided by its height."""
 
 Draw = tuple[float, float, float, float]
 """Numbers in [0, 1) that decide on a random piece: its area, its ratio, its left and top edge."""
@@ -19,8 +19,8 @@ def middle(width: int, height: int, part: float) -> Box:
     """A square in the middle of a picture.
 
     Args:
-        width: The picture's, in pixels.
-        height: Likewise.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
         part: Side of the square, where the picture's shorter side is 1.
     """
     side = part * min(width, height)
@@ -34,11 +34,11 @@ def random_piece(width: int, height: int, scale: tuple[float, float], draws: Seq
     It is what torchvision's RandomResizedCrop takes, but for rounding to whole pixels.
 
     Args:
-        width: The picture's, in pixels.
-        height: Likewise.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
         scale: Least and greatest part of the picture's area.
-        draws: One for each try. Where no try lies within the picture it is the largest piece in the
-            middle of an allowed ratio.
+        draws: Numbers for each try. If no try lies within the picture, the piece is the largest
+            one in the middle that has an allowed ratio.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:
