@@ -48,6 +48,7 @@ def test_what_rounding_is_measured_on() -> None:
 
 def test_the_ends_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it is the loopback interface."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(network.__file__).parents[2]))  # as scripts/benchmark
     monkeypatch.chdir(tmp_path)
     found = network._at_ends(None, ["ping"])
     assert found["latency_s"] > 0
