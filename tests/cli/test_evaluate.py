@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ppll_cli import load_run
 from ppll_cli.cli.evaluate import main
 from tests.conftest import own_model
+from tests.data.class_pictures import write_classes
 from tests.data.scene_files import write_fashion
 from tests.finished import Finished, finished_run
 from tests.launch.test_evaluation import DIGITS, photos, scenes
@@ -70,6 +72,29 @@ def test_other_data_of_the_task(
     assert results(tmp_path / "out")["test"] == kept["test"]
     assert run_main(monkeypatch, run.folder, *synthetic, "data.mean=[0.9]", *out) == 0
     assert results(tmp_path / "out")["test"] != kept["test"]
+
+
+def test_own_pictures_keep_their_size_and_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for root, names in (("one", "ab"), ("other", "ax")):
+        for part in ("train", "test"):
+            write_classes(tmp_path / root / part, {name: [10, 200] for name in names})
+    model = ["model=resnet32", "model.depth=8", "batch_size=4", "max_steps=1", "data.size=16"]
+    folders = [f"data.root={tmp_path / root}" for root in ("one", "other")]
+    run = finished_run(tmp_path / "run", "data=imagefolder", folders[0], *model)
+    assert run_main(monkeypatch, run.folder) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["a", "b"]
+    assert load_run(run.folder).classes == ("a", "b")
+    assert run_main(monkeypatch, run.folder, "data=imagefolder", folders[1]) == 0
+    said = capsys.readouterr()
+    assert "names" in said.out + said.err
+    size = json.loads((run.folder / "config.json").read_text())["data"]["size"]
+    tiny = ["data=imagefolder", folders[0]]
+    assert size == 16
+    assert run_main(monkeypatch, run.folder, *tiny, "--output", tmp_path / "again") == 0
+    assert results(tmp_path / "again")["test"] == pytest.approx(run.test)
 
 
 def test_pictures_are_predicted(

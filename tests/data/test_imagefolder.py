@@ -12,7 +12,9 @@ from PIL import Image
 from ppll_cli.data import identity
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.errors import ConfigError
+from ppll_cli.models.unit import IMAGE
 from tests.data.class_pictures import plain, write_classes
+from tests.data.picture_files import picture
 
 Options = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
@@ -43,13 +45,28 @@ def colours(dataset: ImageFolder, split: str) -> list[int]:
     return [int(value) for value in images[:, 0, 0, 0]]
 
 
+def test_a_picture_of_ones_own_is_made_ready_as_in_evaluation(
+    make: Callable[..., ImageFolder], root: Path
+) -> None:
+    for part in ("train", "test"):
+        for name in "ab":
+            (root / part / name).mkdir(parents=True)
+            picture(3, 50, 31).save(root / part / name / "0.png")
+    dataset, cpu = make(), torch.device("cpu")
+    splits = dataset.load()
+    evaluated = dataset.batches(splits, 2, 0, cpu).evaluation("test", 0, 1)[IMAGE]
+    with Image.open(root / "test" / "a" / "0.png") as given:
+        found = dataset.inputs(given, dataset.image_spec(splits), cpu)[IMAGE]
+    assert torch.equal(found, evaluated)
+
+
 def test_train_and_test_folders(make: Callable[..., ImageFolder], root: Path) -> None:
     write_classes(root / "train", {"cat": [10, 20], "ant": [30], "bee": [40, 50]})
     write_classes(root / "test", {"cat": [60], "ant": [70], "bee": []})
     dataset = make()
     dataset.prepare()
     splits = dataset.load()
-    assert dataset.classes == ("ant", "bee", "cat")
+    assert dataset.class_names == ("ant", "bee", "cat")
     assert dataset.task.classes == 3
     assert list(splits) == ["train", "test"]
     assert colours(dataset, "train") == [30, 40, 50, 10, 20]
@@ -96,7 +113,7 @@ def test_pictures_in_folders_of_folders_count_and_other_files_do_not(
     (root / "b" / ".thumb.png").write_bytes(b"")
     plain(50).save(root / "b" / "LARGE.JPG")
     dataset = make(val_fraction=0.5)
-    assert dataset.classes == ("a", "b")
+    assert dataset.class_names == ("a", "b")
     assert sum(map(len, dataset.load().values())) == 4
 
 
@@ -124,7 +141,7 @@ def test_csv_files(
     last = [*classes][-1]
     (root / "test.csv").write_text(f'three.png,"{last}"')  # paths may begin in the part's folder
     dataset = make()
-    assert dataset.classes == (*classes,)
+    assert dataset.class_names == (*classes,)
     assert colours(dataset, "train") == [each for colours in classes.values() for each in colours]
     assert colours(dataset, "test") == [30]
     assert dataset.load()["test"].labels.tolist() == [1]
@@ -135,7 +152,7 @@ def test_a_single_csv_file_of_any_name(make: Callable[..., ImageFolder], root: P
     listed = [f"pictures/all/{n:03}.png,{'odd' if n % 2 else 'even'}" for n in range(4)]
     (root / "labels.csv").write_text("\n".join(listed))
     assert sorted(colours(make(val_fraction=0.5), "train")) != []
-    assert make(val_fraction=0.5).classes == ("even", "odd")
+    assert make(val_fraction=0.5).class_names == ("even", "odd")
 
 
 def both(root: Path, more: str = "") -> None:

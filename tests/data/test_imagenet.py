@@ -45,7 +45,7 @@ def test_tiny_imagenet(options: Options, cache: Path, tmp_path: Path, inner: str
     dataset = TinyImageNet(**options(root=str(tmp_path / "root"), size=8))
     dataset.prepare()
     splits = dataset.load()
-    assert dataset.classes == ("n01", "n02", "n03")
+    assert dataset.class_names == ("n01", "n02", "n03")
     assert (colours(splits, "train"), colours(splits, "test")) == (
         [10, 20, 21, 30, 31],
         [12, 22, 32],
@@ -117,7 +117,7 @@ def test_imagenet(options: Options, cache: Path, tmp_path: Path, kaggle: bool) -
     dataset = ImageNet(**options(**OWN, root=str(tmp_path)))
     dataset.prepare()
     splits: Any = dataset.load()
-    assert dataset.classes == ("n00", "n01")
+    assert dataset.class_names == ("n00", "n01")
     assert [Path(path).name for path in splits["test"].paths] == ["p4.JPEG", "p5.JPEG"]
     assert splits["test"].labels.tolist() == [0, 1]
     batches = dataset.batches(splits, 3, 0, CPU)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.data.labelled import crops, loaders
-from ppll_cli.data.labelled.batches import AHEAD, Underway
+from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches, Underway
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.errors import ConfigError, RunFailedError
@@ -129,6 +129,33 @@ def test_the_next_batches_are_decoded_meanwhile_and_others_given_up() -> None:
         assert first in released
     assert begun == [0, 1, 2, 3, 5, 6, 7]
     assert released == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_only_a_replicas_own_evaluation_batches_are_decoded_ahead(
+    options: Options, cache: Path, files: list[str], replica: int
+) -> None:
+    """Of three replicas that take 13 batches in turn, once more after an epoch."""
+    root = str(Path(files[0]).parents[2])
+    dataset = ImageFolder(**options(root=root, size=SIDE, loaders=1, val_fraction=0, eval_limit=6))
+    batches = dataset.batches(dataset.load(), 4, 7, CPU)
+    assert isinstance(batches, LoadedBatches)
+    begun: list[int] = []
+    begin = batches._evaluating._begin
+
+    def noted(key: Any) -> Any:
+        begun.append(key[1])
+        return begin(key)
+
+    batches._evaluating._begin = noted
+    own = range(replica, 6, 3)
+    for _ in range(2):
+        for batch in own:
+            batches.evaluation("test", batch, 1)
+        batches.train(0, 0)
+    guessed = {replica + 1, replica + 2}  # before the second batch shows the distance
+    assert {*begun} - {*own} <= guessed
+    assert begun.count(own[0]) == 2
 
 
 def test_a_loader_that_is_killed_ends_what_it_was_asked_for(files: list[str]) -> None:

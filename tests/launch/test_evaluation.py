@@ -52,6 +52,19 @@ def photos(tmp_path: Path) -> list[str]:
     ]
 
 
+def test_what_is_no_number_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON has no NaN: a model that has diverged is evaluated all the same."""
+    finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
+    run = load_run(tmp_path / "run")
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.fill_(float("nan"))
+    found = evaluate(run, "test")
+    assert found.result["psnr"] is None
+    assert found.details is not None
+    assert [each["psnr"] for each in found.details.entries] == [None, None]
+
+
 TASKS = {"digits": lambda _: DIGITS, "scenes": scenes, "photos": photos}
 SCHEDULES = {
     "local learning": ["schedule=ppll", "gpus=2", "local.modules=2"],

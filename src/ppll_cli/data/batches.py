@@ -132,7 +132,10 @@ class ImageBatches(ABC):
     def evaluation_images(
         self, split: str, first: int, last: int
     ) -> AbstractContextManager[Images]:
-        """The images and labels of the samples from `first` to before `last`, likewise."""
+        """The images and labels of samples `first` to `last` - 1, on the device.
+
+        The images may be overwritten once the context has ended.
+        """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """One training batch, augmented.

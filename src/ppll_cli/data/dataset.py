@@ -123,16 +123,16 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Classified(Files, ABC):
-    """Labelled images, all of one size when they are batches; they may come from anywhere.
+    """Settings and preprocessing that all data sets for classification share.
 
     Attributes:
         mean: Mean of the pixels in [0, 1]: one value, or one a channel.
-        std: Their standard deviation, likewise.
+        std: Standard deviation of the pixels in [0, 1]: one value, or one a channel.
         pad: How far a training image is shifted at most by the random crop, in pixels; 0 is off.
         pad_mode: What is behind an image's border, black or its mirror image.
         flip: Half of the training images are mirrored from left to right.
-        augment: How training images are changed: as `pad` and `flip` say, so and by RandAugment, or
-            not at all.
+        augment: `basic`: random crop and flip, by `pad` and `flip`; `randaugment`: these, then
+            RandAugment; `none`: training images stay as they are.
     """
 
     mean: list[float]
@@ -140,7 +140,8 @@ class Classified(Files, ABC):
     pad: int
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
-    augment: Literal["basic", "randaugment", "none"] = "basic"  # runs of before it can be resumed
+    # It has a default, so that runs from before this key can be resumed.
+    augment: Literal["basic", "randaugment", "none"] = "basic"
 
     @property
     @abstractmethod
@@ -212,26 +213,25 @@ class Classified(Files, ABC):
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
         """A picture of the user's as the model takes it: fitted to its size, and normalised."""
-        from ppll_cli.data.batches import Batches
-        from ppll_cli.data.one_picture import as_split
+        from ppll_cli.data.augment import normalise, per_channel
+        from ppll_cli.data.one_picture import fitted
         from ppll_cli.models.unit import IMAGE
 
-        batches = Batches({"train": as_split(picture, image)}, self.form(1, 0, device))
-        return {IMAGE: batches.evaluation("train", 0, 1)[IMAGE]}
+        mean, std = per_channel(self.mean, device), per_channel(self.std, device)
+        return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
 
     def predicted(
         self,
         predict: "Callable[[Tensor], Tensor]",
         picture: "Image.Image",
-        image: "ImageSpec",
-        device: "torch.device",
+        inputs: "dict[str, Tensor]",
     ) -> "Prediction":
         """The classes that the model finds in a picture of the user's, with their probabilities."""
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE
 
-        images = self.inputs(picture, image, device)[IMAGE]
-        return labelled(self.task.probabilities(predict(images))[0].tolist(), self.class_names)
+        found = self.task.probabilities(predict(inputs[IMAGE]))[0]
+        return labelled(found.tolist(), self.class_names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
-from ppll_cli.data.batches import Split
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import ImageSpec
@@ -15,8 +15,8 @@ MODES = {1: "L", 3: "RGB"}
 """Pillow's name for pictures with so many channels."""
 
 
-def as_split(picture: Image.Image, image: ImageSpec) -> Split:
-    """A split that has this picture alone, in the size and with the channels that a model takes.
+def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
+    """A picture in the size and with the channels that a model takes, uint8 [1, C, H, W].
 
     A picture of another size is resized (bilinear, antialiased) until it covers the model's image,
     and what is beyond on two sides is cut off evenly.
@@ -28,13 +28,11 @@ def as_split(picture: Image.Image, image: ImageSpec) -> Split:
     if mode is None:
         problem = f"the model takes images of {image.channels} channels"
         raise ConfigError("picture", picture.size, problem, "give tensors to the model itself")
-    fitted = picture.convert(mode)
-    if fitted.size != (image.width, image.height):
-        size = (image.width, image.height)
-        fitted = ImageOps.fit(fitted, size, Image.Resampling.BILINEAR)
-    pixels = np.array(fitted).reshape(image.height, image.width, image.channels)
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
-    return Split(images, torch.zeros(1, dtype=torch.int64))
+    made, size = picture.convert(mode), (image.width, image.height)
+    if made.size != size:
+        made = ImageOps.fit(made, size, Image.Resampling.BILINEAR)
+    pixels = np.array(made).reshape(image.height, image.width, image.channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
 def labelled(probabilities: Sequence[float], classes: Sequence[str]) -> Prediction:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     from ppll_cli.tasks.task import Task
 
 
-PREPROCESSING = ("mean", "std", "short_side", "long_side", "anchor", "scale", "overlap")
+PREPROCESSING = (
+    *("mean", "std", "size", "middle_part"),
+    *("short_side", "long_side", "anchor"),
+    *("scale", "overlap"),
+)
 """Keys of data sets that say how pictures are made ready for a model, or what it makes of them.
 
 They belong to a trained model: it is evaluated with its own, on other data too.
@@ -74,8 +78,8 @@ class Dataset(Protocol):
     `load` returns is the data set's own affair, but for the number of samples of each split:
     `train`, `test`, and `val` where something is held out.
 
-    It may also have a method `samples(predict, folder)`, which is called at the end of a run and
-    writes pictures of what the model makes of the test set into a folder that is not there yet.
+    It may also have a method `draw_samples(predict, folder)`, which is called at the end of a run
+    and writes pictures of what the model makes of the test set into a folder that is not there yet.
     `predict` takes images and returns the model's prediction.
 
     And it may have a method `identity(splits)`, which says what identifies its data wherever the
@@ -88,9 +92,9 @@ class Dataset(Protocol):
     - `file_names(split)`: names of the files of a split's pictures, in order.
     - `inputs(picture, image, device)`: what a batch of one picture of the user's holds beside
       targets, by the names of a batch's tensors, given a PIL picture and the model's `ImageSpec`.
-    - `predicted(predict, picture, image, device)`: the `Prediction` for it.
-    - `evaluated(splits, name)`: a split as it can be evaluated, where `load` has it only as it is
-      trained on.
+    - `predicted(predict, picture, inputs)`: the `Prediction` for it, given what `inputs` returned.
+    - `evaluated(splits, name)`: the splits, with the named one ready for evaluation where `load`
+      has it only as it is trained on.
     """
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ppll_cli.launch.loaded import OURS, LoadedRun
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.observe.metrics import finite
 from ppll_cli.pipeline.schedule import Schedule
-from ppll_cli.prepare.preparation import largest_micro_batch
+from ppll_cli.prepare.preparation import evaluated_together, largest_micro_batch
 from ppll_cli.tasks.details import Details
 from ppll_cli.worker.sums import Sums
 
@@ -60,7 +60,9 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
     sums = [Sums() for _ in range(replicas)]  # each replica sums its own batches, taken in turn
-    rows: list[Tensor] = []
+    rows: list[Tensor] = []  # what details need, where that is not what the score needs
+    detail = getattr(task, "detail", None)
+    together = _together(run)
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
         for number, first in enumerate(range(0, samples, size)):
             values = maker.evaluation(split, number, size)
@@ -68,13 +70,15 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
             with torch.no_grad(), run.numerics.autocast(run.device):
                 loss = task.loss(prediction, values)
                 measures = task.measure(prediction, values, training=False)
-                rows.append(_detail(run, prediction, values, measures))
-            sums[number % replicas].add(loss, min(size, samples - first), measures)
+                if detail is not None:
+                    rows.append(detail(prediction, values))
+            sums[number // together % replicas].add(loss, min(size, samples - first), measures)
     loss_sum = sum(float(each.loss) for each in sums)
     measured = torch.cat([each for one in sums for each in one.measures]).cpu()
     scores = {name: finite(value) for name, value in task.score(measured).items()}
     result = {"loss": finite(loss_sum / samples), **scores}
-    return Evaluated(split, samples, result, _details(run, split, torch.cat(rows).cpu()))
+    detailed = torch.cat(rows).cpu() if rows else measured
+    return Evaluated(split, samples, result, _details(run, split, detailed))
 
 
 def _size(run: LoadedRun, batch_size: int | None) -> int:
@@ -84,22 +88,26 @@ def _size(run: LoadedRun, batch_size: int | None) -> int:
         return batch_size if form is None else min(batch_size, form.samples)
     if form is not None:
         return form.samples
-    settings = run.settings
-    path = str(settings.schedule.get("_target_"))
-    if not path.startswith(OURS):  # nothing of it is needed but this number
+    settings, schedule = run.settings, _schedule(run)
+    if schedule is None:
         parts: int = settings.replicas * settings.schedule["microbatches"]
         return -(-settings.batch_size // parts)
-    schedule: Schedule = make("schedule", settings.schedule)
     return largest_micro_batch(settings, schedule)
 
 
-def _detail(
-    run: LoadedRun, prediction: Tensor, values: dict[str, Tensor], measures: Tensor
-) -> Tensor:
-    """What the details need of one batch."""
-    detail = getattr(run.task, "detail", None)
-    found: Tensor = measures if detail is None else detail(prediction, values)
-    return found
+def _together(run: LoadedRun) -> int:
+    """How many batches a replica took at once."""
+    schedule = _schedule(run)
+    return 1 if schedule is None else evaluated_together(run.settings, schedule)
+
+
+def _schedule(run: LoadedRun) -> Schedule | None:
+    """The run's schedule; None for a class of the user's own, which is not imported for this."""
+    config = run.settings.schedule
+    if not str(config.get("_target_")).startswith(OURS):
+        return None
+    schedule: Schedule = make("schedule", config)
+    return schedule
 
 
 def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
@@ -109,7 +117,11 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
     file_names = getattr(run.data.dataset, "file_names", None)
     names: Sequence[str] = run.classes if file_names is None else file_names(split)
     found: Details = task.details(rows, names)
-    return found
+    entries = [
+        {key: finite(value) if isinstance(value, float) else value for key, value in each.items()}
+        for each in found.entries
+    ]
+    return replace(found, entries=entries)
 
 
 @contextmanager

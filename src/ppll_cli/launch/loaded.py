@@ -84,9 +84,7 @@ class LoadedRun:
         Raises:
             ConfigError: The file is no picture, or the data set does not say how this is done.
         """
-        inputs = self._of_data("inputs")
-        image: Tensor = inputs(_opened(picture), self.image, self.device)[IMAGE]
-        return image
+        return self._inputs(_opened(picture))[IMAGE]
 
     def predict(self, picture: "Image.Image | str | Path") -> Prediction:
         """What the model makes of a picture.
@@ -101,9 +99,9 @@ class LoadedRun:
         Raises:
             ConfigError: The file is no picture, or the data set does not say how this is done.
         """
-        predicted = self._of_data("predicted")
+        predicted, opened = self._of_data("predicted"), _opened(picture)
         with self.numerics.applied(self.device):
-            found: Prediction = predicted(self.apply, _opened(picture), self.image, self.device)
+            found: Prediction = predicted(self.apply, opened, self._inputs(opened))
         return found
 
     def apply(self, images: Tensor) -> Tensor:
@@ -116,6 +114,11 @@ class LoadedRun:
             made = self.model(images)
         prediction: Tensor = made[0] if isinstance(made, tuple) else made
         return prediction
+
+    def _inputs(self, picture: "Image.Image") -> dict[str, Tensor]:
+        """What a batch of this picture alone holds beside targets."""
+        inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
+        return inputs
 
     def _of_data(self, name: str) -> Any:
         """A method of the data set that a user's own need not have."""

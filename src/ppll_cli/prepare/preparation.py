@@ -305,11 +305,17 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
         )
 
 
+def evaluated_together(settings: Settings, schedule: Schedule) -> int:
+    """How many evaluation batches go through the pipeline together, and to one replica.
+
+    Where a batch passes a stage more than once, several keep the stages busy.
+    """
+    stages = 1 if schedule.one_stage else settings.stages_asked
+    return stages if len(placed(schedule, stages)) > stages else 1
+
+
 def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
     samples = subject.samples
-    # Where a batch passes a stage more than once, several keep the stages busy.
-    stages = 1 if schedule.one_stage else settings.stages_asked
-    together = stages if len(placed(schedule, stages)) > stages else 1
     if settings.batch_size > samples["train"]:
         raise ConfigError(
             "batch_size",
@@ -337,5 +343,5 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint.every,
         checkpoint_best=settings.checkpoint.best,
-        evaluation_batches=together,
+        evaluation_batches=evaluated_together(settings, schedule),
     )

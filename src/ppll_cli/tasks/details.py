@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ class Details:
     Attributes:
         kind: What an entry is about: "class" or "picture". It is the first key of each, and its
             plural is the name of the list.
-        entries: The list. The second key counts something, and the others are results; null where
+        entries: The list. The second key counts something, and the others are results; NaN where
             there is nothing to be found.
         confusion: Of classification: how many samples of each class (row) were taken for which
             class (column).
@@ -50,8 +49,3 @@ def by_class(rows: Tensor, names: Sequence[str]) -> Details:
         accuracy = right / samples if samples else None
         entries.append({"class": name, "samples": samples, "accuracy": accuracy})
     return Details("class", entries, confusion.tolist())
-
-
-def known(number: float) -> float | None:
-    """The number; None where it is not known, which JSON has no number for."""
-    return number if isfinite(number) else None

@@ -31,7 +31,7 @@ class Underway(Generic[Key]):
     """Batches that loaders work on; used by one thread.
 
     Args:
-        begin: Has a batch decoded.
+        begin: Starts decoding a batch.
     """
 
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
@@ -39,7 +39,7 @@ class Underway(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """The images of the first of these batches; the others are wanted next."""
+        """The images of the first of these batches; loaders go on with the others."""
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
         for key in keys:
@@ -59,8 +59,8 @@ class LoadedBatches(ImageBatches):
 
     Args:
         splits: The pictures.
-        middle: Evaluation is on a square in the middle: its side, where a picture's shorter side
-            is 1. So is training, where `scale` is None.
+        middle: Side of the square in the middle that evaluation is on, where a picture's shorter
+            side is 1. Training is on it too if `scale` is None.
         scale: Training is on a random piece of a picture: least and greatest part of its area.
         loaders: What decodes them.
         form: How batches are made of images.
@@ -81,6 +81,7 @@ class LoadedBatches(ImageBatches):
         self._order = EpochOrder(len(splits["train"]), form.seed)
         self._training = Underway(self._begin_training)
         self._evaluating = Underway(self._begin_evaluation)
+        self._evaluated = ("", 0)  # split and first sample of the latest evaluation batch
 
     @contextmanager
     def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102
@@ -93,7 +94,10 @@ class LoadedBatches(ImageBatches):
     @contextmanager
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, self.samples[split]
-        starts = [start for later in range(AHEAD + 1) if (start := first + later * size) < end]
+        before, self._evaluated = self._evaluated, (split, first)
+        # Replicas take batches in turn: the next one is as far away as the one before.
+        step = first - before[1] if before[0] == split and first > before[1] else size
+        starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]
         with self._evaluating.images(keys) as images:
             yield self._on_device(images, self._splits[split].labels[first:last])

@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.dataset import Classified, check_at_least, fixed_random, hold_out
+from ppll_cli.data.labelled.crops import middle
 from ppll_cli.data.labelled.images import images_of, kept_images
 from ppll_cli.data.labelled.listing import Found, Listing, ListingError
 from ppll_cli.data.labelled.loader import Wanted
@@ -22,6 +23,8 @@ from ppll_cli.leaves.machine import memory_bytes
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
     import torch
+    from PIL import Image
+    from torch import Tensor
 
     from ppll_cli.data.batches import ImageBatches, Split
     from ppll_cli.data.identity import Entry, Identity
@@ -30,8 +33,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
 CHECK_S = 3.0
 """Seconds in which as many pictures as possible are decoded at the start, where all cannot be."""
 
+MOST_CHECKED = 50_000
+"""No more pictures can be decoded in that time."""
+
 MOST_BYTES = 4 << 30
-"""Images that need more than this, or more than a quarter of the memory, are not kept there."""
+"""Images are kept in memory up to this size, and up to a quarter of the memory."""
 
 MOST_LOADERS = 16
 
@@ -58,10 +64,10 @@ class LabelledPictures(Classified):
 
     @abstractmethod
     def find(self) -> Found:
-        """Looks which pictures there are; none is opened.
+        """Lists the pictures and their classes, without opening a picture.
 
         Raises:
-            ListingError: The files do not say it.
+            ListingError: Files are missing, or contradict one another.
         """
 
     @property
@@ -80,10 +86,10 @@ class LabelledPictures(Classified):
 
     @property
     def class_count(self) -> int:  # noqa: D102
-        return len(self.classes)
+        return len(self.class_names)
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by their labels."""
         return self._found.classes
 
@@ -93,6 +99,16 @@ class LabelledPictures(Classified):
         self.check_pad(self.size)
         if self.loaders is not None:
             check_at_least("loaders", self.loaders, 0, "or null")
+
+    def inputs(
+        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        """A picture of the user's, cut and resized as evaluation pictures are, and normalised."""
+        from PIL import Image
+
+        box, size = middle(*picture.size, self.middle), (image.width, image.height)
+        cut = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+        return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
         """Makes the images, or decodes some pictures, so that what cannot be read is found.
@@ -108,8 +124,10 @@ class LabelledPictures(Classified):
 
     def load(self) -> "Mapping[str, Split | Listing]":
         """The images of each split, or which pictures it has where loaders decode them."""
-        if not self.resident:
-            return self._splits
+        return self._images if self.resident else self._splits
+
+    @cached_property
+    def _images(self) -> "Mapping[str, Split]":
         import torch
 
         from ppll_cli.data.batches import Split
@@ -208,25 +226,21 @@ class LabelledPictures(Classified):
 
     def _check_apart(self) -> None:
         """Checks that no file is in two splits; folders may be links."""
-        folders: dict[str, str] = {}
+        real_folder = cache(os.path.realpath)
         seen: dict[str, str] = {}
         for split, listing in self._splits.items():
             for path in listing.paths:
                 folder, name = os.path.split(path)
-                if folder not in folders:
-                    folders[folder] = os.path.realpath(folder)
-                other = seen.setdefault(f"{folders[folder]}/{name}", split)
+                other = seen.setdefault(f"{real_folder(folder)}/{name}", split)
                 if other != split:
                     raise self.fault(
                         path, f"is in {other} and in {split}", "list it in one of them"
                     )
 
     def _check_some(self) -> None:
-        wanted = [
-            Wanted(path, self.middle) for split in self._splits.values() for path in split.paths
-        ]
-        order = fixed_random(_CHECK_SEED).permutation(len(wanted))
-        mixed = [wanted[number] for number in order]
+        paths = [path for split in self._splits.values() for path in split.paths]
+        order = fixed_random(_CHECK_SEED).permutation(len(paths))[:MOST_CHECKED]
+        mixed = [Wanted(paths[number], self.middle) for number in order]
         end_s = time.monotonic() + CHECK_S
         with closing(images_of(mixed, self.size, self._processes)) as images:
             while time.monotonic() < end_s and next(images, None) is not None:
@@ -239,6 +253,6 @@ class LabelledPictures(Classified):
                 size = os.stat(path).st_size
             except OSError as error:
                 raise unreadable(Path(path), error) from error
-            digest = digests.setdefault(self.classes[label], hashlib.sha256())
+            digest = digests.setdefault(self.class_names[label], hashlib.sha256())
             digest.update(os.fsencode(f"{os.path.basename(path)} {size}\n"))
         return [(name, digest.hexdigest()) for name, digest in digests.items()]

@@ -214,16 +214,14 @@ class PictureDataset(Files, ABC):
         self,
         predict: "Callable[[Tensor], Tensor]",
         picture: "Image.Image",
-        image: "ImageSpec",
-        device: "torch.device",
+        inputs: "dict[str, Tensor]",
     ) -> "Prediction":
         """A picture of the user's, enlarged by the model tile by tile, as test pictures are."""
         from ppll_cli.data.pictures.samples import enlarged
         from ppll_cli.data.source import Prediction
         from ppll_cli.models.unit import IMAGE
 
-        images = self.inputs(picture, image, device)[IMAGE]
-        made = enlarged(images, self._tiles([(picture.height, picture.width, 3)]), predict)
+        made = enlarged(inputs[IMAGE], self._tiles([(picture.height, picture.width, 3)]), predict)
         return Prediction({"width": made.width, "height": made.height}, made)
 
     def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class DetectionDataset(Files, ABC):
 
     Attributes:
         mean: Mean of the pixels in [0, 1], one a channel.
-        std: Their standard deviation, likewise.
+        std: Standard deviation of the pixels in [0, 1], one a channel.
         flip: Half of the training pictures are mirrored from left to right.
         short_side: Pictures are resized so that their shorter side has so many pixels ...
         long_side: ... unless the longer one would have more than these.
@@ -132,14 +132,12 @@ class DetectionDataset(Files, ABC):
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
         """Check that no file is in both parts, nor twice in one; folders may be links."""
-        folders: dict[Path, str] = {}
+        real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
             for file in scenes.pixels if scenes.sizes is not None else ():
                 assert isinstance(file, Path)
-                if file.parent not in folders:
-                    folders[file.parent] = os.path.realpath(file.parent)
-                real = f"{folders[file.parent]}/{file.name}"
+                real = f"{real_folder(file.parent)}/{file.name}"
                 if real in seen:
                     problem = "is in training and test, or twice in one of them"
                     where = f" and as {seen[real]}" if seen[real] != file else ""
@@ -242,14 +240,12 @@ class DetectionDataset(Files, ABC):
         self,
         predict: "Callable[[Tensor], Tensor]",
         picture: "Image.Image",
-        image: "ImageSpec",
-        device: "torch.device",
+        inputs: "dict[str, Tensor]",
     ) -> "Prediction":
         """The boxes that the model finds in a picture of the user's, and the picture with them."""
         from ppll_cli.data.scenes.samples import found_in
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 
-        values = self.inputs(picture, image, device)
-        (found,) = self.task.detections(predict(values[IMAGE]), values[FRAME])
+        (found,) = self.task.detections(predict(inputs[IMAGE]), inputs[FRAME])
         return found_in(picture.convert("RGB"), found, self.classes)
