@@ -22,9 +22,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppll_cli.cli.app import register_resolvers
 from ppll_cli.config import settings
-from ppll_cli.config.composition import own_choices
+from ppll_cli.config.composition import own_choices, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.launch.resume import recorded
 from ppll_cli.launch.run import Run

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ppll_cli.cli.app import register_resolvers
 from ppll_cli.config import settings
+from ppll_cli.config.composition import register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.config.targets import make

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ppll_cli.cli import app
+from ppll_cli.config.composition import register_resolvers
 from ppll_cli.config.options import conf_dir
 from tests.conftest import own_model
 from tests.program import imported, ppll_run
@@ -303,7 +303,7 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
 )
 def test_a_name_ends_the_folders_name(override: str, end: str) -> None:
     """A wrong one leads nowhere else, before it is refused."""
-    app.register_resolvers()
+    register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", [override], return_hydra_config=True)
     for folder in (config.hydra.run.dir, config.hydra.sweep.dir):

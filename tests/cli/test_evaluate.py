@@ -176,11 +176,12 @@ def test_an_option_of_one_s_own_is_found(
     config["choices"]["model"], config["format"] = "idle", 1
     del config["sha256"]
     (run.folder / "config.json").write_text(json.dumps(config))
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "idle.yaml").write_text("_target_: tests.own_models.Idle\n")
+    own = tmp_path / "conf, mine"  # Hydra's grammar would take it for two words
+    (own / "model").mkdir(parents=True)
+    (own / "model" / "idle.yaml").write_text("_target_: tests.own_models.Idle\n")
     assert run_main(monkeypatch, run.folder) == 2
     assert "model=idle: there is no such option" in capsys.readouterr().err
-    assert run_main(monkeypatch, run.folder, "--config-dir", tmp_path / "conf") == 0
+    assert run_main(monkeypatch, run.folder, "--config-dir", own) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.cli.overrides import check_run_dir, without_auto
-from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 
 
 def auto(*overrides: str, sweep: bool = False) -> list[str]:
-    return without_auto(overrides, conf_dir(), sweep=sweep)
+    return without_auto(overrides, sweep=sweep)
 
 
 def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
@@ -18,11 +17,11 @@ def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "ppll-run.log").touch()
     given = [f"hydra.run.dir={tmp_path}"]
-    assert check_run_dir(given, conf_dir()) == set()
+    assert check_run_dir(given) == set()
     assert auto("resume=auto", *given) == given
     (tmp_path / "config.json").touch()
     with pytest.raises(ConfigError, match="is not empty"):
-        check_run_dir(given, conf_dir())
+        check_run_dir(given)
 
 
 def test_a_folder_named_by_the_environment_beside_an_option_of_ones_own(
@@ -31,7 +30,7 @@ def test_a_folder_named_by_the_environment_beside_an_option_of_ones_own(
     """The option, of --config-dir, is not known before Hydra starts; it once was refused here."""
     monkeypatch.setenv("WHERE", str(tmp_path / "run"))
     given = ["hydra.run.dir=${oc.env:WHERE}", "model=mine"]
-    assert check_run_dir(given, conf_dir()) == {tmp_path / "run"}
+    assert check_run_dir(given) == {tmp_path / "run"}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
     assert auto("resume=auto", *given) == ["model=mine", f"resume={tmp_path / 'run'}"]

@@ -75,7 +75,10 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         ),
         (["--network=1e9"], "arguments=--network=1e9: --network and --per-machine belong together"),
         (["--network-latency=1"], "arguments=--network-latency=1: --network-latency is of a link:"),
-        (["--config-dir=none"], "arguments=--config-dir=none: --config-dir: there is no such"),
+        (
+            ["--config-dir=none"],
+            "arguments=--config-dir=none: argument --config-dir: there is no folder none",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
@@ -272,8 +275,9 @@ def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
 
 
 def test_more_options_for_the_groups(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+    own = tmp_path / "conf, mine"  # Hydra's grammar would take it for two words
+    (own / "model").mkdir(parents=True)
     lines = ["defaults: [vit]", "depth: 5"]
-    (tmp_path / "model" / "mine.yaml").write_text("\n".join(lines))
-    options = planning._options(["model=mine", "--config-dir", str(tmp_path)])
+    (own / "model" / "mine.yaml").write_text("\n".join(lines))
+    options = planning._options(["model=mine", "--config-dir", str(own)])
     assert Plan.compose(planning.overrides_of(options)).settings("bp", 1).model["depth"] == 5

@@ -16,9 +16,10 @@ from hydra._internal.hydra import Hydra
 
 from ppll_cli.cli import app
 from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
+from ppll_cli.launch.locks import locked_sweep
 from ppll_cli.launch.record import write_record
 from ppll_cli.launch.run import Run
-from ppll_cli.launch.sweeps import held, read_sweep
+from ppll_cli.launch.sweeps import read_sweep
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.files import write_json
 from tests.program import restored
@@ -182,7 +183,7 @@ def test_one_process_at_a_time_runs_a_sweep(main: Main, jobs: Jobs, tmp_path: Pa
     main("-m", "seed=0,1", "hydra.sweep.dir=swept")
     folder, record = tmp_path / "swept", (tmp_path / "swept" / "sweep.json").read_bytes()
     jobs.ran.clear()
-    with held(folder, begins=False):
+    with locked_sweep(folder, begins=False):
         said = main("-m", "resume=swept")
     problem = f"resume={folder}: another process runs this sweep; wait for its end, or end it"
     assert (said.status, said.err) == (2, f"ppll-run: {problem}\n")

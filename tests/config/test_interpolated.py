@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 from hydra import initialize_config_dir
 
-from ppll_cli.cli.app import register_resolvers
 from ppll_cli.config import settings
-from ppll_cli.config.composition import composed
+from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError

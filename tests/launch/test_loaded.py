@@ -151,10 +151,10 @@ def test_weights_of_another_model_are_refused(run: Finished, tmp_path: Path) -> 
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ConfigError, match=r"^RUN_DIR=.*: there is no such folder"):
         load_run(tmp_path / "nowhere")
     (tmp_path / "x").write_text("")
-    with pytest.raises(ConfigError, match=r"holds no config\.json"):
+    with pytest.raises(ConfigError, match=r"^RUN_DIR=.*: it holds no config\.json"):
         load_run(tmp_path)
 
 

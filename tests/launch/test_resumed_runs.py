@@ -15,7 +15,7 @@ import pytest
 
 from ppll_cli.config import settings
 from ppll_cli.errors import ConfigError, Interrupted
-from ppll_cli.launch.resume import locked
+from ppll_cli.launch.locks import locked
 from ppll_cli.launch.run import Run
 from tests.conftest import Result, Runner, assert_same, compose_config, own_model, resumed
 

@@ -234,6 +234,24 @@ def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
     assert [row.differs for row in compare([tmp_path]).rows] == ["optim.lr=0.1", "optim.lr=0.2"]
 
 
+def test_what_a_run_records_beside_its_settings_is_none_of_them(tmp_path: Path) -> None:
+    """Nor is what changes nothing that is compared; runs that differ in it are one group."""
+    for number in range(2):
+        recorded = {
+            "classes": [str(number)],
+            "weights_used": {"sha256": str(number)},
+            "data_sha256": str(number),
+            "sha256": str(number),
+            "max_minutes": 5 + number,
+            "objective": str(number),
+            "seed": number,
+        }
+        make(tmp_path / str(number), "ppll", config=recorded)
+    found = compare([tmp_path])
+    assert [row.differs for row in found.rows] == ["seed=0", "seed=1"]
+    assert len(found.groups) == 1
+
+
 def test_another_option_of_a_group_is_named_and_not_spelled_out(tmp_path: Path) -> None:
     other = {"_target_": "l.Deep", "modules": 4, "depth": 2}
     make(tmp_path / "0", "ppll")

@@ -56,6 +56,9 @@ def test_a_groups_runs_are_counted_where_groups_differ_in_that(tmp_path: Path) -
     groups = compare([tmp_path]).groups
     assert labels(groups) == ["0, 1: ll", "2, 3: ppll"]
     assert shared(groups).startswith("4 runs in 2 groups of 2 seeds: model=vit ")
+    make(tmp_path / "0", "ll", gpus=1, config={"seed": 1})
+    assert shared(compare([tmp_path]).groups).startswith("4 runs in 2 groups of 2 runs: model=vit ")
+    make(tmp_path / "0", "ll", gpus=1, config={"seed": 0})
     make(tmp_path / "4", "ppll", gpus=1, config={"seed": 2}, status="failed")
     groups = compare([tmp_path]).groups
     assert labels(groups) == ["0, 1: ll (2 completed)", "2-4: ppll (2 completed, 1 failed)"]

@@ -338,6 +338,7 @@ def test_a_process_of_wandb_that_hangs_is_ended(
 
     monkeypatch.setattr(tracker, "start", start_and_stop)
     guarded.start(tracked(tmp_path))
+    assert guarded._started.wait(100.0)
     guarded.metrics(line(1))
     guarded.end(SUMMARY)
     lost, how = messages(caplog)

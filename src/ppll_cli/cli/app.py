@@ -7,8 +7,6 @@ configuration do without torch.
 import gc
 import logging
 import os
-import re
-import shutil
 import signal
 import sys
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
+from ppll_cli.cli.leftovers import remove_refused, remove_sweep
 from ppll_cli.cli.overrides import (
     at_home,
     check_links,
@@ -27,14 +26,20 @@ from ppll_cli.cli.overrides import (
     without_auto,
 )
 from ppll_cli.config.commands import command, short_path
-from ppll_cli.config.composition import CONFIG, options_given, overrides_of, own_choices
+from ppll_cli.config.composition import (
+    CONFIG,
+    options_given,
+    overrides_of,
+    own_choices,
+    register_resolvers,
+)
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe import streams
-from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE, SWEEP_FILE
+from ppll_cli.observe.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -47,8 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LONGEST_NAME = 100
-"""Characters of a run's name in its folder's."""
 BEGAN_S = time.monotonic()
 """When this process began; a launcher of Hydra's may have a sweep's jobs run in others."""
 
@@ -175,10 +178,10 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
-    CompareRuns.failed, CompareRuns.interrupted = 0, False
+    CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, None
     began = False
     before: Recorded | None = None
-    sweep = Sweep(None, overrides, conf_dir())
+    sweep = Sweep(None, overrides)
     made: set[Path] | None = None
     failures: list[PpllError] = []
 
@@ -194,7 +197,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             return _run(cfg, before, sweep, made, fleet)
         except (ConfigError, OmegaConfBaseException, HydraException) as error:
             if not isinstance(error, ConfigError):
-                error = explain(error, arguments, conf_dir())
+                error = explain(error, arguments)
             _note_refusal(error)
             failures.append(error)
         except Interrupted as error:
@@ -210,7 +213,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(task)
     try:
         options = sys.argv[1 + len(overrides) :]
-        overrides = without_auto(overrides, conf_dir(), sweep=is_sweep(arguments))
+        overrides = without_auto(overrides, sweep=is_sweep(arguments))
         sys.argv[1:] = overrides + options
         sweep.overrides = overrides
         if is_sweep(arguments):
@@ -218,7 +221,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         if sweep.before is not None:
             sys.argv[1:] = sweep.before.arguments(overrides) + options
         elif (before := recorded(overrides)) is None:
-            made = check_run_dir(overrides, conf_dir())
+            made = check_run_dir(overrides)
         elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows only what is on the command line
             problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
             raise ConfigError("resume", before.run_dir, problem, f"see {there}")
@@ -236,10 +239,10 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     except Exception as error:  # of Hydra, OmegaConf, a parser or the file system
         if began:
             raise
-        raise explain(error, arguments, conf_dir()) from None
+        raise explain(error, arguments) from None
     finally:
         _in_hand.clear()
-        _remove_sweeps()
+        remove_sweep(CompareRuns.made)
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
         sys.stderr.write(f"{_to_go_on(sweep.go_on)}\n")
@@ -251,23 +254,6 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)
-
-
-def register_resolvers() -> None:
-    """What our configuration asks of OmegaConf.
-
-    `pid` tells runs of one second apart; `named` is the end that a run's name gives its folder's.
-    """
-    from omegaconf import OmegaConf
-
-    # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
-    OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("named", _named, replace=True)
-
-
-def _named(name: object) -> str:
-    """The end of a folder's name; a wrong name is refused only once Hydra has made the folder."""
-    return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def _run(
@@ -313,7 +299,7 @@ def _run(
         from ppll_cli.launch.run import Run
 
         changed = partial(changes, config, choices)
-        options = options_given(conf_dir())
+        options = options_given()
         run = Run(parsed, config, choices, run_dir, before, changed, fleet, options, BEGAN_S)
         summary = run.execute()
     except Interrupted:
@@ -325,7 +311,7 @@ def _run(
         raise
     except (ConfigError, OmegaConfBaseException):
         if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
-            _remove(run_dir, ours, made)
+            remove_refused(run_dir, ours, made)
         raise
     tunes = "basic" not in hydra_config.runtime.choices["hydra/sweeper"]
     if tunes and hydra_config.mode is RunMode.MULTIRUN and run.objective.startswith("test."):
@@ -347,42 +333,6 @@ def _note_refusal(error: ConfigError) -> None:
     config = HydraConfig.get()
     if config.mode is RunMode.MULTIRUN:
         refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))
-
-
-def _remove(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
-    """Remove what Hydra made for a run that was refused, and folders that are empty then."""
-    for name in ours:
-        path = run_dir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    from ppll_cli.config.targets import start_folder
-
-    _remove_empty(run_dir, made, start_folder() / "outputs")
-
-
-def _remove_empty(folder: Path, made: set[Path] | None, outputs: Path) -> None:
-    """Remove a folder and its parents, as far as they are empty and were made for the run.
-
-    Args:
-        folder: The folder.
-        made: The folders that were made for the run; None where that is not known, and then all
-            in `outputs` count as such.
-        outputs: Where runs go by default.
-    """
-    for path in (folder, *folder.parents):
-        ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
-        if not ours or any(path.iterdir()):
-            return
-        path.rmdir()
-
-
-def _remove_sweeps() -> None:
-    """Remove what Hydra notes of a sweep, where all its jobs were refused."""
-    for folder in Path.cwd().glob(f"outputs/sweeps/*/*-{os.getpid()}"):
-        left = {path.name for path in folder.iterdir()}
-        if left <= {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}:
-            for name in left:
-                (folder / name).unlink()
-            _remove_empty(folder, None, Path.cwd() / "outputs")
 
 
 def _refuse_arguments(_: object, message: str) -> NoReturn:

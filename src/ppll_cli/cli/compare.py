@@ -3,12 +3,11 @@
 Neither torch nor Hydra is imported, and nothing is run.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ppll_cli.cli.arguments import Parser, script
+from ppll_cli.cli.arguments import Parser, script, writing_to
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_text
 from ppll_cli.leaves.printable import printable
@@ -46,7 +45,6 @@ def _main(arguments: Sequence[str]) -> None:
         prog="ppll-compare",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for these files")
@@ -61,12 +59,9 @@ def _main(arguments: Sequence[str]) -> None:
         where = " ".join(map(str, options.folders))
         raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run", "give a run directory")
     output = options.output or _output(comparison, options.folders)
-    try:
+    with writing_to(output):
         output.mkdir(parents=True, exist_ok=True)
         written = write(comparison, output)
-    except OSError as error:
-        problem = f"cannot be written to: {error.strerror or error}"
-        raise ConfigError("--output", output, problem, "give another folder") from None
     show(comparison, output, written)
 
 

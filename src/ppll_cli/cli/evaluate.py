@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppll_cli.cli.app import register_resolvers
-from ppll_cli.cli.arguments import Parser, script
-from ppll_cli.config.composition import composed
+from ppll_cli.cli.arguments import Parser, script, searched
+from ppll_cli.config.commands import key_of
+from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import make
@@ -43,7 +43,7 @@ batch_size may be given. A class of your own that the run used is named again, a
   ppll-eval outputs/DATE/TIME data=svhn device=cpu
   ppll-eval outputs/DATE/TIME --predict cat.jpg dog.jpg
 
-Exit status: 0 done; 2 the input is wrong, said in one line; 1 the result could not be printed.
+Exit status: 0 done; 2 the input is wrong, said in one line; 1 failed.
 """
 
 
@@ -92,26 +92,20 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _asked(arguments: Sequence[str]) -> Asked:
-    from ppll_cli.launch.resume import recorded_in
-
     overrides = [each for each in arguments if _is_override(each)]
     options = _options([each for each in arguments if not _is_override(each)])
+
+    from ppll_cli.launch.resume import recorded_in
+
     run_dir: Path = options.run_dir.expanduser()
-    if not run_dir.is_dir():
-        raise ConfigError("RUN_DIR", run_dir, "there is no such folder", "give a run directory")
     for file in options.predict:
         if not file.is_file():
             raise ConfigError("--predict", file, "there is no such file", "give pictures")
-    try:
-        run = recorded_in(run_dir)
-    except ConfigError as error:
-        if error.key != "resume":
-            raise
-        raise ConfigError("RUN_DIR", error.value, error.problem, error.remedy) from None
+    run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
     settings = parse(config)
     make("data", settings.data)  # what its class refuses needs no torch
-    given = {each.partition("=")[0].lstrip("+") for each in overrides}
+    given = {key_of(each) for each in overrides}
     return Asked(
         run.run_dir,
         config,
@@ -139,7 +133,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "[--output FOLDER] [--config-dir FOLDER] [--predict FILE ...] [KEY=VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument(
@@ -163,13 +156,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="pictures of your own; the data set is evaluated as well where --split is given",
     )
-    parser.add_argument(
-        "--config-dir", type=Path, metavar="FOLDER", help="with options of your own for the groups"
-    )
-    options = parser.parse_args(arguments)
-    if options.config_dir is not None and not options.config_dir.is_dir():
-        parser.error("--config-dir: there is no such folder")
-    return options
+    parser.add_config_dir()
+    return parser.parse_args(arguments)
 
 
 def _checkpoint(text: str) -> str:
@@ -199,20 +187,19 @@ def _configured(
             given = override.partition("=")[2]
             raise refused(key, given, run.recorded_as(key), free=FREE)
 
-    given = [each.partition("=")[0].lstrip("+~") for each in overrides]
+    given = [key_of(each) for each in overrides]
     for key in given:
         if key.split(".")[0] in ("hydra", "resume"):
             raise ConfigError(key, "", "is for ppll-run", f"give {', '.join(FREE)} or data.KEY")
-    where = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     register_resolvers()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            made, choices = composed([*run.arguments(overrides), *where])
+            made, choices = composed([*run.arguments(overrides), *searched(config_dir)])
         config, chosen = run.with_changes(made, choices, overrides, check)
     except ConfigError:
         raise
     except Exception as error:  # of Hydra or OmegaConf
-        raise explain(error, overrides, conf_dir(), "ppll-eval") from None
+        raise explain(error, overrides, "ppll-eval") from None
     for key in PREPROCESSING:
         before = run.config["data"]
         if key in before and key in config["data"] and f"data.{key}" not in given:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ppll_cli.cli.arguments import writing_to
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.dataset import sample_name
 from ppll_cli.errors import ConfigError
@@ -41,26 +42,24 @@ def report(asked: "Asked") -> None:
     run = loaded(
         asked.run_dir, asked.config, asked.checkpoint, torch.device(device), asked.other_data
     )
-    try:
+    with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {
-            "run": str(asked.run_dir),
-            "checkpoint": asked.checkpoint,
-            "step": run.step,
-            "data": asked.data,
-            "device": device,
-        }
-        found = None
-        if asked.split is not None:
-            found = evaluate(run, asked.split, asked.batch_size)
-            content |= _as_json(found)
-        predictions = list(_predictions(run, asked.pictures, asked.output))
-        if predictions:
-            content["predictions"] = predictions
+    content: dict[str, Any] = {
+        "run": str(asked.run_dir),
+        "checkpoint": asked.checkpoint,
+        "step": run.step,
+        "data": asked.data,
+        "device": device,
+    }
+    found = None
+    if asked.split is not None:
+        found = evaluate(run, asked.split, asked.batch_size)
+        content |= _as_json(found)
+    predictions = list(_predictions(run, asked.pictures, asked.output))
+    if predictions:
+        content["predictions"] = predictions
+    with writing_to(asked.output):
         write_json(asked.output / RESULTS_FILE, content)
-    except OSError as error:
-        problem = f"cannot be written to: {error.strerror or error}"
-        raise ConfigError("--output", asked.output, problem, "give another folder") from None
     if found is not None:
         _draw(found, run, asked)
     _show(asked, run, found, predictions)
@@ -91,8 +90,9 @@ def _predictions(
         result = {"file": str(file), **found.result}
         if found.picture is not None:
             place = Path("predictions", sample_name(number, file))
-            (output / "predictions").mkdir(exist_ok=True)
-            found.picture.save(output / place)
+            with writing_to(output):
+                (output / "predictions").mkdir(exist_ok=True)
+                found.picture.save(output / place)
             result["picture"] = str(place)
         yield result
 

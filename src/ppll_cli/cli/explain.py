@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -10,28 +9,27 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from ppll_cli.config.commands import command, setting, word
+from ppll_cli.cli.overrides import is_override
+from ppll_cli.config.commands import command, key_of, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
+from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
 
-def explain(
-    error: Exception, arguments: Sequence[str], conf_dir: Path, program: str = "ppll-run"
-) -> ConfigError:
+def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
     """The error that the user sees for an exception raised while a configuration was composed.
 
     Args:
         error: What Hydra, OmegaConf or a parser raised; the real complaint is often its cause.
         arguments: The command line.
-        conf_dir: Where the configuration groups are, to find the name that was meant.
         program: Whose help explains its arguments.
     """
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())
-    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    given = {key.lstrip("+~"): value for key, _, value in (o.partition("=") for o in overrides)}
+    overrides = [argument for argument in arguments if is_override(argument)]
+    given = {key_of(override): override.partition("=")[2] for override in overrides}
     if isinstance(cause, OverrideParseException):
         return _no_override(cause, command(program, "--help"))
     if isinstance(cause, OSError) and cause.filename:
@@ -39,18 +37,18 @@ def explain(
     if option := re.search(r"Could not find '([^']*)'", message):
         named = [(k, v) for k, v in given.items() if f"{k}/{v}" == option[1]]
         group, name = named[0] if named else option[1].rsplit("/", 1)
-        return _no_option(group, name, conf_dir)
+        return _no_option(group, name)
     if "Config group override must be" in message:
         for key, value in given.items():
-            if (conf_dir / key).is_dir() and value not in _options(key, conf_dir):
-                return _no_option(key, value, conf_dir)
+            if (conf_dir() / key).is_dir() and value not in _options(key):
+                return _no_option(key, value)
     if unknown := re.search(r"is not in struct full_key: (\S*)", message):
         key = next((key for key in given if f"{key}.".startswith(f"{unknown[1]}.")), unknown[1])
-        return _no_key(key, given.get(key, ""), given, conf_dir)
+        return _no_key(key, given.get(key, ""), given)
     if deleted := re.search(r"Could not delete from config\. '(\S*)' does not exist", message):
         key = deleted[1]
-        if key not in _keys(given, conf_dir):
-            return _no_key(key, given.get(key, ""), given, conf_dir)
+        if key not in _keys(given):
+            return _no_key(key, given.get(key, ""), given)
         return ConfigError(f"~{key}", "", "its value is null: there is nothing to leave out")
     message = message.partition(" See https://")[0].partition(" Config search path:")[0]
     for key, value in given.items():
@@ -83,23 +81,23 @@ def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
     return ConfigError(key, value, problem, "give hydra.run.dir=FOLDER, one that can be written")
 
 
-def _no_option(group: str, name: str, conf_dir: Path) -> ConfigError:
+def _no_option(group: str, name: str) -> ConfigError:
     if now := OPTIONS.get((group, name)):
         return ConfigError(group, name, "there is no such option any more", f"use {group}={now}")
-    options = _options(group, conf_dir)
+    options = _options(group)
     remedy = f"there are {', '.join(options)}" if options else "there are none"
     if len(options) == 1:
         remedy = f"the only one is {options[0]}"
     return ConfigError(group, name, "there is no such option", meant(name, options) + remedy)
 
 
-def _options(group: str, conf_dir: Path) -> list[str]:
-    return sorted(path.stem for path in (conf_dir / group).glob("*.yaml"))
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def _no_key(key: str, value: str, given: Mapping[str, str], conf_dir: Path) -> ConfigError:
+def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
     """Keys are looked for in the same group first, then under the same name in other groups."""
-    keys = _keys(given, conf_dir)
+    keys = _keys(given)
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
@@ -115,11 +113,11 @@ def _no_key(key: str, value: str, given: Mapping[str, str], conf_dir: Path) -> C
     return ConfigError(key, value, "there is no such key", remedy)
 
 
-def _keys(given: Mapping[str, str], conf_dir: Path) -> list[str]:
+def _keys(given: Mapping[str, str]) -> list[str]:
     """All keys of the configuration, with dots, with the options chosen in each group."""
-    chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k, conf_dir)]
+    chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k)]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose(CONFIG, chosen), resolve=False)
     return list(_walk(config, ""))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ppll_cli.config.commands import quoted, setting
 from ppll_cli.config.composition import CONFIG
+from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, only_started
 
@@ -37,7 +38,7 @@ def at_home(override: str) -> str:
     return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
 
 
-def without_auto(overrides: Sequence[str], conf_dir: Path, *, sweep: bool) -> list[str]:
+def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """The overrides that `resume=auto` stands for, or the same ones where it is not given.
 
     A batch system can start the same command again and again: it goes on with the run that is in
@@ -45,7 +46,6 @@ def without_auto(overrides: Sequence[str], conf_dir: Path, *, sweep: bool) -> li
 
     Args:
         overrides: Those on the command line.
-        conf_dir: The folder of configuration groups.
         sweep: Whether a sweep is asked for.
 
     Raises:
@@ -64,7 +64,7 @@ def without_auto(overrides: Sequence[str], conf_dir: Path, *, sweep: bool) -> li
         remedy = f"give {RUN_DIR}=FOLDER beside it"
         raise ConfigError("resume", "auto", "needs the folder that the run is in", remedy)
     rest = [text(each) for each in found if each.key_or_group != "resume"]
-    name = _named(given[RUN_DIR], rest, conf_dir)
+    name = _named(given[RUN_DIR], rest)
     if name is None:
         problem = "resume=auto cannot tell which folder this is"
         raise ConfigError(RUN_DIR, given[RUN_DIR].value(), problem, "give its name")
@@ -76,14 +76,13 @@ def without_auto(overrides: Sequence[str], conf_dir: Path, *, sweep: bool) -> li
     return [*others, setting("resume", str(folder))]
 
 
-def check_run_dir(overrides: Sequence[str], conf_dir: Path) -> set[Path] | None:
+def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a folder that holds something before Hydra writes into it.
 
     What a start-up that died has left is no hindrance: nothing was trained there.
 
     Args:
         overrides: Those on the command line.
-        conf_dir: The folder of configuration groups.
 
     Returns:
         The folders that Hydra will make; None where the command line does not name one.
@@ -94,7 +93,7 @@ def check_run_dir(overrides: Sequence[str], conf_dir: Path) -> set[Path] | None:
     for override in parsed(overrides):
         if override.key_or_group != RUN_DIR:
             continue
-        name = _named(override, overrides, conf_dir)
+        name = _named(override, overrides)
         if name is None:
             return None
         folder = Path(name).absolute()
@@ -116,7 +115,7 @@ def check_links(run_dir: Path) -> None:
             raise ConfigError("resume", run_dir, problem, "remove the link")
 
 
-def _named(override: "Override", overrides: Sequence[str], conf_dir: Path) -> str | None:
+def _named(override: "Override", overrides: Sequence[str]) -> str | None:
     """The folder that `hydra.run.dir` names; None where Hydra alone can say.
 
     Raises:
@@ -126,19 +125,19 @@ def _named(override: "Override", overrides: Sequence[str], conf_dir: Path) -> st
 
     value = override.value()
     if isinstance(value, str) and "${" in value:
-        return _resolved(text(override), overrides, conf_dir)
+        return _resolved(text(override), overrides)
     if not isinstance(value, str):
         raise ConfigError(RUN_DIR, value, "is not the name of a folder")
     return value
 
 
-def _resolved(run_dir: str, overrides: Sequence[str], conf_dir: Path) -> str | None:
+def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
     """The folder that `hydra.run.dir` names by an interpolation; None where Hydra alone can say."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    with initialize_config_dir(str(conf_dir), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         # Options in a folder of the user's are not found here: most names need none of them.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):

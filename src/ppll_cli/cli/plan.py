@@ -7,12 +7,10 @@ imported before it is needed: `--help` and the refusal of a wrong configuration 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from ppll_cli.cli.app import register_resolvers
-from ppll_cli.cli.arguments import Parser, script
-from ppll_cli.config.composition import composed
+from ppll_cli.cli.arguments import Parser, script, searched
+from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, parse, usable_cores
 from ppll_cli.config.targets import make
@@ -67,7 +65,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         prog="ppll-plan",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for ppll-run")
     parser.add_argument(
@@ -92,9 +89,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--network-latency", type=_positive, metavar="SECONDS", help="of a message on that link"
     )
-    parser.add_argument(
-        "--config-dir", metavar="FOLDER", help="with more options for the configuration groups"
-    )
+    parser.add_config_dir()
     options = parser.parse_intermixed_args(arguments)
     if options.latency is not None and options.bandwidth is None:
         parser.error("--latency is of a link: give its --bandwidth as well")
@@ -102,17 +97,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--network-latency is of a link: give its bandwidth as well, as --network")
     if (options.network is None) != (options.per_machine is None):
         parser.error("--network and --per-machine belong together")
-    if options.config_dir is not None and not Path(options.config_dir).is_dir():
-        parser.error("--config-dir: there is no such folder")
     return options
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
     """What Hydra is given."""
-    overrides: list[str] = list(options.overrides)
-    if options.config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]")
-    return overrides
+    return [*options.overrides, *searched(options.config_dir)]
 
 
 def _positive(text: str) -> float:
@@ -161,7 +151,7 @@ class Plan:
         except ConfigError:
             raise
         except Exception as error:  # of Hydra or OmegaConf
-            raise explain(error, overrides, conf_dir(), "ppll-plan") from None
+            raise explain(error, overrides, "ppll-plan") from None
         for name, config in plan.configs.items():
             for replicas in plan.replicas or (1,):
                 fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)

@@ -44,19 +44,23 @@ class CompareRuns(Callback):
     Attributes:
         failed: How many jobs of the last sweep did not complete, wherever they ran.
         interrupted: Whether one of them was stopped.
+        made: Its folder, if that was not there before.
     """
 
     failed: ClassVar[int] = 0
     interrupted: ClassVar[bool] = False
+    made: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note which search this is, for `resume` to say why it cannot go on."""
+        folder = Path(config.hydra.sweep.dir).absolute()
+        type(self).made = None if folder.exists() else folder
         name = str(config.hydra.runtime.choices["hydra/sweeper"])
-        file = Path(config.hydra.sweep.dir) / SWEEP_FILE
+        file = folder / SWEEP_FILE
         if name == BASIC or os.path.lexists(file):  # the basic sweeper notes its jobs
             return
         with for_show(f"{file} could not be written"):
-            make_folder(file.parent)
+            make_folder(folder)
             write_json(file, {"format": SWEEP_FORMAT, "sweeper": name})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

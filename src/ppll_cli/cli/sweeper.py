@@ -24,9 +24,11 @@ from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, setting
 from ppll_cli.config.composition import options_given, overrides_of, own_choices
 from ppll_cli.config.overrides import keys, parsed
+from ppll_cli.config.targets import targets_in
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.resume import OPTION, targets
-from ppll_cli.launch.sweeps import LAUNCHER, RecordedSweep, held, inside, is_plain, record_of
+from ppll_cli.launch.locks import locked_sweep
+from ppll_cli.launch.resume import OPTION
+from ppll_cli.launch.sweeps import LAUNCHER, RecordedSweep, inside, is_plain, record_of
 from ppll_cli.leaves.files import make_folder, remove
 from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 
@@ -42,13 +44,11 @@ class Sweep:
             others.
         before: The sweep that goes on, if one does.
         overrides: Those on the command line.
-        conf_dir: The folder of configuration groups.
         go_on: The command that goes on with it, once it can go on.
     """
 
     before: RecordedSweep | None
     overrides: Sequence[str]
-    conf_dir: Path
     go_on: str | None = None
     process: int = field(default_factory=os.getpid)
 
@@ -93,14 +93,14 @@ class BasicSweeper(Sweeper):
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:
-            with held(folder, begins=False):
+            with locked_sweep(folder, begins=False):
                 return self._launch(self._left(self.course.before))
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
         go_on = self._command(folder, jobs, configs)
         make_folder(folder)
-        with held(folder, begins=True) as file:
+        with locked_sweep(folder, begins=True) as file:
             _check_new(folder, configs)
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self._config, folder / "multirun.yaml")
@@ -152,7 +152,7 @@ class BasicSweeper(Sweeper):
                 remove(job.folder)
         remove(sweep.folder / REFUSED_FILE)  # who is refused again will be in it again
         with _hydra_config(self._config):
-            options = options_given(self.course.conf_dir)
+            options = options_given()
         given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
         self.course.go_on = command("ppll-run", "--multirun", *options, *given)
         log.info(
@@ -185,7 +185,7 @@ class BasicSweeper(Sweeper):
         launcher's commands.
         """
         with _hydra_config(self._config):
-            options = options_given(self.course.conf_dir)
+            options = options_given()
         launcher = self._launched_by()
         again = [] if all(map(is_plain, parsed(launcher[1:]))) else launcher
         trackers = {str(config.hydra.runtime.choices.tracker) for config in configs} - {"none"}
@@ -273,7 +273,7 @@ def _classes(
         given = {key for o in parsed(overrides) for key in keys(o.key_or_group, o.value())}
         ours = {str(key): config._get_node(key) for key in config if key != "hydra"}
         plain = {k: OmegaConf.to_container(v) for k, v in ours.items() if isinstance(v, DictConfig)}
-        for key, path in targets(plain, ""):
+        for key, path in targets_in(plain):
             named = key in given or (preset and not path.startswith("ppll_cli."))
             if named and path not in found.setdefault(key, []):
                 found[key].append(path)

@@ -1,13 +1,36 @@
 """What Hydra composes, as plain data. Imports it only when it is needed."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppll_cli.config.commands import short_path
+from ppll_cli.config.options import conf_dir
 
 CONFIG = "config"
 """The name of our main configuration."""
+
+LONGEST_NAME = 100
+"""Characters of a run's name in its folder's."""
+
+
+def register_resolvers() -> None:
+    """What our configuration asks of OmegaConf.
+
+    `pid` tells runs of one second apart; `named` is the end that a run's name gives its folder's.
+    """
+    from omegaconf import OmegaConf
+
+    # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("named", _named, replace=True)
+
+
+def _named(name: object) -> str:
+    """The end of a folder's name; a wrong name is refused only once Hydra has made the folder."""
+    return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -30,12 +53,8 @@ def _main_config() -> str:
     return str(name or CONFIG)
 
 
-def options_given(usual: Path) -> list[str]:
-    """What this command line says of where configurations are, for the next command line.
-
-    Args:
-        usual: The folder of configuration groups where nothing else is said.
-    """
+def options_given() -> list[str]:
+    """What this command line says of where configurations are, for the next command line."""
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()
@@ -45,7 +64,7 @@ def options_given(usual: Path) -> list[str]:
         place = f"pkg://{place}" if source.schema == "pkg" else place
         if source.provider == "command-line":
             given.append(f"--config-dir={place}")
-        elif source.provider == "main" and source.path != str(usual):
+        elif source.provider == "main" and source.path != str(conf_dir()):
             given.append(f"--config-path={place}")
     if config.job.config_name not in (None, CONFIG):
         given.append(f"--config-name={config.job.config_name}")

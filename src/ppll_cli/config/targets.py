@@ -207,3 +207,20 @@ def parameters_of(target: Any) -> dict[str, Any]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
     return found
+
+
+def targets_in(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The class that each `_target_` of a configuration names, with its key.
+
+    Args:
+        node: The configuration, or a part of it.
+        key: The key of that part.
+    """
+    if not isinstance(node, Mapping):
+        return
+    for name, value in node.items():
+        inner = f"{key}.{name}" if key else str(name)
+        if name == "_target_":
+            yield inner, str(value)
+        else:
+            yield from targets_in(value, inner)

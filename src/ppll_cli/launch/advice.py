@@ -10,9 +10,9 @@ import torch
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, key_of, setting
 from ppll_cli.config.settings import Settings
+from ppll_cli.config.targets import targets_in
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import devices_here
-from ppll_cli.launch.resume import targets
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.bp import BackPropagation
 from ppll_cli.pipeline.schedules.gpipe import GPipe
@@ -62,7 +62,7 @@ def go_on(
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
         # A preset is not composed again: what it names is given, as what is not known.
         known = {key_of(change) for change in classes}
-        found = [(key, path) for key, path in targets(config, "") if key not in known]
+        found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
     tracker = choices.get("tracker", "none")  # a resumed run is tracked where that is said again
     again = [] if tracker == "none" else [setting("tracker", tracker)]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppll_cli.config.settings import Settings, parse
-from ppll_cli.config.targets import blaming
+from ppll_cli.config.targets import blaming, targets_in
 from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
@@ -19,7 +19,7 @@ from ppll_cli.job import checkpoint
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
-from ppll_cli.launch.resume import recorded_in, targets
+from ppll_cli.launch.resume import recorded_in
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.prepare.subject import LoadedData, load_data, make_units
@@ -138,21 +138,10 @@ def load_run(
     classes: Sequence[Any] = (),
 ) -> LoadedRun:
     """See `ppll_cli.load_run`."""
-    run = recorded_in(existing(Path(run_dir).expanduser()))
+    run = recorded_in(Path(run_dir).expanduser(), "RUN_DIR")
     config = dict(run.config)
     _check_named(config, classes)
     return loaded(run.run_dir, config, str(checkpoint), torch.device(device))
-
-
-def existing(run_dir: Path) -> Path:
-    """The folder.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if not run_dir.is_dir():
-        raise ConfigError("RUN_DIR", run_dir, "there is no such folder", "give a run directory")
-    return run_dir
 
 
 def loaded(
@@ -231,7 +220,7 @@ def _check_fit(
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
     """Refuse to import what only the folder names."""
     given = {_path(each) for each in classes}
-    for key, target in targets({group: config[group] for group in BUILT}, ""):
+    for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:
             problem = "a class of your own is not taken from a run directory"
             name = target.rpartition(".")[2]

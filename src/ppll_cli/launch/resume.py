@@ -5,13 +5,11 @@ count as changes. Of what stands in the folder nothing is executed: a class that
 taken from the command line. Imports no torch.
 """
 
-import fcntl
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,9 @@ from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.moved import choices_now, config_now
-from ppll_cli.config.overrides import ABSENT as _ABSENT
-from ppll_cli.config.overrides import at as _at
-from ppll_cli.config.overrides import keys as _keys
-from ppll_cli.config.overrides import parsed as _parsed
-from ppll_cli.config.overrides import text as _text
+from ppll_cli.config.overrides import ABSENT, at, keys, parsed, text
+from ppll_cli.config.targets import targets_in
+from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, only_started
@@ -158,7 +154,7 @@ class Recorded:
         chosen = dict(self.choices)
         if not _names_tracker(overrides):
             config["tracker"], chosen["tracker"] = {"_target_": NO_TRACKER}, "none"
-        for override in _parsed(overrides):
+        for override in parsed(overrides):
             key, given = override.key_or_group, override.value()
             if re.match(r"(resume|hydra)\b", key):
                 continue
@@ -168,12 +164,14 @@ class Recorded:
                 if key not in GROUPS:  # it may set any key
                     raise refused(key, given, self.choices.get(key))
                 chosen[key] = choices[key]
-            for inner in _keys(key, given):
-                value, before = _at(composed, inner), _at(self.config, inner)
-                if inner.removeprefix("data.") in PATHS or inner == "weights":
+            for inner in keys(key, given):
+                value, before = at(composed, inner), at(self.config, inner)
+                if inner.removeprefix("data.") in PATHS:
                     value = absolute(value)
+                elif inner == "weights" and isinstance(value, str):
+                    value = absolute_path(value)
                 if value != before:
-                    check(inner, _text(override), value)
+                    check(inner, text(override), value)
                     _set(config, inner, value)
         _check_classes(config, composed)
         return config, chosen
@@ -192,17 +190,17 @@ class Recorded:
         free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
         if key in COMPARED and self.data_sha256 is None:
             free = False
-        given, before = override.partition("=")[2], _at(self.config, key)
-        if key == "epochs" and value is not _ABSENT:
-            if _at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch"):
+        given, before = override.partition("=")[2], at(self.config, key)
+        if key == "epochs" and value is not ABSENT:
+            if at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch"):
                 return
             raise refused(key, given, before, "and its learning rate depends on it")
-        if value is _ABSENT or not free:
+        if value is ABSENT or not free:
             raise refused(key, given, self.choices.get(key, before))
 
     def recorded_as(self, key: str) -> Any:
         """What the run was started with, for a message: the option of a group, or a key's value."""
-        return self.choices.get(key, _at(self.config, key))
+        return self.choices.get(key, at(self.config, key))
 
 
 def recorded(overrides: Sequence[str]) -> Recorded | None:
@@ -212,7 +210,7 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
         ConfigError: It is no run, or one of a later program; or something else says where results
             go.
     """
-    given = {override.key_or_group: override for override in _parsed(overrides)}
+    given = {override.key_or_group: override for override in parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
         return None
     name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
@@ -221,19 +219,32 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     run_dir = Path(name).expanduser()
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
-            value = _text(given[key]).partition("=")[2]
+            value = text(given[key]).partition("=")[2]
             raise ConfigError(key, value, "resume says where results go", "leave it out")
-    if not os.path.isdir(run_dir):
-        raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
-    return recorded_in(run_dir)
+    return _recorded_in(run_dir)
 
 
-def recorded_in(run_dir: Path) -> Recorded:
+def recorded_in(run_dir: Path, key: str) -> Recorded:
     """The run of a directory.
+
+    Args:
+        run_dir: The directory.
+        key: What messages call it.
 
     Raises:
         ConfigError: It is no run, or one of a later program.
     """
+    try:
+        return _recorded_in(run_dir)
+    except ConfigError as error:
+        if error.key != "resume":
+            raise
+        raise ConfigError(key, error.value, error.problem, error.remedy) from None
+
+
+def _recorded_in(run_dir: Path) -> Recorded:
+    if not run_dir.is_dir():
+        raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
     if any(run_dir.iterdir()) and only_started(run_dir):
         problem = "nothing was trained there: the start-up ended before it wrote config.json"
         remedy = f"start the run anew with its options and hydra.run.dir={run_dir}"
@@ -279,46 +290,14 @@ def _is_list_of_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Be the only process that runs in a directory; the lock ends with the process.
-
-    Raises:
-        ConfigError: Another one does.
-    """
-    with (run_dir / CONFIG_FILE).open() as file:
-        lock(file.fileno(), "resume", run_dir, "another process goes on with this run")
-        yield
-
-
-def lock(file: int, key: str, folder: Path, problem: str) -> None:
-    """Lock an open file, until it is closed or the process ends.
-
-    Args:
-        file: Its descriptor.
-        key: The key that names the folder.
-        folder: The folder that the file is in.
-        problem: What another process does there, if it holds the lock.
-
-    Raises:
-        ConfigError: Another process holds the lock.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(key, folder, problem, "wait for its end, or end it") from None
-    except OSError as error:  # a file system that has no locks
-        log.warning("%s cannot be locked (%s): let only one process run there", folder, error)
-
-
 def _names_tracker(overrides: Sequence[str]) -> bool:
-    return any(re.match(r"tracker\b", each.key_or_group) for each in _parsed(overrides))
+    return any(re.match(r"tracker\b", each.key_or_group) for each in parsed(overrides))
 
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
     """Refuse to import what only the folder names."""
-    for key, target in targets(config, ""):
-        if _at(composed, key) != target:
+    for key, target in targets_in(config):
+        if at(composed, key) != target:
             raise ConfigError(
                 key,
                 target,
@@ -358,20 +337,8 @@ def refused(
 
 def _shown(value: Any) -> str:
     """As it is written on a command line."""
-    if value is _ABSENT:
+    if value is ABSENT:
         return "no such key"
     if isinstance(value, str):
         return value
     return json.dumps(value)
-
-
-def targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """The class that each `_target_` of a configuration names, with its key."""
-    if not isinstance(node, Mapping):
-        return
-    for name, value in node.items():
-        inner = f"{key}.{name}" if key else str(name)
-        if name == "_target_":
-            yield inner, str(value)
-        else:
-            yield from targets(value, inner)

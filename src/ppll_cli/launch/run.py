@@ -28,11 +28,12 @@ from ppll_cli.launch import advice, beginning, failure
 from ppll_cli.launch.beginning import short
 from ppll_cli.launch.facts import facts
 from ppll_cli.launch.launcher import Report, launch
+from ppll_cli.launch.locks import locked
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.follow import announce
 from ppll_cli.launch.restorable import check_restorable
 from ppll_cli.launch.results import write_results
-from ppll_cli.launch.resume import Recorded, locked
+from ppll_cli.launch.resume import Recorded
 from ppll_cli.launch.saving import Saving
 from ppll_cli.launch.summary import summarise
 from ppll_cli.launch.wiring import fitting

@@ -7,8 +7,7 @@ no torch.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ppll_cli.config.composition import composed
 from ppll_cli.config.overrides import at, keys, parsed, text
 from ppll_cli.config.settings import parse
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.resume import OPTION, Recorded, lock, recorded
+from ppll_cli.launch.resume import OPTION, Recorded, recorded
 from ppll_cli.leaves.files import problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run
 
@@ -178,28 +177,6 @@ def record_of(
         "jobs": [list(job) for job in jobs],
         "folders": list(folders),
     }
-
-
-@contextmanager
-def held(folder: Path, *, begins: bool) -> Iterator[int]:
-    """Be the only process that runs a sweep; what is given is its open `sweep.json`.
-
-    Args:
-        folder: The sweep's.
-        begins: Whether the file is made where it is missing.
-
-    Raises:
-        ConfigError: Another process runs it.
-        OSError: The file cannot be opened, or a link is in its place.
-    """
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if begins else 0)
-    file = os.open(folder / SWEEP_FILE, flags, 0o666)
-    try:
-        key = "hydra.sweep.dir" if begins else "resume"
-        lock(file, key, folder, "another process runs this sweep")
-        yield file
-    finally:
-        os.close(file)
 
 
 def inside(name: str) -> bool:

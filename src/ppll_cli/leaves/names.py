@@ -10,6 +10,11 @@ def meant(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near and near[0] != name else ""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: `1 run`, `2 runs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def device_name(device: str, machine: int, machines: int) -> str:
     """A device and, where there are several machines, on which of them it is."""
     return f"machine {machine} {device}" if machines > 1 else device

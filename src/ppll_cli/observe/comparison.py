@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.leaves.names import counted
 from ppll_cli.observe.conditions import (
     LOCAL,
     Conditions,
@@ -212,7 +213,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
             continue
         most = max(_threads(bp.first.run) for bp in group.first.bps)
         if (wanted := (group.first.gpus or 1) * _threads(group.first.run)) > most:
-            short.append(f"{group.names} ({_plural(wanted, 'thread')} against {most})")
+            short.append(f"{group.names} ({counted(wanted, 'thread')} against {most})")
     if short:
         yield (
             f"x bp flatters {', '.join(short)}: on a CPU, add a back-propagation that has all the "
@@ -269,13 +270,9 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 def _size(group: Group) -> str:
     """Of a baseline."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
-    return mean + _plural(_threads(group.first.run), "thread")
+    return mean + counted(_threads(group.first.run), "thread")
 
 
 def _threads(run: FoundRun) -> int:
     """Of each worker."""
     return int(_number(run.get("threads")) or 1)
-
-
-def _plural(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from textwrap import fill
 
+from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
 from ppll_cli.observe.conditions import conditions, tags
@@ -91,11 +92,12 @@ def shared(groups: Sequence[Group]) -> str:
     gpus = {group.first.gpus for group in groups}
     if len(gpus) == 1 and None not in gpus:
         same["gpus"] = str(gpus.pop())
-    sizes = {len(group.rows) for group in groups}
-    runs = _plural(sum(len(group.rows) for group in groups), "run")
+    sizes, seeds = ({*each} for each in ((len(g.rows) for g in groups), (g.seeds for g in groups)))
+    runs = counted(sum(len(group.rows) for group in groups), "run")
     if max(sizes, default=1) > 1:
-        each = f" of {sizes.pop()} seeds" if len(sizes) == 1 else ""
-        runs += f" in {_plural(len(groups), 'group')}{each}"
+        what = "seeds" if seeds == sizes else "runs"
+        each = f" of {sizes.pop()} {what}" if len(sizes) == 1 else ""
+        runs += f" in {counted(len(groups), 'group')}{each}"
     settings = printable(" ".join(f"{key}={value}" for key, value in same.items()), LONGEST)
     return fill(f"{runs}: {settings}" if settings else runs, HEAD_WIDTH)
 
@@ -115,14 +117,10 @@ def notes(comparison: Comparison) -> Iterator[str]:
         yield "some runs have more threads than back-propagation, see comparison.md"
     refused = sum(row.run.status == "refused" for row in comparison.rows)
     if refused:
-        yield f"{_plural(refused, 'refused run')} not drawn"
+        yield f"{counted(refused, 'refused run')} not drawn"
 
 
 def with_unit(metric: str) -> str:
     """A metric, after its split, with its unit or its range where that is known."""
     unit = UNITS.get(metric.rpartition(" ")[2])
     return f"{metric} ({unit})" if unit else metric
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

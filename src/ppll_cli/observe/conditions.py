@@ -20,9 +20,10 @@ LONGEST_VALUE = 200
 PLACES = {"root", "download", "cache"}
 """Where data are read from changes nothing that is measured."""
 
-OWN = {"gpus", "threads", "cuts", "choices", "format", "resume", "tracker", "objective"}
-OWN |= {"sha256", "data_sha256", "name", "tags"}
-"""Keys of a configuration that have a column, or that change nothing worth one."""
+OWN = {"gpus", "threads", "name", "tags"}  # have a column
+OWN |= {"resume", "tracker", "objective", "max_minutes"}  # change nothing that is compared
+OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
+"""Keys of `config.json` in which runs are not compared; the last ones are no settings."""
 
 NAMED = OWN | {"schedule"}
 """Groups whose option needs no naming: that of `schedule` has a column."""

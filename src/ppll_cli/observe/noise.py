@@ -50,11 +50,6 @@ class Spread:
             said += f" ({self.count})" if counted else ""
         return said
 
-    def over(self, base: float) -> "Spread":
-        """The same values, each divided by a number."""
-        deviation = None if self.deviation is None else self.deviation / base
-        return Spread(self.mean / base, deviation, self.count)
-
 
 def spread(values: Iterable[float]) -> Spread | None:
     """Mean and spread of some values; None where there are none."""

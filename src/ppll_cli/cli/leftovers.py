@@ -1,0 +1,52 @@
+"""Folders that Hydra makes before a run, or a sweep's jobs, are refused."""
+
+import shutil
+from pathlib import Path
+
+from ppll_cli.config.targets import start_folder
+from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
+
+
+def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
+    """Remove what Hydra made for a run that was refused, and folders that are empty then.
+
+    Args:
+        run_dir: The run directory.
+        ours: Names of what Hydra made there.
+        made: The folders that were made for the run; None where that is not known.
+    """
+    for name in ours:
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    _remove_empty(run_dir, made)
+
+
+def remove_sweep(folder: Path | None) -> None:
+    """Remove the folder of a sweep whose jobs were all refused.
+
+    Args:
+        folder: The folder, if it was made for the sweep, else None.
+    """
+    if folder is None or not folder.is_dir():
+        return
+    left = {path.name for path in folder.iterdir()}
+    if left <= {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}:
+        for name in left:
+            (folder / name).unlink()
+        _remove_empty(folder, None)
+
+
+def _remove_empty(folder: Path, made: set[Path] | None) -> None:
+    """Remove a folder and its parents, as far as they are empty and were made for the run.
+
+    Args:
+        folder: The folder.
+        made: The folders that were made for the run; None where that is not known, and then all
+            in `outputs`, where runs go by default, count as such.
+    """
+    outputs = start_folder() / "outputs"
+    for path in (folder, *folder.parents):
+        ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
+        if not ours or any(path.iterdir()):
+            return
+        path.rmdir()

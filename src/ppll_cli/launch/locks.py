@@ -1,0 +1,67 @@
+"""Locks that keep a run, or a sweep, to one process; a lock ends with the process that holds it."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Be the only process that runs in a directory; the lock ends with the process.
+
+    Raises:
+        ConfigError: Another one does.
+    """
+    with (run_dir / CONFIG_FILE).open() as file:
+        _lock(file.fileno(), "resume", run_dir, "another process goes on with this run")
+        yield
+
+
+@contextmanager
+def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
+    """Be the only process that runs a sweep; what is given is its open `sweep.json`.
+
+    Args:
+        folder: The sweep's.
+        begins: Whether the file is made where it is missing.
+
+    Raises:
+        ConfigError: Another process runs it.
+        OSError: The file cannot be opened, or a link is in its place.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if begins else 0)
+    file = os.open(folder / SWEEP_FILE, flags, 0o666)
+    try:
+        key = "hydra.sweep.dir" if begins else "resume"
+        _lock(file, key, folder, "another process runs this sweep")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, key: str, folder: Path, problem: str) -> None:
+    """Lock an open file, until it is closed or the process ends.
+
+    Args:
+        file: Its descriptor.
+        key: The key that names the folder.
+        folder: The folder that the file is in.
+        problem: What another process does there, if it holds the lock.
+
+    Raises:
+        ConfigError: Another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(key, folder, problem, "wait for its end, or end it") from None
+    except OSError as error:  # a file system that has no locks
+        log.warning("%s cannot be locked (%s): let only one process run there", folder, error)

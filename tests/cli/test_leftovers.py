@@ -1,0 +1,44 @@
+"""What stays of folders that Hydra made for what was refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.cli import leftovers
+from ppll_cli.cli.leftovers import remove_refused, remove_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(leftovers, "start_folder", lambda: tmp_path)
+    folder = tmp_path / "outputs" / "sweeps" / "2026-11-28" / "12-00-00-7-wide"
+    folder.mkdir(parents=True)
+    for name in ("multirun.yaml", "sweep.json", "refused.jsonl"):
+        (folder / name).write_text("")
+    return folder
+
+
+def test_a_sweep_of_refused_jobs_leaves_nothing(sweep: Path, tmp_path: Path) -> None:
+    """Not even the folders above it, if nothing else is in them."""
+    remove_sweep(sweep)
+    assert list(tmp_path.iterdir()) == []
+    remove_sweep(sweep)  # is gone
+
+
+def test_a_sweep_in_which_a_job_ran_stays(sweep: Path) -> None:
+    (sweep / "0").mkdir()
+    remove_sweep(sweep)
+    assert len(list(sweep.iterdir())) == 4
+
+
+def test_a_folder_that_was_there_before_stays(sweep: Path) -> None:
+    remove_sweep(None)
+    assert len(list(sweep.iterdir())) == 3
+
+
+def test_only_folders_that_were_made_for_a_run_go(tmp_path: Path) -> None:
+    run_dir = tmp_path / "mine" / "new" / "run"
+    (run_dir / ".hydra").mkdir(parents=True)
+    (run_dir / "ppll-run.log").write_text("")
+    remove_refused(run_dir, {".hydra", "ppll-run.log"}, {run_dir, run_dir.parent})
+    assert list((tmp_path / "mine").iterdir()) == []
