@@ -4,23 +4,22 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from types import FrameType
 from typing import Any
 
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Links, StopFlag
+from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import FORKED_LIMIT_S, Pulse, Watch
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Seen, cause
 from ppll_cli.launch.machines.spelling import spelled
+from ppll_cli.launch.stopping import stop_in_time, stop_on_signal
 from ppll_cli.launch.wiring import needs_groups, wire
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.scratch import scratch
@@ -101,9 +100,9 @@ def launch(
     if fleet is not None:
         others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
     workers: list[_Watched] = []
-    _stop_in_time(stop, until_s)
+    stop_in_time(stop, until_s)
     with (
-        _stop_on_signal(stop),
+        stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
         _told(others, fleet),  # before the workers here are killed, which takes others' along
@@ -128,7 +127,7 @@ def launch(
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
         watch = Watch([watched.pulse for watched in workers])
         while not _ended(others, seen.values()):
-            _stop_in_time(stop, until_s)
+            stop_in_time(stop, until_s)
             _watch(job, workers, watch, on_report, others)
         if isinstance(others, Follower):
             ending = Ending([], others.signal)
@@ -318,34 +317,3 @@ def _is_gone(watched: _Watched, limit_s: float) -> bool:
             watched.reports.recv_bytes()
         return False
     return True
-
-
-def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
-    """Do at a given time what the first signal does."""
-    if until_s is not None and time.monotonic() >= until_s and not stop.value:
-        stop.value = signal.SIGTERM
-        log.warning("max_minutes are over: stopping after the batch in hand")
-
-
-@contextmanager
-def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """The first signal that asks for an end gets a checkpoint as well; the second ends at once.
-
-    Python handles signals in the main thread alone; in another one there is nothing to do.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if stop.value:
-            raise Interrupted(number)
-        stop.value = number
-        log.warning("stopping after the batch in hand; once more to stop at once")
-
-    previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

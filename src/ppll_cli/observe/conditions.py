@@ -9,8 +9,11 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
 
 Conditions = Mapping[str, Any]
-"""What has to be the same for two runs to be comparable. What is not known of a run, as of one of
-an older program or one that has only begun, has no key, and speaks against nothing."""
+"""What has to be the same for two runs to be comparable.
+
+A condition that a run did not record has no key, and counts as equal: the run has only begun, or an
+older program wrote it.
+"""
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic")
 

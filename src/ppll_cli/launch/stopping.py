@@ -1,0 +1,51 @@
+"""Stopping workers when a signal comes or a time is over."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ppll_cli.errors import Interrupted
+from ppll_cli.job.links import StopFlag
+from ppll_cli.leaves import forkserver
+
+log = logging.getLogger(__name__)
+
+
+def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
+    """Stop the workers, as the first SIGTERM would, once a given time has come.
+
+    Args:
+        stop: The flag that workers look at.
+        until_s: The time, on the clock of `time.monotonic`; None: there is none.
+    """
+    if until_s is not None and time.monotonic() >= until_s and not stop.value:
+        stop.value = signal.SIGTERM
+        log.warning("max_minutes are over: stopping after the batch in hand")
+
+
+@contextmanager
+def stop_on_signal(stop: StopFlag) -> Iterator[None]:
+    """Stop the workers at the first signal, after a checkpoint; the second one ends at once.
+
+    Python handles signals in the main thread alone; in another one there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.value:
+            raise Interrupted(number)
+        stop.value = number
+        log.warning("stopping after the batch in hand; once more to stop at once")
+
+    previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
