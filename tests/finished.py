@@ -20,11 +20,13 @@ class Finished:
     Attributes:
         folder: The directory.
         test: What `summary.json` would have as `test`.
+        test_ema: What it would have as `test_ema`; empty where no averages were kept.
         step: Optimizer steps done.
     """
 
     folder: Path
     test: dict[str, float]
+    test_ema: dict[str, float]
     step: int
 
 
@@ -44,5 +46,9 @@ def finished_run(folder: Path, *overrides: str) -> Finished:
     )
     last = finish(folder, Manifest(step, 1, prepared.cuts, {}, saved), keep=2)
     write_model(last, folder / "model.safetensors")
-    loss, scores = outcome.test[step, module]
-    return Finished(folder, {"loss": loss / prepared.job.course.samples["test"], **scores}, step)
+    samples = prepared.job.course.samples["test"]
+    test, test_ema = (
+        {"loss": found[step, module][0] / samples, **found[step, module][1]} if found else {}
+        for found in (outcome.test, outcome.test_ema)
+    )
+    return Finished(folder, test, test_ema, step)

@@ -34,6 +34,7 @@ def load_run(
     run_dir: str | Path,
     *,
     checkpoint: str | int = "last",
+    ema: bool = False,
     device: "str | torch.device" = "cpu",
     classes: Sequence[Any] = (),
 ) -> "LoadedRun":
@@ -44,14 +45,15 @@ def load_run(
     Args:
         run_dir: The run directory.
         checkpoint: Which weights: `last`, `best`, or a number of optimizer steps.
+        ema: Take the averages of the weights, which a run with `optim.ema` keeps.
         device: Where the model is to be.
         classes: Classes of the user's own that the run used, or their dotted paths: what only the
             folder names is not imported.
 
     Raises:
-        ConfigError: The folder is no run, it lacks this checkpoint, or the run used a class of the
-            user's own that is not among `classes`.
+        ConfigError: The folder is no run, it lacks this checkpoint or averages, or the run used a
+            class of the user's own that is not among `classes`.
     """
     from ppll_cli.launch.loaded import load_run as load  # torch takes seconds to import
 
-    return load(run_dir, checkpoint=checkpoint, device=device, classes=classes)
+    return load(run_dir, checkpoint=checkpoint, ema=ema, device=device, classes=classes)

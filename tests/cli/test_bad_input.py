@@ -701,6 +701,8 @@ DATA = [
     row("own-broken", OWN, "data=root/test/b/broken.jpg", "remove or mend it", own_pictures),
     row("augment", ["data.augment=all"], "data.augment=all", "'basic', 'randaugment' or 'none'"),
     row("smoothing", ["optim.label_smoothing=1"], "optim.label_smoothing=1", "less than 1"),
+    row("ema", ["optim.ema=1"], "optim.ema=1", "less than 1"),
+    row("no-ema", ["optim.ema=0"], "optim.ema=0", "greater than 0"),
     row("val_fraction", ["data.val_fraction=1.0"], "data.val_fraction=1.0", "0 <= fraction < 1"),
     row("val_few", ["data.val_fraction=1e-5"], "data.val_fraction=1e-05", "or 0 for no `val`"),
     row("eval_limit", ["data.eval_limit=0"], "data.eval_limit=0", "at least 1 or null for all"),

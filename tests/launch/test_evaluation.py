@@ -97,6 +97,16 @@ def test_batch_norm_s_running_statistics_are_used(tmp_path: Path) -> None:
     assert evaluate(loaded, "test").result == run.test
 
 
+def test_averaged_weights_give_the_run_s_numbers_of_them(tmp_path: Path) -> None:
+    small = ["model=resnet32", "max_steps=2", "schedule=bp", "data.eval_limit=70", "optim.ema=0.9"]
+    run = finished_run(tmp_path / "run", "data=digits", *small)
+    assert evaluate(load_run(run.folder, ema=True), "test").result == run.test_ema
+    assert evaluate(load_run(run.folder), "test").result == run.test != run.test_ema
+    plain = finished_run(tmp_path / "plain", *DIGITS)
+    with pytest.raises(ConfigError, match="ema=True: the run kept no averages of its weights"):
+        load_run(plain.folder, ema=True)
+
+
 def test_details_by_class_add_up_to_the_metric(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "data.val_fraction=0.1")
     loaded = load_run(run.folder)

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "ppll": (["local=vit_blocks", "local.modules=4", *VIT, CLIPPED], ["gpus=3"]),
     "ppll, modules as stages": (["gpus=3", "local=dgl", *RESNET], ["gpus=2"]),
     "weights": (["local=manpp", "local.lag=3", "local.modules=4", *RESNET], ["gpus=3"]),
+    "averages": (["local=dgl", "local.modules=4", "optim.ema=0.9", *RESNET], ["gpus=3"]),
     "bank": (["fba=on", "local.modules=5", *RESNET], ["gpus=4", "transport=queue"]),
 }
 
@@ -113,8 +114,11 @@ def assert_as_if_unbroken(result: Result, expected: Result) -> None:
         # Training is reported where a run stops as well, and is in smaller pieces then.
         if line["split"] != "train":
             assert line in lines(result)
-    model = "model.safetensors"
-    assert (result.run_dir / model).read_bytes() == (expected.run_dir / model).read_bytes()
+    assert mine.get("test_ema") == other.get("test_ema")
+    models = sorted(path.name for path in expected.run_dir.glob("*.safetensors"))
+    assert ("model_ema.safetensors" in models) == ("test_ema" in other)
+    for model in models:
+        assert (result.run_dir / model).read_bytes() == (expected.run_dir / model).read_bytes()
 
 
 def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -> None:

@@ -112,12 +112,14 @@ class Outcome:
     Attributes:
         tensors: Everything that a checkpoint would hold.
         test: Loss and scores of each evaluation on the test set, by step and module.
+        test_ema: The same of averaged weights.
         job: What ran.
         sent: How many bytes went through each channel.
     """
 
     tensors: dict[str, Tensor]
     test: dict[tuple[int, int], tuple[float, dict[str, float]]]
+    test_ema: dict[tuple[int, int], tuple[float, dict[str, float]]]
     job: Job
     sent: dict[Channel, int]
 
@@ -171,14 +173,21 @@ def execute(job: Job) -> Outcome:
         assert_same(other, found[0])
     return Outcome(
         {name: tensor.detach().clone() for name, tensor in found[0].items()},
-        {
-            (each["step"], each["module"]): (each["loss"], each["scores"])
-            for each in told
-            if each["kind"] == "metrics" and each["split"] == "test"
-        },
+        _evaluations(told, "test"),
+        _evaluations(told, "test_ema"),
         job,
         network.bytes_sent(),
     )
+
+
+def _evaluations(
+    told: Iterable[Mapping[str, Any]], split: str
+) -> dict[tuple[int, int], tuple[float, dict[str, float]]]:
+    return {
+        (each["step"], each["module"]): (each["loss"], each["scores"])
+        for each in told
+        if each["kind"] == "metrics" and each["split"] == split
+    }
 
 
 class Network:

@@ -1,6 +1,7 @@
 """Command lines of the programs that are not Hydra's. Imports nothing heavy."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def existing_folder(text: str) -> Path:
         argparse.ArgumentTypeError: There is none.
     """
     folder = Path(text).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"there is no folder {text}")
     return folder
 

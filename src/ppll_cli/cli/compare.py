@@ -3,6 +3,7 @@
 Neither torch nor Hydra is imported, and nothing is run.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -51,7 +52,7 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument("--each", action="store_true", help="show every run, and no groups")
     options = parser.parse_args(arguments)
     for folder in options.folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             problem = "there is no such folder"
             raise ConfigError("RUN_OR_SWEEP_DIR", folder, problem, "give a run directory")
     comparison = compare(options.folders, each=options.each)

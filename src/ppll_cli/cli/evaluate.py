@@ -61,6 +61,7 @@ class Asked:
         config: The run's configuration, with what is evaluated another way.
         settings: The same, typed.
         checkpoint: `last`, `best`, or a number of steps.
+        ema: Averaged weights are evaluated.
         split: Which split is evaluated; None: none is.
         data: The option that names the data set.
         other_data: The same where the run was trained on other data, else None.
@@ -74,6 +75,7 @@ class Asked:
     config: dict[str, Any]
     settings: Settings
     checkpoint: str
+    ema: bool
     split: str | None
     data: str
     other_data: str | None
@@ -99,7 +101,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
 
     run_dir: Path = options.run_dir.expanduser()
     for file in options.predict:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise ConfigError("--predict", file, "there is no such file", "give pictures")
     run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
@@ -111,6 +113,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
         config,
         settings,
         options.checkpoint,
+        options.ema,
         options.split if options.predict else options.split or "test",
         data,
         data if config["data"] != run.config["data"] else None,
@@ -129,7 +132,7 @@ def _is_override(argument: str) -> bool:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="ppll-eval",
-        usage="ppll-eval RUN_DIR [--checkpoint best|last|N] [--split test|val|train] "
+        usage="ppll-eval RUN_DIR [--checkpoint best|last|N] [--ema] [--split test|val|train] "
         "[--output FOLDER] [--config-dir FOLDER] [--predict FILE ...] [KEY=VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -141,6 +144,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         default="last",
         metavar="NAME",
         help="best, last, or a number of optimizer steps; last by default",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="evaluate the averages that a run with optim.ema keeps"
     )
     parser.add_argument(
         "--split", choices=("test", "val", "train"), help="test by default, if nothing is predicted"

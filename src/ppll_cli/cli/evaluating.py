@@ -40,13 +40,19 @@ def report(asked: "Asked") -> None:
     """
     (device,), _ = devices_here(asked.settings, 1, [])
     run = loaded(
-        asked.run_dir, asked.config, asked.checkpoint, torch.device(device), asked.other_data
+        asked.run_dir,
+        asked.config,
+        asked.checkpoint,
+        torch.device(device),
+        asked.other_data,
+        asked.ema,
     )
     with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
         "run": str(asked.run_dir),
         "checkpoint": asked.checkpoint,
+        "ema": asked.ema,
         "step": run.step,
         "data": asked.data,
         "device": device,

@@ -1,5 +1,6 @@
 """The number that a run returns to a sweeper: what it is, and whether there is such a thing."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
     names = key.split(".")
     for depth, name in enumerate(names):
         there = [str(n) for n in (node if isinstance(node, Mapping) else range(_length(node)))]
-        if depth and names[depth - 1] in ("test", "val") and not there:
+        if depth and re.fullmatch(r"(test|val)(_ema)?", names[depth - 1]) and not there:
             there = ["loss", metric]  # null until it is measured
         if name not in there:
             remedy = f"there are {', '.join(there)}" if there else "it is no group of keys"

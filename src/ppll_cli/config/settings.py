@@ -66,6 +66,7 @@ class Optim(_Section):
         warmup_epochs: Over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         label_smoothing: Part of each training target that is shared evenly among all classes.
+        ema: Share of the averages of the model's weights that stays at a step; null keeps none.
         clip_norm: The greatest gradient norm of a module; null does not clip.
         nonfinite: At a loss that is no finite number: stop the run, or skip each step whose
             gradients are none.
@@ -86,6 +87,7 @@ class Optim(_Section):
     # Runs of before these existed can be resumed.
     warmup_lr: Positive = 0.01
     label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[Finite, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

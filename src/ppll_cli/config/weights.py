@@ -22,10 +22,10 @@ def weights_file(given: str) -> Path:
         ConfigError: There is no such file.
     """
     place = Path(absolute_path(given))
-    if place.is_file():
+    if os.path.isfile(place):
         return place
     remedy = "give a file of weights, or a run directory"
-    if not place.is_dir():
+    if not os.path.isdir(place):
         problem = "is no regular file" if os.path.lexists(place) else "there is no such file"
         raise ConfigError("weights", given, problem, remedy)
     if not (place / MODEL_FILE).is_file():

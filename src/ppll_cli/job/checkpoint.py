@@ -41,6 +41,9 @@ from ppll_cli.leaves.files import make_folder, remove, share
 
 log = logging.getLogger(__name__)
 
+EMA = "ema."
+"""How the names of averaged weights begin in a checkpoint; a unit's name follows."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -264,22 +267,41 @@ def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
     return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
 
 
-def model_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The backbone's parameters and buffers under the model's own unit names."""
+def has_ema(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds averaged weights."""
     with SavedTensors(checkpoint) as saved:
-        names = [name for name in saved.names if name.startswith("model.")]
-        return {name.removeprefix("model."): saved[name] for name in names}
+        return any(name.startswith(EMA) for name in saved.names)
 
 
-def write_model(checkpoint: Path, path: Path) -> None:
+def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
+    """The backbone's parameters and buffers under the model's own unit names.
+
+    Args:
+        checkpoint: The folder.
+        ema: Averaged ones, as far as they are averaged.
+    """
+    with SavedTensors(checkpoint) as saved:
+        found: dict[str, Tensor] = {}
+        for prefix in ("model.", EMA) if ema else ("model.",):
+            names = [name for name in saved.names if name.startswith(prefix)]
+            found |= {name.removeprefix(prefix): saved[name] for name in names}
+        return found
+
+
+def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     """Write the backbone's parameters and buffers under the model's own unit names.
+
+    Args:
+        checkpoint: The folder.
+        path: The file.
+        ema: Write averaged ones.
 
     Raises:
         DamagedError: The checkpoint is not as it was written.
         OSError, SafetensorError: Its files cannot be read, or the model cannot be written.
     """
     check_files(checkpoint, read_manifest(checkpoint))
-    tensors = model_tensors(checkpoint)
+    tensors = model_tensors(checkpoint, ema)
     unfinished = path.with_suffix(".unfinished")
     try:
         unfinished.unlink(missing_ok=True)  # it may be a link

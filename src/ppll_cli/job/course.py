@@ -9,6 +9,12 @@ from functools import cached_property
 
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
 
+SPLITS = ("val", "test")
+"""What is evaluated, in this order, if the data set has it."""
+
+AVERAGED = "_ema"
+"""How the name of a split ends where averaged weights are evaluated on it, as in `test_ema`."""
+
 
 @dataclass(frozen=True)
 class TrainBatch:
@@ -32,7 +38,7 @@ class EvaluationBatch:
     """A batch of a held-out split, or several that go through the pipeline together.
 
     Attributes:
-        split: The split.
+        split: The split; where averaged weights are evaluated, with `AVERAGED` behind its name.
         batch: The number of the first batch within the split, from 0.
         samples: How many samples there are.
     """
@@ -40,6 +46,16 @@ class EvaluationBatch:
     split: str
     batch: int
     samples: int
+
+    @property
+    def averaged(self) -> bool:
+        """Whether averaged weights are evaluated."""
+        return self.split.endswith(AVERAGED)
+
+    @property
+    def data_split(self) -> str:
+        """The split of the data set."""
+        return self.split.removesuffix(AVERAGED)
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,7 @@ class Batch:
         step: Optimizer steps before a training batch.
         samples: Of the whole batch, of which replicas have a share each.
         first_micro_batch: How many micro-batches the replicas before this one have.
+        averaged: Averaged weights are evaluated.
     """
 
     sizes: Sequence[int]
@@ -78,6 +95,7 @@ class Batch:
     step: int = 0
     samples: int = 0
     first_micro_batch: int = 0
+    averaged: bool = False
 
     def share(self, micro_batch: int) -> float:
         """How much of the batch's loss and gradients is a micro-batch's."""
@@ -100,6 +118,7 @@ class Course:
             has one.
         checkpoint_best: Have one after each evaluation as well.
         evaluation_batches: How many evaluation batches go through the pipeline together.
+        averages: Averaged weights are evaluated as well, after the weights themselves.
     """
 
     samples: Mapping[str, int]
@@ -112,6 +131,13 @@ class Course:
     checkpoint_every: int | None
     checkpoint_best: bool = False
     evaluation_batches: int = 1
+    averages: bool = False
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Names of what is evaluated, in order."""
+        found = [split for split in SPLITS if split in self.samples]
+        return found + [split + AVERAGED for split in found if self.averages]
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -176,7 +202,7 @@ class Course:
     def evaluation_counts(self) -> set[int]:
         """How many batches an evaluation item may hold."""
         found = {1}
-        for split in ("val", "test"):
+        for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)
             found |= {min(batches, self.evaluation_batches), batches % self.evaluation_batches}
         return found - {0}
@@ -186,13 +212,13 @@ class Course:
         return _sizes(item.samples, self.evaluation_size, drop_last=False)
 
     def _evaluation(self, step: int, epoch: int) -> Iterator[Item]:
-        for split in ("val", "test"):
-            if split in self.samples:
-                sizes = _sizes(self.samples[split], self.evaluation_size, drop_last=False)
-                for first in range(0, len(sizes), self.evaluation_batches):
-                    together = sizes[first : first + self.evaluation_batches]
-                    yield EvaluationBatch(split, first, sum(together))
-                yield Evaluate(split, step, epoch)
+        for split in self.evaluated:
+            samples = self.samples[split.removesuffix(AVERAGED)]
+            sizes = _sizes(samples, self.evaluation_size, drop_last=False)
+            for first in range(0, len(sizes), self.evaluation_batches):
+                together = sizes[first : first + self.evaluation_batches]
+                yield EvaluationBatch(split, first, sum(together))
+            yield Evaluate(split, step, epoch)
 
 
 def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:

@@ -134,6 +134,7 @@ def load_run(
     run_dir: str | Path,
     *,
     checkpoint: str | int = "last",
+    ema: bool = False,
     device: str | torch.device = "cpu",
     classes: Sequence[Any] = (),
 ) -> LoadedRun:
@@ -141,7 +142,7 @@ def load_run(
     run = recorded_in(Path(run_dir).expanduser(), "RUN_DIR")
     config = dict(run.config)
     _check_named(config, classes)
-    return loaded(run.run_dir, config, str(checkpoint), torch.device(device))
+    return loaded(run.run_dir, config, str(checkpoint), torch.device(device), ema=ema)
 
 
 def loaded(
@@ -150,6 +151,7 @@ def loaded(
     name: str,
     device: torch.device,
     other_data: str | None = None,
+    ema: bool = False,
 ) -> LoadedRun:
     """Build the model of a run and give it the weights of a checkpoint.
 
@@ -159,11 +161,13 @@ def loaded(
         name: Of the checkpoint.
         device: Where the model is to be.
         other_data: The override that names a data set on which the run was not trained.
+        ema: Take averaged weights.
 
     Raises:
-        ConfigError: The checkpoint is missing or damaged, or does not fit the model or the data.
+        ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
+            model or the data.
     """
-    tensors, step = _weights(run_dir, name)
+    tensors, step = _weights(run_dir, name, ema)
     settings = parse(config)
     data = load_data(settings.data)
     try:
@@ -181,17 +185,20 @@ def loaded(
     return LoadedRun(run_dir, settings, step, model, data, device)
 
 
-def _weights(run_dir: Path, name: str) -> tuple[dict[str, Tensor], int | None]:
-    """The backbone of a checkpoint, and its step.
+def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
+    """The backbone of a checkpoint, averaged or not, and its step.
 
-    Of a directory without checkpoints, `last` is its `model.safetensors`.
+    In a directory without checkpoints, `last` is the file of the whole model.
     """
-    whole = run_dir / "model.safetensors"
+    whole = run_dir / ("model_ema.safetensors" if ema else "model.safetensors")
     try:
         if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
             return load_file(whole), None
         found = checkpoint.named(run_dir, name)
-        return checkpoint.model_tensors(found.folder), found.step
+        if ema and not checkpoint.has_ema(found.folder):
+            problem = "the run kept no averages of its weights"
+            raise ConfigError("ema", ema, problem, "train with optim.ema=0.999")
+        return checkpoint.model_tensors(found.folder, ema), found.step
     except FileNotFoundError as error:
         raise ConfigError(
             "checkpoint", name, "the run has no such checkpoint", str(error)

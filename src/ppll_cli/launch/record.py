@@ -33,6 +33,7 @@ OWN_FILES = (
     SUMMARY_FILE,
     DATA_FILES,
     "model.safetensors",
+    "model_ema.safetensors",
     "timeline.json",
     "timeline.png",
     "ppll-run.log",

@@ -7,7 +7,7 @@ from torch import nn
 
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
-from ppll_cli.job.checkpoint import Checkpoint, SavedTensors
+from ppll_cli.job.checkpoint import EMA, Checkpoint, SavedTensors
 from ppll_cli.job.job import Job
 from ppll_cli.local.method import LocalMethod, module_criterion
 from ppll_cli.worker.versions import saved_name
@@ -41,8 +41,12 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
 def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What a checkpoint must hold: tensors by name, and their shapes."""
     for prefix, network in _networks(job, method):
+        kind, _, owner = prefix.partition(".")
+        averaged = job.optim.ema is not None and kind == "model"
         for name, tensor in network.state_dict().items():
             yield f"{prefix}.{name}", tuple(tensor.shape)
+            if averaged and tensor.is_floating_point():
+                yield f"{EMA}{owner}.{name}", tuple(tensor.shape)
     for watch in job.routes.watches.values():
         unit = job.watched[watch.unit]
         for age in range(1, watch.lag):

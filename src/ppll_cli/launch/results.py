@@ -80,6 +80,8 @@ def _write_model(run_dir: Path, needed: bool) -> bool:
     last = run_dir / "checkpoints" / "last"
     if last.exists():
         checkpoint.write_model(last, run_dir / "model.safetensors")
+        if checkpoint.has_ema(last):
+            checkpoint.write_model(last, run_dir / "model_ema.safetensors", ema=True)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))

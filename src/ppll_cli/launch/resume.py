@@ -243,7 +243,7 @@ def recorded_in(run_dir: Path, key: str) -> Recorded:
 
 
 def _recorded_in(run_dir: Path) -> Recorded:
-    if not run_dir.is_dir():
+    if not os.path.isdir(run_dir):
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
     if any(run_dir.iterdir()) and only_started(run_dir):
         problem = "nothing was trained there: the start-up ended before it wrote config.json"

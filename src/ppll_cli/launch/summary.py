@@ -83,7 +83,7 @@ def summarise(
             "parts": [{k: v for k, v in part.items() if k != "stages"} for part in listed],
         },
         "test": metrics.result("test"),
-        **({"val": metrics.result("val")} if "val" in course.samples else {}),
+        **{split: metrics.result(split) for split in course.evaluated if split != "test"},
         "per_module": list(_modules(prepared, metrics)),
         "stages": list(_stages(prepared, workers)),
         "edges": list(_edges(prepared, workers)),

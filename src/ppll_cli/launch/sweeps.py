@@ -149,7 +149,7 @@ def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
     if not name:
         raise ConfigError("resume", "''", "names no folder", "give a sweep's folder")
     folder = Path(name).expanduser().absolute()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError("resume", folder, "there is no such folder", "give a sweep's folder")
     if not os.path.lexists(folder / SWEEP_FILE) and os.path.lexists(folder / CONFIG_FILE):
         raise ConfigError("resume", folder, "is for a single run", "drop --multirun")

@@ -198,7 +198,10 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
         chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
         ends = [end_of(job, chunk, profile) for chunk in chunks]
         params = sum(p.params for p in (*map(profile.unit, job.layout.units(stage)), *ends))
-        result.append(round(params * profile.parameter_bytes) + _watched_bytes(job, stage))
+        kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
+        if job.optim.ema is not None:
+            kept += 4 * sum(profile.unit(unit).params for unit in job.layout.units(stage))
+        result.append(kept)
     return result
 
 

@@ -344,4 +344,5 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         checkpoint_every=settings.checkpoint.every,
         checkpoint_best=settings.checkpoint.best,
         evaluation_batches=evaluated_together(settings, schedule),
+        averages=settings.optim.ema is not None,
     )

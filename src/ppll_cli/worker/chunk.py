@@ -19,7 +19,7 @@ from ppll_cli.job.course import Batch, Version
 from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import learning_rate
-from ppll_cli.job.optimizer import clip, squared_norm, warn_of_skipped
+from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.transport.averages import Average
@@ -87,10 +87,14 @@ class HeldChunk(Networks):
         if batch.training != self._training:
             for network in self.networks:
                 network.train(batch.training)
+        if batch.averaged and self.ema is not None:
+            self.ema.swap()
         self._batch, self._training = batch, batch.training
 
     def end(self) -> None:
         """The batch ends; nothing of it is kept."""
+        if self._batch.averaged and self.ema is not None:
+            self.ema.swap()
         for kept in (self._values, self._leaves, self._outputs, self._gradients):
             kept.clear()
         self._weight_halves.clear()
@@ -244,15 +248,20 @@ class HeldChunk(Networks):
         Raises:
             NonFiniteError: Under `optim.nonfinite=stop`, a loss was no finite number.
         """
-        optim, step = self.job.optim, self._batch.step
+        step = self._batch.step
         if self.nonfinite:
             norms = [float(p.grad.norm()) for p in self.parameters if p.grad is not None]
             largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
             raise NonFiniteError(step, self.place.module, largest)
-        if self.optimizer is None:
-            return
+        if self.optimizer is not None:
+            self._optimize(self.optimizer, total)
+        if self.ema is not None:
+            self.ema.update(step)
+
+    def _optimize(self, optimizer: FusedOptimizer, total: Tensor | None) -> None:
+        optim, step = self.job.optim, self._batch.step
         if total is None and (optim.clip_norm is not None or optim.nonfinite == "skip"):
-            total = squared_norm(self.optimizer.parameters)
+            total = squared_norm(optimizer.parameters)
         nonfinite = None
         if total is not None and optim.nonfinite == "skip":
             nonfinite = total.isfinite().logical_not().float()
@@ -265,11 +274,11 @@ class HeldChunk(Networks):
         for versions in self.versions.values():
             versions.before_step()
         if total is not None and optim.clip_norm is not None:
-            clip(self.optimizer.parameters, optim.clip_norm, total)
+            clip(optimizer.parameters, optim.clip_norm, total)
         course = self.job.course
         rate = learning_rate(optim, step, course.steps_per_epoch, course.epochs)
-        self.optimizer.step(rate, nonfinite)
-        self.optimizer.zero_grad()
+        optimizer.step(rate, nonfinite)
+        optimizer.zero_grad()
 
     def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
         """Show the criterion the weights that it watches."""
@@ -278,9 +287,13 @@ class HeldChunk(Networks):
             self.criterion.see(weights, version.steps)
 
     def measure(self, micro_batch: int, split: str) -> None:
-        """Add up loss and metric of an evaluation batch, where a module ends, and free it."""
+        """Add up loss and metric of an evaluation batch, where a module ends, and free it.
+
+        Auxiliary networks have no averages: with averaged weights only the model's own head counts.
+        """
         values = self._values.pop(micro_batch)
-        if self.criterion is None:
+        is_last = self.place.module == len(self.job.layout.modules) - 1
+        if self.criterion is None or (self._batch.averaged and not is_last):
             return
         with self._autocast(), torch.no_grad():
             loss, prediction = self.criterion(values)

@@ -170,7 +170,7 @@ class Interpreter:
         else:
             assert isinstance(item, EvaluationBatch)
             found = [
-                self.batches.evaluation(item.split, item.batch + m, course.evaluation_size)
+                self.batches.evaluation(item.data_split, item.batch + m, course.evaluation_size)
                 for m in range(len(sizes))
             ]
         for micro_batch, tensors in enumerate(found):

@@ -15,6 +15,7 @@ from ppll_cli.local.method import Criterion, Site, module_criterion, module_expo
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.transport.replicas import Replicas
+from ppll_cli.worker.ema import Ema
 from ppll_cli.worker.synced_norm import synced
 from ppll_cli.worker.versions import Versions
 
@@ -39,6 +40,7 @@ class Networks:
         criterion: The loss at a module's end; its parameters are the auxiliary network.
         optimizer: Steps all parameters; None where there are none.
         versions: The last weights of those units that losses watch, by the unit's index.
+        ema: Averages of the units' weights; None where none are kept.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Networks:
         for network in self.networks:
             placed(network, self.device, job.compiled)
         self.optimizer = FusedOptimizer(job.optim, self.parameters) if self.parameters else None
+        self.ema = None if job.optim.ema is None else Ema(self.units, job.optim.ema)
         self.versions: dict[int, Versions] = {}
         for index, (unit, network) in zip(self.place.units, self.units, strict=True):
             lags = [watch.lag for watch in job.routes.watches.values() if watch.unit == index]

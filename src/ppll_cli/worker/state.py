@@ -1,8 +1,11 @@
 """The state of chunks by names that do not depend on the partition: what checkpoints hold.
 
-Names begin with `model.` and a unit's name, `auxiliary.` and a module's number, `optimizer.` and a
-parameter's name of one of these, or `watched.`, a unit's name, an age in steps and a parameter's
-name: the unit's weights as they were so many steps ago.
+Names begin with
+
+- `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
+- `optimizer.` and the name of such a parameter: what the optimizer keeps of it;
+- `ema.` and a unit's name: averages of its parameters and buffers;
+- `watched.`, a unit's name and an age: its parameters as they were that many steps ago.
 """
 
 from collections.abc import Iterable
@@ -26,6 +29,8 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
                 state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
                 for key, value in state.items():
                     found[f"optimizer.{prefix}.{name}.{key}"] = value
+        if chunk.ema is not None:
+            found.update(chunk.ema.saved())
         for versions in chunk.versions.values():
             found.update(versions.saved())
     return found
@@ -42,6 +47,8 @@ def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
                 state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
+        if chunk.ema is not None:
+            chunk.ema.restore(saved)
         for versions in chunk.versions.values():
             versions.restore(saved)
 
@@ -54,6 +61,8 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
                 names = {n: weights.names.get(f"{unit.name}.{n}") for n in network.state_dict()}
                 taken = {name: saved[key] for name, key in names.items() if key is not None}
                 network.load_state_dict(taken, strict=False)
+            if chunk.ema is not None:
+                chunk.ema.begin()
             for versions in chunk.versions.values():
                 versions.begin()
 

@@ -121,7 +121,8 @@ class Worker:
                 self.interpreter.execute(passes.mark(Place(self.index, self.job.routes), item))
             elif self._evaluates(item):
                 self.reports.begin(item.split)
-                batch = Batch(self.job.course.evaluation_sizes(item))
+                sizes = self.job.course.evaluation_sizes(item)
+                batch = Batch(sizes, averaged=item.averaged)
                 self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
                 self.links.pulse.started = True
 
@@ -163,6 +164,8 @@ class Worker:
         if self.links.replicas is not None:  # what is evaluated and saved is the first one's
             self.links.pulse.begin("waiting for the other replicas", None)
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
+            averages = [chunk.ema for chunk in self.chunks.values() if chunk.ema is not None]
+            buffers += [buffer for ema in averages for buffer in ema.buffers]
             self.links.replicas.take_from_first(buffers)
 
     def _stream(self, training: bool, count: int) -> list[do.Instruction]:

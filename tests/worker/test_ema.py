@@ -1,0 +1,124 @@
+"""Averages of weights: their arithmetic, and that they change nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.job.checkpoint import EMA
+from ppll_cli.models.unit import Unit
+from ppll_cli.worker.ema import Ema
+from tests.conftest import assert_same
+from tests.prepare.test_weights import saved, tiny_model
+from tests.worker.cases import DATA, RESNET, SGD, VIT
+from tests.worker.inside import Outcome, run_inside
+
+COURSE = [*DATA, "max_steps=9", "optim.ema=0.8"]
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.two.weight = self.one.weight
+        self.norm = nn.BatchNorm1d(3)
+
+
+def averaged() -> tuple[Tied, Ema]:
+    network = Tied()
+    unit = Unit("tied", lambda: network)
+    return network, Ema([(unit, network)], 0.5)
+
+
+def test_an_average_follows_the_weights() -> None:
+    """Its first steps are longer ones: (1 + step) / (10 + step) of it stays, and at last 0.5."""
+    network, ema = averaged()
+    expected = network.one.weight.detach().double()
+    for step in range(12):
+        with torch.no_grad():
+            network.one.weight.add_(torch.randn(3, 3))
+            dict(network.named_buffers())["norm.running_mean"].add_(1)
+        ema.update(step)
+        stays = min(0.5, (1 + step) / (10 + step))
+        expected = stays * expected + (1 - stays) * network.one.weight.detach().double()
+    found = dict(ema.saved())
+    torch.testing.assert_close(found["ema.tied.one.weight"].double(), expected)
+    assert 10 < found["ema.tied.norm.running_mean"][0] < 12
+    assert "ema.tied.norm.num_batches_tracked" not in found
+    assert found["ema.tied.two.weight"] is found["ema.tied.one.weight"]
+    assert [tuple(buffer.shape) for buffer in ema.buffers] == [(3,), (3,)]
+
+
+def test_units_compute_with_averages_between_two_swaps() -> None:
+    network, ema = averaged()
+    parameters = list(network.parameters())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        network.one.weight.zero_()
+    ema.swap()
+    assert_same(network.state_dict(), before)
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    ema.swap()
+    assert not network.one.weight.any()
+    ema.begin()
+    ema.swap()
+    assert not network.two.weight.any()
+
+
+@pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
+def test_averages_change_nothing_else(tmp_path: Path, model: list[str]) -> None:
+    plain = run_inside(tmp_path, *DATA, "max_steps=9", *model)
+    with_ema = run_inside(tmp_path, *COURSE, *model)
+    others = {n: t for n, t in with_ema.tensors.items() if not n.startswith(EMA)}
+    assert_same(others, plain.tensors)
+    assert with_ema.test == plain.test
+    assert not plain.test_ema
+    assert with_ema.test_ema != with_ema.test
+
+
+def assert_same_averages(one: Outcome, other: Outcome) -> None:
+    assert_same(one.tensors, other.tensors)
+    assert any(name.startswith(EMA) for name in one.tensors)
+    assert one.test_ema == other.test_ema
+    # Auxiliary networks have no averages: of averaged weights the model's own head is evaluated.
+    assert {module for _, module in one.test_ema} == {len(one.job.layout.modules) - 1}
+
+
+@pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
+def test_they_are_equal_under_local_learning(tmp_path: Path, model: list[str]) -> None:
+    case = [*COURSE, *model, "local=dgl", "local.modules=4"]
+    sequential = run_inside(tmp_path, *case, "schedule=ll")
+    for gpus in (2, 3):
+        found = run_inside(tmp_path, *case, "schedule=ppll", f"gpus={gpus}")
+        assert_same_averages(found, sequential)
+
+
+def test_they_are_equal_under_back_propagation(tmp_path: Path) -> None:
+    case = [*COURSE, *RESNET, *SGD, "schedule.microbatches=2"]
+    accumulating = run_inside(tmp_path, *case, "schedule=bp")
+    for schedule in ("gpipe", "1f1b", "interleaved", "zb_h1"):
+        found = run_inside(tmp_path, *case, f"schedule={schedule}", "gpus=2")
+        assert_same_averages(found, accumulating)
+
+
+def test_replicas_have_the_same_averages(tmp_path: Path) -> None:
+    """Where a run ends too; their BatchNorms have seen different shares of the batches."""
+    found = run_inside(tmp_path, *COURSE, *RESNET, *SGD, "schedule=bp", "gpus=2", "replicas=2")
+    assert found.job.replicas == 2
+    assert len(found.test_ema) == len(found.test)
+
+
+def test_they_begin_with_the_weights_of_a_file(tmp_path: Path) -> None:
+    """After one step, as much of those is left as the rule says, and nothing of the seed's."""
+    given = tiny_model()
+    file = saved(tmp_path, given)
+    model = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2"]
+    course = ["schedule=bp", "max_steps=1", "optim.ema=0.9", f"weights={file}"]
+    found = run_inside(tmp_path, *model, *course).tensors
+    for name, weights in given.items():
+        if f"{EMA}{name}" in found:
+            expected = torch.lerp(weights, found[f"model.{name}"], 1 - 0.1)
+            torch.testing.assert_close(found[f"{EMA}{name}"], expected)
