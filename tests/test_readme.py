@@ -151,6 +151,10 @@ def test_what_a_slow_link_leaves_is_what_was_measured() -> None:
             speed = {link: median(speeds) for link, speeds in found.items()}
             assert alone == f"{speed['one machine']:.0f}"
             assert left == f"{speed['200 Mbit/s'] / speed['one machine']:.2f}"
+    links = (measured["vit"][row]["samples_per_second"]["200 Mbit/s"] for row in ("ppll", "ddp"))
+    ppll, ddp = (f"{median(speeds):.0f}" for speeds in links)
+    sentence = f"`ppll` trains {ppll} samples/s over the link, and torch's data parallelism {ddp}."
+    assert sentence in " ".join(README.split())
     models = json.loads((DOCS / "benchmarks" / "schedules.json").read_text())["models"]
     speeds = [
         f"{models[model]['samples_per_second'][row]:.0f}"
