@@ -260,6 +260,14 @@ def test_another_option_of_a_group_is_named_and_not_spelled_out(tmp_path: Path) 
     assert found == ["local=greedy", "local=deep local.modules=4"]
 
 
+def test_a_run_without_local_losses_is_not_told_by_its_local_method(tmp_path: Path) -> None:
+    make(tmp_path / "0", "bp", choices={"fba": "off"})
+    make(tmp_path / "1", "ppll", choices={"local": "dgl", "fba": "off"})
+    make(tmp_path / "2", "ppll", choices={"local": "fba", "fba": "on"})
+    found = [row.differs for row in compare([tmp_path]).rows]
+    assert found == ["", "local=dgl fba=off", "local=fba fba=on"]
+
+
 def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "gpipe", None, status="failed", error="stage 1: it broke\nat length")

@@ -13,7 +13,7 @@ def test_a_label_says_what_a_run_is_and_not_where_it_lies(tmp_path: Path) -> Non
     make(long / "04-33-10", "ppll", gpus=4, config={"replicas": 2}, choices={"local": "predsim"})
     make(long / "04-34-10", "ppll", config={"replicas": 1}, choices={"fba": "on"}, status="failed")
     assert labels(compare([tmp_path]).groups) == [
-        "bp gpus=1 local=greedy fba=None replicas=1",
+        "bp gpus=1 replicas=1",
         "ppll gpus=4 local=predsim fba=None replicas=2",
         "ppll gpus=2 local=greedy fba=on replicas=1 (failed)",
     ]

@@ -150,7 +150,8 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """For each run, the settings in which the runs differ, without those that have columns.
 
     Where they differ in the option of a group, that is named, and of the group's keys those that
-    all options have, and those in which runs with the same option differ.
+    all options have, and those in which runs with the same option differ. Local methods
+    are settings of runs with local losses alone.
     """
     flat = [_flat(run.config) for run in runs]
     chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
@@ -169,7 +170,14 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
             told = everywhere or options.get(group) in varied
             if told and each.get(key) is not None:
                 settled[key] = shown(each[key]) or "''"
-    return found
+    return [
+        settled if run.schedule in LOCAL else _without_groups(settled, ("local", "fba"))
+        for run, settled in zip(runs, found, strict=True)
+    ]
+
+
+def _without_groups(settled: Mapping[str, str], groups: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, value in settled.items() if key.partition(".")[0] not in groups}
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
