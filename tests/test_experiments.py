@@ -39,6 +39,14 @@ BALANCED = [
 ]
 AUGLOCAL = [f"auglocal_{model}_d{d}" for model, d in product(("resnet32", "resnet110"), (1, 3, 5))]
 RESNET = [*PPLL_RESNET, *COMPARED, *INFOPRO, *BALANCED]
+MANPP = [
+    f"manpp_{model}_{data}{k}"
+    for (model, k), data in product(
+        (("resnet32", "k8"), ("resnet32", "k16"), ("resnet110", "k32"), ("resnet110", "k55")),
+        ("", "stl10_", "svhn_"),
+    )
+]
+MANPP_VIT = [f"manpp_vit_{size}_k4" for size in ("tiny", "small", "base")]
 EDSR = [f"{method}edsr_div2k_x{scale}" for method, scale in product(("", "fba_"), (2, 3, 4))]
 RETINANET = [f"{method}retinanet_{d}" for method, d in product(("", "fba_"), ("voc", "coco"))]
 
@@ -67,6 +75,12 @@ STAGES = {
     "auglocal_resnet110_d1": [28, 26],
     "auglocal_resnet110_d3": [28, 24],
     "auglocal_resnet110_d5": [28, 22],
+    # The stem is a module in front of K8 and K32, and counts among the modules of K16 and K55.
+    **{
+        name: {8: [5, 4], 16: [9, 7], 32: [15, 18], 55: [28, 27]}[modules_of(name)]
+        for name in MANPP
+    },
+    **{name: [1, 1, 1, 1] for name in MANPP_VIT},
     **{name: [2, 2] if name.startswith("fba") else [1] for name in [*EDSR, *RETINANET]},
 }
 
@@ -245,7 +259,9 @@ def first(names: list[str]) -> str:
 
 def test_these_are_all() -> None:
     """Each preset is accepted by the test of its network."""
-    assert sorted(FILES) == sorted([*VIT, *RESNET, *AUGLOCAL, *EDSR, *RETINANET])
+    assert sorted(FILES) == sorted(
+        [*VIT, *RESNET, *AUGLOCAL, *MANPP, *MANPP_VIT, *EDSR, *RETINANET]
+    )
     assert STAGES.keys() == FILES.keys()
 
 
@@ -352,6 +368,47 @@ def test_auglocal(name: str) -> None:
     assert modules_of_stages(result) == STAGES[name]
 
 
+@pytest.mark.parametrize("names", alike(MANPP, "_(stl10|svhn)"), ids=first)
+def test_man_plus(names: list[str]) -> None:
+    presets = [accepted(name) for name in names]
+    for name, preset in zip(names, presets, strict=True):
+        config, choices = preset.config, preset.choices
+        named = next((data for data in ("stl10", "svhn") if data in name), "cifar10")
+        assert (choices["model"], choices["data"]) == (name.split("_")[1], named)
+        assert (choices["local"], config["local"]["momentum"]) == ("manpp", 0.995)
+        form = tuple(config["data"][k] for k in ("mean", "std", "pad", "pad_mode", "flip"))
+        assert form == FORMS[named]
+        assert preset.asked() == (400, 128 if named == "stl10" else 1024)
+        assert_optimizer(preset, {**RESNET_OPTIM, "lr": 0.1 if named == "stl10" else 0.8})
+    assert_cut_alike(presets)
+
+    name = names[0]
+    result = prepared(name)
+    found = modules(result)
+    assert found[0] == ["stem"]
+    k = modules_of(name)
+    assert len(found) == (k if k in (16, 55) else k + 1)
+    if k == 8:
+        partitions = make("model", presets[0].config["model"]).partitions
+        assert starts(result) == ["layer1.0", *partitions["K8"]]
+    if k == 32:
+        assert [len(module) for module in found] == [1, *[2] * 22, *[1] * 9, 2]  # with the head
+    assert modules_of_stages(result) == STAGES[name]
+
+
+@pytest.mark.parametrize("name", MANPP_VIT)
+def test_man_plus_of_vision_transformers(name: str) -> None:
+    preset = accepted(name)
+    size = {"tiny": 192, "small": 384, "base": 768}[name.split("_")[2]]
+    assert (preset.choices["data"], preset.choices["local"]) == ("imagenet", "manpp")
+    assert (preset.config["model"]["dim"], preset.config["model"]["heads"]) == (size, size // 64)
+    assert preset.asked() == (90, 1024)
+    assert_optimizer(preset, {"name": "adamw", "lr": 1e-3})
+    result = prepared(name)
+    assert [len(module) for module in modules(result)] == [4, 3, 3, 4]  # with the ends, 3 blocks
+    assert modules_of_stages(result) == STAGES[name]
+
+
 @pytest.mark.parametrize("names", alike(EDSR[::-1], r"_x\d"), ids=first)
 def test_super_resolution(names: list[str], tmp_path: Path) -> None:
     """All of it is the baseline's training; `fba_` adds modules, and nothing else."""
@@ -434,6 +491,8 @@ TRAINED = [
     "dgl_resnet32_k2",
     "infopro_resnet110_k2",
     "auglocal_resnet32_d5",
+    "manpp_resnet32_k8",
+    "manpp_vit_tiny_k4",
     "edsr_div2k_x2",
     "fba_edsr_div2k_x2",
     "retinanet_voc",

@@ -310,12 +310,19 @@ def test_infopros_sixteen_modules_of_resnet32_are_the_stem_and_each_residual_uni
 
 
 @pytest.mark.parametrize(
-    ("depth", "balanced"),
-    [(32, []), (110, ["K2_balanced", "K3_balanced", "K3_balanced_stl10", "K4_balanced"])],
+    ("depth", "balanced", "man"),
+    [
+        (32, [], ["man_K8", "man_K16"]),
+        (
+            110,
+            ["K2_balanced", "K3_balanced", "K3_balanced_stl10", "K4_balanced"],
+            ["man_K32", "man_K55"],
+        ),
+    ],
 )
-def test_partitions_have_names(depth: int, balanced: list[str]) -> None:
+def test_partitions_have_names(depth: int, balanced: list[str], man: list[str]) -> None:
     auglocal = [f"auglocal_d{d}" for d in range(1, 7)]
-    names = ["K2", "K4", "K8", "K16", *balanced, *auglocal]
+    names = ["K2", "K4", "K8", "K16", *balanced, *auglocal, *man]
     assert list(CifarResNet(depth=depth).partitions) == names
 
 

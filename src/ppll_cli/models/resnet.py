@@ -231,10 +231,12 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """InfoPro's and AugLocal's, for their depths: the units that start modules 2 to k.
+        """InfoPro's, AugLocal's and MAN's, for their depths: the units that start modules 2 to k.
 
         AugLocal's code (github.com/ChenxiangMA/AugLocal) makes the stem and each residual unit a
-        module, and the last d + 1 units a single one.
+        module, and the last d + 1 units a single one. MAN's (arXiv 2507.16279) makes the stem a
+        module of its own in front of InfoPro's K8 or K16, and of a K32 and a K55 of ResNet-110:
+        one residual unit a module in K55 (our reading), and groups of two or one in K32 (ours).
         """
         if self.depth not in _INFOPRO:
             return {}
@@ -247,7 +249,17 @@ class CifarResNet:
         residual = [f"layer{group}.{index}" for group in (1, 2, 3) for index in range(count)]
         known = _INFOPRO[self.depth]
         infopro = {name: [behind(*end) for end in ends] for name, ends in known.items()}
-        return infopro | {f"auglocal_d{d}": residual[:-d] for d in _AUGLOCAL_DEPTHS}
+        auglocal = {f"auglocal_d{d}": residual[:-d] for d in _AUGLOCAL_DEPTHS}
+        if self.depth == 32:
+            man = {f"man_{name}": infopro[name] for name in ("K8", "K16")}
+        else:
+            pairs = len(residual) - 32  # of units, which come first
+            man = {
+                "man_K32": residual[: 2 * pairs : 2] + residual[2 * pairs :],
+                "man_K55": residual,
+            }
+        man = {name: list(dict.fromkeys(["layer1.0", *cuts])) for name, cuts in man.items()}
+        return infopro | auglocal | man
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
