@@ -17,6 +17,7 @@ ALL: dict[Callable[..., int], list[tuple[int | str, ...]]] = {
     seeding.auxiliary_forward: list(product(SMALL, SMALL, SMALL, SMALL)),
     seeding.sample_order: list(product(SMALL, SMALL)),
     seeding.augmentation: list(product(SMALL, SMALL, SMALL)),
+    seeding.mixing: list(product(SMALL, SMALL, SMALL)),
 }
 
 
@@ -36,6 +37,7 @@ def test_no_two_draws_share_a_seed() -> None:
         (seeding.auxiliary_forward(0, 1, 2, 3), 918047572240974850),
         (seeding.sample_order(0, 1), 675545320895157851),
         (seeding.augmentation(0, 1, 2), 6080848789807476015),
+        (seeding.mixing(0, 1, 2), 3705626779466556164),
     ],
 )
 def test_seeds_are_those_of_every_earlier_version(seed: int, expected: int) -> None:

@@ -45,6 +45,11 @@ def augmentation(seed: int, epoch: int, batch: int) -> int:
     return _seed("augmentation", seed, epoch, batch)
 
 
+def mixing(seed: int, epoch: int, batch: int) -> int:
+    """For the mixing of the images of one batch."""
+    return _seed("mixing", seed, epoch, batch)
+
+
 def crop(seed: int, epoch: int, batch: int) -> int:
     """For the pieces that a batch takes out of its pictures."""
     return _seed("crop", seed, epoch, batch)

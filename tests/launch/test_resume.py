@@ -11,6 +11,7 @@ import pytest
 
 from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
 from ppll_cli.config.options import conf_dir
+from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import FREE, GROUPS, Recorded, recorded
 from tests.conftest import compose_config, own_model
@@ -148,6 +149,20 @@ def older(folder: Path) -> Config:
     return record
 
 
+def test_a_run_of_before_images_were_mixed(tmp_path: Path) -> None:
+    """It has no keys for it, and goes on without."""
+    folder = write_config(tmp_path / "run")
+    record: Config = json.loads((folder / "config.json").read_text())
+    for key in ("mixup", "cutmix"):
+        del record["data"][key]
+    (folder / "config.json").write_text(json.dumps(record))
+    config, _ = change(folder)
+    assert config["data"] == record["data"]
+    assert not make("data", config["data"]).mixed
+    with pytest.raises(ConfigError, match=r"^data\.mixup=0\.2: the run was started with no such"):
+        change(folder, "data.mixup=0.2")
+
+
 def test_a_transport_that_was_replaced(folder: Path) -> None:
     """A run with `transport=naive` goes on with queues, and keeps its own depth."""
     before = older(folder)
@@ -215,6 +230,8 @@ REFUSED = [
     ("model=resnet32", "resnet32: the run was started with vit;"),
     ("data=digits", "digits: the run was started with synthetic;"),
     ("data.val_fraction=0.5", "0.5: the run was started with 0.0;"),
+    ("data.mixup=0.2", "0.2: the run was started with 0.0;"),
+    ("data.cutmix=1", "1: the run was started with 0.0;"),
     ("optim=sgd", "sgd: the run was started with adamw;"),
     ("fba=on", "on: the run was started with off;"),
     ("experiment=dgl_resnet32_k2", "dgl_resnet32_k2: the run was started with None;"),

@@ -1,6 +1,7 @@
 """What the tests of local methods share."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
-from ppll_cli.tasks.classification import LABEL, Classification
+from ppll_cli.tasks.classification import LABEL, OTHER_LABEL, SHARE, Classification, with_mixing
 
 CLASSES = 5
 BATCH = 6
@@ -55,6 +56,23 @@ def batch_at(site: Site) -> dict[str, Tensor]:
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (image.mean, image.std))
     labels = torch.arange(BATCH) % CLASSES
     return {site.feature: feature, LABEL: labels, IMAGE: (pixels - mean) / std}
+
+
+def mixed(site: Site, values: Mapping[str, Tensor]) -> tuple[Site, dict[str, Tensor]]:
+    """The same site and batch where images are mixed; one pair is of one class."""
+    others = values[LABEL].roll(1)
+    others[2] = values[LABEL][2]
+    targets = {OTHER_LABEL: others, SHARE: torch.full((BATCH,), 0.7, dtype=torch.float64)}
+    task = with_mixing(site.task, {"data.mixup": 0.2})
+    return replace(site, task=task), {**values, **targets}
+
+
+def shares_of(values: Mapping[str, Tensor]) -> list[list[float]]:
+    """How much of each target is a class's, in plain Python."""
+    rows = []
+    for label, other in zip(values[LABEL].tolist(), values[OTHER_LABEL].tolist(), strict=True):
+        rows.append([0.7 * (label == n) + 0.3 * (other == n) for n in range(CLASSES)])
+    return rows
 
 
 def assert_trained(criterion: Criterion, values: Mapping[str, Tensor]) -> None:

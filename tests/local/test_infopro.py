@@ -23,8 +23,8 @@ from ppll_cli.local.infopro import (
 )
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
-from ppll_cli.tasks.classification import LABEL, Classification
-from tests.local.conftest import BATCH, CLASSES, assert_trained, batch_at
+from ppll_cli.tasks.classification import LABEL, Classification, class_shares
+from tests.local.conftest import BATCH, CLASSES, assert_trained, batch_at, mixed, shares_of
 from tests.other_task import OtherTask
 
 LOSSES: list[Loss] = ["softmax", "contrastive"]
@@ -195,7 +195,9 @@ def test_the_probes_loss_stands_beside_the_contrastive_one(
     loss, prediction = criterion(values)
     vectors = F.normalize(criterion.head(feature), dim=1)
     expected = site.task.loss(prediction, values)
-    expected = expected + (l2 or 1.0) * contrastive_loss(vectors, values[LABEL], 0.2)
+    expected = expected + (l2 or 1.0) * contrastive_loss(
+        vectors, class_shares(values, CLASSES), 0.2
+    )
     if criterion.decoder is not None:
         expected = expected + l1 * criterion.decoder(feature, image)
     torch.testing.assert_close(loss, expected)
@@ -271,10 +273,10 @@ def test_features_are_laid_over_the_image_corner_on_corner() -> None:
 
 
 def slow_contrastive(
-    vectors: Sequence[Sequence[float]], labels: Sequence[int], temperature: float
+    vectors: Sequence[Sequence[float]], targets: Sequence[Sequence[float]], temperature: float
 ) -> float:
     """The loss, one pair of samples after the other."""
-    losses = []
+    total_loss, counted = 0.0, 0.0
     for anchor, vector in enumerate(vectors):
         others = [n for n in range(len(vectors)) if n != anchor]
         products = {
@@ -282,20 +284,52 @@ def slow_contrastive(
             for n in others
         }
         total = sum(math.exp(product) for product in products.values())
-        alike = [n for n in others if labels[n] == labels[anchor]]
-        if alike:
-            logs = [math.log(math.exp(products[n]) / total) for n in alike]
-            losses.append(-statistics.fmean(logs))
-    return statistics.fmean(losses)
+        alike = {
+            n: sum(a * b for a, b in zip(targets[n], targets[anchor], strict=True)) for n in others
+        }
+        logs = {n: math.log(math.exp(products[n]) / total) for n in others}
+        wanted = sum(alike.values())
+        total_loss -= sum(alike[n] * logs[n] for n in others) / max(1, wanted)
+        counted += min(1, wanted)
+    return total_loss / max(1, counted)
+
+
+def one_hot(labels: Sequence[int]) -> Tensor:
+    return F.one_hot(torch.tensor(labels), CLASSES).float()
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0], [0, 1, 2, 3, 4, 1], [3, 3]])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_contrastive_loss(labels: list[int], temperature: float) -> None:
     vectors = F.normalize(torch.randn(len(labels), 4), dim=1)
-    loss = contrastive_loss(vectors, torch.tensor(labels), temperature)
-    expected = slow_contrastive(vectors.double().tolist(), labels, temperature)
+    loss = contrastive_loss(vectors, one_hot(labels), temperature)
+    expected = slow_contrastive(vectors.double().tolist(), one_hot(labels).tolist(), temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 7, 5), (7, 8)])
+def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
+    torch.manual_seed(0)
+    site, values = mixed(site, batch_at(site))
+    method = InfoPro(loss="contrastive", weights=[0, 2, 0, 2], temperature=0.2)
+    criterion = built(method, site)
+    assert {*criterion.reads} == {site.feature, *site.task.targets}
+    loss, prediction = criterion(values)
+    vectors = F.normalize(criterion.head(values[site.feature]), dim=1)
+    expected = site.task.loss(prediction, values).item()
+    expected += 2 * slow_contrastive(vectors.double().tolist(), shares_of(values), 0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_partner_with_a_tiny_share_changes_next_to_nothing() -> None:
+    """Where no two images have more in common than that, there is next to nothing to learn."""
+    vectors = F.normalize(torch.randn(4, 5), dim=1).requires_grad_()
+    for share in (1e-6, 1e-20, 1e-38, 1e-44, 1e-60):
+        shares = torch.eye(4) + share * torch.eye(4).roll(1, 1)
+        loss = contrastive_loss(vectors, shares, 0.07)
+        (found,) = torch.autograd.grad(loss, vectors)
+        assert 0 <= loss.item() <= 1e3 * share + 1e-40
+        assert found.abs().max().item() <= 1e3 * share + 1e-40
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
@@ -303,7 +337,7 @@ def test_contrastive_loss(labels: list[int], temperature: float) -> None:
 def test_a_batch_in_which_no_two_are_alike_has_no_contrastive_loss(labels: list[int]) -> None:
     vectors = F.normalize(torch.randn(len(labels), 4), dim=1).requires_grad_()
     with torch.autograd.detect_anomaly():
-        loss = contrastive_loss(vectors, torch.tensor(labels), 0.07)
+        loss = contrastive_loss(vectors, one_hot(labels), 0.07)
         loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert vectors.grad is not None
@@ -312,7 +346,7 @@ def test_a_batch_in_which_no_two_are_alike_has_no_contrastive_loss(labels: list[
 
 def test_a_low_temperature_does_not_overflow() -> None:
     vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    loss = contrastive_loss(vectors, torch.tensor([0, 1, 0]), 1e-4)
+    loss = contrastive_loss(vectors, one_hot([0, 1, 0]), 1e-4)
     assert loss.item() == pytest.approx((2 / 1e-4 + math.log(2)) / 2, rel=1e-4)
 
 
@@ -349,7 +383,7 @@ def test_losses_are_computed_in_float32_under_autocast(site: Site, loss: Loss) -
     else:
         vectors = F.normalize(head.double(), dim=1).tolist()
         expected += F.cross_entropy(prediction.double(), values[LABEL]).item()
-        expected += 3 * slow_contrastive(vectors, values[LABEL].tolist(), 0.07)
+        expected += 3 * slow_contrastive(vectors, one_hot(values[LABEL].tolist()).tolist(), 0.07)
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 

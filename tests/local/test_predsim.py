@@ -13,7 +13,7 @@ from ppll_cli.leaves.values import empty
 from ppll_cli.local.method import Criterion, Site
 from ppll_cli.local.predsim import PredSim, PredSimCriterion, pool_kernel, similarities, summary
 from ppll_cli.tasks.classification import LABEL
-from tests.local.conftest import CLASSES, assert_trained, batch_at
+from tests.local.conftest import CLASSES, assert_trained, batch_at, mixed, shares_of
 from tests.other_task import OtherTask
 
 
@@ -45,14 +45,19 @@ def rows_alike(rows: list[list[float]]) -> list[list[float]]:
 
 def similarity_loss(maps: Tensor, labels: Tensor) -> float:
     """The loss of a batch of maps of eight channels, in plain Python."""
+    one_hot = [[float(label == n) for n in range(CLASSES)] for label in labels.tolist()]
+    return likeness_loss(maps, one_hot)
+
+
+def likeness_loss(maps: Tensor, targets: list[list[float]]) -> float:
+    """The same, given how much of each target is a class's."""
     rows = []
     for channels in maps.double().flatten(2).tolist():
         if len(channels[0]) > 1:
             rows.append([statistics.stdev(channel) for channel in channels])
         else:
             rows.append([channel[0] for channel in channels])
-    one_hot = [[float(label == n) for n in range(CLASSES)] for label in labels.tolist()]
-    pairs = zip(rows_alike(rows), rows_alike(one_hot), strict=True)
+    pairs = zip(rows_alike(rows), rows_alike(targets), strict=True)
     return statistics.fmean((found - wanted) ** 2 for (found,), (wanted,) in pairs)
 
 
@@ -67,6 +72,19 @@ def test_the_loss_is_the_weighted_sum(
     expected = prediction_weight * site.task.loss(prediction, values).item()
     compared = criterion.compared(values[site.feature])
     expected += similarity * similarity_loss(compared, values[LABEL])
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 7, 5), (7, 8)])
+def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
+    site, values = mixed(site, batch_at(site))
+    criterion = PredSim(similarity=0.75).criterion(site)
+    assert isinstance(criterion, PredSimCriterion)
+    assert {*criterion.reads} == {site.feature, *site.task.targets}
+    loss, prediction = criterion(values)
+    compared = criterion.compared(values[site.feature])
+    expected = 0.25 * site.task.loss(prediction, values).item()
+    expected += 0.75 * likeness_loss(compared, shares_of(values))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 

@@ -10,12 +10,16 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.classification import (
     LABEL,
+    OTHER_LABEL,
+    SHARE,
     Classification,
     ClassifierHead,
     FusedHead,
     Pool,
+    class_shares,
     classes_of,
     pooled_width,
+    with_mixing,
     with_smoothing,
 )
 from tests.other_task import OtherTask
@@ -23,6 +27,8 @@ from tests.other_task import OtherTask
 TASK = Classification(3)
 LOGITS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, -1.0], [5.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
 LABELS = torch.tensor([2, 0, 1, 1])
+OTHERS = torch.tensor([0, 0, 2, 1])
+MIXED = {LABEL: LABELS, OTHER_LABEL: OTHERS, SHARE: torch.full((4,), 0.7, dtype=torch.float64)}
 
 
 def test_loss_is_the_mean_cross_entropy() -> None:
@@ -47,6 +53,58 @@ def test_smoothed_labels_are_learnt_but_not_measured() -> None:
         measured = task.loss(LOGITS, {LABEL: LABELS})
     assert torch.equal(measured, TASK.loss(LOGITS, {LABEL: LABELS}))
     assert with_smoothing(TASK, 0.0) is TASK
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_of_a_mixed_image_both_labels_are_learnt(smoothing: float) -> None:
+    """As much of each as the image has of it; then all is smoothed."""
+    task = with_smoothing(with_mixing(TASK, {"data.mixup": 0.2}), smoothing)
+    logs = LOGITS.double().log_softmax(1)
+    expected = 0.0
+    for row, (label, other) in enumerate(zip(LABELS.tolist(), OTHERS.tolist(), strict=True)):
+        target = [smoothing / 3] * 3
+        target[label] += (1 - smoothing) * 0.7
+        target[other] += (1 - smoothing) * 0.3
+        expected -= sum(part * logs[row, n].item() for n, part in enumerate(target)) / 4
+    assert task.loss(LOGITS, MIXED).item() == pytest.approx(expected, rel=1e-6)
+    with torch.no_grad():
+        measured = task.loss(LOGITS, MIXED)
+    assert torch.equal(measured, TASK.loss(LOGITS, {LABEL: LABELS}))
+
+
+def test_of_a_mixed_image_the_larger_share_is_measured() -> None:
+    task = with_mixing(TASK, {"data.cutmix": 1.0})
+    assert task.measure(LOGITS, MIXED, training=True).tolist() == [[3, 4]]
+
+
+def test_shares_of_classes() -> None:
+    found = class_shares(MIXED, 3)
+    expected = [[0.3, 0, 0.7], [1, 0, 0], [0, 0.7, 0.3], [0, 1, 0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    one_hot = class_shares({LABEL: LABELS}, 3)
+    assert one_hot.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    whole = class_shares({**MIXED, SHARE: torch.ones(4, dtype=torch.float64)}, 3)
+    assert torch.equal(whole, one_hot)
+    assert found.dtype == one_hot.dtype == torch.float32
+
+
+def test_images_are_mixed_where_there_are_labels() -> None:
+    other = OtherTask()
+    assert with_mixing(other, {}) is other
+    assert with_mixing(TASK, {}) is TASK
+    with pytest.raises(ConfigError, match=r"^data\.mixup=0\.1: is for classification; choose a "):
+        with_mixing(other, {"data.mixup": 0.1, "data.cutmix": 1.0})
+
+
+def test_what_a_mixed_batch_carries() -> None:
+    """The share as float64, which no network link makes a number of fewer bits of."""
+    integer = ValueSpec((), torch.int64)
+    targets = with_mixing(TASK, {"data.mixup": 0.1}).targets
+    assert targets == {
+        "label": integer,
+        "label.other": integer,
+        "label.share": ValueSpec((), torch.float64),
+    }
 
 
 def test_labels_are_smoothed_where_there_are_labels() -> None:

@@ -45,6 +45,7 @@ def test_pictures_from_loaders_and_from_the_cache_train_the_same(
         folder.mkdir(parents=True, exist_ok=True)
         picture(number % 5, 20 + number, 30).save(folder / f"{number}.jpg")
     data = ["data=imagefolder", f"data.root={root}", "data.size=8", "data.pad=2", *CHANGED[:1]]
+    data += ["data.mixup=0.3", "data.cutmix=1.0"]
     found = [
         run_inside(tmp_path / str(loaders), *MODEL, *data, f"data.loaders={loaders}")
         for loaders in (0, 1)

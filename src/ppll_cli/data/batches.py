@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.augment import Augmentation, normalise, per_channel
+from ppll_cli.data.mixing import Mixing
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
@@ -92,6 +93,7 @@ class Form:
         mean: Mean of the pixels in [0, 1], one value or one a channel.
         std: Standard deviation of the pixels in [0, 1], in the same form.
         augmentation: What is done to the images of a training batch.
+        mixing: How these are mixed, after that and normalised.
         drop_last: Whether a shorter last batch is left out.
         batch_size: Samples of a training batch.
         seed: The run's.
@@ -101,6 +103,7 @@ class Form:
     mean: Sequence[float]
     std: Sequence[float]
     augmentation: Augmentation
+    mixing: Mixing
     drop_last: bool
     batch_size: int
     seed: int
@@ -138,29 +141,35 @@ class ImageBatches(ABC):
         """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """One training batch, augmented.
+        """One training batch, augmented and mixed.
 
         The last of an epoch is shorter where the samples do not divide, unless that is dropped.
 
         Returns:
             Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
+            Where batches are mixed, the other labels and the shares as well.
         """
         assert 0 <= batch < self.steps_per_epoch
-        generator = generator_of(seeding.augmentation(self.form.seed, epoch, batch))
+        seed, mixing = self.form.seed, self.form.mixing
+        generator = generator_of(seeding.augmentation(seed, epoch, batch))
         with self.training_images(epoch, batch) as (images, labels):
-            return self._named(self.form.augmentation(images, generator), labels)
+            named = self._named(self.form.augmentation(images, generator), labels)
+        if not mixing.on:
+            return named
+        return mixing.mixed(named, generator_of(seeding.mixing(seed, epoch, batch)))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
         """Batch number `batch` of at most `size` samples, in order and as they are.
 
         Returns:
-            Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
+            The tensors of a training batch, by the same names; no image is mixed.
         """
         assert 0 <= batch < self.evaluation_batches(split, size)
         first = batch * size
         last = min(first + size, self.samples[split])
         with self.evaluation_images(split, first, last) as (images, labels):
-            return self._named(images, labels)
+            named = self._named(images, labels)
+        return self.form.mixing.unmixed(named) if self.form.mixing.on else named
 
     def evaluation_batches(self, split: str, size: int) -> int:
         """How many batches of at most `size` samples a split has."""

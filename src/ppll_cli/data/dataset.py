@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +35,7 @@ PARTS: tuple[Part, ...] = ("train", "test")
 
 PAD_MODES = ("zeros", "reflect")
 AUGMENTATIONS = ("basic", "randaugment", "none")
+MIXED_BY = ("mixup", "cutmix")
 _LONGEST_STEM = 50  # characters of up to 4 bytes; file systems allow 255 bytes a name
 _HOLD_OUT_SEED = 20240607  # any number, but never another: it decides which samples are `val`
 
@@ -133,6 +134,8 @@ class Classified(Files, ABC):
         flip: Half of the training images are mirrored from left to right.
         augment: `basic`: random crop and flip, by `pad` and `flip`; `randaugment`: these, then
             RandAugment; `none`: training images stay as they are.
+        mixup: Alpha of Mixup, which mixes the images of a training batch in pairs; 0 is off.
+        cutmix: Alpha of CutMix, which does so by boxes; 0 is off.
     """
 
     mean: list[float]
@@ -140,8 +143,10 @@ class Classified(Files, ABC):
     pad: int
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
-    # It has a default, so that runs from before this key can be resumed.
+    # Runs from before these keys can be resumed, so they have defaults.
     augment: Literal["basic", "randaugment", "none"] = "basic"
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @property
     @abstractmethod
@@ -170,6 +175,16 @@ class Classified(Files, ABC):
                     f"data.{key}", value, "is unknown", f"choose {' or '.join(known)}"
                 )
         check_normalisation(self.mean, self.std, self.channel_count)
+        for key in MIXED_BY:
+            if not 0 <= (alpha := getattr(self, key)) < inf:
+                problem = "must be finite and not negative"
+                raise ConfigError(f"data.{key}", alpha, problem, "give 0 for none of it")
+
+    @property
+    def mixed(self) -> dict[str, float]:
+        """The keys that have training images mixed in pairs, with their values."""
+        values = {f"data.{key}": getattr(self, key) for key in MIXED_BY}
+        return {key: alpha for key, alpha in values.items() if alpha}
 
     @property
     def task(self) -> "Classification":
@@ -198,11 +213,13 @@ class Classified(Files, ABC):
         """How a run's batches are made of images, wherever these come from."""
         from ppll_cli.data.augment import Augmentation
         from ppll_cli.data.batches import Form
+        from ppll_cli.data.mixing import Mixing
 
         return Form(
             mean=self.mean,
             std=self.std,
             augmentation=Augmentation(self.augment, self.pad, self.pad_mode, self.flip),
+            mixing=Mixing(self.mixup, self.cutmix),
             drop_last=self.drop_last,
             batch_size=batch_size,
             seed=seed,

@@ -82,6 +82,10 @@ class Dataset(Protocol):
     and writes pictures of what the model makes of the test set into a folder that is not there yet.
     `predict` takes images and returns the model's prediction.
 
+    It may have `mixed`, the keys by which its training images are mixed in pairs, with their values
+    (see `ppll_cli.data.mixing`): the targets of its batches are then those of a mixed
+    `ppll_cli.tasks.classification.Classification`.
+
     And it may have a method `identity(splits)`, which says what identifies its data wherever the
     files are (see `ppll_cli.data.identity`): a run is then not resumed on others. Without it
     nothing is compared.

@@ -15,7 +15,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, drawn_by_he, gram, map_shape
 from ppll_cli.models.unit import IMAGE, ImageSpec, check_depth, check_size
-from ppll_cli.tasks.classification import LABEL, Pool, classes_of
+from ppll_cli.tasks.classification import Pool, class_shares, classes_of
 
 Loss = Literal["softmax", "contrastive"]
 
@@ -47,7 +47,8 @@ class InfoPro(LocalMethod):
 
     Args:
         loss: Of the classification. Contrastive learning predicts nothing: a Linear `Probe` on its
-            vectors, trained by cross-entropy beside it, gives the module's accuracy (ours).
+            vectors, trained by cross-entropy beside it, gives the module's accuracy (ours). Mixed
+            images are alike as far as their classes' shares are (ours).
         weights: l1 and l2 at the first auxiliary network, then at the last; null is what `WEIGHTS`
             has for the number of modules, or for the nearest, of two the smaller (ours).
         width: A convolution doubles the channels, with stride 2, up to this many. Features that
@@ -100,7 +101,7 @@ class InfoPro(LocalMethod):
             return InfoProCriterion(self._head(channels, classes), decoder, site, weights)
         probe = Probe(nn.Linear(self.hidden, classes))
         head = self._head(channels, self.hidden)
-        return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature)
+        return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature, classes)
 
     def weights_at(self, site: Site) -> tuple[float, float]:
         """l1 and l2 of a module."""
@@ -226,6 +227,7 @@ class ContrastiveCriterion(InfoProCriterion):
         weights: l1 and l2.
         probe: From vectors to logits.
         temperature: Of the contrastive loss.
+        classes: How many there are.
     """
 
     def __init__(
@@ -236,20 +238,21 @@ class ContrastiveCriterion(InfoProCriterion):
         weights: tuple[float, float],
         probe: Probe,
         temperature: float,
+        classes: int,
     ) -> None:
         super().__init__(head, decoder, site, weights)
-        self.probe, self.temperature = probe, temperature
+        self.probe, self.temperature, self.classes = probe, temperature, classes
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The contrastive loss, weighted, with the probe's; and the probe's logits."""
         (feature,) = self.features
         vectors = F.normalize(self.head(values[feature]).float(), dim=1)
         prediction = self.probe(vectors)
-        loss = contrastive_loss(vectors, values[LABEL], self.temperature)
+        loss = contrastive_loss(vectors, class_shares(values, self.classes), self.temperature)
         return self.weights[1] * loss + self.task.loss(prediction, values), prediction
 
 
-def contrastive_loss(vectors: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Tensor:
     """The supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, L_out).
 
     Each sample is to find those of its own class among all others: the mean over these of
@@ -257,17 +260,22 @@ def contrastive_loss(vectors: Tensor, labels: Tensor, temperature: float) -> Ten
     another of its class is left out of the mean over samples (InfoPro's code counts it as 0); where
     that leaves none, the loss is 0.
 
+    Mixed images are alike by the product of the rows of their classes' shares, which is 1 or 0 for
+    images that are not mixed. That is the weight of the other one in a sample's mean; and where
+    these weights add up to less than 1, the sample counts by their sum in the mean over samples
+    (ours).
+
     Args:
         vectors: [B, D], of length 1.
-        labels: int64 [B].
+        shares: How much of each target is a class's, [B, classes].
         temperature: Above 0.
     """
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    alike = (labels[:, None] == labels) & ~itself
+    itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
+    alike = gram(shares).masked_fill(itself, 0)
     products = gram(vectors) / temperature
     # Minus infinity would do as well, but for a single sample, whose softmax would be NaN.
     others = products.masked_fill(itself, torch.finfo(products.dtype).min)
-    found = torch.where(alike, F.log_softmax(others, dim=1), 0).sum(dim=1)
+    found = torch.where(alike > 0, alike * F.log_softmax(others, dim=1), 0).sum(dim=1)
     wanted = alike.sum(dim=1)
     losses = -found / wanted.clamp(min=1)
-    return losses.sum() / (wanted > 0).sum().clamp(min=1)
+    return losses.sum() / wanted.clamp(max=1).sum().clamp(min=1)

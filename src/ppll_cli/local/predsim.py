@@ -5,7 +5,6 @@ Legend: B batch, C channels, H height, W width of a map.
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
 from ppll_cli.models.unit import check_size
-from ppll_cli.tasks.classification import LABEL, classes_of
+from ppll_cli.tasks.classification import class_shares, classes_of
 
 
 class PredSim(LocalMethod):
@@ -21,7 +20,8 @@ class PredSim(LocalMethod):
 
     Prediction: pool, Linear, cross-entropy. Similarity: a 3x3 convolution, and the mean squared
     difference between how alike the batch's samples are behind it and how alike their labels are
-    (`similarities`). The loss is (1 - similarity) * the first + similarity * the second.
+    (`similarities`). The loss is (1 - similarity) * the first + similarity * the second. The label
+    of a mixed image is the row of its classes' shares (ours).
 
     Details are those of the paper's code (github.com/anokland/local-loss), but for the Linear's
     initial weights, which are zero there and torch's here, and the pooling of odd sizes.
@@ -82,9 +82,7 @@ class PredSimCriterion(Criterion):
         loss, prediction = super().forward(values)
         (feature,) = self.features
         found = similarities(summary(self.compared(values[feature])))
-        labels = values[LABEL]
-        one_hot = labels[:, None] == torch.arange(self.classes, device=labels.device)
-        wanted = similarities(one_hot)
+        wanted = similarities(class_shares(values, self.classes))
         prediction_weight, similarity_weight = self.weights
         return prediction_weight * loss + similarity_weight * F.mse_loss(found, wanted), prediction
 

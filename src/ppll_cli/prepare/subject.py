@@ -20,7 +20,7 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
-from ppll_cli.tasks.classification import with_smoothing
+from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
 
 DATA_SET = (
@@ -213,7 +213,8 @@ def examine(settings: Settings) -> Subject:
     """
     loaded = load_data(settings.data)
     image, form = loaded.image, loaded.form
-    task = with_smoothing(loaded.task, settings.optim.label_smoothing)
+    task = with_mixing(loaded.task, getattr(loaded.dataset, "mixed", {}))
+    task = with_smoothing(task, settings.optim.label_smoothing)
     model, units = make_units(settings.model, image, task)
     key, path = as_typed("model", settings.model.get("_target_"))
 

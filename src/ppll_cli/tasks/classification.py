@@ -1,7 +1,7 @@
-"""Classification: one label for each image."""
+"""Classification: one label for each image, or two with a share each where images are mixed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,37 @@ from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
 LABEL = "label"
 """The name under which a batch carries its labels, int64 [B]."""
+
+OTHER_LABEL = "label.other"
+"""Where images are mixed in pairs, the label with the smaller share; `LABEL` has the larger one."""
+
+SHARE = "label.share"
+"""Where images are mixed in pairs, the larger share, from 0.5 to 1. It is float64, which
+`transport.wire_dtype` leaves as it is: every stage has to learn the same target."""
+
+TARGETS = {LABEL: ValueSpec((), torch.int64)}
+MIXED_TARGETS = {
+    **TARGETS,
+    OTHER_LABEL: ValueSpec((), torch.int64),
+    SHARE: ValueSpec((), torch.float64),
+}
+
+
+def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
+    """How much of each target is a class's: rows that add up to 1, float32 [B, classes].
+
+    A row is one-hot where images are not mixed. Labels are not smoothed.
+
+    Args:
+        values: The targets of a batch, by name.
+        classes: How many there are.
+    """
+    numbers = torch.arange(classes, device=values[LABEL].device)
+    rows = (values[LABEL][:, None] == numbers).float()
+    if SHARE not in values:
+        return rows
+    others, share = values[OTHER_LABEL][:, None] == numbers, values[SHARE].float()[:, None]
+    return share * rows + (1 - share) * others
 
 
 class Pool(nn.Module):
@@ -112,26 +143,36 @@ class Classification:
     Attributes:
         classes: Number of classes; labels are 0 to classes - 1.
         label_smoothing: Part of each target that is shared evenly among all classes, in training.
+        mixed: Whether images are mixed in pairs, in training: each then has two labels.
     """
 
     classes: int
     metric: str = "accuracy"
-    targets: Mapping[str, ValueSpec] = field(
-        default_factory=lambda: {LABEL: ValueSpec((), torch.int64)}
-    )
     label_smoothing: float = 0.0
+    mixed: bool = False
+
+    @property
+    def targets(self) -> Mapping[str, ValueSpec]:
+        """What a batch carries beside its images, by name."""
+        return MIXED_TARGETS if self.mixed else TARGETS
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy, computed in float32 also under autocast.
 
-        Labels are smoothed where gradients are computed. So losses of evaluation can be compared
-        between runs that smooth and runs that do not.
+        Where gradients are computed, targets are the labels' shares, and smoothed. Elsewhere they
+        are the labels, so that losses of evaluation can be compared between all runs.
         """
-        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
-        return F.cross_entropy(prediction.float(), values[LABEL], label_smoothing=smoothing)
+        learning = torch.is_grad_enabled()
+        smoothing = self.label_smoothing if learning else 0.0
+        mixed = learning and self.mixed
+        targets = class_shares(values, self.classes) if mixed else values[LABEL]
+        return F.cross_entropy(prediction.float(), targets, label_smoothing=smoothing)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """[correct predictions, samples], [1, 2]."""
+        """[correct predictions, samples], [1, 2].
+
+        Of a mixed image the label with the larger share is the correct one.
+        """
         labels = values[LABEL]
         correct = (prediction.argmax(dim=1) == labels).sum().double()
         return torch.stack((correct, torch.full_like(correct, len(labels))))[None]
@@ -191,6 +232,24 @@ def with_smoothing(task: Task, amount: float) -> Task:
     key, data = "optim.label_smoothing", "with class labels, or give 0"
     labelled = only_for(Classification, task, key, str(amount), "classification", data)
     return replace(labelled, label_smoothing=amount)
+
+
+def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
+    """The task for batches whose images are mixed in pairs.
+
+    Args:
+        task: That of the data set.
+        mixed: The keys of the data set that have images mixed, with their values; none: no key.
+
+    Raises:
+        ConfigError: The task has no labels that could be mixed.
+    """
+    if not mixed:
+        return task
+    key, value = next(iter(mixed.items()))
+    data = "with class labels, or give 0"
+    labelled = only_for(Classification, task, key, str(value), "classification", data)
+    return replace(labelled, mixed=True)
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:
