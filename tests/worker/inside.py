@@ -30,6 +30,9 @@ from tests.conftest import assert_same, compose_config
 LIMIT_S = 120.0
 """After so long a wait the test fails."""
 
+UNEQUAL = {"seconds", "stage"}
+"""Fields of a report that depend on time, or on how modules are grouped into stages."""
+
 
 class Turns(Condition):
     """Whoever holds it computes; a wait hands it on."""
@@ -112,12 +115,14 @@ class Outcome:
     Attributes:
         tensors: Everything that a checkpoint would hold.
         test: Loss and scores of each evaluation on the test set, by step and module.
+        train: What each report of training says, by step and module, without its time.
         job: What ran.
         sent: How many bytes went through each channel.
     """
 
     tensors: dict[str, Tensor]
     test: dict[tuple[int, int], tuple[float, dict[str, float]]]
+    train: dict[tuple[int, int], dict[str, Any]]
     job: Job
     sent: dict[Channel, int]
 
@@ -175,6 +180,11 @@ def execute(job: Job) -> Outcome:
             (each["step"], each["module"]): (each["loss"], each["scores"])
             for each in told
             if each["kind"] == "metrics" and each["split"] == "test"
+        },
+        {
+            (each["step"], each["module"]): {k: each[k] for k in each.keys() - UNEQUAL}
+            for each in told
+            if each["kind"] == "metrics" and each["split"] == "train"
         },
         job,
         network.bytes_sent(),
