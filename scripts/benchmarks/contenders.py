@@ -16,8 +16,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable
-from ppll_cli.worker.worker import REPORT_EVERY
-from scripts.benchmarks.paced import Workers, pipeline
+from scripts.benchmarks.paced import EPOCH, Workers, pipeline
 from scripts.benchmarks.ranks import MakeTrainer, Ranks
 from scripts.benchmarks.torch_trainers import (
     DataParallelTrainer,
@@ -31,8 +30,9 @@ from scripts.benchmarks.unlinked import InTurn, unlinked
 BATCH_SIZE = 64
 COMMON = [
     "data=synthetic",
-    f"data.train_samples={REPORT_EVERY * BATCH_SIZE}",
+    f"data.train_samples={EPOCH * BATCH_SIZE}",
     "data.test_samples=1",
+    f"log_every={EPOCH}",
 ]
 COMMON += [f"batch_size={BATCH_SIZE}", "threads=1", "oversubscribe=true", "seed=0"]
 COMMON += ["optim.schedule=constant", "optim.warmup_epochs=0", "epochs=1000"]

@@ -36,7 +36,7 @@ from ppll_cli.pipeline.instructions import End
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
-from ppll_cli.worker.worker import REPORT_EVERY, Worker
+from ppll_cli.worker.worker import Worker
 from scripts.benchmarks.contenders import compose_settings
 from scripts.benchmarks.runs import machine
 from scripts.benchmarks.unlinked import NoSender, random_values
@@ -46,8 +46,8 @@ STAGE, STAGES, BATCH_SIZE = 1, 3, 4
 CHUNK = STAGE
 """The chunk of the stage: there is one on each."""
 
-BLOCK = REPORT_EVERY
-"""Steps of a block: each has one report of metrics in it."""
+BLOCK = 50
+"""Steps of a block, which is an epoch."""
 
 OVERRIDES = ["model=vit", "model.dim=16", "model.heads=1", "model.depth=12", "data=synthetic"]
 OVERRIDES += ["data.size=8", f"data.train_samples={BLOCK * BATCH_SIZE}", "data.test_samples=1"]

@@ -21,11 +21,13 @@ from ppll_cli.job.job import Job
 from ppll_cli.launch.launcher import Ending, Report, launch
 from ppll_cli.pipeline.instructions import End, Evaluate
 from ppll_cli.transport.channel import Transport
-from ppll_cli.worker.worker import REPORT_EVERY
 from scripts.benchmarks.runs import RunFailedError
 
 LIMIT_S = 60.0
 """How long anything may take that is waited for."""
+
+EPOCH = 50
+"""Steps of an epoch, and of `log_every`: workers report by themselves at its end alone."""
 
 WARM_UP = (3, 3)
 """Steps before anything is measured: until memory is reused, and to see how long a step takes."""
@@ -65,8 +67,8 @@ class PacedCourse(Course):
 
 def paced(job: Job) -> tuple[Job, Connection]:
     """The job with a paced course, and where its orders are to be sent."""
-    # Else a worker would report at the end of an epoch, and not wait for a mark behind it.
-    assert job.course.steps_per_epoch % REPORT_EVERY == 0
+    # Else a worker would report by itself, and not wait for a mark.
+    assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
     # By field: `vars` would hold cached properties too.
     course = {field.name: getattr(job.course, field.name) for field in fields(job.course)}
@@ -94,7 +96,7 @@ class Line:
         lengths, ends = [], []
         for batches in spans:
             # After such a step a worker reports by itself, and not when the mark comes.
-            length = batches + ((self.steps + batches) % REPORT_EVERY == 0)
+            length = batches + ((self.steps + batches) % EPOCH == 0)
             self.steps += length
             lengths.append(length)
             ends.append(self.steps)

@@ -482,6 +482,8 @@ VALUES = [
         "batch_size=4",
         "use data.drop_last=true, another batch_size or fewer",
     ),
+    row("log_every-0", ["log_every=0"], "log_every=0", "greater than or equal to 1"),
+    row("log_every-half", ["log_every=0.5"], "log_every=0.5", "valid integer"),
     row("lr-negative", ["optim.lr=-1"], "optim.lr=-1", "greater than 0"),
     row("lr-0", ["optim.lr=0"], "optim.lr=0", "greater than 0"),
     row("lr-nan", ["optim.lr=nan"], "optim.lr=nan", "finite number"),

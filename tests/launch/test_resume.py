@@ -11,6 +11,7 @@ import pytest
 
 from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
 from ppll_cli.config.options import conf_dir
+from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import FREE, GROUPS, Recorded, recorded
@@ -104,6 +105,7 @@ def test_what_is_as_it_was_is_no_change(
         (["name=mine", "tags=[a,b]"], {"name": "mine", "tags": ["a", "b"]}),
         (["max_steps=9", "seed=0"], {"max_steps": 9}),
         (["max_minutes=55"], {"max_minutes": 55}),
+        (["log_every=1", "log_grad_norm=true"], {"log_every": 1, "log_grad_norm": True}),
         (["device=cpu", "oversubscribe=true"], {"device": "cpu", "oversubscribe": True}),
         (["eval_every=1", "progress_limit=5"], {"eval_every": 1, "progress_limit": 5}),
         (["checkpoint.every=3"], {"checkpoint.every": 3}),
@@ -177,6 +179,16 @@ def test_a_transport_that_was_replaced(folder: Path) -> None:
     config, choices = change(folder, "transport=ring")
     assert config["transport"]["_target_"] == "ppll_cli.transport.ring.RingTransport"
     assert choices["transport"] == "ring"
+
+
+def test_a_run_of_before_a_key_existed_has_its_default(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    for key in ("log_every", "log_grad_norm"):
+        del record[key]
+    (folder / "config.json").write_text(json.dumps(record))
+    settings = parse(change(folder)[0])
+    assert (settings.log_every, settings.log_grad_norm) == (10, False)
+    assert parse(change(folder, "log_every=3")[0]).log_every == 3
 
 
 def test_every_name_that_moved_leads_to_one_of_today() -> None:

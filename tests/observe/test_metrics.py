@@ -60,6 +60,13 @@ def test_a_line(metrics: Metrics) -> None:
     assert written(metrics) == [line]  # at once, not when the file is closed
 
 
+def test_a_line_of_training_tells_of_its_last_step(metrics: Metrics) -> None:
+    line = metrics.add(report(2, "train", last_step={"lr": 0.1, "grad_norm": inf}))
+    assert (line["lr"], line["grad_norm"]) == (0.1, None)
+    assert written(metrics) == [line]
+    assert metrics.result("train") == {"loss": 2.0, "accuracy": 0.4}
+
+
 def test_seconds_of_training_go_on_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +205,32 @@ def test_the_loss_of_half_an_epoch_is_kept(tmp_path: Path) -> None:
         metrics.add(report(2, "train", epoch=2, step=20, loss=1.0, samples=2))
     assert metrics.train_loss == 21.0 / 12
     assert [line["step"] for line in written(metrics)] == [9, 12, 20]
+
+
+def test_an_incomplete_line_is_forgotten_when_its_steps_come_again(tmp_path: Path) -> None:
+    """The run stopped after step 13, between lines; until it goes on, they count."""
+    with Metrics(tmp_path / "m", Classification(3), MODULES) as before:
+        before.add(report(0, "train", epoch=2, step=10))
+        before.add(report(2, "train", epoch=2, step=10))
+        before.add(report(0, "train", epoch=2, step=13, complete=False))
+        before.add(report(2, "train", epoch=2, step=13, loss=4.0, samples=2, complete=False))
+        before.add(report(2, "test", epoch=2, step=13))
+        assert before.train_loss == 24.0 / 12
+        state = before.state()
+    metrics = again(before)
+    metrics.go_back(13, state, evaluated=True, incomplete=True)
+    kept = [(line["step"], line["split"]) for line in written(metrics)]
+    assert kept == [(10, "train"), (10, "train"), (13, "test")]
+    assert metrics.train_loss == 2.0
+    with metrics:
+        metrics.add(report(2, "train", epoch=2, step=20, loss=7.0, samples=5))
+    assert metrics.train_loss == 27.0 / 15
+
+
+def test_an_incomplete_line_may_begin_an_epoch(metrics: Metrics) -> None:
+    metrics.add(report(2, "train", epoch=1, loss=50.0))
+    metrics.add(report(2, "train", epoch=2, step=41, loss=3.0, samples=1, complete=False))
+    assert metrics.train_loss == 3.0
 
 
 def test_an_evaluation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_run_is_recorded(tmp_path: Path, elsewhere: bool) -> None:
     folder = tmp_path / "mine" if elsewhere else None
     guarded = guard(folder)
     guarded.start(tracked(tmp_path))
-    guarded.metrics(line(3, samples_per_second=100.0))
+    guarded.metrics(line(3, samples_per_second=100.0, lr=0.5, grad_norm=2.5))
     guarded.metrics(line(3, module=0, split="test", loss=None))
     guarded.stages(4, STAGES, 2.5)
     guarded.end(SUMMARY)
@@ -58,6 +58,8 @@ def test_a_run_is_recorded(tmp_path: Path, elsewhere: bool) -> None:
     assert "module_0/test/loss" not in keys
     (loss,) = events.Scalars("train/loss")
     (memory,) = events.Scalars("stage_0/memory_bytes")
+    for key, value in (("train/lr", 0.5), ("train/grad_norm", 2.5)):
+        assert scalars(folder or tmp_path / "tensorboard", key) == [(3, value)]
     assert (loss.step, loss.value, memory.step, memory.value) == (3, 1.5, 4, 1000)
     assert 0 <= memory.wall_time - loss.wall_time < 60
     (picture,) = events.Images("timeline")

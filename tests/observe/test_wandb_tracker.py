@@ -95,8 +95,11 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     draw(folder / "samples" / "0.found.png")
     guarded = guard(tags=["a", "b"], notes="slow")
     guarded.start(tracked(folder))
-    guarded.metrics(line(3, samples_per_second=100.0))
+    last_step = {"lr": 0.1, "grad_norm": 2.5}
+    guarded.metrics(line(3, samples_per_second=100.0, **last_step))
     guarded.metrics(line(3, module=0, split="test", loss=None))
+    guarded.metrics(line(4, module=0, split="test", loss=None))
+    guarded.metrics(line(4, module=0, **last_step))
     guarded.stages(4, STAGES, 2.5)
     guarded.end(SUMMARY)
     (found,) = recorded(folder)
@@ -108,7 +111,10 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert found.config["choices"] == {"schedule": "gpipe", "model": "vit"}
     assert found.config["resolved"] == {"gpus": 2}
 
-    first, second, third, last, sampled = found.rows
+    first, second, _, local, third, last, sampled = found.rows
+    assert (first["train/lr"], first["train/grad_norm"]) == (0.1, 2.5)
+    assert local["module_0/train/grad_norm"] == 2.5
+    assert "module_0/train/lr" not in local
     assert (first["step"], first["train/loss"], first["train/accuracy"]) == (3, 1.5, 0.5)
     assert first["train/samples_per_second"] == 100
     assert second["module_0/test/accuracy"] == 0.5
@@ -128,6 +134,9 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert found.metrics["test/accuracy"].step_metric == "step"
     assert found.metrics["test/accuracy"].summary.max
     assert found.metrics["val/accuracy"].summary.max
+    assert found.metrics["module_0/test/accuracy"].summary.max
+    assert found.metrics["module_0/test/accuracy"].step_metric == "step"
+    assert not {"train/loss", "train/lr", "module_0/train/accuracy"} & found.metrics.keys()
     assert found.metrics["train_seconds"].options.hidden
     assert found.summary["test"] == {"accuracy": 0.75}
     assert found.summary["stages"] == {"0": {"index": 0, "units": "a, b"}}

@@ -30,6 +30,9 @@ from tests.conftest import assert_same, compose_config
 LIMIT_S = 120.0
 """After so long a wait the test fails."""
 
+UNEQUAL = {"seconds", "stage"}
+"""Fields of a report that depend on time, or on how modules are grouped into stages."""
+
 
 class Turns(Condition):
     """Whoever holds it computes; a wait hands it on."""
@@ -113,6 +116,7 @@ class Outcome:
         tensors: Everything that a checkpoint would hold.
         test: Loss and scores of each evaluation on the test set, by step and module.
         test_ema: The same of averaged weights.
+        train: What each report of training says, by step and module, without its time.
         job: What ran.
         sent: How many bytes went through each channel.
     """
@@ -120,6 +124,7 @@ class Outcome:
     tensors: dict[str, Tensor]
     test: dict[tuple[int, int], tuple[float, dict[str, float]]]
     test_ema: dict[tuple[int, int], tuple[float, dict[str, float]]]
+    train: dict[tuple[int, int], dict[str, Any]]
     job: Job
     sent: dict[Channel, int]
 
@@ -175,6 +180,11 @@ def execute(job: Job) -> Outcome:
         {name: tensor.detach().clone() for name, tensor in found[0].items()},
         _evaluations(told, "test"),
         _evaluations(told, "test_ema"),
+        {
+            (each["step"], each["module"]): {k: each[k] for k in each.keys() - UNEQUAL}
+            for each in told
+            if each["kind"] == "metrics" and each["split"] == "train"
+        },
         job,
         network.bytes_sent(),
     )

@@ -225,13 +225,17 @@ def test_a_users_own_method_is_one_class() -> None:
 
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
-@pytest.mark.parametrize("clip", ["null", "1"])
+@pytest.mark.parametrize(
+    "norm",
+    ["optim.clip_norm=null", "optim.clip_norm=1", "log_grad_norm=true"],
+    ids=["unused", "clipped", "logged"],
+)
 @pytest.mark.parametrize("schedule", ["ll", "bp"])
 def test_a_step_reads_nothing_where_that_would_stop_the_host(
-    schedule: str, clip: str, nonfinite: str
+    schedule: str, norm: str, nonfinite: str
 ) -> None:
     """The device's way, on CPU tensors; what is skipped is seen afterwards."""
-    case = [f"optim.clip_norm={clip}", f"optim.nonfinite={nonfinite}", *MODELS["vit"]]
+    case = [norm, f"optim.nonfinite={nonfinite}", *MODELS["vit"]]
     job = job_of(f"schedule={schedule}", "gpus=1", *case)
     chunks = held(job)
     norms = Norms(len(job.features), chunks, torch.device("cpu"))
@@ -250,7 +254,9 @@ def test_a_step_reads_nothing_where_that_would_stop_the_host(
             chunk.end()
             norms.end()
     assert reads.count == 0
-    assert job.place(0, 1).norms == (schedule == "bp" and (clip, nonfinite) != ("null", "stop"))
+    needed = (norm, nonfinite) != ("optim.clip_norm=null", "stop")
+    assert job.place(0, 1).norms == (schedule == "bp" and needed)
+    assert all((chunk.squared_norm is not None) == needed for chunk in chunks)
     for chunk in chunks:
         assert list(chunk.skipped) == ([0, 1] if nonfinite == "skip" else [])
         assert not any(chunk.skipped.values())

@@ -15,14 +15,16 @@ from tests.worker.inside import Outcome, run_inside
 
 def inside(folder: Path, *overrides: str) -> Outcome:
     """A run with the data of these tests."""
-    return run_inside(folder, *DATA, FEW_STEPS, *overrides)
+    return run_inside(folder, *DATA, FEW_STEPS, "log_every=3", *overrides)
 
 
 def assert_same_run(one: Outcome, other: Outcome) -> None:
-    """The same tensors at the end, and the same evaluations of each module on the way."""
+    """The same tensors at the end, and the same was measured of each module on the way."""
     assert_same(one.tensors, other.tensors)
     assert one.test == other.test
     assert one.test
+    assert one.train == other.train
+    assert {step for step, _ in one.train} == {3, 6, 7, 9}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reports leave when the device has copied them, and nobody waits for it before a mark."""
 
+import json
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,7 @@ from ppll_cli.tasks.classification import Classification
 from ppll_cli.worker.clock import StreamClock
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.sums import Sums
+from ppll_cli.worker.sums import JOINED, Sums
 
 TASK = Classification(2)
 
@@ -65,6 +66,8 @@ class OneModule:
         self.criterion = Criterion(nn.Identity(), ("x",), TASK)
         self.sums: dict[str, Sums] = {}
         self.skipped: dict[int, Tensor] = {}
+        self.squared_norm: Tensor | None = None
+        self.device = torch.device("cpu")
 
 
 class Case:
@@ -78,13 +81,29 @@ class Case:
         self.reports = Reports(clock, TASK, True, lambda _, **f: self.sent.append(f), lambda: None)
 
     def train(self, step: int, loss: float = 0.5) -> None:
+        self.step(loss)
+        self.report(step)
+
+    def step(self, loss: float = 0.5) -> None:
         self.reports.begin("train")
         self.device.queued += 1
         measures = torch.ones(1, 2, dtype=torch.float64)
         self.chunk.sums.setdefault("train", Sums()).add(torch.tensor(loss), 4, measures)
-        chunks = [cast(Any, self.chunk)]
-        self.reports.take("train", step, 1, chunks, None, torch.device("cpu"))
+
+    def report(self, step: int, **how: Any) -> None:
+        self.reports.take("train", step, 1, self.chunks, None, torch.device("cpu"), **how)
         self.reports.send()
+
+    @property
+    def chunks(self) -> list[Any]:
+        return [self.chunk]
+
+    def saved(self) -> dict[int, dict[str, Any]]:
+        """What a checkpoint would hold, after it was written and read."""
+        self.reports.pause("train")
+        self.reports.send(wait=True)
+        found = self.reports.unreported(self.chunks, None, torch.device("cpu"))
+        return {int(module): each for module, each in json.loads(json.dumps(found)).items()}
 
     @property
     def steps(self) -> list[int]:
@@ -136,6 +155,67 @@ def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture
     case.train(8)
     case.reports.send(wait=True)
     assert len(caplog.records) == 1
+
+
+def test_what_a_step_had_is_copied_with_the_report() -> None:
+    """The norm is on the device as well: nobody waits for it."""
+    case = Case()
+    for step, norm in ((1, 2.0), (2, 3.0)):
+        case.chunk.squared_norm = torch.tensor(norm, dtype=torch.float64).square()
+        case.step()
+        case.report(step, rate=0.1 * step)
+    assert case.device.waits == 0
+    assert case.sent == []
+    case.reports.send(wait=True)
+    assert [fields["last_step"] for fields in case.sent] == [
+        {"lr": 0.1, "grad_norm": 2.0},
+        {"lr": 0.2, "grad_norm": 3.0},
+    ]
+
+
+def test_what_came_between_takes_no_time() -> None:
+    case = Case()
+    case.step()
+    case.reports.pause("train")
+    case.device.queued += 100  # a checkpoint, say
+    case.step()
+    case.report(2)
+    case.reports.send(wait=True)
+    assert [fields["seconds"] for fields in case.sent] == [2.0]
+
+
+def test_an_incomplete_report_is_part_of_the_next_one() -> None:
+    """In another process: with the sums, rows and seconds that the checkpoint holds."""
+    case, again = Case(), Case()
+    for loss in (1.0, 2.0):
+        case.step(loss)
+    case.report(2, complete=False)
+    saved = case.saved()
+    again.reports.go_on(again.chunks, saved)
+    again.step(3.0)
+    again.report(3)
+    again.reports.send(wait=True)
+    (before,), (after,) = case.sent, again.sent
+    assert (before["complete"], before["loss"], before["samples"]) == (False, 12.0, 8)
+    assert (after["complete"], after["loss"], after["samples"]) == (True, 24.0, 12)
+    assert (before["seconds"], after["seconds"]) == (2.0, 3.0)
+    assert again.saved() == {}
+
+
+def test_a_checkpoint_does_not_pass_a_loss_that_is_in_no_report_yet() -> None:
+    case = Case()
+    case.step(float("nan"))
+    with pytest.raises(NonFiniteError, match="module 0 of a recent step"):
+        case.saved()
+
+
+def test_measures_are_joined_on_the_way() -> None:
+    """There may be an epoch of them."""
+    sums = Sums()
+    for number in range(1000):
+        sums.add(torch.tensor(1.0), 1, torch.full((1, 2), number, dtype=torch.float64))
+    assert len(sums.measures) < JOINED
+    assert sums.rows[:, 0].tolist() == [*range(1000)]
 
 
 def test_the_steady_state_never_waits_for_the_device() -> None:

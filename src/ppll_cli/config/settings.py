@@ -190,6 +190,8 @@ class Settings(_Section):
     max_minutes: Positive | None = None
     weights: str | None = None
     weights_partial: bool = False
+    log_every: Count = 10
+    log_grad_norm: bool = False
 
     def until_s(self, began_s: float) -> float | None:
         """When `max_minutes` are over, for a program that began at this time; None: never."""

@@ -12,6 +12,7 @@ only then does the checkpoint exist::
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -44,6 +45,12 @@ log = logging.getLogger(__name__)
 EMA = "ema."
 """How the names of averaged weights begin in a checkpoint; a unit's name follows."""
 
+Unreported = Mapping[int, Mapping[str, Any]]
+"""What was measured in training since the last report: of each module plain data."""
+
+UNREPORTED = "unreported"
+"""The key under which a stage's file has that, as JSON; it has none where there is nothing."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -69,12 +76,16 @@ class SavedTensors:
     Args:
         folder: The checkpoint's; where it has no manifest, as a copy of the stages' files, all of
             them belong to it.
+
+    Attributes:
+        unreported: What was measured in training and not reported until then.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open = ExitStack()
         self._files: dict[str, Any] = {}
+        self.unreported: dict[int, Mapping[str, Any]] = {}
 
     def __enter__(self) -> Self:
         if (self._folder / MANIFEST_FILE).exists():
@@ -84,6 +95,8 @@ class SavedTensors:
         for path in paths:
             file = self._open.enter_context(safe_open(path, framework="pt"))
             self._files |= dict.fromkeys(file.keys(), file)
+            found = json.loads((file.metadata() or {}).get(UNREPORTED, "{}"))
+            self.unreported |= {int(module): plain for module, plain in found.items()}
         return self
 
     def __exit__(
@@ -109,16 +122,28 @@ class SavedTensors:
 
 
 def save_stage(
-    run_dir: str | Path, step: int, stage: int, tensors: Mapping[str, Tensor]
+    run_dir: str | Path,
+    step: int,
+    stage: int,
+    tensors: Mapping[str, Tensor],
+    unreported: Unreported | None = None,
 ) -> SavedFile:
-    """Write a stage's part of a checkpoint that does not exist yet."""
+    """Write a stage's part of a checkpoint that does not exist yet.
+
+    Args:
+        run_dir: The run directory.
+        step: Optimizer steps done.
+        stage: The stage.
+        tensors: What it holds, under names that know nothing of stages.
+        unreported: What its modules have measured in training and not reported yet.
+    """
     folder = unfinished_folder(run_dir, step)
     make_folder(folder)
     path = folder / f"stage-{stage}.safetensors"
     path.unlink(missing_ok=True)  # it may be a link
     # Copies, because the format refuses tensors that share memory, as tied weights do.
     copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    save_file(copies, path)
+    save_file(copies, path, {UNREPORTED: json.dumps(unreported)} if unreported else None)
     share(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -265,6 +290,12 @@ def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
 def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
     """The same without files and links that lead nowhere, which are no checkpoints."""
     return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
+
+
+def has_unreported(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint holds what was measured in training and not reported until then."""
+    with SavedTensors(checkpoint.folder) as saved:
+        return bool(saved.unreported)
 
 
 def has_ema(checkpoint: Path) -> bool:

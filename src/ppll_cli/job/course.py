@@ -119,6 +119,7 @@ class Course:
         checkpoint_best: Have one after each evaluation as well.
         evaluation_batches: How many evaluation batches go through the pipeline together.
         averages: Averaged weights are evaluated as well, after the weights themselves.
+        log_every: Optimizer steps from one report of training to the next; an epoch ends with one.
     """
 
     samples: Mapping[str, int]
@@ -132,6 +133,7 @@ class Course:
     checkpoint_best: bool = False
     evaluation_batches: int = 1
     averages: bool = False
+    log_every: int = 10
 
     @property
     def evaluated(self) -> list[str]:
@@ -176,7 +178,7 @@ class Course:
         step = start
         saved = None
         if step >= self.steps:  # it did them all before, or more, and is evaluated where it is
-            yield from self._evaluation(step, (step - 1) // len(sizes) + 1)
+            yield from self._evaluation(step, self.epoch_of(step))
         while step < self.steps and not stop():
             epoch, batch = divmod(step, len(sizes))
             yield TrainBatch(step, epoch, batch, sizes[batch])
@@ -191,13 +193,21 @@ class Course:
                 yield Checkpoint(step, epoch + 1)
                 saved = step
         if saved != step:
-            yield Checkpoint(step, (step - 1) // len(sizes) + 1)
+            yield Checkpoint(step, self.epoch_of(step))
         yield End(step)
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows so many optimizer steps, whatever else happens."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
+
+    def logs_after(self, step: int) -> bool:
+        """Whether training is reported after so many optimizer steps, wherever the run stops."""
+        return step % self.log_every == 0 or step % self.steps_per_epoch == 0
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 1, of the last of so many optimizer steps."""
+        return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
         """How many batches an evaluation item may hold."""

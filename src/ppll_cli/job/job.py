@@ -87,6 +87,7 @@ class Job:
         homes: The machine of each worker, in the order of `seats`; empty: there is only one.
         weights: What units begin with, at step 0, in the place of weights drawn from the seed.
         watched: The units that losses watch, by their index in the model.
+        log_grad_norm: Report the norm of the gradient, even if nothing else needs it.
     """
 
     model: Mapping[str, Any]
@@ -117,6 +118,7 @@ class Job:
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
+    log_grad_norm: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -177,10 +179,16 @@ class Job:
         """Samples of the largest micro-batch."""
         return self.microbatches(self.course.batch_size)[0]
 
+    @property
+    def needs_norm(self) -> bool:
+        """Whether the norm of the gradient is computed before each step."""
+        optim = self.optim
+        used = optim.clip_norm is not None or optim.nonfinite == "skip"
+        return used or self.log_grad_norm
+
     def place(self, stage: int, microbatches: int) -> Place:
         """Where a stage's instructions for a training batch are executed."""
-        needed = self.optim.clip_norm is not None or self.optim.nonfinite == "skip"
-        norms = needed and not self.local_learning
+        norms = self.needs_norm and not self.local_learning
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 
     def training(self, stage: int, microbatches: int) -> list[Instruction]:

@@ -138,7 +138,9 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     else:
         log.info("going on after step %d, from %s", start.step, short(start.folder))
     step = start.step if start else 0
-    metrics.go_back(step, start.manifest.metrics if start else {}, evaluated=step < steps)
+    state = start.manifest.metrics if start else {}
+    incomplete = start is not None and checkpoint.has_unreported(start)
+    metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
     drop_unfinished(run_dir)  # it may be of more stages than there are now
 

@@ -55,6 +55,8 @@ FREE = {
     "name",
     "tags",
     "eval_every",
+    "log_every",
+    "log_grad_norm",
     "checkpoint",
     "data.root",
     "data.download",

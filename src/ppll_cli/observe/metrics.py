@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
-from ppll_cli.observe.runs import CONDITIONS
+from ppll_cli.observe.runs import CONDITIONS, SPLITS
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
@@ -60,6 +60,7 @@ class Metrics:
     _began_s: float = field(default_factory=perf_counter)
     _before_s: float = 0.0
     _epoch: _Epoch = field(default_factory=_Epoch)
+    _incomplete: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Self:
         self._file = self.path.open("a")
@@ -90,11 +91,15 @@ class Metrics:
             "stage": report["stage"],
             "loss": finite(report["loss"] / report["samples"]),
             **{key: finite(v) for key, v in report["scores"].items()},
+            **{key: finite(v) for key, v in report.get("last_step", {}).items()},
             "samples_per_second": finite(report["samples"] / max(report["seconds"], 1e-9)),
             "seconds": round(self._before_s + perf_counter() - self._began_s, 3),
         }
         if own and report["split"] == "train":
-            self._epoch.add(report)
+            complete = report.get("complete", True)
+            self._incomplete = None if complete else report
+            if complete:
+                self._epoch.add(report)
         self.latest[line["split"], line["module"]] = line
         self.last_step = max(self.last_step, line["step"])
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -102,21 +107,26 @@ class Metrics:
         return line
 
     def state(self) -> dict[str, Any]:
-        """What the lines in the file do not say, as plain data."""
+        """What the lines in the file do not say, as plain data; incomplete reports do not count."""
         return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
-    def go_back(self, step: int, state: Mapping[str, Any], evaluated: bool) -> None:
+    def go_back(
+        self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
+    ) -> None:
         """Forget what was measured after this step; to be called before the file is opened.
 
         Args:
             step: Optimizer steps done; 0 forgets everything.
             state: What `state` was then.
             evaluated: Whether an evaluation after that step counts; else it is to be made again.
+            incomplete: Whether lines of training that end with that step are of incomplete
+                reports; these steps will be in the next line.
         """
+        again = {split for split in SPLITS if not evaluated} | ({"train"} if incomplete else set())
         kept = [
             line
             for line in _lines(self.path)
-            if step and line["step"] <= step and (evaluated or not _ends_at(line, step))
+            if line["step"] < step or (line["step"] == step > 0 and line["split"] not in again)
         ]
         self.latest = {(line["split"], line["module"]): line for line in kept}
         self.last_step = max((line["step"] for line in kept), default=0)
@@ -140,7 +150,9 @@ class Metrics:
     @property
     def train_loss(self) -> float | None:
         """The model's mean loss over the last epoch, as far as it went."""
-        epoch = self._epoch
+        epoch = replace(self._epoch)
+        if self._incomplete is not None:
+            epoch.add(self._incomplete)
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
@@ -180,10 +192,6 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < inf
-
-
-def _ends_at(line: Line, step: int) -> bool:
-    return bool(line["split"] != "train" and line["step"] == step)
 
 
 def finite(number: float) -> float | None:

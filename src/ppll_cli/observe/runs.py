@@ -32,8 +32,12 @@ STARTED = frozenset({".hydra", LOG_FILE})
 SPLITS = ("val", "test")
 """What is evaluated: a held-out part, where there is one, goes before the test set."""
 
+LAST_STEP = {"lr", "grad_norm"}
+"""Keys of a line of training that are about its last step alone."""
+
 CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
-"""Keys of a line of metrics that say of what it tells; the others are the loss and the metrics."""
+CONDITIONS |= LAST_STEP
+"""Keys of a line of metrics that are neither the loss nor a metric."""
 
 
 def only_started(folder: Path) -> bool:

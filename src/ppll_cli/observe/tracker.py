@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ppll_cli.config.targets import make, require
 from ppll_cli.observe.conditions import LOCAL
-from ppll_cli.observe.runs import CONDITIONS
+from ppll_cli.observe.runs import CONDITIONS, LAST_STEP
 
 log = logging.getLogger(__name__)
 
@@ -251,10 +251,13 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
 
 
 def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of `metrics.jsonl`: `test/accuracy`, `module_3/train/loss`."""
+    """The numbers of a line of `metrics.jsonl`: `test/accuracy`, `module_3/train/loss`.
+
+    The learning rate is the same for all modules, and told of the model's own head alone.
+    """
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"
-    beside = CONDITIONS - {"samples_per_second"}
+    beside = CONDITIONS - {"samples_per_second"} - LAST_STEP | ({"lr"} if module else set())
     return {
         prefix + key: float(value)
         for key, value in line.items()

@@ -102,6 +102,7 @@ class WandbTracker:
         self._tags, self._notes, self._upload = tags, notes, upload
         self._init_s, self._finish_s = init_timeout_s, finish_timeout_s
         self._run: Any = None
+        self._with_best: set[str] = set()
         # A short run may be over while the server is still waited for.
         self.limit_s = init_timeout_s + finish_timeout_s + MARGIN_S
 
@@ -122,13 +123,25 @@ class WandbTracker:
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("train_seconds", hidden=True)
         self._run.define_metric("*", step_metric="step")
-        for split in SPLITS:  # of each run the best counts, as in a comparison; higher is better
-            key = f"{split}/{run.metric}"
-            self._run.define_metric(key, step_metric="step", summary="max,last")
+        for split in SPLITS:
+            self._best_counts(f"{split}/{run.metric}")
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
         """Log a line, in a row of its own."""
-        self._log(line["step"], {"epoch": line["epoch"], **line_scalars(line)}, at)
+        values = line_scalars(line)
+        for key in values:
+            if line["split"] in SPLITS and key.endswith(f"/{self._tracked.metric}"):
+                self._best_counts(key)
+        self._log(line["step"], {"epoch": line["epoch"], **values}, at)
+
+    def _best_counts(self, key: str) -> None:
+        """Have the best value of a metric in the run's summary, beside the last; higher is better.
+
+        wandb has to be told once, before the first value.
+        """
+        if key not in self._with_best:
+            self._with_best.add(key)
+            self._run.define_metric(key, step_metric="step", summary="max,last")
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
         """Log what the stages do."""

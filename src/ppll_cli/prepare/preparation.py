@@ -233,6 +233,7 @@ def assemble(
         traced=settings.timeline,
         replicas=settings.replicas,
         sync_batchnorm=settings.sync_batchnorm,
+        log_grad_norm=settings.log_grad_norm,
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     exported = any(len(end) > 1 for end in ends.values())
@@ -345,4 +346,5 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         checkpoint_best=settings.checkpoint.best,
         evaluation_batches=evaluated_together(settings, schedule),
         averages=settings.optim.ema is not None,
+        log_every=settings.log_every,
     )

@@ -44,6 +44,9 @@ class HeldChunk(Networks):
         skipped: Under `optim.nonfinite=skip` on CUDA: for each step since the last report a scalar
             on the device, 1 where the step was skipped.
         average: Averages the gradients over the replicas, where there are several.
+        squared_norm: The squared gradient norm of the last step, before clipping: a scalar on the
+            device. It is the module's under local learning, else the model's; None where nothing
+            needs it.
 
     The networks and the optimizer are those of `Networks`.
     """
@@ -64,6 +67,7 @@ class HeldChunk(Networks):
         self.sums: dict[str, Sums] = {}
         self.nonfinite = False
         self.skipped: dict[int, Tensor] = {}
+        self.squared_norm: Tensor | None = None
         self._batch = Batch([])
         self._training: bool | None = None
         self._values: dict[int, dict[str, Tensor]] = {}
@@ -253,6 +257,9 @@ class HeldChunk(Networks):
             norms = [float(p.grad.norm()) for p in self.parameters if p.grad is not None]
             largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
             raise NonFiniteError(step, self.place.module, largest)
+        if total is None and self.optimizer is not None and self.job.needs_norm:
+            total = squared_norm(self.optimizer.parameters)
+        self.squared_norm = total
         if self.optimizer is not None:
             self._optimize(self.optimizer, total)
         if self.ema is not None:
@@ -260,8 +267,6 @@ class HeldChunk(Networks):
 
     def _optimize(self, optimizer: FusedOptimizer, total: Tensor | None) -> None:
         optim, step = self.job.optim, self._batch.step
-        if total is None and (optim.clip_norm is not None or optim.nonfinite == "skip"):
-            total = squared_norm(optimizer.parameters)
         nonfinite = None
         if total is not None and optim.nonfinite == "skip":
             nonfinite = total.isfinite().logical_not().float()

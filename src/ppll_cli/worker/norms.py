@@ -1,4 +1,4 @@
-"""The gradient norm of the whole model, which clipping and skipping need before any step."""
+"""The gradient norm of the whole model, which clipping, skipping and logs need before any step."""
 
 from collections.abc import Iterable
 

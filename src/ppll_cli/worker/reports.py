@@ -1,7 +1,7 @@
 """Metrics on their way from a stage's device to the parent."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -26,6 +26,7 @@ class _Measured:
     loss: Tensor
     samples: int | Tensor
     rows: Tensor
+    squared_norm: Tensor | None
     skipped_steps: Sequence[int]
     skipped: Tensor
 
@@ -38,16 +39,22 @@ class _Pending:
         split: What was measured on.
         step: Optimizer steps done.
         epoch: Epochs begun.
+        rate: The learning rate of the last step; None in evaluation.
+        complete: Whether its batches are in no later report.
         modules: What was measured.
-        since: The moment when the first batch began.
+        spans: The first and the last moment of each stretch of time that its batches took.
+        before_s: Seconds that its batches took besides these.
         copied: The moment when everything is on the host.
     """
 
     split: str
     step: int
     epoch: int
+    rate: float | None
+    complete: bool
     modules: Sequence[_Measured]
-    since: Any
+    spans: Sequence[tuple[Any, Any]]
+    before_s: float
     copied: Any
 
 
@@ -76,12 +83,19 @@ class Reports:
         self._clock, self._task, self._stop = clock, task, stop
         self._tell, self._get_on = tell, get_on
         self._since: dict[str, Any] = {}
+        self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+        self._before_s: dict[str, float] = defaultdict(float)
         self._pending: deque[_Pending] = deque()
 
     def begin(self, split: str) -> None:
-        """A batch of a split begins; the first one since the last report starts its time."""
+        """A batch of a split begins; its time counts from here, unless it counts already."""
         if split not in self._since:
             self._since[split] = self._clock.mark()
+
+    def pause(self, split: str) -> None:
+        """Something else begins, whose time does not count."""
+        if (since := self._since.pop(split, None)) is not None:
+            self._spans[split].append((since, self._clock.mark()))
 
     def take(
         self,
@@ -91,8 +105,11 @@ class Reports:
         chunks: Sequence[HeldChunk],
         replicas: Replicas | None,
         device: torch.device,
+        *,
+        rate: float | None = None,
+        complete: bool = True,
     ) -> None:
-        """Begin to copy what was measured on a split since it was last taken.
+        """Begin to copy what was measured on a split since its last complete report.
 
         Args:
             split: What was measured on.
@@ -101,18 +118,25 @@ class Reports:
             chunks: Those of the stage; the ones with a loss have measured something.
             replicas: Adds up over the replicas of the stage, where there are several.
             device: Of the stage.
+            rate: The learning rate of the last step; None in evaluation.
+            complete: False where the run stops between two reports: these batches will be in the
+                next report as well, if the run goes on.
         """
         modules = []
         for chunk in chunks:
             if chunk.criterion is not None:
-                sums = chunk.sums.pop(split, Sums())
-                if replicas is not None:
-                    sums = sums.over(replicas, device)
+                sums = _over(chunk.sums.get(split, Sums()), replicas, device)
                 modules.append(_copied(chunk, sums))
+                if complete:
+                    chunk.sums.pop(split, None)
         copied = self._clock.mark()
-        self._pending.append(
-            _Pending(split, step, epoch, modules, self._since.pop(split, copied), copied)
-        )
+        spans, before_s = self._spans.pop(split, []), self._before_s.pop(split, 0.0)
+        if (since := self._since.pop(split, None)) is not None:
+            spans.append((since, copied))
+        if not complete:
+            self._spans[split], self._before_s[split] = [*spans], before_s
+        pending = _Pending(split, step, epoch, rate, complete, modules, spans, before_s, copied)
+        self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
         """Send the reports that have arrived.
@@ -128,10 +152,53 @@ class Reports:
         while self._pending and self._clock.passed(self._pending[0].copied):
             self._send(self._pending.popleft())
 
+    def unreported(
+        self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
+    ) -> dict[int, dict[str, Any]]:
+        """What was measured in training and is in no complete report yet, of each module.
+
+        It is plain data, which `go_on` takes. This waits for the device.
+
+        Raises:
+            NonFiniteError: A loss is no finite number, and the run is to stop then.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        for chunk in chunks:
+            if chunk.criterion is not None:
+                module = chunk.place.module
+                plain = _over(chunk.sums.get("train", Sums()), replicas, device).plain()
+                if self._stop and not isfinite(plain["loss"]):
+                    raise NonFiniteError(None, module, None)
+                if plain["samples"]:
+                    found[module] = {**plain, "seconds": self._training_s()}
+        return found
+
+    def go_on(
+        self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        """Add to what an earlier process had measured in training and not reported."""
+        for chunk in chunks:
+            if chunk.criterion is not None and chunk.place.module in unreported:
+                plain = unreported[chunk.place.module]
+                chunk.sums["train"] = Sums.of(plain, chunk.device)
+                self._before_s["train"] = plain["seconds"]
+
+    def _training_s(self) -> float:
+        """How long training took since its last complete report; it is paused."""
+        for first, last in self._spans.pop("train", []):
+            self._clock.wait(last)
+            self._before_s["train"] += self._clock.seconds(first, last)
+            self._clock.free(first)
+            self._clock.free(last)
+        return self._before_s["train"]
+
     def _send(self, report: _Pending) -> None:
-        seconds = self._clock.seconds(report.since, report.copied)
-        for moment in {id(each): each for each in (report.since, report.copied)}.values():
-            self._clock.free(moment)
+        clock = self._clock
+        seconds = report.before_s + sum(clock.seconds(*span) for span in report.spans)
+        if report.complete:  # else these moments are read once more
+            moments = [report.copied, *(moment for span in report.spans for moment in span)]
+            for moment in {id(each): each for each in moments}.values():
+                clock.free(moment)
         losses = [float(measured.loss) for measured in report.modules]
         for measured, loss in zip(report.modules, losses, strict=True):
             self._get_on()
@@ -149,18 +216,36 @@ class Reports:
                     loss=loss,
                     samples=samples,
                     scores=self._task.score(measured.rows),
+                    last_step=_of_last_step(report, measured),
+                    complete=report.complete,
                     seconds=seconds,
                 )
+
+
+def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
+    return sums if replicas is None else sums.over(replicas, device)
+
+
+def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
+    """What is known of the optimizer step that a report ends with."""
+    if report.rate is None:
+        return {}
+    found = {"lr": report.rate}
+    if measured.squared_norm is not None:
+        found["grad_norm"] = float(measured.squared_norm.sqrt())
+    return found
 
 
 def _copied(chunk: HeldChunk, sums: Sums) -> _Measured:
     steps, flags = list(chunk.skipped), list(chunk.skipped.values())
     chunk.skipped.clear()
+    norm = chunk.squared_norm
     return _Measured(
         chunk.place.module,
         _to_host(torch.as_tensor(sums.loss, dtype=torch.float64)),
         _to_host(sums.samples) if isinstance(sums.samples, Tensor) else sums.samples,
-        _to_host(torch.cat(sums.measures) if sums.measures else torch.zeros(0, 0)),
+        _to_host(sums.rows),
+        None if norm is None else _to_host(norm),
         steps,
         _to_host(torch.stack(flags) if flags else torch.zeros(0)),
     )

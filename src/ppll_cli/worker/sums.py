@@ -1,11 +1,16 @@
 """What is added up about a chunk between two reports."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppll_cli.transport.replicas import Replicas
+
+JOINED = 64
+"""So many measures are joined into one tensor, for a report may be an epoch away."""
 
 
 @dataclass
@@ -27,12 +32,35 @@ class Sums:
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
         self.measures.append(measures)
+        if len(self.measures) == JOINED:
+            self.measures = [self.rows]
+
+    @property
+    def rows(self) -> Tensor:
+        """What the task measured of all batches, [n, columns]; [0, 0] where there was no batch."""
+        return torch.cat(self.measures) if self.measures else torch.zeros(0, 0)
 
     def over(self, replicas: Replicas, device: torch.device) -> "Sums":
         """The sums over all replicas. All of them have to call this."""
         numbers = torch.zeros(2, dtype=torch.float64, device=device)
         numbers[0], numbers[1] = self.loss, self.samples
         replicas.add(numbers).wait()
-        nothing = numbers.new_zeros(0, 0)
-        rows = replicas.gather(torch.cat(self.measures) if self.measures else nothing)
-        return Sums(numbers[0], numbers[1], [rows])
+        rows = self.rows if self.measures else numbers.new_zeros(0, 0)
+        return Sums(numbers[0], numbers[1], [replicas.gather(rows)])
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain data, for a checkpoint. This waits for the device."""
+        rows = self.rows
+        return {
+            "loss": float(self.loss),
+            "samples": int(self.samples),
+            "rows": rows.tolist(),
+            "columns": rows.shape[1],
+        }
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
+        """The sums that `plain` gave."""
+        rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
+        shaped = rows.reshape(len(plain["rows"]), plain["columns"])
+        return cls(plain["loss"], plain["samples"], [shaped])

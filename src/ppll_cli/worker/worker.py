@@ -13,6 +13,7 @@ from ppll_cli.data.source import Dataset
 from ppll_cli.job import checkpoint
 from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.links import Links, upcoming
 from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
@@ -26,9 +27,6 @@ from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.state import begin_with, restore, tensors_of
-
-REPORT_EVERY = 50
-"""Training metrics are reported after this many steps, and at the end of an epoch."""
 
 TRACED = 4
 """Batches of the steady state that a timeline shows, and as many more as are on their way."""
@@ -54,9 +52,11 @@ class Worker:
             number: HeldChunk(job, number, site, self.device, links.replicas)
             for number in job.layout.of(index)
         }
+        unreported: checkpoint.Unreported = {}
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 restore(self.chunks.values(), saved)
+                unreported = saved.unreported
         elif job.weights is not None:
             begin_with(self.chunks.values(), job.weights)
         self.batches: Ahead | None = None
@@ -73,6 +73,8 @@ class Worker:
             tell=self.report if self.replica == 0 else None,
             get_on=links.pulse.get_on,
         )
+        if self.replica == 0:  # it holds what all replicas had measured
+            self.reports.go_on([*self.chunks.values()], unreported)
         self.recorder = Recorder(
             clock,
             warmup=job.warmup,
@@ -80,7 +82,7 @@ class Worker:
             on_steady=self.memory.reset,
             traced=TRACED + buffered if job.traced else 0,
         )
-        self.last_train: TrainBatch | None = None  # of what is not reported yet
+        self._reported = 0  # the step of the last report of training
         self._training = False
         self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
@@ -141,12 +143,15 @@ class Worker:
         first_sample = sum(map(sum, shares[:-1]))
         self.interpreter.run(self._stream(True, len(sizes)), batch, first_sample)
         self.recorder.end_batch(sum(sizes))
-        self.last_train, self._training = item, True
+        self._training = True
         done = item.step + 1
         self.links.pulse.step, self.links.pulse.started = done, True
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
-        if item.batch + 1 == self.job.course.steps_per_epoch or done % REPORT_EVERY == 0:
-            self._report_training()
+        if self.job.course.logs_after(done):
+            self._report_training(done, complete=True)
+            self.reports.begin("train")
+        elif done == self.job.course.steps:
+            self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
             # Every replica ends its training here. Later each evaluates batches of its own, and two
@@ -159,8 +164,7 @@ class Worker:
             return
         self._training = False
         self.recorder.end_segment()
-        self._report_training()
-        self.reports.send()
+        self.reports.pause("train")
         if self.links.replicas is not None:  # what is evaluated and saved is the first one's
             self.links.pulse.begin("waiting for the other replicas", None)
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
@@ -185,14 +189,18 @@ class Worker:
     def _checkpoint(self, mark: do.Checkpoint) -> None:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self._settle()  # a state after a loss that is no finite number is never saved
+        chunks, replicas = [*self.chunks.values()], self.links.replicas
+        unreported = self.reports.unreported(chunks, replicas, self.device)
         self.report("counted", step=mark.step, **self._counted())
         if self.replica > 0:  # the first one has the same, and saves it
             return
-        tensors = tensors_of(self.chunks.values())
-        file = checkpoint.save_stage(self.job.run_dir, mark.step, self.index, tensors)
+        run_dir, tensors = self.job.run_dir, tensors_of(chunks)
+        file = checkpoint.save_stage(run_dir, mark.step, self.index, tensors, unreported)
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
     def _end(self, mark: do.End) -> None:
+        if self._reported != mark.step:  # it was stopped
+            self._report_training(mark.step, complete=False)
         self._settle()
         ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
         self.report(
@@ -227,17 +235,19 @@ class Worker:
         where = {"stage": self.index, "replica": self.replica}
         self.links.parent.send({"kind": kind, **where, **fields})
 
-    def _report_training(self) -> None:
-        if self.last_train is not None:
-            self._report_metrics("train", self.last_train.step + 1, self.last_train.epoch + 1)
-            self.last_train = None
+    def _report_training(self, step: int, complete: bool) -> None:
+        """Begin to report training until a step; see `Reports.take`."""
+        course = self.job.course
+        rate = learning_rate(self.job.optim, step - 1, course.steps_per_epoch, course.epochs)
+        self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
+        self._reported = step
 
-    def _report_metrics(self, split: str, step: int, epoch: int) -> None:
+    def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
         """Begin to report what was measured since the last report."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
         chunks, replicas = [*self.chunks.values()], self.links.replicas
-        self.reports.take(split, step, epoch, chunks, replicas, self.device)
+        self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
 
     def _settle(self) -> None:
         """Wait for the device, which a mark does anyway, and report all that it has done."""

@@ -11,15 +11,14 @@ import pytest
 
 from ppll_cli.job.course import TrainBatch
 from ppll_cli.pipeline.instructions import End, Evaluate
-from ppll_cli.worker.worker import REPORT_EVERY
 from scripts.benchmarks import contenders, paced, schedules
 from scripts.benchmarks.contenders import Case
-from scripts.benchmarks.paced import Line, PacedCourse, Workers
+from scripts.benchmarks.paced import EPOCH, Line, PacedCourse, Workers
 from scripts.benchmarks.runs import RunFailedError
 from tests.conftest import own_model
 
 BATCH = 8
-SMALL = ["data.size=8", f"batch_size={BATCH}", f"data.train_samples={REPORT_EVERY * BATCH}"]
+SMALL = ["data.size=8", f"batch_size={BATCH}", f"data.train_samples={EPOCH * BATCH}"]
 SMALL += ["device=cpu"]
 TINY = {
     "vit": ["model=vit", "model.dim=16", "model.depth=2", "optim.lr=1e-2", *SMALL],
@@ -155,7 +154,7 @@ def test_ll_trains_the_modules_of_ppll() -> None:
 def test_marks_are_where_a_worker_reports_for_their_sake_alone() -> None:
     received, sent = Pipe(duplex=False)
     line = Line(sent, last=0)
-    assert line.order([REPORT_EVERY, 3, REPORT_EVERY - 4]) == [51, 54, 101]
+    assert line.order([EPOCH, 3, EPOCH - 4]) == [51, 54, 101]
     assert received.recv() == [51, 3, 47]
     assert line.order([1]) == [102]
 
