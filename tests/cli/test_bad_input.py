@@ -605,6 +605,18 @@ METHODS = [
     row("man", ["local=man", "local.lag=0"], "local.lag=0", "give 1 or more"),
     row("manpp", ["local=manpp", "local.loss=mse"], "local.loss=mse", "'infopro', 'dgl' or 'ce'"),
     row("fba", ["local=fba", "local.depth=0"], "local.depth=0", "at least 1"),
+    row(
+        "detection-head",
+        ["local.detection_head=level"],
+        "local.detection_head=level",
+        "is for detection; choose a data set with boxes",
+    ),
+    row(
+        "detection-head-name",
+        ["local.detection_head=levels"],
+        "local.detection_head=levels",
+        "'pyramid' or 'level'",
+    ),
     row("vit-depth", ["model.depth=4097"], "model.depth=4097", "use at most 4096"),
     row("resnet-long", [*RESNET, "model.depth=4100"], "model.depth=4100", "use at most 4096"),
     row(

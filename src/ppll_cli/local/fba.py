@@ -12,6 +12,7 @@ from torch import nn
 
 from ppll_cli.config.settings import FeatureBank
 from ppll_cli.local.copies import copies_of, later_units
+from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
 from ppll_cli.tasks.task import Task
@@ -32,14 +33,19 @@ class FBA(LocalMethod):
         depth: Units copied from each later resolution stage, 1 or more; of a model with a single
             one, units copied in all.
         bank: Which features are banked and how they are fused.
+        detection_head: Of a detector, the levels on which a module is trained. With `level` only
+            those units are copied that lead to the finest level.
     """
 
-    def __init__(self, *, bank: FeatureBank, depth: int = 1) -> None:
+    def __init__(
+        self, *, bank: FeatureBank, depth: int = 1, detection_head: DetectionHead | None = None
+    ) -> None:
         check_depth("local.depth", depth)
-        self.depth, self.bank = depth, bank
+        self.depth, self.bank, self.detection_head = depth, bank, detection_head
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
+        site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._copied(site), "fba")
         banked = self._banked(site)
         shapes = [site.at(earlier).spec.shape for earlier in banked]
