@@ -627,7 +627,18 @@ METHODS = [
     ),
     row("fba-on", ["fba=on", "local=dgl"], "fba=on", "reads no feature bank; use local=fba"),
     row("fba-off", ["local=fba", "+fba.features=3"], "fba.features=3", "is for fba=on"),
-    row("fba-features", ["fba=on", "fba.features=all"], "fba.features=all", "'every' or 'stage_"),
+    row(
+        "fba-features",
+        ["fba=on", "fba.features=all"],
+        "fba.features=all",
+        "'stage_ends' or 'first'",
+    ),
+    row(
+        "fba-first",
+        ["fba=on", "fba.features=first"],
+        "fba.features=first",
+        "is the long skip of super-resolution, and this is another task; use fba.features=every",
+    ),
     row("fba-fusion", ["fba=on", "fba.fusion=mean"], "fba.fusion=mean", "'concatenate', 'add' or"),
 ]
 
