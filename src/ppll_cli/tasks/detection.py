@@ -131,7 +131,7 @@ class Detection:
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
         # A box that fits none of a module's own levels is another module's.
-        which = matched(boxes, wanted, anchors, forced=self.level_heads is None)
+        which = matched(boxes, wanted, anchors, self.level_heads is None)
         found, given = which >= 0, which.clamp(min=0)
         numbers = torch.arange(len(self.classes), device=labels.device)
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
