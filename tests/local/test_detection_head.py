@@ -147,7 +147,7 @@ def test_where_it_makes_no_sense(model: Any) -> None:
                 units, features = model
                 site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, task)
                 with pytest.raises(ConfigError, match=message):
-                    method_of(name, chosen).criterion(site)  # type: ignore[arg-type]
+                    method_of(name, chosen).criterion(site)
 
 
 @pytest.mark.parametrize("loss", ["infopro", "dgl", "ce"])

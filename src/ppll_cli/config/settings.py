@@ -136,6 +136,12 @@ class FeatureBank(_Section):
     fusion: Literal["concatenate", "add", "none"] | None = "concatenate"
     shared_head: bool = True
 
+    @property
+    def joined(self) -> Literal["concatenate", "add", "none"]:
+        """The fusion of a bank that leaves nothing open."""
+        assert self.fusion is not None
+        return self.fusion
+
     def resolved(self, first: bool) -> Self:
         """The same with nothing left open.
 

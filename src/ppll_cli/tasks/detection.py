@@ -217,19 +217,19 @@ class Detection:
         map is finer than the finest level, copied units lead down to that level; others are not
         needed.
         """
-        pyramid_head(copies.head, "local", "fba", "use local=greedy")
+        head = pyramid_head(copies.head, "local", "fba", "use local=greedy")
         if not bank.shared_head:
             problem = "a pyramid's convolutions are what joins maps to the head"
             raise ConfigError("fba.shared_head", False, problem, "leave it out")
         own = [(self.stride("local", "fba", shape), shape[0]) for shape in copies.shapes]
         earlier = [(self.stride("local", "fba", shape), shape[0]) for shape in banked]
         if self.level_heads is None:
-            return BankedPyramid(copies.units, copies.head, own, earlier, bank.fusion)
+            return BankedPyramid(copies.units, head, own, earlier, bank.joined)
         coarsest = max(STRIDES[0], own[0][0])
         kept = [number for number, (stride, _) in enumerate(own) if stride <= coarsest]
         units = [copies.units[number - 1] for number in kept[1:]]
-        head = self._level_head([own[kept[-1]], *earlier], self.level_heads, bank.fusion)
-        return CopiedNetwork(units, head)
+        maps = [own[kept[-1]], *earlier]
+        return CopiedNetwork(units, self._level_head(maps, self.level_heads, bank.joined))
 
     def _level_head(self, maps: Maps, style: HeadStyle, fusion: str = "concatenate") -> LevelHead:
         """A head for the levels of the first map's stride.

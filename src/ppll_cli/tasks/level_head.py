@@ -64,8 +64,8 @@ class LevelHead(nn.Module):
             nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in self.levels[1:]
         )
         for convolution in (self.project, *self.coarser):
-            nn.init.normal_(convolution.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+            nn.init.normal_(convolution.weight, std=0.01)
+            nn.init.zeros_(convolution.bias)
         self.head = style.branches(classes)
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:CONVOLUTIONS]

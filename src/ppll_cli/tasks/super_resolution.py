@@ -304,7 +304,7 @@ class SuperResolution:
                 "derive it from ppll_cli.tasks.super_resolution.PictureHead, or use fba=off",
             )
         channels = [shape[0] for shape in banked]
-        fused = FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
+        fused = FusedPictureHead(head, channels, bank.joined, bank.shared_head)
         return CopiedNetwork(copies.units, fused)
 
 
