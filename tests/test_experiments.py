@@ -420,6 +420,7 @@ def test_super_resolution(names: list[str], tmp_path: Path) -> None:
         assert (data["scale"], data["patch"], data["flip"]) == (int(name[-1]), 48, True)
         assert data["patches_per_epoch"] == 1000 * config["batch_size"] == 16000
         assert config["fba"]["enabled"] == name.startswith("fba")
+        assert config["fba"].get("features") == ("first" if name.startswith("fba") else None)
         assert preset.asked() == (300, 16)
         assert_optimizer(preset, EDSR_OPTIM)
     assert_cut_alike(presets)

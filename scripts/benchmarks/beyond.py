@@ -3,9 +3,9 @@
 Three cases: a small RetinaNet finds clothes in scenes made of Fashion-MNIST, and a small EDSR
 enlarges photographs by 2 and by 4. Each is trained by back-propagation and, cut into 2 and 4
 modules, by local losses: the task's smallest head (greedy), the Simple Local Module alone (fba
-off), and the same with the feature bank (fba on). All rows of a case have the same budget. With two
-modules there is no earlier one whose features a bank could have, so fba on is fba off there, and is
-run once.
+off), and the same with the feature bank (fba on). All rows of a case have the same budget. In
+detection with two modules there is no earlier one whose features a bank could have, so fba on is
+fba off there, and is run once.
 
 A row is trained under `ll`, which learns what `ppll` learns, bit for bit, with one thread, so
 that several rows can be trained beside one another. Speed and memory come from short runs on two
@@ -131,7 +131,7 @@ def rows(name: str, short: bool) -> list[Row]:
     for modules in case.cuts:
         for method in METHODS:
             local = _local(name, method, modules)
-            label = f"{name} {_same(method, modules)} {modules}"
+            label = f"{name} {_same(name, method, modules)} {modules}"
             trained = (*budget, "schedule=ll", "gpus=1", "threads=1", *local)
             speed = (*_brief(name, budget), "schedule=ppll", *TWO_STAGES, *local)
             trials = Trial(f"{label} trained", trained), Trial(f"{label} speed", speed)
@@ -155,21 +155,21 @@ def schedules(name: str, short: bool) -> dict[str, Trial]:
     }
     found = {key: Trial(f"{name} {key} speed", (*brief, *each)) for key, each in chosen.items()}
     pipelined = (*brief, "schedule=ppll", *TWO_STAGES, *local)
-    return {**found, "ppll": Trial(f"{name} {_same('fba on', 2)} 2 speed", pipelined)}
+    return {**found, "ppll": Trial(f"{name} {_same(name, 'fba on', 2)} 2 speed", pipelined)}
 
 
 def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
     return (*budget, f"max_steps={SPEED_STEPS}", *CASES[name].brief)
 
 
-def _same(method: str, modules: int) -> str:
-    """The method that a row is run with."""
-    return "fba off" if (method, modules) == ("fba on", 2) else method
+def _same(name: str, method: str, modules: int) -> str:
+    """The method that a row of a case is run with."""
+    return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 
 def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
     cuts = ",".join(CASES[name].cuts[modules])
-    return (METHODS[_same(method, modules)], f"local.cuts=[{cuts}]")
+    return (METHODS[_same(name, method, modules)], f"local.cuts=[{cuts}]")
 
 
 def main(arguments: Sequence[str]) -> None:

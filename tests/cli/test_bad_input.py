@@ -607,6 +607,18 @@ METHODS = [
     row("man", ["local=man", "local.lag=0"], "local.lag=0", "give 1 or more"),
     row("manpp", ["local=manpp", "local.loss=mse"], "local.loss=mse", "'infopro', 'dgl' or 'ce'"),
     row("fba", ["local=fba", "local.depth=0"], "local.depth=0", "at least 1"),
+    row(
+        "detection-head",
+        ["local.detection_head=level"],
+        "local.detection_head=level",
+        "is for detection; choose a data set with boxes",
+    ),
+    row(
+        "detection-head-name",
+        ["local.detection_head=levels"],
+        "local.detection_head=levels",
+        "'pyramid' or 'level'",
+    ),
     row("vit-depth", ["model.depth=4097"], "model.depth=4097", "use at most 4096"),
     row("resnet-long", [*RESNET, "model.depth=4100"], "model.depth=4100", "use at most 4096"),
     row(
@@ -617,7 +629,18 @@ METHODS = [
     ),
     row("fba-on", ["fba=on", "local=dgl"], "fba=on", "reads no feature bank; use local=fba"),
     row("fba-off", ["local=fba", "+fba.features=3"], "fba.features=3", "is for fba=on"),
-    row("fba-features", ["fba=on", "fba.features=all"], "fba.features=all", "'every' or 'stage_"),
+    row(
+        "fba-features",
+        ["fba=on", "fba.features=all"],
+        "fba.features=all",
+        "'stage_ends' or 'first'",
+    ),
+    row(
+        "fba-first",
+        ["fba=on", "fba.features=first"],
+        "fba.features=first",
+        "is the long skip of super-resolution, and this is another task; use fba.features=every",
+    ),
     row("fba-fusion", ["fba=on", "fba.fusion=mean"], "fba.fusion=mean", "'concatenate', 'add' or"),
 ]
 

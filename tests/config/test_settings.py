@@ -271,7 +271,7 @@ def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
         ({"fba.features": "all"}, "fba.features=all: must be"),
         (
             {"fba.features": 0},
-            "fba.features=0: must be 'every' or 'stage_ends', or must be greater than or equal",
+            "fba.features=0: must be 'every', 'stage_ends' or 'first', or must be greater than",
         ),
         ({"fba.fusion": "mean"}, "fba.fusion=mean: must be 'concatenate', 'add' or 'none'"),
         (
@@ -283,6 +283,25 @@ def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
 def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         parse(changes, "fba=on")
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "features", "fusion"),
+    [
+        ({}, True, "every", "concatenate"),  # the record of a run of before has no such keys
+        ({"features": None, "fusion": None}, False, "every", "concatenate"),
+        ({"features": None, "fusion": None}, True, "first", "add"),
+        ({"features": "every", "fusion": None}, True, "every", "concatenate"),
+        ({"features": 2, "fusion": "add"}, True, 2, "add"),
+        ({"features": None, "fusion": "concatenate"}, True, "first", "concatenate"),
+        ({"features": None, "fusion": None, "shared_head": False}, True, "first", "concatenate"),
+    ],
+)
+def test_what_a_bank_leaves_open_is_the_tasks_affair(
+    given: dict[str, object], first: bool, features: object, fusion: str
+) -> None:
+    bank = settings.FeatureBank.model_validate({"enabled": True, **given}).resolved(first)
+    assert (bank.features, bank.fusion) == (features, fusion)
 
 
 def test_options_of_a_feature_bank_that_is_off_are_refused() -> None:

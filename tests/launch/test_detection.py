@@ -61,6 +61,45 @@ def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> N
     assert found.test == expected.test
 
 
+LEVEL = {
+    "greedy": ["local=greedy", "local.detection_head=level"],
+    "bank": ["fba=on", "local.detection_head=level"],
+    "manpp": ["local=manpp"],
+}
+
+
+@pytest.mark.parametrize("method", LEVEL)
+def test_level_heads_are_trained_alike_by_ll_and_ppll(
+    tmp_path: Path, data: list[str], method: str
+) -> None:
+    """Each module has anchors of its own levels, and is evaluated with these."""
+    case = [*RETINANET, *COURSE, *data, *LEVEL[method], CUTS, "partition=flops"]
+    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
+    found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=3", *case)
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+
+
+def test_level_heads_with_replicas(tmp_path: Path, data: list[str]) -> None:
+    case = [*RETINANET, *COURSE, *data, *LEVEL["bank"], CUTS, "replicas=2"]
+    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
+    found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
+    assert_same(found.tensors, expected.tensors)
+
+
+def test_level_heads_cost_less(data: list[str]) -> None:
+    """They have no copies of later stages, and one level in place of five."""
+    case = [*RETINANET, *data, "batch_size=4", "schedule=ll", CUTS, "local=fba"]
+    costs = {
+        head: prepared(*case, f"local.detection_head={head}").auxiliary_costs
+        for head in ("pyramid", "level")
+    }
+    for pyramid, level in zip(costs["pyramid"][:3], costs["level"], strict=False):
+        assert level.flops < pyramid.flops / 4
+        assert level.params < pyramid.params
+    assert costs["pyramid"][3] == costs["level"][3]
+
+
 def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list[str]) -> None:
     """Each replica has other numbers of boxes; of the last batch each has one scene."""
     case = [*RETINANET, *COURSE, *data, "replicas=2", "local.modules=2"]
@@ -113,6 +152,7 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
         (["local=dgl"], "local=dgl: is for classification"),
         (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
         (["fba=on", "fba.shared_head=false"], r"fba.shared_head=False: a pyramid's"),
+        (["local=manpp", "local.loss=ce"], "local.loss=ce: is for classification"),
         (["model=resnet18"], "model=resnet18: is for classification"),
         (["model=edsr"], "model=edsr: is for super-resolution"),
     ],
@@ -126,9 +166,11 @@ def test_what_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("modules", [2, 5, 10])
-@pytest.mark.parametrize("method", ["local=greedy", "local=fba", "fba=on", "local=auglocal"])
-def test_any_number_of_modules(data: list[str], method: str, modules: int) -> None:
-    job = prepared(
-        *RETINANET, *data, "gpus=2", "batch_size=4", method, f"local.modules={modules}"
-    ).job
+@pytest.mark.parametrize("head", ["pyramid", "level"])
+@pytest.mark.parametrize(
+    "method", ["local=greedy", "local=fba", "fba=on", "local=auglocal", "local=manpp"]
+)
+def test_any_number_of_modules(data: list[str], method: str, head: str, modules: int) -> None:
+    case = [method, f"local.detection_head={head}", f"local.modules={modules}"]
+    job = prepared(*RETINANET, *data, "gpus=2", "batch_size=4", *case).job
     assert len(job.layout.modules) == modules

@@ -7,9 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
+from ppll_cli.config import settings
 from ppll_cli.errors import ConfigError
+from ppll_cli.launch import beginning
 from ppll_cli.launch.facts import facts
-from tests.conftest import Runner, assert_same, assert_same_run, prepared, resumed
+from ppll_cli.launch.resume import recorded_in
+from ppll_cli.prepare.preparation import prepare
+from tests.conftest import (
+    Runner,
+    assert_same,
+    assert_same_run,
+    compose_config,
+    prepared,
+    resumed,
+)
 from tests.data.picture_files import write_photos
 from tests.program import ppll_plan
 from tests.worker.inside import run_inside
@@ -38,8 +49,9 @@ BANK = ["bank.0", "bank.1", "bank.2"]
 METHODS = {
     "greedy": (["local=greedy"], []),
     "slm": (["local=fba"], []),
-    "fba": (["fba=on"], BANK),
-    "fba add": (["fba=on", "fba.fusion=add"], BANK),
+    "fba": (["fba=on"], []),  # the long skip travels in any case
+    "fba every": (["fba=on", "fba.features=every"], BANK),
+    "fba add": (["fba=on", "fba.features=every", "fba.fusion=add"], BANK),
 }
 
 
@@ -63,6 +75,38 @@ def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> N
     for gpus in (3, 4):
         found = run_inside(tmp_path / "ppll", "schedule=ppll", f"gpus={gpus}", *case)
         assert_same(found.tensors, expected.tensors)
+
+
+def test_two_modules_have_a_long_skip(data: list[str]) -> None:
+    """The first module's own first features; there is nothing to tell of a bank without readers."""
+    notes = prepared(*EDSR, *data, "fba=on", "local.modules=2", "batch_size=4", "gpus=2").notes
+    assert not any(note.startswith("fba") for note in notes)
+
+
+def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]) -> None:
+    """Defaults may change: who goes on with a run, or compares it, sees what its bank was."""
+    case = [*EDSR, *data, "fba=on", "batch_size=4", "gpus=2"]
+    config, choices = compose_config(case)
+    assert (config["fba"]["features"], config["local"]["bank"]["fusion"]) == (None, None)
+    beginning.record(tmp_path, config, choices, prepared(*case))
+    recorded = recorded_in(tmp_path).config
+    bank = {"enabled": True, "features": "first", "fusion": "add", "shared_head": True}
+    assert recorded["fba"] == recorded["local"]["bank"] == bank
+    assert settings.parse(dict(recorded)).fba.features == "first"
+
+
+@pytest.mark.parametrize("keys", [{"features": "every", "fusion": "concatenate"}, {}])
+def test_a_run_of_before_reads_whole_modules(data: list[str], keys: dict[str, str]) -> None:
+    """Its record has `every`, or an older one no such key."""
+    case = [*EDSR, *data, "fba=on", "local.modules=4", "batch_size=4", "schedule=ll"]
+    config, _ = compose_config(case)
+    config["fba"] = {"enabled": True, **keys, "shared_head": True}
+    config["local"]["bank"] = dict(config["fba"])
+    old = prepare(settings.parse(config), "unused")
+    asked = prepared(*case, "fba.features=every", "fba.fusion=concatenate")
+    assert old.job.local == asked.job.local
+    assert old.auxiliary_costs == asked.auxiliary_costs
+    assert old.auxiliary_costs != prepared(*case).auxiliary_costs
 
 
 def test_the_long_skip_s_gradient_travels_back(

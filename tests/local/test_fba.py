@@ -1,5 +1,6 @@
 """Simple Local Modules and the feature bank."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.fba import FBA
 from ppll_cli.local.method import Site, module_exports
+from ppll_cli.models.edsr import EDSR, Tail
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
 from ppll_cli.models.trace import trace
@@ -18,6 +20,7 @@ from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit
 from ppll_cli.models.vit import Block, Embed, ViT
 from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.tasks.classification import Classification, Pool
+from ppll_cli.tasks.super_resolution import SuperResolution
 from ppll_cli.tasks.task import CopiedNetwork
 from tests.other_task import OtherTask
 
@@ -195,3 +198,86 @@ def test_what_a_bank_keeps_is_the_tasks_affair() -> None:
 def test_depth_must_be_positive() -> None:
     with pytest.raises(ConfigError, match=r"^local\.depth=0: must be at least 1"):
         FBA(bank=OFF, depth=0)
+
+
+PICTURES = SuperResolution(scale=2, patch=8, mean=(0.4, 0.5, 0.6), overlap=40)
+EDSR_NET = EDSR(depth=3, width=4)  # first, body.0 body.1 body.2, tail
+
+
+def picture_sites() -> list[Site]:
+    """Every unit a module of its own."""
+    image = ImageSpec(3, 8, 8)
+    units = EDSR_NET.units(image, PICTURES)
+    batch = {IMAGE: ValueSpec((3, 8, 8), torch.float32)}
+    features = [unit.outputs[0] for unit in trace(units, batch)]
+    modules = tuple(range(n, n + 1) for n in range(len(units)))
+    site = Site(0, modules, units, features, image, PICTURES)
+    return [site.at(module) for module in range(len(modules))]
+
+
+OPEN = {"features": None, "fusion": None}
+
+
+def test_the_long_skip_of_pictures_is_the_nets_first_features() -> None:
+    """Upsampler(tail(SLM_j(x_j)) + stop-gradient(x_0)), for each module; nothing is banked."""
+    method = FBA(bank=bank(**OPEN))
+    at = picture_sites()
+    for site in at[:-1]:
+        torch.manual_seed(0)
+        criterion = method.criterion(site)
+        assert criterion.features == (site.feature, "first")
+        assert exported(method, site) == []
+        torch.manual_seed(0)
+        alone = FBA(bank=OFF).criterion(site)  # the same weights: a skip has none
+        alone.load_state_dict(
+            {n.replace("head.head.head", "head.head"): w for n, w in criterion.state_dict().items()}
+        )
+        x, first = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+        if site.feature == "first":
+            first = x
+        x.requires_grad_()
+        values = {"first": first, site.feature: x, "target": torch.rand(2, 3, 16, 16)}
+        loss, prediction = criterion(values)
+        network = alone.head
+        assert isinstance(network, CopiedNetwork)
+        tail = network.head
+        assert isinstance(tail, Tail)
+        mapped = tail.mapped(network.units(x))
+        expected = tail.upsampler(mapped + first.detach())
+        torch.testing.assert_close(prediction, expected)
+        assert not torch.allclose(prediction, network(x))
+        (gradient,) = torch.autograd.grad(loss, x)
+        mean = (expected - values["target"]).abs().mean()
+        (wanted,) = torch.autograd.grad(mean, x)  # none of it through the skip
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_no_gradient_reaches_first_features_through_the_skip() -> None:
+    site = picture_sites()[1]
+    values = {name: torch.randn(1, 4, 8, 8, requires_grad=True) for name in ("first", "x")}
+    loss, _ = FBA(bank=bank(**OPEN)).criterion(site)({**values, "target": torch.rand(1, 3, 16, 16)})
+    loss.backward()
+    assert values["first"].grad is None
+    assert values["x"].grad is not None
+
+
+def test_maps_of_whole_modules_can_be_asked_for() -> None:
+    site = picture_sites()[3]
+    method = FBA(bank=bank(features="every", fusion=None))
+    assert method.criterion(site).features == ("x", "bank.0", "bank.1", "bank.2")
+    assert FBA(bank=bank()).criterion(site).features == ("x", "bank.0", "bank.1", "bank.2")
+    assert FBA(bank=bank(features=None, fusion="none")).criterion(site).features == ("x",)
+    assert FBA(bank=OFF).criterion(site).features == ("x",)
+
+
+def test_first_features_are_for_heads_with_a_long_skip() -> None:
+    method = FBA(bank=bank(features="first"))
+    message = "^fba.features=first: is the long skip of super-resolution, and this is another task"
+    with pytest.raises(ConfigError, match=message):
+        method.criterion(sites(RESNET)[1])
+    at = picture_sites()[2]
+    tail = replace(at.units[-1], reads=("x",))
+    plain = replace(at, units=[*at.units[:-1], tail])
+    with pytest.raises(ConfigError, match=r"the model's head reads no long skip; use fba\.feat"):
+        method.criterion(plain)
+    assert names_read(FBA(bank=bank(**OPEN)), plain)[:2] == ["bank.0", "bank.1"]

@@ -269,6 +269,14 @@ def test_what_a_loss_watches_counts_for_local_learning_alone() -> None:
     assert not prepared(*SMALL, *modules, "schedule=bp").job.watched
 
 
+def test_ones_own_local_method_may_stand_in_the_place_of_greedy() -> None:
+    """Keys of greedy's that are null are not passed to it."""
+    own = prepared(*SMALL, WATCHING, "+local.lag=3", "local.modules=2").job
+    assert "detection_head" not in own.local
+    with pytest.raises(ConfigError, match=r"^local\.detection_head=level: .*has no such option"):
+        prepared(*SMALL, WATCHING, "+local.lag=3", "local.detection_head=level")
+
+
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [

@@ -222,7 +222,7 @@ def test_a_picture_more_takes_few_operations_more() -> None:
 def test_tables_of_large_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     together: list[int] = []
 
-    def noted(boxes: Tensor, *others: Tensor) -> Tensor:
+    def noted(boxes: Tensor, *others: Any) -> Tensor:
         together.append(len(boxes))
         return matched(boxes, *others)
 

@@ -124,23 +124,45 @@ class FeatureBank(_Section):
 
     Attributes:
         enabled: Whether they are.
-        features: Which modules' features a module reads: of `every` earlier one, of the earlier
-            ones that end a resolution stage (`stage_ends`), or of the last n.
-        fusion: How they join the auxiliary network's own; `none` leaves them out.
+        features: What a module reads: the features of `every` earlier module, of the earlier ones
+            that end a resolution stage (`stage_ends`), or of the last n; or the network's `first`
+            features, which skip to its head. None: the task's own, see `resolved`. Runs of before
+            `first` existed have no None, and one without the key reads `every` module.
+        fusion: How they join the auxiliary network's own; `none` leaves them out. None: `add` for
+            first features, else `concatenate`.
         shared_head: Whether the head that reads them is shaped like the model's.
     """
 
     enabled: bool
-    features: Literal["every", "stage_ends"] | Count = "every"
-    fusion: Literal["concatenate", "add", "none"] = "concatenate"
+    features: Literal["every", "stage_ends", "first"] | Count | None = "every"
+    fusion: Literal["concatenate", "add", "none"] | None = "concatenate"
     shared_head: bool = True
+
+    @property
+    def joined(self) -> Literal["concatenate", "add", "none"]:
+        """The fusion of a bank that leaves nothing open."""
+        assert self.fusion is not None
+        return self.fusion
+
+    def resolved(self, first: bool) -> Self:
+        """The same with nothing left open.
+
+        Args:
+            first: Whether first features are the task's own.
+        """
+        if not self.enabled:
+            return self
+        features = self.features or ("first" if first else "every")
+        added = features == "first" and self.shared_head
+        fusion = self.fusion or ("add" if added else "concatenate")
+        return self.model_copy(update={"features": features, "fusion": fusion})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.enabled and len(self.model_fields_set) > 1:
             key, *_ = sorted(self.model_fields_set - {"enabled"})
             raise ConfigError(f"fba.{key}", getattr(self, key), "is for fba=on")
-        if not self.shared_head and self.fusion != "concatenate":
+        if not self.shared_head and self.fusion in ("add", "none"):
             raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
         return self
 

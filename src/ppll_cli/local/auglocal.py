@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copies_of, later_units
+from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import check_depth
 from ppll_cli.tasks.classification import ClassifierHead
@@ -28,21 +29,28 @@ class AugLocal(LocalMethod):
         depth: d of the first module, 1 or more.
         tau: How far d has fallen towards 1 at the last module with an auxiliary network, from 0,
             where it is the same for all, to 1. In between it falls linearly, rounded.
+        detection_head: Of a detector, the levels on which a module is trained. With `level` these
+            are those of the map that the last copied unit makes.
     """
 
     changed = "the choice of the units that they copy was mended, and a single copy has a BatchNorm"
 
-    def __init__(self, *, depth: int = 2, tau: float = 0.5) -> None:
+    def __init__(
+        self, *, depth: int = 2, tau: float = 0.5, detection_head: DetectionHead | None = None
+    ) -> None:
         check_depth("local.depth", depth)
         if not 0 <= tau <= 1:
             raise ConfigError("local.tau", tau, "is out of range", "give 0 <= tau <= 1")
-        self.depth, self.tau = depth, tau
+        self.depth, self.tau, self.detection_head = depth, tau, detection_head
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
+        site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._chosen(site), "auglocal")
         head = copies.head
-        if (
+        if self.detection_head == "level":
+            head = site.task.smallest_head(copies.shapes[-1])
+        elif (
             self._depth(site) == 1
             and isinstance(head, ClassifierHead)
             and len(site.spec.shape) == 3

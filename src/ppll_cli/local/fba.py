@@ -11,7 +11,9 @@ from itertools import takewhile
 from torch import nn
 
 from ppll_cli.config.settings import FeatureBank
+from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copies_of, later_units
+from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
 from ppll_cli.tasks.task import Task
@@ -26,25 +28,35 @@ class FBA(LocalMethod):
     alone. A model with a single one, a ViT, has the units that follow the module copied.
 
     The bank has the features of earlier modules in the form that the task keeps (classification:
-    pooled to vectors), without gradient. It travels forward with the activations.
+    pooled to vectors), without gradient. It travels forward with the activations. For
+    super-resolution it is by default the network's first features, which the model's own head reads
+    as well: its long skip.
 
     Args:
         depth: Units copied from each later resolution stage, 1 or more; of a model with a single
             one, units copied in all.
         bank: Which features are banked and how they are fused.
+        detection_head: Of a detector, the levels on which a module is trained. With `level` only
+            those units are copied that lead to the finest level.
     """
 
-    def __init__(self, *, bank: FeatureBank, depth: int = 1) -> None:
+    def __init__(
+        self, *, bank: FeatureBank, depth: int = 1, detection_head: DetectionHead | None = None
+    ) -> None:
         check_depth("local.depth", depth)
-        self.depth, self.bank = depth, bank
+        self.depth, self.bank, self.detection_head = depth, bank, detection_head
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
+        site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._copied(site), "fba")
-        banked = self._banked(site)
-        shapes = [site.at(earlier).spec.shape for earlier in banked]
-        network = site.task.bank_network(copies, shapes, self.bank)
-        return Criterion(network, (site.feature, *map(bank_name, banked)), site.task)
+        bank = bank_for(self.bank, site.task, site.units)
+        if bank.features == "first":
+            read = _long_skips(site) if bank.fusion != "none" else {}
+        else:
+            read = {bank_name(m): site.at(m).spec.shape for m in self._banked(site)}
+        network = site.task.bank_network(copies, list(read.values()), bank)
+        return Criterion(network, (site.feature, *read), site.task)
 
     def exports(self, site: Site) -> Sequence[Unit]:
         """The module's banked feature, where a later auxiliary network reads it."""
@@ -71,16 +83,18 @@ class FBA(LocalMethod):
 
     def _banked(self, site: Site) -> list[int]:
         """The earlier modules whose features this one's auxiliary network reads."""
-        if not self.bank.enabled or self.bank.fusion == "none":
+        bank = bank_for(self.bank, site.task, site.units)
+        if not bank.enabled or bank.fusion == "none" or bank.features == "first":
             return []
         kept = site.task.banked
         earlier = [m for m in range(site.module) if kept(site.at(m).spec.shape) is not None]
-        if self.bank.features == "every":
+        if bank.features == "every":
             return earlier
-        if self.bank.features == "stage_ends":
+        if bank.features == "stage_ends":
             shapes = [site.at(module).spec.shape for module in range(site.module + 1)]
             return [module for module in earlier if shapes[module] != shapes[module + 1]]
-        return earlier[-self.bank.features :]
+        assert bank.features is not None
+        return earlier[-bank.features :]
 
 
 def _keeper(task: Task, shape: tuple[int, ...]) -> nn.Module:
@@ -88,6 +102,28 @@ def _keeper(task: Task, shape: tuple[int, ...]) -> nn.Module:
     keeper = task.banked(shape)
     assert keeper is not None
     return keeper
+
+
+def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
+    """The bank with nothing left open, for a task and a model.
+
+    Raises:
+        ConfigError: It is to have first features, and there is no long skip that brings them.
+    """
+    takes = getattr(task, "long_skips", False)
+    skips = len(units[-1].reads) > 1
+    if bank.enabled and bank.features == "first" and not (takes and skips):
+        what = "and the model's head reads no long skip" if takes else "and this is another task"
+        problem = f"is the long skip of super-resolution, {what}"
+        raise ConfigError("fba.features", "first", problem, "use fba.features=every")
+    return bank.resolved(first=takes and skips)
+
+
+def _long_skips(site: Site) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what the model's head reads beside its input, as far as it is there."""
+    made = zip(site.units[: site.stop], site.features, strict=False)
+    shapes = {unit.writes[0]: spec.shape for unit, spec in made}
+    return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}
 
 
 def bank_name(module: int) -> str:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copy_unit
+from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.dgl import AdaptivePool, dgl_network
 from ppll_cli.local.infopro import InfoPro
 from ppll_cli.local.method import Criterion, LocalMethod, Site, Watch, check_lag
-from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.task import only_for
 
 Loss = Literal["infopro", "dgl", "ce"]
 
@@ -44,11 +46,15 @@ class MAN(LocalMethod):
             ReLU. `ce` is cross-entropy through, for tokens, a second block that is only trained,
             and a copy of the model's head (as published for ViTs: LayerNorm, class token, Linear),
             or through the smallest head where features have another shape than the head reads
-            (ours). null: `ce` for tokens, `infopro` for anything else.
+            (ours). null: `ce` for tokens, `infopro` for anything else. All are for classification:
+            a detector's loss is the task's own.
         lag: How many batches old the weights of the next unit are, 1 or more.
         momentum: m.
         weights: Of InfoPro's reconstruction and classification at the first auxiliary network, then
             at the last; null: what `infopro_weights` says.
+        detection_head: Of a detector, the levels on which a module is trained. `level`, the
+            default, is the one of MAN++'s authors: the levels of y's stride. `pyramid` is a copy
+            of the model's head over y alone (ours).
     """
 
     name: ClassVar[str] = "man"
@@ -61,6 +67,7 @@ class MAN(LocalMethod):
         lag: int = 2,
         momentum: float = 0.995,
         weights: list[float] | None = None,
+        detection_head: DetectionHead | None = None,
     ) -> None:
         if loss is not None and loss not in get_args(Loss):
             raise ConfigError("local.loss", loss, "is unknown", "possible: infopro, dgl, ce, null")
@@ -69,10 +76,11 @@ class MAN(LocalMethod):
             raise ConfigError("local.momentum", momentum, "is out of range", "give 0 <= m <= 1")
         InfoPro(weights=weights)  # refuses weights that are none
         self.loss, self.lag, self.momentum, self.weights = loss, lag, momentum, weights
+        self.detection_head = detection_head
 
     def criterion(self, site: Site) -> Criterion:
         """The auxiliary network and local loss of a module."""
-        classes_of(site.task, self.name, key="local")
+        site = with_detection_head(site, self.detection_head)
         following = site.stop
         if following == len(site.units) - 1:
             return self._base(site, site)
@@ -94,6 +102,8 @@ class MAN(LocalMethod):
             there: Where y stands for the module's features.
             site: The module.
         """
+        if not isinstance(there.task, Classification):
+            return self._detector(there)
         tokens = len(there.spec.shape) == 2
         loss = self.loss or ("ce" if tokens else "infopro")
         if loss == "infopro":
@@ -104,6 +114,22 @@ class MAN(LocalMethod):
             network = dgl_network(there, pools, channels=128, hidden=512)
         else:
             network = self._head(there, site, tokens)
+        return Criterion(network, (there.feature,), there.task)
+
+    def _detector(self, there: Site) -> Criterion:
+        """The loss of a detector, whose head reads y."""
+        from ppll_cli.tasks.detection import Detection  # torchvision's detectors
+
+        data = "with class labels or boxes"
+        only_for(Detection, there.task, "local", self.name, "classification and detection", data)
+        if self.loss is not None:
+            problem = "is for classification: a detector has the loss of its task"
+            raise ConfigError("local.loss", self.loss, problem, "leave it out")
+        if self.detection_head == "pyramid":
+            network = copy_unit(there, len(there.units) - 1, there.spec.shape, self.name)
+        else:
+            there = with_detection_head(there, "level")
+            network = there.task.smallest_head(there.spec.shape)
         return Criterion(network, (there.feature,), there.task)
 
     def _head(self, there: Site, site: Site, tokens: bool) -> nn.Module:

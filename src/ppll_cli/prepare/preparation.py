@@ -12,10 +12,12 @@ from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.devices import check_processors, devices_here, receiver_of
+from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves.machine import processor
 from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
@@ -236,14 +238,19 @@ def assemble(
         log_grad_norm=settings.log_grad_norm,
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
-    exported = any(len(end) > 1 for end in ends.values())
-    if settings.fba.enabled and settings.fba.fusion != "none" and not exported:
+    if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
         reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
         notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if job.sync_batchnorm:
         check_passes(job)
     return job, auxiliary
+
+
+def _reads_bank(end: ModuleEnd) -> bool:
+    """Whether an auxiliary network reads more than its own module's features."""
+    criterion = end.follows[-1]
+    return isinstance(criterion, Criterion) and len(criterion.features) > 1
 
 
 def _specs(

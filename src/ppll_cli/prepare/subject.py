@@ -17,6 +17,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.job.ends import Ends, ModuleEnd
 from ppll_cli.job.job import WatchedUnit
 from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
@@ -219,6 +220,10 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
+    if local.get("detection_head") is None:  # greedy's keys stand there for a user's own class too
+        local.pop("detection_head", None)
+    if settings.fba.enabled and "bank" in local:  # what it leaves open is settled, and recorded so
+        local["bank"] = bank_for(settings.fba, task, units).model_dump()
     method = make("local", local)
     if not isinstance(method, LocalMethod):
         raise ConfigError(

@@ -40,28 +40,31 @@ class Detections(NamedTuple):
 
 
 @torch.no_grad()
-def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor) -> Tensor:
+def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True) -> Tensor:
     """Which box each anchor stands for.
 
     As torchvision's Matcher with low-quality matches: an anchor is given the box that it overlaps
     most if that is by `FOUND_FROM`; besides, the anchors that overlap a box more than all others
-    do are given the box that they overlap most, however little that is. Here no shape depends on
-    a value.
+    do are given the box that they overlap most, however little that is, if `forced`. Here no shape
+    depends on a value.
 
     Args:
         boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
         wanted: Which of them count, bool [..., N].
         anchors: float [..., A, 4].
+        forced: Whether each box is given anchors, even if all overlap it by less than `FOUND_FROM`.
 
     Returns:
         Numbers of boxes, `BACKGROUND`, or `BETWEEN` where neither is sure; int64 [..., A].
     """
     overlaps = torch.where(wanted[..., None], _overlaps(boxes, anchors), -1.0)
     most, which = overlaps.max(dim=-2)
-    best = overlaps.amax(dim=-1, keepdim=True)
-    kept = ((overlaps == best) & (best > 0)).any(dim=-2)
+    found = most >= FOUND_FROM
+    if forced:
+        best = overlaps.amax(dim=-1, keepdim=True)
+        found = found | ((overlaps == best) & (best > 0)).any(dim=-2)
     sure = torch.where(most < BACKGROUND_BELOW, BACKGROUND, BETWEEN)
-    return torch.where(kept | (most >= FOUND_FROM), which, sure)
+    return torch.where(found, which, sure)
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:

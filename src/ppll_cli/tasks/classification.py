@@ -217,7 +217,7 @@ class Classification:
                 "derive it from ppll_cli.tasks.classification.ClassifierHead, or use fba=off",
             )
         widths = [pooled_width(shape) for shape in banked]
-        fused = FusedHead(head, widths, bank.fusion, bank.shared_head)
+        fused = FusedHead(head, widths, bank.joined, bank.shared_head)
         return CopiedNetwork(copies.units, fused)
 
 

@@ -17,6 +17,7 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched, offsets
 from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.focal_loss import FocalLoss
+from ppll_cli.tasks.level_head import LevelHead
 from ppll_cli.tasks.precision import (
     COLUMNS,
     FOUND,
@@ -28,11 +29,13 @@ from ppll_cli.tasks.precision import (
 from ppll_cli.tasks.pyramid import (
     STRIDES,
     BankedPyramid,
+    HeadStyle,
+    Maps,
     PyramidHead,
     SmallestHead,
     split_prediction,
 )
-from ppll_cli.tasks.task import Copies, Task, only_for
+from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
 BOXES = "boxes"
 """Left, top, right and bottom of each box, in pixels of the batch's images, float32 [B, N, 4]."""
@@ -76,6 +79,8 @@ class Detection:
         width: Of the widest images, a multiple of 32 (pixels).
         anchor: Side of the smallest anchors (pixels), those of the maps of stride 8.
         crowds: Whether ignored boxes are crowds, as COCO counts them, or single difficult objects.
+        level_heads: Style of the model's head, where each module is trained on the levels of its
+            own map alone; None: on all levels of the pyramid.
         metric: Its name.
     """
 
@@ -85,6 +90,7 @@ class Detection:
     width: int
     anchor: int
     crowds: bool = False
+    level_heads: HeadStyle | None = None
     metric: str = "ap"
 
     def __post_init__(self) -> None:
@@ -124,7 +130,8 @@ class Detection:
         """The loss of each picture, [B]."""
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
-        which = matched(boxes, wanted, anchors)
+        # A box that fits none of a module's own levels is another module's.
+        which = matched(boxes, wanted, anchors, self.level_heads is None)
         found, given = which >= 0, which.clamp(min=0)
         numbers = torch.arange(len(self.classes), device=labels.device)
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
@@ -187,7 +194,13 @@ class Detection:
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """The map, pooled to each stride of a pyramid, and one convolution for all of them."""
+        """The map, pooled to each stride of a pyramid, and one convolution for all of them.
+
+        With `level_heads` a `LevelHead` over the map.
+        """
+        if self.level_heads is not None:
+            stride = self.stride("local.detection_head", "level", shape)
+            return self._level_head([(stride, shape[0])], self.level_heads)
         stride = self.stride("local", "greedy", shape)
         return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
 
@@ -198,18 +211,36 @@ class Detection:
     def bank_network(
         self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """A pyramid of banked maps, of the module's and of those that copied units make of it."""
-        if not isinstance(copies.head, PyramidHead):
-            name = type(copies.head).__name__
-            problem = f"the model's head, {name}, does not say how it reads a pyramid"
-            remedy = "derive it from ppll_cli.tasks.pyramid.PyramidHead, or use local=greedy"
-            raise ConfigError("local", "fba", problem, remedy)
+        """A pyramid of banked maps, of the module's and of those that copied units make of it.
+
+        With `level_heads` a `LevelHead` over the module's map and the banked ones. If the module's
+        map is finer than the finest level, copied units lead down to that level; others are not
+        needed.
+        """
+        head = pyramid_head(copies.head, "local", "fba", "use local=greedy")
         if not bank.shared_head:
             problem = "a pyramid's convolutions are what joins maps to the head"
             raise ConfigError("fba.shared_head", False, problem, "leave it out")
         own = [(self.stride("local", "fba", shape), shape[0]) for shape in copies.shapes]
         earlier = [(self.stride("local", "fba", shape), shape[0]) for shape in banked]
-        return BankedPyramid(copies.units, copies.head, own, earlier, bank.fusion)
+        if self.level_heads is None:
+            return BankedPyramid(copies.units, head, own, earlier, bank.joined)
+        coarsest = max(STRIDES[0], own[0][0])
+        kept = [number for number, (stride, _) in enumerate(own) if stride <= coarsest]
+        units = [copies.units[number - 1] for number in kept[1:]]
+        maps = [own[kept[-1]], *earlier]
+        return CopiedNetwork(units, self._level_head(maps, self.level_heads, bank.joined))
+
+    def _level_head(self, maps: Maps, style: HeadStyle, fusion: str = "concatenate") -> LevelHead:
+        """A head for the levels of the first map's stride.
+
+        Raises:
+            ConfigError: The map is coarser than all that a pyramid is made of.
+        """
+        if maps[0][0] > STRIDES[-1]:
+            problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
+            raise ConfigError("local.detection_head", "level", problem, "use pyramid")
+        return LevelHead(maps, style, len(self.classes), self.anchor, fusion)
 
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
         """How many pixels of the image a step in a map is.
@@ -243,11 +274,30 @@ def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tenso
     return rows
 
 
-def detection_of(task: Task, name: str) -> Detection:
-    """The task, for `model=name`.
+def detection_of(task: Task, name: str, key: str = "model") -> Detection:
+    """The task, for `key=name`.
 
     Raises:
         ConfigError: It is another one.
     """
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
-    return only_for(Detection, task, "model", name, "detection", data)
+    return only_for(Detection, task, key, name, "detection", data)
+
+
+def pyramid_head(head: nn.Module, key: str, value: str, other: str) -> PyramidHead:
+    """The model's head, for `key=value`.
+
+    Args:
+        head: The head.
+        key: What needs it.
+        value: The chosen value of that key.
+        other: What else can be done, for the message.
+
+    Raises:
+        ConfigError: It is another one, of a user's own model.
+    """
+    if isinstance(head, PyramidHead):
+        return head
+    problem = f"the model's head, {type(head).__name__}, does not say how it reads a pyramid"
+    remedy = f"derive it from ppll_cli.tasks.pyramid.PyramidHead, or {other}"
+    raise ConfigError(key, value, problem, remedy)

@@ -5,6 +5,7 @@ is how many pixels of the image a step in it is.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,6 +17,9 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 STRIDES = (8, 16, 32)
 """Of the maps that a pyramid is made of; two more, of 64 and 128, are made of it."""
+
+LEVELS = 5
+"""Of a pyramid, P3 to P7: maps of stride 8, 16, 32, 64 and 128."""
 
 ANCHORS = 9
 """At each place of a map: three sizes, in three shapes."""
@@ -40,18 +44,20 @@ class Anchors(nn.Module):
     Args:
         smallest: Side of the smallest anchors (pixels), those of the maps of stride 8; it doubles
             with the stride.
+        levels: Which levels of a pyramid the maps are, 0 to 4.
     """
 
     cells: Tensor
 
-    def __init__(self, smallest: int) -> None:
+    def __init__(self, smallest: int, levels: Sequence[int] = range(LEVELS)) -> None:
         super().__init__()
+        self.levels = levels
         # Whole numbers of pixels, as torchvision has them.
         sizes = [
-            [int(smallest * 2**level * 2 ** (third / 3)) for third in range(3)]
-            for level in range(5)
+            [int(smallest * 2**level * 2 ** (third / 3)) for third in range(3)] for level in levels
         ]
-        self.generator = AnchorGenerator(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * 5)
+        shapes = ((0.5, 1.0, 2.0),) * len(levels)
+        self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
         # A buffer, and plain numbers for steps: nothing is copied to a device at each batch.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
@@ -59,7 +65,7 @@ class Anchors(nn.Module):
         """A prediction.
 
         Args:
-            maps: Of the strides 8, 16, 32, 64 and 128.
+            maps: Of the strides of the levels, the finest first.
             deltas: [B, A, 4].
             logits: [B, A, C].
 
@@ -67,14 +73,35 @@ class Anchors(nn.Module):
             float32 [B, A, 9 + C].
         """
         grids = [list(map_.shape[2:]) for map_ in maps]
-        image = [STRIDES[0] * side for side in grids[0]]
+        image = [STRIDES[0] * 2 ** self.levels[0] * side for side in grids[0]]
         steps = [[image[0] // height, image[1] // width] for height, width in grids]
         self.generator.cell_anchors = list(self.cells.to(logits.device))
         anchors = self.generator.grid_anchors(grids, steps)
-        levels = [each.new_full((len(each), 1), level) for level, each in enumerate(anchors)]
+        levels = [
+            each.new_full((len(each), 1), level)
+            for level, each in zip(self.levels, anchors, strict=True)
+        ]
         fixed = torch.cat((torch.cat(levels), torch.cat(anchors)), dim=1)
         fixed = fixed.expand(len(logits), -1, -1)
         return torch.cat((fixed, deltas.float(), logits.float()), dim=2)
+
+
+@dataclass(frozen=True)
+class HeadStyle:
+    """What a model's head has in common with heads that local learning makes.
+
+    Attributes:
+        width: W.
+        groups: Of the norms between the convolutions for classes and boxes; 0: there are none.
+    """
+
+    width: int
+    groups: int = 0
+
+    def branches(self, classes: int) -> RetinaNetHead:
+        """Two rows of convolutions that all maps of a pyramid share, for classes and for boxes."""
+        norm = partial(nn.GroupNorm, self.groups) if self.groups else None
+        return RetinaNetHead(self.width, ANCHORS, classes, norm_layer=norm)
 
 
 class PyramidHead(nn.Module):
@@ -99,7 +126,7 @@ class PyramidHead(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = dict(channels)
-        self.width = width
+        self.style = HeadStyle(width, groups)
         self._like = partial(
             PyramidHead, width=width, classes=classes, anchor=anchor, groups=groups
         )
@@ -109,8 +136,7 @@ class PyramidHead(nn.Module):
         for number, stride in enumerate(STRIDES):
             if stride not in channels and stride < coarsest:
                 self.fpn.inner_blocks[number] = nn.Identity()
-        norm = partial(nn.GroupNorm, groups) if groups else None
-        self.head = RetinaNetHead(width, ANCHORS, classes, norm_layer=norm)
+        self.head = self.style.branches(classes)
         self.anchors = Anchors(anchor)
 
     def over(self, channels: Mapping[int, int]) -> "PyramidHead":
@@ -130,7 +156,7 @@ class PyramidHead(nn.Module):
                 x = given[stride]
             else:
                 size = (coarsest // stride * x.shape[2], coarsest // stride * x.shape[3])
-                x = x.new_zeros(len(x), self.width, *size)
+                x = x.new_zeros(len(x), self.style.width, *size)
             wide[str(stride)] = x
         levels = list(self.fpn(wide).values())
         found = self.head(levels)
@@ -173,7 +199,7 @@ class SmallestHead(nn.Module):
             maps = [F.interpolate(x, scale_factor=self.stride // first, mode="nearest")]
         else:
             maps = [F.avg_pool2d(x, first // self.stride)]
-        for _ in range(4):
+        for _ in range(LEVELS - 1):
             maps.append(F.avg_pool2d(maps[-1], 2, ceil_mode=True))
         found = []
         for each in maps:

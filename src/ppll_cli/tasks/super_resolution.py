@@ -6,6 +6,7 @@ Legend: B batch, C channels, s scale, H height, W width (pixels of the small pic
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -135,16 +136,17 @@ class PictureHead(nn.Module):
 class FusedPictureHead(nn.Module):
     """A head whose map is fused with a feature bank (arXiv 2406.00446; the details are ours).
 
-    Our reading: the bank has the maps that earlier modules made, and stands in for the backbone's
-    long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)), x_0 being what the first module made. A
-    public configuration with FBA's name, Local-SR, takes the net's first features for x_0.
+    Our reading: the bank is the backbone's long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)),
+    where x_0 are the network's first features. The public code of Local-SR hands x_0, detached, to
+    its local networks as well; but there the sum with it is computed and not used. With other
+    `fba.features` the bank has the maps that earlier modules made in place of x_0 (ours).
     Maps with another number of channels than the head's are projected by a 1x1 convolution. `add`
     sums them and the head's own map; `concatenate` joins all, and a 1x1 convolution takes them
     back to the head's channels, which begins as that sum's first term: training lets the bank in.
 
     Args:
         head: A copy of the model's head.
-        channels: Of the banked maps.
+        channels: Of the banked maps. They take no gradient.
         fusion: `concatenate` or `add`.
         shared_head: Whether the upsampler has the shape of the model's; else it reads the joined
             maps themselves.
@@ -172,7 +174,8 @@ class FusedPictureHead(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Features, and banked maps [B, C', H, W], to pictures [B, 3, sH, sW]."""
         maps = [self.head.mapped(x)]
-        maps += [p(b) for p, b in zip(self.projections, bank, strict=True)]
+        # First features may be of the module itself.
+        maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         fused = torch.stack(maps).sum(dim=0) if self.fusion == "add" else torch.cat(maps, dim=1)
         if self.mix is not None:
             fused = self.mix(fused)
@@ -196,7 +199,10 @@ class SuperResolution:
         overlap: Pixels of small pictures that evaluation tiles have beyond those that count.
         metric: Its name.
         reference: The enlargement that the model is compared with.
+        long_skips: A feature bank is by default the long skip of the model's head.
     """
+
+    long_skips: ClassVar[bool] = True
 
     scale: int
     patch: int
@@ -298,7 +304,7 @@ class SuperResolution:
                 "derive it from ppll_cli.tasks.super_resolution.PictureHead, or use fba=off",
             )
         channels = [shape[0] for shape in banked]
-        fused = FusedPictureHead(head, channels, bank.fusion, bank.shared_head)
+        fused = FusedPictureHead(head, channels, bank.joined, bank.shared_head)
         return CopiedNetwork(copies.units, fused)
 
 

@@ -48,6 +48,9 @@ class Task(Protocol):
     A task may also have `reference`, the name of something untrained that its metric is compared
     with: where `score` returns REFERENCE_METRIC, as `bicubic_psnr`, a run's last line names it.
 
+    It may have `long_skips`: true if a feature bank is by default what the model's head reads
+    beside its input.
+
     And it may have `details(rows, names)`, the `ppll_cli.tasks.details.Details` of an evaluation:
     `rows` are those of all batches that `detail(prediction, values)` returns, or where it has no
     such method `measure`, and `names` those of the classes, or of the pictures' files.

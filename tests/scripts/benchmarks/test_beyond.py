@@ -76,7 +76,8 @@ def test_every_row_of_a_case_has_the_same_budget(name: str) -> None:
 @pytest.mark.parametrize("name", beyond.CASES)
 def test_a_bank_with_nothing_in_it_is_not_run_twice(name: str) -> None:
     by_row = {(row.method, row.modules): row for row in beyond.rows(name, short=False)}
-    assert by_row["fba on", 2].trained == by_row["fba off", 2].trained
+    same = by_row["fba on", 2].trained == by_row["fba off", 2].trained
+    assert same == (name == "detection")  # the others have a long skip in any case
     assert by_row["fba on", 4].trained != by_row["fba off", 4].trained
     assert beyond.schedules(name, short=False)["ppll"] == by_row["fba on", 2].speed
     assert beyond.schedules(name, short=False)["bp"] == by_row["bp", 1].speed
@@ -137,7 +138,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return names
 
 
-TRAINED = ["bp", "greedy-2", "fba-off-2", "greedy-4", "fba-off-4", "fba-on-4"]
+TRAINED = ["bp", "greedy-2", "fba-off-2", "fba-on-2", "greedy-4", "fba-off-4", "fba-on-4"]
 SPEEDS = [*TRAINED, "bp-all-threads", "ll", "gpipe"]
 
 
@@ -148,7 +149,7 @@ def test_what_is_run_and_written(ran: list[str]) -> None:
         *(f"x2-{row}-speed" for row in SPEEDS),
     ]
     beyond.main(["--case", "x2"])
-    assert len(ran) == 15
+    assert len(ran) == 17
     rows = json.loads(Path("outputs/benchmark/beyond.json").read_text())["rows"]
     assert rows["x2 fba on 4 trained"]["module_tests"][0]["psnr"] == 32.25
     assert rows["x2 fba on 4 trained"]["machine"]["cores"] >= 1
@@ -169,7 +170,7 @@ def test_what_is_run_and_written(ran: list[str]) -> None:
 
 def test_each_case_has_its_tables(ran: list[str]) -> None:
     beyond.main(["--skip", "speed"])
-    assert len(ran) == 3 * len(TRAINED)
+    assert len(ran) == 3 * len(TRAINED) - 1
     text = Path("outputs/benchmark/beyond.md").read_text()
     assert "| method | modules | AP | AP50 | less bp's AP |" in text
     assert "| fba on | 4 | 0.375 | 0.500 | -0.125 | 2,000 | 25% of the backbone |  |  |  |" in text
@@ -179,7 +180,7 @@ def test_each_case_has_its_tables(ran: list[str]) -> None:
 
 def test_speeds_are_measured_without_training(ran: list[str]) -> None:
     beyond.main(["--case", "detection", "--skip", "train"])
-    assert ran == [f"detection-{row}-speed" for row in SPEEDS]
+    assert ran == [f"detection-{row}-speed" for row in SPEEDS if row != "fba-on-2"]
     assert (
         "| bp | 1 |  |  |  |  |  | 25% | 5 | 123.4 |"
         in Path("outputs/benchmark/beyond.md").read_text()

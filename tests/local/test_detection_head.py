@@ -1,0 +1,166 @@
+"""`local.detection_head`: which levels each module of a detector is trained on."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec, empty
+from ppll_cli.local.auglocal import AugLocal
+from ppll_cli.local.detection_head import DetectionHead
+from ppll_cli.local.fba import FBA
+from ppll_cli.local.greedy import Greedy
+from ppll_cli.local.man import MAN, MANPlus, Mixture
+from ppll_cli.local.method import LocalMethod, Site
+from ppll_cli.models.retinanet import RetinaNet
+from ppll_cli.models.trace import trace
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.detection import Detection
+from ppll_cli.tasks.level_head import LevelHead
+from ppll_cli.tasks.pyramid import BankedPyramid, PyramidHead, SmallestHead
+from tests.other_task import OtherTask
+
+TASK = Detection(("a", "b"), boxes=2, height=64, width=64, anchor=16)
+IMAGES = ImageSpec(3, 64, 64)
+BY_STAGE = ("layer2.0", "layer3.0", "layer4.0")  # modules end in maps of stride 4, 8 and 16
+INSIDE = ("layer2.1", "layer3.1", "layer4.1")  # 8, 16 and 32
+NEVER = FeatureBank(enabled=False)
+
+LEVELS = {8: ["P3"], 16: ["P4"], 32: ["P5", "P6", "P7"]}
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[list[Unit], list[ValueSpec]]:
+    units = list(RetinaNet(width=8).units(IMAGES, TASK))
+    with torch.device("meta"):
+        batch = {IMAGE: ValueSpec((3, 64, 64), torch.float32)}
+        return units, [unit.outputs[0] for unit in trace(units, batch)]
+
+
+def sites(model: tuple[list[Unit], list[ValueSpec]], cuts: tuple[str, ...]) -> list[Site]:
+    """The ends of all modules but the last."""
+    units, features = model
+    starts = [0, *([unit.name for unit in units].index(cut) for cut in cuts), len(units)]
+    modules = tuple(range(a, b) for a, b in pairwise(starts))
+    return [Site(m, modules, units, features, IMAGES, TASK) for m in range(len(cuts))]
+
+
+def levels_of(method: LocalMethod, site: Site) -> list[str]:
+    """The levels of the anchors that a module's prediction has."""
+    with torch.device("meta"):
+        criterion = method.criterion(site)
+    (head,) = (each for each in criterion.modules() if isinstance(each, LevelHead))
+    assert head.head.classification_head.conv[0][0].in_channels == 8  # the model's width
+    return [f"P{3 + level}" for level in head.anchors.levels]
+
+
+ALL = ["greedy", "fba", "auglocal", "man", "manpp"]
+
+
+def method_of(name: str, head: DetectionHead | None) -> LocalMethod:
+    made: dict[str, LocalMethod] = {
+        "greedy": Greedy(detection_head=head),
+        "fba": FBA(bank=NEVER, detection_head=head),
+        "auglocal": AugLocal(detection_head=head),
+        "man": MAN(detection_head=head),
+        "manpp": MANPlus(detection_head=head),
+    }
+    return made[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts", "strides"),
+    [
+        ("greedy", BY_STAGE, [8, 8, 16]),
+        ("greedy", INSIDE, [8, 16, 32]),
+        ("fba", BY_STAGE, [8, 8, 16]),
+        ("fba", INSIDE, [8, 16, 32]),
+        ("auglocal", BY_STAGE, [16, 32, 32]),
+        ("manpp", BY_STAGE, [8, 16, 32]),  # as its authors have it
+        ("man", INSIDE, [8, 16, 32]),
+    ],
+)
+def test_levels(model: Any, name: str, cuts: tuple[str, ...], strides: list[int]) -> None:
+    method = method_of(name, "level")
+    found = [levels_of(method, site) for site in sites(model, cuts)]
+    assert found == [LEVELS[stride] for stride in strides]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("greedy", SmallestHead),
+        ("fba", BankedPyramid),
+        ("auglocal", PyramidHead),
+        ("man", PyramidHead),
+    ],
+)
+def test_pyramid_trains_all_levels(model: Any, name: str, kind: type[nn.Module]) -> None:
+    for site in sites(model, BY_STAGE):
+        with torch.device("meta"):
+            criterion = method_of(name, "pyramid").criterion(site)
+        assert any(isinstance(each, kind) for each in criterion.modules())
+        assert not any(isinstance(each, LevelHead) for each in criterion.modules())
+
+
+@pytest.mark.parametrize("name", ["greedy", "fba", "auglocal"])
+def test_a_run_of_before_has_pyramids(model: Any, name: str) -> None:
+    """Its record has no such key."""
+    target = type(method_of(name, None))
+    options = {"bank": {"enabled": False}} if name == "fba" else {}
+    before = make("local", {"_target_": f"{target.__module__}.{target.__name__}", **options})
+    for site in sites(model, BY_STAGE):
+        torch.manual_seed(0)
+        old = before.criterion(site).state_dict()
+        torch.manual_seed(0)
+        named = method_of(name, "pyramid").criterion(site).state_dict()
+        assert old.keys() == named.keys()
+        assert all(map(torch.equal, old.values(), named.values()))
+
+
+@pytest.mark.parametrize("name", ["man", "manpp"])
+def test_momentum_networks_have_level_heads_by_default(model: Any, name: str) -> None:
+    """Over copies of the next stage's first unit, of which one is trained and one follows it."""
+    for module, site in enumerate(sites(model, BY_STAGE)):
+        criterion = method_of(name, None).criterion(site)
+        assert isinstance(criterion.head, Mixture)
+        assert criterion.watches is not None
+        assert site.units[criterion.watches.unit].name == BY_STAGE[module]
+        specs = {**TASK.targets, site.feature: site.spec}
+        values = {name: empty(spec) for name, spec in specs.items()}
+        loss, prediction = criterion.to("meta")(values)
+        assert loss.shape == ()
+        assert prediction.shape[1] == 9 * [64, 16, 4 + 1 + 1][module]
+
+
+def test_where_it_makes_no_sense(model: Any) -> None:
+    for chosen in ("level", "pyramid"):
+        message = rf"^local\.detection_head={chosen}: is for detection; choose a data set with box"
+        for name in ALL:
+            for task in (Classification(3), OtherTask()):
+                units, features = model
+                site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, task)
+                with pytest.raises(ConfigError, match=message):
+                    method_of(name, chosen).criterion(site)
+
+
+@pytest.mark.parametrize("loss", ["infopro", "dgl", "ce"])
+def test_losses_for_classification_are_refused(model: Any, loss: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^local.loss={loss}: is for classification: a detec"):
+        MAN(loss=loss).criterion(sites(model, BY_STAGE)[0])
+
+
+def test_a_head_that_does_not_say_how_wide_it_is(model: Any) -> None:
+    units, features = model
+    units = [*units[:-1], Unit("head", nn.Identity, ("c5",), ("prediction",))]
+    site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, TASK)
+    message = r"^local\.detection_head=level: the model's head, Identity, .*detection_head=pyramid"
+    with pytest.raises(ConfigError, match=message):
+        Greedy(detection_head="level").criterion(site)
+    Greedy(detection_head="pyramid").criterion(site)
