@@ -48,15 +48,15 @@ class Version:
     """The version of watched weights that a message carries, in the place of an item.
 
     Attributes:
-        steps: Number of optimizer steps that made the weights. A negative number stands for the
-            initial weights, as 0 does.
+        steps: Number of optimizer steps that the weights have had; 0 or less for the initial
+            weights.
     """
 
     steps: int
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
-        """Return the version that a training batch reads, `step` optimizer steps being done."""
+        """Return the version that the training batch after `step` optimizer steps reads."""
         return cls(step - lag + 1)
 
 
@@ -88,7 +88,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Course:
-    """The plan of a run: which batches, evaluations and checkpoints follow each other.
+    """The planned sequence of a run's batches, evaluations and checkpoints.
 
     Attributes:
         samples: Number of samples of each split.
@@ -129,7 +129,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Training batches between interruptions: one epoch's or `checkpoint_every`, if less."""
+        """Training batches between interruptions: an epoch's, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

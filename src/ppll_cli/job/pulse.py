@@ -1,9 +1,9 @@
 """Shared memory in which each worker shows its parent that it lives, that it advances, and how far.
 
-Each worker updates two times. A thread of its own updates the sign of life once a second; only a
-process that is stopped does not. The main thread updates the time of its last progress with each
-instruction, and also while it waits for another stage, because a worker that waits is not the one
-that hangs. Times are read from the monotonic clock, which all processes of a machine share.
+Each worker keeps two timestamps. A separate thread renews its sign of life every second, unless the
+process is stopped. The main thread renews the time of its last progress with each instruction, and
+also while it waits for another stage, because a worker that waits is not the one that hangs. Both
+are read from the monotonic clock, which all processes of a machine share.
 
 The thread needs Python's global interpreter lock. While CUDA starts on a device, or maps the memory
 of another one, the main thread can hold this lock for many seconds. So the limit for signs of life
@@ -26,8 +26,8 @@ STARTING_ALIVE_LIMIT_S = 60.0
 """The same limit in seconds until the process has ended its first batch."""
 
 FORKED_LIMIT_S = 60.0
-"""Seconds from the start of a process until it must have begun its own work. Until then it imports
-modules to read its job, and gives no sign of life."""
+"""Seconds that a new process may take until it runs the worker's code. Before that, it imports the
+modules that its job needs, and gives no sign of life."""
 
 SCORING_LIMIT_S = 900.0
 """Seconds that computing the metrics of a whole split may take; for detection this is much work."""
@@ -146,7 +146,7 @@ class Pulse(ctypes.Structure):
 
 
 class Watch:
-    """The parent's watch over its workers' times.
+    """Checks the timestamps of the workers in the parent.
 
     Args:
         pulses: The pulse of each worker.

@@ -168,8 +168,8 @@ class SendWeights:
     Attributes:
         peer: The stage of the watching chunk.
         chunk: The watching chunk.
-        ahead: How many batches after they are sent the chunk reads them. The channel holds this
-            many messages before the first batch.
+        ahead: Number of batches between sending the weights and reading them. The channel holds
+            this many messages before the first batch.
     """
 
     peer: int
@@ -197,7 +197,7 @@ class ReadWeights:
 class Measure:
     """Compute a chunk's loss and metric on an evaluation batch.
 
-    They are those of the module's auxiliary network, for the last module those of the model.
+    The last module is measured by the model's own head, every other one by its auxiliary network.
     """
 
     chunk: int

@@ -107,9 +107,9 @@ def averages(place: Place, stream: Sequence[Instruction]) -> Stream:
     """Average each chunk's gradients over the replicas, overlapped with computing them.
 
     The average of a chunk starts before its last backward. If the loss comes right before that
-    backward, the average starts before the loss, which completes the auxiliary network's gradients.
-    If no chunk of the stage waits for another one's gradients, the step moves behind the next
-    chunk's backward, so that this backward hides the rest of the average.
+    backward, the average starts before the loss, because the loss completes the gradients of the
+    auxiliary network. If no chunk of the stage waits for another one's gradients, the step moves
+    behind the next chunk's backward, so that this backward hides the rest of the average.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -171,7 +171,7 @@ def norms(place: Place, stream: Sequence[Instruction]) -> Stream:
 
 
 def communicate(place: Place, stream: Iterable[Instruction]) -> Stream:
-    """Receive each message right before the instruction that needs it; send it once it is made."""
+    """Receive each message right before it is needed, and send each one right after it is made."""
     layout, routes = place.routes.layout, place.routes
     found: Stream = []
     for instruction in stream:

@@ -48,10 +48,10 @@ class Watch:
 
     @property
     def ahead(self) -> int:
-        """How many batches before they are read the weights are sent, at most 2.
+        """How many batches before their use the weights are sent, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other; more would only cost slots. The
-        sender keeps older weights until they are sent.
+        With 2, neighbouring stages hardly wait for each other; more would only cost slots. If `lag`
+        is larger, the sender keeps the weights until then.
         """
         return min(self.lag, 2)
 
@@ -94,9 +94,9 @@ def find_routes(
     ends: Mapping[int, Sequence[Access]],
     watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
-    """Find the tensors that cross each cut: those that are made before it and read behind it.
+    """Find the tensors that cross each cut, which are made before it and read behind it.
 
-    A gradient travels back for each of them that an earlier unit of the same module writes.
+    A gradient travels back for each tensor that an earlier unit of the same module makes.
 
     Args:
         layout: The chunks.

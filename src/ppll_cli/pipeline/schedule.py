@@ -67,18 +67,18 @@ class Schedule(ABC):
         """Yield the compute instructions of one stage for one training batch, in order."""
 
     def layout(self, stages: int) -> Sequence[int]:
-        """Return the stage of each chunk; the partition then cuts the model into these chunks.
+        """Return the stage of each chunk. The partition cuts the model into as many chunks.
 
-        This is not used under local learning, where modules are the chunks and each stage holds
-        consecutive ones.
+        This is not used under local learning, where the chunks are the modules, and each stage
+        holds consecutive modules.
         """
         return range(stages)
 
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that come together.
 
-        Each evaluation batch is treated as a micro-batch. If a batch visits a stage more than once,
-        as many come together as there are stages, else one at a time.
+        Each evaluation batch is treated as a micro-batch. As many batches as there are stages come
+        together if a batch visits a stage more than once, otherwise one.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

@@ -34,7 +34,7 @@ class Journey(NamedTuple):
     Attributes:
         carried_s: Seconds for which it occupies its carrier. A channel carries one message at a
             time; the connection between a stage's replicas carries one average at a time.
-        latency_s: Seconds between the end of that and the arrival.
+        latency_s: Seconds from the time when the carrier is free again to the arrival.
     """
 
     carried_s: float = 0.0

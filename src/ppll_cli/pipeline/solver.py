@@ -19,7 +19,7 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
         cost: Cost of a group.
         items: Number of items.
         groups: Number of groups, from 1 to the number of items.
-        slack: How far above the least maximum a group's cost may be, to allow for rounding.
+        slack: How far a group's cost may exceed the least maximum, to allow for rounding.
 
     Returns:
         The items of each group.

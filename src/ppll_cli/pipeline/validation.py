@@ -26,9 +26,7 @@ from ppll_cli.pipeline.schedule import Place
 _Kind = TypeVar("_Kind", bound=Compute | Measure)
 
 MOST_PER_MICRO_BATCH = 100
-"""Limit of the number of instructions, since a user's generator may never end.
-
-A stage may yield this many times (chunks + 1) * (micro-batches + 1).
+"""Most instructions that are accepted per chunk and micro-batch. A user's generator may never end.
 """
 
 

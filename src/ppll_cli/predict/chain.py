@@ -187,14 +187,14 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward and mark its start and end, for a split one those of each half.
+    """Run a unit's backward, and mark its start and end; if it is split, those of each half.
 
     Args:
         unit: The unit.
         leaves: Its inputs.
         outputs: Its outputs.
-        gradients: By name, gradients that later units have left for their inputs. If one is
-            missing, a random gradient is used. The gradients of this unit's inputs are added.
+        gradients: Gradients by name of the tensors that later units read. A random gradient
+            replaces a missing one. The gradients of this unit's inputs are added.
         watch: The stopwatch.
         weights: The unit's trained parameters, to run the backward in two halves; None to run it
             whole.

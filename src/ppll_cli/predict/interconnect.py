@@ -64,7 +64,7 @@ class Carriers:
     def of_edge(self, source: int, target: int) -> Link | None:
         """Return the connection between two stages; None if senders copy messages themselves.
 
-        A connection between machines is shared: each pair of stages gets an equal part of it.
+        A connection between machines is divided equally among the pairs of workers that share it.
         """
         if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within

@@ -258,7 +258,7 @@ def _grouped(
 
 
 def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
-    """Cut stages that are the modules too, so that cuts decide where auxiliary networks are."""
+    """Cut stages that are modules too; the cost of an auxiliary network depends on the cuts."""
     count = len(weights.units)
     if weights.auxiliary is None:
         even = len(set(weights.units)) == 1
@@ -283,7 +283,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """Cut equal items as `balance` does, but without a search, which deep models make slow."""
+    """Cut items of equal cost as `balance` does, without its search, slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

@@ -310,7 +310,7 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
 def evaluated_together(settings: Settings, schedule: Schedule) -> int:
     """Return how many evaluation batches go through the pipeline of a replica together.
 
-    If a batch visits a stage more than once, these are as many as stages, to keep all busy.
+    If a batch visits a stage more than once, it takes one batch per stage to keep all stages busy.
     """
     stages = 1 if schedule.one_stage else settings.stages_asked
     return stages if len(placed(schedule, stages)) > stages else 1

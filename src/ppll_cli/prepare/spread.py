@@ -69,6 +69,6 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the CPU threads of each worker: as many as each machine has for every worker."""
+    """Return the CPU threads per worker: as many as the most crowded machine has for each."""
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -131,7 +131,7 @@ class Transport(Protocol):
 
         Args:
             size: Bytes of all slots of all channels.
-            devices: The devices of all stages.
+            devices: The device of each worker.
         """
         ...
 

@@ -20,7 +20,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
         name: The name of the transport, as given by the user.
         transport: The transport of this name.
         size: Bytes of all slots of all channels.
-        devices: The devices of all stages.
+        devices: The device of each worker.
 
     Raises:
         ConfigError: Queues cannot be used either.

@@ -43,10 +43,10 @@ LENGTH = 8
 """Number of decimal digits at the start of a head, which give the bytes of the text behind them."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
-"""The form of the head in a slot, before the tensors. Its room is not used if NCCL sends bytes."""
+"""The form of the head in a slot, before the tensors. If NCCL sends these, the room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds between the loss of a connection and the error, in which launchers can report more."""
+"""Seconds from the loss of a connection to the error here: launchers can report the cause first."""
 
 STAGED = 2
 """Number of slots of a sender: one can be filled while another is sent."""
@@ -69,7 +69,7 @@ class _Slots(Slots):
     Args:
         count: Number of slots.
         size: Bytes of each slot, without the room for a head.
-        carrier: The device of the slots, between which the backend transfers bytes.
+        carrier: The device of the slots, whose memory the backend reads and writes.
         device: The device of the worker.
     """
 
@@ -146,7 +146,7 @@ class _End:
     def _raise(self) -> None:
         """Raise the exception of the thread, if there is one.
 
-        After the loss of a connection wait for `PATIENCE_S`, in which launchers report its cause.
+        If the connection was lost, raise it only after `PATIENCE_S`.
         """
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):

@@ -12,9 +12,10 @@ never its host, waits for the event:
 
 One event per slot and direction is enough. An end records its event again only on the slot's next
 turn. Before that, it has received a token that the other end sent after it had queued its wait. So
-each wait refers to the record before its token. On a slot's first turn the sender has nothing to
-wait for. A wait only refers to work that was queued before it, in either process, so streams cannot
-wait for one another in a circle. The first token after an event was made carries its handle.
+a wait always refers to the record that was made before its token was sent. On a slot's first turn
+the sender has nothing to wait for. Streams only wait for work that was queued earlier, in either
+process, so they cannot wait for one another in a circle. The first token after an event was made
+carries the event's handle.
 
 An end records only its own events and waits only for those of the other end. A CUDA stream can wait
 for an event of any device, so each end opens the other end's events in the context of its own
@@ -35,9 +36,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class Moment:
-    """A point in the work of a device: all that is queued on its current stream now.
-
-    On CPU, all work before it is done.
+    """The work that is queued on a device's current stream now. On CPU it is done already.
 
     Args:
         device: The device.
@@ -88,7 +87,7 @@ class Order(Protocol):
         ...
 
     def take(self, slot: int) -> None:
-        """Order the work that follows after the filling of the slot."""
+        """Let the work that follows wait until the slot is filled."""
         ...
 
     def give_back(self, slot: int) -> bytes:

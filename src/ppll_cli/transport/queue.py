@@ -62,7 +62,7 @@ class MessageQueue(AnyQueue):
         """Send the reason instead of the message; the library calls this in the feeder thread."""
         internals: Any = self
         # The feeder has already released the semaphore for the lost message, and the receiver will
-        # release it again for the reason.
+        # release it again when it gets `_Lost`.
         internals._sem.acquire(False)
         reason = f"{type(error).__name__}: {error}"
         internals._writer.send_bytes(ForkingPickler.dumps(_Lost(reason)))

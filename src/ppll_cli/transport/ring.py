@@ -2,8 +2,8 @@
 
 A sender copies its tensors into a slot and sends a token through a pipe; the receiver computes on
 the slot in place. A token has the message's header and the number of its layout. A layout is the
-names, dtypes, shapes and strides of the tensors; the first token that uses a layout carries the
-layout itself too. Slots are used in turn and given back in the order in which they were received,
+names, dtypes, shapes and strides of the tensors; the first token that uses a layout also carries
+the layout itself. Slots are used in turn and given back in the order in which they were received,
 so a token need not name its slot.
 
 The devices decide where the slots are (`memory`) and how the two ends order their use (`order`).
