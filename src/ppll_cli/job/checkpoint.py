@@ -162,11 +162,11 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
         manifest.write(unfinished)
         remove(folder)
         unfinished.rename(folder)
-    _name("last", folder)
+    _point_link("last", folder)
     if best:
-        _name("best", folder)
+        _point_link("best", folder)
     kept = best_step(run_dir)
-    for step, old in _folders(run_dir)[:-keep]:
+    for step, old in _step_folders(run_dir)[:-keep]:
         if step != kept:
             remove(old)
     return folder
@@ -193,7 +193,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
         raise ConfigError("resume", run_dir, "its checkpoints is no folder", "remove it")
-    for step, folder in reversed(_named(run_dir)):
+    for step, folder in reversed(_step_paths(run_dir)):
         try:
             if not os.path.isdir(folder):
                 raise DamagedError("it is no folder")
@@ -226,11 +226,11 @@ def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     They are damaged, and their steps will be trained again. Links `last` and `best` that then lead
     nowhere are removed too.
     """
-    for step, folder in _named(run_dir):
+    for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:
             remove(folder)
     if to is not None:
-        _name("last", to.folder)
+        _point_link("last", to.folder)
     for name in ("last", "best"):
         link = Path(run_dir, "checkpoints", name)
         if link.is_symlink() and not os.path.exists(link):
@@ -251,7 +251,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
     place = Path(run_dir, "checkpoints")
     folder = place / (f"step-{name}" if name.isdecimal() else name)
     if not (name.isdecimal() or name in ("last", "best")) or not folder.is_dir():
-        steps = [str(step) for step, _ in _folders(run_dir)]
+        steps = [str(step) for step, _ in _step_folders(run_dir)]
         links = [link for link in ("best", "last") if (place / link).is_dir()]
         raise FileNotFoundError(f"there are {', '.join([*links, *steps]) or 'none'}")
     try:
@@ -262,7 +262,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
     return Checkpoint(folder.resolve(), manifest)
 
 
-def _name(name: str, folder: Path) -> None:
+def _point_link(name: str, folder: Path) -> None:
     """Point the link `name` to a checkpoint, in one step."""
     link = folder.with_name(f"{name}.new")
     remove(link)
@@ -270,7 +270,7 @@ def _name(name: str, folder: Path) -> None:
     link.rename(folder.with_name(name))
 
 
-def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
+def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
     """Return each path that has the name of a checkpoint with its step, sorted by step."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
@@ -280,9 +280,9 @@ def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
+def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
     """Return each folder of a checkpoint with its step, sorted by step."""
-    return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
+    return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 
 def model_tensors(checkpoint: Path) -> dict[str, Tensor]:

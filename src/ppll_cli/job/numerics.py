@@ -85,7 +85,7 @@ def in_force(device: torch.device) -> Mapping[str, bool]:
 
 
 def _get() -> _Flags:
-    with _old_names():
+    with _without_warning():
         return _Flags(
             torch.are_deterministic_algorithms_enabled(),
             _memory.fill_uninitialized_memory,
@@ -100,14 +100,14 @@ def _set(flags: _Flags) -> None:
         # Only when needed, because this imports torch's compiler, which takes seconds.
         torch.use_deterministic_algorithms(flags.deterministic)
     _memory.fill_uninitialized_memory = flags.fill_memory
-    with _old_names():
+    with _without_warning():
         torch.backends.cuda.matmul.allow_tf32 = flags.tf32_matmul
         torch.backends.cudnn.allow_tf32 = flags.tf32_convolution
     torch.backends.cudnn.benchmark = flags.cudnn_benchmark
 
 
 @contextmanager
-def _old_names() -> Iterator[None]:
+def _without_warning() -> Iterator[None]:
     """Ignore torch's warning that `fp32_precision` will replace the `allow_tf32` switches.
 
     Every version of torch has `allow_tf32`, and setting it sets `fp32_precision` as well. If

@@ -144,13 +144,13 @@ class FusedOptimizer:
             if present[index]:
                 key = parameter.device, parameter.dtype, parameter in self.state
                 found[key].append(index)
-        return [self._make(indices) for indices in found.values()]
+        return [self._make_group(indices) for indices in found.values()]
 
-    def _make(self, indices: list[int]) -> _Group:
+    def _make_group(self, indices: list[int]) -> _Group:
         parameters = [self.parameters[i] for i in indices]
         first = parameters[0] not in self.state
         if first:
-            self.state.update({parameter: self._begin(parameter) for parameter in parameters})
+            self.state.update({parameter: self._first_state(parameter) for parameter in parameters})
         states = [self.state[parameter] for parameter in parameters]
         counts = None
         if self._optim.name == "adamw":  # so that one addition increments all step counts
@@ -160,7 +160,7 @@ class FusedOptimizer:
         columns = {key: [state[key] for state in states] for key in states[0]}
         return _Group(indices, [*parameters], columns, counts, first)
 
-    def _begin(self, parameter: nn.Parameter) -> State:
+    def _first_state(self, parameter: nn.Parameter) -> State:
         """Return the state before the first step, all zeros. A skipped first step leaves it so."""
 
         def zeros() -> Tensor:

@@ -158,7 +158,7 @@ class Parts:
         if workers:
             counts.append(list(workers))
         counts = [count for count in counts if len(count) == len(self._job.seats)]
-        return [_added(each) for each in zip(*counts, strict=True)]
+        return [_sum_of_parts(each) for each in zip(*counts, strict=True)]
 
     def counted(self, workers: Sequence[Worker]) -> list[Counted]:
         """Return the counts of all parts, added up for each set of conditions."""
@@ -197,7 +197,7 @@ def is_steady(worker: Worker) -> bool:
     return worker["batches"] > 0 and worker["wall_s"] > 0
 
 
-def _added(counts: Sequence[Worker]) -> Worker:
+def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
     """Add up what the worker of one seat counted in several parts; of memory, take the largest."""
     return {
         "batches": sum(each["batches"] for each in counts),

@@ -143,7 +143,10 @@ def journeys_of(
                     if whole is None:
                         continue
                     shares = _completed_after(job, place, profile)
-                    backward_s = sum(times[stage].get(i, 0.0) for i in _of(stream[number:], chunk))
+                    backward_s = sum(
+                        times[stage].get(i, 0.0)
+                        for i in _losses_and_backwards(stream[number:], chunk)
+                    )
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0
                     for share in shares[:-1]:  # each bucket is sent when it is complete
                         end_s = max(end_s, share * backward_s) + bucket_s
@@ -154,7 +157,7 @@ def journeys_of(
     return result
 
 
-def _of(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
+def _losses_and_backwards(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
     """Return the losses and backwards of a chunk in a stream."""
     kinds = Loss | Backward | BackwardWeight
     return [each for each in stream if isinstance(each, kinds) and each.chunk == chunk]

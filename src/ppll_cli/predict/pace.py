@@ -79,7 +79,7 @@ class Pipeline:
             cost: Seconds that an instruction takes.
             journeys: Time of the transfer that an instruction starts; by default none takes any.
         """
-        filled = FILLED if journeys is at_once else max(FILLED, self._underway())
+        filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
         streams = [list(stream) * 2 * filled for stream in self.streams]
         run = simulate(streams, cost, lambda channel: self.slots[channel], journeys)
 
@@ -93,7 +93,7 @@ class Pipeline:
             peak_live=run.peak_live,
         )
 
-    def _underway(self) -> int:
+    def _batches_held(self) -> int:
         """Return how many batches a channel holds at most.
 
         If transfers take long, batches arrive in groups of this size.
@@ -124,7 +124,9 @@ def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> l
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
-        machine: _area(pieces, [crew.get(machine, 0) for crew in crews], limit, steady.batch_s)
+        machine: _integral_of_others(
+            pieces, [crew.get(machine, 0) for crew in crews], limit, steady.batch_s
+        )
         for machine in {machine for crew in crews for machine in crew}
     }
     result = []
@@ -138,7 +140,7 @@ def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> l
     return result
 
 
-def _area(
+def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
     """Return a function that integrates the number of other busy workers of a machine over time.

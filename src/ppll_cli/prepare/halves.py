@@ -43,7 +43,7 @@ def check_halves(
         tried.add(recipe)
         inputs = [batch_like(specs[n], SAMPLES, torch.device("cpu")) for n in unit.reads]
         try:
-            same = _same(unit, inputs)
+            same = _same_gradients(unit, inputs)
         except RuntimeError as error:
             same, why = False, f"fails: {error}"
         else:
@@ -53,7 +53,7 @@ def check_halves(
             raise ConfigError(*schedule, problem, "use schedule=1f1b")
 
 
-def _same(unit: Unit, inputs: Sequence[Tensor]) -> bool:
+def _same_gradients(unit: Unit, inputs: Sequence[Tensor]) -> bool:
     whole, halves = (_gradients(unit, inputs, split) for split in (False, True))
     return all(
         a is b is None or (a is not None and b is not None and torch.equal(a, b))

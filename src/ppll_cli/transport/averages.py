@@ -147,7 +147,7 @@ class Average:
         if early and not shared:
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
-                    hook = partial(self._come, bucket)
+                    hook = partial(self._count_gradient, bucket)
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
@@ -179,7 +179,7 @@ class Average:
             bucket.finish([next(found) for _ in bucket.parameters] if lacks else None)
         return self._on_cpu and any(bool(each[-1] > 0) for each in notes)
 
-    def _come(self, bucket: _Bucket, _: Tensor) -> None:
+    def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
         """Count a gradient that is complete, and start the buckets whose turn it is."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:

@@ -231,7 +231,7 @@ class NetworkSender(_End):
         slot, views = self._slots.take(layout)
         for name, tensor in tensors.items():
             _copy(views[name], tensor.detach())
-        spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in forms]
+        spelled = [[*_spelled(form), _dtype_name(tensors[form.name].dtype)] for form in forms]
         self._is_free = False
         head = _head([self._code(header), spelled])
         self._filled.put((head, self._slots.bytes(slot, layout), Moment(self._device)))
@@ -262,7 +262,7 @@ class NetworkReceiver(_End):
         """Make the slots, and start the thread, which asks for the first message."""
         self._open(self._count)
         self._free: SimpleQueue[tuple[int, Moment]] = SimpleQueue()
-        self._come: SimpleQueue[_Message] = SimpleQueue()
+        self._arrived: SimpleQueue[_Message] = SimpleQueue()
         self._next: _Message | None = None
         self._held: deque[int] = deque()
         for slot in range(self._count):
@@ -274,7 +274,7 @@ class NetworkReceiver(_End):
         self._raise()
         with suppress(Empty):
             if self._next is None:
-                self._next = self._come.get(timeout=timeout_s)
+                self._next = self._arrived.get(timeout=timeout_s)
         return self._next is not None
 
     def peek(self) -> Header:
@@ -314,7 +314,7 @@ class NetworkReceiver(_End):
             self._slots.check_room(layout)
             if self._apart:
                 self._receive(self._slots.bytes(slot, layout)[HEAD:], self._carrying)
-            self._come.put((self._code(header), layout, dtypes))
+            self._arrived.put((self._code(header), layout, dtypes))
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:
@@ -330,14 +330,14 @@ def _copy(view: Tensor, tensor: Tensor) -> None:
 
 
 def _spelled(form: TensorForm) -> list[Any]:
-    return [form.name, _named(form.dtype), form.shape, form.stride]
+    return [form.name, _dtype_name(form.dtype), form.shape, form.stride]
 
 
 def _form(name: str, dtype: str, shape: list[int], stride: list[int]) -> TensorForm:
     return TensorForm(name, _dtype(dtype), tuple(shape), tuple(stride))
 
 
-def _named(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
