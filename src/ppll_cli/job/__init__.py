@@ -1,1 +1,1 @@
-"""What parent and workers share: the job, its course of batches and marks, who holds what."""
+"""What the parent and the workers share: the job, its course of batches and marks, checkpoints."""

@@ -1,8 +1,8 @@
-"""Saving the state of a run.
+"""Saves and finds checkpoints.
 
-Each stage writes the tensors that it holds under names that know nothing of stages, so that any
-partition of the same model can read them. The parent adds a manifest and renames the folder, and
-only then does the checkpoint exist::
+Each stage writes its own tensors under names that contain no stage, so that every partition of the
+same model can read them. A checkpoint exists only once the parent has added the manifest and
+renamed the folder::
 
     checkpoints/step-40/stage-0.safetensors
                         stage-1.safetensors
@@ -54,11 +54,11 @@ UNREPORTED = "unreported"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are as they were written.
+    """A checkpoint whose files match its manifest.
 
     Attributes:
-        folder: Where it is.
-        manifest: What it says of itself.
+        folder: The folder of the checkpoint.
+        manifest: The contents of its `manifest.json`.
     """
 
     folder: Path
@@ -66,16 +66,16 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         return self.manifest.step
 
 
 class SavedTensors:
-    """The tensors of a checkpoint, whichever stage wrote them; a context manager.
+    """The tensors of all stages of a checkpoint; a context manager that opens and closes the files.
 
     Args:
-        folder: The checkpoint's; where it has no manifest, as a copy of the stages' files, all of
-            them belong to it.
+        folder: The folder of the checkpoint. If it has no manifest, as a copy of the stages' files
+            has none, all files of stages in it are read.
 
     Attributes:
         unreported: What was measured in training and not reported until then.
@@ -109,11 +109,11 @@ class SavedTensors:
 
     @property
     def names(self) -> Iterable[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
         return self._files.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, which is not read."""
+        """Return the shape of a tensor without reading its values."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -128,20 +128,26 @@ def save_stage(
     tensors: Mapping[str, Tensor],
     unreported: Unreported | None = None,
 ) -> SavedFile:
-    """Write a stage's part of a checkpoint that does not exist yet.
+    """Write a stage's part of a checkpoint that is not finished yet.
 
     Args:
         run_dir: The run directory.
-        step: Optimizer steps done.
-        stage: The stage.
-        tensors: What it holds, under names that know nothing of stages.
+        step: Number of optimizer steps done.
+        stage: Number of the stage.
+        tensors: The stage's tensors by name.
         unreported: What its modules have measured in training and not reported yet.
+
+    Returns:
+        Name, size and digest of the file, for the manifest.
+
+    Raises:
+        OSError, SafetensorError: The file cannot be written.
     """
     folder = unfinished_folder(run_dir, step)
     make_folder(folder)
     path = folder / f"stage-{stage}.safetensors"
-    path.unlink(missing_ok=True)  # it may be a link
-    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    path.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
+    # Clone, because safetensors refuses tensors that share memory, such as tied weights.
     copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     save_file(copies, path, {UNREPORTED: json.dumps(unreported)} if unreported else None)
     share(path)
@@ -152,43 +158,43 @@ def save_stage(
 
 
 def unfinished_folder(run_dir: str | Path, step: int) -> Path:
-    """Where the stages' parts of a checkpoint are until it exists."""
+    """Return the folder of the stages' parts before the checkpoint is finished."""
     return Path(run_dir, "checkpoints", f".step-{step}.unfinished")
 
 
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
-    """Make a checkpoint of what the stages wrote, and remove old ones.
+    """Finish a checkpoint, whose parts the stages have written, and remove old checkpoints.
 
     Args:
         run_dir: The run directory.
-        manifest: What the checkpoint says of itself.
-        keep: How many checkpoints stay.
-        best: Keep this one until there is a better one.
+        manifest: The manifest of the checkpoint.
+        keep: How many checkpoints to keep, 1 or more. The one that `best` names is kept as well.
+        best: Whether `best` is to name this checkpoint.
 
     Returns:
         The checkpoint's folder.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
-    if folder.is_dir():  # the run went on from it and made no step since: its files stay
+    if folder.is_dir():  # the run resumed from it and has made no step since: keep its files
         replace(manifest, files=tuple(files(folder))).write(folder)
         shutil.rmtree(unfinished)
     else:
         manifest.write(unfinished)
         remove(folder)
         unfinished.rename(folder)
-    _name("last", folder)
+    _point_link("last", folder)
     if best:
-        _name("best", folder)
+        _point_link("best", folder)
     kept = best_step(run_dir)
-    for step, old in _folders(run_dir)[:-keep]:
+    for step, old in _step_folders(run_dir)[:-keep]:
         if step != kept:
             remove(old)
     return folder
 
 
 def best_step(run_dir: str | Path) -> int | None:
-    """The step of the checkpoint to which `best` leads."""
+    """Return the step of the checkpoint that `best` links to, or None if there is none."""
     link = Path(run_dir, "checkpoints", "best")
     if not link.is_symlink():
         return None
@@ -197,15 +203,18 @@ def best_step(run_dir: str | Path) -> int | None:
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
-    """Find the newest undamaged checkpoint, and warn of newer ones that are damaged.
+    """Find the newest undamaged checkpoint, and log a warning for each newer one that is damaged.
+
+    Returns:
+        The checkpoint; None if there is no undamaged one.
 
     Raises:
-        ConfigError: One was written by a later program, or there is no folder for checkpoints.
+        ConfigError: A newer program wrote the newest undamaged one, or `checkpoints` is no folder.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
         raise ConfigError("resume", run_dir, "its checkpoints is no folder", "remove it")
-    for step, folder in reversed(_named(run_dir)):
+    for step, folder in reversed(_step_paths(run_dir)):
         try:
             if not os.path.isdir(folder):
                 raise DamagedError("it is no folder")
@@ -223,21 +232,26 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 
 
 def files(folder: Path) -> tuple[SavedFile, ...]:
-    """The files of a checkpoint that exists.
+    """Return the files that the manifest of a finished checkpoint lists.
 
     Raises:
-        DamagedError: Its manifest is not as it was written.
+        DamagedError: The manifest cannot be read, or does not match its checksum.
+        LaterFormatError: A newer program wrote the manifest.
     """
     return read_manifest(folder).files
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
-    """Remove what is later than a checkpoint: it is broken, and its steps are made anew."""
-    for step, folder in _named(run_dir):
+    """Remove all checkpoints that are later than `to`; for None, all checkpoints.
+
+    They are damaged, and their steps will be trained again. Links `last` and `best` that then lead
+    nowhere are removed too.
+    """
+    for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:
             remove(folder)
     if to is not None:
-        _name("last", to.folder)
+        _point_link("last", to.folder)
     for name in ("last", "best"):
         link = Path(run_dir, "checkpoints", name)
         if link.is_symlink() and not os.path.exists(link):
@@ -245,20 +259,20 @@ def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
 
 
 def named(run_dir: str | Path, name: str) -> Checkpoint:
-    """A checkpoint by its name, found to be as it was written.
+    """Find a checkpoint by its name, and check its files.
 
     Args:
         run_dir: The run directory.
         name: `last`, `best`, or a number of steps.
 
     Raises:
-        DamagedError: It is not as it was written.
-        FileNotFoundError: There is none; the message says which there are.
+        DamagedError: Its files do not match its manifest, or a newer program wrote the manifest.
+        FileNotFoundError: There is no such checkpoint; the message lists those that there are.
     """
     place = Path(run_dir, "checkpoints")
     folder = place / (f"step-{name}" if name.isdecimal() else name)
     if not (name.isdecimal() or name in ("last", "best")) or not folder.is_dir():
-        steps = [str(step) for step, _ in _folders(run_dir)]
+        steps = [str(step) for step, _ in _step_folders(run_dir)]
         links = [link for link in ("best", "last") if (place / link).is_dir()]
         raise FileNotFoundError(f"there are {', '.join([*links, *steps]) or 'none'}")
     try:
@@ -269,16 +283,16 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
     return Checkpoint(folder.resolve(), manifest)
 
 
-def _name(name: str, folder: Path) -> None:
-    """Have a name lead to a checkpoint."""
+def _point_link(name: str, folder: Path) -> None:
+    """Point the link `name` to a checkpoint, in one step."""
     link = folder.with_name(f"{name}.new")
     remove(link)
     link.symlink_to(folder.name)
     link.rename(folder.with_name(name))
 
 
-def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """All that has the name of a checkpoint, with its step and sorted by it."""
+def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """Return each path that has the name of a checkpoint with its step, sorted by step."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")
@@ -287,9 +301,9 @@ def _named(run_dir: str | Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """The same without files and links that lead nowhere, which are no checkpoints."""
-    return [(step, path) for step, path in _named(run_dir) if path.is_dir()]
+def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """Return each folder of a checkpoint with its step, sorted by step."""
+    return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 
 def has_unreported(checkpoint: Checkpoint) -> bool:
@@ -305,11 +319,11 @@ def has_ema(checkpoint: Path) -> bool:
 
 
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
-    """The backbone's parameters and buffers under the model's own unit names.
+    """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
     Args:
-        checkpoint: The folder.
-        ema: Averaged ones, as far as they are averaged.
+        checkpoint: The folder of the checkpoint.
+        ema: Whether to take their averages; buffers of integers have none.
     """
     with SavedTensors(checkpoint) as saved:
         found: dict[str, Tensor] = {}
@@ -320,22 +334,23 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 
 
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
-    """Write the backbone's parameters and buffers under the model's own unit names.
+    """Write the model's parameters and buffers, named by unit, without auxiliary networks.
 
     Args:
-        checkpoint: The folder.
-        path: The file.
-        ema: Write averaged ones.
+        checkpoint: The folder of the checkpoint.
+        path: The safetensors file to write.
+        ema: Whether to take their averages.
 
     Raises:
-        DamagedError: The checkpoint is not as it was written.
-        OSError, SafetensorError: Its files cannot be read, or the model cannot be written.
+        DamagedError: The files of the checkpoint do not match its manifest.
+        LaterFormatError: A newer program wrote the manifest.
+        OSError, SafetensorError: A file cannot be read, or the model cannot be written.
     """
     check_files(checkpoint, read_manifest(checkpoint))
     tensors = model_tensors(checkpoint, ema)
     unfinished = path.with_suffix(".unfinished")
     try:
-        unfinished.unlink(missing_ok=True)  # it may be a link
+        unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
         save_file(tensors, unfinished)
         share(unfinished)
         unfinished.rename(path)

@@ -1,6 +1,7 @@
-"""What flows through the pipeline: batches, and marks behind them.
+"""The sequence of batches and marks that flows through the pipeline.
 
-Stage 0 decides what comes next; the others learn it from the header of the next message.
+Stage 0 decides which item comes next; the other stages read it from the header of their next
+message.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +22,10 @@ class TrainBatch:
     """A training batch.
 
     Attributes:
-        step: Optimizer steps before it.
-        epoch: Its epoch, counted from 0.
-        batch: Its number within the epoch, from 0.
-        samples: How many samples it has.
+        step: Number of optimizer steps done before it.
+        epoch: Number of its epoch, from 0.
+        batch: Index within the epoch, from 0.
+        samples: Number of samples.
     """
 
     step: int
@@ -38,9 +39,9 @@ class EvaluationBatch:
     """A batch of a held-out split, or several that go through the pipeline together.
 
     Attributes:
-        split: The split; where averaged weights are evaluated, with `AVERAGED` behind its name.
-        batch: The number of the first batch within the split, from 0.
-        samples: How many samples there are.
+        split: Name of the split, "val" or "test"; with "_ema" behind it for averaged weights.
+        batch: Index of the first batch within the split, from 0.
+        samples: Number of samples of all these batches.
     """
 
     split: str
@@ -60,17 +61,18 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """Weights of a unit that an earlier module watches; no item, but what a message is for.
+    """The version of watched weights that a message carries, in the place of an item.
 
     Attributes:
-        steps: How many optimizer steps they have; below 0 the initial weights stand in.
+        steps: Number of optimizer steps that the weights have had; 0 or less for the initial
+            weights.
     """
 
     steps: int
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
-        """The version that the training batch after so many optimizer steps reads."""
+        """Return the version that the training batch after `step` optimizer steps reads."""
         return cls(step - lag + 1)
 
 
@@ -79,15 +81,15 @@ Item = TrainBatch | EvaluationBatch | Mark
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch in hand.
+    """The batch that a worker computes now: its replica's share, split into micro-batches.
 
     Attributes:
-        sizes: Samples of each micro-batch.
-        training: Else it is for evaluation.
-        step: Optimizer steps before a training batch.
-        samples: Of the whole batch, of which replicas have a share each.
-        first_micro_batch: How many micro-batches the replicas before this one have.
-        averaged: Averaged weights are evaluated.
+        sizes: Number of samples of each micro-batch of the share.
+        training: Whether it is a training batch; otherwise it is for evaluation.
+        step: Number of optimizer steps done before a training batch.
+        samples: Number of samples of the whole batch, over all replicas.
+        first_micro_batch: How many micro-batches the replicas before this one have in all.
+        averaged: Whether averaged weights are evaluated.
     """
 
     sizes: Sequence[int]
@@ -98,27 +100,28 @@ class Batch:
     averaged: bool = False
 
     def share(self, micro_batch: int) -> float:
-        """How much of the batch's loss and gradients is a micro-batch's."""
+        """Return the weight of a micro-batch in the batch's mean loss: its share of the samples."""
         return self.sizes[micro_batch] / self.samples
 
 
 @dataclass(frozen=True)
 class Course:
-    """How a run goes, as far as that is known before it starts.
+    """The planned sequence of a run's batches, evaluations and checkpoints.
 
     Attributes:
-        samples: How many samples each split has.
-        batch_size: Of training batches; the last of an epoch may be shorter.
-        drop_last: Leave a shorter last batch out.
-        evaluation_size: Of evaluation batches; the last one of a split may be shorter.
-        epochs: The horizon, also of the learning rate.
-        max_steps: Stop after this many optimizer steps, if the horizon is not reached before.
-        eval_every: Epochs between evaluations; the end is always evaluated.
-        checkpoint_every: Optimizer steps between checkpoints; null: each epoch. The end always
-            has one.
-        checkpoint_best: Have one after each evaluation as well.
+        samples: Number of samples of each split.
+        batch_size: Samples per training batch; the last batch of an epoch may have fewer.
+        drop_last: Whether such a shorter last batch is left out.
+        evaluation_size: Samples per evaluation batch; the last batch of a split may have fewer.
+        epochs: Number of epochs to train, also for the learning rate.
+        max_steps: Number of optimizer steps after which the run stops if `epochs` takes more; None
+            for no such limit.
+        eval_every: Epochs between evaluations. The end of the run is always evaluated.
+        checkpoint_every: Optimizer steps between checkpoints; None for one each epoch. The end of
+            the run always has a checkpoint.
+        checkpoint_best: Whether each evaluation is followed by a checkpoint as well.
         evaluation_batches: How many evaluation batches go through the pipeline together.
-        averages: Averaged weights are evaluated as well, after the weights themselves.
+        averages: Whether averaged weights are evaluated too, after the weights themselves.
         log_every: Optimizer steps from one report of training to the next; an epoch ends with one.
     """
 
@@ -143,41 +146,41 @@ class Course:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Training batches in an epoch."""
+        """Number of training batches of an epoch."""
         return len(self.batch_sizes())
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Number of optimizer steps of the whole run."""
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def segment(self) -> int:
-        """Training batches between two interruptions, evaluation or checkpoint, at the least."""
+        """Training batches between interruptions: an epoch's, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
-        """Sizes of the training batches of an epoch."""
+        """Return the number of samples of each training batch of an epoch."""
         return _sizes(self.samples["train"], self.batch_size, self.drop_last)
 
     def samples_until(self, step: int) -> int:
-        """Samples of the first training batches of a run, so many as there are steps."""
+        """Return the number of samples of the first `step` training batches of the run."""
         sizes = self.batch_sizes()
         epochs, rest = divmod(step, len(sizes))
         return epochs * sum(sizes) + sum(sizes[:rest])
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Everything that flows, in order.
+        """Yield all batches and marks in order.
 
         Args:
-            stop: Asked before each batch; once it says yes, a checkpoint and the end follow.
-            start: Optimizer steps that were done before.
+            stop: Called before each batch; once it returns True, a checkpoint and the end follow.
+            start: Number of optimizer steps done before.
         """
         sizes = self.batch_sizes()
         step = start
         saved = None
-        if step >= self.steps:  # it did them all before, or more, and is evaluated where it is
+        if step >= self.steps:  # All steps were done before, so the run is only evaluated.
             yield from self._evaluation(step, self.epoch_of(step))
         while step < self.steps and not stop():
             epoch, batch = divmod(step, len(sizes))
@@ -197,7 +200,7 @@ class Course:
         yield End(step)
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation follows so many optimizer steps, whatever else happens."""
+        """Return whether the plan has an evaluation after `step` optimizer steps."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
 
@@ -210,7 +213,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """How many batches an evaluation item may hold."""
+        """Return each number of batches that an `EvaluationBatch` can hold."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)
@@ -218,7 +221,7 @@ class Course:
         return found - {0}
 
     def evaluation_sizes(self, item: EvaluationBatch) -> list[int]:
-        """Samples of each batch that an item holds."""
+        """Return the number of samples of each batch that an `EvaluationBatch` holds."""
         return _sizes(item.samples, self.evaluation_size, drop_last=False)
 
     def _evaluation(self, step: int, epoch: int) -> Iterator[Item]:
@@ -237,19 +240,27 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 
 
 def split_batch(samples: int, microbatches: int) -> list[int]:
-    """Sizes of the micro-batches of a batch: as even as possible, none empty, larger ones first."""
+    """Split a batch into micro-batches as evenly as possible, none empty, larger ones first.
+
+    Returns:
+        The number of samples of each micro-batch; there are at most `samples` of them.
+    """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
     return [size + (part < extra) for part in range(parts)]
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Sizes of the micro-batches of a replica's share of a batch, shares being as even as can be.
+    """Split a replica's share of a batch into micro-batches; shares are as even as possible.
 
     Args:
-        samples: Of the batch, at least one for each replica.
-        microbatches: How many a share is split into, at most.
-        replicas: How many share the batch; the first ones have the larger shares.
-        replica: The replica whose share is split, counted from 0.
+        samples: Number of samples of the batch, at least one per replica.
+        microbatches: Number of micro-batches per share; a share with fewer samples has one
+            micro-batch per sample.
+        replicas: Number of replicas that share the batch. The first ones have the larger shares.
+        replica: Number of the replica whose share is split, from 0.
+
+    Returns:
+        The number of samples of each micro-batch.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

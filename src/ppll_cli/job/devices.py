@@ -1,4 +1,4 @@
-"""The devices of workers on this machine, and what it must have for them."""
+"""Chooses the devices of this machine's workers, and checks what the workers need of it."""
 
 import os
 import shutil
@@ -16,10 +16,18 @@ from ppll_cli.leaves.machine import processor
 def devices_here(
     settings: Settings, workers: int, notes: list[str]
 ) -> tuple[tuple[str, ...], bool]:
-    """The device of each worker of this machine, and whether workers share one.
+    """Choose the device of each worker of this machine.
+
+    Args:
+        settings: The settings.
+        workers: Number of workers of this machine.
+        notes: Receives a note for the user if workers fall back to the CPU.
+
+    Returns:
+        The device of each worker, and whether workers share a CUDA device.
 
     Raises:
-        ConfigError: There are too few.
+        ConfigError: There are too few CUDA devices.
     """
     found = torch.cuda.device_count() if settings.device != "cpu" else 0
     if settings.device == "cuda" and found == 0:
@@ -41,10 +49,10 @@ def devices_here(
 
 
 def device_of(settings: Settings) -> str:
-    """The device of a single worker.
+    """Choose the device of a single worker.
 
     Raises:
-        ConfigError: There is none such here, or it lacks something.
+        ConfigError: There is no such device, or the machine lacks what its worker needs.
     """
     (device,), _ = devices_here(settings, 1, [])
     check_processors(settings, (device,), [])
@@ -52,21 +60,26 @@ def device_of(settings: Settings) -> str:
 
 
 def model_of(device: str) -> str:
-    """The name of a device's model, without making a CUDA context here."""
+    """Return the product name of a device, without creating a CUDA context in this process."""
     return processor() if device == "cpu" else cuda.device_name(device)
 
 
 def receiver_of(device: str) -> str:
-    """The device to which a stage on this one sends its messages: another one, if there is one."""
+    """Return the device of the next stage: another CUDA device if there is one, else this one."""
     several = device == "cuda:0" and torch.cuda.device_count() > 1
     return "cuda:1" if several else device
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """Check what workers on these devices need of this machine, and note where they are too many.
+    """Check that this machine has what workers on these devices need.
+
+    Args:
+        settings: The settings.
+        devices: The device of each worker of this machine.
+        notes: Receives a note for the user if the workers have more threads than there are cores.
 
     Raises:
-        ConfigError: It lacks something.
+        ConfigError: The machine lacks something.
     """
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":
@@ -86,15 +99,16 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 
 
 def _check_compiler(on_cpu: bool) -> None:
-    """Check that torch.compile finds what compiles for workers on CPU, or on CUDA.
+    """Check that torch.compile finds its compilers.
 
-    On CUDA Triton makes the kernels, and builds a module in C that launches them.
+    For CPU it needs a C++ compiler. For CUDA it needs Triton, which makes the kernels and compiles
+    a module in C that launches them.
     """
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )
     named = os.environ.get(variable)
-    # Triton takes what CC names and looks no further.
+    # If CC is set, Triton uses that compiler and looks for no other.
     sought = [named or usual, other] if on_cpu or not named else [named]
     if not any(map(shutil.which, sought)):
         where = "CPU" if on_cpu else "CUDA"

@@ -1,4 +1,4 @@
-"""What follows the last unit of each module: what it makes for later losses, and its own loss."""
+"""Finds what follows each module's last unit: its exports for later losses, and its own loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from ppll_cli.pipeline.routes import Access, Watch
 
 @dataclass(frozen=True)
 class ModuleEnd:
-    """The end of a module.
+    """What follows the last unit of a module.
 
     Attributes:
-        follows: What stands behind the module's last unit, in order.
-        cost: Of its auxiliary network.
-        watches: What its loss watches.
+        follows: The module's exports and then its loss, in the order in which they run.
+        cost: Cost of the module's auxiliary network.
+        watches: The later unit that the module's loss watches; None if it watches none.
     """
 
     follows: tuple[Access, ...]
@@ -40,13 +40,13 @@ class ModuleEnd:
 
 @dataclass(frozen=True)
 class Ends:
-    """Finds what stands at the ends of modules, without memory.
+    """Finds what follows each module's last unit. Networks are built on the meta device.
 
     Args:
-        method: How modules are trained.
-        site: The model; its modules do not count.
-        traced: What each unit makes.
-        batch: What a batch carries.
+        method: The local method.
+        site: The model; the modules of this site are ignored.
+        traced: Outputs and cost of each unit.
+        batch: Shape and dtype of each tensor that a batch carries.
     """
 
     method: LocalMethod
@@ -55,11 +55,17 @@ class Ends:
     batch: Mapping[str, ValueSpec]
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """The end of each module, and for each unit what is there before it.
+        """Return the end of each module, and the tensors that exist before each unit.
+
+        Args:
+            modules: The units of each module.
+
+        Returns:
+            The end of each module; for each unit, shape and dtype of each tensor before it.
 
         Raises:
-            ConfigError: The method does not apply to the model, or exports or watches what it may
-                not.
+            ConfigError: The method does not apply to the model, or exports or watches something
+                that it must not.
         """
         specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
@@ -73,14 +79,14 @@ class Ends:
         return found, before
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
-        """For each unit, what is there before it."""
+        """Return, for each unit, shape and dtype of each tensor that exists before it."""
         before: list[dict[str, ValueSpec]] = []
         for _ in self._walk(modules, dict(self.batch), before):
             pass
         return before
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:
-        """What the auxiliary network of one module costs."""
+        """Return the cost of the auxiliary network of one module."""
         build, specs = self.criterion(modules, module)
         here = replace(self.site, module=module, modules=tuple(modules))
         return self._measured(build, specs, here)[1]
@@ -88,10 +94,10 @@ class Ends:
     def _measured(
         self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
     ) -> tuple[Criterion, Cost]:
-        """The criterion of a module, and what it costs."""
+        """Build the criterion of a module and count its cost."""
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
-        if here.is_last:  # what fails there is not the method's
+        if here.is_last:  # The model's own head is not made by the local method.
             key, value = "model", here.units[-1].name
             doing = f"the loss of what it makes of {specs[here.feature].shape}"
         with blaming(key, value, doing):
@@ -102,19 +108,19 @@ class Ends:
 
     @property
     def _method(self) -> tuple[str, object]:
-        """Key and value by which the user chose the local method."""
+        """The configuration key and value by which the user chose the local method."""
         return as_typed("local", type(self.method))
 
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """What makes the criterion of one module, and what is there to be read by it."""
+        """Return a function that builds one module's criterion, and the tensors it can read."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
         return partial(module_criterion, self.method, here), specs
 
     def before(self, index: int) -> dict[str, ValueSpec]:
-        """What a batch has and units have made before a unit."""
+        """Return shape and dtype of each tensor of the batch and of the units before `index`."""
         specs = dict(self.batch)
         for unit, made in zip(self.site.units[:index], self.traced, strict=False):
             specs.update(zip(unit.writes, made.outputs, strict=True))
@@ -126,7 +132,14 @@ class Ends:
         specs: dict[str, ValueSpec],
         before: list[dict[str, ValueSpec]],
     ) -> Iterator[tuple[Site, Sequence[Unit]]]:
-        """Each module's site and exports, with what is there at its end in `specs`."""
+        """Yield each module's site and exports.
+
+        Args:
+            modules: The units of each module.
+            specs: The tensors of a batch. When a module is yielded, this also has those that exist
+                at its end.
+            before: Receives, for each unit, the tensors that exist before it.
+        """
         units = self.site.units
         for module, indices in enumerate(modules):
             here = replace(self.site, module=module, modules=tuple(modules))
@@ -143,7 +156,7 @@ class Ends:
 
 
 def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
-    """Check what a user's own local method makes for later losses."""
+    """Check one export of a local method: it has no parameters, and its names are new."""
     problem = ""
     if made.cost.params:
         problem = f"what it exports, {unit.name!r}, has parameters, which nothing would train"
@@ -154,10 +167,10 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
 
 
 def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
-    """Check what a loss watches: a unit of a later module, one batch old or more.
+    """Check that a loss watches a unit of a later module, with a lag of 1 or more.
 
-    When a module trains on a batch, later modules have not yet, so their weights are at least one
-    batch old. Earlier units have made their step already, and under `ppll` may be several ahead.
+    When a module trains on a batch, later modules have not trained on it yet, so their weights are
+    at least one batch old. Earlier units have already stepped, under `ppll` perhaps several times.
     """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):

@@ -1,16 +1,17 @@
-"""A backward in two halves: to the inputs now, and to the parameters later.
+"""Splits a backward into two halves: gradients of the inputs now, of the parameters later.
 
-The half to the inputs passes every operation between outputs and inputs. Where one of them has
-parameters, as a convolution or a matrix product has, the gradient that arrives there is kept. The
-half to the parameters starts from these gradients, so it repeats nothing that the first half has
-computed::
+The first half, to the inputs, passes every operation between outputs and inputs. At each operation
+that has parameters, such as a convolution or a matrix product, it keeps the gradient that arrives.
+The second half, to the parameters, starts from these gradients, so it repeats nothing that the
+first half has computed::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
                weights             weights                 WeightHalf.run
 
-Every operation gets the same numbers as in a whole backward, and what a whole backward adds up
-before it adds it to a gradient is added up in one call of autograd here. So the bits are the same.
+Every operation gets the same numbers as in a whole backward. Contributions that a whole backward
+sums before it adds them to `.grad` are summed in one call of autograd here too. So the resulting
+gradients are bit-identical.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,11 +24,17 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _Start = tuple[GradientEdge, Tensor]
-"""Where a backward begins, and the gradient with which it does."""
+"""A point of the graph from which a backward starts, and the gradient there."""
 
 
 class _Call(NamedTuple):
-    """A call of autograd: from where, to which weights, and whether the graph is needed again."""
+    """The arguments of one call of autograd.
+
+    Attributes:
+        starts: Where the backward starts, with the gradients there.
+        weights: The leaves to whose `.grad` it adds.
+        retain: Whether a later call needs the graph again.
+    """
 
     starts: Sequence[_Start]
     weights: Sequence[Tensor]
@@ -35,16 +42,16 @@ class _Call(NamedTuple):
 
 
 class WeightHalf:
-    """The half of a backward that is left when the gradients of the inputs are there.
+    """The second half of a backward, which computes the gradients of the weights.
 
-    It holds the graph of the forward until it has run.
+    It keeps the graph of the forward alive until it has run.
     """
 
     def __init__(self, calls: Sequence[_Call] = ()) -> None:
         self._calls = calls
 
     def run(self) -> None:
-        """Add to the gradients of the weights. It can run once."""
+        """Add to `.grad` of the weights. Further calls do nothing."""
         for starts, weights, retain in self._calls:
             edges, gradients = [edge for edge, _ in starts], [each for _, each in starts]
             torch.autograd.backward(edges, gradients, inputs=weights, retain_graph=retain)
@@ -57,16 +64,16 @@ def backward_to_inputs(
     inputs: Sequence[Tensor],
     weights: Iterable[Tensor],
 ) -> WeightHalf:
-    """Compute the gradients of the inputs, in one call of autograd.
+    """Compute the gradients of the inputs, in one call of autograd: the first half of a backward.
 
     Args:
-        outputs: Where the backward begins.
-        gradients: Of the outputs.
-        inputs: Leaves of the graph.
+        outputs: The tensors at which the backward starts.
+        gradients: The gradient of each output, with the output's shape.
+        inputs: Leaves of the graph, to whose `.grad` this adds.
         weights: Leaves of the graph, none of them an input.
 
     Returns:
-        What computes the gradients of the weights.
+        The second half, which computes the gradients of the weights.
     """
     starts = list(zip(map(get_gradient_edge, outputs), gradients, strict=True))
     graph = _Graph([edge.node for edge, _ in starts], inputs, weights)
@@ -84,7 +91,7 @@ def backward_to_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-    # The calls that pass the whole graph come first, for the others free what they pass.
+    # Calls that retain the graph come first, because the other calls free what they pass.
     calls = [_Call(starts, graph.tensors(group), True) for group in repeated]
     calls += [
         _Call(group.starts(), graph.tensors(group), False)
@@ -96,12 +103,12 @@ def backward_to_inputs(
 
 @dataclass(eq=False)
 class _Group:
-    """Weights whose gradients have to come from one call, since operations share them.
+    """Weights whose gradients must be computed in one call, because they share an operation.
 
     Attributes:
-        weights: The nodes that add to their gradients.
-        nodes: The operations on the way to the inputs that use the weights.
-        given: Starts at outputs that depend on the weights and on no input.
+        weights: The autograd nodes that add to the weights' `.grad`.
+        nodes: The operations that use the weights and lie on the way to the inputs.
+        given: Starts at outputs that depend on the weights but on no input.
     """
 
     weights: set[Node] = field(default_factory=set)
@@ -110,11 +117,11 @@ class _Group:
     _kept: dict[Node, Sequence[Tensor | None]] = field(default_factory=dict)
 
     def keep(self, node: Node, gradients: Sequence[Tensor | None]) -> None:
-        """Keep the gradients that have arrived at one of the nodes."""
+        """Keep the gradients that arrive at one of the nodes; called by a hook of the node."""
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Where the call begins."""
+        """Return where the call of autograd for this group starts."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes
@@ -125,12 +132,12 @@ class _Group:
 
 
 class _Graph:
-    """What autograd has recorded between outputs and leaves.
+    """The autograd graph between outputs and leaves.
 
     Args:
         roots: The nodes of the outputs.
-        inputs: Leaves.
-        weights: Leaves.
+        inputs: The leaves whose gradients the first half computes.
+        weights: The leaves whose gradients the second half computes.
     """
 
     def __init__(
@@ -139,7 +146,8 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        self._own: dict[Node, set[Node]] = {}  # weights behind a node that no input's way leads to
+        # The weights that each node reaches without passing another node that leads to an input.
+        self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():
             leaf = None if following else getattr(node, "variable", None)
@@ -154,7 +162,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """The groups of weights, those near the outputs first."""
+        """Return the groups of weights, those nearest to the outputs first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:
@@ -176,14 +184,15 @@ class _Graph:
         return list(dict.fromkeys(of.values()))
 
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
-        """Groups one of whose operations leads to another one, as a loop in a unit has them.
+        """Return the groups in which one operation leads to another one of the same group.
 
-        What has arrived at the first one holds in part what arrives at the second one, so their
-        call has to begin at the outputs.
+        This happens if a unit applies a layer several times. A backward that starts at the first
+        operation also reaches the second one, so starting at both would count a part twice. The
+        call for such a group has to start at the outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
-        met: dict[Node, int] = {}  # the groups that a node leads to
+        met: dict[Node, int] = {}  # for each node, the groups that it belongs or leads to
         found = 0
         for node, following in self._next.items() if many else ():
             behind = 0
@@ -194,12 +203,15 @@ class _Graph:
         return [group for number, group in enumerate(many) if found >> number & 1]
 
     def tensors(self, group: _Group) -> list[Tensor]:
-        """The weights of a group."""
+        """Return the weights of a group."""
         return [self._weights[node] for node in group.weights]
 
 
 def _walk(roots: Sequence[Node]) -> dict[Node, list[Node]]:
-    """All nodes that roots lead to and what follows each, every one behind those that follow it."""
+    """Return all nodes that the roots lead to, each with the nodes that follow it.
+
+    A node comes after all nodes that follow it.
+    """
     found: dict[Node, list[Node]] = {}
     seen: set[Node] = set()
     stack: list[tuple[Node, list[Node] | None]] = [(node, None) for node in roots]

@@ -1,4 +1,4 @@
-"""What the workers of a run are given: plain data, the same for all of them."""
+"""The job: the plain data that all workers of a run are given."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from ppll_cli.transport.channel import message_bytes
 
 
 class Room(NamedTuple):
-    """How many slots a channel has, and how many bytes each."""
+    """The number of slots of a channel, and the size of each slot in bytes."""
 
     slots: int
     size: int
@@ -39,8 +39,8 @@ class WatchedUnit(NamedTuple):
     """A unit whose weights the loss of an earlier module watches.
 
     Attributes:
-        name: Of the unit.
-        specs: Whole shape and dtype of each parameter, by its name inside the unit.
+        name: Name of the unit.
+        specs: Full shape and dtype of each parameter, by its name inside the unit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class WatchedUnit(NamedTuple):
 
 
 class Seat(NamedTuple):
-    """The place of a worker: a stage, and which of its replicas it is, both counted from 0."""
+    """A worker's place in the run: the numbers of its stage and of its replica, both from 0."""
 
     stage: int
     replica: int = 0
@@ -56,7 +56,7 @@ class Seat(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A run.
+    """Everything that a worker needs to know about the run.
 
     Attributes:
         model: Configuration of the model's class.
@@ -64,28 +64,31 @@ class Job:
         local: Configuration of the local method's class.
         schedule: Configuration of the schedule's class.
         optim: Settings of the optimizer.
-        course: Batches, evaluations and checkpoints.
-        image: What the model is built for.
-        task: What is learnt.
+        course: The plan of batches, evaluations and checkpoints.
+        image: The images that the model is built for.
+        task: The task that the model learns.
         routes: The chunks of the model on their stages, and what travels between them.
-        specs: For each chunk, what the named tensors that come into it are like.
-        features: What the first output of each unit is like.
-        depth: Slots of each channel beyond those that the schedule holds.
+        specs: For each chunk, shape (without the batch dimension) and dtype of each named tensor
+            that enters it.
+        features: Shape and dtype of the first output of each unit.
+        depth: Slots of each channel beyond those that the schedule needs.
         devices: The device of each worker, in the order of `seats`.
         threads: CPU threads of each worker.
-        seed: Of all that is drawn.
-        numerics: How to compute.
-        compiled: Networks are compiled by torch.compile.
-        progress_limit_s: How long an instruction may take; None for ever.
-        run_dir: Where results go.
-        traced: Some batches of the steady state are traced, for a timeline.
-        start: Optimizer steps that were done before.
-        checkpoint: The folder in which their result is; None at step 0.
-        evaluation_specs: The same as `specs` in evaluation, where that is something else.
-        replicas: How many workers hold each stage, each with its share of every batch.
-        sync_batchnorm: BatchNorm sees the shares of all of them.
-        homes: The machine of each worker, in the order of `seats`; empty: there is only one.
-        weights: What units begin with, at step 0, in the place of weights drawn from the seed.
+        seed: Seed of all random numbers.
+        numerics: Precision and determinism.
+        compiled: Whether networks are compiled by torch.compile.
+        progress_limit_s: Seconds that an instruction may take; None for no limit.
+        run_dir: The run directory.
+        traced: Whether some batches of the steady state are traced, for a timeline.
+        start: Number of optimizer steps done before.
+        checkpoint: The checkpoint from which the run goes on; None at step 0.
+        evaluation_specs: `specs` of evaluation batches; None if they are equal to `specs`.
+        replicas: How many workers hold each stage. Each computes its share of every batch.
+        sync_batchnorm: Whether BatchNorm uses the statistics of all replicas' shares.
+        homes: Number of the machine of each worker, in the order of `seats`; empty if there is one
+            machine.
+        weights: Weights from a file with which units begin at step 0; None to draw all from the
+            seed.
         watched: The units that losses watch, by their index in the model.
         log_grad_norm: Report the norm of the gradient, even if nothing else needs it.
     """
@@ -122,7 +125,7 @@ class Job:
 
     @property
     def layout(self) -> Layout:
-        """Which units make which chunks, on which stages."""
+        """The chunks of the model, each with its units and its stage."""
         return self.routes.layout
 
     @property
@@ -132,51 +135,51 @@ class Job:
 
     @property
     def stages(self) -> int:
-        """How many stages there are."""
+        """Number of stages."""
         return self.layout.stages
 
     @property
     def seats(self) -> list[Seat]:
-        """Of all workers; replicas of a stage are neighbours."""
+        """The seats of all workers, stage by stage."""
         return [Seat(s, r) for s in range(self.stages) for r in range(self.replicas)]
 
     def number(self, seat: Seat) -> int:
-        """A worker's number in the order of `seats`."""
+        """Return a worker's index in `seats`."""
         return seat.stage * self.replicas + seat.replica
 
     def device(self, seat: Seat) -> str:
-        """Where a worker computes."""
+        """Return the device of a worker."""
         return self.devices[self.number(seat)]
 
     def home(self, seat: Seat) -> int:
-        """The machine of a worker."""
+        """Return the number of a worker's machine."""
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Name the device of a worker and, where there are several, its machine."""
+        """Return how messages name a worker's device, with its machine if there are several."""
         return device_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
-        """What the user is told of where something was."""
+        """Return how messages name a worker after the word "stage": "1", or "1 replica 0"."""
         return seat_name(seat.stage, seat.replica, self.replicas)
 
     @property
     def warmup(self) -> int:
-        """Training batches at the start that figures of the steady state leave out.
+        """Number of training batches before the steady state, which measurements leave out.
 
-        Fewer than five batches in all have no steady state.
+        If this process trains fewer than five batches, there is no steady state.
         """
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
     def microbatches(self, samples: int, replica: int = 0) -> list[int]:
-        """Sizes of the micro-batches that a replica makes of its share of a batch."""
+        """Return the number of samples of each micro-batch of a replica's share of a batch."""
         microbatches = self.make_schedule().microbatches
         return split_share(samples, microbatches, self.replicas, replica)
 
     @property
     def microbatch_size(self) -> int:
-        """Samples of the largest micro-batch."""
+        """Number of samples of the largest micro-batch."""
         return self.microbatches(self.course.batch_size)[0]
 
     @property
@@ -187,36 +190,36 @@ class Job:
         return used or self.log_grad_norm
 
     def place(self, stage: int, microbatches: int) -> Place:
-        """Where a stage's instructions for a training batch are executed."""
+        """Return the place of a stage, for training batches of `microbatches` micro-batches."""
         norms = self.needs_norm and not self.local_learning
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 
     def training(self, stage: int, microbatches: int) -> list[Instruction]:
-        """The instructions of a stage for a training batch."""
+        """Return the instructions of a stage for one training batch."""
         return passes.training(self.place(stage, microbatches), self.make_schedule())
 
     def evaluation(self, stage: int, batches: int) -> list[Instruction]:
-        """The instructions of a stage for evaluation batches that come together."""
+        """Return the instructions of a stage for `batches` evaluation batches at once."""
         return passes.evaluation(Place(stage, self.routes, batches), self.make_schedule())
 
     def streams(self) -> list[list[Instruction]]:
-        """The instructions of each stage for a whole training batch."""
+        """Return the instructions of each stage for a training batch of full size."""
         count = len(self.microbatches(self.course.batch_size))
         return [self.training(stage, count) for stage in range(self.stages)]
 
     @property
     def halves(self) -> bool:
-        """Whether the schedule runs backwards in two halves."""
+        """Whether any stage runs a backward in two halves."""
         return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)
 
     def microbatch_counts(self) -> set[int]:
-        """How many micro-batches a batch, or a replica's share of one, may have."""
+        """Return each number of micro-batches that a replica's share of a batch can have."""
         sizes, replicas = {*self.course.batch_sizes()}, range(self.replicas)
         return {len(self.microbatches(size, replica)) for size in sizes for replica in replicas}
 
     @cached_property
     def channels(self) -> dict[Channel, Room]:
-        """The channels between stages, and how much each holds.
+        """The channels between stages, with number and size of their slots.
 
         Raises:
             DeadlockError: The stages would wait for one another for ever.
@@ -232,7 +235,7 @@ class Job:
         return {c: Room(n + self.depth, self._message_bytes(c)) for c, n in slots.items()}
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """What travels between stages: the names, for each sender and receiver."""
+        """Return the names of the tensors that travel, by sending and receiving stage."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):
@@ -249,11 +252,11 @@ class Job:
         return found
 
     def watched_specs(self, watcher: int) -> Mapping[str, ValueSpec]:
-        """Whole shape and dtype of each parameter that a chunk watches, by its name in the unit."""
+        """Return full shape and dtype of each watched parameter, by its name inside the unit."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
-        """Bytes of a channel's largest message."""
+        """Return the bytes of a channel's largest message, in training and in evaluation."""
         samples = self.microbatch_size
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)
@@ -271,15 +274,15 @@ class Job:
         return max(size, other)
 
     def make_schedule(self) -> Schedule:
-        """The schedule."""
+        """Make the schedule from its configuration."""
         schedule: Schedule = make("schedule", self.schedule)
         return schedule
 
     def units(self) -> list[Unit]:
-        """The model's units."""
+        """Make the model from its configuration, and return its units."""
         model: Model = make("model", self.model)
         return list(model.units(self.image, self.task))
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Where the first module's auxiliary network stands, given the model's units."""
+        """Return the site of the first module's auxiliary network, given the model's units."""
         return Site(0, self.layout.modules, units, self.features, self.image, self.task)

@@ -1,4 +1,4 @@
-"""Learning rates: pure functions of the step and the horizon."""
+"""Learning rates, as pure functions of the step and the number of epochs."""
 
 from math import cos, pi
 
@@ -6,13 +6,14 @@ from ppll_cli.config.settings import Optim
 
 
 def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of the step after `step` optimizer steps.
+    """Return the learning rate of the next optimizer step.
 
     Args:
-        optim: Settings.
-        step: Optimizer steps done before.
-        steps_per_epoch: Steps in an epoch.
-        epochs: The horizon; what stops a run earlier does not count.
+        optim: The settings of the optimizer.
+        step: Number of optimizer steps done before it.
+        steps_per_epoch: Number of steps of an epoch.
+        epochs: Number of epochs at the end of which the rate's course ends, even if the run stops
+            earlier.
     """
     if optim.schedule == "cosine_by_epoch":
         return _by_epoch(optim, step // steps_per_epoch + 1, epochs)
@@ -29,10 +30,15 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
 
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch, counted from 1, as in InfoPro's code (arXiv 2101.10832).
+    """Return the learning rate of an epoch, as InfoPro's code computes it (arXiv 2101.10832).
 
-    The cosine counts the epochs of the warm-up as well, and reaches 0 in the last epoch. During the
-    warm-up the rate moves linearly from `warmup_lr` to the cosine.
+    The cosine begins with the first epoch, so it runs during the warm-up as well, and reaches 0 in
+    the last epoch. During the warm-up the rate moves linearly from `warmup_lr` to the cosine.
+
+    Args:
+        optim: The settings of the optimizer.
+        epoch: Number of the epoch, from 1.
+        epochs: Number of epochs.
     """
     rate = optim.lr * 0.5 * (1 + cos(pi * epoch / epochs))
     if epoch > optim.warmup_epochs:

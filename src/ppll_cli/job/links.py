@@ -1,4 +1,4 @@
-"""A worker's connections, and what comes to it through them next."""
+"""A worker's connections, and the sequence of items that it reads from them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
@@ -21,7 +21,7 @@ _ITEMS: dict[str, Callable[..., Item | Version]] = {
 
 
 class StopFlag(Protocol):
-    """Shared memory in which the parent asks for a stop."""
+    """A flag in shared memory by which the parent asks for an early stop."""
 
     value: int
 
@@ -31,15 +31,16 @@ class Links:
     """A worker's connections.
 
     Attributes:
-        senders: Of the channels to other stages.
-        receivers: Of the channels from other stages.
-        parent: Reports go there; the word to leave comes from there.
-        stop: Set by the parent when the run is to stop early.
-        pulse: What the parent sees of this worker while it reports nothing.
-        groups: Process groups of torch.distributed, where there are any.
-        replicas: Of the same stage, where there are several.
-        followers: Of the first stage's first replica: the way to its others.
-        leader: Of these others: the way from the first one.
+        senders: The ends of channels to other stages.
+        receivers: The ends of channels from other stages.
+        parent: Connection to the parent. The worker sends its reports there, and waits there for
+            permission to exit.
+        stop: Set by the parent to stop the run early.
+        pulse: Shared memory in which the worker shows that it lives and how far it is.
+        groups: Process groups of torch.distributed; None if the run needs none.
+        replicas: Connection to the other replicas of the stage; None if there are none.
+        followers: In replica 0 of stage 0, the senders to the stage's other replicas, by replica.
+        leader: In these other replicas, the receiver from replica 0.
     """
 
     senders: Mapping[Channel, Sender]
@@ -53,14 +54,14 @@ class Links:
     leader: Receiver | None = None
 
     def ends(self) -> list[Sender | Receiver]:
-        """Of all channels."""
+        """Return the worker's ends of all channels."""
         receivers = [*self.receivers.values(), *([self.leader] if self.leader else [])]
         return [*receivers, *self.senders.values(), *self.followers.values()]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What travels with every message, so that the receiver sees whether it is the one it needs.
+    """Data that every message carries, so that the receiver can check that it expects the message.
 
     Attributes:
         item: The batch or mark to which the message belongs, or the version of weights in it.
@@ -73,12 +74,12 @@ class Header:
     chunk: int = 0
 
     def spelled(self) -> list[Any]:
-        """As plain data, which JSON has words for."""
+        """Return the header as plain data that JSON can hold."""
         return [type(self.item).__name__, astuple(self.item), self.micro_batch, self.chunk]
 
     @classmethod
     def read(cls, spelled: list[Any]) -> "Header":
-        """What was spelled so."""
+        """Make the header that `spelled` returned as plain data."""
         name, values, micro_batch, chunk = spelled
         return cls(_ITEMS[name](*values), micro_batch, chunk)
 
@@ -86,17 +87,18 @@ class Header:
 def upcoming(
     job: Job, seat: Seat, links: Links, wait: Callable[[Sender | Receiver, str], None]
 ) -> Iterator[Item]:
-    """Everything that flows through a worker, in order.
+    """Yield every batch and mark that passes a worker, in order.
 
-    Stage 0 decides what comes next, and of its replicas the first one, because all must stop after
-    the same batch. Another stage reads it off the next message to its lowest chunk, which stays in
-    its channel.
+    Replica 0 of stage 0 decides which item comes next and tells the stage's other replicas, because
+    all must stop after the same batch. A worker of another stage reads the item from the next
+    message to its lowest chunk, and leaves the message in its channel.
 
     Args:
-        job: The run.
-        seat: The worker's.
-        links: The worker's.
-        wait: Called with an end of a channel and the name of the wait; returns when it is ready.
+        job: The job.
+        seat: The worker's seat.
+        links: The worker's connections.
+        wait: Called with an end of a channel and the kind of the wait, "blocked" or "starved".
+            Returns when the end is ready.
     """
     if seat == Seat(0, 0):
         for decided in job.course.items(lambda: bool(links.stop.value), job.start):

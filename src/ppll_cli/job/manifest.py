@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: `manifest.json`, read and checked in one place."""
+"""The manifest of a checkpoint, `manifest.json`: writes, reads and checks it."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from ppll_cli.job.parts import Counted, Part
 from ppll_cli.leaves.files import digest_of, problem_of, read_json, regular, write_json
 
 FORMAT = 1
-"""Of the manifest. A program refuses what a later one wrote."""
+"""Version of the manifest's format. A program refuses a manifest of a later format."""
 
 MANIFEST_FILE = "manifest.json"
 
@@ -22,16 +22,16 @@ _STAGE_FILE = re.compile(r"stage-\d+\.safetensors")
 
 
 class DamagedError(Exception):
-    """Raised when a checkpoint is not as it was written; its message says in what."""
+    """Raised when a checkpoint is not as it was written; the message says what differs."""
 
 
 class LaterFormatError(Exception):
-    """Raised when a later program wrote a manifest; its message names the format."""
+    """Raised when a later program wrote the manifest; the message names the format."""
 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """What a stage wrote: its name, its size and the SHA-256 of its bytes."""
+    """A file that a stage wrote: its name, its size and the SHA-256 of its contents."""
 
     name: str
     size_bytes: int
@@ -40,16 +40,16 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """The contents of a checkpoint's manifest.
 
     Attributes:
-        step: Optimizer steps done.
-        epoch: The epoch that the last of them belongs to, from 1.
-        cuts: The units that start modules 2 to k; none under back-propagation.
-        metrics: What `Metrics.state` was as the mark passed.
-        files: What the stages wrote.
-        parts: What each process had done until then; none where an older program wrote this.
-        counted: What the workers had counted, for each of the conditions that there were.
+        step: Number of optimizer steps done.
+        epoch: The epoch of the last step, counted from 1.
+        cuts: Names of the units that start modules 2 to k; none under back-propagation.
+        metrics: The value of `Metrics.state` when the last stage had saved its part.
+        files: The files that the stages wrote.
+        parts: The parts of the run until this step; none if an older program wrote the manifest.
+        counted: What the workers had counted until this step, for each set of conditions.
     """
 
     step: int
@@ -61,10 +61,10 @@ class Manifest:
     counted: tuple[Counted, ...] = ()
 
     def write(self, folder: Path) -> None:
-        """Write it into a checkpoint's folder.
+        """Write the manifest into a checkpoint's folder.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The manifest cannot be written.
         """
         content = {"format": FORMAT, **asdict(self)}
         content["files"] = sorted(content["files"], key=lambda file: str(file["name"]))
@@ -75,11 +75,11 @@ _ADAPTER = TypeAdapter(Manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, which need not fit its files.
+    """Read the manifest of a checkpoint, without comparing it with the checkpoint's files.
 
     Raises:
-        DamagedError: It cannot be read, or is not as it was written.
-        LaterFormatError: A later program wrote it.
+        DamagedError: The manifest cannot be read, or does not match its checksum.
+        LaterFormatError: A later program wrote the manifest.
     """
     try:
         content = read_json(folder / MANIFEST_FILE)
@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parsed(content: Mapping[str, Any]) -> Manifest:
-    try:  # in strict mode only the reader of JSON takes lists for tuples
+    try:  # In strict mode, pydantic accepts a list for a tuple only when it reads JSON.
         return _ADAPTER.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -107,10 +107,10 @@ def _parsed(content: Mapping[str, Any]) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare a checkpoint's files with its manifest; this reads all of them.
+    """Compare a checkpoint's files with its manifest; this reads all files.
 
     Raises:
-        DamagedError: One is missing, or is not as it was written.
+        DamagedError: A file is missing, cannot be read, or does not match the manifest.
     """
     for file in manifest.files:
         if not _STAGE_FILE.fullmatch(file.name):

@@ -1,4 +1,4 @@
-"""What `precision` and `deterministic` mean to torch, in workers and where a parent measures."""
+"""Applies `precision` and `deterministic` to torch, in workers and in a parent that measures."""
 
 import os
 import warnings
@@ -14,7 +14,7 @@ _memory: Any = torch.utils.deterministic  # type checkers do not see its propert
 
 
 class _Flags(NamedTuple):
-    """torch's own switches, which hold for the whole process; all but the first are for CUDA."""
+    """torch's own switches, which hold for the whole process; the last three concern CUDA only."""
 
     deterministic: bool
     fill_memory: bool
@@ -25,39 +25,40 @@ class _Flags(NamedTuple):
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a run computes.
+    """The precision and determinism of a run's computations.
 
     Attributes:
-        precision: fp32, tf32 or bf16 (autocast). What is not under autocast is true fp32 unless it
-            is tf32: torch's own default takes TF32 for convolutions and fp32 for matrix products.
-        deterministic: Use deterministic algorithms only.
+        precision: "fp32", "tf32" or "bf16" (by autocast). Operations in float32 use TF32 with
+            "tf32" only, whereas torch's default uses it for convolutions but not for matrix
+            products.
+        deterministic: Whether to use deterministic algorithms only.
     """
 
     precision: str
     deterministic: bool
 
     def apply(self, device: torch.device) -> None:
-        """Have this process compute so on a device."""
+        """Set torch's switches in this process for computations on a device."""
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         flags = _get()._replace(deterministic=self.deterministic)
         if self.deterministic:
-            # All memory that is taken is written before it is read, so filling it is of no use.
+            # All memory is written before it is read, so torch need not fill it first.
             flags = flags._replace(fill_memory=False)
         if device.type == "cuda":
             tf32 = self.precision == "tf32"
             flags = flags._replace(
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
-                # A run has few shapes, so it pays to try all of cuDNN's algorithms on each of them.
-                # Chance decides which one wins, and with it the bits.
+                # A run has few shapes, so it pays to let cuDNN try all its algorithms on each. The
+                # fastest one varies by chance, and with it the bits of the result.
                 cudnn_benchmark=not self.deterministic,
             )
         _set(flags)
 
     @contextmanager
     def applied(self, device: torch.device) -> Iterator[None]:
-        """The same while the body runs."""
+        """Apply these settings while the body of the with statement runs."""
         before = _get()
         self.apply(device)
         try:
@@ -66,14 +67,14 @@ class Numerics:
             _set(before)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """What forward passes and losses run under."""
+        """Return the context in which forward passes and losses run."""
         if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """How this process computes on a device, as torch says now."""
+    """Return the switches that are set in this process now, as far as they concern a device."""
     flags, cuda = _get(), device.type == "cuda"
     return {
         "deterministic": flags.deterministic,
@@ -84,7 +85,7 @@ def in_force(device: torch.device) -> Mapping[str, bool]:
 
 
 def _get() -> _Flags:
-    with _old_names():
+    with _without_warning():
         return _Flags(
             torch.are_deterministic_algorithms_enabled(),
             _memory.fill_uninitialized_memory,
@@ -96,20 +97,22 @@ def _get() -> _Flags:
 
 def _set(flags: _Flags) -> None:
     if flags.deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(flags.deterministic)  # imports the compiler, in seconds
+        # Only when needed, because this imports torch's compiler, which takes seconds.
+        torch.use_deterministic_algorithms(flags.deterministic)
     _memory.fill_uninitialized_memory = flags.fill_memory
-    with _old_names():
+    with _without_warning():
         torch.backends.cuda.matmul.allow_tf32 = flags.tf32_matmul
         torch.backends.cudnn.allow_tf32 = flags.tf32_convolution
     torch.backends.cudnn.benchmark = flags.cudnn_benchmark
 
 
 @contextmanager
-def _old_names() -> Iterator[None]:
-    """Switch TF32 by the names that every torch understands.
+def _without_warning() -> Iterator[None]:
+    """Ignore torch's warning that `fp32_precision` will replace the `allow_tf32` switches.
 
-    Some versions warn that `fp32_precision` will replace them. But where that is set, what still
-    reads the old names fails, torch.compile of torch 2.10 for one; the old names set both.
+    Every version of torch has `allow_tf32`, and setting it sets `fp32_precision` as well. If
+    `fp32_precision` were set instead, code that still reads `allow_tf32` would fail, such as
+    torch.compile of torch 2.10.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")

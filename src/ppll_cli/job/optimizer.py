@@ -1,4 +1,4 @@
-"""The optimizer of a group of parameters."""
+"""The fused optimizers, gradient norms and clipping."""
 
 import logging
 from collections import defaultdict
@@ -15,18 +15,20 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 ADAM_EPSILON = 1e-8
+"""The epsilon of AdamW, which is torch's default."""
 
 
 @dataclass
 class _Group:
-    """Parameters that one call of a kernel steps: of one device and dtype, all with a gradient.
+    """Parameters with gradients, on one device and of one dtype, that one kernel call steps.
 
     Attributes:
-        indices: Their numbers among all parameters.
-        parameters: Themselves.
-        states: For each key of their states, those of all of them, in their order.
-        counts: AdamW: the steps of all of them in one vector; `states["step"]` are views of it.
-        first: SGD: none of them has a momentum yet.
+        indices: Index of each parameter among all parameters.
+        parameters: The parameters.
+        states: For each name of a state tensor, that tensor of every parameter, in order.
+        counts: For AdamW, a vector with the step count of every parameter, of which the tensors in
+            `states["step"]` are views; None for SGD.
+        first: Whether the parameters have not been stepped yet; only SGD uses this.
     """
 
     indices: list[int]
@@ -37,20 +39,20 @@ class _Group:
 
 
 class FusedOptimizer:
-    """SGD or AdamW by torch's fused kernels. A parameter's step depends on that parameter alone.
+    """SGD or AdamW by torch's fused kernels. Each parameter's step is independent of the others.
 
-    The bits are those of `torch.optim` with `fused=True`, and states have the same names and
-    values. The kernels are called directly, because `torch.optim` collects and groups its tensors
-    anew in each step, which takes the host longer than the kernel itself. They are private in
-    torch, but are what `torch.optim` calls in 2.11 to 2.14.
+    Results are bit-identical to those of `torch.optim` with `fused=True`, and states have the same
+    names and values. The kernels are called directly, because `torch.optim` collects and groups its
+    tensors in every step, which takes the host longer than the kernel itself. The functions are
+    private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
 
     Args:
-        optim: Which optimizer, with its settings.
-        parameters: What it steps; a parameter that is listed twice is stepped once.
+        optim: The settings, which name the optimizer as well.
+        parameters: The parameters to step; one that is listed twice is stepped once.
 
     Attributes:
-        parameters: Each of them once.
-        state: Of each parameter that has been stepped, tensors by name.
+        parameters: The parameters, each once.
+        state: The state tensors of each parameter that has been stepped, by name.
     """
 
     def __init__(self, optim: Optim, parameters: Iterable[nn.Parameter]) -> None:
@@ -61,7 +63,7 @@ class FusedOptimizer:
         self._grouped: list[bool] | None = None
 
     def restore(self, parameter: nn.Parameter, state: State) -> None:
-        """Take a parameter's state from a checkpoint; where it is empty, there was no step yet."""
+        """Set a parameter's state from a checkpoint; an empty state means it has none yet."""
         if state:
             self.state[parameter] = state
             self._grouped = None
@@ -71,12 +73,13 @@ class FusedOptimizer:
 
         Args:
             rate: The learning rate.
-            nonfinite: A float32 scalar on the device. Where it is 1, parameters, states and step
-                counts are left as they are; the host does not need to know.
+            nonfinite: A float32 scalar tensor on the parameters' device, 1 to skip the step and 0
+                to make it; None to make it. A skipped step changes no parameter, state or step
+                count. The kernel reads the value, so the host need not wait for it.
         """
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient is not None for gradient in gradients]
-        if present != self._grouped:  # mostly all have one, in each step
+        if present != self._grouped:  # rare, as nearly always all parameters have gradients
             self._groups = self._group(present)
             self._grouped = present
         kernel = self._adamw if self._optim.name == "adamw" else self._sgd
@@ -86,7 +89,7 @@ class FusedOptimizer:
                 kernel(group, own, rate, nonfinite)
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -131,30 +134,34 @@ class FusedOptimizer:
         group.first = False
 
     def _group(self, present: Sequence[bool]) -> list[_Group]:
-        """The groups of those parameters that have a gradient; states that are missing begin."""
+        """Group the parameters that have a gradient, and initialise missing states.
+
+        Args:
+            present: For each parameter, whether it has a gradient.
+        """
         found: dict[object, list[int]] = defaultdict(list)
         for index, parameter in enumerate(self.parameters):
             if present[index]:
                 key = parameter.device, parameter.dtype, parameter in self.state
                 found[key].append(index)
-        return [self._make(indices) for indices in found.values()]
+        return [self._make_group(indices) for indices in found.values()]
 
-    def _make(self, indices: list[int]) -> _Group:
+    def _make_group(self, indices: list[int]) -> _Group:
         parameters = [self.parameters[i] for i in indices]
         first = parameters[0] not in self.state
         if first:
-            self.state.update({parameter: self._begin(parameter) for parameter in parameters})
+            self.state.update({parameter: self._first_state(parameter) for parameter in parameters})
         states = [self.state[parameter] for parameter in parameters]
         counts = None
-        if self._optim.name == "adamw":  # one addition counts for all
+        if self._optim.name == "adamw":  # so that one addition increments all step counts
             counts = torch.stack([state["step"] for state in states])
             for state, count in zip(states, counts.unbind(), strict=True):
                 state["step"] = count
         columns = {key: [state[key] for state in states] for key in states[0]}
         return _Group(indices, [*parameters], columns, counts, first)
 
-    def _begin(self, parameter: nn.Parameter) -> State:
-        """The state before the first step, zeros, which stays where that step is skipped."""
+    def _first_state(self, parameter: nn.Parameter) -> State:
+        """Return the state before the first step, all zeros. A skipped first step leaves it so."""
 
         def zeros() -> Tensor:
             return torch.zeros_like(parameter, requires_grad=False)
@@ -166,18 +173,31 @@ class FusedOptimizer:
 
 
 def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The squared norm of all gradients together, a float64 scalar."""
+    """Return the squared norm of all gradients together, as a float64 scalar tensor."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).double().square()
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
-    """Scale gradients so that the norm, given as its square, is at most `limit`."""
+    """Scale gradients in place so that their norm is at most `limit`.
+
+    Args:
+        parameters: The parameters whose gradients are scaled.
+        limit: The largest norm allowed.
+        squared: The square of the norm to limit, which may include other parameters' gradients; a
+            float64 scalar tensor.
+    """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 
 
 def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
-    """Log which of a module's steps were skipped; their flags, 1 where one was, are on the CPU."""
+    """Log a warning for each skipped step of a module.
+
+    Args:
+        module: Number of the module.
+        steps: Numbers of the steps.
+        flags: Vector on the CPU with one element per step, 1 if the step was skipped and else 0.
+    """
     for step, flag in zip(steps, flags.tolist(), strict=True):
         if flag:
             log.warning("step %d of module %d is skipped", step, module)

@@ -1,7 +1,7 @@
-"""The parts of a run: what each of the processes that trained it, one after another, did.
+"""The parts of a run. A part is what was trained between one start or resumption and the next.
 
-Each checkpoint carries those until then. Work that is done again after a kill is in none of them,
-because the run goes on from a checkpoint and what that one carries.
+Each checkpoint contains the parts until its step. A resumed run takes them from its checkpoint, so
+steps that were trained after that checkpoint and are trained again count once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Conditions(TypedDict):
-    """What has to be the same for speeds and shares of time to be added up."""
+    """The conditions of a part. Times of parts are added up only if all these are equal."""
 
     gpus: int
     devices: list[str]
@@ -44,15 +44,23 @@ Part = TypedDict(
         "stages": NotRequired[list[str]],
     },
 )
-"""A part, as `train.parts` of summary.json lists it: its steps, how long they took with evaluations
-and checkpoints, their samples, the speed in its steady state, and under which conditions."""
+"""A part of a run, as `train.parts` of summary.json lists it.
+
+Fields:
+    from: Number of optimizer steps before the part.
+    to: Number of optimizer steps after it.
+    seconds: How long the part took, evaluations and checkpoints included.
+    samples: Number of training samples.
+    samples_per_second: Speed in the part's steady state; None if it had none.
+
+The other fields are those of `Conditions`."""
 
 
 class Worker(TypedDict):
-    """What a worker counted in its steady state, as `Totals` has it.
+    """What a worker counted in its steady state (see `Totals`), as plain data for JSON.
 
-    Instructions go by their `repr`, and the stages that something was sent to by their numbers'
-    digits: keys of JSON are strings.
+    Keys of JSON are strings: `instruction_s` has the `repr` of instructions as keys, `bytes_sent`
+    the numbers of the receiving stages as text.
     """
 
     batches: int
@@ -66,21 +74,21 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """What the workers counted under the same conditions, in the order of the job's seats."""
+    """The counts of all workers under the same conditions, in the order of the job's seats."""
 
     conditions: Conditions
     workers: list[Worker]
 
 
 class Parts:
-    """The parts of a run, the last of which is being trained.
+    """The parts of a run: the one that is being trained, and those before it.
 
     Args:
-        job: The last part.
-        transport: Name of its transport.
+        job: The job of the current part.
+        transport: Name of the current part's transport.
         units: Names of the model's units.
-        before: The parts before it.
-        counted: What workers counted in those.
+        before: The earlier parts.
+        counted: What the workers counted in the earlier parts.
     """
 
     def __init__(
@@ -106,7 +114,10 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Whether the counted instructions have today's names; older programs had others."""
+        """Return whether all counted instructions are among the job's.
+
+        Older programs named instructions otherwise.
+        """
         job, names = self._job, set()
         for stage in range(job.stages):
             for count in job.microbatch_counts():
@@ -114,12 +125,12 @@ class Parts:
         return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
-        """All parts.
+        """Return all parts; the current one only if it has made a step.
 
         Args:
-            step: Optimizer steps of the whole run until now.
-            seconds: For how long this part has trained, evaluation and checkpoints included.
-            workers: What its workers have counted until now; empty where that is not known.
+            step: Number of optimizer steps of the whole run until now.
+            seconds: How long the current part has trained, evaluations and checkpoints included.
+            workers: What its workers have counted until now; empty if that is unknown.
         """
         start, course = self._job.start, self._job.course
         if step <= start:  # nothing was trained
@@ -135,21 +146,28 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """What workers have counted in all parts under the same conditions as this one."""
+        """Add up what each worker counted in the current part and in those with equal conditions.
+
+        Args:
+            workers: What the workers have counted in the current part; empty if that is unknown.
+
+        Returns:
+            The sums of each worker, in the order of the job's seats; empty if nothing is known.
+        """
         counts = [each["workers"] for each in self._alike]
         if workers:
             counts.append(list(workers))
         counts = [count for count in counts if len(count) == len(self._job.seats)]
-        return [_added(each) for each in zip(*counts, strict=True)]
+        return [_sum_of_parts(each) for each in zip(*counts, strict=True)]
 
     def counted(self, workers: Sequence[Worker]) -> list[Counted]:
-        """What workers have counted in all parts."""
+        """Return the counts of all parts, added up for each set of conditions."""
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
 
 
 def worker(report: Report) -> Worker:
-    """What a worker's report says that it has counted."""
+    """Return the counts in a worker's report."""
     return {
         "batches": report["batches"],
         "samples": report["samples"],
@@ -163,7 +181,11 @@ def worker(report: Report) -> Worker:
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
-    """Samples per second of the last stage in the steady state, all its replicas together."""
+    """Return the samples per second of all replicas of the last stage in the steady state.
+
+    Returns:
+        The speed; None if a replica had no steady state.
+    """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):
         return None
@@ -171,12 +193,12 @@ def rate(workers: Sequence[Worker], replicas: int) -> float | None:
 
 
 def is_steady(worker: Worker) -> bool:
-    """Whether a worker had a steady state."""
+    """Return whether a worker had a steady state."""
     return worker["batches"] > 0 and worker["wall_s"] > 0
 
 
-def _added(counts: Sequence[Worker]) -> Worker:
-    """What the worker of one seat counted in several parts."""
+def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
+    """Add up what the worker of one seat counted in several parts; of memory, take the largest."""
     return {
         "batches": sum(each["batches"] for each in counts),
         "samples": sum(each["samples"] for each in counts),
@@ -190,11 +212,11 @@ def _added(counts: Sequence[Worker]) -> Worker:
 
 
 def _most(numbers: Sequence[int | None]) -> int | None:
-    """The largest of the known numbers; None where none is known."""
+    """Return the largest of the numbers that are not None; None if there is none."""
     return max((number for number in numbers if number is not None), default=None)
 
 
 def _sums(counts: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
-    """Sums by key."""
+    """Add up the values of each key."""
     keys = dict.fromkeys(key for each in counts for key in each)
     return {key: sum(each[key] for each in counts if key in each) for key in keys}

@@ -1,12 +1,13 @@
-"""What the parent sees of each worker, in shared memory: two clocks, and how far it is.
+"""Shared memory in which each worker shows its parent that it lives, that it advances, and how far.
 
-A thread of the worker turns the first one; a process that is stopped turns none. Its main thread
-turns the second one with each instruction, and while it waits for another stage: whoever waits is
-not the one that hangs. Times are of the monotonic clock, which all processes share.
+Each worker keeps two timestamps. A separate thread renews its sign of life every second, unless the
+process is stopped. The main thread renews the time of its last progress with each instruction, and
+also while it waits for another stage, because a worker that waits is not the one that hangs. Both
+are read from the monotonic clock, which all processes of a machine share.
 
-That thread needs Python's lock. While CUDA starts on a device, or opens the memory of another one,
-the main thread can hold the lock for many seconds. So a worker may be silent for much longer until
-its first batch has ended, and with it all that CUDA does only once.
+The thread needs Python's global interpreter lock. While CUDA starts on a device, or maps the memory
+of another one, the main thread can hold this lock for many seconds. So the limit for signs of life
+is much longer until the first batch has ended, by when CUDA has done all such work.
 """
 
 import ctypes
@@ -16,47 +17,59 @@ from time import monotonic
 from ppll_cli.observe.progress import KINDS, Look
 
 ALIVE_LIMIT_S = 6.0
-"""After so long without a sign of life a process is stopped, or its machine is far too busy. The
-parent is to find it within 10 s, also where it looks three seconds too late."""
+"""Seconds without a sign of life after which a worker counts as stopped.
+
+The parent must notice a stopped process within 10 s, even if it looks 3 s late. A worker of a
+machine that is far too busy can count as stopped as well."""
 
 STARTING_ALIVE_LIMIT_S = 60.0
-"""The same until the first batch of the process has ended."""
+"""The same limit in seconds until the process has ended its first batch."""
 
 FORKED_LIMIT_S = 60.0
-"""A process is there, but shows that it lives only when it has imported what describes its job."""
+"""Seconds that a new process may take until it runs the worker's code. Before that, it imports the
+modules that its job needs, and gives no sign of life."""
 
 SCORING_LIMIT_S = 900.0
-"""Computing metrics of a whole split, which for detection is much more than adding up."""
+"""Seconds that computing the metrics of a whole split may take; for detection this is much work."""
 
 STARTING_LIMIT_S = 900.0
+"""Seconds that a worker may take to set up its networks, data and connections."""
+
 SAVING_LIMIT_S = 900.0
+"""Seconds that writing a stage's part of a checkpoint may take."""
+
 COMPILING_LIMIT_S = 3600.0
+"""Seconds that one instruction may take if networks are compiled, since it may compile one."""
 
 BEAT_S = 1.0
+"""Seconds between two signs of life."""
 
 _OWN_GAP_S = 3.0
-"""The parent looks every second. Of a longer gap than this, the rest does not count: the parent was
-stopped itself, perhaps with its workers."""
+"""Seconds between two looks of the parent that count as time of the workers, at most.
+
+The parent looks every second. After a longer gap, it was itself stopped, perhaps together with its
+workers, so it does not count the rest of the gap."""
 
 _TEXT = 200
+"""Bytes of each text field, with the final zero."""
 
 
 class Pulse(ctypes.Structure):
-    """A worker's clocks, and what it does.
+    """The state of a worker that its parent sees, in shared memory.
 
     Attributes:
-        alive_s: When it last showed that it lives; 0 before it first did.
-        started: Whether its first batch, of training or evaluation, has ended.
-        progress_s: When it last got on.
-        limit_s: How long it may take for what it does; 0 for ever.
-        doing: What it does.
-        item: For which batch or mark.
-        step: Optimizer steps done.
-        sent: Messages sent to the next stage.
-        received: Messages received from the stage before.
-        memory_bytes: How much memory it uses; -1 where that is unknown.
-        counted_s: Of the steady state, as far as what was done in it is known.
-        spent_s: On each of `KINDS`, in that time.
+        alive_s: Monotonic time of the last sign of life; 0 before the first one.
+        started: Whether the worker has ended its first batch, of training or evaluation.
+        progress_s: Monotonic time of the main thread's last progress.
+        limit_s: Seconds that the current activity may take; 0 for no limit.
+        doing: Name of the current activity.
+        item: The batch or mark for which it is done.
+        step: Number of optimizer steps done.
+        sent: Number of messages sent to the next stage.
+        received: Number of messages received from the stage before.
+        memory_bytes: Memory that the worker uses; -1 if unknown.
+        counted_s: Seconds of the steady state so far that `spent_s` explains.
+        spent_s: Seconds of `counted_s` that were spent on each of `KINDS`.
     """
 
     _fields_ = (
@@ -87,32 +100,37 @@ class Pulse(ctypes.Structure):
     spent_s: MutableSequence[float]
 
     def beat(self, memory_bytes: int | None = None) -> None:
-        """The process lives, and uses so much memory."""
+        """Give a sign of life, and record the memory that the process uses, if known."""
         self.alive_s = monotonic()
         self.memory_bytes = -1 if memory_bytes is None else memory_bytes
 
     def get_on(self) -> None:
-        """The main thread gets on with what it does."""
+        """Record that the main thread advances in its current activity."""
         self.progress_s = monotonic()
 
     def begin(self, doing: str, limit_s: float | None) -> None:
-        """The main thread begins something else, for which it may take so long."""
+        """Record that the main thread begins an activity.
+
+        Args:
+            doing: Name of the activity.
+            limit_s: Seconds that it may take without progress; None for no limit.
+        """
         self.doing = doing.encode()[: _TEXT - 1]
         self.limit_s = limit_s or 0.0
         self.progress_s = monotonic()
 
     def take(self, item: str) -> None:
-        """What follows is for this batch or mark."""
+        """Record the batch or mark to which the next activities belong."""
         self.item = item.encode()[: _TEXT - 1]
 
     def spend(self, counted_s: float, spent_s: Mapping[str, float]) -> None:
-        """The steady state has lasted so long, and was spent on this."""
+        """Record how long the steady state has lasted, and how much of it each kind took."""
         self.counted_s = counted_s
         for index, kind in enumerate(KINDS):
             self.spent_s[index] = spent_s.get(kind, 0.0)
 
     def look(self) -> Look:
-        """How far the worker is."""
+        """Return the worker's progress at this moment."""
         return Look(
             self.step,
             self.sent,
@@ -128,22 +146,22 @@ class Pulse(ctypes.Structure):
 
 
 class Watch:
-    """The parent's look at the clocks.
+    """Checks the timestamps of the workers in the parent.
 
     Args:
-        pulses: Of all workers.
+        pulses: The pulse of each worker.
     """
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses
         self._looked_s = monotonic()
-        # For each worker: since when the clocks of its life and of its progress have stood still.
+        # For each worker, from when to count its silence and its lack of progress.
         self._since_s = [(self._looked_s, self._looked_s) for _ in pulses]
 
     def late(self) -> Iterator[tuple[int, str]]:
-        """The workers whose clocks stand still, and what is to be said of them."""
+        """Yield the index of each worker that is silent or stuck, and the problem in words."""
         now = monotonic()
-        stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # this process itself
+        stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # how long this process stood still
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
             turned_s = pulse.alive_s, pulse.progress_s

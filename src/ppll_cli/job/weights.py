@@ -1,4 +1,4 @@
-"""Weights that a run begins with, in a file of whatever origin."""
+"""Reads files of weights with which a run begins."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """Which tensors of a file a run begins with.
+    """The tensors of a file with which a run begins.
 
     Attributes:
         file: The file.
-        names: For each tensor of the model that is taken, by its name in `model.safetensors`, its
-            name in the file.
+        names: The name in the file of each tensor that is used, by its name in
+            `model.safetensors`. Tensors of the model that are missing here are drawn from the seed.
     """
 
     file: Path
@@ -26,17 +26,17 @@ class Weights:
 
 
 class OpenedWeights(Protocol):
-    """The tensors of a file; each is read when it is asked for, as far as the file allows it."""
+    """The tensors of an open file; each is read when it is asked for, if the format allows it."""
 
     def shapes(self) -> dict[str, list[int]]:
-        """The shape of each tensor, by its name."""
+        """Return the shape of each tensor, by its name."""
         ...
 
     def __getitem__(self, name: str) -> Tensor: ...
 
 
 class _Safetensors:
-    """A file of safetensors, of which single tensors can be read."""
+    """An open safetensors file, which reads single tensors."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -50,7 +50,7 @@ class _Safetensors:
 
 
 class _StateDict:
-    """What torch.save wrote."""
+    """A state dict that torch.save wrote."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
@@ -64,13 +64,13 @@ class _StateDict:
 
 @contextmanager
 def opened(file: Path) -> Iterator[OpenedWeights]:
-    """A file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
+    """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
 
-    Of the latter nothing is executed, and only tensors are made.
+    torch's file is loaded with `weights_only`, so no code in it is executed.
 
     Raises:
-        ValueError: It holds something else.
-        Exception: It cannot be read; torch and safetensors raise exceptions of several kinds.
+        ValueError: The file holds something else.
+        Exception: The file cannot be read; torch and safetensors raise several kinds of exceptions.
     """
     if _is_safetensors(file):
         with safe_open(file, framework="pt") as found:
@@ -80,20 +80,20 @@ def opened(file: Path) -> Iterator[OpenedWeights]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether it begins as such a file does: the length of its header, and a JSON object."""
+    """Return whether a file begins with 8 bytes, the header's length, and a JSON object."""
     with file.open("rb") as content:
         return content.read(9)[8:] == b"{"
 
 
 def _saved_by_torch(file: Path) -> Mapping[str, Tensor]:
     try:
-        try:  # mapped into memory, so that a worker reads only what it takes
+        try:  # map the file into memory, so that a worker reads only the tensors it takes
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError):  # an old file, which cannot be mapped
+        except (RuntimeError, ValueError):  # torch's old format cannot be mapped
             found = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # of any kind; torch's messages are pages of advice
+    except Exception:  # torch raises many kinds, and its messages are pages of advice
         raise ValueError("it holds something else than safetensors or tensors alone") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError("it is no dictionary of tensors, as model.state_dict() is")

@@ -1,1 +1,1 @@
-"""The pipeline on paper: chunks, routes, schedules, passes, simulator. Imports no torch."""
+"""Chunks, routes, schedules, passes and the simulator, all as plain data. Imports no torch."""

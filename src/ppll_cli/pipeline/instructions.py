@@ -1,13 +1,16 @@
 """The instructions that a stage executes, as plain data.
 
-A chunk is a run of units that is computed in one go; chunks are counted through the whole model,
-from 0. A micro-batch is a part of a batch, counted from 0. A peer is the number of another stage.
+Fields that several instructions have:
+    chunk: Number of the chunk, counted through the whole model from 0. A chunk is a run of units
+        that is computed in one go.
+    micro_batch: Index of the micro-batch within its batch, from 0.
+    peer: Number of the stage at the other end of the channel.
 
-A schedule yields compute instructions alone: `Forward`, `Loss`, `Backward` (or its two halves) and
-`Step`. The passes (`ppll_cli.pipeline.passes`) add the rest.
+A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or its two halves) and
+`Step`. The passes (`ppll_cli.pipeline.passes`) add all other instructions.
 
-Marks travel down the pipeline behind the batches, in the same channels. So every stage acts on a
-mark between the same two batches, and nothing has to be drained.
+Marks travel through the same channels as the batches and in order with them. So every stage acts on
+a mark between the same two batches, and the pipeline is never drained.
 """
 
 from dataclasses import dataclass
@@ -27,10 +30,10 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Compute the loss at the end of a module, and its gradients down to the chunk's outputs.
+    """Compute the loss at the end of a module, and its gradients for the chunk's outputs.
 
-    The loss is the task's at the model's end, and a local one at the end of any other module. The
-    backward pass of an auxiliary network belongs to it.
+    The last module has the loss of the task, every other module a local loss. `Loss` includes the
+    backward pass of the module's auxiliary network.
     """
 
     chunk: int
@@ -39,7 +42,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """From the gradients of a chunk's outputs to those of its parameters and inputs."""
+    """Compute the gradients of a chunk's parameters and inputs from those of its outputs."""
 
     chunk: int
     micro_batch: int
@@ -47,7 +50,7 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class BackwardInput:
-    """The half of a backward that computes the gradients of the inputs."""
+    """Compute the gradients of a chunk's inputs: the first half of a split backward."""
 
     chunk: int
     micro_batch: int
@@ -55,7 +58,7 @@ class BackwardInput:
 
 @dataclass(frozen=True, slots=True)
 class BackwardWeight:
-    """The half of a backward that computes the gradients of the parameters."""
+    """Compute the gradients of a chunk's parameters: the second half of a split backward."""
 
     chunk: int
     micro_batch: int
@@ -63,13 +66,13 @@ class BackwardWeight:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The optimizer's step for a chunk, after the backwards of all micro-batches."""
+    """Run the optimizer's step for a chunk, after the backwards of all micro-batches."""
 
     chunk: int
 
 
 Compute = Forward | Loss | Backward | BackwardInput | BackwardWeight | Step
-"""What a schedule may yield."""
+"""The instructions that a schedule may yield for a training batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class NextBatch:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveActivations:
-    """Wait for a chunk's inputs from a peer; their slot stays held until `Release`."""
+    """Wait for a chunk's inputs; the stage holds their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -88,7 +91,7 @@ class ReceiveActivations:
 
 @dataclass(frozen=True, slots=True)
 class SendActivations:
-    """Copy what later chunks read of a chunk's outputs into a slot, and hand it to a peer."""
+    """Copy all tensors that later chunks read into a slot and send it to the next chunk's stage."""
 
     peer: int
     chunk: int
@@ -97,7 +100,7 @@ class SendActivations:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveGradients:
-    """Wait for the gradients of a chunk's outputs; their slot stays held until `Release`."""
+    """Wait for the gradients of a chunk's outputs; the stage holds their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -106,7 +109,7 @@ class ReceiveGradients:
 
 @dataclass(frozen=True, slots=True)
 class SendGradients:
-    """Hand the gradients of a chunk's inputs to the peer that sent the inputs."""
+    """Send the gradients of a chunk's inputs to the stage that sent the inputs."""
 
     peer: int
     chunk: int
@@ -115,7 +118,7 @@ class SendGradients:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the oldest held slot of the channel that leads from a peer to a chunk back."""
+    """Give back the oldest slot that the stage holds of the channel from a peer to a chunk."""
 
     peer: int
     chunk: int
@@ -124,9 +127,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class StartAverage:
-    """Average a chunk's gradients over the replicas of the stage.
+    """Start averaging a chunk's gradients over the replicas of the stage.
 
-    It stands before the last backward of the chunk: each gradient leaves when it is complete.
+    This comes before the chunk's last backward: each gradient is sent as soon as it is complete.
     """
 
     chunk: int
@@ -134,39 +137,39 @@ class StartAverage:
 
 @dataclass(frozen=True, slots=True)
 class FinishAverage:
-    """Wait until a chunk's gradients are the average of those of all replicas."""
+    """Wait until a chunk's gradients are averaged over all replicas."""
 
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
 class AddNorms:
-    """Write the squared gradient norm of each of the stage's units into the vector of all."""
+    """Write the squared gradient norms of the stage's units into the vector of all units' norms."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiveNorms:
-    """Take the vector of squared norms from a peer; the slot is given back at once."""
+    """Receive the vector of squared norms and give its slot back at once."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class SendNorms:
-    """Hand the vector of squared norms to a peer."""
+    """Send the vector of squared norms."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class SendWeights:
-    """Hand a unit's weights to a chunk of another stage that watches the unit.
+    """Send a unit's weights to a chunk of another stage that watches the unit.
 
     Attributes:
-        peer: The stage of the chunk that watches.
-        chunk: The chunk that watches.
-        ahead: How many batches later the chunk reads them. So many messages are in the channel
-            before the first batch.
+        peer: The stage of the watching chunk.
+        chunk: The watching chunk.
+        ahead: Number of batches between sending the weights and reading them. The channel holds
+            this many messages before the first batch.
     """
 
     peer: int
@@ -176,7 +179,7 @@ class SendWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveWeights:
-    """Show a chunk the weights that it watches, from a peer; the slot is given back at once."""
+    """Receive the weights that a chunk watches and give their slot back at once."""
 
     peer: int
     chunk: int
@@ -185,14 +188,17 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReadWeights:
-    """Show a chunk the weights that it watches, of a unit on its own stage."""
+    """Read the weights that a chunk watches from a unit on its own stage."""
 
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A chunk's loss and metric on an evaluation batch: the local head's, or the model's own."""
+    """Compute a chunk's loss and metric on an evaluation batch.
+
+    The last module is measured by the model's own head, every other one by its auxiliary network.
+    """
 
     chunk: int
     micro_batch: int
@@ -200,7 +206,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveMark:
-    """Take a mark from a peer, before a chunk's inputs; the slot is given back at once."""
+    """Receive a mark from the channel of a chunk's inputs and give its slot back at once."""
 
     peer: int
     chunk: int
@@ -208,7 +214,7 @@ class ReceiveMark:
 
 @dataclass(frozen=True, slots=True)
 class SendMark:
-    """Hand the current mark to a peer, behind a chunk's outputs."""
+    """Send the current mark through the channel of a chunk's outputs."""
 
     peer: int
     chunk: int
@@ -216,7 +222,7 @@ class SendMark:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Mark: the evaluation batches of a split are complete; report them."""
+    """Mark: all evaluation batches of a split have passed; report the results."""
 
     split: str
     step: int
@@ -225,7 +231,7 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Mark: save the state after this many optimizer steps."""
+    """Mark: save the state after `step` optimizer steps."""
 
     step: int
     epoch: int
@@ -233,7 +239,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Mark: there is nothing more to do."""
+    """Mark: the run ends after `step` optimizer steps."""
 
     step: int
 

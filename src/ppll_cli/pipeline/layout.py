@@ -1,4 +1,4 @@
-"""Chunks: which units are computed in one go, on which stage, and which modules they make."""
+"""Chunks: which units they hold, on which stage they are, and to which module they belong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ class Chunk:
     """A run of units that a stage computes in one go.
 
     Attributes:
-        units: The numbers of the units.
-        stage: The stage that holds it.
-        module: The module that it belongs to; under back-propagation the model is one module.
-        ends_module: Whether it is the last chunk of its module, which has the loss.
+        units: Indices of the units in the model.
+        stage: The stage that holds the chunk.
+        module: The module to which the chunk belongs. Under back-propagation the whole model is
+            one module.
+        ends_module: Whether the chunk is the last one of its module, and so has the module's loss.
     """
 
     units: range
@@ -29,13 +30,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Layout:
-    """The chunks of a model in order, each on its stage."""
+    """The chunks of a model, in the model's order."""
 
     chunks: tuple[Chunk, ...]
 
     @classmethod
     def contiguous(cls, modules: Sequence[range], stages: Sequence[range]) -> Self:
-        """Each stage holds a run of units; the parts of modules that lie in it are its chunks.
+        """Make a layout in which each stage holds one run of units.
+
+        A module that lies on several stages is cut into one chunk per stage.
 
         Args:
             modules: The units of each module.
@@ -53,7 +56,7 @@ class Layout:
 
     @classmethod
     def spread(cls, runs: Sequence[range], stages: Sequence[int]) -> Self:
-        """Each run of units is a chunk on the stage that is given for it; all are one module."""
+        """Make each run of units a chunk on the stage given for it; all chunks are one module."""
         last = len(runs) - 1
         found = enumerate(zip(runs, stages, strict=True))
         return cls(tuple(Chunk(run, stage, 0, number == last) for number, (run, stage) in found))
@@ -70,45 +73,53 @@ class Layout:
         return tuple(range(g[0].units.start, g[-1].units.stop) for g in groups)
 
     def of(self, stage: int) -> tuple[int, ...]:
-        """The numbers of a stage's chunks."""
+        """Return the numbers of a stage's chunks."""
         return tuple(n for n, chunk in enumerate(self.chunks) if chunk.stage == stage)
 
     def units(self, stage: int) -> list[int]:
-        """The numbers of a stage's units."""
+        """Return the indices of a stage's units."""
         return [unit for chunk in self.chunks if chunk.stage == stage for unit in chunk.units]
 
     def runs(self, stage: int) -> list[int]:
-        """How many units each run of a stage's neighbouring units has."""
+        """Return the length of each run of consecutive units on a stage."""
         units = self.units(stage)
         starts = [n for n, unit in enumerate(units) if not n or units[n - 1] != unit - 1]
         return [end - start for start, end in pairwise([*starts, len(units)])]
 
     def modules_of(self, stage: int) -> list[int]:
-        """The numbers of the modules of which a stage has a part, each once."""
+        """Return the numbers of the modules of which a stage holds at least a part."""
         found = (chunk.module for chunk in self.chunks if chunk.stage == stage)
         return list(dict.fromkeys(found))
 
     def holder(self, unit: int) -> int:
-        """The number of the chunk that holds a unit."""
+        """Return the number of the chunk that holds a unit."""
         return next(n for n, chunk in enumerate(self.chunks) if unit in chunk.units)
 
     def cuts(self) -> list[int]:
-        """The first unit of each chunk that is on another stage than the chunk before."""
+        """Return the first unit of each chunk whose preceding chunk is on another stage."""
         pairs = pairwise(self.chunks)
         return [after.units.start for before, after in pairs if before.stage != after.stage]
 
     def crosses(self, chunk: int) -> bool:
-        """Whether a chunk's inputs come from another stage."""
+        """Return whether a chunk's inputs come from another stage."""
         return 0 < chunk < len(self.chunks) and (
             self.chunks[chunk - 1].stage != self.chunks[chunk].stage
         )
 
 
 def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]:
-    """Groups of units that begin at the named units, the first group at the first unit.
+    """Cut the model's units into groups, the first of which begins at the first unit.
+
+    Args:
+        names: Names of all units, in the model's order.
+        starts: Names of the units that begin the second and later groups.
+        key: The configuration key that an error names.
+
+    Returns:
+        The indices of each group's units.
 
     Raises:
-        ConfigError: A name is unknown, given twice or out of order; `key` is named as the cause.
+        ConfigError: A name in `starts` is unknown, given twice or out of order.
     """
     given = ",".join(starts)
     for name in starts:
@@ -129,14 +140,14 @@ def group(
     stages: int,
     sent: Sequence[float] = (),
 ) -> list[range]:
-    """Group atoms (units, or fixed modules) into stages, so that the dearest stage is cheapest.
+    """Group atoms (units, or fixed modules) into stages, minimizing the largest cost of a stage.
 
     Args:
         atoms: The units of each atom.
-        costs: The cost of each atom.
-        stages: How many stages.
-        sent: What a stage that begins with an atom costs the stage before it, for each atom;
-            empty where that costs nothing.
+        costs: The cost of each atom, in any unit.
+        stages: Number of stages.
+        sent: For each atom, what a cut before it adds to the cost of the stage in front of the
+            cut. If empty, cuts cost nothing.
 
     Returns:
         The units of each stage.

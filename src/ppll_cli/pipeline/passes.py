@@ -1,7 +1,7 @@
-"""Passes: what makes a stage's whole stream of a schedule's compute instructions.
+"""Passes, which turn a schedule's compute instructions into a stage's whole instruction stream.
 
-A schedule says in which order a stage computes. Each pass adds one thing to the list, in the same
-way for every schedule, and `training` runs all of them in their order.
+A schedule says in which order a stage computes. Each pass adds one kind of instruction, in the same
+way for every schedule. `training` and `evaluation` run the passes in their order.
 """
 
 from collections import defaultdict
@@ -42,7 +42,7 @@ Stream = list[Instruction]
 
 
 def training(place: Place, schedule: Schedule) -> Stream:
-    """The instructions of a stage for a training batch.
+    """Return all instructions of a stage for one training batch.
 
     Raises:
         ScheduleError: The schedule's instructions do not train the stage's chunks.
@@ -56,15 +56,22 @@ def training(place: Place, schedule: Schedule) -> Stream:
 
 
 def evaluation(place: Place, schedule: Schedule) -> Stream:
-    """The instructions of a stage for evaluation batches, each a micro-batch."""
+    """Return all instructions of a stage for evaluation batches that come together.
+
+    Each evaluation batch is treated as a micro-batch.
+
+    Raises:
+        ScheduleError: The schedule's instructions do not evaluate the stage's chunks.
+    """
     computing = validate_evaluation(place, schedule.evaluation(place))
     return release(place, communicate(place, take_batch(place, computing)))
 
 
 def mark(place: Place, what: Mark) -> Stream:
-    """A mark through a stage: handed on first, so that the stages act on it side by side.
+    """Return the instructions of a stage for a mark.
 
-    It comes on the route to a stage's lowest chunk, where a stage looks for what comes next.
+    A stage sends the mark on before it acts on it, so that the stages act on it in parallel. A mark
+    arrives on the route to the stage's lowest chunk, where the stage looks for its next item.
     """
     layout = place.routes.layout
     lowest = [min(layout.of(stage)) for stage in range(layout.stages)]
@@ -77,7 +84,7 @@ def mark(place: Place, what: Mark) -> Stream:
 
 
 def whole_backwards(place: Place, stream: Iterable[Instruction]) -> Stream:
-    """Do not split the backward of a chunk none of whose inputs takes a gradient."""
+    """Join the two halves of a backward if none of the chunk's inputs takes a gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
@@ -92,17 +99,17 @@ def whole_backwards(place: Place, stream: Iterable[Instruction]) -> Stream:
 
 
 def take_batch(place: Place, stream: Iterable[Instruction]) -> Stream:
-    """Batches enter where chunk 0 is."""
+    """Take each batch from the data on the stage that holds chunk 0."""
     return [*([NextBatch()] if 0 in place.chunks else []), *stream]
 
 
 def averages(place: Place, stream: Sequence[Instruction]) -> Stream:
-    """Average a chunk's gradients over the replicas while they are computed, before its step.
+    """Average each chunk's gradients over the replicas, overlapped with computing them.
 
-    An average starts before the last backward of its chunk, or before the loss where that comes
-    right before it: an auxiliary network's gradients are complete after the loss. It may take as
-    long as the next chunk's backward: where no chunk waits for another one's gradients, the step
-    moves behind that.
+    The average of a chunk starts before its last backward. If the loss comes right before that
+    backward, the average starts before the loss, because the loss completes the gradients of the
+    auxiliary network. If no chunk of the stage waits for another one's gradients, the step moves
+    behind the next chunk's backward, so that this backward hides the rest of the average.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -126,7 +133,7 @@ def averages(place: Place, stream: Sequence[Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[Instruction]) -> Stream:
-    """Move each step behind the next backward of another chunk, or to the end."""
+    """Move each step behind the next backward of another chunk, or to the end if there is none."""
     found: Stream = []
     waiting: list[Step] = []
     for instruction in stream:
@@ -142,10 +149,11 @@ def _later_steps(stream: Iterable[Instruction]) -> Stream:
 
 
 def norms(place: Place, stream: Sequence[Instruction]) -> Stream:
-    """Exchange the squared norms of all units' gradients before any step.
+    """Exchange the squared gradient norms of all units before any step.
 
-    A vector of them travels down the stages, each writes its units' norms, and the whole vector
-    travels back up. So every stage adds up the same numbers in the order of the units.
+    A vector with one element per unit travels down the stages, each of which writes the norms of
+    its own units. The full vector then travels back up. So every stage sums the same numbers in
+    the same order, that of the units.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, Step)]
@@ -163,7 +171,7 @@ def norms(place: Place, stream: Sequence[Instruction]) -> Stream:
 
 
 def communicate(place: Place, stream: Iterable[Instruction]) -> Stream:
-    """Receive right before what needs it, and send right after what makes it."""
+    """Receive each message right before it is needed, and send each one right after it is made."""
     layout, routes = place.routes.layout, place.routes
     found: Stream = []
     for instruction in stream:
@@ -190,9 +198,9 @@ def communicate(place: Place, stream: Iterable[Instruction]) -> Stream:
 
 
 def release(place: Place, stream: Sequence[Instruction]) -> Stream:
-    """Give each slot back after the last instruction that reads anything in it.
+    """Give each slot back after the last instruction that reads any tensor in it.
 
-    A name that a chunk only hands on to the next one on its stage stays in the same slot.
+    A tensor that a chunk passes on unchanged to the next chunk of the same stage stays in its slot.
     """
     ends: dict[Release, list[int]] = defaultdict(list)
     for received, last in _last_reads(place, stream).items():
@@ -206,7 +214,7 @@ def release(place: Place, stream: Sequence[Instruction]) -> Stream:
 
 
 def weights(place: Place, stream: Iterable[Instruction]) -> Stream:
-    """Send weights that are watched after a step, and show them before the next forward.
+    """Send watched weights after each step, and receive them before the watching chunk's forward.
 
     Evaluation moves no weights: a loss evaluates with those that the last training batch gave it.
     """
@@ -232,10 +240,11 @@ def weights(place: Place, stream: Iterable[Instruction]) -> Stream:
 def _last_reads(
     place: Place, stream: Sequence[Instruction]
 ) -> dict[ReceiveActivations | ReceiveGradients, int]:
-    """For each message that is received, the index of the last instruction that reads it."""
+    """Return the index of the last instruction that reads each received message."""
     routes = place.routes
     last: dict[ReceiveActivations | ReceiveGradients, int] = {}
-    slots: dict[tuple[int, int, str], ReceiveActivations] = {}  # by chunk, micro-batch and name
+    # The message that holds a tensor, by chunk, micro-batch and name.
+    slots: dict[tuple[int, int, str], ReceiveActivations] = {}
     gradients: dict[tuple[int, int, str], ReceiveGradients] = {}
 
     def reads(index: int, chunk: int, micro_batch: int, names: Iterable[str]) -> None:
@@ -249,7 +258,7 @@ def _last_reads(
                 last[slot] = index
 
     def through(chunk: int) -> frozenset[str]:
-        # The gradient of a name that only passes through may be the received tensor itself.
+        # If a chunk does not change a tensor, its gradient may be the received tensor itself.
         return routes.passing(chunk) & {*routes.out_of(chunk).gradients}
 
     for index, instruction in enumerate(stream):

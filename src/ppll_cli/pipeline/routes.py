@@ -1,4 +1,4 @@
-"""Routes: which named tensors travel from each chunk to the next one, and which weights back."""
+"""Routes: which named tensors travel from each chunk to the next, and which weights travel back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from ppll_cli.pipeline.layout import Layout
 
 
 class Access(Protocol):
-    """What reads and writes named tensors: a unit, or the loss at a module's end."""
+    """Anything that reads and writes named tensors: a unit, or the loss at a module's end."""
 
     @property
     def reads(self) -> Sequence[str]: ...  # noqa: D102
@@ -19,11 +19,11 @@ class Access(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """What travels from a chunk to the next one.
+    """The tensors that travel from a chunk to the next one.
 
     Attributes:
         names: Names of the tensors, sorted.
-        gradients: Those of them for which a gradient comes back, sorted.
+        gradients: The names for which a gradient travels back, sorted.
     """
 
     names: tuple[str, ...] = ()
@@ -34,13 +34,13 @@ class Route:
 class Watch:
     """A later unit whose weights a module's loss reads, a fixed number of batches old.
 
-    The forward of batch b reads the weights as they were after the step of batch b - lag. Before so
-    many batches have run, the initial weights stand in. So what is read depends neither on the
-    schedule nor on where the two chunks are.
+    The forward of batch b reads the weights as they were after the step of batch b - lag, or the
+    initial weights if b < lag. So what is read depends neither on the schedule nor on the stages
+    of the two chunks.
 
     Attributes:
         unit: Index of the unit in the model; it belongs to a later module.
-        lag: How many batches old, 1 or more.
+        lag: Age of the weights in batches, 1 or more.
     """
 
     unit: int
@@ -48,9 +48,10 @@ class Watch:
 
     @property
     def ahead(self) -> int:
-        """How many batches before they are read weights are sent; until then the sender keeps them.
+        """How many batches before their use the weights are sent, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other; more would cost slots.
+        With 2, neighbouring stages hardly wait for each other; more would only cost slots. If `lag`
+        is larger, the sender keeps the weights until then.
         """
         return min(self.lag, 2)
 
@@ -61,10 +62,11 @@ class Routes:
 
     Attributes:
         layout: The chunks and their stages.
-        into: For each chunk the route that leads to it; that of chunk 0 has no names.
-        reads: For each chunk, which names it reads of what comes in; its loss is included.
-        makes: For each chunk, the names that its units bind anew.
-        watches: What the losses of chunks watch, by the number of the chunk.
+        into: For each chunk, the route that leads to it. The route to chunk 0 has no names.
+        reads: For each chunk, the names of its inputs that its units or its loss read.
+        makes: For each chunk, the names that its units write, or what follows them at a module's
+            end.
+        watches: The watch of each chunk whose loss watches a unit, by the number of the chunk.
     """
 
     layout: Layout
@@ -74,15 +76,15 @@ class Routes:
     watches: Mapping[int, Watch] = field(default_factory=dict)
 
     def watched(self, watcher: int) -> int:
-        """The chunk that holds the unit which a chunk watches."""
+        """Return the number of the chunk that holds the unit which `watcher` watches."""
         return self.layout.holder(self.watches[watcher].unit)
 
     def out_of(self, chunk: int) -> Route:
-        """The route that leads from a chunk to the next one; the last one's has no names."""
+        """Return the route from a chunk to the next one; after the last chunk it has no names."""
         return self.into[chunk + 1] if chunk + 1 < len(self.into) else Route()
 
     def passing(self, chunk: int) -> frozenset[str]:
-        """Names that a chunk hands on as they came in."""
+        """Return the names that a chunk passes on unchanged."""
         return frozenset(self.out_of(chunk).names) - self.makes[chunk]
 
 
@@ -92,16 +94,17 @@ def find_routes(
     ends: Mapping[int, Sequence[Access]],
     watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
-    """Find the routes: what is read behind a cut and made before it travels over the cut.
+    """Find the tensors that cross each cut, which are made before it and read behind it.
 
-    A gradient comes back for what an earlier unit of the same module has made.
+    A gradient travels back for each tensor that an earlier unit of the same module makes.
 
     Args:
         layout: The chunks.
         units: The model's units.
-        ends: For the last unit of each module, what follows it there, in order: units that make
-            values for later losses, and the module's own loss.
-        watches: For the last unit of a module whose loss watches a later unit, what it watches.
+        ends: By the index of each module's last unit, what follows that unit, in order: units that
+            make values for later losses, and the module's own loss.
+        watches: By the index of a module's last unit, what the module's loss watches; modules
+            that watch nothing are left out.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

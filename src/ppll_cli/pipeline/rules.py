@@ -1,7 +1,7 @@
-"""Which instruction uses which channel. The simulator, the wiring and the workers ask here.
+"""Rules that say which instruction uses which channel, for the simulator and the workers.
 
-A channel belongs to a route and a direction. A message needs a free slot and keeps it until it is
-given back; messages are received in the order in which they were sent.
+A channel belongs to one direction of a route. A message needs a free slot, and occupies it until
+the receiver gives the slot back. Messages are received in the order in which they were sent.
 """
 
 from typing import NamedTuple
@@ -24,14 +24,14 @@ from ppll_cli.pipeline.instructions import (
 
 
 class Channel(NamedTuple):
-    """A way from one stage to another.
+    """A channel between two stages, identified by what it carries.
 
     Attributes:
         source: The stage that sends.
         target: The stage that receives.
-        kind: What travels.
-        chunk: The chunk for which it is; 0 for norms, which are a stage's.
-        ahead: How many messages are in it before the first batch.
+        kind: What the channel carries.
+        chunk: The chunk that receives; 0 for norms, which belong to a stage.
+        ahead: How many messages the channel holds before the first batch.
     """
 
     source: int
@@ -42,14 +42,14 @@ class Channel(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What a message is, as far as the order of instructions is concerned."""
+    """The identity of a message, by which a receiver's order is compared with the sender's."""
 
     kind: str
     micro_batch: int = 0
 
 
 def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """The message that the instruction puts into a channel, if it does."""
+    """Return the message that an instruction sends and its channel; None if it sends none."""
     match instruction:
         case SendActivations(peer, chunk, micro_batch):
             channel = Channel(stage, peer, "activations", chunk + 1)
@@ -67,7 +67,7 @@ def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | Non
 
 
 def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """The message that the instruction waits for, if it does."""
+    """Return the message that an instruction waits for and its channel; None if there is none."""
     match instruction:
         case ReceiveActivations(peer, chunk, micro_batch):
             channel = Channel(peer, stage, "activations", chunk)
@@ -85,7 +85,7 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 
 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
-    """The channel whose oldest held slot the instruction gives back, if it does."""
+    """Return the channel whose oldest held slot an instruction gives back, if there is one."""
     match instruction:
         case Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)

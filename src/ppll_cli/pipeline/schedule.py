@@ -1,4 +1,4 @@
-"""What a schedule is: the order in which each stage computes."""
+"""The base class of schedules. A schedule is the order in which each stage computes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from ppll_cli.pipeline.routes import Routes
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stream of instructions is executed.
+    """The stage that executes a stream of instructions, and the pipeline around it.
 
     Attributes:
         stage: Number of the stage, from 0.
         routes: The chunks of the model, and what travels between them.
-        microbatches: Into how many micro-batches the batch is split.
-        norms: Whether the gradient norm of the whole model is needed before a step.
-        replicas: How many workers hold the same stage, each with its share of every batch. They all
+        microbatches: Number of micro-batches of the batch.
+        norms: Whether a step needs the gradient norm of the whole model.
+        replicas: How many workers hold the stage. Each computes its share of every batch, and all
             execute the same stream.
     """
 
@@ -30,12 +30,12 @@ class Place:
 
     @property
     def stages(self) -> int:
-        """How many stages the pipeline has."""
+        """Number of stages of the pipeline."""
         return self.routes.layout.stages
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """The chunks of the stage, lowest first."""
+        """Numbers of the stage's chunks, lowest first."""
         return self.routes.layout.of(self.stage)
 
 
@@ -46,12 +46,13 @@ class Schedule(ABC):
     `BackwardWeight`) and `Step`. What travels between stages, and when, follows from them.
 
     Args:
-        microbatches: Into how many micro-batches each batch is split, at most.
+        microbatches: Number of micro-batches per batch. A batch with fewer samples has one
+            micro-batch per sample.
 
     Attributes:
-        local: Modules are trained by local losses, and no gradient passes between them.
-        one_stage: The whole model is on one device, whatever `gpus` says.
-        splits: Whether batches can be split; else `microbatches` is 1 whatever was asked for.
+        local: Whether modules are trained by local losses, with no gradient between modules.
+        one_stage: Whether the whole model is on one device, whatever `gpus` says.
+        splits: Whether batches can be split. If not, `microbatches` is 1 whatever is given.
     """
 
     local: ClassVar[bool] = False
@@ -63,19 +64,21 @@ class Schedule(ABC):
 
     @abstractmethod
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The compute instructions of one stage for one training batch, in their order."""
+        """Yield the compute instructions of one stage for one training batch, in order."""
 
     def layout(self, stages: int) -> Sequence[int]:
-        """The stage of each chunk, where chunks are runs of units that a partition cuts.
+        """Return the stage of each chunk. The partition cuts the model into as many chunks.
 
-        Under local learning the chunks are the modules instead, in order, several to a stage.
+        This is not used under local learning, where the chunks are the modules, and each stage
+        holds consecutive modules.
         """
         return range(stages)
 
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
-        """The same for evaluation batches, of which a stage gets several at once as micro-batches.
+        """Yield the instructions of one stage for evaluation batches that come together.
 
-        There are as many as stages if a batch passes a stage more than once, else one.
+        Each evaluation batch is treated as a micro-batch. As many batches as there are stages come
+        together if a batch visits a stage more than once, otherwise one.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):
@@ -84,7 +87,7 @@ class Schedule(ABC):
 
 
 def forward(place: Place, chunk: int, micro_batch: int) -> Iterator[Compute]:
-    """A forward, and the loss where a module ends."""
+    """Yield a forward, and then the loss if the chunk ends a module."""
     yield Forward(chunk, micro_batch)
     if place.routes.layout.chunks[chunk].ends_module:
         yield Loss(chunk, micro_batch)

@@ -1,9 +1,9 @@
 """Run instruction streams on a clock instead of a device.
 
-The stages of a pipeline share nothing but channels that are first in, first out, with one sender
-and one receiver each. When a stage runs an instruction therefore depends only on when its messages
-arrive and its slots come free, and not on the order in which we look at the stages: each stage is
-advanced as far as it can go, and looked at again when something arrives for it.
+Stages share only channels, which are first in, first out, with one sender and one receiver each.
+So the time at which a stage runs an instruction depends only on when its messages arrive and its
+slots become free, not on the order in which the simulator visits the stages. The simulator advances
+a stage as far as possible, and visits it again when a message or a free slot arrives for it.
 """
 
 from collections import deque
@@ -25,16 +25,16 @@ from ppll_cli.pipeline.instructions import (
 from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
-"""How long a stage takes for an instruction once it can run, in seconds."""
+"""Returns how long a stage takes for an instruction once it can run, in seconds."""
 
 
 class Journey(NamedTuple):
-    """What goes on by itself behind an instruction: a message on its way, or an average.
+    """The time of a transfer that continues after its instruction: a message, or an average.
 
     Attributes:
-        carried_s: How long it keeps busy what carries it: a channel one message at a time, or the
-            connection of a stage's replicas one average at a time.
-        latency_s: How much later it is there.
+        carried_s: Seconds for which it occupies its carrier. A channel carries one message at a
+            time; the connection between a stage's replicas carries one average at a time.
+        latency_s: Seconds from the time when the carrier is free again to the arrival.
     """
 
     carried_s: float = 0.0
@@ -42,17 +42,17 @@ class Journey(NamedTuple):
 
 
 Journeys = Callable[[int, Instruction], Journey | None]
-"""What a stage's instruction sets on its way; None, or where there is none: it is there at once."""
+"""Returns the transfer that a stage's instruction starts; None if the transfer takes no time."""
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
-    """Nothing takes time but the stages themselves."""
+    """Return None: transfers take no time."""
     return None
 
 
 @dataclass(frozen=True)
 class Event:
-    """An instruction and the time during which it ran, waiting left out, in seconds."""
+    """An instruction with the start and end of its run, in seconds; waiting is not included."""
 
     instruction: Instruction
     start_s: float
@@ -61,12 +61,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What happened.
+    """The result of a simulation.
 
     Attributes:
         events: For each stage, its instructions in order.
-        peak_held: For each channel, the most slots that were in use at once.
-        peak_live: For each stage, the most forwards that waited for their backward at once.
+        peak_held: For each channel, the largest number of slots in use at once.
+        peak_live: For each stage, the largest number of forwards that waited for their backward
+            at once.
     """
 
     events: list[list[Event]]
@@ -75,29 +76,29 @@ class Simulation:
 
     @property
     def makespan_s(self) -> float:
-        """From the start to the end of the last instruction."""
+        """Seconds from the start to the end of the last instruction."""
         return max((events[-1].end_s for events in self.events if events), default=0.0)
 
     @property
     def busy_s(self) -> list[float]:
-        """For each stage, the sum of what its instructions took."""
+        """For each stage, the seconds that its instructions took in all."""
         return [sum(event.end_s - event.start_s for event in events) for events in self.events]
 
     @property
     def bubble_fraction(self) -> float:
-        """Share of the stages' time in which they waited."""
+        """The fraction of the stages' time in which they waited."""
         total_s = len(self.events) * self.makespan_s
         return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
 
 
 class _Carrier:
-    """What carries one thing after another."""
+    """A connection that carries one transfer at a time."""
 
     def __init__(self) -> None:
         self._free_s = 0.0
 
     def carry(self, start_s: float, journey: Journey | None) -> float:
-        """When something arrives that is ready at a time."""
+        """Return when a transfer arrives that is ready to leave at `start_s`."""
         if journey is None:
             return start_s
         self._free_s = max(self._free_s, start_s) + journey.carried_s
@@ -105,11 +106,11 @@ class _Carrier:
 
 
 class _Channel(_Carrier):
-    """Messages on their way, and the times at which free slots came free.
+    """The messages of a channel, and the times at which its free slots became free.
 
     Args:
-        slots: How many there are.
-        ahead: How many of them hold a message from the start; only weights are sent so early.
+        slots: Number of slots.
+        ahead: How many slots hold a message from the start; only channels of weights have some.
     """
 
     def __init__(self, slots: int, ahead: int) -> None:
@@ -129,7 +130,7 @@ class _Channel(_Carrier):
 
 
 class _Stage:
-    """Where a stage is in its stream, and its clock."""
+    """A stage's position in its stream, and its clock."""
 
     def __init__(self, number: int, stream: Iterable[Instruction]) -> None:
         self.number = number
@@ -156,16 +157,16 @@ def simulate(
     slots: Callable[[Channel], int],
     journeys: Journeys = at_once,
 ) -> Simulation:
-    """Run one stream for each stage to its end.
+    """Run one stream per stage to its end.
 
     Args:
-        streams: The instructions of each stage, all batches after one another.
-        cost: How long each takes.
-        slots: How many slots each channel has.
-        journeys: What goes on by itself behind them.
+        streams: The instructions of each stage, with those of all batches one after another.
+        cost: Seconds that an instruction takes.
+        slots: Number of slots of a channel.
+        journeys: Time of the transfer that an instruction starts; by default none takes any.
 
     Raises:
-        DeadlockError: All stages wait for one another; the message says for what.
+        DeadlockError: The stages wait for one another; the message says what each waits for.
     """
     stages = [_Stage(number, stream) for number, stream in enumerate(streams)]
     channels: dict[Channel, _Channel] = {}
@@ -192,7 +193,7 @@ def simulate(
 def _advance(
     stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost, journeys: Journeys
 ) -> set[int]:
-    """Run a stage until it waits, and return the stages for which something has changed."""
+    """Run a stage until it waits, and return the stages that got a message or a free slot."""
     touched = set()
     while stage.next < len(stage.stream):
         instruction = stage.stream[stage.next]
@@ -232,14 +233,14 @@ def _advance(
 
 
 def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> list[Channel]:
-    """The channels for whose slots stages wait."""
+    """Return the channels of which a stage waits for a free slot."""
     waiting = [stage for stage in stages if stage.next < len(stage.stream)]
     sent = [rules.sends(stage.number, stage.stream[stage.next]) for stage in waiting]
     return [each[0] for each in sent if each and not channel(each[0]).free]
 
 
 def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:
-    """Each stage's pending instruction and what it waits for."""
+    """Describe each stage's pending instruction and what it waits for."""
     lines = ["every stage waits for another one:"]
     for stage in stages:
         if stage.next == len(stage.stream):

@@ -1,4 +1,4 @@
-"""How many slots each channel needs, found from the instructions of all stages."""
+"""Finds how many slots each channel needs from the instructions of all stages."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,23 +11,24 @@ from ppll_cli.pipeline.simulate import simulate
 
 
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
-    """The slots with which the stages' streams can run, one batch after another.
+    """Return for each channel the number of slots with which the streams run without deadlock.
 
-    A channel has a slot for each message that its receiver holds at once, and for each that is in
-    it before the first batch. Where a stage has several channels that may not be enough: then the
-    channel for whose slots a sender waits gets one more, until the streams run to their end.
+    A channel has at least as many slots as its receiver holds at once, and as many as the messages
+    that it holds before the first batch. If a stage has several channels, that may not be enough:
+    while the simulated streams deadlock, the first channel that has no free slot for its sender
+    gets one more.
 
     Args:
-        streams: The instructions of each stage for a batch.
+        streams: The instructions of each stage for one batch; two such batches are simulated.
 
     Raises:
-        DeadlockError: They wait for one another however many slots there are.
+        DeadlockError: The stages wait for one another with any number of slots.
     """
     slots: dict[Channel, int] = {}
     for stage, stream in enumerate(streams):
         slots.update(_held(stage, stream))
     twice = [[*stream, *stream] for stream in streams]
-    while True:  # it ends: a channel with a slot for every message is never full
+    while True:  # This ends, since a channel with a slot for every message is never full.
         try:
             simulate(twice, lambda *_: 0.0, lambda channel: slots[channel])
         except DeadlockError as error:
@@ -39,7 +40,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """For each channel the largest of several numbers."""
+    """Return the largest number that any of several mappings gives for each channel."""
     result: dict[Channel, int] = {}
     for each in found:
         for channel, count in each.items():
@@ -48,7 +49,10 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """For each channel into a stage, the most messages that the stage holds, or begins with."""
+    """Return the most messages that a stage holds at once, for each channel into it.
+
+    A channel that begins with messages counts at least these.
+    """
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

@@ -1,31 +1,32 @@
-"""Cutting a row of items into contiguous groups, none empty. Knows no torch."""
+"""Cuts a row of items into contiguous groups, none of them empty."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 Cost = Callable[[int, int, int], float]
-"""What a group costs, given its number, its first item and the one behind its last; not negative,
-in any unit."""
+"""Returns the cost of a group, not negative and in any unit, given the group's number, its first
+item and the item behind its last."""
 
 
 def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range]:
-    """Cut so that the dearest group is cheapest.
+    """Cut items into groups so that the largest cost of a group is as small as possible.
 
-    Among the cuts that reach the least maximum, the one with the least sum of squares, so that the
-    other groups are even as well; of several such cuts the one whose early groups are longest.
+    Among the cuts that reach this least maximum, choose the one with the least sum of squared
+    costs, so that the other groups are even as well. Among several of these, choose the one whose
+    early groups are longest. Exact, by dynamic programming in O(groups * items**2).
 
     Args:
-        cost: Of a group.
-        items: How many there are.
-        groups: How many groups, from 1 to the number of items.
-        slack: By how much the maximum may be above the least one, which rounding may have missed.
+        cost: Cost of a group.
+        items: Number of items.
+        groups: Number of groups, from 1 to the number of items.
+        slack: How far a group's cost may exceed the least maximum, to allow for rounding.
 
     Returns:
-        The items of each group. Exact, by dynamic programming: O(groups * items**2).
+        The items of each group.
     """
     limit = _least_maximum(cost, items, groups) + slack
     infinity = float("inf")
-    # least[start]: the least sum of squares of the items from `start` on, in the groups left.
+    # least[start]: the least sum of squares if the items from `start` on make the groups left.
     least = [infinity] * items + [0.0]
     choices: list[list[int]] = []
     for group in range(groups - 1, -1, -1):
@@ -48,15 +49,19 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut so that the dearest group is cheapest (`solve`), a group costing what its items do.
+    """Cut items into groups by `solve`, where a group costs the sum of its items' costs.
 
     Args:
         costs: Cost of each item, not negative, in any unit.
-        groups: How many groups, from 1 to the number of items.
-        sent: What a cut before each item costs the group in front of it; empty where it is free.
+        groups: Number of groups, from 1 to the number of items.
+        sent: For each item, what a cut before it adds to the cost of the group in front of the
+            cut. If empty, cuts cost nothing.
+
+    Returns:
+        The items of each group.
     """
     sums = list(accumulate(costs, initial=0.0))
-    # Rounding in the sums must not tell two equal groups apart.
+    # Rounding in the sums must not make two equal groups differ.
     slack = 1e-9 * sums[-1]
     ends = [*(sent or [0.0] * len(costs)), 0.0]
     return solve(
@@ -66,7 +71,7 @@ def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> 
 
 def _least_maximum(cost: Cost, items: int, groups: int) -> float:
     infinity = float("inf")
-    # best[stop]: the least maximum of the items before `stop`, in the groups so far.
+    # best[stop]: the least maximum if the items before `stop` make the groups so far.
     best = [0.0] + [infinity] * items
     for group in range(groups):
         best = [infinity] + [

@@ -1,4 +1,4 @@
-"""Schedules as text, one row a stage."""
+"""Draws schedules as text, one row per stage."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,17 +14,20 @@ from ppll_cli.pipeline.instructions import (
 )
 
 LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W", Step: "S"}
-"""Of what is drawn: losses are part of the backward, and the rest takes no computing."""
+"""The letter of each instruction that is drawn. A loss is drawn as part of its backward."""
 
 
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
-    """Draw the computing of each stage on a common clock.
+    """Draw what each stage computes, on a common clock.
 
-    Each number counts the micro-batches that the stage has worked on, and where a stage holds
-    several chunks a letter tells them apart: `F2b` is the third forward of the second chunk.
+    Numbers count the instructions of a kind and chunk from 0. If a stage holds several chunks, a
+    letter tells them apart: `F2b` is the third forward of the stage's second chunk.
 
     Args:
         rows: For each stage, its instructions with the tick (a whole number) at which each starts.
+
+    Returns:
+        One line per stage.
     """
     tables = [dict(_cells(row)) for row in rows]
     ticks = 1 + max((tick for table in tables for tick in table), default=0)

@@ -1,8 +1,8 @@
-"""Whether a schedule's instructions train the chunks of a stage, all of them and nothing else.
+"""Checks that a schedule's instructions train all chunks of a stage, and nothing else.
 
-A wrong order can train another network without an error: a chunk that is never stepped, a backward
-of the wrong micro-batch, an instruction for another stage's chunk. `validate` refuses all of these
-before anything starts.
+A wrong schedule could silently train something else: it may never step a chunk, run the backward of
+the wrong micro-batch, or name another stage's chunk. `validate` refuses all of these before
+anything starts.
 """
 
 from collections import Counter
@@ -26,15 +26,16 @@ from ppll_cli.pipeline.schedule import Place
 _Kind = TypeVar("_Kind", bound=Compute | Measure)
 
 MOST_PER_MICRO_BATCH = 100
-"""Instructions at most for a chunk and micro-batch: a user's generator may never end."""
+"""Most instructions that are accepted per chunk and micro-batch. A user's generator may never end.
+"""
 
 
 def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
     """Check a schedule's instructions for a stage and one training batch.
 
-    Forwards, losses and backwards of a chunk run once for each micro-batch, in the order of the
-    micro-batches: the order of sums decides their bits, and messages come in the order in which
-    they were sent.
+    Each chunk runs its forwards, losses and backwards once per micro-batch, in the order of the
+    micro-batches: the order in which gradients are summed decides their bits, and messages are
+    received in the order in which they were sent.
 
     Returns:
         The instructions.
@@ -49,9 +50,9 @@ def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
 def validate_evaluation(
     place: Place, instructions: Iterable[Forward | Measure]
 ) -> list[Forward | Measure]:
-    """Check a schedule's instructions for a stage and evaluation batches that come together.
+    """Check a schedule's instructions for a stage and the evaluation batches that come together.
 
-    Forwards and measures of a chunk run once for each batch, in the order of the batches.
+    Each chunk runs its forwards and measures once per batch, in the order of the batches.
 
     Returns:
         The instructions.
@@ -64,7 +65,7 @@ def validate_evaluation(
 
 
 def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
-    """The instructions, once the checker has seen all of them."""
+    """Return the instructions after the checker has accepted all of them."""
     place = checker.place
     most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
     found = list(islice(instructions, most + 1))
@@ -80,25 +81,30 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
 
 
 class _Checker:
-    """What a stage has done so far.
+    """Counts what a stage has done so far, and refuses an instruction that is wrong at that point.
 
     Args:
         place: The stage.
-        allowed: The types of instructions.
+        allowed: The types of instructions that the schedule may yield.
     """
 
     def __init__(self, place: Place, allowed: tuple[type, ...]) -> None:
         self.place, self._allowed = place, allowed
         self._layout = place.routes.layout
-        self._forwards: Counter[int] = Counter()  # by chunk, how many micro-batches are done
+        # Each counter has, for each chunk, the number of micro-batches that are done.
+        self._forwards: Counter[int] = Counter()
         self._losses: Counter[int] = Counter()
-        self._inputs: Counter[int] = Counter()  # backwards as far as the inputs' gradients
-        self._weights: Counter[int] = Counter()  # and as far as the parameters'
+        self._inputs: Counter[int] = Counter()  # backwards to the inputs, whole or half
+        self._weights: Counter[int] = Counter()  # backwards to the parameters, whole or half
         self._measures: Counter[int] = Counter()
         self._stepped: set[int] = set()
 
     def check(self, instruction: Compute | Measure) -> None:
-        """Check the next instruction, and count it."""
+        """Check the next instruction and count it.
+
+        Raises:
+            ScheduleError: The instruction is wrong at this point.
+        """
         if not isinstance(instruction, self._allowed):
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
@@ -135,7 +141,11 @@ class _Checker:
                 self._stepped.add(chunk)
 
     def check_end(self) -> None:
-        """Check that nothing is left out."""
+        """Check that no instruction is missing.
+
+        Raises:
+            ScheduleError: A chunk has no step, or in evaluation not all measures.
+        """
         for chunk in self.place.chunks:
             last: Measure | Step = Step(chunk)
             done = chunk in self._stepped
@@ -174,7 +184,7 @@ class _Checker:
     def _count_after_forward(
         self, instruction: Loss | Backward | BackwardInput | Measure, done: Counter[int]
     ) -> None:
-        """Check that an instruction is for the next micro-batch, whose forward has run."""
+        """Check that an instruction is for the chunk's next micro-batch and follows its forward."""
         self._count(instruction, done)
         if self._forwards[instruction.chunk] <= instruction.micro_batch:
             raise self._error(instruction, "its Forward has to come before it")
@@ -184,7 +194,7 @@ class _Checker:
         instruction: Forward | Loss | Backward | BackwardInput | BackwardWeight | Measure,
         done: Counter[int],
     ) -> None:
-        """Check that an instruction is for the next micro-batch of its chunk."""
+        """Check that an instruction is for the chunk's next micro-batch, and count it."""
         micro_batch, count = instruction.micro_batch, self.place.microbatches
         if isinstance(micro_batch, bool) or micro_batch not in range(count):
             raise self._error(instruction, f"the micro-batches are {_listed(range(count))}")

@@ -1,1 +1,1 @@
-"""What units cost, measured, and the speed that follows."""
+"""Measures how long a model's units take, and predicts the speed of a run from that."""

@@ -1,8 +1,8 @@
-"""A training step of a model, unit by unit, on copies: what profiles measure and neighbours do.
+"""A chain of copies of a model's units, which trains step by step.
 
-Units are measured inside a step of the whole model and not each by itself: there, what later units
-need of earlier ones fills the caches, and memory is taken and given back as in a run. A unit by
-itself in a loop has been seen to take a fifth less.
+Profiles time the chain's units, and neighbours run the chain to keep cores busy. Units are timed
+inside a training step of the whole chain, because there tensors fill the caches, and memory is
+allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class Part:
     """A unit of a chain.
 
     Attributes:
-        index: Of the unit in the model.
-        inputs: What each tensor that it reads is like.
-        learnt: Which of them were made by units, and so have gradients.
+        index: Index of the unit in the model.
+        inputs: Shape (without the batch dimension) and dtype of each tensor that the unit reads.
+        learnt: For each of these tensors, whether it needs a gradient.
     """
 
     index: int
@@ -42,9 +42,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """What a chain is made of, as plain data, for it is made in other processes as well.
+    """The description of a chain as plain data, which is sent to the process that makes the chain.
 
-    With `split` each backward runs in two halves, to the inputs and to the parameters.
+    Attributes:
+        model: Configuration of the model's class.
+        image: The images that the model is built for.
+        task: The task that the model learns.
+        parts: The units of the chain.
+        optim: The settings of the optimizer.
+        samples: Number of samples of a batch.
+        device: The device of the chain.
+        threads: CPU threads.
+        numerics: Precision and determinism.
+        compiled: Whether networks are compiled by torch.compile.
+        split: Whether each backward runs in two halves, to the inputs and to the parameters.
     """
 
     model: Mapping[str, Any]
@@ -60,7 +71,7 @@ class Work:
     split: bool = False
 
     def chain(self) -> "Chain":
-        """Make it, with weights of its own."""
+        """Make the chain, with weights of its own."""
         if self.compiled:
             prepare_compiler()
         model: Model = make("model", self.model)
@@ -69,11 +80,11 @@ class Work:
 
 
 class Chain:
-    """Some units of a model one behind the other, and an optimizer for all of them.
+    """Some units of a model, one after another, and one optimizer for all of them.
 
     Args:
-        work: What it is made of.
-        units: One for each of its parts.
+        work: The description of the chain.
+        units: The unit of each part.
     """
 
     def __init__(self, work: Work, units: Sequence[Unit]) -> None:
@@ -85,12 +96,15 @@ class Chain:
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
     def step(self) -> list[float]:
-        """Seconds: each unit's forward, each one's backward, the last unit's first, and the step.
+        """Run one training step, and time its parts.
 
-        With `split` there are two times of each backward, its half to the inputs first.
+        A unit reads the outputs of earlier units of the chain. If the unit that makes one of its
+        inputs is not in the chain, it reads random numbers instead.
 
-        Where a unit reads what one in front of it has made, it does so here; where that one was
-        left out of the chain, it reads random numbers.
+        Returns:
+            Seconds of each unit's forward, of each unit's backward from the last unit to the first,
+            and of the optimizer's step. With `split` each backward has two times, first that of
+            its half to the inputs.
         """
         watch = Stopwatch(self.device)
         values: dict[str, Tensor] = {}
@@ -106,7 +120,7 @@ class Chain:
             passes.append((unit, leaves, outputs))
         gradients: dict[str, Tensor] = {}
         networks = list(self.networks)
-        while passes:  # what a unit has made is freed as soon as its backward has run
+        while passes:  # frees a unit's outputs as soon as its backward has run
             unit, leaves, outputs = passes.pop()
             weights = [p for p in networks.pop().parameters() if p.requires_grad]
             split = weights if self.work.split else None
@@ -121,10 +135,10 @@ class Chain:
         return watch.spans()
 
     def saved_bytes(self) -> list[int]:
-        """For each unit, what it leaves in memory until its backward, its inputs left out.
+        """Return the bytes that each unit keeps in memory until its backward, without its inputs.
 
-        Counted are its outputs and, once each, the storages of tensors that autograd saves, unless
-        they hold parameters, buffers or inputs.
+        These are its outputs and the tensors that autograd saves, except parameters, buffers and
+        inputs. Each storage counts once.
         """
         values: dict[str, Tensor] = {}
         sizes = []
@@ -139,7 +153,10 @@ class Chain:
         return sizes
 
     def bytes_per_parameter(self) -> float:
-        """Of a parameter, its gradient and what the optimizer, after a step, keeps of it."""
+        """Return the mean bytes of a parameter, its gradient and its optimizer state together.
+
+        The state exists only after a step.
+        """
         if self.optimizer is None:
             return 0.0
         states = self.optimizer.state.values()
@@ -170,16 +187,24 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """A unit's backward, from the gradients that a later unit left, or else from random ones.
+    """Run a unit's backward, and mark its start and end; if it is split, those of each half.
 
-    Given the parameters that learn, the backward runs in two halves.
+    Args:
+        unit: The unit.
+        leaves: Its inputs.
+        outputs: Its outputs.
+        gradients: Gradients by name of the tensors that later units read. A random gradient
+            replaces a missing one. The gradients of this unit's inputs are added.
+        watch: The stopwatch.
+        weights: The unit's trained parameters, to run the backward in two halves; None to run it
+            whole.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # Neither zero nor so small that arithmetic gets slow, and so large as losses make.
+                # As large as the gradient of a mean loss; denormal numbers would be slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)
             given.append(gradient.to(output.dtype))

@@ -1,4 +1,4 @@
-"""What the instructions of a job take, and what they set on its way, from a profile."""
+"""Times of a job's instructions, and of the transfers that they start, from a profile."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -30,7 +30,7 @@ from ppll_cli.transport.averages import BUCKET_BYTES
 
 
 class Source(Protocol):
-    """What a profile says; see there."""
+    """The measurements that predictions need; `Profile` describes them."""
 
     def at(self, samples: int, neighbours: int = 0) -> "Source": ...  # noqa: D102
     def unit(self, index: int, first: bool = False) -> Measured: ...  # noqa: D102
@@ -46,17 +46,21 @@ class Source(Protocol):
 def instruction_times(
     job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
-    """What the instructions of each stage take.
+    """Return the seconds that each stage's instructions take.
 
-    Receiving costs nothing, since stages read in place, and neither does the next batch, which a
-    thread makes in the meantime.
+    Receiving takes no time, since stages read in place, nor does the next batch, which a thread
+    makes in the meantime.
 
     Args:
-        job: The run.
-        profile: Of micro-batches of the largest size; the others take as much less.
-        sizes: Samples of each micro-batch.
-        carriers: Of messages and averages. What they carry by themselves takes the sender no time,
-            unless it has to be copied for a network.
+        job: The job.
+        profile: The times for micro-batches of the largest size. Those of smaller micro-batches are
+            taken to be proportional to their samples.
+        sizes: Number of samples of each micro-batch, the largest first.
+        carriers: The carriers of messages and averages. A message that a carrier inside the machine
+            carries takes its sender no time; any other message costs its sender a copy.
+
+    Returns:
+        For each stage, seconds by instruction. Instructions that take no time are left out.
     """
     sent = sent_bytes(job)
 
@@ -105,7 +109,18 @@ def journeys_of(
     carriers: Carriers,
     profile: Source,
 ) -> list[dict[Instruction, Journey | None]]:
-    """What the instructions of each stage set on its way."""
+    """Return the transfers that each stage's instructions start.
+
+    Args:
+        job: The job.
+        times: Seconds of each stage's instructions.
+        sizes: Number of samples of each micro-batch, the largest first.
+        carriers: The carriers of messages and averages.
+        profile: The measurements.
+
+    Returns:
+        For each stage, transfers by instruction; None for a message that its sender copies.
+    """
     sent = sent_bytes(job)
     result = []
     for stage in range(job.stages):
@@ -128,27 +143,30 @@ def journeys_of(
                     if whole is None:
                         continue
                     shares = _completed_after(job, place, profile)
-                    backward_s = sum(times[stage].get(i, 0.0) for i in _of(stream[number:], chunk))
+                    backward_s = sum(
+                        times[stage].get(i, 0.0)
+                        for i in _losses_and_backwards(stream[number:], chunk)
+                    )
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0
-                    for share in shares[:-1]:  # a bucket goes when it is complete
+                    for share in shares[:-1]:  # each bucket is sent when it is complete
                         end_s = max(end_s, share * backward_s) + bucket_s
                     underway[instruction] = Journey(end_s)
-                    # The last one is complete as the backward ends.
+                    # The last bucket is complete when the backward ends.
                     underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
         result.append(underway)
     return result
 
 
-def _of(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
-    """The losses and backwards of a chunk that are left in a stream."""
+def _losses_and_backwards(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
+    """Return the losses and backwards of a chunk in a stream."""
     kinds = Loss | Backward | BackwardWeight
     return [each for each in stream if isinstance(each, kinds) and each.chunk == chunk]
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
-    """For each bucket of an average, the share of the backward after which it is complete.
+    """Return for each bucket of an average the fraction of the backward after which it is complete.
 
-    That is about so: buckets end with a parameter, and a loss that comes first is left out.
+    The estimate ignores that a bucket ends with a whole parameter, and the forward of the loss.
     """
     units = [profile.unit(index) for index in chunk.units]
     parts = [end_of(job, chunk, profile), *reversed(units)]
@@ -165,11 +183,11 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 
 class _ChunkTimes:
-    """Seconds of what a stage does with a chunk, for the profile's number of samples."""
+    """The seconds of each kind of instruction of a chunk, for the profile's number of samples."""
 
     def __init__(self, job: Job, number: int, profile: Source) -> None:
         chunk = job.layout.chunks[number]
-        # Of what enters a module nobody wants the gradient, so its first unit has less to do.
+        # The inputs of a module take no gradient, so the backward of its first unit is cheaper.
         starts = job.layout.modules[chunk.module].start == chunk.units.start
         first = chunk.units.start if starts and job.local_learning else None
         units = [profile.unit(index, index == first) for index in chunk.units]
@@ -183,34 +201,34 @@ class _ChunkTimes:
 
     @cached_property
     def halves_s(self) -> tuple[float, float]:
-        """The backward to the inputs and that to the parameters, where they are apart."""
+        """Seconds of a split backward: the half to the inputs, and the half to the parameters."""
         halves = [self._profile.halves(unit) for unit in self._chunk.units]
         input_s, weight_s = (sum(seconds) for seconds in zip(*halves, strict=True))
         return input_s, weight_s
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """The loss behind a chunk, if its module ends there."""
+    """Return the cost of the loss at a chunk's end, or zeros if the chunk does not end a module."""
     if not chunk.ends_module:
         return Measured(0.0, 0.0, 0, 0)
     return profile.auxiliary(job.layout.modules, chunk.module)
 
 
 def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
-    """Of a chunk's gradients, which are numbers of 32 bits."""
+    """Return the bytes of the float32 gradients of a chunk and its auxiliary network."""
     units = [profile.unit(index) for index in chunk.units]
     return 4 * sum(part.params for part in (*units, end_of(job, chunk, profile)))
 
 
 class Sent(NamedTuple):
-    """Bytes that leave a chunk for the next one, for a sample, and that come back."""
+    """Bytes per sample that a chunk sends to the next one, and of the gradients that come back."""
 
     activations: int
     gradients: int
 
 
 def sent_bytes(job: Job) -> list[Sent]:
-    """For each chunk but the last, what travels behind it."""
+    """Return, for each chunk but the last, the bytes between it and the next chunk."""
     return [
         Sent(
             bytes_of(specs[name] for name in route.names),
@@ -221,10 +239,10 @@ def sent_bytes(job: Job) -> list[Sent]:
 
 
 def weight_bytes(job: Job, watcher: int) -> int:
-    """Of the weights that a chunk watches."""
+    """Return the bytes of the weights that a chunk watches."""
     return bytes_of(job.watched_specs(watcher).values())
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:
-    """Of one sample."""
+    """Return the bytes of tensors with these shapes and dtypes, without a batch dimension."""
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

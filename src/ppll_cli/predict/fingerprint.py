@@ -1,4 +1,4 @@
-"""Texts that are equal for what can be measured once."""
+"""Texts that identify what is measured: if they are equal, one measurement is enough."""
 
 import hashlib
 import inspect
@@ -9,9 +9,10 @@ from torch import nn
 
 
 def structure(network: nn.Module) -> str:
-    """What two networks have in common that compute alike: layers, options and shapes.
+    """Describe a network's layers, their options, and names, shapes and dtypes of its tensors.
 
-    Weights do not count, nor does where in memory something stands.
+    Two networks with the same text cost the same. Values of weights and addresses in memory are
+    left out.
     """
     lines = []
     for name, layer in network.named_modules():
@@ -23,11 +24,11 @@ def structure(network: nn.Module) -> str:
 
 
 def digest(*parts: object) -> str:
-    """Few characters for what prints alike."""
+    """Return a hash of the parts' texts, 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def source_digest(*targets: object) -> str:
-    """A hash of the files in which classes stand: what is measured depends on them."""
+    """Return a hash of the source files of the targets' classes, on which their times depend."""
     files = [inspect.getsourcefile(type(target)) for target in targets]
     return digest(*(Path(file).read_text() for file in files if file is not None))

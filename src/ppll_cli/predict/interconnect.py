@@ -1,4 +1,4 @@
-"""What carries messages and gradients between devices, as far as predictions know."""
+"""The connections between devices and machines, as predictions model them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ppll_cli.pipeline.simulate import Journey
 
 
 class Link(NamedTuple):
-    """A connection, each way."""
+    """Speed and latency of a connection, the same in each direction."""
 
     bytes_per_second: float
     latency_s: float = 0.0
@@ -17,13 +17,14 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Interconnect:
-    """The connections of some machines and their devices.
+    """The connections between some machines, and between the devices of a machine.
 
     Attributes:
-        within: What carries messages between two devices of a machine, while they go on; None: they
-            are copied in its memory by who sends them.
-        between: A machine's connection to the others, shared by all messages that leave it.
-        bf16: Between machines, numbers of 32 bits travel as 16.
+        within: The connection between two devices of a machine, which carries messages while the
+            devices compute. None if senders copy messages in the machine's memory themselves.
+        between: A machine's connection to the others, shared by all messages that leave the
+            machine; None to use `within`.
+        bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 
     within: Link | None = None
@@ -32,16 +33,19 @@ class Interconnect:
 
 
 def ring_bytes(size: int, replicas: int) -> int:
-    """What each replica sends in an all-reduce: every part of the sum but its own, twice."""
+    """Return the bytes that each replica sends in a ring all-reduce of `size` bytes.
+
+    The tensor is cut into one part per replica, and each replica sends all parts but one, twice.
+    """
     return size * 2 * (replicas - 1) // replicas
 
 
 class Carriers:
-    """What carries the messages and averages of a job.
+    """The connections that carry the messages and averages of a job.
 
     Args:
-        job: Whose; `homes` says which of its devices are on which machine.
-        interconnect: Of these machines.
+        job: The job, whose `homes` gives the machine of each worker.
+        interconnect: The connections of these machines.
     """
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
@@ -54,11 +58,14 @@ class Carriers:
         )
 
     def crosses(self, source: int, target: int) -> bool:
-        """Whether messages between two stages go to another machine, for any of their replicas."""
+        """Return whether messages between two stages leave a machine, for any of the replicas."""
         return any(self._leaves(source, target, r) for r in range(self._job.replicas))
 
     def of_edge(self, source: int, target: int) -> Link | None:
-        """What two stages have for themselves, if all that share their link use it."""
+        """Return the connection between two stages; None if senders copy messages themselves.
+
+        A connection between machines is divided equally among the pairs of workers that share it.
+        """
         if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within
         first, replicas = min(source, target), range(self._job.replicas)
@@ -71,23 +78,23 @@ class Carriers:
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
-        """What the replicas of a stage are connected by."""
+        """Return the connection between the replicas of a stage; None if they copy themselves."""
         seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
         apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within
 
     def size(self, source: int, target: int, size: int) -> int:
-        """Bytes that cross, of a message between two stages."""
+        """Return the bytes that travel between two stages for `size` bytes of float32 numbers."""
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
-        """The way of a message of so many bytes; None: the sender has copied it to its place.
+        """Return the transfer of a message; None if the sender copies it to its place itself.
 
         Args:
             source: The stage that sends.
             target: The stage that receives.
-            size: How many bytes.
-            as_is: They cross in their own type, as weights do.
+            size: Size of the message in bytes.
+            as_is: Whether it keeps its dtype between machines, as weights do.
         """
         link = self.of_edge(source, target)
         if link is None:
@@ -96,7 +103,10 @@ class Carriers:
         return Journey(size / link.bytes_per_second, link.latency_s)
 
     def average(self, stage: int, size: int) -> Journey | None:
-        """The same of the all-reduce of so many bytes, as a ring makes it."""
+        """Return the transfer of a ring all-reduce of `size` bytes over a stage's replicas.
+
+        None if there is no connection that carries it.
+        """
         link, replicas = self.of_average(stage), self._job.replicas
         if link is None:
             return None
@@ -108,5 +118,5 @@ class Carriers:
 
 
 def neighbours(job: Job) -> list[tuple[int, int]]:
-    """The pairs of stages between which something travels, each once and the lower stage first."""
+    """Return each pair of stages between which tensors travel, once, the lower stage first."""
     return sorted({(min(pair), max(pair)) for pair in job.crossing()})

@@ -1,7 +1,7 @@
-"""Times that were measured before, in files of the user's cache folder.
+"""Keeps measured times in files of the user's cache folder.
 
-They only save time. So nothing about the folder or a file in it stops a program: what cannot be
-read is measured anew, and what cannot be written is measured anew by the next program.
+This only saves time. So no problem with the folder or a file stops a program: if a file cannot be
+read, this program measures again; if it cannot be written, the next program does.
 """
 
 import json
@@ -17,6 +17,7 @@ from ppll_cli.leaves.files import write_json
 log = logging.getLogger(__name__)
 
 Record = dict[str, float]
+"""What was measured of one thing: seconds, bytes or counts by name."""
 
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "params"},
@@ -25,30 +26,30 @@ FIELDS = {
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},
 }
-"""By the first word of a record's key: the fields that the record has."""
+"""The fields of a record, by the first word of its key."""
 
 MOST = 1e15
-"""No field has more, in seconds or bytes."""
+"""Largest value that a field can have; a file with a larger one is damaged."""
 
 MOST_BYTES = 1 << 26
-"""A file that is larger is none of ours, which have some kilobytes."""
+"""Largest size of a file that is read. Files that this program writes have a few kilobytes."""
 
 
 class Kept:
-    """The folder of such files.
+    """The folder of the files with measured times.
 
     Args:
-        folder: Where they are; it need not exist.
+        folder: The folder, which need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._writable = folder, True
 
     def read(self, name: str) -> dict[str, Record]:
-        """The records of a file, by key; none where there is no such file or it is damaged."""
+        """Return the records of a file by key; none if there is no such file or it is damaged."""
         path = self._folder / name
         try:
-            if not path.is_file():  # a FIFO would have to be waited for
+            if not path.is_file():  # opening a FIFO could wait for ever
                 if path.exists():
                     raise ValueError("it is no file")
                 return {}
@@ -61,7 +62,7 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file, or replace whatever has its name."""
+        """Write a file, and replace what has its name; log a warning if that fails."""
         if not self._writable:
             return
         path = self._folder / name
@@ -76,12 +77,12 @@ class Kept:
 
 
 def _records(path: Path) -> dict[str, Record]:
-    """The records of a file.
+    """Return the records of a file.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It does not hold what `Kept.write` writes.
-        RecursionError: It holds lists in lists, too many for the parser.
+        OSError: The file cannot be read.
+        ValueError: The file does not hold what `Kept.write` writes.
+        RecursionError: Its lists are nested too deeply for the parser.
     """
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
@@ -110,7 +111,7 @@ def _is_amount(value: Any) -> bool:
 
 
 def _put_aside(folder: Path) -> None:
-    """Free the name of a folder; what may be in it stays."""
+    """Remove a folder that is empty, else rename it, so that a file can get its name."""
     with suppress(OSError):
         folder.rmdir()
         return

@@ -1,7 +1,7 @@
-"""A process that measures.
+"""A separate process that measures.
 
-The parent of the workers lives as long as they do. If it measured by itself, the workers would lack
-the memory that measuring takes, and on CUDA that of a context, for the whole run.
+The parent lives as long as its workers. If it measured in its own process, the memory that
+measuring takes, on CUDA that of a context too, would be lost to the workers for the whole run.
 """
 
 import os
@@ -20,15 +20,16 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
 
 LIMIT_S = 1800.0
-"""How long an answer may take; networks may have to be compiled for it."""
+"""Seconds that an answer may take; networks may have to be compiled for it."""
 
 LEAVE_S = 5.0
+"""Seconds to wait for the end of a process that was killed."""
 
 Found = TypeVar("Found", covariant=True)
 
 
 class Request(Protocol[Found]):
-    """What the process is asked for, as plain data."""
+    """A request to measure something, as plain data."""
 
     @property
     def threads(self) -> int:
@@ -36,16 +37,16 @@ class Request(Protocol[Found]):
         ...
 
     def measure(self) -> Found:
-        """Measure it, in the process."""
+        """Measure and return the result; the measuring process calls this."""
         ...
 
 
 class Meter:
-    """The parent's end: starts the process when it is first asked, and ends it.
+    """Starts the measuring process at the first request, sends it requests, and ends it.
 
     Args:
         device: The device that is measured.
-        numerics: How workers compute.
+        numerics: Precision and determinism, as workers have them.
     """
 
     def __init__(self, device: str, numerics: Numerics) -> None:
@@ -54,10 +55,10 @@ class Meter:
         self._link: Connection | None = None
 
     def ask(self, request: Request[Found]) -> Found:
-        """Have something measured.
+        """Send a request to the process, and return the result.
 
         Raises:
-            WorkerFailedError: Measuring failed, or the process is gone or says nothing.
+            WorkerFailedError: Measuring failed, the process died, or it took longer than `LIMIT_S`.
             RunFailedError: The process cannot be started.
         """
         link = self._link or self._start()
@@ -77,7 +78,7 @@ class Meter:
         return answer
 
     def close(self) -> None:
-        """End the process; what it was given on a device is free after that."""
+        """End the process, which frees its memory on the device."""
         if self._process is not None:
             self._process.kill()
             self._process.join(LEAVE_S)
@@ -107,9 +108,9 @@ class Meter:
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
-    """What the process does: answer until the other end of the pipe is closed.
+    """Answer requests until the parent closes its end of the pipe; the process runs this.
 
-    An answer is a report of what failed, empty if nothing did, and what was measured.
+    An answer is a pair: a report of the failure, empty if there was none, and the result.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     ready = False
@@ -130,7 +131,7 @@ def serve(parent: Connection, device: str, numerics: Numerics) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of the parent, which may be killed, and leave in the midst of anything."""
+    """Kill this process as soon as the parent has ended, even while it measures."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,7 +1,7 @@
-"""Processes that keep other cores busy while something is measured on one.
+"""Processes that keep other cores busy while something is measured on one of them.
 
-Cores share caches, memory and often more: a stage takes longer while the others compute as well.
-What is to predict them has to be measured beside processes that do what they do.
+Cores share caches, memory and often more, so a stage takes longer while other stages compute. To
+predict its time, units are measured while other processes train copies of the same units.
 """
 
 import time
@@ -17,17 +17,22 @@ from ppll_cli.leaves import forkserver
 from ppll_cli.predict.chain import Work
 
 START_S = 300.0
-"""How long a neighbour may take until its first training step is done."""
+"""Seconds that neighbours may take until each has made its first training step."""
 
 LEAVE_S = 5.0
+"""Seconds to wait for the end of a process that was killed."""
 
 
 @contextmanager
 def neighbours(work: Work, count: int) -> Iterator[None]:
-    """While the body runs, so many processes train copies of their own; none outlives it.
+    """Run `count` processes, each of which trains its own chain, while the body runs.
+
+    Args:
+        work: The description of the chain.
+        count: Number of processes; all are ended after the body.
 
     Raises:
-        WorkerFailedError: One of them failed.
+        WorkerFailedError: A process failed.
     """
     if count:
         forkserver.start()
@@ -46,7 +51,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
             _hear(link, max(0.0, deadline_s - time.monotonic()))
         yield
         for link in links:
-            if link.poll():  # it has nothing more to say, unless it failed
+            if link.poll():  # a neighbour sends a second message only if it failed
                 _hear(link, 0.0)
     finally:
         for process in processes:
@@ -57,7 +62,11 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Take a neighbour's word, that it trains or why it does not."""
+    """Wait for a neighbour's message: it is empty if the neighbour trains, else a failure.
+
+    Raises:
+        WorkerFailedError: The neighbour failed, or sent nothing within `limit_s` seconds.
+    """
     error, report = f"nothing was heard of it for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:
@@ -73,7 +82,7 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 
 def _train(work: Work, parent: Connection) -> None:
-    """What a neighbour does, until it is killed or nobody is at the other end any more."""
+    """Train a chain until the process is killed or the parent is gone; a neighbour runs this."""
     torch.set_num_threads(work.threads)
     try:
         work.numerics.apply(torch.device(work.device))

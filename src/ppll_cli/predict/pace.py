@@ -1,4 +1,4 @@
-"""The pace of a pipeline that has been filled, and how its stages' work overlaps. No torch."""
+"""The pace of a pipeline in its steady state, and how much its stages' work overlaps."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -14,25 +14,28 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""A pipeline's pace is taken after so many batches, over as many. Whatever instructions cost, it
-does not change from the second batch on: with two slots or more in each channel the slowest stage,
-or where each batch is drained the way through all of them, sets it at once."""
+"""Number of batches after which the pace is measured, over as many batches.
+
+Whatever instructions cost, the pace does not change after the second batch. If each channel has two
+slots or more, the slowest stage determines it; if the pipeline is drained after each batch, the way
+through all stages does."""
 
 Times = dict[Instruction, float]
-"""A number for each instruction of a stage in a batch; 0 for those that are left out."""
+"""A number for each instruction of a stage in a batch; 0 for instructions that are left out."""
 
 _Spans = list[tuple[float, float]]
-"""From when to when."""
+"""Starts and ends of intervals, in seconds."""
 
 
 @dataclass(frozen=True)
 class Steady:
-    """A pipeline that has been filled.
+    """The steady state of a pipeline.
 
     Attributes:
-        batch_s: How long it takes from one batch to the next.
-        events: For each stage, its instructions for a batch.
-        peak_live: For each stage, the most forwards that waited for their backward at once.
+        batch_s: Seconds from one batch to the next.
+        events: For each stage, its instructions for one batch with their times.
+        peak_live: For each stage, the largest number of forwards that waited for their backward
+            at once.
     """
 
     batch_s: float
@@ -41,22 +44,22 @@ class Steady:
 
     @property
     def busy_s(self) -> list[float]:
-        """For each stage, how long it works for a batch."""
+        """For each stage, the seconds that it works for a batch."""
         return [sum(event.end_s - event.start_s for event in events) for events in self.events]
 
     @property
     def bubble_fraction(self) -> float:
-        """Share of the stages' time in which they wait."""
+        """The fraction of the stages' time in which they wait."""
         total_s = self.batch_s * len(self.events)
         return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
 
 
 class Pipeline:
-    """What the stages of a job do for a training batch, over and over.
+    """The instructions of all stages for a training batch, which the pipeline repeats.
 
     Args:
         streams: The instructions of each stage.
-        slots: How many each channel has.
+        slots: Number of slots of each channel.
     """
 
     def __init__(
@@ -66,12 +69,17 @@ class Pipeline:
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        """A job's."""
+        """Make the pipeline of a job."""
         return cls(job.streams(), {channel: room.slots for channel, room in job.channels.items()})
 
     def steady(self, cost: Cost, journeys: Journeys = at_once) -> Steady:
-        """Run batches on a clock until the pipeline is filled."""
-        filled = FILLED if journeys is at_once else max(FILLED, self._underway())
+        """Simulate batches until the pipeline is in its steady state.
+
+        Args:
+            cost: Seconds that an instruction takes.
+            journeys: Time of the transfer that an instruction starts; by default none takes any.
+        """
+        filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
         streams = [list(stream) * 2 * filled for stream in self.streams]
         run = simulate(streams, cost, lambda channel: self.slots[channel], journeys)
 
@@ -85,8 +93,11 @@ class Pipeline:
             peak_live=run.peak_live,
         )
 
-    def _underway(self) -> int:
-        """Batches that a channel holds: they come in such groups where the way is long."""
+    def _batches_held(self) -> int:
+        """Return how many batches a channel holds at most.
+
+        If transfers take long, batches arrive in groups of this size.
+        """
         messages = Counter(
             sent[0]
             for stage, stream in enumerate(self.streams)
@@ -97,20 +108,25 @@ class Pipeline:
 
 
 def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> list[Times]:
-    """For each stage's instructions, how many others compute beside its workers, on the average.
+    """Return how many other workers compute on average while each instruction runs.
 
-    Every stage repeats its batch at the pipeline's pace, so all of them are laid on one batch's
-    time, from 0 to `batch_s`, round and round. Replicas do the same at the same time, and wait for
-    the one that has most beside it.
+    Every stage repeats its batch at the pipeline's pace, so the times of all stages are taken
+    modulo `batch_s`. Replicas of a stage run the same instructions at the same time and wait for
+    the slowest one, so the machine with the most other workers counts.
 
     Args:
-        steady: The pipeline.
-        limit: More than so many others count as so many.
-        crews: For each stage, how many of its workers are on which machine.
+        steady: The steady state of the pipeline.
+        limit: The largest number of other workers that is counted.
+        crews: For each stage, its number of workers by machine.
+
+    Returns:
+        For each stage, the mean number of other workers by instruction.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
-        machine: _area(pieces, [crew.get(machine, 0) for crew in crews], limit, steady.batch_s)
+        machine: _integral_of_others(
+            pieces, [crew.get(machine, 0) for crew in crews], limit, steady.batch_s
+        )
         for machine in {machine for crew in crews for machine in crew}
     }
     result = []
@@ -124,16 +140,19 @@ def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> l
     return result
 
 
-def _area(
+def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """How many others compute beside a worker of a machine, summed over time from 0 on.
+    """Return a function that integrates the number of other busy workers of a machine over time.
 
     Args:
-        pieces: For each stage, when its instructions run.
-        workers: How many each has there.
-        limit: Of others.
-        period_s: Of all.
+        pieces: For each stage, the intervals in which its instructions run.
+        workers: For each stage, its number of workers on the machine.
+        limit: The largest number of other workers that is counted.
+        period_s: The end of all intervals.
+
+    Returns:
+        For a time in seconds, the integral from 0 to that time.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, crew in zip(pieces, workers, strict=True):
@@ -156,7 +175,7 @@ def _area(
 
 
 def _wrapped(event: Event, period_s: float) -> _Spans:
-    """An event's time on a clock that begins anew after each period."""
+    """Return an event's intervals modulo a period: two of them if it crosses the period's end."""
     length_s = min(event.end_s - event.start_s, period_s)
     if length_s <= 0:
         return []

@@ -1,7 +1,8 @@
-"""How long the parts of a model take on the device that will train them, and what they keep there.
+"""Measures how long a model's units take on the device that will train them, and their memory.
 
-Everything is measured on copies with weights of their own, in a process of its own (`meter`). When
-the run begins, nothing of it has been trained, counted or drawn, and its devices are free.
+Everything is measured on copies with weights of their own, in a separate process (`meter`). So
+measuring changes neither weights, counters nor random numbers of the run, and its devices are free
+when it begins.
 """
 
 import json
@@ -27,24 +28,24 @@ from ppll_cli.predict.requests import Copy, Loss, Units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
 FORMAT = 3
-"""Of the files in which times are kept; another one is not read."""
+"""Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""How many units of a kind are measured, each in its place: enough to fill caches as a stage does,
-and of a very deep model few enough."""
+"""Largest number of equal units that are measured, each in its place in the model. These are enough
+to fill caches as a stage does, and few enough for very deep models."""
 
 LEAST_S = 1e-9
-"""A time that a clock gives as nothing still counts as so much: speeds are divided by times."""
+"""Seconds that a unit's forward takes at least, even if the clock shows 0, to divide by it."""
 
 
 class Measured(NamedTuple):
-    """What a unit, or an auxiliary network with its loss, costs for a batch of some size.
+    """The measured cost of a unit, or of an auxiliary network with its loss.
 
     Attributes:
-        forward_s: Its forward pass.
-        backward_s: Its backward pass.
-        saved_bytes: What it leaves in memory until its backward, its inputs left out.
-        params: Its parameters.
+        forward_s: Seconds of the forward pass of a batch.
+        backward_s: Seconds of the backward pass of a batch.
+        saved_bytes: Bytes kept in memory until the backward, without inputs.
+        params: Number of parameters.
     """
 
     forward_s: float
@@ -62,16 +63,16 @@ class Profile:
         model: Configuration of the model's class.
         local: Configuration of the local method's class.
         optim: Settings of the optimizer.
-        samples: Samples of a batch, or of a micro-batch.
+        samples: Number of samples of a batch, or of a micro-batch.
         device: The device on which units are measured.
-        receiver: The device to which messages are copied: another one where there are several.
-        threads: CPU threads, as a worker will have.
-        numerics: How workers compute.
+        receiver: The device to which messages are copied: another one if there are several.
+        threads: CPU threads, as many as a worker has.
+        numerics: Precision and determinism, as workers have them.
         compiled: Whether workers compile their networks by torch.compile.
-        conditions: Everything else that the times depend on, for the cache.
-        kept: Keeps the times for the next program.
-        meter: Measures them.
-        neighbours: How many other processes train copies of the model meanwhile.
+        conditions: All other conditions on which the times depend, for the name of the cache file.
+        kept: The cache, which keeps the times for the next program.
+        meter: The process that measures.
+        neighbours: How many other processes train copies of the model at the same time.
     """
 
     ends: Ends
@@ -95,7 +96,13 @@ class Profile:
     _new: bool = field(default=False, init=False)
 
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
-        """The profile of the same under other conditions; of the same threads if none are given."""
+        """Return the profile of the same model under other conditions.
+
+        Args:
+            samples: Number of samples of a batch.
+            neighbours: How many other processes compute at the same time.
+            threads: CPU threads; None for as many as this profile has.
+        """
         key = (samples, neighbours, threads or self.threads)
         if key not in self._family:
             self._family[key] = replace(
@@ -104,29 +111,34 @@ class Profile:
         return self._family[key]
 
     def save(self) -> None:
-        """Keep the times of this profile and of those that came from it."""
+        """Write the times of this profile, and of those that `at` has made, to the cache."""
         for profile in (self, *self._family.values()):
             profile._write()
 
     def close(self) -> None:
-        """End the process that measures; another one is started if there is more to measure."""
+        """End the measuring process; the next measurement starts a new one."""
         self.meter.close()
 
     def unit(self, index: int, first: bool = False) -> Measured:
-        """A unit, measured between the others.
+        """Return the cost of a unit, measured in a chain of units.
 
         Args:
-            index: Of the unit.
-            first: It is the first of a module that is trained by a local loss, so that its inputs
-                have no gradients.
+            index: Index of the unit.
+            first: Whether it is the first unit of a module that is trained by a local loss, so that
+                its inputs take no gradients.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
 
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
-        """A module's auxiliary network and local loss.
+        """Return the cost of a module's auxiliary network and loss.
 
-        Beside neighbours they are taken to be slower by as much as the units are.
+        They are measured without neighbours. With neighbours, their times are multiplied by
+        `slowdown`.
+
+        Args:
+            modules: The units of each module.
+            module: Number of the module.
         """
         key, learnt = self._criterion(tuple(modules), module)
         if self.neighbours:
@@ -157,7 +169,7 @@ class Profile:
         return self._measured(key)
 
     def copy(self, size: int) -> float:
-        """Seconds to copy so many bytes to the next stage."""
+        """Return the seconds that a copy of `size` bytes to the next stage takes."""
         key = f"copy {size}{self._way}"
         if key not in self._known:
             copy = Copy(size, self.device, self.receiver, self._by_host, self.threads)
@@ -166,14 +178,14 @@ class Profile:
 
     @cached_property
     def _by_host(self) -> bool:
-        """Whether the ring would have to copy through the host's memory."""
+        """Whether the ring has to copy between the two CUDA devices through host memory."""
         if self.device == "cpu":
             return False
         return (cannot_share() or cannot_reach(self.device, self.receiver)) is not None
 
     @property
     def _way(self) -> str:
-        """How messages travel, where that is not inside one device."""
+        """How messages travel, as a suffix of a record's key; empty inside one device."""
         to = f" to {model_of(self.receiver)}" if self.receiver != self.device else ""
         return to + (" by the host" if self._by_host else "")
 
@@ -185,13 +197,13 @@ class Profile:
 
     @property
     def parameter_bytes(self) -> float:
-        """Of one parameter: itself, its gradient, and what the optimizer keeps of it."""
+        """Bytes of one parameter, its gradient and its optimizer state together."""
         self._measure_units()
         return self._known["parameter"]["bytes"]
 
     @cached_property
     def slowdown(self) -> float:
-        """How many times longer the units take beside neighbours."""
+        """The time of all units with neighbours, divided by their time without."""
         if not self.neighbours:
             return 1.0
         alone = self.at(self.samples, 0, self.threads)
@@ -202,7 +214,7 @@ class Profile:
         return here / there if there else 1.0
 
     def halves(self, index: int) -> tuple[float, float]:
-        """Seconds of a unit's backward in its two halves, to its inputs and to its parameters."""
+        """Return the seconds of a unit's split backward: half to inputs, and half to parameters."""
         key = f"halves of {self._key(index, False)}"
         if key not in self._known:
             chosen = self._chosen()
@@ -219,7 +231,7 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
-        """Measure all kinds of units at once, unless they are known."""
+        """Measure all kinds of units in one chain, unless all are known."""
         chosen = self._chosen()
         keys = [self._key(index, first) for index, first in chosen]
         if {"parameter", *keys} <= self._known.keys():
@@ -240,13 +252,13 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Of a unit; to have no gradients changes nothing for one that reads nothing but data."""
+        """Return the key of a unit's record; `first` does not matter if it reads data only."""
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """The units of the chain, and whether each is measured as the first of its module."""
+        """Choose the chain's units: each by its index, and whether it is the first of a module."""
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):
@@ -279,7 +291,7 @@ class Profile:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """For each unit, what it has in common with units that cost the same."""
+        """For each unit, a text that is equal for units that cost the same."""
         kinds = []
         specs = dict(self.ends.batch)
         for unit, made in zip(self.ends.site.units, self.ends.traced, strict=True):
@@ -291,7 +303,7 @@ class Profile:
         return kinds
 
     def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
-        """The key of a module's auxiliary network, and what it reads that has gradients."""
+        """Return the key of an auxiliary network's record, and which names take gradients there."""
         if (modules, module) not in self._criteria:
             build, specs = self.ends.criterion(modules, module)
             with torch.device("meta"):
@@ -314,12 +326,12 @@ class Profile:
 
     @cached_property
     def _known(self) -> dict[str, Record]:
-        """What was measured, now or before."""
+        """All records under these conditions, from the cache or measured now."""
         return self.kept.read(self._file)
 
     @cached_property
     def _file(self) -> str:
-        """Name of the file for these conditions."""
+        """Name of the cache file for these conditions."""
         own = {"samples": self.samples, "device": model_of(self.device), "threads": self.threads}
         own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
         own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}

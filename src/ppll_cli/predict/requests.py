@@ -1,4 +1,4 @@
-"""What can be measured, each as plain data for the process that measures it (`meter`)."""
+"""The requests to the measuring process (`meter`), each as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,17 +19,18 @@ from ppll_cli.tasks.task import Task
 
 
 class UnitTimes(NamedTuple):
-    """What the units of a chain cost.
+    """The cost of the units of a chain.
 
     Attributes:
-        forward_s: Of each unit, its forward pass.
-        backward_s: Of each unit, its backward pass.
-        saved_bytes: Of each unit, what it leaves in memory until its backward.
-        step_s: Of the optimizer's step for all of them.
-        params: Of all of them.
-        bytes_per_parameter: With its gradient and what the optimizer keeps of it.
-        weight_s: Where backwards are split, the half of each that goes to the parameters;
-            `backward_s` is then the half that goes to the inputs.
+        forward_s: Seconds of each unit's forward pass.
+        backward_s: Seconds of each unit's backward pass; if backwards are split, of the half to
+            the inputs.
+        saved_bytes: Bytes that each unit keeps in memory until its backward.
+        step_s: Seconds of the optimizer's step for all units.
+        params: Number of parameters of all units.
+        bytes_per_parameter: Mean bytes of a parameter, its gradient and its optimizer state
+            together.
+        weight_s: If backwards are split, seconds of each half to the parameters; else empty.
     """
 
     forward_s: list[float]
@@ -43,17 +44,21 @@ class UnitTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Units:
-    """A training step of some units, one behind the other."""
+    """Request to time a training step of a chain.
+
+    Attributes:
+        work: The description of the chain.
+    """
 
     work: Work
 
     @property
     def threads(self) -> int:
-        """Those of the work."""
+        """CPU threads to measure with."""
         return self.work.threads
 
     def measure(self) -> UnitTimes:
-        """Time each unit between the others."""
+        """Make the chain, and time each of its units in a training step."""
         chain = self.work.chain()
         saved = chain.saved_bytes()
         seconds = repeat(chain.step, chain.device)
@@ -72,23 +77,23 @@ class Units:
 
 @dataclass(frozen=True)
 class Loss:
-    """A module's auxiliary network and local loss.
+    """Request to time a module's auxiliary network and loss.
 
     Attributes:
         model: Configuration of the model's class.
         local: Configuration of the local method's class.
-        image: What the model is built for.
-        task: What is learnt.
-        features: What the first output of each unit is like.
+        image: The images that the model is built for.
+        task: The task that the model learns.
+        features: Shape and dtype of the first output of each unit.
         modules: The units of each module.
-        module: The module.
-        specs: What each tensor is like that the loss may read.
-        learnt: Names of those that the module makes, which have gradients.
-        samples: Samples of a batch.
-        device: Where to measure.
-        threads: CPU threads.
-        numerics: How to compute.
-        compiled: By torch.compile.
+        module: Number of the module.
+        specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
+        learnt: Names of the tensors that the module makes, which take gradients.
+        samples: Number of samples of a batch.
+        device: The device on which to measure.
+        threads: CPU threads to measure with.
+        numerics: Precision and determinism.
+        compiled: Whether the network is compiled by torch.compile.
     """
 
     model: Mapping[str, Any]
@@ -107,7 +112,7 @@ class Loss:
     compiled: bool
 
     def measure(self) -> dict[str, float]:
-        """Time it; see `time_criterion`."""
+        """Make the auxiliary network, and time it; see `time_criterion` for the result."""
         if self.compiled:
             prepare_compiler()
         model: Model = make("model", self.model)
@@ -122,21 +127,21 @@ class Loss:
     def _values(self, name: str) -> Tensor:
         learnt = name in self.learnt
         values = batch_like(self.specs[name], self.samples, torch.device(self.device))
-        if learnt and values.dim() == 4:  # as convolutions make maps
+        if learnt and values.dim() == 4:  # feature maps are channels last
             values = values.contiguous(memory_format=torch.channels_last)
         return values.requires_grad_(learnt and values.is_floating_point())
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A message from one device to another, as the ring carries it.
+    """Request to time the copy of a message from one device to another, as the ring copies it.
 
     Attributes:
-        size: In bytes.
+        size: Size of the message in bytes.
         source: The sender's device.
         target: The receiver's device.
-        by_host: CUDA devices have to go through pinned memory of the host.
-        threads: CPU threads.
+        by_host: Whether CUDA devices copy through pinned host memory.
+        threads: CPU threads to measure with.
     """
 
     size: int
@@ -146,7 +151,7 @@ class Copy:
     threads: int
 
     def measure(self) -> float:
-        """Seconds of the copy, or through the host of both copies."""
+        """Return the seconds of the copy; through the host, those of both copies together."""
         source, target = torch.device(self.source), torch.device(self.target)
         sent = torch.ones(self.size, dtype=torch.uint8, device=source)
         landed = torch.ones(self.size, dtype=torch.uint8, device=target)
@@ -162,7 +167,7 @@ class Copy:
             if between is not None:
                 arriving = torch.cuda.current_stream(target)
                 arriving.wait_stream(torch.cuda.current_stream(source))
-                with torch.cuda.device(target):  # an event is of the device on which it is recorded
+                with torch.cuda.device(target):  # its events must be recorded on its own device
                     watch.mark()
                     landed.copy_(between, non_blocking=True)
                     watch.mark()

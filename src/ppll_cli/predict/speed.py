@@ -1,4 +1,4 @@
-"""What a job will do on its devices, from a profile: the schedule's own instructions on a clock."""
+"""Predicts the speed and memory of a job, by simulating its instructions with measured times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,19 +31,19 @@ from ppll_cli.predict.interconnect import (
 from ppll_cli.predict.pace import Pipeline, Times, company
 
 ROUNDS = 8
-"""How often a prediction is made anew from how much its stages compute at the same time."""
+"""Largest number of iterations between times of instructions and overlap of stages."""
 
 
 @dataclass(frozen=True)
 class EdgeLoad:
-    """What travels between two stages, in all replicas and both directions together.
+    """The bytes that travel between two stages, in both directions and for all replicas together.
 
     Attributes:
-        stages: The two, the lower one first.
-        bytes_per_batch: Of a training batch.
-        between_machines: Whether it goes from one to another, for any of the replicas.
-        busy_fraction: Share of the time in which what carries it does so, in the direction that has
-            more to carry; None where messages are copied by who sends them.
+        stages: The two stages, the lower one first.
+        bytes_per_batch: Bytes for a training batch.
+        between_machines: Whether any replica sends them from one machine to another.
+        busy_fraction: Fraction of the time in which the connection carries them, in the direction
+            with more bytes; None if senders copy messages themselves.
     """
 
     stages: tuple[int, int]
@@ -54,19 +54,19 @@ class EdgeLoad:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is to be expected of a job.
+    """The predicted speed and memory of a job.
 
     Attributes:
-        samples_per_second: In the steady state.
-        batch_s: From one batch to the next.
-        bubble_fraction: Share of the stages' time in which they wait.
-        stage_s: For each stage, how long it works for a batch.
-        activation_bytes: For each stage, the most that it keeps for backwards at once, its inputs
-            among it: what autograd saves, and outputs.
-        parameter_bytes: For each stage: parameters, their gradients and the optimizer's state, and
-            what is kept of weights that losses watch: older versions, and slots.
-        edges: What travels between each two stages.
-        averaged_bytes: What each replica sends of its gradients for a batch, at the stage that has
+        samples_per_second: Training speed in the steady state.
+        batch_s: Seconds from one batch to the next.
+        bubble_fraction: Fraction of the stages' time in which they wait.
+        stage_s: For each stage, the seconds that it works for a batch.
+        activation_bytes: For each stage, the most bytes that it keeps for backwards at once:
+            inputs, outputs and what autograd saves.
+        parameter_bytes: For each stage, bytes of parameters, gradients and optimizer states, and of
+            watched weights: older versions and slots.
+        edges: The bytes that travel between stages, for each pair of stages.
+        averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage with
             the most; 0 without replicas.
     """
 
@@ -86,19 +86,20 @@ def predict(
     interconnect: Interconnect = Interconnect(),  # noqa: B008 - it is frozen
     neighbours: int | None = None,
 ) -> Prediction:
-    """Predict a job.
+    """Predict the speed and memory of a job.
 
-    On CPU, where cores share much, a stage takes longer while others compute. So everything is
-    measured alone and beside as many processes as there will be other stages with cores of their
-    own, and each instruction takes a time in between, by how many stages compute while it runs.
-    That is found by turns: from times to an order of events, and from these to times.
+    On CPU, cores share much, so a stage takes longer while others compute. Therefore everything is
+    measured twice: alone, and beside as many processes as there will be other workers with cores of
+    their own. The time of each instruction is interpolated between the two by the number of workers
+    that compute while it runs. Times and overlap depend on each other, so both are found by
+    iteration.
 
     Args:
-        job: What is going to run.
-        profile: What was measured.
-        interconnect: What carries messages and gradients.
-        neighbours: How many workers compute beside one, at most, whatever machine they are on;
-            None: those of its machine, as `neighbours_of` says.
+        job: The job.
+        profile: The measurements.
+        interconnect: The connections that carry messages and gradients.
+        neighbours: The largest number of workers that compute beside one, if all are taken to be on
+            one machine; None for those on the worker's own machine, as `neighbours_of` says.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -146,7 +147,12 @@ def predict(
 
 
 def bp_batch_s(modules: int, profile: Source) -> float:
-    """How long back-propagation takes for a batch of the profile's size, on one device."""
+    """Return the seconds of back-propagation for a batch of the profile's size, on one device.
+
+    Args:
+        modules: Number of units of the model.
+        profile: The measurements.
+    """
     whole = [range(modules)]
     units = [profile.unit(index) for index in whole[0]]
     loss = profile.auxiliary(whole, 0)
@@ -155,7 +161,10 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 
 
 def neighbours_of(job: Job) -> int:
-    """How many other workers compute beside one on this machine's CPU; 0 on other devices."""
+    """Return how many other workers of a CPU compute at the same time as one; 0 on other devices.
+
+    These are the workers of the machine with most of them, as far as this machine has cores.
+    """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
         return 0
@@ -163,12 +172,16 @@ def neighbours_of(job: Job) -> int:
 
 
 def _cost(times: Sequence[Times]) -> Cost:
-    """Times as the simulator asks for them."""
+    """Make a cost function for the simulator from times."""
     return lambda stage, instruction: times[stage].get(instruction, 0.0)
 
 
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
-    """For each stage: under local learning one module's, else those of all forwards at once."""
+    """Return the bytes that each stage keeps for backwards at once, with its inputs.
+
+    Under local learning these are the activations of its largest module, otherwise those of all
+    forwards that wait for their backward.
+    """
     image = ValueSpec((job.image.channels, job.image.height, job.image.width), torch.float32)
     first = bytes_of([image, *job.task.targets.values()])
     local, slots = job.local_learning, Pipeline.of(job).slots
@@ -180,7 +193,7 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
             + end_of(job, chunk, profile).saved_bytes
             for chunk in (job.layout.chunks[number] for number in numbers)
         ]
-        # The first stage loads a batch as a whole; the others get no more than they hold.
+        # The first stage loads a whole batch; the others receive only what they hold at once.
         entering = job.course.batch_size * first if 0 in numbers else 0
         for channel, count in slots.items():
             if channel.target == stage and channel.kind == "activations":
@@ -192,7 +205,7 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
 
 
 def _parameter_bytes(job: Job, profile: Source) -> list[int]:
-    """For each stage, of its units and auxiliary networks."""
+    """Return for each stage the bytes of parameters, gradients, optimizer and watched weights."""
     result = []
     for stage in range(job.stages):
         chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
@@ -206,8 +219,8 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
 
 
 def _watched_bytes(job: Job, stage: int) -> int:
-    """What a stage keeps of weights that losses watch."""
-    kept: dict[int, int] = {}  # by unit
+    """Return the bytes that a stage keeps of watched weights: older versions and slots."""
+    kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
         if job.layout.chunks[job.routes.watched(watcher)].stage == stage:
             older = (watch.lag - 1) * weight_bytes(job, watcher)
@@ -218,7 +231,7 @@ def _watched_bytes(job: Job, stage: int) -> int:
 
 
 def _averaged_bytes(job: Job, profile: Source) -> int:
-    """What a replica sends of its gradients, at the stage that has the most."""
+    """Return the bytes of gradients that a replica sends, at the stage with the most."""
     if job.replicas == 1:
         return 0
     gradients = (
@@ -229,13 +242,13 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
-    """What travels between each two stages."""
+    """Return the load of each pair of stages between which tensors travel."""
     directions: Counter[tuple[int, int]] = Counter()
     for number, sent in enumerate(sent_bytes(job), 1):
         before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
         directions[before, here] += sent.activations
         directions[here, before] += sent.gradients
-    weights: Counter[tuple[int, int]] = Counter()  # whatever the batch is, in each replica
+    weights: Counter[tuple[int, int]] = Counter()  # these do not depend on the batch's size
     for watcher in job.routes.watches:
         ends = job.routes.watched(watcher), watcher
         source, target = (job.layout.chunks[n].stage for n in ends)
@@ -255,13 +268,13 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 
 
 def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
-    """What was measured and what it made of the partition, for the user.
+    """Return lines for the user with the measured times, the partition and the predicted speed.
 
     Args:
-        job: What is going to run.
-        names: Of the model's units.
-        profile: What was measured.
-        stages_are_modules: Whether what is trained depends on where the partition cuts.
+        job: The job.
+        names: Names of the model's units.
+        profile: The measurements.
+        stages_are_modules: Whether the training depends on where the partition cuts.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

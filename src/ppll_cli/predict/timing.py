@@ -1,4 +1,4 @@
-"""Timing a piece of training on a device, and counting what it leaves in memory."""
+"""Times a piece of training on a device, and counts the memory that it keeps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,20 +15,23 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.tasks.task import Task
 
 WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
-"""Of what is timed: how often it runs before that, how often it is timed unless that takes longer
-than the budget, and then three times at least."""
+"""How often a step runs before it is timed, how often it is timed, and for how many seconds.
+
+When timing has taken `BUDGET_S`, it stops earlier, but not before three repetitions."""
 
 CUDA_WARMUP_S = 0.5
-"""A CUDA device that was idle computes slowly at first: it is kept busy for so long before."""
+"""Seconds that a CUDA device is kept busy before timing, because it computes slowly after idling.
+"""
 
 
 class Stopwatch:
-    """Times at which a device comes past marks; reading them waits for it.
+    """Takes the times at which a device passes marks in its work.
 
-    A CUDA mark is on the current device's current stream, so it times what is queued there.
+    On CUDA, a mark is an event on the current stream of the current device, and reading the times
+    waits for the device.
 
-    A single CPU thread never waits here, so its own time counts: what other programs take from its
-    core in the meantime does not, for it says nothing about a run.
+    On CPU with a single thread, the stopwatch counts the thread's own CPU time. So time that other
+    programs take from its core is not counted; the thread itself never waits here.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +40,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """A mark, behind all that the device was given so far."""
+        """Set a mark after all work that the device has been given so far."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -46,23 +49,27 @@ class Stopwatch:
             self._marks.append(self._now())
 
     def spans(self) -> list[float]:
-        """Seconds between the first and the second mark, the third and the fourth, and so on."""
+        """Return the seconds between marks 1 and 2, between marks 3 and 4, and so on."""
         pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
         if not self._cuda:
             return [stop - start for start, stop in pairs]
-        for _, stop in pairs:  # they may be of several devices
+        for _, stop in pairs:  # wait for each, since they may be on several devices
             stop.synchronize()
         return [start.elapsed_time(stop) / 1000 for start, stop in pairs]
 
 
 def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]:
-    """The median of each time that a step returns, after a warm-up.
+    """Run a step several times after a warm-up, and return the median of each of its times.
 
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. A step
-    returns once the device has done it, so the warm-up is over when the timing begins.
+    returns only when the device has finished it, so the warm-up is over when timing begins.
 
-    The median and not the least: a run lasts as long as its steps take on the average, and what is
-    slow about some of them (memory that is taken anew, a neighbour's cache) is slow in a run too.
+    The median is used, not the minimum: in a run, steps are also sometimes slow, when memory is
+    allocated or when neighbours use the caches.
+
+    Args:
+        step: Runs one step and returns its times in seconds.
+        device: The device on which it runs.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -77,7 +84,7 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
 
 def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
-    """Random numbers, or of an integer type zeros, as a batch."""
+    """Make a batch [samples, *spec.shape] of random numbers; of zeros for integer dtypes."""
     shape = (samples, *spec.shape)
     if not spec.dtype.is_floating_point:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
@@ -86,9 +93,13 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Address and bytes of each storage that autograd saves meanwhile; not those of `others`."""
+    """Collect the storages that autograd saves while the body runs, except those of `others`.
+
+    Yields:
+        The bytes of each storage by its address; filled while the body runs.
+    """
     found: dict[int, int] = {}
-    kept: list[Tensor] = []  # or an address might be used twice
+    kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
     known = dict(map(storage, others))
 
     def pack(tensor: Tensor) -> Tensor:
@@ -103,12 +114,12 @@ def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
 
 
 def held(network: nn.Module) -> list[Tensor]:
-    """What a network has in memory at all times."""
+    """Return a network's parameters and buffers."""
     return [*network.parameters(), *network.buffers()]
 
 
 def storage(tensor: Tensor) -> tuple[int, int]:
-    """Address and bytes of the memory in which a tensor stands."""
+    """Return address and bytes of a tensor's storage."""
     memory = tensor.untyped_storage()
     return memory.data_ptr(), memory.nbytes()
 
@@ -116,16 +127,16 @@ def storage(tensor: Tensor) -> tuple[int, int]:
 def time_criterion(
     criterion: Criterion, values: Mapping[str, Tensor], task: Task, numerics: Numerics
 ) -> dict[str, float]:
-    """What an auxiliary network and its loss cost, the measuring of the metric included.
+    """Measure the cost of an auxiliary network and its loss, the task's metric included.
 
     Args:
-        criterion: On the device, in training.
-        values: What it reads; with gradients where the module has made them.
-        task: Says what is measured.
-        numerics: How to compute.
+        criterion: The auxiliary network and loss, on the device and in training mode.
+        values: The tensors that it reads; those that the module makes take gradients.
+        task: The task, which computes the metric.
+        numerics: Precision and determinism.
 
     Returns:
-        `forward_s`, `backward_s`, `saved_bytes` and `params`.
+        The fields of `Measured`: `forward_s`, `backward_s`, `saved_bytes` and `params`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

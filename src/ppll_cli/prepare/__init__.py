@@ -1,1 +1,1 @@
-"""From settings to a job: every check that needs no worker."""
+"""Turns settings into a job, and checks all that can be checked without workers."""

@@ -1,4 +1,4 @@
-"""What a job is checked for before its workers start."""
+"""Checks a job before its workers start."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,13 @@ from ppll_cli.prepare.subject import Subject
 
 
 def check_passes(job: Job) -> None:
-    """Refuse batches of which replicas would make different numbers of micro-batches.
+    """Refuse batches that replicas would split into different numbers of micro-batches.
 
-    They meet in every BatchNorm layer of each of them.
+    With synchronised BatchNorm, replicas wait for each other in every BatchNorm layer for every
+    micro-batch, so they need the same number of micro-batches.
+
+    Raises:
+        ConfigError: There is such a batch.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
@@ -30,7 +34,11 @@ def check_passes(job: Job) -> None:
 
 
 def check_shares(course: Course, replicas: int) -> None:
-    """Refuse batches of which a replica would get nothing."""
+    """Refuse batches with fewer samples than there are replicas.
+
+    Raises:
+        ConfigError: There is such a batch.
+    """
     smallest = min(course.batch_sizes())
     if smallest < replicas:
         raise ConfigError(
@@ -42,10 +50,13 @@ def check_shares(course: Course, replicas: int) -> None:
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
-    """Refuse a user's own schedule that waits for ever, or trains another network.
+    """Refuse a schedule that would deadlock, or would not train the model.
 
-    Every stage's instructions are checked for every number of micro-batches that a batch or a
-    replica's share of one has, and run on a clock.
+    Every stage's instructions are checked and simulated, for every number of micro-batches that a
+    replica's share of a batch can have.
+
+    Raises:
+        ConfigError: The schedule is wrong, or splits backwards that cannot be split.
     """
     key, path = as_typed("schedule", job.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
@@ -53,7 +64,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
         raise ConfigError(key, path, problem, "remove it, and yield compute instructions alone")
     try:
         with blaming(key, path, "its instructions"):
-            _ = job.channels  # makes all streams, checks them and runs them on a clock
+            _ = job.channels  # makes, checks and simulates all streams
             halves = job.halves
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
@@ -71,10 +82,20 @@ def check_batch_norm(
     units: Sequence[Cost],
     auxiliary: Sequence[Cost],
 ) -> None:
-    """Refuse to train BatchNorm on one value a channel, which torch cannot do."""
+    """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
+
+    Args:
+        job: The job.
+        names: Names of the model's units.
+        units: Cost of each unit.
+        auxiliary: Cost of each module's auxiliary network.
+
+    Raises:
+        ConfigError: A micro-batch of one sample gives a BatchNorm layer one value per channel.
+    """
     if job.sync_batchnorm and job.replicas > 1:
-        return  # it sees a sample of each of them at the least
-    last = job.replicas - 1  # has the smallest share
+        return  # each layer sees at least one sample of every replica
+    last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
     owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
     layers = [

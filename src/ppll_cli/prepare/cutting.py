@@ -1,6 +1,6 @@
-"""From settings to a layout: which units make a module, and which modules a stage.
+"""Cuts a model into modules and stages, as the settings say.
 
-What is trained is fixed by the configuration: by `local.cuts` or `local.modules`, or else the
+The configuration fixes the modules by `local.cuts` or `local.modules`. If it has neither, the
 stages that the partition cuts are the modules.
 """
 
@@ -21,24 +21,26 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.predict.profile import Measured, Profile
 
 BACKWARD = 3
-"""Forward and backward pass together, in forward passes: the backward one makes two products, for
-the weights and for the input, where the forward one makes one."""
+"""Cost of forward and backward pass together, in forward passes: for each matrix product of the
+forward pass, the backward pass has two, one for the weights and one for the inputs."""
 
 STEP_FLOPS = 10
-"""Of an optimizer's step for one parameter, about."""
+"""Approximate floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""What the auxiliary network of a module costs, given the units of all modules."""
+"""Returns the cost of a module's auxiliary network, given the units of all modules."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a partition balances, in a unit of its own.
+    """The weights that a partition balances, in any unit of measure.
 
     Attributes:
-        units: Of each unit.
-        auxiliary: Of a module's auxiliary network, given all modules; None where it does not count.
-        copy: Of what crosses the cut before a unit; None where it does not count.
+        units: Weight of each unit of the model.
+        auxiliary: Returns the weight of a module's auxiliary network, given the units of all
+            modules and the module's number; None if it does not count.
+        copy: Returns the weight of sending what crosses the cut before a unit; None if it does not
+            count.
     """
 
     units: Sequence[float]
@@ -53,14 +55,14 @@ def weights(
     batch_size: int,
     profile: Profile | None,
 ) -> Weights:
-    """What the partition that is chosen balances.
+    """Return the weights that the chosen partition balances.
 
     Args:
-        partition: Settings.
-        units: What each unit costs.
-        auxiliary: What an auxiliary network costs.
-        batch_size: Samples over which an optimizer's step is spread.
-        profile: Measures how long things take, for `profile`.
+        partition: The settings of the partition.
+        units: Cost of each unit.
+        auxiliary: Returns the cost of an auxiliary network.
+        batch_size: Number of samples over which the cost of an optimizer's step is spread.
+        profile: The measurements, for the partition `profile`; None for any other.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -78,7 +80,7 @@ def weights(
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: int) -> Weights:
-    """Seconds for as many samples as the profile has; a step is spread over the whole batch."""
+    """Return weights in seconds for the profile's samples, with their share of a step."""
 
     def seconds(part: Measured) -> float:
         step_s = part.params * profile.step_s * profile.samples / batch_size
@@ -86,7 +88,7 @@ def _measured_weights(profile: Profile, units: int, batch_size: int) -> Weights:
 
     @cache
     def copy(stop: int) -> float:
-        """Of what unit `stop` reads, which crosses the cut before it."""
+        """Return the seconds to copy what unit `stop` reads, which crosses the cut before it."""
         specs = profile.ends.before(stop)
         sizes = (
             prod(specs[name].shape) * specs[name].dtype.itemsize
@@ -108,17 +110,17 @@ def cut(
     partitions: Mapping[str, Sequence[str]],
     weights: Weights,
 ) -> Layout:
-    """The layout.
+    """Cut the model into chunks, and place them on stages.
 
     Args:
         settings: The configuration.
         schedule: The schedule.
-        names: Of the model's units.
-        partitions: The model's own, by name: the units that start modules 2 to k.
-        weights: What the partition balances.
+        names: Names of the model's units.
+        partitions: The model's own partitions: by name, the units that start modules 2 to k.
+        weights: The weights that the partition balances.
 
     Raises:
-        ConfigError: There are not so many units or modules, or a cut cannot be where it is asked.
+        ConfigError: There are too few units or modules, or a cut cannot be where it is asked for.
     """
     whole = range(len(names))
     asked = settings.stages_asked
@@ -158,7 +160,7 @@ def cut(
 def _fixed_modules(
     settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
 ) -> list[range] | None:
-    """The modules that `local.cuts` or `local.modules` fix."""
+    """Return the modules that `local.cuts` or `local.modules` fix; None if neither is given."""
     given, count = settings.local.get("cuts"), settings.local.get("modules")
     if given is not None:
         cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
@@ -180,7 +182,7 @@ def _fixed_modules(
 
 
 def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
-    """The units that start modules 2 to k in the model's partition of this name."""
+    """Return the units that start modules 2 to k in the model's partition of this name."""
     if name not in partitions:
         names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
         remedy = f"{names}; or give a list of names of units"
@@ -189,10 +191,11 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def placed(schedule: Schedule, stages: int) -> list[int]:
-    """The stage of each run of units, as the schedule says; under local learning one run each.
+    """Return the stage of each run of units; under local learning each stage has one run.
 
     Raises:
-        ConfigError: A stage has none, or the first run is not on stage 0, which loads the batches.
+        ConfigError: The schedule gives a stage no run, or puts the first run on another stage than
+            0, which loads the batches.
     """
     if schedule.local:
         return [*range(stages)]
@@ -208,7 +211,15 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
 def _manual(
     settings: Settings, names: Sequence[str], atoms: Sequence[range], stages: int
 ) -> list[range]:
-    """The runs of units that `partition.cuts` makes, one for each stage, or for each chunk."""
+    """Cut at `partition.cuts`.
+
+    Args:
+        settings: The configuration.
+        names: Names of the model's units.
+        atoms: The units of each atom; a cut must not be inside an atom.
+        stages: How many runs of units there must be: one for each stage, or for each chunk if the
+            schedule gives stages several.
+    """
     cuts = settings.partition.cuts
     assert cuts is not None
     what = "stages" if stages == settings.stages_asked else "runs of units"
@@ -235,7 +246,7 @@ def _manual(
 def _grouped(
     weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
 ) -> list[range]:
-    """Stages of units, or of fixed modules with their auxiliary networks."""
+    """Group units, or fixed modules with their auxiliary networks, into `stages` balanced runs."""
     costs = [sum(weights.units[index] for index in atom) for atom in atoms]
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
@@ -247,7 +258,7 @@ def _grouped(
 
 
 def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
-    """Stages that are modules: what an auxiliary network costs depends on where the cut is."""
+    """Cut stages that are modules too; the cost of an auxiliary network depends on the cuts."""
     count = len(weights.units)
     if weights.auxiliary is None:
         even = len(set(weights.units)) == 1
@@ -256,10 +267,10 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
     @cache
     def at_end(module: int, stop: int) -> float:
-        # It may depend on the other modules a little; those are taken as even.
+        # The cost may depend a little on the other modules, which are assumed to be even.
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
-            return float("inf")  # no partition has it there
+            return float("inf")  # no partition can end the module there
         early = _even(stop, module + 1)
         late = _even(units_left, modules_left) if modules_left else []
         return auxiliary([*early, *(range(stop + r.start, stop + r.stop) for r in late)], module)
@@ -272,7 +283,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """What `balance` makes of items that cost the same, for models too deep to search all cuts."""
+    """Cut items of equal cost as `balance` does, without its search, slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

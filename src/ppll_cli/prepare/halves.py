@@ -1,7 +1,7 @@
-"""Whether units may run their backward in two halves, as zero-bubble schedules have them do.
+"""Checks that units may run their backward in two halves, as zero-bubble schedules do.
 
-Both halves run the operations that use parameters. A unit whose own operation there frees what it
-saved, or counts its calls, or whose hooks change gradients, computes something else then.
+Both halves run the operations that use parameters. So a unit's gradients change if such an
+operation frees what it saved or counts its calls, or if hooks change gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 
 SAMPLES = 2
-"""Of the batch on which units are tried."""
+"""Number of samples of the batch on which units are tried."""
 
 
 def check_halves(
@@ -25,15 +25,15 @@ def check_halves(
     units: Sequence[Unit],
     before: Sequence[Mapping[str, ValueSpec]],
 ) -> None:
-    """Try each kind of unit on random numbers, on the CPU.
+    """Compare whole and split backwards of each kind of unit on random numbers, on the CPU.
 
     Args:
         schedule: Key and value by which the user chose the schedule, for the message.
         units: The model's units.
-        before: For each unit, what is there before it.
+        before: For each unit, shape and dtype of each tensor that exists before it.
 
     Raises:
-        ConfigError: The gradients of a unit's halves are not those of its whole backward.
+        ConfigError: A unit's split backward fails, or gives other gradients than its whole one.
     """
     tried = set()
     for unit, specs in zip(units, before, strict=True):
@@ -43,7 +43,7 @@ def check_halves(
         tried.add(recipe)
         inputs = [batch_like(specs[n], SAMPLES, torch.device("cpu")) for n in unit.reads]
         try:
-            same = _same(unit, inputs)
+            same = _same_gradients(unit, inputs)
         except RuntimeError as error:
             same, why = False, f"fails: {error}"
         else:
@@ -53,7 +53,7 @@ def check_halves(
             raise ConfigError(*schedule, problem, "use schedule=1f1b")
 
 
-def _same(unit: Unit, inputs: Sequence[Tensor]) -> bool:
+def _same_gradients(unit: Unit, inputs: Sequence[Tensor]) -> bool:
     whole, halves = (_gradients(unit, inputs, split) for split in (False, True))
     return all(
         a is b is None or (a is not None and b is not None and torch.equal(a, b))
@@ -62,7 +62,13 @@ def _same(unit: Unit, inputs: Sequence[Tensor]) -> bool:
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], split: bool) -> list[Tensor | None]:
-    """The gradients of a unit's inputs and parameters, each time with the same random numbers."""
+    """Return the gradients of a unit's inputs and parameters; all random numbers are fixed.
+
+    Args:
+        unit: The unit.
+        inputs: Its inputs.
+        split: Whether to run the backward in two halves.
+    """
     network = build_unit(unit, seed=0).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""From settings to a job: everything that can be checked before a worker starts is checked here."""
+"""Prepares a job from settings, and checks everything that can be checked without workers."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -43,15 +43,17 @@ class Prepared:
     """A job, and what was found while it was prepared.
 
     Attributes:
-        job: What the workers are given.
+        job: The job, which all workers are given.
         units: Names of the model's units.
-        unit_costs: Of each unit.
-        auxiliary_costs: Of each module's auxiliary network.
-        emulated: Whether several workers share a device.
-        notes: What the user should be told.
-        identity: What identifies the data; None where the data set does not say it.
-        weights: What is recorded of the weights that the run began with; None: the seed's.
-        classes: Names of the classes by their labels, where the data set says them.
+        unit_costs: Cost of each unit.
+        auxiliary_costs: Cost of each module's auxiliary network.
+        emulated: Whether several workers share a CUDA device.
+        notes: Notes for the user, a line each.
+        identity: The identity of the data; None if the data set gives none.
+        weights: The record of the file of weights with which the run began; None if all were drawn
+            from the seed.
+        classes: Names of the classes in the order of their labels; empty if the data set gives
+            none.
     """
 
     job: Job
@@ -71,12 +73,12 @@ class Prepared:
 
 
 def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
-    """Build the job.
+    """Prepare the job.
 
     Args:
         settings: The configuration.
-        run_dir: Where results go.
-        machines: Those that it runs on, if there are several.
+        run_dir: The run directory.
+        machines: The machines of the run, if there are several.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -136,7 +138,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
-    """What measures the units of a subject, for whole batches."""
+    """Make the profile that measures the subject's units on a device, for whole batches."""
     numerics = Numerics(settings.precision, settings.deterministic)
     return Profile(
         ends=subject.ends,
@@ -168,19 +170,19 @@ def assemble(
     run_dir: str,
     notes: list[str],
 ) -> tuple[Job, tuple[Cost, ...]]:
-    """Cut the model into stages, and say what each is to do.
+    """Cut the model into stages, and make the job.
 
     Args:
         settings: The configuration.
-        subject: What is trained.
-        schedule: How.
-        devices: One for each stage.
-        profile: Measures what partition=profile balances, and is not needed otherwise.
-        run_dir: Where results go.
-        notes: What the user should be told is added here.
+        subject: The model, data set and local method.
+        schedule: The schedule.
+        devices: The device of each worker.
+        profile: The measurements for partition=profile; not used for other partitions.
+        run_dir: The run directory.
+        notes: Notes for the user are added here.
 
     Returns:
-        The job, and what each module's auxiliary network costs.
+        The job, and the cost of each module's auxiliary network.
 
     Raises:
         ConfigError: The settings do not fit the subject.
@@ -256,29 +258,29 @@ def _reads_bank(end: ModuleEnd) -> bool:
 def _specs(
     routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[Mapping[str, ValueSpec], ...]:
-    """For each chunk, what the tensors that come into it are like.
+    """Return for each chunk the shape and dtype of each tensor that enters it.
 
     Args:
         routes: The chunks and their routes.
-        before: For each unit, what is there before it.
+        before: For each unit, shape and dtype of each tensor that exists before it.
     """
     chunks = zip(routes.layout.chunks, routes.into, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
 
 
 def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
-    """Samples of the largest micro-batch, and so of an evaluation batch."""
+    """Return the number of samples of the largest micro-batch."""
     return split_share(settings.batch_size, schedule.microbatches, settings.replicas, 0)[0]
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    """Whether the partition has anything to decide."""
+    """Return whether the partition has anything to decide."""
     several = settings.stages_asked > 1
     return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
-    """Whether what is trained depends on where the partition cuts."""
+    """Return whether the stages that the partition cuts are the modules as well."""
     fixed = settings.local.get("modules") is not None or settings.local.get("cuts") is not None
     return schedule.local and not fixed
 
@@ -314,9 +316,9 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
 
 
 def evaluated_together(settings: Settings, schedule: Schedule) -> int:
-    """How many evaluation batches go through the pipeline together, and to one replica.
+    """Return how many evaluation batches go through the pipeline of a replica together.
 
-    Where a batch passes a stage more than once, several keep the stages busy.
+    If a batch visits a stage more than once, it takes one batch per stage to keep all stages busy.
     """
     stages = 1 if schedule.one_stage else settings.stages_asked
     return stages if len(placed(schedule, stages)) > stages else 1
@@ -342,7 +344,7 @@ def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
         samples=samples,
         batch_size=settings.batch_size,
         drop_last=subject.drop_last,
-        # Memory is planned for training micro-batches, so evaluation takes no larger ones.
+        # Evaluation batches are no larger than micro-batches, for which memory is planned.
         evaluation_size=subject.evaluation.samples
         if subject.evaluation
         else largest_micro_batch(settings, schedule),

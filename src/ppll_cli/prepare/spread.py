@@ -1,4 +1,4 @@
-"""How workers are laid over several machines: in order, by the devices that each has."""
+"""Distributes workers over several machines, in order, by the devices that each machine has."""
 
 import platform
 import socket
@@ -13,13 +13,13 @@ from ppll_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine has.
+    """A machine of a run.
 
     Attributes:
-        host: Its name.
-        devices: CUDA devices.
-        cores: Usable ones.
-        versions: Of what must be the same everywhere.
+        host: Its host name.
+        devices: Number of CUDA devices.
+        cores: Number of usable CPU cores.
+        versions: Versions by name of the software that must be equal on all machines.
     """
 
     host: str
@@ -29,7 +29,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """What this machine has."""
+        """Describe this machine."""
         import torch
 
         versions = {"ppll-run": __version__, "torch": torch.__version__}
@@ -40,9 +40,12 @@ class Machine:
 def spread(
     settings: Settings, workers: int, machines: Sequence[Machine]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The device and the machine of each worker.
+    """Choose the device and the machine of each worker.
 
-    On CPU every machine has as many workers as the others, or one less.
+    On CPU the machines' numbers of workers differ by at most one.
+
+    Returns:
+        The device of each worker, and the number of its machine.
 
     Raises:
         ConfigError: There are too few devices, or so many machines that one would have no worker.
@@ -66,6 +69,6 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """CPU threads of each worker, the same everywhere: what the most crowded machine can give."""
+    """Return the CPU threads per worker: as many as the most crowded machine has for each."""
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -1,4 +1,4 @@
-"""What is trained, as far as the schedule does not matter: data set, model and local method."""
+"""The subject of a run, independent of its schedule: data set, model and local method."""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -33,18 +33,19 @@ DATA_SET = (
     "drop_last",
     "task",
 )
-"""What is asked of a data set."""
+"""The attributes that a data set must have."""
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
+"""The end of each module; for each unit, shape and dtype of each tensor that exists before it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluation batches that are not like training batches.
+    """Evaluation batches whose shapes differ from those of training batches.
 
     Attributes:
-        samples: How many samples one has at most.
-        ends: As for training batches.
+        samples: Largest number of samples of an evaluation batch.
+        ends: Finds what follows each module's last unit, for evaluation batches.
     """
 
     samples: int
@@ -53,18 +54,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained.
+    """The data set, model and local method of a run.
 
     Attributes:
-        samples: How many each split of the data set has.
-        drop_last: Whether a shorter last batch is left out.
-        model: Makes the units.
-        method: How modules are trained by local losses.
+        samples: Number of samples of each split of the data set.
+        drop_last: Whether a shorter last batch of an epoch is left out.
+        model: The model, which makes the units.
+        method: The local method.
         local: Configuration of the local method's class.
-        ends: The units, and what stands at the ends of modules.
-        identity: What identifies the data; None where the data set does not say it.
-        evaluation: The same for evaluation batches, where they are not like training batches.
-        classes: Names of the classes by their labels, where the data set says them.
+        ends: Finds what follows each module's last unit; it also has the units.
+        identity: The identity of the data; None if the data set gives none.
+        evaluation: Evaluation batches, if their shapes differ from those of training batches.
+        classes: Names of the classes in the order of their labels; empty if the data set gives
+            none.
     """
 
     samples: Mapping[str, int]
@@ -80,12 +82,12 @@ class Subject:
 
     @property
     def image(self) -> ImageSpec:
-        """What the model is built for."""
+        """The images that the model is built for."""
         return self.ends.site.image
 
     @property
     def task(self) -> Task:
-        """What is learnt."""
+        """The task that the model learns."""
         return self.ends.site.task
 
     @property
@@ -95,33 +97,33 @@ class Subject:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the units."""
+        """Names of the units."""
         return tuple(unit.name for unit in self.units)
 
     @property
     def costs(self) -> tuple[Cost, ...]:
-        """Of the units."""
+        """Cost of each unit."""
         return tuple(unit.cost for unit in self.ends.traced)
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The model's own, by name: the units that start modules 2 to k."""
+        """The model's own partitions: by name, the units that start modules 2 to k."""
         named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
         return named
 
     def at_ends(self, modules: tuple[range, ...]) -> Found:
-        """The end of each module, and for each unit what is there before it.
+        """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or exports or watches what it
-                may not.
+            ConfigError: The local method does not apply to the model, or exports or watches
+                something that it must not.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
         return self._found[modules]
 
     def watched(self, index: int) -> WatchedUnit:
-        """What a loss gets that watches a unit."""
+        """Return name and parameter shapes of a unit that a loss watches."""
         unit = self.units[index]
         with torch.device("meta"):
             parameters = dict(unit.build().named_parameters())
@@ -135,10 +137,10 @@ class LoadedData:
 
     Attributes:
         dataset: The data set.
-        splits: What it loaded.
-        image: What training images are like.
-        task: What is learnt from it.
-        form: What evaluation batches are like where they are not like training batches.
+        splits: The loaded splits by name.
+        image: Shape and normalisation of training images.
+        task: The task that is learnt from the data.
+        form: Shapes of evaluation batches, if they differ from those of training batches.
     """
 
     dataset: Dataset
@@ -149,7 +151,7 @@ class LoadedData:
 
     @property
     def identity(self) -> Identity | None:
-        """What identifies the data; None where the data set does not say it."""
+        """The identity of the data; None if the data set gives none."""
         identify = getattr(self.dataset, "identity", None)
         if not callable(identify):
             return None
@@ -159,18 +161,18 @@ class LoadedData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes by their labels; none where the data set does not say them."""
+        """Names of the classes in the order of their labels; empty if the data set gives none."""
         return tuple(map(str, getattr(self.dataset, "class_names", ())))
 
 
 def load_data(config: Mapping[str, Any]) -> LoadedData:
-    """Make a data set, have its files made ready, and load them.
+    """Make a data set, prepare its files, and load them.
 
     Args:
-        config: Configuration of its class.
+        config: Configuration of the data set's class.
 
     Raises:
-        ConfigError: The class is of no use, or the files are not what they should be.
+        ConfigError: The class is not one of a data set, or its files cannot be used.
     """
     key, path = as_typed("data", config.get("_target_"))
     dataset: Dataset = make("data", config)
@@ -187,15 +189,15 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
 def make_units(
     config: Mapping[str, Any], image: ImageSpec, task: Task
 ) -> tuple[Model, tuple[Unit, ...]]:
-    """A model, and its units for these images and this task.
+    """Make a model and its units.
 
     Args:
         config: Configuration of the model's class.
-        image: What training images are like.
-        task: What is learnt.
+        image: The images that the model is built for.
+        task: The task that the model learns.
 
     Raises:
-        ConfigError: The class is of no use, or does not fit the images or the task.
+        ConfigError: The class is not one of a model, or does not fit the images or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
     model: Model = make("model", config)
@@ -207,7 +209,7 @@ def make_units(
 
 
 def examine(settings: Settings) -> Subject:
-    """Load the data set, and follow one sample through the model.
+    """Load the data set, make the model and local method, and trace a sample through the model.
 
     Raises:
         ConfigError: The settings do not fit the data, the model or one another.
@@ -256,7 +258,7 @@ def examine(settings: Settings) -> Subject:
 def _traced(
     units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
-    """As `trace`; what is built alike for inputs that are alike is followed once."""
+    """Trace a sample through the units; units that are built alike for equal inputs only once."""
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
     traced = []
@@ -271,11 +273,11 @@ def _traced(
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """What is equal for units that are built alike for inputs that are alike.
+    """Return a value that is equal for units that are built alike for equal inputs.
 
     Args:
         unit: The unit.
-        specs: What the tensors that it may read are like.
+        specs: Shape and dtype of each tensor that the unit may read.
     """
     if not isinstance(unit.build, partial):
         return id(unit)
@@ -284,7 +286,11 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
 
 
 def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -> None:
-    """Check what a user's own model returns."""
+    """Check the units that a model returns: their names, and what they read and write.
+
+    Raises:
+        ConfigError: A unit is wrong.
+    """
     if not units or not all(isinstance(unit, Unit) for unit in units):
         raise ConfigError(*model, "its units() must return a list of at least one Unit")
     check_names([unit.name for unit in units])

@@ -1,4 +1,4 @@
-"""Which tensors of a file a model can begin with, and what is told of the others."""
+"""Finds the tensors of a file with which a model can begin, and reports the others."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from ppll_cli.models.torchvision_weights import COUNTER, our_name
 from ppll_cli.models.unit import Unit
 
 SHOWN = 3
-"""Names that a message lists; `summary.json` has all."""
+"""Largest number of names that a message lists; `summary.json` lists all."""
 
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """What was found in a file.
+    """The result of comparing a file of weights with a model.
 
     Attributes:
-        weights: What workers take.
-        sha256: Digest of the file.
-        missing: Tensors of the model that the file lacks.
-        unfit: Tensors of the model that have another shape there, with both shapes.
-        unused: Names in the file that the model has no tensor for.
+        weights: The tensors with which the model begins.
+        sha256: SHA-256 digest of the file.
+        missing: Names of the model's tensors that the file lacks.
+        unfit: A text for each tensor of the model that has another shape in the file.
+        unused: Names in the file for which the model has no tensor.
     """
 
     weights: Weights
@@ -37,7 +37,7 @@ class FoundWeights:
     unused: Sequence[str]
 
     def report(self) -> dict[str, Any]:
-        """The same as plain data, for the record of a run and its summary."""
+        """Return the result as plain data, for the record of a run and its summary."""
         return {
             "file": str(self.weights.file),
             "sha256": self.sha256,
@@ -48,7 +48,7 @@ class FoundWeights:
         }
 
     def told(self) -> str:
-        """The same for the user, in a line."""
+        """Return the result as one line for the user."""
         parts = [f"{len(self.weights.names)} tensors are taken"]
         for what, names in (
             ("missing", self.missing),
@@ -62,15 +62,15 @@ class FoundWeights:
 
 
 def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
-    """Compare a file with a model, under our names or torchvision's.
+    """Compare a file of weights with a model. Names may be ours or torchvision's.
 
     Args:
         given: The file, or a run directory.
         partial: Whether some tensors may be missing, of another shape, or not used.
-        units: The model's.
+        units: The model's units.
 
     Raises:
-        ConfigError: There is no such file, it cannot be read, or it does not fit.
+        ConfigError: There is no such file, it cannot be read, or it does not fit the model.
     """
     file = weights_file(given)
     try:
@@ -78,7 +78,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
             there = saved.shapes()
         with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    except Exception as error:  # of safetensors, torch, or the file system
+    except Exception as error:  # safetensors, torch and the file system raise several kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "give a file of safetensors, or a state_dict that torch.save wrote"
         raise ConfigError("weights", given, f"cannot be read: {reason}", remedy) from None

@@ -1,1 +1,1 @@
-"""Channels: how named tensors travel between stages."""
+"""Channels, which carry named tensors between stages, and groups of replicas."""

@@ -1,11 +1,11 @@
-"""Gradients averaged over the replicas of a stage.
+"""Averages gradients over the replicas of a stage.
 
-A chunk's gradients are copied into flat buckets. While the backward that completes them goes on,
-each bucket that is complete is summed over the replicas by an all-reduce. Each replica weights its
-loss by its share of the batch, so the sum of the gradients is the gradient of the whole batch, as
+A chunk's gradients are copied into flat all-reduce buckets. Each bucket is summed over the replicas
+as soon as its gradients are complete, while the backward goes on. Each replica weights its loss by
+its share of the batch, so the sum of the replicas' gradients is the gradient of the whole batch, as
 with micro-batches.
 
-On CUDA nothing here waits for the device, with one exception that `Average.finish` names.
+On CUDA the host waits for the device in one case only, which `Average.finish` describes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,20 +19,22 @@ from torch.distributed import Work
 from ppll_cli.transport.replicas import Replicas
 
 BUCKET_BYTES = 2**20
-"""On the CPU a bucket is full when its gradients have so many bytes."""
+"""Size in bytes at which a bucket of gradients on the CPU is full."""
 
 CUDA_BUCKET_BYTES = 25 * 2**20
-"""The same on CUDA, where to launch an all-reduce costs more than to carry 1 MiB. It is what
-torch's DistributedDataParallel takes."""
+"""Size in bytes at which a bucket on CUDA is full, the default of torch's DistributedDataParallel.
+
+Launching an all-reduce costs more there than carrying 1 MiB."""
 
 
 class _Bucket:
-    """Parameters of one type, and their gradients on their way.
+    """An all-reduce bucket: parameters of one dtype, and the flat tensor that sums their gradients.
 
-    Behind the gradients stand notes, numbers that are added up with them: for each parameter how
-    many replicas have a gradient of it, and how many replicas saw a loss that is no finite number.
+    After the gradients, the flat tensor has counts that are summed with them: for each parameter
+    the number of replicas that have a gradient of it, and last the number of replicas that saw a
+    loss that is not finite.
 
-    Gradients lie in the bucket in the memory format of their parameters, so that `_foreach_copy_`
+    Each gradient lies in the bucket with the strides of its parameter, so that `_foreach_copy_`
     can copy all of them at once.
     """
 
@@ -41,13 +43,18 @@ class _Bucket:
         self.missing = 0
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
-        # A parameter that does not fill its memory, as an expanded one, lies here as a copy would.
+        # The strides of a copy: a parameter may have gaps or overlaps, as an expanded one has.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
-        self._parts: list[Tensor] = []  # where each parameter's gradient lies in the bucket
+        self._parts: list[Tensor] = []  # for each parameter, its view of the flat tensor
         self._notes: Tensor | None = None
 
     def begin(self, replicas: Replicas, nonfinite: bool) -> None:
-        """Send the gradients as they are now."""
+        """Start the all-reduce of the current gradients.
+
+        Args:
+            replicas: The replicas of the stage.
+            nonfinite: Whether this replica saw a loss that is not finite.
+        """
         parameters, like = self.parameters, self.parameters[0]
         values = sum(self._sizes)
         flat = torch.empty(values + len(parameters) + 1, dtype=like.dtype, device=like.device)
@@ -56,7 +63,7 @@ class _Bucket:
             flat.as_strided(parameter.shape, strides, start)
             for parameter, strides, start in zip(parameters, self._strides, starts, strict=True)
         ]
-        # To make a tensor of numbers waits for a CUDA device; to fill one does not.
+        # Filling a CUDA tensor does not wait for the device; making one from numbers does.
         self._notes = notes = flat[values:]
         notes[:-1].fill_(1.0)
         notes[-1:].fill_(float(nonfinite))
@@ -69,11 +76,11 @@ class _Bucket:
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
-        """Wait until the sums over all replicas are here; on CUDA the current stream waits.
+        """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
 
         Returns:
-            How many replicas have a gradient of each parameter, and saw a loss that is no finite
-            number.
+            The counts: for each parameter how many replicas have a gradient of it, and last how
+            many saw a loss that is not finite. A vector of the gradients' dtype.
         """
         assert self._work is not None
         assert self._notes is not None
@@ -82,11 +89,11 @@ class _Bucket:
         return self._notes
 
     def finish(self, counts: Sequence[float] | None) -> None:
-        """Make the sums the parameters' gradients.
+        """Copy the sums into the parameters' gradients.
 
         Args:
-            counts: How many replicas have a gradient of each parameter; None where this one has all
-                of them. What no replica has used stays without a gradient.
+            counts: For each parameter, how many replicas have a gradient of it. If none has, the
+                parameter stays without one. None if this replica has all gradients.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):
@@ -97,24 +104,23 @@ class _Bucket:
 
     @property
     def lacks(self) -> bool:
-        """Whether this replica has no gradient of some parameter."""
+        """Whether any parameter has no gradient in this replica."""
         return any(parameter.grad is None for parameter in self.parameters)
 
 
 class Average:
-    """The average of some parameters' gradients, batch after batch.
+    """Averages the gradients of some parameters over the replicas, batch after batch.
 
-    Buckets begin in the same order in all replicas, whatever order gradients come in: a replica may
-    have none of a parameter. No bucket has parameters of two units: gloo's sum of three replicas or
-    more depends on what a bucket holds, and schedules put other units on a stage.
+    All replicas start their buckets in the same fixed order, because a replica may lack some
+    gradients. No bucket holds parameters of two units: gloo's sum over three or more replicas
+    depends on what a bucket holds, and the units of a stage depend on the schedule.
 
     Args:
-        replicas: The replicas of the stage. Parameters and their order are the same in each.
-        units: The parameters of each unit, or auxiliary network; those that the backward reaches
-            last come first.
-        nonfinite: Whether this replica saw a loss that is no finite number.
-        early: Buckets begin during the backward; else at its end, where they cannot get between
-            what the backward itself does with the other replicas.
+        replicas: The replicas of the stage. Each has the same parameters in the same order.
+        units: The parameters of each unit or auxiliary network, in the order of the forward.
+        nonfinite: Returns whether this replica saw a loss that is not finite.
+        early: Whether buckets start during the backward. Otherwise they start at its end, so that
+            they do not mix with collective operations of the backward itself.
     """
 
     def __init__(
@@ -136,34 +142,34 @@ class Average:
             self._buckets += [_Bucket(each) for each in _filled(new[::-1])]
         self._begun = len(self._buckets)
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
-        # The gradient of a parameter of two networks comes in two parts; which is the last one is
-        # not known.
+        # A parameter that several units share gets several gradients, and nothing tells which one
+        # is the last.
         if early and not shared:
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
-                    hook = partial(self._come, bucket)
+                    hook = partial(self._count_gradient, bucket)
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
-        """The next backward completes the gradients."""
+        """Prepare for the next backward, which completes the gradients."""
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._begun = 0
 
     def complete(self) -> None:
-        """The backward has ended: what has not begun begins now. Nothing happens before `start`."""
+        """Start all remaining buckets after the backward; none if `start` was not called."""
         while self._begun < len(self._buckets):
             self._begin_next()
 
     def finish(self) -> bool:
-        """Have the average in the parameters' gradients.
+        """Wait for all sums, and put them into the parameters' gradients.
 
-        Where this replica lacks a gradient, it has to know whether another one has it. It reads
-        that from the device, once for all buckets.
+        If this replica lacks a gradient, the host has to know whether another replica has it. It
+        then reads the counts from the device, once for all buckets, and waits for it.
 
         Returns:
-            Whether any replica saw a loss that is no finite number; on other devices than the CPU
-            False, as to look is to wait for them.
+            Whether any replica saw a loss that is not finite. On other devices than the CPU always
+            False, because reading the count would wait for the device.
         """
         notes = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]
@@ -173,8 +179,8 @@ class Average:
             bucket.finish([next(found) for _ in bucket.parameters] if lacks else None)
         return self._on_cpu and any(bool(each[-1] > 0) for each in notes)
 
-    def _come(self, bucket: _Bucket, _: Tensor) -> None:
-        """A gradient of a bucket is there."""
+    def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
+        """Count a gradient that is complete, and start the buckets whose turn it is."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()
@@ -185,7 +191,7 @@ class Average:
 
 
 def _filled(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Buckets of some parameters, in their order, each of one type."""
+    """Fill buckets with parameters in order, each bucket with one dtype."""
     ordered = sorted(parameters, key=lambda parameter: str(parameter.dtype))
     for _, group in groupby(ordered, key=lambda parameter: parameter.dtype):
         bucket: list[nn.Parameter] = []
@@ -205,6 +211,6 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy each source into its target; on CUDA few kernels copy all of them."""
+    """Copy each source into its target; on CUDA a few kernels copy all of them."""
     if into := list(targets):
         torch._foreach_copy_(into, list(sources))

@@ -1,15 +1,15 @@
-"""What a channel is.
+"""The interface of channels and transports.
 
-A channel has one producer and one consumer, is first in first out, and has a fixed number of slots:
-a sender waits until one is free, and a received message keeps its slot until it is released. Each
-message is a small header, plain data that the channel does not look into, and named tensors, which
-arrive with the shapes, dtypes and strides that they were sent with.
+A channel has one sender and one receiver, is first in, first out, and has a fixed number of slots.
+A sender waits until a slot is free; a received message keeps its slot until the receiver releases
+it. Each message has a small header, plain data that the channel does not read, and named tensors,
+which arrive with the shapes, dtypes and strides with which they were sent.
 
-Waiting is apart from the rest and bounded, so that a worker can tell how long it waited and look up
-in between.
+Waiting is a separate method with a time limit. So a worker can measure how long it waits, and do
+other things in between.
 
-The ends are made in the parent and go to the workers as these start. What belongs to a device is
-made there, by `open`.
+The parent makes both ends and passes them to the workers as they start. `open` then makes in the
+worker whatever belongs to its process or device.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,118 +21,139 @@ from torch import Tensor
 from ppll_cli.leaves.values import ValueSpec
 
 Header = object
+"""The header of a message: plain data that the channel does not read."""
+
 WireDtype = Literal["bf16"]
+"""The dtype to which float32 tensors can be converted while they cross a network."""
 
 ALIGNMENT = 512
-"""Bytes to whose multiples the tensors of a message are aligned, as torch aligns its own (on CPU 64
-would do): kernels may take another path, with other bits, for memory that is not."""
+"""Alignment of a message's tensors in bytes, that of torch's own allocator on CUDA.
+
+For memory that is less aligned, kernels may take another path and compute other bits. On CPU 64
+would be enough."""
 
 
 def aligned(size: int) -> int:
-    """The next multiple of the alignment."""
+    """Round a size in bytes up to a multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
-    """How many bytes of a slot such tensors take; any message has room for a number (a norm)."""
+    """Return the bytes of a slot that tensors take, at least `ALIGNMENT`.
+
+    Args:
+        specs: Shape (without the batch dimension) and dtype of each tensor.
+        samples: Size of the batch dimension.
+    """
     sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
     return max(ALIGNMENT, sum(sizes))
 
 
 class Sender(Protocol):
-    """The producer's end.
+    """The sending end of a channel.
 
     Attributes:
-        bytes_sent: Size of all tensors sent so far.
+        bytes_sent: Size of all tensors sent so far, in bytes.
     """
 
     bytes_sent: int
 
     def open(self) -> None:
-        """Make what is needed in this process; once, in its main thread, before all else."""
+        """Set up the end in this process. The main thread calls this once, before all else."""
         ...
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
 
-        No slot is free until the receiver has opened its end.
+        There may be none until the receiver has opened its end.
         """
         ...
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message; only after `wait` returned True.
+        """Send a message; call this only after `wait` returned True.
 
-        The tensors may be changed and freed afterwards; on CUDA by what is queued afterwards.
+        The caller may change and free the tensors afterwards. On CUDA, work that is queued
+        afterwards may change them.
         """
         ...
 
 
 class Receiver(Protocol):
-    """The consumer's end."""
+    """The receiving end of a channel."""
 
     def open(self) -> None:
-        """Make what is needed in this process; once, in its main thread, before all else."""
+        """Set up the end in this process. The main thread calls this once, before all else."""
         ...
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a message, and return whether there is one."""
+        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
         ...
 
     def peek(self) -> Header:
-        """The header of the next message, which stays; only after `wait` returned True."""
+        """Return the header of the next message without receiving the message.
+
+        Call this only after `wait` returned True.
+        """
         ...
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """The next message; only after `wait` returned True. On CUDA the current stream waits."""
+        """Receive the next message; call this only after `wait` returned True.
+
+        On CUDA the current stream waits until the tensors are complete, not the host.
+
+        Returns:
+            The header, and the tensors by name. They are valid until the slot is released.
+        """
         ...
 
     def release(self) -> None:
-        """Give the slot of the oldest message that was received and not released back.
+        """Give back the slot of the oldest received message that still holds one.
 
-        On CUDA what is queued on the current stream may still read it.
+        On CUDA, work that is already queued on the current stream may still read the slot.
         """
         ...
 
 
 class Transport(Protocol):
-    """Makes channels, in the parent process; their ends are handed to workers as they start.
+    """Makes channels in the parent process, whose ends are then passed to the workers.
 
     Attributes:
-        depth: How many slots each channel has beyond those that a schedule holds.
-        wire_dtype: What numbers of float32 become where they cross a network; None: nothing else.
+        depth: Slots of each channel beyond those that the schedule needs.
+        wire_dtype: The dtype to which float32 tensors are converted while they cross a network;
+            None for no conversion.
     """
 
     depth: int
     wire_dtype: WireDtype | None
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Why it cannot work here; None if it can.
+        """Return why the transport cannot work on this machine; None if it can.
 
         Args:
             size: Bytes of all slots of all channels.
-            devices: Of all stages.
+            devices: The device of each worker.
         """
         ...
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """How many file descriptors an end of a channel takes at most.
+        """Return the largest number of file descriptors that an end of a channel takes.
 
         Args:
-            slots: Of the channel.
-            tensors: How many a message has at most.
+            slots: Number of slots of the channel.
+            tensors: Largest number of tensors of a message.
         """
         ...
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[Sender, Receiver]:
-        """The two ends of a new channel.
+        """Make the two ends of a new channel.
 
         Args:
-            slots: How many messages it holds.
-            size: Bytes of a message at most; each tensor counts with its size rounded up to the
-                alignment.
-            source: The producer's device.
-            target: The consumer's device.
+            slots: Number of slots.
+            size: Largest size of a message in bytes, where the size of each tensor is rounded up
+                to `ALIGNMENT`.
+            source: The sender's device.
+            target: The receiver's device.
         """
         ...

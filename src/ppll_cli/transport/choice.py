@@ -1,4 +1,4 @@
-"""Which transport a run uses."""
+"""Chooses the transport that a run uses."""
 
 import logging
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """Return the transport that was asked for, or queues where it cannot be used here.
+    """Return the transport that was asked for, or queues if it cannot be used on this machine.
 
-    The reason why it cannot be used is logged.
+    The reason why it cannot be used is logged as a warning.
 
     Args:
-        name: The option that was asked for.
-        transport: The transport that it names.
+        name: The name of the transport, as given by the user.
+        transport: The transport of this name.
         size: Bytes of all slots of all channels.
-        devices: The devices of all stages.
+        devices: The device of each worker.
 
     Raises:
-        ConfigError: Queues cannot be used here either.
+        ConfigError: Queues cannot be used either.
     """
     obstacle = transport.obstacle(size, devices)
     if obstacle is None:
@@ -33,7 +33,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     if other is None:
         log.warning("transport=%s: %s; queue is used", name, obstacle)
         return queues
-    if "cpu" in devices:  # both need shared memory
+    if "cpu" in devices:  # both transports need shared memory then
         raise ConfigError("transport", name, other, more_room(size))
     if other == obstacle:
         raise ConfigError("transport", name, other, "use transport=ring, or unset the variable")

@@ -1,4 +1,4 @@
-"""File descriptors: whether a run's processes may have as many as they need. Imports no torch."""
+"""Checks that a run's processes may open as many file descriptors as needed. Imports no torch."""
 
 import resource
 from collections.abc import Iterable
@@ -10,31 +10,33 @@ from typing import Protocol
 from ppll_cli.errors import ConfigError
 
 OWN = 128
-"""What a process opens besides: files, libraries, and, for each device it sees, CUDA's driver."""
+"""File descriptors that a process opens for anything else: files, libraries, CUDA's driver."""
 
 PER_WORKER = 3
-"""In the parent: how a worker's end is noticed, how its parent's is, and its reports."""
+"""File descriptors that the parent opens for each worker: two that tell when either of the two
+processes has ended, and the connection for reports."""
 
 PER_CHANNEL = 5
-"""In the parent, which keeps them for as long as the workers live: two pipes, and the memory."""
+"""File descriptors that the parent opens for each channel and keeps while the workers live: the
+four ends of two pipes, and the shared memory."""
 
 
 class Counts(Protocol):
-    """What is asked of a transport here."""
+    """The part of a transport that `check_descriptors` needs."""
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """How many file descriptors an end of a channel takes at most."""
+        """Return the largest number of file descriptors that an end of a channel takes."""
         ...
 
 
 def raise_limit() -> float:
-    """Raise this process's limit as far as it may; its children inherit it.
+    """Raise this process's limit of file descriptors as far as allowed; its children inherit it.
 
     Returns:
-        How many file descriptors it may have.
+        The limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS may allow less than it says
+    with suppress(ValueError, OSError):  # macOS may refuse the hard limit that it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return inf if soft == resource.RLIM_INFINITY else soft
@@ -47,17 +49,18 @@ def check_descriptors(
     channels: Iterable[tuple[int, int, int]],
     tensors: int,
 ) -> None:
-    """Check that the parent and each worker may have as many file descriptors as they need.
+    """Check that the parent and each worker may open as many file descriptors as they need.
 
     Args:
-        name: The transport's.
-        transport: What makes the channels.
-        workers: How many there are.
-        channels: Of each channel the stage that sends, the stage that receives, and the slots.
-        tensors: How many a message has at most.
+        name: Name of the transport.
+        transport: The transport that makes the channels.
+        workers: Number of workers.
+        channels: For each channel, the index of the sending and of the receiving worker, and the
+            number of slots.
+        tensors: Largest number of tensors of a message.
 
     Raises:
-        ConfigError: They may not.
+        ConfigError: The limit of this process is too low.
     """
     limit = raise_limit()
     channels = list(channels)
@@ -81,7 +84,7 @@ def check_descriptors(
 
 
 def _open_now() -> int:
-    """How many this process has."""
+    """Return the number of file descriptors that this process has open; 0 if unknown."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with suppress(OSError):
             return len(list(Path(folder).iterdir()))

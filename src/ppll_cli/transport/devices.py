@@ -1,4 +1,4 @@
-"""What CUDA devices and processes can share. What is read of the environment is read here."""
+"""Tells whether CUDA memory can be shared between processes, and reached from another device."""
 
 import os
 import re
@@ -6,18 +6,19 @@ import re
 from ppll_cli.leaves import cuda
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""Settings of torch's allocator for CUDA memory: the name, and the one that it had before."""
+"""Environment variables with the settings of torch's CUDA allocator: the new name and the old."""
 
 NO_CACHE_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
-"""Turns that allocator off, whatever its value is. torch shares no memory from elsewhere."""
+"""Environment variable that turns torch's CUDA allocator off, whatever its value. torch can share
+only memory of this allocator."""
 
-# Memory of the first kind torch shares by way of `pidfd_getfd`, which containers forbid (pytorch
-# issue 165685); of the second it does not share any ("does not yet support shareIpcHandle").
+# torch shares expandable segments by `pidfd_getfd`, which containers forbid (pytorch issue 165685).
+# It does not share memory of cudaMallocAsync at all ("does not yet support shareIpcHandle").
 _UNSHARED = re.compile(r"expandable_segments\s*:\s*True|backend\s*:\s*cudaMallocAsync")
 
 
 def cannot_share() -> str | None:
-    """Why CUDA memory cannot be given to another process; None if it can."""
+    """Return why CUDA memory cannot be shared with another process; None if it can."""
     if NO_CACHE_VARIABLE in os.environ:
         return f"{NO_CACHE_VARIABLE} is set, and such CUDA memory cannot be shared"
     for variable in ALLOCATOR_VARIABLES:
@@ -28,7 +29,7 @@ def cannot_share() -> str | None:
 
 
 def cannot_reach(source: str, target: str) -> str | None:
-    """Why one CUDA device cannot write into another's memory; None if it can."""
+    """Return why the CUDA device `source` cannot access the memory of `target`; None if it can."""
     if source == target or cuda.can_access_peer(source, target):
         return None
     one, other = sorted((source, target))

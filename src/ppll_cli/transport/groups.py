@@ -1,7 +1,7 @@
-"""Process groups of torch.distributed: how a run's workers find one another and connect.
+"""Process groups of torch.distributed, by which workers find one another and connect.
 
-Every group is made by all workers in the same order and connected before training, because groups
-that are made on first use hang where two of them are made in another order.
+All workers create all groups in the same order, and connect them before training. If groups were
+connected at their first use, workers that use two groups in different orders could hang.
 """
 
 import os
@@ -17,33 +17,37 @@ import torch.distributed as dist
 from torch import Tensor
 
 ProcessGroup = Any
-"""torch's, of which its stubs know too little."""
+"""torch's process group, for which torch's type stubs are incomplete."""
 
 FOR_EVER = timedelta(days=365)
-"""Whoever waits for a worker that is gone is stopped by its launcher; nothing here judges."""
+"""Timeout of operations, in effect none: the launcher stops workers that wait for a dead one."""
 
 JUDGES = (
     "TORCH_NCCL_ASYNC_ERROR_HANDLING",
     "TORCH_NCCL_ENABLE_MONITORING",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS",
 )
-"""What would have NCCL's own watch end a process: before its last word, or its launcher's, or where
-all machines were suspended."""
+"""Environment variables that turn NCCL's watchdog off when they are 0.
+
+The watchdog could end a process before it or its launcher has reported the failure, or after all
+machines were suspended for a while."""
 
 CONNECTING = timedelta(minutes=5)
+"""Time limit for connecting to the store."""
 
 ASKED = 10
-"""How often a worker asks for the time."""
+"""How many times a worker asks worker 0 for its time."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the workers.
+    """A process group before it is created.
 
     Attributes:
-        ranks: Their numbers.
-        backend: What carries the data: gloo, or NCCL, which needs a CUDA device for each.
-        directed: There are two, and the first one sends to the second; else all do the same.
+        ranks: Ranks of its workers.
+        backend: "gloo", or "nccl", which needs a CUDA device of its own for each worker.
+        directed: Whether the group has two workers, of which the first sends to the second.
+            Otherwise all its workers take part in collective operations.
     """
 
     ranks: tuple[int, ...]
@@ -52,20 +56,20 @@ class Group:
 
 
 class Groups:
-    """The groups of a run, as one of its workers sees them.
+    """The process groups of a run, in one of its workers.
 
     Args:
-        store: Where the workers find one another: `file://PATH` of a file that is not there yet, in
-            a folder that all of them see, or `tcp://HOST:PORT/PREFIX` of a store that is there.
-        rank: This worker's number.
-        workers: How many there are.
-        groups: By name, in an order that is the same for all of them.
-        interface: The network interface through which gloo and NCCL connect; empty: what they
-            find themselves.
-        apart: Whether they are on several machines, whose clocks differ.
+        store: Where the workers find one another: `file://PATH` of a file that does not exist yet,
+            in a folder that all workers see, or `tcp://HOST:PORT/PREFIX` of a store that is
+            running.
+        rank: Rank of this worker.
+        workers: Number of workers.
+        groups: All groups by name, in the same order in all workers.
+        interface: Network interface by which gloo and NCCL connect; if empty, they choose one.
+        apart: Whether the workers are on several machines, whose clocks differ.
 
     Attributes:
-        ahead_s: How much further this worker's clock is than worker 0's, once it is open.
+        ahead_s: Seconds by which this worker's clock is ahead of worker 0's; 0 until `open`.
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class Groups:
         self._made: dict[str, ProcessGroup] = {}
 
     def open(self, device: torch.device) -> None:
-        """Meet the others and connect to those with whom this worker is in a group."""
+        """Find the other workers, create all groups and connect those of this worker.
+
+        Args:
+            device: The device of this worker.
+        """
         if self._interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", self._interface)
@@ -105,7 +113,7 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Use a group as it is going to be used; NCCL connects for each kind of use apart."""
+        """Connect a group by one operation of its kind; NCCL connects for each kind separately."""
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)
@@ -115,9 +123,10 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Ask worker 0 for the time, and take the answer that came soonest.
+        """Ask worker 0 for its time, and use the answer with the shortest round trip.
 
-        It was given somewhere between question and answer: half of that is how wrong it can be.
+        Worker 0 read its clock at some moment of the round trip, so the offset is wrong by at most
+        half of the round trip.
         """
         clock_s = torch.zeros(1, dtype=torch.float64)
         if self.rank == 0:
@@ -137,19 +146,19 @@ class Groups:
                 self.ahead_s = (asked_s + answered_s) / 2 - float(clock_s)
 
     def of(self, name: str) -> ProcessGroup:
-        """A group that this worker is in, once it is open."""
+        """Return one of this worker's groups; only after `open`."""
         return self._made[name]
 
     def carrier(self, name: str, device: torch.device) -> torch.device:
-        """Where a group takes tensors from: the worker's device, or the host's memory."""
+        """Return the device whose tensors a group carries: the worker's with NCCL, else the CPU."""
         return device if self.groups[name].backend == "nccl" else torch.device("cpu")
 
     def ranks(self, name: str) -> Sequence[int]:
-        """Who is in a group."""
+        """Return the ranks of a group's workers."""
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Leave NCCL's groups, of which torch complains otherwise; threads still use others."""
+        """Destroy NCCL's groups, because torch warns otherwise. Threads still use gloo's groups."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)
@@ -167,7 +176,11 @@ class Groups:
 
 
 def backend(places: Sequence[tuple[int, str]]) -> str:
-    """What carries data between workers on these machines and devices."""
+    """Choose the backend for a group: NCCL if each worker has a CUDA device of its own, else gloo.
+
+    Args:
+        places: Machine and device of each worker.
+    """
     own = len(set(places)) == len(places)
     on_cuda = all(device.startswith("cuda") for _, device in places)
     return "nccl" if own and on_cuda and dist.is_nccl_available() else "gloo"

@@ -1,4 +1,4 @@
-"""Where the slots of a ring are."""
+"""The memory in which the slots of a ring lie."""
 
 import pickle
 import shutil
@@ -14,43 +14,48 @@ import torch.multiprocessing  # lets ForkingPickler share tensors
 from torch import Tensor
 
 SHARED_MEMORY = Path("/dev/shm")
+"""The folder in which Linux keeps shared memory."""
 
 USED_AT_MOST = 0.9
-"""Of what is free there: the system and other programs need some as well."""
+"""Fraction of the free shared memory that a run may use; other programs need some as well."""
 
 _PORTABLE = 1
-"""cudaHostRegisterPortable: pinned for every device that the process uses."""
+"""cudaHostRegisterPortable: pin the memory for every device that the process uses."""
 
 
 class Memory(Protocol):
-    """The memory of a ring, seen from one end.
+    """The memory of a ring at one of its ends.
 
     Attributes:
-        tensor: uint8 [bytes]; None where it is not there yet.
+        tensor: The memory, uint8 [bytes]; None until this end has it.
     """
 
     tensor: Tensor | None
 
     def open(self) -> None:
-        """Open it at the producer's end."""
+        """Open the memory at the sender's end."""
         ...
 
     def offer(self) -> bytes:
-        """Open it at the consumer's end, and say what the producer needs for that, if it does."""
+        """Open the memory at the receiver's end.
+
+        Returns:
+            What the sender needs to open it; empty if it needs nothing.
+        """
         ...
 
     def accept(self, offer: bytes) -> None:
-        """Share what the consumer has offered."""
+        """Open the memory that the receiver has offered, at the sender's end."""
         ...
 
 
 class HostMemory:
-    """Memory that both processes have from their start.
+    """Host memory that both processes share from their start.
 
     Args:
-        tensor: Shared memory.
-        pinned: Whether CUDA devices copy from and to it, which they only do beside other work where
-            its pages cannot be moved.
+        tensor: The memory, uint8 [bytes].
+        pinned: Whether to pin it for CUDA devices, which copy asynchronously only from and to
+            pinned memory.
     """
 
     def __init__(self, tensor: Tensor, pinned: bool) -> None:
@@ -58,29 +63,31 @@ class HostMemory:
         self._pinned = pinned
 
     def open(self) -> None:
-        """Pin it in this process, until this object is gone."""
+        """Pin the memory in this process, if wanted, until this object is deleted."""
         if self._pinned:
             assert self.tensor is not None
             if _pin(self.tensor):
-                # At the end of a process CUDA does it by itself.
+                # At the end of a process CUDA unpins the memory by itself.
                 weakref.finalize(self, _unpin, self.tensor).atexit = False
 
     def offer(self) -> bytes:
-        """Pin it in this process; there is nothing to say."""
+        """Pin the memory in this process, if wanted; the sender needs nothing."""
         self.open()
         return b""
 
     def accept(self, offer: bytes) -> None:
-        """Nothing is offered."""
+        """Fail, because `offer` returns nothing that the sender needs."""
         raise AssertionError(offer)
 
 
 class DeviceMemory:
-    """Memory that a process makes on its device; the consumer's may give it to the producer's.
+    """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
+
+    A process can also allocate it for itself only, by `make`.
 
     Args:
-        size: In bytes.
-        device: Where.
+        size: Size in bytes.
+        device: The device of the memory.
     """
 
     def __init__(self, size: int, device: str) -> None:
@@ -88,30 +95,30 @@ class DeviceMemory:
         self._size, self._device = size, torch.device(device)
 
     def open(self) -> None:
-        """The producer's end waits for the offer."""
+        """Do nothing: the sender gets the memory by `accept`."""
 
     def make(self) -> None:
-        """Make it, for other streams and processes to use."""
+        """Allocate the memory, so that other streams and processes may use it at once."""
         self.tensor = torch.empty(self._size, dtype=torch.uint8, device=self._device)
         if self._device.type == "cuda":
-            # It may have belonged to a tensor that what is queued here still uses, of which nobody
-            # else knows.
+            # Work that is still queued here may use the memory for a tensor that had it before;
+            # other streams and processes do not wait for that work.
             torch.cuda.synchronize(self._device)
 
     def offer(self) -> bytes:
-        """Make it, and a handle for the other process."""
+        """Allocate the memory, and return a handle for the sender's process."""
         self.make()
         return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:
-        """Open the handle."""
-        # What a worker of the same run has written, as with multiprocessing's own messages.
+        """Open the memory by the receiver's handle."""
+        # Unpickling is safe here: a worker of the same run wrote the bytes.
         self.tensor = pickle.loads(offer)
 
 
 def _pin(tensor: Tensor) -> bool:
-    """Pin host memory and return True, or False where it is pinned already."""
-    if tensor.is_pinned():  # by the other end, in the same process
+    """Pin host memory. Return False if it is pinned already, else True."""
+    if tensor.is_pinned():  # by the other end, if that is in the same process
         return False
     size = tensor.nbytes
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -124,21 +131,21 @@ def _pin(tensor: Tensor) -> bool:
 def _unpin(tensor: Tensor) -> None:
     """Undo `_pin` before the memory is unmapped.
 
-    CUDA would take other memory that is mapped at the same address later for pinned, and go on
-    copying to and from the old pages.
+    Otherwise, if other memory were mapped at the same address later, CUDA would regard it as pinned
+    and copy from and to the old pages.
     """
     torch.cuda.synchronize()  # copies may still be queued
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
 
 
 def no_room(size: int) -> str | None:
-    """Why shared memory has no room for so many bytes; None if it has.
+    """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    Memory that is missing is only noticed when it is touched, and the process is killed then.
+    Without this check, a process that uses shared memory beyond its limit is killed.
     """
     try:
         there = shutil.disk_usage(SHARED_MEMORY)
-    except OSError:  # another system keeps it elsewhere
+    except OSError:  # other systems have no such folder
         return None
     if size <= USED_AT_MOST * there.free:
         return None
@@ -146,7 +153,7 @@ def no_room(size: int) -> str | None:
 
 
 def more_room(size: int) -> str:
-    """What helps where shared memory has no room for so many bytes."""
+    """Return a remedy for the user if shared memory has no room for `size` bytes."""
     there = shutil.disk_usage(SHARED_MEMORY)
     total = ceil((there.total - there.free + size / USED_AT_MOST) / 2**20)
     return (
@@ -156,11 +163,11 @@ def more_room(size: int) -> str:
 
 
 def remove_left(process_id: int) -> None:
-    """Remove what a worker that has ended left of shared memory.
+    """Remove the files in shared memory that a worker left when it ended.
 
-    torch counts who uses CUDA memory that is shared in a file, which it removes at the end of a
-    program that cleans up after itself; workers are ended without that.
+    torch counts the users of shared CUDA memory in a file, which it removes when a process exits in
+    the usual way. Workers that are killed do not remove it.
     """
     for path in SHARED_MEMORY.glob(f"torch_{process_id}_*"):
-        with suppress(OSError):  # somebody else's, who shares the folder but not the numbers
+        with suppress(OSError):  # a container that shares the folder may have the same process ID
             path.unlink()

@@ -1,18 +1,18 @@
-"""Channels between machines: slots that are filled over torch.distributed's point-to-point.
+"""Channels between machines, whose messages torch.distributed sends point to point.
 
-Each channel has process groups of its own, so that nothing waits behind what it does not depend on.
-The sender copies a message into a slot of its own and a thread sends it on; the receiver's thread
-asks for the next one only when it has a free slot, which is all the backpressure there is: gloo
-sends nothing before it is asked for. What crosses is a head, JSON, and the tensors' bytes, exactly
-as many as the head says, so that nothing of an earlier message can be taken for a later one's.
-Before the first message the sender tells what it is going to send, and the receiver compares.
+Each channel has process groups of its own, so that messages of one channel never wait for those of
+another. The sender copies a message into one of its own slots, and a thread sends it. The thread of
+the receiver asks for the next message only when it has a free slot, and gloo sends nothing that was
+not asked for: this is the backpressure. A message is a head, which is JSON, and the tensors' bytes,
+exactly as many as the head says, so that the receiver never reads bytes of an earlier message. The
+sender first sends a schema of what it is going to send, which the receiver compares with its own.
 
-gloo takes head and bytes in one piece from the host's memory, which is pinned on CUDA. Where NCCL
-carries the bytes from one device's memory into the other's, the head goes before them. NCCL's
-transfers occupy both devices until they are through, and those of several channels could wait for
-one another in a circle. So none begins before its bytes are complete at one end and there is room
-at the other: the sender's thread waits for the device before it sends the head, the receiver's
-before it asks for one.
+gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. NCCL
+sends the bytes from device memory to device memory, after gloo has sent the head. A transfer by
+NCCL occupies both devices until it ends, so transfers of several channels could wait for one
+another in a circle. Therefore no transfer starts before its bytes are complete at the sender and
+its slot is free at the receiver: the sender's thread waits for its device before it sends the head,
+the receiver's thread before it asks for one.
 """
 
 import json
@@ -36,41 +36,41 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
 
 HEAD = 1024
-"""Bytes of a head: names, dtypes, shapes and strides of all tensors. Of a longer one that is the
-first part, which says how long the rest is."""
+"""Bytes of the first part of a head; the rest of a longer head is sent separately. A head has the
+message's header, and names, dtypes, shapes and strides of the tensors."""
 
 LENGTH = 8
-"""Digits at the beginning of a head: how long it is without them."""
+"""Number of decimal digits at the start of a head, which give the bytes of the text behind them."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
-"""In a slot a head lies before the tensors; where it is sent by itself, that room is not used."""
+"""The form of the head in a slot, before the tensors. If NCCL sends these, the room is unused."""
 
 PATIENCE_S = 15.0
-"""How long after the loss of a connection an end goes on waiting."""
+"""Seconds from the loss of a connection to the error here: launchers can report the cause first."""
 
 STAGED = 2
-"""Slots of a sender: one is filled while another is on its way."""
+"""Number of slots of a sender: one can be filled while another is sent."""
 
 Encode = Callable[[Any], Any]
-"""Makes JSON of a header, or a header of JSON."""
+"""Converts a header to data that JSON can hold, or back."""
 
 _Message = tuple[Header, Layout, Sequence[torch.dtype]]
-"""With what its tensors were before they were sent."""
+"""The header of a message, the layout of its tensors, and their dtypes at the sender."""
 
 
 def bytes_group(name: str) -> str:
-    """The name of the group that carries a channel's bytes, where its own group does not."""
+    """Return the name of a channel's second group, which carries the bytes if NCCL does."""
     return f"{name}, bytes"
 
 
 class _Slots(Slots):
-    """Slots in this process's memory.
+    """Slots in memory of this process.
 
     Args:
         count: Number of slots.
-        size: Bytes of each.
-        carrier: Where their bytes are sent from, or come to.
-        device: Of the worker.
+        size: Bytes of each slot, without the room for a head.
+        carrier: The device of the slots, whose memory the backend reads and writes.
+        device: The device of the worker.
     """
 
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:
@@ -87,29 +87,30 @@ class _Slots(Slots):
         self._numbers: dict[Layout, int] = {}
 
     def take(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """The next slot and its tensors."""
+        """Return the next slot's index, and views of it for the tensors of a layout."""
         return self.next(self._numbers.setdefault(layout, len(self._numbers)), layout)
 
     def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
-        """A slot, as far as such tensors reach in it, or all of it."""
+        """Return the bytes of a slot that a layout takes; without a layout, all bytes."""
         assert self.memory.tensor is not None
         length = self.size if layout is None else layout_bytes(layout)
         return self.memory.tensor[slot * self.size :][:length]
 
 
 class _End:
-    """What both ends have.
+    """The common part of both ends.
 
     Args:
-        groups: The run's.
-        name: Of the channel's group, whose first rank sends to the second one. Bytes have a group
-            of their own where there is one.
-        slots: How many the receiver has.
-        size: Bytes of a message at most.
-        device: Of the worker.
-        schema: What is going to be sent, as text; both ends must have the same.
-        code: Makes JSON of headers at the sender's end, and headers of JSON at the other.
-        wire_dtype: What numbers of float32 become on their way.
+        groups: The groups of the run.
+        name: Name of the channel's group, whose first rank sends to the second. If `groups` has a
+            group `bytes_group(name)`, it carries the tensors' bytes.
+        slots: Number of slots of the receiver.
+        size: Largest size of a message in bytes.
+        device: The device of the worker.
+        schema: Describes as text what the channel carries; both ends must have the same schema.
+        code: Converts headers to data for JSON at the sender, and back at the receiver.
+        wire_dtype: The dtype to which float32 tensors are converted while they are sent; None for
+            no conversion.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class _End:
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
-                if self._side is not None:  # with its device, which is not a new thread's own
+                if self._side is not None:  # This also selects the device for the new thread.
                     torch.cuda.set_stream(self._side)
                 work()
             except Exception as error:
@@ -143,19 +144,18 @@ class _End:
         Thread(target=run, name=f"channel {self._name}", daemon=True).start()
 
     def _raise(self) -> None:
-        """Tell of what went wrong in the thread.
+        """Raise the exception of the thread, if there is one.
 
-        If the other end or the link is gone, launchers see that and know more, so they are given
-        time to say so.
+        If the connection was lost, raise it only after `PATIENCE_S`.
         """
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
 
     def _open(self, slots: int) -> None:
-        """Make the slots, and where a device carries their bytes a stream for the thread.
+        """Make the slots, and for slots on a CUDA device a stream for the thread.
 
-        A transfer waits for what is queued on its thread's stream, which is nothing.
+        NCCL waits for the work on its thread's current stream; a stream of its own has none.
         """
         carrier = self._groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)
@@ -164,7 +164,7 @@ class _End:
             self._side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send to an end of a group, or receive from it; that has been done when this returns."""
+        """Send bytes to a group's worker with index `end`, or receive them; wait until done."""
         if len(tensor):
             transfer(tensor, self._groups.ranks(name)[end], group=self._groups.of(name))
             Moment(tensor.device).wait()
@@ -176,7 +176,7 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """What a head says, of which the first part may be there already."""
+        """Return the content of a head, whose first part may have been received already."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self._name)
@@ -193,12 +193,12 @@ def _head(content: Any) -> Tensor:
 
 
 class NetworkSender(_End):
-    """The producer's end; see `channel.Sender`."""
+    """The sending end; see `channel.Sender`."""
 
     bytes_sent = 0
 
     def open(self) -> None:
-        """Make the slots, and tell the other end what is going to come."""
+        """Make the slots, and start the thread, which first sends the schema."""
         self._open(STAGED)
         self._free: SimpleQueue[None] = SimpleQueue()
         self._filled: SimpleQueue[tuple[Tensor, Tensor, Moment]] = SimpleQueue()
@@ -208,7 +208,7 @@ class NetworkSender(_End):
         self._start(self._work)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a slot is free, and return whether there is one."""
+        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
         self._raise()
         with suppress(Empty):
             if not self._is_free:
@@ -217,10 +217,10 @@ class NetworkSender(_End):
         return self._is_free
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot.
+        """Copy the tensors into the next slot, for the thread to send.
 
         Raises:
-            ValueError: They do not fit.
+            ValueError: The tensors do not fit into a slot.
         """
         forms = tuple(
             form._replace(dtype=self._wire) if form.dtype == torch.float32 else form
@@ -231,7 +231,7 @@ class NetworkSender(_End):
         slot, views = self._slots.take(layout)
         for name, tensor in tensors.items():
             _copy(views[name], tensor.detach())
-        spelled = [[*_spelled(form), _named(tensors[form.name].dtype)] for form in forms]
+        spelled = [[*_spelled(form), _dtype_name(tensors[form.name].dtype)] for form in forms]
         self._is_free = False
         head = _head([self._code(header), spelled])
         self._filled.put((head, self._slots.bytes(slot, layout), Moment(self._device)))
@@ -256,13 +256,13 @@ class NetworkSender(_End):
 
 
 class NetworkReceiver(_End):
-    """The consumer's end; see `channel.Receiver`."""
+    """The receiving end; see `channel.Receiver`."""
 
     def open(self) -> None:
-        """Make the slots, and ask for the first message."""
+        """Make the slots, and start the thread, which asks for the first message."""
         self._open(self._count)
         self._free: SimpleQueue[tuple[int, Moment]] = SimpleQueue()
-        self._come: SimpleQueue[_Message] = SimpleQueue()
+        self._arrived: SimpleQueue[_Message] = SimpleQueue()
         self._next: _Message | None = None
         self._held: deque[int] = deque()
         for slot in range(self._count):
@@ -270,20 +270,20 @@ class NetworkReceiver(_End):
         self._start(self._work)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a message, and return whether there is one."""
+        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
         self._raise()
         with suppress(Empty):
             if self._next is None:
-                self._next = self._come.get(timeout=timeout_s)
+                self._next = self._arrived.get(timeout=timeout_s)
         return self._next is not None
 
     def peek(self) -> Header:
-        """The header of the next message."""
+        """Return the header of the next message."""
         assert self._next is not None
         return self._next[0]
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """The next message; its tensors are the slot's until that is released."""
+        """Return the next message; its tensors are valid until `release` gives the slot back."""
         assert self._next is not None
         (header, layout, dtypes), self._next = self._next, None
         slot, views = self._slots.take(layout)
@@ -294,7 +294,7 @@ class NetworkReceiver(_End):
         }
 
     def release(self) -> None:
-        """Give the oldest slot back."""
+        """Give back the oldest slot that is held."""
         self._free.put((self._held.popleft(), Moment(self._device)))
 
     def _work(self) -> None:
@@ -307,21 +307,21 @@ class NetworkReceiver(_End):
             if self._apart:
                 header, spelled = self._receive_head()
             else:
-                self._receive(whole, self._name)  # as long as it is; the head says how much
+                self._receive(whole, self._name)  # may be shorter than the slot, as the head says
                 header, spelled = self._receive_head(whole[:HEAD])
             layout = (HEAD_FORM, *(_form(*parts) for *parts, _ in spelled))
             dtypes = [_dtype(name) for *_, name in spelled]
             self._slots.check_room(layout)
             if self._apart:
                 self._receive(self._slots.bytes(slot, layout)[HEAD:], self._carrying)
-            self._come.put((self._code(header), layout, dtypes))
+            self._arrived.put((self._code(header), layout, dtypes))
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:
-    """Queue a copy into a slot."""
+    """Queue a copy of a tensor into a slot, and convert it to the dtype there."""
     if view.device != tensor.device:
         tensor = tensor.to(view.dtype)
-        if tensor.stride() != view.stride():  # gaps, with which it would not go straight there
+        if tensor.stride() != view.stride():  # copies with gaps would not go straight to the host
             compact = torch.empty_strided(
                 view.shape, view.stride(), dtype=view.dtype, device=tensor.device
             )
@@ -330,14 +330,14 @@ def _copy(view: Tensor, tensor: Tensor) -> None:
 
 
 def _spelled(form: TensorForm) -> list[Any]:
-    return [form.name, _named(form.dtype), form.shape, form.stride]
+    return [form.name, _dtype_name(form.dtype), form.shape, form.stride]
 
 
 def _form(name: str, dtype: str, shape: list[int], stride: list[int]) -> TensorForm:
     return TensorForm(name, _dtype(dtype), tuple(shape), tuple(stride))
 
 
-def _named(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

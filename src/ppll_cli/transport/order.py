@@ -1,23 +1,25 @@
-"""In which order the two ends of a ring use a slot.
+"""Orders how the two ends of a ring use a slot.
 
-A token says that a slot was filled, or that it is given back. On CPU it has been by then. On CUDA
-the work that does so may only have been queued, and memory that processes share has no order of its
-own. So each end has an event for each slot, which it records behind its use of the slot before the
-token goes, and for which the other end's stream, never its host, waits after the token has come:
+A token says that a slot was filled, or that it is given back. On CPU, this has happened when the
+token is sent. On CUDA, the work may still be queued, and CUDA does not order the work of two
+processes on shared memory. So each end has a CUDA event per slot. It records the event after its
+use of the slot and then sends the token. When the token has arrived, the stream of the other end,
+never its host, waits for the event:
 
-    producer     wait for `given back`, copy, record `filled`      token ->
-    consumer                                                       wait for `filled`, compute,
+    sender       wait for `given back`, copy, record `filled`      token ->
+    receiver                                                       wait for `filled`, compute,
                                                          <- token  record `given back`
 
-One event for each slot and direction is enough. An event is recorded anew for the slot's next turn
-only, and before that comes a token that the other end sends after its wait has been queued: a wait
-always means the record that its token followed. On a slot's first turn there is nothing to wait
-for. Each wait means what was queued before it, in whatever process, so streams cannot wait in a
-circle. A handle of an event goes with the first token after it was made.
+One event per slot and direction is enough. An end records its event again only on the slot's next
+turn. Before that, it has received a token that the other end sent after it had queued its wait. So
+a wait always refers to the record that was made before its token was sent. On a slot's first turn
+the sender has nothing to wait for. Streams only wait for work that was queued earlier, in either
+process, so they cannot wait for one another in a circle. The first token after an event was made
+carries the event's handle.
 
-An end records only its own events, and waits only for the other end's. CUDA lets a stream wait for
-an event of any device, so each end opens the other's events in the context of its own device: a
-context on the neighbour's device would take hundreds of MB there.
+An end records only its own events and waits only for those of the other end. A CUDA stream can wait
+for an event of any device, so each end opens the other end's events in the context of its own
+device: a context on the neighbour's device would take hundreds of MB there.
 """
 
 import logging
@@ -30,13 +32,14 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
+"""Tensors by name."""
 
 
 class Moment:
-    """What is queued on a device's current stream by now. On CPU it has been done.
+    """The work that is queued on a device's current stream now. On CPU it is done already.
 
     Args:
-        device: The device whose current stream counts.
+        device: The device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,13 +49,13 @@ class Moment:
             self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Have the calling thread wait, without computing, until it has been done."""
+        """Block the calling thread until the work is done, without using a core."""
         if self._event is not None:
             self._event.synchronize()
 
 
 def let_default_stream_wait(device: torch.device) -> None:
-    """Have a CUDA device's default stream wait for what is queued on the current stream by now.
+    """Let a CUDA device's default stream wait for the work queued on the current stream.
 
     A new thread records events on the default stream, whatever stream this thread uses.
     """
@@ -64,60 +67,67 @@ def let_default_stream_wait(device: torch.device) -> None:
 
 
 class Order(Protocol):
-    """Orders one end's use of slots behind the other's."""
+    """Orders one end's use of a slot after that of the other end."""
 
     def learn(self, handle: bytes) -> None:
-        """Take the other end's event for the next slot of which it has none."""
+        """Store the other end's event for the next slot that has none yet."""
         ...
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy after the slot was given back; returns a handle where an event was made for it.
+        """Copy tensors into a slot once it was given back.
 
         Args:
             slot: Index of the slot.
-            views: The tensors as they lie in the slot's memory.
-            tensors: The tensors that are copied there.
+            views: Views of the slot's memory, by the tensors' names.
+            tensors: The tensors to copy.
+
+        Returns:
+            The handle of the slot's event if it was made now, else empty.
         """
         ...
 
     def take(self, slot: int) -> None:
-        """Let what comes next use the slot after it was filled."""
+        """Let the work that follows wait until the slot is filled."""
         ...
 
     def give_back(self, slot: int) -> bytes:
-        """What came before was its last use; returns a handle where an event was made for it."""
+        """Record that the work so far was the last use of the slot on this turn.
+
+        Returns:
+            The handle of the slot's event if it was made now, else empty.
+        """
         ...
 
 
 class HostOrder:
-    """What is done before a token goes needs no further order."""
+    """The order on CPU: all work is done before its token is sent, so there are no events."""
 
     def learn(self, handle: bytes) -> None:
-        """There are no events."""
+        """Fail, because there are no events."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy."""
+        """Copy tensors into a slot."""
         for name, tensor in tensors.items():
             views[name].copy_(tensor.detach())
         return b""
 
     def take(self, slot: int) -> None:
-        """It was filled."""
+        """Do nothing: the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """What came before has ended."""
+        """Do nothing: the work so far has ended."""
         return b""
 
 
 class CudaOrder:
-    """Orders the streams of two devices, or of two processes on one, by events.
+    """The order of the streams of two CUDA devices, or of two processes on one, by events.
 
     Args:
         device: This end's device.
         other: The other end's device.
-        aside: Whether copies that this end makes leave its device. They are then made beside its
-            work, on a stream of their own. On one device they would only take from that work.
+        aside: Whether copies of this end leave its device. They then run on a side stream, parallel
+            to the device's work. Copies inside one device would only slow that work down.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:
@@ -128,7 +138,7 @@ class CudaOrder:
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open the other end's event for the next slot."""
+        """Open the other end's event for the next slot that has none yet."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:
@@ -139,8 +149,8 @@ class CudaOrder:
         except RuntimeError as error:
             if self._device == self._other:
                 raise
-            # The driver may refuse it where the two devices have no peer access. On the event's own
-            # device it can always be opened.
+            # The driver may refuse this if the two devices have no peer access. The event can
+            # always be opened on its own device.
             if not self._theirs:
                 reason = str(error).partition("\n")[0]
                 log.warning("%s takes memory on %s as well: %s", self._device, self._other, reason)
@@ -148,20 +158,20 @@ class CudaOrder:
         return opened
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Queue the copies after the slot was given back."""
+        """Queue the copies of tensors into a slot, after it was given back."""
         current = torch.cuda.current_stream(self._device)
         if not self._aside:
             self._wait(slot, current)
             for name, tensor in tensors.items():
                 self._copy(views[name], tensor.detach())
             return self._record(slot, current)
-        # What is queued later may change the tensors, or give a slot back in which they lie, and is
-        # not to wait for a copy that may itself wait for the other device. Copies of them on their
-        # own device take little beside that. They have no gaps either, which would send the bytes
-        # through memory that nobody waits for.
+        # Work that is queued later may change the tensors, or give back a slot in which they lie.
+        # It must not wait for a copy that may itself wait for the other device. So the tensors are
+        # first copied on their own device, which is cheap. These snapshots have no gaps either:
+        # a copy of a tensor with gaps would go through memory that no event covers.
         snapshots = {name: self._snapshot(tensor.detach()) for name, tensor in tensors.items()}
         if self._side is None:
-            # Before other work of this device, because the next stage waits for it.
+            # High priority on this device, because the next stage waits for the copies.
             self._side = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
@@ -172,11 +182,11 @@ class CudaOrder:
             return self._record(slot, self._side)
 
     def take(self, slot: int) -> None:
-        """Let the current stream wait until it was filled."""
+        """Let the current stream wait until the slot is filled."""
         self._wait(slot, torch.cuda.current_stream(self._device))
 
     def give_back(self, slot: int) -> bytes:
-        """Record that the current stream is through with it."""
+        """Record that the current stream has used the slot for the last time on this turn."""
         return self._record(slot, torch.cuda.current_stream(self._device))
 
     def _wait(self, slot: int, stream: torch.cuda.Stream) -> None:
@@ -199,5 +209,5 @@ class CudaOrder:
         view.copy_(tensor, non_blocking=True)
 
     def _keep(self, tensor: Tensor, stream: torch.cuda.Stream) -> None:
-        """Its memory is not to be used anew before the stream is through with it."""
+        """Keep a tensor's memory from being reused before the stream has finished with it."""
         tensor.record_stream(stream)

@@ -1,7 +1,6 @@
-"""The two pipes of a channel: messages go one way, and slots are given back the other.
+"""The two pipes of a channel: one for messages, and one for slots that are given back.
 
-One producer and one consumer need no lock, so that the ends of two pipes are all that they share
-besides memory.
+One sender and one receiver need no lock, so besides memory they share only these pipes.
 """
 
 import select
@@ -13,28 +12,32 @@ import torch.multiprocessing
 
 
 class Ends(NamedTuple):
-    """What one end of a channel has of its pipes."""
+    """The connections of one end of a channel: for messages, and for slots that are given back."""
 
     messages: Connection
     returned: Connection
 
 
 def open_pipes() -> tuple[Ends, Ends]:
-    """New pipes: the producer's ends, and the consumer's."""
+    """Open the two pipes of a channel.
+
+    Returns:
+        The connections of the sender, and those of the receiver.
+    """
     receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
     receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
     return Ends(send_messages, receive_returned), Ends(receive_messages, send_returned)
 
 
 class Inlet:
-    """A pipe's end of which one can see quickly whether something can be read."""
+    """The receiving end of a pipe, with a fast test whether it can be read."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._poll: select.poll | None = None  # made where it is used: it cannot be sent
+        self._poll: select.poll | None = None  # made in the worker, because it cannot be pickled
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait until something can be read, and return whether it can."""
+        """Wait up to `timeout_s` seconds until the pipe can be read, and return whether it can."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.connection.fileno(), select.POLLIN)
@@ -42,22 +45,25 @@ class Inlet:
 
 
 class FreeSlots:
-    """The slots that a producer may fill: one less with each message, more as words come back.
+    """Counts the slots that a sender may fill.
 
     Args:
-        returned: Where the consumer's words come.
-        count: How many are free at the start.
+        returned: The pipe through which the receiver gives slots back.
+        count: Number of slots that are free at the start.
+
+    Attributes:
+        count: Number of free slots. The sender subtracts one for each message.
     """
 
     def __init__(self, returned: Connection, count: int) -> None:
         self._returned, self.count = Inlet(returned), count
 
     def wait(self, timeout_s: float, take: Callable[[bytes], int]) -> bool:
-        """Wait until a slot is free, and return whether there is one.
+        """Wait until a slot is free and return whether there is one.
 
         Args:
-            timeout_s: How long to wait if no slot is free.
-            take: Called with each word that has come back; says how many slots it frees.
+            timeout_s: Seconds to wait if no slot is free.
+            take: Called with each message of the receiver; returns how many slots it frees.
         """
         while self._returned.ready(timeout_s if self.count == 0 else 0):
             self.count += take(self._returned.connection.recv_bytes())

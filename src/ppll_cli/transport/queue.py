@@ -1,11 +1,11 @@
-"""The paper's way: a `torch.multiprocessing.Queue` per direction, and a fresh tensor every time.
+"""The transport of the PPLL paper: a `torch.multiprocessing.Queue` per channel, and new tensors.
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
 moves them into shared memory (on CUDA it makes IPC handles) and writes what the receiver needs to
 map them into the queue's pipe. Slots come back through a pipe of their own, because the queue alone
 would count a message as gone once it is received, and not when it is released.
 
-A process that leaves takes its messages with it: the receiver asks the sender's process for the
+If a sender's process ends, its messages are lost, because the receiver asks that process for the
 shared memory. Workers stay until the parent says that all are done, so nothing is lost.
 """
 
@@ -31,7 +31,7 @@ from ppll_cli.transport.pipes import FreeSlots
 if TYPE_CHECKING:
     AnyQueue = Queue[Any]
 else:
-    AnyQueue = Queue  # has no type parameters when the program runs
+    AnyQueue = Queue  # at run time the class takes no type parameters
 
 
 class _Message(NamedTuple):
@@ -40,7 +40,7 @@ class _Message(NamedTuple):
 
 
 class _Lost(NamedTuple):
-    """Takes the place of a message that could not be shared.
+    """Replaces a message that could not be shared.
 
     Attributes:
         reason: The feeder's exception, as text.
@@ -50,33 +50,35 @@ class _Lost(NamedTuple):
 
 
 class MessageQueue(AnyQueue):
-    """A queue that tells the receiver of a message that could not be shared.
+    """A queue that tells its receiver if a message could not be shared.
 
-    The library prints a traceback and drops the message, for which the receiver would then wait.
+    The library only prints a traceback and drops the message, for which the receiver would wait.
     """
 
     def __init__(self, slots: int) -> None:
         super().__init__(slots, ctx=multiprocessing.get_context("forkserver"))
 
     def _on_queue_feeder_error(self, error: Exception, message: object) -> None:
-        """Send the reason in the place of the message; the library calls this in the feeder."""
+        """Send the reason instead of the message; the library calls this in the feeder thread."""
         internals: Any = self
-        internals._sem.acquire(False)  # the feeder counts one less now, and so will the receiver
+        # The feeder has already released the semaphore for the lost message, and the receiver will
+        # release it again when it gets `_Lost`.
+        internals._sem.acquire(False)
         reason = f"{type(error).__name__}: {error}"
         internals._writer.send_bytes(ForkingPickler.dumps(_Lost(reason)))
 
 
 class QueueSender:
-    """The producer's end; see `channel.Sender`."""
+    """The sending end; see `channel.Sender`."""
 
     def __init__(self, queue: MessageQueue, returned: Connection, slots: int) -> None:
         self._queue, self._free = queue, FreeSlots(returned, slots)
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Let this process leave without waiting for the feeder.
+        """Let this process exit without waiting for the feeder.
 
-        The feeder may hang in a full pipe that a dead neighbour does not read any more.
+        The feeder may hang in a full pipe that a dead neighbour no longer reads.
         """
         self._queue.cancel_join_thread()
 
@@ -86,7 +88,7 @@ class QueueSender:
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Put copies of the tensors on the queue."""
-        # The feeder moves a tensor's memory to where the receiver shares it: never the caller's.
+        # Copies, because the feeder moves a tensor's memory into shared memory.
         fresh = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         for device in {tensor.device for tensor in fresh.values()}:
             let_default_stream_wait(device)  # the feeder records its event there
@@ -96,14 +98,14 @@ class QueueSender:
 
 
 class QueueReceiver:
-    """The consumer's end; see `channel.Receiver`."""
+    """The receiving end; see `channel.Receiver`."""
 
     def __init__(self, queue: MessageQueue, returned: Connection) -> None:
         self._queue, self._returned = queue, returned
         self._next: _Message | None = None
 
     def open(self) -> None:
-        """Nothing is to be made."""
+        """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one.
@@ -131,7 +133,7 @@ class QueueReceiver:
         return message.header, message.tensors
 
     def release(self) -> None:
-        """Give a slot back. The memory is freed with the last reference to the tensors."""
+        """Give a slot back. The memory is freed once nothing refers to its tensors."""
         self._returned.send_bytes(b"")
 
 
@@ -139,23 +141,25 @@ class QueueTransport:
     """Channels that copy each tensor into new shared memory.
 
     Args:
-        depth: How many slots each channel has beyond those that a schedule holds.
-        wire_dtype: The type that float32 numbers get where they cross a network; None: float32.
+        depth: Slots of each channel beyond those that the schedule needs.
+        wire_dtype: The dtype to which float32 tensors are converted while they cross a network;
+            None for no conversion.
     """
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
         self.depth, self.wire_dtype = depth, wire_dtype
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Say why so many bytes cannot be shared between processes; None if they can."""
+        """Return why `size` bytes cannot be shared between processes; None if they can."""
         if len(devices) < 2:
             return None
         return no_room(size) if "cpu" in devices else cannot_share()
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Both ends of the queue's pipe, one of the way back, and one per tensor.
+        """Return the largest number of file descriptors that an end of a channel takes.
 
-        A tensor needs one while it is on its way or held, and a second one while it is shared.
+        They are both ends of the queue's pipe, one end of the pipe for slots, and those of tensors.
+        A tensor needs one while it is sent or held, and a second one while it is being shared.
         """
         return 3 + (slots + 1) * tensors
 

@@ -1,4 +1,4 @@
-"""What the replicas of a stage do together: collective operations of torch.distributed."""
+"""Collective operations between the replicas of a stage, by torch.distributed."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -11,13 +11,13 @@ from ppll_cli.transport.groups import Groups, ProcessGroup
 
 
 class Replicas:
-    """The replicas of a stage, as one of them sees them.
+    """The replicas of a stage, in one of them.
 
-    All of them make the same operations in the same order, once the groups are open.
+    All replicas must call the same methods in the same order, after the groups are open.
 
     Args:
-        groups: The run's.
-        name: Of their group.
+        groups: The groups of the run.
+        name: Name of the replicas' group.
     """
 
     def __init__(self, groups: Groups, name: str) -> None:
@@ -32,17 +32,20 @@ class Replicas:
         return self._groups.ranks(self._name)
 
     def add(self, tensor: Tensor) -> dist.Work:
-        """Begin to put the sum over all replicas into a tensor, which has the same shape in each.
+        """Start an all-reduce, which replaces a tensor by its sum over all replicas.
+
+        Args:
+            tensor: A tensor of the same shape and dtype in each replica.
 
         Returns:
-            What can be waited for. On CUDA the current stream waits.
+            A handle whose `wait` waits for the sum; on CUDA the current stream waits, not the host.
         """
         work = dist.all_reduce(tensor, group=self._group, async_op=True)
         assert work is not None
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Have what the first replica has in these tensors: one broadcast for each type of them."""
+        """Overwrite tensors with those of the first replica, by one broadcast per dtype."""
         ordered = sorted(tensors, key=lambda tensor: str(tensor.dtype))
         for _, same in groupby(ordered, key=lambda tensor: tensor.dtype):
             group = list(same)
@@ -53,10 +56,13 @@ class Replicas:
             torch._foreach_copy_(group, views)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all replicas, those of the first one first.
+        """Return the rows of all replicas, in the order of the replicas.
 
         Args:
-            rows: [N, C], where N may be another in each replica, and C too where N is 0.
+            rows: [N, C]. N may differ between replicas; C may differ only if N is 0.
+
+        Returns:
+            [sum of N, C].
         """
         shape = torch.tensor(rows.shape, device=rows.device)
         shapes = [torch.empty_like(shape) for _ in self._ranks]

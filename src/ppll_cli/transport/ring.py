@@ -1,15 +1,16 @@
-"""The fast way: a ring of slots in shared memory, made once and used for every message.
+"""The fast transport: a ring of slots in shared memory, allocated once and used for every message.
 
-A sender copies its tensors into a slot, and a token goes through a pipe; the receiver computes on
-the slot in place. The token has the header and the number of the layout, the names, dtypes, shapes
-and strides of the tensors, which are spelled out when they are used for the first time. Slots are
-used in turn and given back in the order in which they were received, so nothing names one.
+A sender copies its tensors into a slot and sends a token through a pipe; the receiver computes on
+the slot in place. A token has the message's header and the number of its layout. A layout is the
+names, dtypes, shapes and strides of the tensors; the first token that uses a layout also carries
+the layout itself. Slots are used in turn and given back in the order in which they were received,
+so a token need not name its slot.
 
-Where the slots are (`memory`) and how the two ends take turns with one (`order`) depends on the
-devices. Between CPU workers they are in shared memory, and nothing is needed beside the tokens.
-Between CUDA workers they are on the consumer's device, or, where its memory cannot be shared with
-the producer's process or reached from its device, in pinned host memory, from which the receiver
-copies; events order the two ends in either.
+The devices decide where the slots are (`memory`) and how the two ends order their use (`order`).
+Between CPU workers, slots are in shared memory, and tokens alone order their use. Between CUDA
+workers, slots are on the receiver's device. If this memory cannot be shared between the processes,
+or the sender's device cannot reach it, slots are in pinned host memory instead, from which the
+receiver copies. In both cases CUDA events order their use.
 """
 
 import logging
@@ -32,28 +33,33 @@ log = logging.getLogger(__name__)
 
 
 _Token = tuple[int, Header, bytes, Layout | None]
-"""A layout's number, the header, and what is told once: the slot's event, and the layout."""
+"""The layout's number, the header, the handle of the slot's event on its first turn (else empty),
+and the layout at its first use (else None)."""
 
 
 class RingSender:
-    """The producer's end; see `channel.Sender`."""
+    """The sending end; see `channel.Sender`."""
 
     def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
         self._messages, self._slots, self._order = ends.messages, slots, order
         self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
-        self._layouts: dict[Layout, tuple[int, int]] = {}  # its number, and the tensors' bytes
+        self._layouts: dict[Layout, tuple[int, int]] = {}  # number, and bytes of the tensors
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Open the memory, where it is there already."""
+        """Open the memory, unless the receiver's end will offer it."""
         self._slots.memory.open()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a slot is free, and return whether there is one."""
+        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
-        """Take what comes back, the memory before all else; returns how many slots it frees."""
+        """Handle a message of the receiver: first its memory if there is none, then slots.
+
+        Returns:
+            How many slots the message frees.
+        """
         if self._slots.memory.tensor is None:
             self._slots.memory.accept(word)
             return self._slots.count
@@ -62,10 +68,10 @@ class RingSender:
         return 1
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot.
+        """Copy the tensors into the next slot and send the token.
 
         Raises:
-            ValueError: They do not fit.
+            ValueError: The tensors do not fit into a slot.
         """
         layout = layout_of(tensors)
         known, spelled_out = self._layouts.get(layout), None
@@ -80,14 +86,14 @@ class RingSender:
         self.bytes_sent += size
         self._free.count -= 1
         token: _Token = (number, header, handle, spelled_out)
-        # Connection.send would make a pickler of its own that knows tensors, which there are none.
+        # Not `Connection.send`, which makes a slower pickler that can also share tensors.
         self._messages.send_bytes(pickle.dumps(token, pickle.HIGHEST_PROTOCOL))
 
 
 class RingReceiver:
-    """The consumer's end; see `channel.Receiver`.
+    """The receiving end; see `channel.Receiver`.
 
-    What it receives lies in the slot itself, or in a copy on a device that cannot compute there.
+    Received tensors are views of the slot, or copies on `device` if that is given.
     """
 
     def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
@@ -98,28 +104,28 @@ class RingReceiver:
         self._oldest = 0
 
     def open(self) -> None:
-        """Open the memory, and offer it to the producer where that does not have it."""
+        """Open the memory, and offer it to the sender if that does not have it."""
         offer = self._slots.memory.offer()
         if offer:
             self._returned.send_bytes(offer)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a message, and return whether there is one."""
+        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
         return self._token is not None or self._messages.ready(timeout_s)
 
     def peek(self) -> Header:
-        """The header of the next message."""
+        """Return the header of the next message."""
         return self._peek()[1]
 
     def _peek(self) -> _Token:
         if self._token is None:
-            # What a worker of the same run has written, as with multiprocessing's own messages.
+            # Unpickling is safe here: a worker of the same run wrote the bytes.
             token: Any = pickle.loads(self._messages.connection.recv_bytes())
             self._token = token
         return self._token
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """The next message; its tensors are the slot's until that is released."""
+        """Return the next message; its tensors are valid until `release` gives the slot back."""
         number, header, handle, layout = self._peek()
         self._token = None
         if layout is not None:
@@ -134,17 +140,18 @@ class RingReceiver:
         return header, {name: view.to(device, non_blocking=True) for name, view in views.items()}
 
     def release(self) -> None:
-        """Give the oldest slot back."""
+        """Give back the oldest slot that is held."""
         slot, self._oldest = self._oldest, (self._oldest + 1) % self._slots.count
         self._returned.send_bytes(self._order.give_back(slot))
 
 
 class RingTransport:
-    """Channels of slots that are made once.
+    """Channels whose slots are allocated once and used for every message.
 
     Args:
-        depth: How many slots each channel has beyond those that a schedule holds.
-        wire_dtype: What numbers of float32 become where they cross a network.
+        depth: Slots of each channel beyond those that the schedule needs.
+        wire_dtype: The dtype to which float32 tensors are converted while they cross a network;
+            None for no conversion.
     """
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
@@ -152,7 +159,7 @@ class RingTransport:
         self._told: set[str] = set()
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Why channels of `size` bytes in all cannot be made here; None if they can."""
+        """Return why channels of `size` bytes in all cannot be made here; None if they can."""
         pairs = combinations(dict.fromkeys(devices), 2)
         on_cuda = "cpu" not in devices
         if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):
@@ -160,13 +167,13 @@ class RingTransport:
         return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Two pipes' ends, and the memory."""
+        """Return 3: an end of each of the two pipes, and the memory."""
         return 3
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[RingSender, RingReceiver]:
-        """The two ends of a new channel."""
+        """Make the two ends of a new channel."""
         size = max(ALIGNMENT, aligned(size))
         if "cpu" in (source, target):
             host = _on_host(slots * size, pinned=False)
@@ -193,14 +200,14 @@ def ring(
     orders: tuple[Order, Order],
     device: str | None = None,
 ) -> tuple[RingSender, RingReceiver]:
-    """The two ends of a new ring.
+    """Make the two ends of a new ring.
 
     Args:
         slots: Number of slots.
         size: Bytes of each slot.
-        memories: The memory of the slots at the producer's end, and at the consumer's.
-        orders: How each end waits for the other to be done with a slot.
-        device: Where the receiver copies what comes; None: it is read in place.
+        memories: The memory of the slots at the sender's end, and at the receiver's.
+        orders: How the sender, and the receiver, orders its use of slots after the other end's.
+        device: The device to which the receiver copies tensors; None to use them in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)

@@ -1,4 +1,4 @@
-"""Slots, and how the tensors of a message lie in one."""
+"""The slots of a channel, and the layout of a message's tensors in a slot."""
 
 from collections.abc import Mapping
 from math import prod
@@ -12,7 +12,7 @@ from ppll_cli.transport.memory import Memory
 
 
 class TensorForm(NamedTuple):
-    """What a tensor in a slot is like."""
+    """Name, dtype, shape and strides (in elements) of a tensor in a slot."""
 
     name: str
     dtype: torch.dtype
@@ -21,16 +21,16 @@ class TensorForm(NamedTuple):
 
 
 Layout = tuple[TensorForm, ...]
-"""Of a message, in the order in which its tensors lie in a slot."""
+"""The forms of a message's tensors, in the order in which they lie in a slot."""
 
 
 class Slots:
-    """The slots, seen from either end, and which one comes next.
+    """The slots of a channel at one of its ends, which uses them in turn.
 
     Args:
-        memory: Where they are.
+        memory: The memory of all slots.
         count: Number of slots.
-        size: Bytes of each.
+        size: Bytes of each slot.
     """
 
     def __init__(self, memory: Memory, count: int, size: int) -> None:
@@ -39,7 +39,12 @@ class Slots:
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def next(self, number: int, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """The next slot and its tensors, laid out in a way that has this number."""
+        """Return the next slot's index, and views of the slot for the tensors of a layout.
+
+        Args:
+            number: A number that identifies the layout, under which the views are kept.
+            layout: The layout.
+        """
         slot, self._next = self._next, (self._next + 1) % self.count
         views = self._views.get((slot, number))
         if views is None:
@@ -59,10 +64,10 @@ class Slots:
         return views
 
     def check_room(self, layout: Layout) -> None:
-        """Check that such tensors fit into a slot.
+        """Check that the tensors of a layout fit into a slot.
 
         Raises:
-            ValueError: They do not.
+            ValueError: They do not fit.
         """
         size = layout_bytes(layout)
         if size > self.size:
@@ -71,7 +76,7 @@ class Slots:
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
-    """How copies of these tensors lie in a slot."""
+    """Return the layout of copies of tensors in a slot."""
     return tuple(
         TensorForm(name, tensor.dtype, tuple(tensor.shape), _strides(tensor))
         for name, tensor in tensors.items()
@@ -79,12 +84,12 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def layout_bytes(layout: Layout) -> int:
-    """How much of a slot such tensors take."""
+    """Return the bytes of a slot that a layout takes."""
     return sum(aligned(prod(tensor.shape) * tensor.dtype.itemsize) for tensor in layout)
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Those of a copy: the tensor's own where it fills its memory without gaps or overlaps."""
+    """Return the strides of a copy: the tensor's own if its memory has no gaps or overlaps."""
     if tensor.is_contiguous():
         return tuple(tensor.stride())
     return tuple(torch.empty_like(tensor, device="meta").stride())

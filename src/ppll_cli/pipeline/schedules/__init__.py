@@ -1,1 +1,1 @@
-"""The schedules, one file each: the order in which a stage computes, and nothing else."""
+"""The schedules, one file each. A schedule says only in which order a stage computes."""

@@ -6,7 +6,7 @@ from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 class BackPropagation(OneFOneB):
     """Back-propagation on one device: 1F1B with a single stage.
 
-    Gradients accumulate over the micro-batches, so only one of them is alive at a time::
+    Gradients accumulate over the micro-batches; the activations of one are alive at a time::
 
         stage 0 | F0 B0 F1 B1 F2 B2 F3 B3 S
     """

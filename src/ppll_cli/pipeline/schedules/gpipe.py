@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class GPipe(Schedule):
-    """All forwards, then all backwards, then one step.
+    """Run all forwards, then all backwards, then one step.
 
     K = 3 stages, M = 3 micro-batches (F forward, B backward, S step)::
 
@@ -22,7 +22,7 @@ class GPipe(Schedule):
     splits = True
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The compute instructions of one stage for one training batch, in their order."""
+        """Yield the compute instructions of one stage for one training batch, in order."""
         (chunk,) = place.chunks
         for micro_batch in range(place.microbatches):
             yield from forward(place, chunk, micro_batch)

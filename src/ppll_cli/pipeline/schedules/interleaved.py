@@ -9,27 +9,28 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class Interleaved(Schedule):
-    """1F1B over several chunks a stage: chunk c is on stage c mod K.
+    """1F1B with several chunks per stage: chunk c is on stage c mod K.
 
-    K = 2 stages, 2 chunks each, M = 4 micro-batches (F forward, B backward, S step; a letter says
-    which chunk of the stage)::
+    K = 2 stages, 2 chunks each, M = 4 micro-batches (F forward, B backward, S step; the letter at
+    the end names the stage's chunk)::
 
         stage 0 | F0a F1a F0b F1b F2a B0b F3a B1b F2b B0a F3b B1a .   B2b .   B3b B2a B3a Sa  Sb
         stage 1 | .   F0a F1a F0b B0b F1b B1b F2a B0a F3a B1a F2b B2b F3b B3b B2a B3a Sa  Sb  .
 
-    A stage computes a round of micro-batches with one chunk after another. Megatron-LM needs M to
-    be a multiple of K. Here rounds are as even as possible and have K to 2K - 1 micro-batches,
-    which is our own choice. With v chunks a stage and as many slots as anybody can use, that keeps
-    the bubble of the formula, (K - 1) / (v M + K - 1), for every M >= K. With the default
-    `transport.depth` it does so where M is a multiple of K; elsewhere the bubble was at most 0.044
-    larger (simulated for K to 5, v to 4 and M to 12).
+    A stage computes a round of micro-batches with one chunk after another. Megatron-LM requires
+    that M is a multiple of K. Here, rounds are as even as possible and have K to 2K - 1
+    micro-batches. With v chunks per stage and enough slots, the bubble is then that of Megatron-LM,
+    (K - 1) / (v M + K - 1), for every M >= K. With the default `transport.depth` this holds if M is
+    a multiple of K; otherwise the bubble was at most 0.044 larger (simulated for K up to 5, v up
+    to 4 and M up to 12).
 
     Args:
-        microbatches: Into how many micro-batches each batch is split, at most.
-        chunks: Chunks of each stage.
+        microbatches: Number of micro-batches per batch. A batch with fewer samples has one
+            micro-batch per sample.
+        chunks: Number of chunks per stage, 1 or more.
 
     Raises:
-        ConfigError: There are to be less than one.
+        ConfigError: `chunks` is no whole number, or less than 1.
     """
 
     splits = True
@@ -41,11 +42,11 @@ class Interleaved(Schedule):
         self.chunks = chunks
 
     def layout(self, stages: int) -> Sequence[int]:
-        """The stage of each chunk."""
+        """Return the stage of each chunk."""
         return [chunk % stages for chunk in range(self.chunks * stages)]
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The compute instructions of one stage for one training batch, in their order."""
+        """Yield the compute instructions of one stage for one training batch, in order."""
         rounds = _rounds(place)
         forwards = [(c, m) for some in rounds for c in place.chunks for m in some]
         backwards = [(c, m) for some in rounds for c in place.chunks[::-1] for m in some]
@@ -64,7 +65,7 @@ class Interleaved(Schedule):
             yield Step(chunk)
 
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
-        """As many batches as there are stages go round together."""
+        """Yield the instructions of one stage for evaluation batches, in the same rounds."""
         for some in _rounds(place):
             for chunk in place.chunks:
                 for micro_batch in some:
@@ -73,7 +74,7 @@ class Interleaved(Schedule):
 
 
 def _rounds(place: Place) -> list[range]:
-    """Micro-batches in rounds of K to 2K - 1, as even as possible; one round of fewer if M < K."""
+    """Split the micro-batches into even rounds of K to 2K - 1; if M < K, one round of M."""
     count = max(1, place.microbatches // place.stages)
     size, larger = divmod(place.microbatches, count)
     starts = [number * size + min(number, larger) for number in range(count + 1)]

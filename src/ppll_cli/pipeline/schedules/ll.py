@@ -4,6 +4,6 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 
 
 class LocalLearning(PPLL):
-    """The training that PPLL does, on one device: PPLL with a single stage."""
+    """PPLL with a single stage: the same training on one device."""
 
     one_stage = True

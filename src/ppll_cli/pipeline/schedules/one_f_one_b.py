@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class OneFOneB(Schedule):
-    """A backward follows as soon as it can, so that few micro-batches are alive at a time.
+    """Run each backward as early as possible, so that few micro-batches are alive at a time.
 
     K = 3 stages, M = 4 micro-batches (F forward, B backward, S step)::
 
@@ -19,7 +19,7 @@ class OneFOneB(Schedule):
     splits = True
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The compute instructions of one stage for one training batch, in their order."""
+        """Yield the compute instructions of one stage for one training batch, in order."""
         (chunk,) = place.chunks
         count = place.microbatches
         ahead = min(count, place.stages - place.stage) - 1

@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class PPLL(Schedule):
-    """Every stage trains its own modules, and activations only ever travel forward.
+    """Every stage trains its own modules by local losses; activations travel forward only.
 
     K = 3 stages with one module each, batches 0 to 3 (F forward, B loss and backward, S step)::
 
@@ -15,14 +15,15 @@ class PPLL(Schedule):
         stage 1 | .  F0 B0 S  F1 B1 S  F2 B2 S  F3 B3 S  .
         stage 2 | .  .  F0 B0 S  F1 B1 S  F2 B2 S  F3 B3 S
 
-    A stage works module by module, so that one module's activations are alive at a time. What a
-    module made is sent before its loss, so that the next stage starts as early as it can.
+    A stage trains its modules one after another, so that only one module's activations are alive at
+    a time. It sends a module's outputs before it computes the loss, so that the next stage starts
+    as early as possible.
     """
 
     local = True
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The compute instructions of one stage for one training batch, in their order."""
+        """Yield the compute instructions of one stage for one training batch, in order."""
         for chunk in place.chunks:
             yield from forward(place, chunk, 0)
             yield Backward(chunk, 0)

@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class ZeroBubbleH1(Schedule):
-    """1F1B whose backwards are split: gradients of weights wait for time that nobody else needs.
+    """1F1B with split backwards: the gradients of weights are computed when a stage would wait.
 
     K = 3 stages, M = 4 micro-batches (F forward, B backward to the inputs, W to the weights, S
     step)::
@@ -17,16 +17,16 @@ class ZeroBubbleH1(Schedule):
         stage 2 | .  .  F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3 S
 
     Stage k computes the gradients of the weights k micro-batches later than those of the inputs, so
-    that it holds no more micro-batches than stage 0 does. With times F, B and W for one micro-batch
-    a batch takes M (F + B + W) + (K - 1) (F + B - W) where M >= K and W is at most F and B.
+    that it holds no more micro-batches than stage 0 does. With F, B and W as the times for one
+    micro-batch, a batch takes M (F + B + W) + (K - 1) (F + B - W) if M >= K, W <= F and W <= B.
 
-    The inputs of the first stage take no gradient, so there is nothing to split: B is whole there.
+    The inputs of the first stage take no gradient, so its backwards are not split.
     """
 
     splits = True
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The compute instructions of one stage for one training batch, in their order."""
+        """Yield the compute instructions of one stage for one training batch, in order."""
         (chunk,) = place.chunks
         count, late = place.microbatches, place.stage
         ahead = min(count, place.stages - place.stage) - 1
