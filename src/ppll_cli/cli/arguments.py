@@ -1,4 +1,4 @@
-"""Command lines of the programs that do not leave theirs to Hydra. Imports no torch."""
+"""Command lines of the programs other than ppll-run. Imports no torch."""
 
 import argparse
 import sys

@@ -38,9 +38,9 @@ second, bubble, speed-up over back-propagation on one device, memory, and what c
 EPILOG = """\
 Overrides are those of ppll-run, with its configuration groups. `gpus`, `schedule` and `replicas`
 may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. Without
-`replicas`, tables are of stages alone, and of all layouts, so many stages and so many replicas of
-each, the fastest is named. More devices than there are here are simulated as equal ones. Times are
-kept in the user's cache folder for the next plan.
+`replicas`, tables show stages without replicas, and a line below each table names the fastest
+layout, a number of stages and of replicas of each. Devices beyond those of this machine are
+simulated as equal to them. Times are kept in the user's cache folder for the next plan.
 
 Several machines, of 8 devices each, on a network of 25 Gbit/s:
 

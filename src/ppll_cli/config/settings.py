@@ -45,7 +45,7 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 MOST_SLOTS = 1024
-"""Largest `transport.depth`: predictions would have to simulate as many batches."""
+"""Largest `transport.depth`: predictions may have to simulate as many batches."""
 
 
 class _Section(BaseModel):

@@ -182,7 +182,7 @@ def _make_findable(package: str) -> None:
 
 
 def start_folder() -> Path:
-    """Return the folder in which the program was started; hydra.job.chdir=true changes another."""
+    """Return the folder in which the program was started, also under hydra.job.chdir=true."""
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():

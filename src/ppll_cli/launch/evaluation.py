@@ -21,11 +21,11 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        split: The split of the data set.
-        samples: How many samples it has.
+        split: The split that was evaluated.
+        samples: Number of samples in the split.
         result: Loss, metric and what else the task reports, as `summary.json` has them.
         details: Results by class or by picture; None if the task has none.
     """

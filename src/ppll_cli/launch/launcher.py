@@ -220,7 +220,7 @@ def _watch(
     if isinstance(others, Follower):
         others.look(workers)
     if failures:
-        # A worker that was killed made no report, but its neighbours may have failed because of it.
+        # A killed worker made no report, but its neighbours may already have failed because of it.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
         failures += _failures(job, workers, deal)
         root = cause(failures) if others is None else others.verdict(failures, deal)

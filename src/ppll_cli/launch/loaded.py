@@ -233,7 +233,7 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _path(named: Any) -> str:
-    """The dotted path of a class."""
+    """Return the dotted path of a class."""
     return named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
 
 

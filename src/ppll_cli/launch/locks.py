@@ -1,4 +1,4 @@
-"""Locks that keep a run or a sweep to one process; the system frees them when it ends."""
+"""Locks that keep a run or a sweep to one process; a lock ends with the process that holds it."""
 
 import fcntl
 import logging

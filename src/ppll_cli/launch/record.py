@@ -25,7 +25,7 @@ PATHS = ("root", "cache", "folders")
 """Keys of a data set whose values are folders, which are recorded as absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""The file in a run directory with the entries of `ppll_cli.data.identity`, one per data file."""
+"""The file in a run directory that lists its data, as entries of `ppll_cli.data.identity`."""
 
 OWN_FILES = (
     CONFIG_FILE,

@@ -41,7 +41,8 @@ def write_results(
         error: Why the run failed, if it did.
 
     Returns:
-        The summary (None if it could not be made) and the failures to write.
+        The summary (None if it could not be made), and an error for each file that could not be
+        written.
     """
     run_dir = Path(job.run_dir)
     problems: list[RunFailedError] = []

@@ -209,7 +209,7 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job with its first modules, to go on from the checkpoint if there is one."""
+        """Prepare the job with its original modules, and its checkpoint if there is one."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts

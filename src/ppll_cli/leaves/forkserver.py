@@ -46,7 +46,7 @@ def start() -> None:
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # In joblib's processes the default is a method of joblib, which workers do not know.
+        # joblib's processes have a start method of joblib's own, which workers would try to use.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
     if here._config.get("tempdir") is None:  # or multiprocessing would make `pymp-*` in TMPDIR

@@ -288,7 +288,7 @@ class Console:
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
-        """Print on the terminal and, as plain text, into the log file."""
+        """Print on the terminal, and write plain text into the log file."""
         self._out.print(what, soft_wrap=soft_wrap)
         if isinstance(what, Table):
             plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)

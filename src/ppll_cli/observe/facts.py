@@ -16,7 +16,8 @@ class StageFacts:
         modules: Numbers of its modules.
         params: Number of parameters, with auxiliary networks.
         flops: FLOPs of one sample's forward, with auxiliary networks.
-        slots: How many messages fit into its incoming channels; 0 for the first stage.
+        slots: Messages for which its incoming channels of activations have room; 0 for the first
+            stage.
         runs: Numbers of units in each run of neighbouring units, if there are several runs.
     """
 
@@ -38,7 +39,7 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run.
+    """What is known of a run before it starts.
 
     Attributes:
         metric: Name of the task's metric.

@@ -61,7 +61,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run.
+    """A run that was found on disk.
 
     Attributes:
         name: Its path below the folder that was asked for.

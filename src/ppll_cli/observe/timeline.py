@@ -222,7 +222,7 @@ def _microseconds(seconds: float) -> float:
 
 
 def _fields(instruction: Instruction | None) -> Mapping[str, int]:
-    """An instruction's numbers: its chunk, its micro-batch, its peer."""
+    """Return an instruction's numbers: its chunk, its micro-batch, its peer."""
     slots = getattr(type(instruction), "__slots__", ())
     return {name: getattr(instruction, name) for name in slots}
 

@@ -1,4 +1,4 @@
-"""Addresses and network interfaces of this machine. Imports nothing heavy."""
+"""Addresses and network interfaces of this machine. Imports no torch."""
 
 import fcntl
 import socket

@@ -31,7 +31,7 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a launcher, its machine or the network is gone."""
 
 OWN_GAP_S = 3.0
-"""If a launcher has not looked for so many seconds, it was stopped itself, perhaps with others."""
+"""Seconds between two looks of a launcher that show that the launcher itself was stopped."""
 
 LEAVING_S = 10.0
 """Seconds that machine 0 waits, at the end, for the others' goodbye: it may hold the store."""

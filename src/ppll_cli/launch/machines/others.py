@@ -229,6 +229,8 @@ class Follower:
 
         Raises:
             WorkerFailedError: Machine 0 names the worker whose failure was the cause.
+            RunFailedError: Machine 0 names another cause, or nothing is heard of it.
+            Interrupted: A second signal came to machine 0.
         """
         for failure in failures:
             self.pass_on(failure)
