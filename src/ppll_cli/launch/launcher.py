@@ -104,7 +104,7 @@ def launch(
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
-        _told(others, fleet),  # first of these to end: killing workers makes those elsewhere fail
+        _telling(others, fleet),  # ends first: killing workers here makes workers elsewhere fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -151,7 +151,7 @@ def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
 
 
 @contextmanager
-def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
+def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
     """Tell the launchers of other machines how the body failed, and send no more files."""
     try:
         yield

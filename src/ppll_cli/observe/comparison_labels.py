@@ -56,7 +56,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that is not mentioned: all runs completed, equally many in each group."""
+    """Return the status that labels leave out: all runs completed, equally many per group."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"

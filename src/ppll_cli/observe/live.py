@@ -138,7 +138,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return the units of a stage: first and last of each run, of at most two runs."""
+    """Return the units of a stage: first and last of each run, for its first two runs."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 

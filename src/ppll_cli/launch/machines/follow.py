@@ -51,7 +51,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
     mark = run_dir / MARK
     write_text(mark, secrets.token_hex())
     try:
-        fleet.tell(_told(fleet, config, prepared, run_dir, mark.read_text()))
+        fleet.tell(_announcement(fleet, config, prepared, run_dir, mark.read_text()))
         _wait_until_ready(fleet, prepared.job)
     except ConfigError as error:
         fleet.refuse(error)
@@ -97,7 +97,7 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
             raise RunFailedError(f"{name} was not ready after {PREPARING_S:.0f} s")
 
 
-def _told(
+def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
     """Return the message that announces a job: the configuration with all decisions made here."""
@@ -170,7 +170,7 @@ def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
     return message
 
 
-def _heed(fleet: Fleet, message: Message) -> None:
+def _check_not_given_up(fleet: Fleet, message: Message) -> None:
     """Raise if machine 0 has given the job up before it began."""
     if message["kind"] == "refused":
         raise refusal(message)
@@ -195,7 +195,7 @@ def _do(fleet: Fleet, message: Message) -> None:
             raise
         fleet.tell({"kind": "prepared", "job": fleet.jobs})
         while (answer := _next(fleet))["kind"] != "go":
-            _heed(fleet, answer)
+            _check_not_given_up(fleet, answer)
         ending = launch(prepared.job, transport, lambda _: None, fleet=fleet)
     if ending.signal is not None:
         raise Interrupted(ending.signal)
@@ -220,7 +220,7 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     there = [parcels.take(SavedFile(**file), fetched) for file in message["files"]]
     while not all(each.is_set() for each in there):
         if (answer := _heard(fleet, 0.1)) is not None:
-            _heed(fleet, answer)
+            _check_not_given_up(fleet, answer)
         parcels.check()
     start = None if message["checkpoint"] is None else str(fetched)
     return {**message, "run_dir": str(own), "checkpoint": start}

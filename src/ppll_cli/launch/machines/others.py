@@ -108,11 +108,11 @@ class Leader:
                 show that they lost their connections to that machine.
         """
         until_s = time.monotonic() + HEARING_S
-        while time.monotonic() < until_s and not any(map(_is_silent, failures)):
+        while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
             try:
                 failures += self.news(deal)
             except RunFailedError:
-                if all(map(_stumbled, failures)):
+                if all(map(_lost_connection, failures)):
                     raise
             time.sleep(0.1)
         root = cause(failures)
@@ -257,18 +257,18 @@ def cause(failures: Sequence[Report]) -> Report:
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
-        return not _is_silent(failure), _stumbled(failure), failure["time"]
+        return not _raised_nothing(failure), _lost_connection(failure), failure["time"]
 
     return min(failures, key=order)
 
 
-def _stumbled(failure: Report) -> bool:
+def _lost_connection(failure: Report) -> bool:
     """Return whether a worker failed because it lost a connection, so because another ended."""
     words = failure.get("traceback", "")
     return any(each in words for each in ("torch/distributed/", "transport/network.py"))
 
 
-def _is_silent(failure: Report) -> bool:
+def _raised_nothing(failure: Report) -> bool:
     """Return whether a worker raised no exception: it, or its machine, is gone or stuck."""
     return not failure.get("traceback")
 
