@@ -89,7 +89,7 @@ def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]
     config, choices = compose_config(case)
     assert (config["fba"]["features"], config["local"]["bank"]["fusion"]) == (None, None)
     beginning.record(tmp_path, config, choices, prepared(*case))
-    recorded = recorded_in(tmp_path).config
+    recorded = recorded_in(tmp_path, "resume").config
     bank = {"enabled": True, "features": "first", "fusion": "add", "shared_head": True}
     assert recorded["fba"] == recorded["local"]["bank"] == bank
     assert settings.parse(dict(recorded)).fba.features == "first"

@@ -1,1 +1,1 @@
-"""The console scripts, and what only they need."""
+"""The console scripts, and code that only they need."""

@@ -1,7 +1,7 @@
-"""ppll-run: compose, validate, launch, report.
+"""ppll-run: compose and check the configuration, launch the run, report its result.
 
-Nothing heavy is imported before it is needed: `--help`, `--cfg job` and the refusal of a wrong
-configuration do without torch.
+Slow imports come where they are needed: `--help`, `--cfg job` and the refusal of a wrong
+configuration import no torch.
 """
 
 import gc
@@ -53,20 +53,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BEGAN_S = time.monotonic()
-"""When this process began; a launcher of Hydra's may have a sweep's jobs run in others."""
+"""When this process began, on the clock of `time.monotonic`.
+
+Jobs of a sweep that a launcher runs in other processes have other values.
+"""
 
 _in_hand: "list[Sweep]" = []
 """The sweep that this process runs, if it runs one."""
 
 _stopped: list[Interrupted] = []
-"""What ended a job in this process, which runs jobs of another one's sweep."""
+"""Signals that ended jobs in this process, if it runs jobs of another process's sweep."""
 
 
 def main() -> NoReturn:
-    """The console script.
+    """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. Whether what is
-    printed can be read by anybody does not change it.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. It is the same
+    whether or not anybody reads the output.
     """
     streams.guard()
     for number in forkserver.heeded():
@@ -76,27 +79,27 @@ def main() -> NoReturn:
     except ConfigError as error:
         _complain(str(error))
         sys.exit(2)
-    except (WorkerFailedError, RunFailedError):  # shown and logged where they were caught
+    except (WorkerFailedError, RunFailedError):  # the code that caught it first has shown it
         sys.exit(1)
     except Interrupted as error:
         _complain(str(error))
         sys.exit(128 + error.signal)
     finally:
-        gc.freeze()  # else Python goes through all that torch has made once more before it ends
+        gc.freeze()  # the exit would otherwise scan all objects of torch once more for garbage
     sys.exit(0)
 
 
 def _leave(number: int, _: "FrameType | None") -> NoReturn:
-    """End at once, while there are no workers: those who have some handle signals themselves.
+    """End at once; this handles signals while there are no workers.
 
-    An exception could interrupt any line, an import too, and be swallowed or shown there.
+    An exception could interrupt any line, even an import, and be swallowed or shown there.
     """
     forkserver.kill()
     scratch.remove()
     with suppress(Exception):
         sys.stdout.flush()
     go_on = "".join(f"{_to_go_on(sweep.go_on)}\n" for sweep in _in_hand if sweep.go_on)
-    with suppress(OSError):  # nobody may read it
+    with suppress(OSError):  # nobody may be reading standard error
         os.write(2, f"{go_on}ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
 
@@ -113,14 +116,14 @@ def _main(arguments: list[str]) -> None:
         return
     overrides = [at_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
-    # Hydra's parser wants all overrides together; people write them on both sides of an option.
+    # Hydra's parser wants all overrides together; users write them on both sides of an option.
     sys.argv[1:] = overrides + options
 
     where = Rendezvous.of(os.environ)
-    if where is not None:  # torch would print stacks of C++ when a machine is gone
+    if where is not None:  # otherwise torch prints C++ stacks when a machine is gone
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
-        forkserver.start()  # it imports torch while the configuration is composed and checked here
+        forkserver.start()  # imports torch while this process composes and checks the configuration
     try:
         if where is None:
             _hydra_main(arguments, overrides)
@@ -131,7 +134,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
-    """Be one of several launchers: the first one composes, the others do as they are told."""
+    """Be one of several launchers: machine 0 composes the configuration, the others follow."""
     from ppll_cli.launch.machines.fleet import Fleet
 
     fleet = Fleet(where)
@@ -143,7 +146,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             follow(fleet)
             return
         run_dir = fleet.remembered
-        if run_dir and not is_sweep(arguments):  # torchrun has started it anew
+        if run_dir and not is_sweep(arguments):  # torchrun has started the launchers again
             settled = ("hydra.run.dir=", "resume=")
             overrides = [each for each in overrides if not each.startswith(settled)]
             options = [each for each in arguments if not is_override(each)]
@@ -161,7 +164,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
 
 
 def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
-    """Have Hydra compose the configuration, and run with it."""
+    """Have Hydra compose the configuration, and run the jobs with it."""
     import argparse
 
     import hydra
@@ -174,7 +177,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
-    # With this, Hydra lets exceptions through instead of printing them and leaving with status 1.
+    # This makes Hydra raise exceptions instead of printing them and exiting with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
@@ -186,10 +189,10 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     failures: list[PpllError] = []
 
     def task(cfg: "DictConfig") -> float | None:
-        # Hydra would announce an exception in its own words, and would give up a sweep's results.
+        # Hydra would report an exception in its own words, and drop a sweep's results.
         nonlocal began
         began = True
-        streams.guard()  # a launcher may have the job run in another process
+        streams.guard()  # a launcher may run the job in another process
         streams.tell_failures()
         if _stopped:
             return None
@@ -201,11 +204,11 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             _note_refusal(error)
             failures.append(error)
         except Interrupted as error:
-            if os.getpid() != sweep.process:  # whose launcher hears of what a job returns alone
+            if os.getpid() != sweep.process:  # only a job's return value reaches its launcher
                 _stopped.append(error)
                 return None
             failures.insert(0, error)
-            raise KeyboardInterrupt from None  # Hydra does not go on with a sweep's next job
+            raise KeyboardInterrupt from None  # so that Hydra does not start a sweep's next job
         except PpllError as error:
             failures.append(error)
         return None
@@ -222,7 +225,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             sys.argv[1:] = sweep.before.arguments(overrides) + options
         elif (before := recorded(overrides)) is None:
             made = check_run_dir(overrides)
-        elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows only what is on the command line
+        elif {"-c", "--cfg"} & {*arguments}:  # Hydra shows only what the command line says
             problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
             raise ConfigError("resume", before.run_dir, problem, f"see {there}")
         else:
@@ -236,7 +239,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     except KeyboardInterrupt:
         if not failures:
             raise
-    except Exception as error:  # of Hydra, OmegaConf, a parser or the file system
+    except Exception as error:  # by Hydra, OmegaConf, a parser or the file system
         if began:
             raise
         raise explain(error, arguments) from None
@@ -250,7 +253,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         raise failures[0]
     if CompareRuns.interrupted:
         raise Interrupted(signal.SIGTERM)
-    if CompareRuns.failed:  # where a launcher has jobs run in other processes
+    if CompareRuns.failed:  # jobs that a launcher ran in other processes
         problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)
@@ -263,7 +266,7 @@ def _run(
     made: set[Path] | None,
     fleet: "Fleet | None",
 ) -> float | None:
-    """One run, once Hydra has composed its configuration; the metric is returned for sweepers."""
+    """Run one job that Hydra has composed, and return its objective for a sweeper."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
@@ -291,7 +294,7 @@ def _run(
             known = run_dir, config, choices, sweep.overrides
             before, config, choices = sweep.before.changed(*known)
         parsed = settings.parse(config)
-        for group in ("schedule", "data", "tracker"):  # what their classes refuse needs no torch
+        for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
             make(group, config[group])
         if before is None and parsed.weights is not None:
             weights_file(parsed.weights)
@@ -324,7 +327,7 @@ def _run(
 
 
 def _note_refusal(error: ConfigError) -> None:
-    """Have a sweep remember a job that was refused, which may leave no folder of its own."""
+    """Record a refused job of a sweep, which may have no folder of its own."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -343,5 +346,5 @@ def _refuse_arguments(_: object, message: str) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    """One line, whatever was in the value that is wrong."""
+    """Write an error as one line, whatever a wrong value contains."""
     sys.stderr.write(f"ppll-run: {printable(' '.join(message.splitlines()))}\n")

@@ -1,4 +1,4 @@
-"""Command lines of the programs that are not Hydra's. Imports nothing heavy."""
+"""Command lines of the programs other than ppll-run. Imports no torch."""
 
 import argparse
 import os
@@ -14,11 +14,11 @@ from ppll_cli.observe import streams
 
 
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a program whose result is what it prints, and end with its exit status.
+    """Run a program whose result is its output, and end with its exit status.
 
     Args:
-        program: Its name, which error messages begin with.
-        main: What it does with its arguments.
+        program: The program's name, with which error messages begin.
+        main: The program; it takes the arguments.
     """
     streams.guard()
     try:
@@ -39,7 +39,7 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Report that results cannot be written as a wrong `--output`.
+    """Turn a failure to write results into an error about `--output`.
 
     Raises:
         ConfigError: The body raised an OSError.
@@ -52,10 +52,10 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def existing_folder(text: str) -> Path:
-    """An argument that names a folder.
+    """Return an argument that must name an existing folder.
 
     Raises:
-        argparse.ArgumentTypeError: There is none.
+        argparse.ArgumentTypeError: There is no such folder.
     """
     folder = Path(text).expanduser()
     if not os.path.isdir(folder):
@@ -64,20 +64,20 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """The override by which Hydra finds options in a folder of the user's."""
+    """Return the override by which Hydra finds options in a user's folder."""
     if config_dir is None:
         return []
     return [setting("hydra.searchpath", [f"file://{config_dir.resolve()}"])]
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains of wrong arguments as of any wrong input: in one line, with exit status 2.
+    """Reports wrong arguments like any wrong input: in one line, with exit status 2.
 
     Args:
         prog: The program's name.
-        description: What it does; lines stay as they are.
-        epilog: What else `--help` says; lines stay as they are.
-        usage: The usage line, where argparse would not write it well.
+        description: What the program does; lines are kept as they are.
+        epilog: The end of `--help`; lines are kept as they are.
+        usage: The usage line, if argparse's own is not good enough.
     """
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, usage, description, epilog, formatter_class=plain)
 
     def add_config_dir(self) -> None:
-        """Add `--config-dir`, which is to be given to `searched`."""
+        """Add `--config-dir`; pass its value to `searched`."""
         self.add_argument(
             "--config-dir",
             type=existing_folder,

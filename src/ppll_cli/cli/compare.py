@@ -1,6 +1,6 @@
-"""ppll-compare: runs side by side, read from their directories.
+"""ppll-compare: compare runs, read from their directories.
 
-Neither torch nor Hydra is imported, and nothing is run.
+It imports neither torch nor Hydra, and runs nothing.
 """
 
 import os
@@ -37,7 +37,7 @@ Exit status: 0 done; 2 the input is wrong, said in one line; 1 the table could n
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     script("ppll-compare", _main)
 
 
@@ -67,7 +67,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """A folder of runs has room for their comparison; a run's own is left as it is."""
+    """Return where the files go: into a single folder of runs, else into the current directory."""
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
     return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
@@ -76,13 +76,15 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
-    The picture is only for show: where it cannot be drawn, a line is logged.
+    If the picture cannot be drawn, this only logs a line.
 
     Returns:
-        The endings of the files that were written, that of the groups excepted.
+        The endings of the files' names, without that of comparison_groups.csv.
 
     Raises:
-        OSError: One of the tables cannot be written.
+        OSError: A table cannot be written.
+    """
+    """
     """
     write_text(folder / "comparison.csv", as_csv(comparison))
     write_text(folder / "comparison_groups.csv", groups_as_csv(comparison))
@@ -98,13 +100,13 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 def show(
     comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
 ) -> None:
-    """Print a comparison, and the files that were written.
+    """Print a comparison and the names of the files written.
 
     Args:
-        comparison: What is compared.
-        folder: Where the files are.
-        written: Their endings.
-        then: A command worth trying next.
+        comparison: The comparison.
+        folder: The folder of the files.
+        written: The endings of the files' names.
+        then: A command to suggest next.
     """
     from ppll_cli.observe.console import rich_console
 

@@ -1,7 +1,7 @@
-"""ppll-eval: a finished run's model on its own data, on other data, or on pictures of the user's.
+"""ppll-eval: evaluate a finished run's model on its own data, other data, or a user's pictures.
 
-Nothing heavy is imported before it is needed: `--help` and the refusal of a wrong command line do
-without torch.
+Slow imports come where they are needed: `--help` and the refusal of a wrong command line import no
+torch.
 """
 
 import argparse
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ppll_cli.launch.resume import Recorded
 
 FREE = ("batch_size", "data", "device", "threads")
-"""Keys, and groups of keys, that an evaluation may have another way than the run."""
+"""Keys, and groups of keys, that an evaluation may change from the run's configuration."""
 
 DESCRIPTION = """\
 Evaluates the model that a run has trained: on the run's own data, where its last checkpoint gives
@@ -48,27 +48,27 @@ Exit status: 0 done; 2 the input is wrong, said in one line; 1 failed.
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     script("ppll-eval", _main)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for, checked as far as that needs no torch.
+    """What the command line asks for, checked as far as possible without torch.
 
     Attributes:
         run_dir: The run directory.
-        config: The run's configuration, with what is evaluated another way.
-        settings: The same, typed.
-        checkpoint: `last`, `best`, or a number of steps.
-        ema: Averaged weights are evaluated.
-        split: Which split is evaluated; None: none is.
-        data: The option that names the data set.
-        other_data: The same where the run was trained on other data, else None.
-        batch_size: Samples of an evaluation batch, where it was given.
-        pictures: Files to predict.
-        output: Where results are written.
-        classes: Names of the classes that the run learnt, where they were recorded.
+        config: The run's configuration, with the evaluation's changes.
+        settings: The same configuration, typed.
+        checkpoint: `last`, `best`, or a number of optimizer steps.
+        ema: Whether averaged weights are evaluated.
+        split: The split to evaluate; None: only predict.
+        data: Name of the data set's option.
+        other_data: Name of that option if the run was trained on other data, else None.
+        batch_size: Samples per evaluation batch; None if not given.
+        pictures: Files to predict from.
+        output: Folder for the results.
+        classes: Names of the classes that the run learnt; empty if not recorded.
     """
 
     run_dir: Path
@@ -106,7 +106,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
     run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
     settings = parse(config)
-    make("data", settings.data)  # what its class refuses needs no torch
+    make("data", settings.data)  # the class checks its arguments without torch
     given = {key_of(each) for each in overrides}
     return Asked(
         run.run_dir,
@@ -125,7 +125,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
 
 
 def _is_override(argument: str) -> bool:
-    """Whether an argument is an override; a path may have the sign as well."""
+    """Return whether an argument is an override; the path of an existing file may contain `=`."""
     return "=" in argument and not argument.startswith("-") and not os.path.exists(argument)
 
 
@@ -175,13 +175,12 @@ def _checkpoint(text: str) -> str:
 def _configured(
     run: "Recorded", overrides: Sequence[str], config_dir: Path | None
 ) -> tuple[dict[str, Any], str]:
-    """The run's configuration with what the command line changes, and the name of the data set.
+    """Return the run's configuration with the command line's changes, and the data set's option.
 
-    What makes pictures ready for the model stays that of the run, on other data too, unless the
-    command line says otherwise.
+    Other data are preprocessed as the run's own, unless the command line says otherwise.
 
     Raises:
-        ConfigError: Hydra cannot compose it, or something else would change.
+        ConfigError: Hydra cannot compose it, or a key that may not change would change.
     """
     from hydra import initialize_config_dir
 
@@ -204,7 +203,7 @@ def _configured(
         config, chosen = run.with_changes(made, choices, overrides, check)
     except ConfigError:
         raise
-    except Exception as error:  # of Hydra or OmegaConf
+    except Exception as error:  # by Hydra or OmegaConf
         raise explain(error, overrides, "ppll-eval") from None
     for key in PREPROCESSING:
         before = run.config["data"]

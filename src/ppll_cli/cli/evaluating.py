@@ -1,4 +1,4 @@
-"""What ppll-eval computes, prints and writes. It imports torch."""
+"""The part of ppll-eval that imports torch: it evaluates, predicts, and shows the results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,17 +26,20 @@ if TYPE_CHECKING:
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
-"""Of a table; of more classes or pictures, the ones with the lowest results are shown."""
+"""Rows of a table; if there are more classes or pictures, those with the lowest results."""
 
 MOST_LABELS = 3
-"""The surest labels of a picture that are printed; the file has all of them."""
+"""How many of a picture's most probable labels are printed; the file has all labels."""
 
 
 def report(asked: "Asked") -> None:
     """Evaluate and predict, write the results, and print them.
 
+    Args:
+        asked: What the command line asks for.
+
     Raises:
-        ConfigError: Something that was asked for is not possible.
+        ConfigError: The device, checkpoint, data, split or a picture cannot be used.
     """
     (device,), _ = devices_here(asked.settings, 1, [])
     run = loaded(
@@ -72,7 +75,7 @@ def report(asked: "Asked") -> None:
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
-    """What an evaluation found; its numbers have the names that they have in `summary.json`."""
+    """Return an evaluation as plain data, with the names of `summary.json`."""
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
     if found.details is not None:
@@ -85,7 +88,7 @@ def _as_json(found: Evaluated) -> dict[str, Any]:
 def _predictions(
     run: LoadedRun, files: Sequence[Path], output: Path
 ) -> Iterator[Mapping[str, Any]]:
-    """What the model makes of pictures; what is to be seen of them is written."""
+    """Predict from each picture, save the pictures that show predictions, and yield the results."""
     for number, file in enumerate(files):
         try:
             found = run.predict(file)
@@ -104,7 +107,7 @@ def _predictions(
 
 
 def _draw(found: Evaluated, run: LoadedRun, asked: "Asked") -> None:
-    """Draw the confusion matrix, which is only for show."""
+    """Draw the confusion matrix; a failure is only logged."""
     if found.details is None or found.details.confusion is None:
         return
     with for_show("confusion.png could not be drawn"):
@@ -142,13 +145,13 @@ def _show(
 
 
 def _summary(found: Evaluated, run: LoadedRun) -> str:
-    """The split and the metric, as a run's last line has them."""
+    """Return the split and the metric, as in a run's last line."""
     metric = run.task.metric
     return f"{found.split} {metric} {_number(found.result.get(metric))}"
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
-    """A row for each entry, or for those with the lowest results where there are many."""
+    """Return a table of the entries, or of the lowest results if there are many."""
     from rich.table import Table
 
     names = list(entries[0])
@@ -167,14 +170,14 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Tab
 
 
 def _number(value: Any) -> str:
-    """A count as it is, another number with four digits; a dash where there is none."""
+    """Return a count as it is, another number with four decimals, and a dash for None."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def _predicted(found: Mapping[str, Any]) -> str:
-    """A prediction in one line."""
+    """Return a prediction as one line."""
     if "probabilities" in found:
         sure = found["probabilities"][:MOST_LABELS]
         said = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in sure)

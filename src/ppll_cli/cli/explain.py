@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf complain of, in one line of our own."""
+"""Turns errors of Hydra and OmegaConf into one line in this program's words."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from ppll_cli.leaves.names import meant
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
-    """The error that the user sees for an exception raised while a configuration was composed.
+    """Return the error that the user sees for an exception in composing the configuration.
 
     Args:
-        error: What Hydra, OmegaConf or a parser raised; the real complaint is often its cause.
+        error: What Hydra, OmegaConf or a parser raised; if it has a cause, that one is explained.
         arguments: The command line.
-        program: Whose help explains its arguments.
+        program: The program to whose `--help` the message refers.
     """
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())
@@ -59,7 +59,7 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
 
 
 def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
-    """Hydra cannot read an override; most often its value is text that needs quotes."""
+    """Return the error for an override that Hydra cannot read; mostly, its value needs quotes."""
     key, _, value = error.override.partition("=")
     found = re.search(
         r"(mismatched|extraneous|no viable).* input '[^']*'|missing EQUAL", str(error.message)
@@ -73,7 +73,7 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 
 
 def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
-    """Where results were to go, Hydra could make no folder or no file."""
+    """Return the error for a folder or file for results that Hydra could not make."""
     place = str(error.filename)
     key = next((key for key, value in given.items() if value == place), "hydra.run.dir")
     value = given.get(key, place)
@@ -96,7 +96,7 @@ def _options(group: str) -> list[str]:
 
 
 def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
-    """Keys are looked for in the same group first, then under the same name in other groups."""
+    """Return the error for an unknown key; it suggests keys of the same group, then of others."""
     keys = _keys(given)
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
@@ -114,7 +114,7 @@ def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
 
 
 def _keys(given: Mapping[str, str]) -> list[str]:
-    """All keys of the configuration, with dots, with the options chosen in each group."""
+    """Return all keys of the configuration, with dots, for the options that are given."""
     chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

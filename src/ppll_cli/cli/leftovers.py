@@ -1,4 +1,4 @@
-"""Folders that Hydra makes before a run, or a sweep's jobs, are refused."""
+"""Removes folders that Hydra made for a run, or for the jobs of a sweep, that were refused."""
 
 import shutil
 from pathlib import Path
@@ -8,12 +8,12 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 
 
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
-    """Remove what Hydra made for a run that was refused, and folders that are empty then.
+    """Remove what Hydra made for a run that was refused, and the folders that are empty then.
 
     Args:
         run_dir: The run directory.
-        ours: Names of what Hydra made there.
-        made: The folders that were made for the run; None where that is not known.
+        ours: Names of the files and folders that Hydra made there.
+        made: The folders that were made for the run; None if unknown.
     """
     for name in ours:
         path = run_dir / name
@@ -25,7 +25,7 @@ def remove_sweep(folder: Path | None) -> None:
     """Remove the folder of a sweep whose jobs were all refused.
 
     Args:
-        folder: The folder, if it was made for the sweep, else None.
+        folder: The folder; None if it was not made for the sweep.
     """
     if folder is None or not folder.is_dir():
         return
@@ -41,8 +41,8 @@ def _remove_empty(folder: Path, made: set[Path] | None) -> None:
 
     Args:
         folder: The folder.
-        made: The folders that were made for the run; None where that is not known, and then all
-            in `outputs`, where runs go by default, count as such.
+        made: The folders that were made for the run; None if unknown: then those below `outputs`,
+            where runs go by default, count as made for it.
     """
     outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):

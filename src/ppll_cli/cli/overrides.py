@@ -1,6 +1,6 @@
 """The command line before Hydra reads it: overrides, where results go, and `resume=auto`.
 
-Imports nothing heavy before it is needed.
+Slow imports come where they are needed.
 """
 
 import os
@@ -23,33 +23,33 @@ RUN_DIR = "hydra.run.dir"
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is an override, and no option."""
+    """Return whether an argument is an override, not an option."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether the arguments ask for a sweep."""
+    """Return whether the arguments ask for a sweep."""
     return bool({"-m", "--multirun"} & {*arguments})
 
 
 def at_home(override: str) -> str:
-    """Where results go may be given below a home, as `~/runs`: Hydra would make a folder `~`."""
+    """Expand `~` in an override that says where results go; Hydra would make a folder `~`."""
     found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
     return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
 
 
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """The overrides that `resume=auto` stands for, or the same ones where it is not given.
+    """Return the overrides with `resume=auto` replaced by what it stands for.
 
-    A batch system can start the same command again and again: it goes on with the run that is in
+    A batch system can start the same command again and again: the command resumes the run in
     `hydra.run.dir`, or begins it there.
 
     Args:
-        overrides: Those on the command line.
-        sweep: Whether a sweep is asked for.
+        overrides: The overrides on the command line.
+        sweep: Whether the command line asks for a sweep.
 
     Raises:
-        ConfigError: The folder is not given, or this is a sweep.
+        ConfigError: `resume=auto` is given for a sweep, or without a folder.
     """
     from ppll_cli.config.overrides import parsed, text
 
@@ -77,15 +77,15 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
-    """Refuse a folder that holds something before Hydra writes into it.
+    """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    What a start-up that died has left is no hindrance: nothing was trained there.
+    A folder is accepted if it holds only what a start-up that died has left: nothing was trained.
 
     Args:
-        overrides: Those on the command line.
+        overrides: The overrides on the command line.
 
     Returns:
-        The folders that Hydra will make; None where the command line does not name one.
+        The folders that Hydra will make; None if the command line does not name the directory.
     """
     from ppll_cli.config.overrides import parsed
 
@@ -105,9 +105,9 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
 
 def check_links(run_dir: Path) -> None:
-    """Refuse to go on where files that will be appended to are links.
+    """Refuse to resume a run if a file that will be appended to is a link.
 
-    Whoever else can write in the folder could have any file of the user's overwritten.
+    Otherwise anybody who can write into the folder could have any of the user's files changed.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
@@ -116,10 +116,10 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """The folder that `hydra.run.dir` names; None where Hydra alone can say.
+    """Return the folder that `hydra.run.dir` names; None if only Hydra can tell.
 
     Raises:
-        ConfigError: It is no name of a folder.
+        ConfigError: Its value is not the name of a folder.
     """
     from ppll_cli.config.overrides import text
 
@@ -132,13 +132,13 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """The folder that `hydra.run.dir` names by an interpolation; None where Hydra alone can say."""
+    """Return the folder of a `hydra.run.dir` with an interpolation; None if only Hydra can tell."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Options in a folder of the user's are not found here: most names need none of them.
+        # Options in a user's folder are not found here. Most names refer to none of their keys.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

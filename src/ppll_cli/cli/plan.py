@@ -1,7 +1,7 @@
-"""ppll-plan: what each schedule would do on how many devices, before any of it is run.
+"""ppll-plan: predict what each schedule does on each number of devices, before any run.
 
-Units are measured once; every schedule's own instructions then run on a clock. Nothing heavy is
-imported before it is needed: `--help` and the refusal of a wrong configuration do without torch.
+It measures the model's units once, then simulates each schedule's own instructions. Slow imports
+come where they are needed: `--help` and the refusal of a wrong configuration import no torch.
 """
 
 import argparse
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
 GPUS = (1, 2, 4, 8)
 LISTED = 4
-"""So many edges are shown one by one."""
+"""Up to this number, edges are shown one by one."""
 
 FEW = 2
-"""Up to so many stages, what each needs is shown; of more, the largest number."""
+"""Up to this number of stages or edges, each one's figure is shown; of more, only the largest."""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -38,9 +38,9 @@ second, bubble, speed-up over back-propagation on one device, memory, and what c
 EPILOG = """\
 Overrides are those of ppll-run, with its configuration groups. `gpus`, `schedule` and `replicas`
 may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. Without
-`replicas`, tables are of stages alone, and of all layouts, so many stages and so many replicas of
-each, the fastest is named. More devices than there are here are simulated as equal ones. Times are
-kept in the user's cache folder for the next plan.
+`replicas`, tables show stages without replicas, and a line below each table names the fastest
+layout, a number of stages and of replicas of each. Devices beyond those of this machine are
+simulated as equal to them. Times are kept in the user's cache folder for the next plan.
 
 Several machines, of 8 devices each, on a network of 25 Gbit/s:
 
@@ -51,7 +51,7 @@ Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     script("ppll-plan", _main)
 
 
@@ -101,7 +101,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
-    """What Hydra is given."""
+    """Return the overrides for Hydra."""
     return [*options.overrides, *searched(options.config_dir)]
 
 
@@ -123,12 +123,12 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for.
+    """What the command line asks for.
 
     Attributes:
-        gpus: How many devices, each of them.
-        replicas: How many copies of every stage, likewise; None: whatever is fastest.
-        configs: For each schedule the configuration, as plain data.
+        gpus: The numbers of devices to plan for.
+        replicas: The numbers of replicas of each stage to plan for; None: find the fastest.
+        configs: The configuration of each schedule, as plain data.
         choices: The option chosen in each configuration group.
     """
 
@@ -141,8 +141,11 @@ class Plan:
     def compose(cls, overrides: Sequence[str]) -> Self:
         """Compose the configuration of each schedule.
 
+        Args:
+            overrides: The overrides on the command line.
+
         Raises:
-            ConfigError: It cannot be composed, or is wrong whatever the number of devices.
+            ConfigError: It cannot be composed, or is wrong for any number of devices.
         """
         from ppll_cli.cli.explain import explain
 
@@ -150,13 +153,13 @@ class Plan:
             plan = cls._compose(overrides)
         except ConfigError:
             raise
-        except Exception as error:  # of Hydra or OmegaConf
+        except Exception as error:  # by Hydra or OmegaConf
             raise explain(error, overrides, "ppll-plan") from None
         for name, config in plan.configs.items():
             for replicas in plan.replicas or (1,):
                 fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)
                 plan.settings(name, next(fitting, plan.gpus[0]), replicas)
-            for group in ("schedule", "data"):  # what their classes refuse needs no torch
+            for group in ("schedule", "data"):  # these classes check arguments without torch
                 make(group, config[group])
         return plan
 
@@ -191,10 +194,10 @@ class Plan:
         return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
-        """The settings of a run: every worker has the same threads, whatever `gpus` is.
+        """Return the settings of a run, with the same number of threads for every `gpus`.
 
-        As many as the largest number of devices that this machine's cores can stand for leaves
-        each; more devices are simulated.
+        If the configuration does not give it, the cores are divided by the largest number of
+        devices for which there is a core each; more devices than that are simulated.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -204,21 +207,21 @@ class Plan:
 
 
 def _values(override: "Override") -> tuple[Any, ...]:
-    """The values of an override that may be a list of either kind."""
+    """Return the values of an override whose value is single, a list, or a sweep."""
     values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     values = values if isinstance(values, list) else [values]
     return tuple(dict.fromkeys(_number(value) for value in values))
 
 
 def _number(value: Any) -> Any:
-    """Hydra gives the values of some lists as text."""
+    """Turn a number that Hydra gives as text, as in some lists, into an integer."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _show(plan: Plan, options: argparse.Namespace) -> None:
     from ppll_cli.leaves import forkserver
 
-    forkserver.start()  # it imports torch while this process does
+    forkserver.start()  # it imports torch while this process does so too
 
     from rich.console import Console
 
@@ -280,7 +283,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
 
 
 def _told(row: "Row") -> Iterator[str]:
-    """A schedule in a layout: its speed, what each edge carries, and what its replicas send."""
+    """Yield lines about a schedule's layout: speed, each edge's load, and what replicas send."""
     found = row.prediction
     assert found is not None
     layout = f"{row.stages} stage" + "s" * (row.stages > 1)
@@ -308,7 +311,7 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """What each stage or edge has, or, of many, the most."""
+    """Return the figure of each stage or edge or, if there are many, the largest."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

@@ -1,4 +1,4 @@
-"""Predictions for many schedules and numbers of devices, from one profile."""
+"""Predicts many schedules on many numbers of devices from one profile."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,16 +19,16 @@ from ppll_cli.prepare.subject import examine
 
 @dataclass(frozen=True)
 class Row:
-    """What is expected of a schedule on so many devices.
+    """What is expected of a schedule on a number of devices.
 
     Attributes:
-        schedule: Its name.
-        prediction: None where there is none.
-        speed_up: Over back-propagation on one device, with the same threads.
-        obstacle: Why there is none.
-        stages: How many there are.
-        replicas: How many copies of each.
-        machines: How many machines they are on.
+        schedule: The schedule's name.
+        prediction: The prediction; None if an obstacle makes it impossible.
+        speed_up: Speed relative to back-propagation on one device with the same threads.
+        obstacle: Why there is no prediction.
+        stages: Number of stages.
+        replicas: Number of replicas of each stage.
+        machines: Number of machines.
     """
 
     schedule: str
@@ -46,13 +46,14 @@ class Planner:
     It is a context manager: the process that measures ends with the body.
 
     Args:
-        settings: Of a run, by the name of its schedule, the number of devices and that of replicas.
+        settings: Gives the settings of a run, from its schedule's name, its number of devices and
+            its number of replicas.
         schedules: Names of the schedules.
-        replicas: How many copies of every stage, each of them; None: none in the tables, and in the
-            search for the fastest layout each number that divides the devices.
-        interconnect: What carries messages and gradients.
-        per_machine: How many devices a machine has; None: all are on one.
-        neighbours: How many workers compute beside one on its CPU; None: those of its machine.
+        replicas: The numbers of replicas of each stage to predict for; None: tables have one, and
+            the search for the fastest layout tries every divisor of the number of devices.
+        interconnect: The links that carry messages and gradients.
+        per_machine: Devices per machine; None: all are on one.
+        neighbours: How many other workers compute on a worker's CPU; None: those of its machine.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -90,11 +91,11 @@ class Planner:
 
     @property
     def bp_samples_per_second(self) -> float:
-        """Of back-propagation on one device, with the same threads."""
+        """Samples per second of back-propagation on one device, with the same threads."""
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
-        """What is expected of each schedule, with each number of replicas that was asked for."""
+        """Return what is expected of each schedule, with each number of replicas asked for."""
         return {
             name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
                 name, gpus, replicas
@@ -104,23 +105,23 @@ class Planner:
         }
 
     def fastest(self, gpus: int) -> Row | None:
-        """The schedule and layout that are predicted fastest; None where there is none."""
+        """Return the fastest schedule and layout by prediction; None if none is possible."""
         layouts = self.replicas or [n for n in range(1, gpus + 1) if gpus % n == 0]
         rows = [self._row(name, gpus, n) for name in self.schedules for n in layouts]
         known = [row for row in rows if row.prediction is not None]
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """Whether anything could be predicted.
+        """Refuse the plan if nothing could be predicted.
 
         Raises:
-            ConfigError: Nothing; this is the first obstacle.
+            ConfigError: The first obstacle.
         """
         if self._errors and not self._found:
             raise self._errors[0]
 
     def title(self, choices: Mapping[str, str]) -> str:
-        """What is planned, on what."""
+        """Return a line that says what is planned, and on which device."""
         base = self.base
         where = model_of(self.device)
         parts = [f"model={choices['model']} ({len(self.subject.units)} units)"]
@@ -128,7 +129,7 @@ class Planner:
         return f"{' '.join(parts)} on {where}, {base.threads_per_worker} thread(s) a worker"
 
     def notes(self, gpus: Sequence[int]) -> list[str]:
-        """How the tables came about, and how to read them."""
+        """Return how the tables were made, and how to read them."""
         threads = self.base.threads_per_worker
         here = usable_cores() // threads if self.device == "cpu" else torch.cuda.device_count()
         lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]
@@ -163,7 +164,7 @@ class Planner:
         return lines + self._bounds(gpus)
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Up to which cost of auxiliary networks ppll is ahead, where stages are even."""
+        """Return up to which cost of auxiliary networks ppll is ahead, if stages are even."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

@@ -1,4 +1,4 @@
-"""A sweep: which sweeper ran it, which jobs were refused, and the comparison that it ends with."""
+"""A sweep's own records: its sweeper, the jobs that were refused, and the final comparison."""
 
 import json
 import os
@@ -21,16 +21,16 @@ from ppll_cli.observe.tracker import guarded, sweep_name
 
 
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
-    """Note that a job was refused, which leaves no run directory.
+    """Record a job that was refused, which leaves no run directory.
 
     Args:
-        folder: Of the sweep.
+        folder: The sweep's folder.
         job: The job's number.
-        overrides: What the job was to be.
+        overrides: The job's overrides.
         error: Why it was refused.
     """
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
-    # Jobs may run at once, in processes of their own: a line is written in one piece.
+    # Several jobs may run at once, in their own processes, so a line is written in one piece.
     file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
@@ -39,12 +39,12 @@ def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None
 
 
 class CompareRuns(Callback):
-    """Ends a sweep with the comparison of its runs, in its folder.
+    """Ends a sweep with the comparison of its runs, in the sweep's folder.
 
     Attributes:
-        failed: How many jobs of the last sweep did not complete, wherever they ran.
-        interrupted: Whether one of them was stopped.
-        made: Its folder, if that was not there before.
+        failed: How many jobs of the last sweep did not complete, whichever processes ran them.
+        interrupted: Whether one of these jobs was stopped.
+        made: The sweep's folder, if it did not exist before.
     """
 
     failed: ClassVar[int] = 0
@@ -52,19 +52,19 @@ class CompareRuns(Callback):
     made: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note which search this is, for `resume` to say why it cannot go on."""
+        """Record which sweeper this is, so that `resume` can say why a search cannot go on."""
         folder = Path(config.hydra.sweep.dir).absolute()
         type(self).made = None if folder.exists() else folder
         name = str(config.hydra.runtime.choices["hydra/sweeper"])
         file = folder / SWEEP_FILE
-        if name == BASIC or os.path.lexists(file):  # the basic sweeper notes its jobs
+        if name == BASIC or os.path.lexists(file):  # the basic sweeper writes its own record
             return
         with for_show(f"{file} could not be written"):
             make_folder(folder)
             write_json(file, {"format": SWEEP_FORMAT, "sweeper": name})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """All jobs have ended."""
+        """Compare the runs, and tell the tracker of the sweep."""
         folder = Path(config.hydra.sweep.dir)
         if self._compare(folder):
             with for_show("the tracker was not told of the sweep"):
@@ -73,7 +73,7 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Show the comparison and write it, where there is something to compare."""
+        """Write and show the comparison; return False, without either, if all jobs were refused."""
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)
@@ -84,14 +84,14 @@ class CompareRuns(Callback):
         with for_show("the comparison could not be written"):
             written = write(comparison, folder)
         with for_show("the comparison could not be shown"):
-            # With another run or sweep behind it, it is compared to that one.
+            # The user may add another run or sweep to this command, to compare with it.
             then = command("ppll-compare", short_path(folder.absolute()))
             show(comparison, folder, written, then)
         return True
 
 
 def _ends(folder: Path) -> list[str] | None:
-    """What those jobs came to that have not completed; None where the jobs are not known."""
+    """Return the status of each job that has not completed; None if the jobs are unknown."""
     try:
         jobs = read_sweep(folder).jobs
     except ConfigError:

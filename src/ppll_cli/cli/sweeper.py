@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper, with a record of its jobs by which a sweep can go on."""
+"""Hydra's basic sweeper, with a record of its jobs from which a sweep can be resumed."""
 
 import json
 import logging
@@ -37,14 +37,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Sweep:
-    """The sweep that this process, or the one that launched its job, runs.
+    """The sweep whose jobs this process runs.
 
     Attributes:
-        process: The number of the process that runs the sweep; a launcher may have jobs run in
-            others.
-        before: The sweep that goes on, if one does.
-        overrides: Those on the command line.
-        go_on: The command that goes on with it, once it can go on.
+        process: Number of the process that runs the sweep; a launcher may run jobs in others.
+        before: The sweep to be resumed, if there is one.
+        overrides: The overrides on the command line.
+        go_on: The command that resumes the sweep, once that is possible.
     """
 
     before: RecordedSweep | None
@@ -57,8 +56,8 @@ class BasicSweeper(Sweeper):
     """Takes the place of Hydra's basic sweeper, and runs the same jobs.
 
     Args:
-        max_batch_size: How many jobs a launcher is given at a time; None: all.
-        params: What is swept over, beside what the command line says.
+        max_batch_size: How many jobs a launcher gets at a time; None: all.
+        params: The values to sweep over that the configuration gives, by their keys.
 
     Attributes:
         course: The sweep that this process runs.
@@ -72,7 +71,7 @@ class BasicSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Be told by Hydra what to run."""
+        """Take from Hydra what to run; Hydra calls this."""
         self._config, self._hydra = config, hydra_context
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -80,16 +79,16 @@ class BasicSweeper(Sweeper):
 
     @classmethod
     def install(cls, course: Sweep) -> None:
-        """Have Hydra use it in this process."""
+        """Have Hydra use this class in this process."""
         cls.course = course
-        # Hydra takes plugins from its own packages alone, and finds each by its name.
+        # Hydra takes plugins only from its own packages, and finds each by its name.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs: all of them, or those that are left.
+        """Run the jobs, or those that are left of a sweep to be resumed.
 
         Args:
-            arguments: The overrides on the command line, but for those of Hydra's own keys.
+            arguments: The overrides on the command line, without those of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:
@@ -108,7 +107,7 @@ class BasicSweeper(Sweeper):
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
-        """The overrides of each job, in Hydra's order."""
+        """Return the overrides of each job, in Hydra's order."""
         params = [f"{key}={value}" for key, value in self._params.items()]
         parser = OverridesParser.create(config_loader=self._hydra.config_loader)
         overrides = parser.parse_overrides([*params, *arguments])
@@ -116,7 +115,7 @@ class BasicSweeper(Sweeper):
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """What a launcher will compose for a job."""
+        """Return the configuration that a launcher will compose for a job."""
         load = self._hydra.config_loader.load_sweep_config
         config: DictConfig = load(self._config, list(overrides))
         with open_dict(config):
@@ -124,7 +123,7 @@ class BasicSweeper(Sweeper):
         return config
 
     def _launched_by(self) -> list[str]:
-        """The overrides that say how jobs are launched."""
+        """Return the overrides that say how jobs are launched."""
         name = self._config.hydra.runtime.choices["hydra/launcher"]
         given = parsed(overrides_of(self._config.hydra, "hydra"))
         settings = [
@@ -135,7 +134,7 @@ class BasicSweeper(Sweeper):
         return [setting("hydra/launcher", str(name)), *settings]
 
     def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
-        """The numbers and overrides of the jobs that are not complete, ready to be launched."""
+        """Prepare the jobs that are not complete; return their numbers and overrides."""
         left = [job for job in sweep.jobs if job.status != "completed"]
         going_on = [job for job in left if job.began]
         ready = []
@@ -150,7 +149,7 @@ class BasicSweeper(Sweeper):
         for job in left:
             if not job.began:
                 remove(job.folder)
-        remove(sweep.folder / REFUSED_FILE)  # who is refused again will be in it again
+        remove(sweep.folder / REFUSED_FILE)  # a job that is refused again is written again
         with _hydra_config(self._config):
             options = options_given()
         given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
@@ -165,24 +164,24 @@ class BasicSweeper(Sweeper):
         return ready
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
-        """Have the launcher run jobs, so many at a time as the launcher is to have."""
+        """Have the launcher run jobs, as many at a time as it is to get."""
         returned = []
         size = max(1, self._size or len(jobs))
         for start in range(0, len(jobs), size):
             numbers, overrides = zip(*jobs[start : start + size], strict=True)
             results = self._launcher.launch(list(overrides), initial_job_idx=_Numbers(numbers))
             for result in results:
-                _ = result.return_value  # which raises what ended the job, if something did
+                _ = result.return_value  # raises the exception that ended the job, if one did
             returned.append(results)
         return returned
 
     def _command(
         self, folder: Path, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
     ) -> str:
-        """The command that goes on with this sweep.
+        """Return the command that resumes this sweep.
 
-        What `resume` does not take from a folder is given again: classes, a tracker, and a
-        launcher's commands.
+        It repeats what `resume` takes from no folder: classes, a tracker, and a launcher's
+        commands.
         """
         with _hydra_config(self._config):
             options = options_given()
@@ -196,9 +195,9 @@ class BasicSweeper(Sweeper):
 
 
 class _Numbers(int):
-    """The numbers of the jobs in a batch, which have gaps in a sweep that goes on.
+    """The numbers of the jobs in a batch, which may have gaps in a resumed sweep.
 
-    A launcher is given the number of the first job, and adds the place of each in the batch to it.
+    A launcher gets the number of the first job, and adds each job's place in the batch to it.
     """
 
     numbers: tuple[int, ...]
@@ -217,7 +216,7 @@ def _hydra_config(config: DictConfig) -> Iterator[None]:
     """Have `${hydra:KEY}` resolve in a configuration that Hydra does not run yet."""
     known = HydraConfig.instance()
     before = known.cfg
-    known.set_config(deepcopy(config))  # which makes a part of it read-only
+    known.set_config(deepcopy(config))  # a copy, because this makes a part read-only
     try:
         yield
     finally:
@@ -225,7 +224,7 @@ def _hydra_config(config: DictConfig) -> Iterator[None]:
 
 
 def _write(file: int, text: str) -> None:
-    """Give an open file, which stays open and locked, this text alone."""
+    """Replace the content of an open file, which stays open and locked."""
     os.ftruncate(file, 0)
     with open(file, "w", closefd=False) as opened:
         opened.write(text)
@@ -233,7 +232,7 @@ def _write(file: int, text: str) -> None:
 
 
 def _folder(config: DictConfig) -> str | None:
-    """A job's folder below the sweep's; None where only a launcher knows."""
+    """Return a job's folder relative to the sweep's; None if only a launcher knows it."""
     try:
         with _hydra_config(config):
             name = str(config.hydra.sweep.subdir)
@@ -243,7 +242,7 @@ def _folder(config: DictConfig) -> str | None:
 
 
 def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
-    """Refuse to begin a sweep where one of its jobs has run, whose record would be lost."""
+    """Refuse to begin a sweep in the folder of another one, whose record would be lost."""
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
@@ -255,7 +254,7 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:
-    """Refuse options that Hydra takes from anywhere, because only the folder names them."""
+    """Refuse options outside this program's folders, which only the sweep's folder names."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
             problem = f"the option {group}={name} of its job {number} is none"
@@ -265,7 +264,7 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
 def _classes(
     jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
 ) -> Mapping[str, list[str]]:
-    """Classes that no option of a group names, by their key."""
+    """Return the classes that no option of a group names, by their keys."""
     found: dict[str, list[str]] = {}
     for overrides, config in zip(jobs, configs, strict=True):
         choices = own_choices(config.hydra.runtime.choices)

@@ -1,1 +1,1 @@
-"""Settings, objects made from `_target_`, composition: no torch."""
+"""Settings, composition of configurations, and objects made from `_target_`. No torch."""

@@ -1,4 +1,4 @@
-"""In what a configuration differs from the defaults, as the overrides that would make it."""
+"""Finds the overrides that turn the defaults into a given configuration."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ WITHOUT = ("resume", "hydra")
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """The overrides that make this configuration from the defaults, not quoted for a shell.
+    """Return the overrides that turn the defaults into this configuration, not quoted for a shell.
 
     Hydra must be initialised.
 

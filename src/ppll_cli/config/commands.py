@@ -1,6 +1,6 @@
-"""The commands that the program prints to be copied: which program they call, and their quoting.
+"""Commands that the program prints to be copied: which program they call, and their quoting.
 
-Imports nothing heavy.
+Imports no torch.
 """
 
 import os
@@ -21,69 +21,69 @@ MODULES = {
     "ppll-compare": "ppll_cli.cli.compare",
     "ppll-eval": "ppll_cli.cli.evaluate",
 }
-"""What `python -m` calls the programs."""
+"""The module of each program, for `python -m`."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Text that Hydra's grammar reads as itself, but for the words below."""
+"""Text that Hydra's grammar reads as itself, with the exception of `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
-"""Words that Hydra's grammar reads as something else than text."""
+"""Words that Hydra's grammar does not read as text."""
 
 
 def command(program: str, *arguments: str) -> str:
-    """A command line that a shell takes as it stands, in one line.
+    """Return a command line, in one line and quoted for a shell.
 
     Args:
-        program: The name of one of our programs, or of another one in the same environment. It is
-            called as the user called this program, where that is possible.
+        program: Name of one of this project's programs, or of another one in its environment. If
+            possible, it is called in the way in which the user called this program.
         arguments: Its arguments, not quoted for a shell.
     """
     return " ".join(map(word, [*_program(program), *arguments]))
 
 
 def setting(key: str, value: Any) -> str:
-    """An override, `key=value`, that Hydra reads as this value; it is not quoted for a shell."""
+    """Return an override, `key=value`, that Hydra reads as this value, not quoted for a shell."""
     return f"{key}={_hydra(value)}"
 
 
 def key_of(override: str) -> str:
-    """The key, or the group, of an override."""
+    """Return the key, or the group, of an override."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def quoted(text: str) -> str:
-    """A text between quotes of Hydra's grammar; interpolations in it stay interpolations."""
-    quote = "'" if '"' in text and "'" not in text else '"'  # the one that needs no escape
-    # A backslash is one, unless a quote follows.
+    """Return a text in quotes of Hydra's grammar; interpolations in it stay interpolations."""
+    quote = "'" if '"' in text and "'" not in text else '"'  # prefer the one that needs no escape
+    # A backslash stands for itself unless a quote follows.
     text = re.sub(rf"(\\*){quote}", rf"\1\1\\{quote}", text)
     text = re.sub(r"(\\+)$", r"\1\1", text)
     return quote + text + quote
 
 
 def word(text: str) -> str:
-    """A text as one word of a shell's command line, without a line break."""
+    """Quote a text as one word of a shell's command line, without a line break."""
     if text.isprintable():
         return shlex.quote(text)
     return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this
 
 
 def short_path(path: Path) -> str:
-    """A path as an argument: relative to the current directory where it is below it."""
+    """Return a path as an argument, relative to the current directory if it lies below it."""
     try:
-        here = Path.cwd()  # with hydra.job.chdir=true it is the run directory
-    except OSError:  # somebody removed it
+        here = Path.cwd()  # the run directory if hydra.job.chdir=true
+    except OSError:  # somebody removed the current directory
         return str(path)
     text = str(path.relative_to(here)) if here in path.parents else str(path)
     return f"./{text}" if text.startswith("-") else text
 
 
 def pip_install(what: str) -> str:
-    """The command that installs a package where this program would find it."""
+    """Return the command that installs a package where this program finds it."""
     return " ".join([word(sys.executable), "-m pip install", word(what)])
 
 
 def _program(name: str) -> list[str]:
-    """The words by which a shell calls a program."""
+    """Return the words by which a shell calls a program."""
     wrapper = os.environ.get(STARTED_AS)
     if wrapper and name == "ppll-run":
         return [wrapper if "/" in wrapper else f"./{wrapper}"]
@@ -103,7 +103,7 @@ def _program(name: str) -> list[str]:
 
 
 def _python_with_module() -> list[str]:
-    """`python -m`, with Python's own options, where the program was started in this way."""
+    """Return `python -m`, with Python's own options, if the program was started like this."""
     given = sys.orig_argv
     for number, (option, module) in enumerate(pairwise(given)):
         if re.fullmatch(r"-[A-Za-z]*m", option) and module in MODULES.values():
@@ -112,7 +112,7 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """This Python as the user called it, where a shell finds the same one by that."""
+    """Return Python as the user called it if a shell finds this one so, else by its path."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent
@@ -120,13 +120,13 @@ def _python(given: str) -> str:
 
 
 def _hydra(value: Any) -> str:
-    """A value in the grammar of Hydra's overrides."""
+    """Return a value in the grammar of Hydra's overrides."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # OmegaConf reads it after Hydra: what would be an interpolation is escaped.
+        # OmegaConf reads the text after Hydra and would take `${` for an interpolation.
         return value if _is_plain(value) else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_hydra, value))}]"

@@ -1,4 +1,4 @@
-"""What Hydra composes, as plain data. Imports it only when it is needed."""
+"""Composes configurations by Hydra, as plain data. Imports Hydra only when needed."""
 
 import os
 import re
@@ -10,31 +10,32 @@ from ppll_cli.config.commands import short_path
 from ppll_cli.config.options import conf_dir
 
 CONFIG = "config"
-"""The name of our main configuration."""
+"""The name of the program's main configuration."""
 
 LONGEST_NAME = 100
-"""Characters of a run's name in its folder's."""
+"""Up to this many characters of a run's name are part of its folder's name."""
 
 
 def register_resolvers() -> None:
-    """What our configuration asks of OmegaConf.
+    """Register with OmegaConf the resolvers that the configuration uses.
 
-    `pid` tells runs of one second apart; `named` is the end that a run's name gives its folder's.
+    `pid` gives runs that start in the same second different folders; `named` turns a run's name
+    into the end of its folder's name.
     """
     from omegaconf import OmegaConf
 
-    # It is asked once: the processes in which a launcher has a sweep's jobs run share its folder.
+    # The value is cached: a launcher's processes for a sweep's jobs must agree on its folder.
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("named", _named, replace=True)
 
 
 def _named(name: object) -> str:
-    """The end of a folder's name; a wrong name is refused only once Hydra has made the folder."""
+    """Return the end of a folder's name; Hydra makes the folder before a wrong name is refused."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A configuration, resolved, and the option chosen in each group; Hydra must be initialised."""
+    """Return the resolved configuration and each group's option; Hydra must be initialised."""
     from hydra import compose
     from omegaconf import OmegaConf
 
@@ -46,7 +47,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _main_config() -> str:
-    """The name of the configuration that the program runs with; the user may give another."""
+    """Return the name of the program's configuration; a user may choose another one."""
     from hydra.core.hydra_config import HydraConfig
 
     name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
@@ -54,7 +55,7 @@ def _main_config() -> str:
 
 
 def options_given() -> list[str]:
-    """What this command line says of where configurations are, for the next command line."""
+    """Return this command line's options on where configurations are, for another command line."""
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()
@@ -74,11 +75,11 @@ def options_given() -> list[str]:
 
 
 def overrides_of(hydra: Any, kind: str) -> list[str]:
-    """The overrides on a command line, with interpolations as they were given.
+    """Return the overrides on a command line, with interpolations as they were given.
 
     Args:
         hydra: Hydra's own configuration.
-        kind: `hydra` for overrides of its own keys, `task` for the others.
+        kind: `hydra` for overrides of Hydra's keys, `task` for the others.
     """
     from omegaconf import OmegaConf
 
@@ -87,5 +88,5 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
-    """The options chosen in our groups, without those of Hydra's own."""
+    """Return the options chosen in this program's groups, without Hydra's own groups."""
     return {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k)}

@@ -1,4 +1,4 @@
-"""Numbers that an interpolation gives as text, as `${oc.env:LR}` does."""
+"""Reads numbers that an interpolation, such as `${oc.env:LR}`, gives as text."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ from ppll_cli.errors import ConfigError
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain data, resolved.
+    """Return a configuration as plain data, resolved.
 
-    Text that an interpolation gave becomes the number, the truth value or null that it spells on a
-    command line, where a key takes that and no text.
+    Text from an interpolation becomes the number, truth value or null that it would be on a command
+    line, if the key takes that and does not take text.
     """
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found: dict[str, Any] = container
@@ -32,7 +32,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _interpolated(node: DictConfig, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Where interpolations are, but inside lists."""
+    """Yield the keys whose values are interpolations, each as a tuple; lists are left out."""
     for key in node:
         inner = node._get_node(key)
         path = (*above, str(key))
@@ -49,12 +49,12 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
     try:
         wanted = TypeAdapter(_annotation(path, config))
     except (KeyError, TypeError, ConfigError, PydanticSchemaGenerationError):
-        return text  # it is refused where it is used
+        return text  # the code that uses the key refuses it
     return value if _takes(wanted, value) and not _takes(wanted, text) else text
 
 
 def _spelled(text: str) -> Any:
-    """What a text is as a value on a command line."""
+    """Return the value that a text has on a command line, if it is no text; else the text."""
     try:
         value = OverridesParser.create().parse_overrides([f"key={text}"])[0].value()
     except OverrideParseException:
@@ -71,7 +71,7 @@ def _takes(wanted: TypeAdapter[Any], value: Any) -> bool:
 
 
 def _annotation(path: tuple[str, ...], config: Mapping[str, Any]) -> Any:
-    """The type of a key: of a section, or of the constructor that a group names."""
+    """Return the type of a key: of a field of a section, or of a constructor's argument."""
     known: Any = Settings
     node: Any = config
     for key in path:

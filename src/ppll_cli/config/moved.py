@@ -1,6 +1,6 @@
-"""Names in the `config.json` of older programs that have another name now. Imports no torch.
+"""Today's names for names in the `config.json` of older programs. Imports no torch.
 
-Whoever moves a class or renames an option adds a line here, and older runs go on.
+If you move a class or rename an option, add a line here, so that older runs can be resumed.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ TARGETS = {
     **{f"ppll_cli.schedules.{name}": f"ppll_cli.pipeline.schedules.{name}" for name in _SCHEDULES},
     "ppll_cli.transport.naive.NaiveTransport": "ppll_cli.transport.queue.QueueTransport",
 }
-"""Values of `_target_`."""
+"""Today's values of `_target_`, by older ones."""
 
 OPTIONS = {
     ("transport", "naive"): "queue",
 }
-"""Options, by group and the name that they had."""
+"""Today's names of options, by group and older name."""
 
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with today's names of the classes in it."""
+    """Return a configuration with today's names of its classes."""
     return {key: _now(key, value) for key, value in config.items()}
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the option of each group by the name that it has today; no check is made here."""
+    """Return the option of each group by today's name; values of a wrong type are kept."""
     return {
         group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
         for group, name in choices.items()

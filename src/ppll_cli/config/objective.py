@@ -1,4 +1,4 @@
-"""The number that a run returns to a sweeper: what it is, and whether there is such a thing."""
+"""The objective: the number in a run's summary that the run returns to a sweeper."""
 
 import re
 from collections.abc import Mapping
@@ -10,15 +10,16 @@ Summary = Mapping[str, Any]
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
-    """The key of the summary that is meant; by default the held-out part's metric, else the test's.
+    """Return the key of the objective, after checking that the summary has it.
 
     Args:
-        key: What was asked for: names of keys, and numbers of list items, joined by dots.
-        summary: What `summary.json` holds; its numbers may be null.
+        key: The key asked for: names of keys and numbers of list items, joined by dots. None: the
+            metric of the held-out part if there is one, else the test set's.
+        summary: The content of `summary.json`; its numbers may still be null.
         metric: Name of the task's metric.
 
     Raises:
-        ConfigError: There is no such number.
+        ConfigError: The summary has no such key, or its value is not a number.
     """
     if key is None:
         return f"{'val' if 'val' in summary else 'test'}.{metric}"
@@ -27,7 +28,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
     for depth, name in enumerate(names):
         there = [str(n) for n in (node if isinstance(node, Mapping) else range(_length(node)))]
         if depth and re.fullmatch(r"(test|val)(_ema)?", names[depth - 1]) and not there:
-            there = ["loss", metric]  # null until it is measured
+            there = ["loss", metric]  # the results are null until they are measured
         if name not in there:
             remedy = f"there are {', '.join(there)}" if there else "it is no group of keys"
             place = ".".join(names[:depth]) or "summary.json"
@@ -42,7 +43,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 
 
 def value(key: str, summary: Summary) -> float | None:
-    """The number that is there at the end; None where it is not known."""
+    """Return the objective's value in a summary; None if it was not measured."""
     node: Any = summary
     for name in key.split("."):
         if node is None:

@@ -1,4 +1,4 @@
-"""The configuration groups that ship, and what their options name. Imports nothing heavy."""
+"""The configuration groups of this project, and the classes of their options. No torch."""
 
 import re
 from functools import cache
@@ -8,22 +8,22 @@ _TARGET = re.compile(r"^_target_:\s*(\S+)", re.MULTILINE)
 
 
 def conf_dir() -> Path:
-    """The folder of configuration groups: in an installed package, or at the top of a clone."""
+    """Return the folder of configuration groups, in an installed package or at a clone's top."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Key and value by which users choose a class.
+    """Return the key and value by which users choose a class.
 
     Args:
         group: The configuration group, for example "schedule".
         target: The class, or its dotted path, as `_target_` has it.
 
     Returns:
-        The group and its option (`schedule=interleaved`), if exactly one option that ships names
-        the class; else the path (`schedule._target_=my.Schedule`).
+        The group and its option (`schedule=interleaved`), if exactly one of this project's options
+        names the class; else the path (`schedule._target_=my.Schedule`).
     """
     if isinstance(target, type):
         target = f"{target.__module__}.{target.__qualname__}"
@@ -33,7 +33,7 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """The class that each option of a group names."""
+    """Return the path of the class that each option of a group names."""
     found = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if match := _TARGET.search(path.read_text(encoding="utf-8")):

@@ -7,26 +7,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 ABSENT = object()
-"""The value of a key that is not there."""
+"""Stands for the value of a key that does not exist."""
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
+    """Parse overrides as Hydra does.
 
     Raises:
-        OverrideParseException: One of them is none.
+        OverrideParseException: One of them is not an override.
     """
     found: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     return found
 
 
 def text(override: Override) -> str:
-    """An override as it stood on the command line."""
+    """Return an override as it stood on the command line."""
     return override.input_line or ""
 
 
 def at(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a key with dots."""
+    """Return the value at a key with dots; `ABSENT` if the key does not exist."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -36,7 +36,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(key: str, value: Any) -> Iterator[str]:
-    """The keys that an override gives: those inside a dictionary, which Hydra merges."""
+    """Yield the keys that an override sets; Hydra merges a dictionary, so its keys count."""
     if not isinstance(value, dict):
         yield key
         return

@@ -1,4 +1,4 @@
-"""The configuration, typed, and every check that needs no model and no data. Imports no torch."""
+"""The typed configuration, and all checks that need no model and no data. Imports no torch."""
 
 import math
 import os
@@ -25,12 +25,12 @@ Finite = Annotated[float, AfterValidator(_finite)]
 Positive = Annotated[Finite, Field(gt=0)]
 NotNegative = Annotated[Finite, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads: more than any machine has
+Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads; no machine has as many
 Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
 Group = dict[str, Any]
 
 LONGEST_WORD = 100
-"""Characters of a name or a tag: the name of a folder has room for 255 bytes."""
+"""Longest name or tag in characters: a folder's name has room for 255 bytes."""
 
 
 def _word(value: str) -> str:
@@ -45,7 +45,7 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 MOST_SLOTS = 1024
-"""Of a channel, beyond those that its schedule holds: predictions follow as many batches."""
+"""Largest `transport.depth`: predictions may have to simulate as many batches."""
 
 
 class _Section(BaseModel):
@@ -57,19 +57,19 @@ class Optim(_Section):
 
     Attributes:
         lr: Learning rate after the warm-up.
-        betas: AdamW's.
-        momentum: SGD's.
-        nesterov: SGD's.
+        betas: Coefficients of AdamW.
+        momentum: Momentum of SGD.
+        nesterov: Whether SGD uses Nesterov momentum.
         schedule: How the learning rate falls: not at all, by `gamma` at each of `milestones`
             (epochs), or along a cosine to zero. `cosine` changes at each step and begins after the
             warm-up; `cosine_by_epoch` changes once an epoch and counts the warm-up's epochs.
-        warmup_epochs: Over which the learning rate rises linearly.
+        warmup_epochs: Epochs over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         label_smoothing: Part of each training target that is shared evenly among all classes.
-        ema: Share of the averages of the model's weights that stays at a step; null keeps none.
-        clip_norm: The greatest gradient norm of a module; null does not clip.
-        nonfinite: At a loss that is no finite number: stop the run, or skip each step whose
-            gradients are none.
+        ema: Share of the averages of the model's weights that a step keeps; None: no averages.
+        clip_norm: Largest gradient norm of a module; larger gradients are scaled down. None: never.
+        nonfinite: What happens when a loss is NaN or infinite: `stop` ends the run, `skip` leaves
+            out the steps with gradients that are not finite.
     """
 
     name: Literal["sgd", "adamw"]
@@ -84,7 +84,7 @@ class Optim(_Section):
     gamma: Annotated[Positive, Field(le=1)]
     clip_norm: Positive | None
     nonfinite: Literal["stop", "skip"] = "stop"
-    # Runs of before these existed can be resumed.
+    # These have defaults because the records of older runs lack them.
     warmup_lr: Positive = 0.01
     label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     ema: Annotated[Finite, Field(gt=0, lt=1)] | None = None
@@ -120,16 +120,16 @@ class Partition(_Section):
 
 
 class FeatureBank(_Section):
-    """How features of earlier modules are used by the auxiliary networks of later ones.
+    """How the auxiliary networks of later modules use features of earlier modules.
 
     Attributes:
-        enabled: Whether they are.
-        features: What a module reads: the features of `every` earlier module, of the earlier ones
-            that end a resolution stage (`stage_ends`), or of the last n; or the network's `first`
-            features, which skip to its head. None: the task's own, see `resolved`. Runs of before
-            `first` existed have no None, and one without the key reads `every` module.
-        fusion: How they join the auxiliary network's own; `none` leaves them out. None: `add` for
-            first features, else `concatenate`.
+        enabled: Whether they use them.
+        features: What a module reads: the features of `every` earlier module, of the earlier
+            modules that end a resolution stage (`stage_ends`), or of the last n modules; or the
+            network's `first` features, which skip to its head. None: the task's own, see
+            `resolved`. The records of older runs have no None; one without the key reads `every`.
+        fusion: How they are joined with the auxiliary network's own features; `none`: not at all.
+            None: `add` for first features, else `concatenate`.
         shared_head: Whether the head that reads them is shaped like the model's.
     """
 
@@ -168,7 +168,7 @@ class FeatureBank(_Section):
 
 
 class CheckpointSettings(_Section):
-    """When to save, how many of the newest to keep, and whether to keep the best one as well."""
+    """When to save, how many of the newest checkpoints to keep, and whether to keep the best."""
 
     every: Count | None
     keep: Count
@@ -176,7 +176,7 @@ class CheckpointSettings(_Section):
 
 
 class Settings(_Section):
-    """The whole configuration, as it was composed."""
+    """The whole composed configuration."""
 
     model: Group
     data: Group
@@ -202,7 +202,7 @@ class Settings(_Section):
     deterministic: bool
     progress_limit: Positive | None
     compile: bool
-    # Runs of before these existed can be resumed.
+    # These have defaults because the records of older runs lack them.
     objective: str | None = None
     name: Word | None = None
     tags: list[Word] = []
@@ -216,22 +216,22 @@ class Settings(_Section):
     log_grad_norm: bool = False
 
     def until_s(self, began_s: float) -> float | None:
-        """When `max_minutes` are over, for a program that began at this time; None: never."""
+        """Return when `max_minutes` are over, in seconds on the clock of `began_s`; None: never."""
         return None if self.max_minutes is None else began_s + 60 * self.max_minutes
 
     @property
     def devices_asked(self) -> int:
-        """What `gpus` asks for: two, or one for each replica, where it is left open."""
+        """Number of devices: `gpus`, or by default two, but at least one for each replica."""
         return max(2, self.replicas) if self.gpus is None else self.gpus
 
     @property
     def stages_asked(self) -> int:
-        """How many stages those devices make."""
+        """Number of stages on these devices."""
         return self.devices_asked // self.replicas
 
     @property
     def threads_per_worker(self) -> int:
-        """What `threads` asks for: the usable cores shared by the workers where it is left open."""
+        """Threads of each worker: `threads`, or by default its share of the usable cores."""
         return self.threads or max(1, usable_cores() // self.devices_asked)
 
     @model_validator(mode="after")
@@ -283,6 +283,9 @@ class Settings(_Section):
 def parse(config: Mapping[str, Any]) -> Settings:
     """Check a composed configuration.
 
+    Args:
+        config: The configuration, as plain data.
+
     Raises:
         ConfigError: A value is of the wrong type or range, or a key does not exist.
     """
@@ -311,7 +314,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
 
 
 def _check_modules(count: Any, cuts: Any) -> None:
-    """Check how modules are asked for, also where the schedule has none."""
+    """Check the settings of modules, also for a schedule without modules."""
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise ConfigError("local.modules", count, "must be a whole number from 1 on, or null")
     names = cuts if isinstance(cuts, list) else [cuts]
@@ -321,7 +324,7 @@ def _check_modules(count: Any, cuts: Any) -> None:
 
 
 def _config_error(error: ValidationError) -> ConfigError:
-    """The first complaint of pydantic as our own."""
+    """Return the first of pydantic's errors as the user sees it."""
     detail, *others = error.errors()
     parts = _place(detail["loc"])
     if detail["type"] == "extra_forbidden":
@@ -330,8 +333,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # Of a value that may be of several types, pydantic complains for each, and names the type as
-    # the last part of the place.
+    # If a value may be of several types, pydantic reports an error for each, with the type's name
+    # at the end of the location.
     keys = [part for part in parts if part.isidentifier() or part.isdigit()]
     known: Any = Settings
     place: list[str] = []
@@ -347,7 +350,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _fields(place: list[str]) -> list[str]:
-    """Names of the keys in a section."""
+    """Return the names of the keys in a section."""
     section: Any = Settings
     for key in place:
         section = section.model_fields[key].annotation
@@ -359,7 +362,7 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and its control group's quota."""
+    """Return how many cores this process may use, by its affinity and its container's quota."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

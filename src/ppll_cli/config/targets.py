@@ -1,4 +1,4 @@
-"""Make the objects that a configuration names by `_target_`."""
+"""Makes the objects that a configuration names by `_target_`."""
 
 import inspect
 import json
@@ -25,11 +25,14 @@ log = logging.getLogger(__name__)
 def make(group: str, config: Mapping[str, Any]) -> Any:
     """Call a configured class with the other keys of its group.
 
-    The class's annotations say which values are legal, and are checked strictly.
+    The arguments are checked strictly against the annotations of the class.
 
     Args:
         group: Name of the configuration group, for messages.
         config: `_target_`, the dotted path of the class, and its keyword arguments.
+
+    Returns:
+        The object.
 
     Raises:
         ConfigError: The class cannot be imported, or does not take these arguments.
@@ -39,7 +42,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     try:
         parameters, signature = parameters_of(target), inspect.signature(target)
-    except ValueError as error:  # what is written in C may have no signature
+    except ValueError as error:  # a class written in C may have no signature
         raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
     for key, value in arguments.items():
         if key not in parameters:
@@ -59,15 +62,15 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
-    """Run what a user may have written; where it fails, the configuration that named it is wrong.
+    """Run code that a user may have written; blame its failure on the setting that named it.
 
     Args:
-        key: What named it.
+        key: The key that named the code.
         value: The value of that key.
-        doing: What is done with it, for the message.
+        doing: What the code is run for, for the message.
 
     Raises:
-        ConfigError: Anything was raised that is not the program's own.
+        ConfigError: The code raised an exception that is not this program's own.
     """
     try:
         yield
@@ -75,7 +78,7 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.debug("%s=%s: %s", key, value, doing, exc_info=True)
-        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this and its caller's
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this one and the caller's
         places = [(frame.filename, frame.lineno) for frame in frames]
         theirs = [(file, line) for file, line in places if _is_theirs(file)]
         where = f"see line {theirs[-1][1]} of {theirs[-1][0]}" if theirs else ""
@@ -83,10 +86,17 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
 
 
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
-    """Check that an object offers what is asked of it; no property is computed for that.
+    """Check that an object has the attributes that are needed; properties are not evaluated.
+
+    Args:
+        key: The key that named its class.
+        path: The value of that key.
+        made: The object.
+        names: The names of the attributes.
+        remedy: The end of the message.
 
     Raises:
-        ConfigError: It lacks something.
+        ConfigError: An attribute is missing.
     """
     nothing = object()
     for name in names:
@@ -95,19 +105,19 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 
 
 def _is_theirs(file: str) -> bool:
-    """Whether a user may have written a file of code: it is not installed, and not ours."""
+    """Return whether a user may have written a file: it is neither installed nor this program's."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not file.startswith(elsewhere)
 
 
 def _first_line(error: BaseException) -> str:
-    """An exception with the first line of what it says."""
+    """Return an exception's type with the first line of its message."""
     message = str(error).strip().partition("\n")[0]
     return type(error).__name__ + (message and f": {message}")
 
 
 def _checked(key: str, value: Any, annotation: Any) -> Any:
-    """The value as its annotation has it: a list where a tuple is wanted becomes one."""
+    """Return a value checked against an annotation, with lists made tuples if it wants tuples."""
     if annotation is inspect.Parameter.empty:
         return value
     try:
@@ -122,7 +132,7 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
 
 
 def describe(message: str) -> str:
-    """A message of pydantic as it reads in the middle of a sentence."""
+    """Return a message of pydantic in words that fit into a sentence."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("valid array", "valid list")
     return message[0].lower() + message[1:]
@@ -131,8 +141,12 @@ def describe(message: str) -> str:
 def locate(key: str, path: object) -> Any:
     """Import what a dotted path names.
 
+    Args:
+        key: The key whose value the path is, for messages.
+        path: The dotted path.
+
     Raises:
-        ConfigError: It cannot be imported, or called; `key` is what named it.
+        ConfigError: It cannot be imported, or cannot be called.
     """
     if not isinstance(path, str) or "." not in path or path.startswith("."):
         raise ConfigError(key, path, "is not the dotted path of a class")
@@ -142,7 +156,7 @@ def locate(key: str, path: object) -> Any:
         found = import_module(module)
     except (ImportError, AttributeError) as error:
         raise ConfigError(key, path, f"cannot be imported ({error})") from None
-    except (Exception, SystemExit) as error:  # of a user's module, as it is executed
+    except (Exception, SystemExit) as error:  # raised by a user's module as it is imported
         problem = f"cannot be imported ({_first_line(error)})"
         raise ConfigError(key, path, problem) from error
     try:
@@ -156,19 +170,19 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Have a module that is not installed looked for in the folder where the program was started.
+    """Let Python look for a module that is not installed in the folder of the program's start.
 
-    Not before that: whatever lies there could be imported in the place of an optional dependency of
-    an installed package. Workers get `sys.path` from this process.
+    The folder is added last and only when needed: otherwise a file in it could be imported in the
+    place of an optional dependency of an installed package. Workers get this process's `sys.path`.
     """
     folder = str(start_folder())
-    with suppress(ValueError):  # a module that was made by hand, as `__main__`, is there
+    with suppress(ValueError):  # a module made by hand, such as `__main__`, is already imported
         if folder not in sys.path and find_spec(package) is None:
             sys.path.append(folder)
 
 
 def start_folder() -> Path:
-    """The folder where the program was started; hydra.job.chdir=true leaves it."""
+    """Return the folder in which the program was started, also under hydra.job.chdir=true."""
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():
@@ -179,14 +193,14 @@ def start_folder() -> Path:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except Exception:  # a name that exists for type checkers only: its class must judge by itself
+    except Exception:  # names for type checkers only: the class must check its arguments itself
         return {}
 
 
 def parameters_of(target: Any) -> dict[str, Any]:
-    """Annotations of a class's arguments, by name.
+    """Return the annotations of a class's arguments, by name.
 
-    Those of base classes belong to them where a constructor takes `**`.
+    If the constructor takes `**`, arguments of the base classes' constructors are included.
     """
     functions = [target]
     if inspect.isclass(target):
@@ -210,7 +224,7 @@ def parameters_of(target: Any) -> dict[str, Any]:
 
 
 def targets_in(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The class that each `_target_` of a configuration names, with its key.
+    """Yield the key and the class path of each `_target_` in a configuration.
 
     Args:
         node: The configuration, or a part of it.

@@ -1,4 +1,4 @@
-"""Where `weights=` leads. Imports no torch."""
+"""The file that `weights=` names. Imports no torch."""
 
 import os
 from pathlib import Path
@@ -7,16 +7,19 @@ from ppll_cli.config.targets import start_folder
 from ppll_cli.errors import ConfigError
 
 MODEL_FILE = "model.safetensors"
-"""The trained backbone in a run directory."""
+"""Name of the file in a run directory that holds the trained backbone."""
 
 
 def absolute_path(given: str) -> str:
-    """The place as an absolute path; a relative one is seen from where the program was started."""
+    """Return the place as an absolute path; a relative one starts where the program was started."""
     return os.path.abspath(start_folder() / os.path.expanduser(given))
 
 
 def weights_file(given: str) -> Path:
-    """The file that a run is to begin with: the one named, or the model of the run named.
+    """Return the file of weights that a run begins with.
+
+    Args:
+        given: The file, or a run directory whose model is used.
 
     Raises:
         ConfigError: There is no such file.

@@ -1,4 +1,4 @@
-"""What a run offers its user to do next, as commands to copy."""
+"""Commands for the user to copy: go on with a run, or compare it with other schedules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from ppll_cli.prepare.cutting import Weights, cut
 from ppll_cli.prepare.preparation import Prepared
 
 MICROBATCHES = 4
-"""Of gpipe, as its option has it."""
+"""Micro-batches of gpipe; its option `schedule=gpipe` has the same number."""
 
 COMPARED: Mapping[str, Schedule] = {
     "bp": BackPropagation(),
@@ -31,13 +31,17 @@ COMPARED: Mapping[str, Schedule] = {
     "gpipe": GPipe(microbatches=MICROBATCHES),
     "ppll": PPLL(),
 }
-"""The schedules that a run is worth comparing to."""
+"""The schedules with which a run is worth comparing, by the names of their options."""
 
 OWN = ("schedule", "gpus", "objective", "max_minutes")
-"""What the comparison sets itself, what only a sweeper needs, and what limits this run alone."""
+"""Keys whose overrides the comparison leaves out.
+
+It sets `schedule` and `gpus` itself, only a sweeper needs `objective`, and `max_minutes` is meant
+for this run alone.
+"""
 
 LONGEST = 1000
-"""Characters of a command that is shown without having been asked for."""
+"""Longest command, in characters, that is shown without the user having asked for it."""
 
 
 def go_on(
@@ -47,24 +51,25 @@ def go_on(
     config: Mapping[str, Any],
     choices: Mapping[str, str],
 ) -> str:
-    """The command that goes on with a run.
+    """Return the command that goes on with a run.
 
-    Classes that no option of a group names are given again: `resume` takes none from a folder.
+    It repeats classes that are given as overrides, because `resume` imports no class that only
+    the run directory names.
 
     Args:
         run_dir: The run directory.
-        options: Of the command line, those that say where configurations are.
-        changes: The overrides that make the configuration from the defaults, where they are known.
+        options: Options of the command line that say where configurations are.
+        changes: The overrides that turn the defaults into the configuration; None: unknown.
         config: The run's configuration.
         choices: The option chosen in each group.
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
-        # A preset is not composed again: what it names is given, as what is not known.
+        # `resume` does not compose a preset again, so the classes that it names are given.
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
-    tracker = choices.get("tracker", "none")  # a resumed run is tracked where that is said again
+    tracker = choices.get("tracker", "none")  # a resumed run is tracked only if asked for again
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
@@ -77,20 +82,20 @@ def comparison(
     *,
     resumed: bool,
 ) -> str | None:
-    """The sweep that sets a run beside other schedules; None where there is none that would run.
+    """Return the sweep that compares a run with other schedules; None if fewer than two would run.
 
     Args:
-        settings: Of the run.
+        settings: Settings of the run.
         prepared: The run.
-        options: Of the command line, those that say where configurations are.
-        changes: The overrides that make the configuration from the defaults.
-        resumed: Whether the run went on with one that was there.
+        options: Options of the command line that say where configurations are.
+        changes: The overrides that turn the defaults into the configuration.
+        resumed: Whether the run was resumed.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
     beside = settings.device == "auto" and {*job.devices} == {"cpu"} and torch.cuda.device_count()
-    if beside:  # a schedule that needs one device alone would take it
+    if beside:  # otherwise a schedule that needs only one device would take the GPU
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]
     if len(accepted) < 2:
@@ -100,18 +105,18 @@ def comparison(
     if beside:
         given.append("device=cpu")
     fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
-    if resumed and job.local_learning and not fixed:  # its stages may have been others at first
+    if resumed and job.local_learning and not fixed:  # it may have begun with other stages
         given.append(setting("local.cuts", list(prepared.cuts)))
     found = command("ppll-run", "--multirun", *options, *given)
     return found if len(found) <= LONGEST else None
 
 
 def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool:
-    """Whether the run would start with another schedule, and these devices."""
+    """Return whether the run would start with another schedule and these devices."""
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # they may be given by a name
+    if local.get("cuts") is not None and job.local_learning:  # the setting may be a name
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

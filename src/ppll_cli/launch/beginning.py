@@ -1,4 +1,4 @@
-"""What is done with a run directory before anything is trained."""
+"""What is done with a run directory before training begins."""
 
 import json
 import logging
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 def record(
     run_dir: Path, config: Mapping[str, Any], choices: Mapping[str, str], prepared: Prepared
 ) -> None:
-    """Write what is needed to resume a run: its configuration, and what identifies its data.
+    """Write what resuming a run needs: its configuration, and what identifies its data.
 
     Raises:
-        ConfigError: Another run has written it.
-        OSError: It cannot be written.
+        ConfigError: Another run has written its record there.
+        OSError: A file cannot be written.
     """
     data = {k: absolute(v) if k in PATHS else v for k, v in config["data"].items()}
     record = {**config, "data": data, "choices": dict(choices)}
@@ -50,23 +50,23 @@ def record(
 
 
 def remove_record(run_dir: Path) -> None:
-    """Remove what `record` wrote, where the run does not begin."""
+    """Remove what `record` wrote, because the run does not begin."""
     for name in (CONFIG_FILE, DATA_FILES):
         (run_dir / name).unlink(missing_ok=True)
 
 
 def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | None) -> None:
-    """Refuse to go on with other data than a run was started with.
+    """Refuse to go on with other data than the run was started with.
 
     Args:
-        before: The run.
+        before: The run, as it was recorded.
         data: Configuration of the data set.
-        identity: What identifies the data that are there now.
+        identity: What identifies the present data; None if the data set does not say.
 
     Raises:
-        ConfigError: They are others.
+        ConfigError: The data differ.
     """
-    if before.data_sha256 is None or identity is None:  # of an older program, or a user's class
+    if before.data_sha256 is None or identity is None:  # an older program, or a user's data set
         return
     if digest_of(identity) == before.data_sha256:
         return
@@ -85,14 +85,14 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
 
 
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
-    """Refuse to start a run again with other weights than it was started with.
+    """Refuse to start a run again with other initial weights than it was started with.
 
     Args:
-        before: The run.
-        weights: What was found now; None: they are not needed any more.
+        before: The run, as it was recorded.
+        weights: The file found now, with its digest; None: the run no longer needs it.
 
     Raises:
-        ConfigError: They are others.
+        ConfigError: The digests differ.
     """
     then = before.weights
     if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
@@ -103,13 +103,13 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 def finished(
     run_dir: Path, start: Checkpoint | None, steps: int, metrics: Metrics, wanted: str
 ) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do; None where something is.
+    """Return the summary of a run that has nothing left to do; None if something is left.
 
     Args:
         run_dir: The run directory.
         start: The newest checkpoint.
-        steps: Optimizer steps that the run is to have at its end.
-        metrics: What was measured.
+        steps: Optimizer steps of the whole run.
+        metrics: The run's metrics file.
         wanted: The key of the summary whose number is the run's result.
     """
     if start is None or start.step < steps or not (run_dir / "model.safetensors").is_file():
@@ -121,19 +121,19 @@ def finished(
         objective.value(wanted, summary)
         if not all(isinstance(summary[key], dict) for key in ("train", "test")):
             return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):  # it is damaged, and made anew
+    except (OSError, ValueError, KeyError, TypeError, IndexError):  # damaged: it is written anew
         return None
     return summary if metrics.written_until() <= start.step else None
 
 
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
-    """Have the run directory as it was at the checkpoint that the run goes on from.
+    """Bring the run directory back to the checkpoint from which the run goes on.
 
     Args:
         run_dir: The run directory.
-        start: The checkpoint; None: at the beginning.
-        metrics: What was measured.
-        steps: Optimizer steps that the run is to have at its end.
+        start: The checkpoint; None: the run starts again at step 0.
+        metrics: The run's metrics file.
+        steps: Optimizer steps of the whole run.
     """
     if start is None:
         log.warning("no checkpoint is there: the run starts again at step 0")
@@ -144,13 +144,13 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # it may be of more stages than there are now
+    drop_unfinished(run_dir)  # the earlier attempt may have had more stages
 
 
 def short(path: Path) -> Path:
-    """Relative to the current directory where it is below it."""
+    """Return a path relative to the current directory if it lies below it, else unchanged."""
     try:
-        here = Path.cwd()  # with hydra.job.chdir=true it is the run directory
-    except OSError:  # somebody removed it
+        here = Path.cwd()  # the run directory if hydra.job.chdir=true
+    except OSError:  # somebody removed the current directory
         return path
     return path.relative_to(here) if here in path.parents else path

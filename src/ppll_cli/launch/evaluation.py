@@ -1,4 +1,4 @@
-"""Evaluating a finished run: the run's own numbers again, on its data or on others of its task."""
+"""Evaluate a finished run: repeat the run's own numbers, or evaluate other data of its task."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        split: The split of the data set.
-        samples: How many samples it has.
+        split: The split that was evaluated.
+        samples: Number of samples in the split.
         result: Loss, metric and what else the task reports, as `summary.json` has them.
-        details: The same by class or by picture, where the task says it.
+        details: Results by class or by picture; None if the task has none.
     """
 
     split: str
@@ -41,8 +41,8 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
 
     Args:
         run: The run.
-        split: The split of its data set.
-        batch_size: Samples of a batch; None: as many as in the run's own evaluations.
+        split: The split of the data set to evaluate.
+        batch_size: Samples per batch; None: as in the run's own evaluations.
 
     Raises:
         ConfigError: The data set has no such split.
@@ -50,7 +50,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     splits, dataset = run.data.splits, run.data.dataset
     if split not in splits:
         remedy = f"there are {', '.join(splits)}"
-        if split == "val":  # one that is made now would be a part of what was trained on
+        if split == "val":  # a split made now would contain samples that were trained on
             remedy += "; a run that was started with data.val_fraction has a val"
         raise ConfigError("--split", split, "the data set has no such split", remedy)
     as_evaluated = getattr(dataset, "evaluated", None)
@@ -59,8 +59,8 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     size = _size(run, batch_size)
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
-    sums = [Sums() for _ in range(replicas)]  # each replica sums its own batches, taken in turn
-    rows: list[Tensor] = []  # what details need, where that is not what the score needs
+    sums = [Sums() for _ in range(replicas)]  # one per replica: they evaluated batches in turn
+    rows: list[Tensor] = []  # input of the details, if the task has its own for them
     detail = getattr(task, "detail", None)
     together = _together(run)
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
@@ -82,7 +82,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
 
 
 def _size(run: LoadedRun, batch_size: int | None) -> int:
-    """Samples of an evaluation batch."""
+    """Return the number of samples in an evaluation batch."""
     form = run.data.form
     if batch_size is not None:
         return batch_size if form is None else min(batch_size, form.samples)
@@ -96,13 +96,13 @@ def _size(run: LoadedRun, batch_size: int | None) -> int:
 
 
 def _together(run: LoadedRun) -> int:
-    """How many batches a replica took at once."""
+    """Return how many consecutive batches one replica evaluated together."""
     schedule = _schedule(run)
     return 1 if schedule is None else evaluated_together(run.settings, schedule)
 
 
 def _schedule(run: LoadedRun) -> Schedule | None:
-    """The run's schedule; None for a class of the user's own, which is not imported for this."""
+    """Return the run's schedule; None if it is a user's class, which is not imported here."""
     config = run.settings.schedule
     if not str(config.get("_target_")).startswith(OURS):
         return None
@@ -126,7 +126,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, as each worker did: sums then have the same order."""
+    """Compute with this number of threads, as each worker did, so that sums have its order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

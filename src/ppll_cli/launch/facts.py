@@ -1,4 +1,4 @@
-"""What the user is shown of a run that has been prepared."""
+"""What the user is shown of a prepared run."""
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.pipeline.rules import Channel
@@ -10,7 +10,7 @@ def _comes_in(channel: Channel, stage: int) -> bool:
 
 
 def facts(prepared: Prepared) -> RunFacts:
-    """Its stages, how large they are, and how many steps there are."""
+    """Return the run's stages, their sizes and the number of steps."""
     job = prepared.job
     rooms = job.channels
     workers = []

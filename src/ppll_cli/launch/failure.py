@@ -1,4 +1,4 @@
-"""What the user is told of a run that failed: the root cause first, then how to go on."""
+"""Messages about a failed run: the root cause first, then how to go on."""
 
 import errno
 import logging
@@ -25,25 +25,25 @@ REMEDIES = {
     errno.ESTALE: "the network disk has lost it: check the disk",
     errno.EIO: "the disk has failed: check it",
 }
-"""What helps where results cannot be written, by the system's error number."""
+"""What the user can do when results cannot be written, by the system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Numbers that tell of a disk wherever the file is; others may tell of a file of the user's."""
+"""Errors that always concern a disk. Others do so only for a file in the run directory."""
 
 _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-"""How libraries quote the number, safetensors among them."""
+"""How messages of libraries, such as safetensors, quote the error number."""
 
 
 def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
     """Log why a run ended early, and how to go on.
 
     Args:
-        error: Why.
+        error: The reason.
         run_dir: The run directory.
         go_on: The command that goes on with the run.
     """
     if isinstance(error, Interrupted):
-        to_file(f"ppll-run: {error}")  # the terminal is told at the very end
+        to_file(f"ppll-run: {error}")  # the terminal shows it when the program ends
         log.info(_to_go_on(run_dir, go_on))
         return
     lines = [f"ppll-run: {error}"]
@@ -62,19 +62,19 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
 
 
 def is_of_disk(error: OSError, run_dir: Path) -> bool:
-    """Whether an error says that results cannot be written."""
+    """Return whether an error means that results cannot be written."""
     if error.filename is None or error.errno in _ELSEWHERE:
         return error.errno in REMEDIES
     return error.errno in REMEDIES and Path(str(error.filename)).is_relative_to(run_dir)
 
 
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
-    """The failure of a run in which the parent process met an exception.
+    """Return the failure of a run in whose parent process an exception was raised.
 
     Args:
         error: The exception.
         run_dir: The run directory.
-        doing: What could not be done, to begin the message with.
+        doing: How the message begins: what could not be done.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         remedy: str | None = _remedy(error.errno or 0, run_dir)
@@ -86,7 +86,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """What helps where a message quotes the number of one of the errors that tell of a disk."""
+    """Return what helps if a message quotes an error number that always concerns a disk."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _ELSEWHERE), None)
 

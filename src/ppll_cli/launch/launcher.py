@@ -1,4 +1,4 @@
-"""The launcher: starts the workers, watches them, and gathers what they report."""
+"""The launcher: it starts the workers, watches them, and gathers their reports."""
 
 import logging
 import os
@@ -30,13 +30,13 @@ from ppll_cli.worker import process
 log = logging.getLogger(__name__)
 
 LEAVE_S = 5.0
-"""How long a worker may take to leave once it is told to."""
+"""Seconds that a worker has to leave once it was told to."""
 
 SETTLE_S = 0.3
-"""How long to wait, after a failure, for the process that may be its cause to be gone."""
+"""Seconds to wait, after a failure, for the end of the process that may have caused it."""
 
 FORGOTTEN = 255
-"""What multiprocessing gives as the exit status of a worker when its fork server is gone."""
+"""Exit status that multiprocessing reports for a worker whose fork server is gone."""
 
 Report = dict[str, Any]
 
@@ -71,26 +71,25 @@ def launch(
     fleet: Fleet | None = None,
     until_s: float | None = None,
 ) -> Ending:
-    """Run a job to its end.
-
-    With a fleet, this machine's part of it; machine 0 is told what the workers of all report.
+    """Run a job to its end; with a fleet, the part of the job that is this machine's.
 
     Args:
-        job: What to run.
+        job: The job.
         transport: Makes the channels between the workers.
-        on_report: Told each report of a worker as it comes, except the last.
-        on_start: Given what can be seen of the workers, once they have been started.
+        on_report: Called with each report of a worker except its last; machine 0 calls it for the
+            workers of all machines.
+        on_start: Called once the workers have been started, with what can be seen of each.
         fleet: The machines of the run, if there are several.
         until_s: The time, on the clock of `time.monotonic`, at which the run stops as if SIGTERM
             had come; None: it runs to its end.
 
     Returns:
-        How it ended; at another machine than 0 without reports.
+        How the workers ended; on other machines than 0 without their reports.
 
     Raises:
         WorkerFailedError: A worker failed; all have been stopped.
-        RunFailedError: A process of multiprocessing's own is gone or stopped; the workers have been
-            stopped.
+        RunFailedError: A process of multiprocessing itself is gone or stopped, or another machine
+            failed; the workers have been stopped.
         Interrupted: A second signal came; all have been stopped.
     """
     forkserver.start()
@@ -105,7 +104,7 @@ def launch(
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
-        _told(others, fleet),  # before the workers here are killed, which takes others' along
+        _telling(others, fleet),  # ends first: killing workers here makes workers elsewhere fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -138,7 +137,7 @@ def launch(
                 early = reports[-1]["step"] < job.course.steps
                 others.end(signal=ending.signal if early else None)
         for watched in workers:
-            with suppress(OSError):  # it was killed when all was done
+            with suppress(OSError):  # somebody killed the worker after it was done
                 watched.reports.send_bytes(b"leave")
         for watched in workers:
             watched.process.join(LEAVE_S)
@@ -152,8 +151,8 @@ def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
 
 
 @contextmanager
-def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
-    """However the body fails, launchers of other machines hear of it; no file is sent after it."""
+def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
+    """Tell the launchers of other machines how the body failed, and send no more files."""
     try:
         yield
     except WorkerFailedError as error:
@@ -176,14 +175,14 @@ def _told(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[Non
 
 @contextmanager
 def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
-    """Where the workers of a run find one another, and the interface that connects them."""
+    """Give the address at which the workers meet, and the interface that connects them."""
     if fleet is not None:
         yield fleet.store, fleet.interface
         return
     if not needs_groups(job):
         yield "", ""
         return
-    # The machine's name may lead anywhere, and all workers are here.
+    # All workers are on this machine, whose host name may lead to any address.
     interface = "lo0" if sys.platform == "darwin" else "lo"
     with scratch() as folder:
         yield f"file://{folder}/store", interface
@@ -196,7 +195,7 @@ def _watch(
     on_report: Callable[[Report], None],
     others: Leader | Follower | None,
 ) -> None:
-    """Wait until something happens, and deal with it."""
+    """Wait until something happens, and handle it."""
 
     def deal(seen: Seen, report: Report) -> None:
         if report["kind"] == "done":
@@ -221,7 +220,7 @@ def _watch(
     if isinstance(others, Follower):
         others.look(workers)
     if failures:
-        # A worker that was killed made no report, but its neighbours may have stumbled over it.
+        # A killed worker made no report, but its neighbours may already have failed because of it.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
         failures += _failures(job, workers, deal)
         root = cause(failures) if others is None else others.verdict(failures, deal)
@@ -233,10 +232,11 @@ def _watch(
 def _failures(
     job: Job, workers: list[_Watched], deal: Callable[[Seen, Report], None]
 ) -> list[Report]:
-    """Deal with all reports that are there, and return those of failures."""
+    """Handle the reports that have come, and return those of failures."""
     failures: list[Report] = []
     ready = wait([watched.process.sentinel for watched in workers], timeout=0)
-    # Of workers one hears through the fork server; without it all of them seem to be dead.
+    # multiprocessing learns of a worker's end from the fork server. If that is gone, all workers
+    # seem to be dead.
     forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
     if name := forkserver.gone(SETTLE_S if forgotten else 0):
         raise forkserver.lost(name)
@@ -255,22 +255,22 @@ def _failures(
 
 
 def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
-    """All reports that are there; of a dead worker, up to the end of its pipe."""
+    """Yield the reports that have come; for a dead worker, up to the end of its pipe."""
     end_s = time.monotonic() + limit_s
-    with suppress(EOFError, OSError):  # the latter where it ended in the midst of a report
+    with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
         while reports.poll(max(0.0, end_s - time.monotonic())):
             yield reports.recv()
 
 
 def _death(job: Job, watched: _Watched) -> Report:
-    """The report of a worker that ended without one."""
+    """Return a report for a worker that ended without one."""
     watched.process.join(LEAVE_S)
     how = forkserver.fate(watched.process.exitcode)
     return _failure(job, watched, f"the worker process is gone ({how})")
 
 
 def _failure(job: Job, watched: _Watched, error: str) -> Report:
-    """What is known of a worker that says nothing itself."""
+    """Return a failure report for a worker that reports none itself."""
     doing, item = (
         text.decode(errors="replace") for text in (watched.pulse.doing, watched.pulse.item)
     )
@@ -288,12 +288,12 @@ def _failure(job: Job, watched: _Watched, error: str) -> Report:
 
 @contextmanager
 def _none_left(workers: list[_Watched]) -> Iterator[None]:
-    """However the body ends, no worker outlives it."""
+    """Kill the workers that are left when the body ends, however it ends."""
     try:
         yield
     finally:
         for watched in workers:
-            _kill(watched)  # they heed no other signal, and have nothing to put in order
+            _kill(watched)  # they ignore other signals, and have nothing to clean up
         for watched in workers:
             watched.process.join(LEAVE_S)
             _is_gone(watched, LEAVE_S)
@@ -304,14 +304,14 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
 
 def _kill(watched: _Watched) -> None:
     watched.process.kill()
-    # Without the fork server multiprocessing takes every worker for dead, and does nothing.
+    # Without the fork server multiprocessing takes every worker for dead, and sends no signal.
     if watched.process.exitcode is not None and not _is_gone(watched, 0):
         assert watched.process.pid is not None
         os.kill(watched.process.pid, signal.SIGKILL)
 
 
 def _is_gone(watched: _Watched, limit_s: float) -> bool:
-    """Whether a worker is gone, and with it the other end of its pipe; what is in it is lost."""
+    """Return whether a worker has closed its end of the pipe; drop what is left in the pipe."""
     with suppress(EOFError, OSError):
         while watched.reports.poll(limit_s):
             watched.reports.recv_bytes()

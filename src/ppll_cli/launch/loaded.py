@@ -1,4 +1,4 @@
-"""A finished run as an object: its model, what makes pictures ready for it, and its classes."""
+"""A finished run as an object: its model, its classes, and how pictures become its input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,23 +29,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OURS = "ppll_cli."
-"""How the paths of our own classes begin, which a run directory may name."""
+"""How the paths of this program's own classes begin. A run directory may name only these."""
 
 BUILT = ("model", "data")
-"""The groups whose classes are needed to load a run."""
+"""The groups whose classes are built to load a run."""
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run that was trained, ready to be used.
+    """A trained run, ready to be used.
 
     Attributes:
-        run_dir: Its directory.
-        settings: Its configuration; of the data set, the one that is evaluated.
-        step: Optimizer steps that the weights have had; None where nothing says it.
-        model: Its model, in evaluation mode: images, as `preprocess` makes them, to a prediction.
+        run_dir: The run directory.
+        settings: The run's settings; `data` is the data set to evaluate, which may be another one.
+        step: Optimizer steps behind the weights; None if unknown.
+        model: The model in evaluation mode: from images, as `preprocess` makes them, to a
+            prediction.
         data: The data set, loaded.
-        device: Where the model is.
+        device: The device of the model.
     """
 
     run_dir: Path
@@ -57,47 +58,50 @@ class LoadedRun:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes by their labels; none under super-resolution."""
+        """Names of the classes, in the order of their labels; empty for super-resolution."""
         return self.data.classes
 
     @property
     def image(self) -> ImageSpec:
-        """What training images were like."""
+        """Shape of the training images."""
         return self.data.image
 
     @property
     def task(self) -> Task:
-        """What was learnt."""
+        """The task that the run was trained for."""
         return self.data.task
 
     @property
     def numerics(self) -> Numerics:
-        """How the run computed."""
+        """Precision and determinism with which the run computed."""
         return Numerics(self.settings.precision, self.settings.deterministic)
 
     def preprocess(self, picture: "Image.Image | str | Path") -> Tensor:
-        """A picture as the model takes it, float32 [1, C, H, W] on the model's device.
-
-        Args:
-            picture: A Pillow picture, or the path of a file.
-
-        Raises:
-            ConfigError: The file is no picture, or the data set does not say how this is done.
-        """
-        return self._inputs(_opened(picture))[IMAGE]
-
-    def predict(self, picture: "Image.Image | str | Path") -> Prediction:
-        """What the model makes of a picture.
+        """Turn a picture into the model's input.
 
         Args:
             picture: A Pillow picture, or the path of a file.
 
         Returns:
-            Of classification the probability of each class; of detection the boxes, and a picture
-            with them; of super-resolution the enlarged picture.
+            float32 [1, C, H, W] on the model's device.
 
         Raises:
-            ConfigError: The file is no picture, or the data set does not say how this is done.
+            ConfigError: The file is no picture, or the data set has no such method.
+        """
+        return self._inputs(_opened(picture))[IMAGE]
+
+    def predict(self, picture: "Image.Image | str | Path") -> Prediction:
+        """Predict from one picture.
+
+        Args:
+            picture: A Pillow picture, or the path of a file.
+
+        Returns:
+            For classification the probability of each class; for detection the boxes, and the
+            picture with the boxes drawn; for super-resolution the enlarged picture.
+
+        Raises:
+            ConfigError: The file is no picture, or the data set has no such method.
         """
         predicted, opened = self._of_data("predicted"), _opened(picture)
         with self.numerics.applied(self.device):
@@ -105,7 +109,7 @@ class LoadedRun:
         return found
 
     def apply(self, images: Tensor) -> Tensor:
-        """The model's prediction, computed as in the run's evaluations.
+        """Return the model's prediction, computed as in the run's evaluations.
 
         Args:
             images: float32 [B, C, H, W] on the model's device.
@@ -116,12 +120,12 @@ class LoadedRun:
         return prediction
 
     def _inputs(self, picture: "Image.Image") -> dict[str, Tensor]:
-        """What a batch of this picture alone holds beside targets."""
+        """Return the inputs of a batch with this picture alone, without targets."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
 
     def _of_data(self, name: str) -> Any:
-        """A method of the data set that a user's own need not have."""
+        """Return an optional method of the data set, or refuse a data set that lacks it."""
         method = getattr(self.data.dataset, name, None)
         if method is None:
             path = self.settings.data.get("_target_")
@@ -158,10 +162,10 @@ def loaded(
     Args:
         run_dir: The run directory.
         config: The configuration.
-        name: Of the checkpoint.
-        device: Where the model is to be.
-        other_data: The override that names a data set on which the run was not trained.
-        ema: Take averaged weights.
+        name: Name of the checkpoint.
+        device: Device for the model.
+        other_data: The override that names a data set on which the run was not trained, if any.
+        ema: Whether to take averaged weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
@@ -186,9 +190,10 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """The backbone of a checkpoint, averaged or not, and its step.
+    """Return the backbone's weights in a checkpoint, averaged or not, and the checkpoint's step.
 
-    In a directory without checkpoints, `last` is the file of the whole model.
+    In a directory without checkpoints, `last` is the file of the whole model, whose step is
+    unknown.
     """
     whole = run_dir / ("model_ema.safetensors" if ema else "model.safetensors")
     try:
@@ -210,7 +215,7 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
 def _check_fit(
     model: PlainModel, tensors: Mapping[str, Tensor], run_dir: Path, other_data: str | None
 ) -> None:
-    """Check that the weights are those of this model."""
+    """Refuse weights whose names or shapes differ from the model's."""
     needed = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     there = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in (*needed, *there):
@@ -225,7 +230,7 @@ def _check_fit(
 
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
-    """Refuse to import what only the folder names."""
+    """Refuse to import a user's class that only the run directory names."""
     given = {_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:
@@ -236,12 +241,12 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _path(named: Any) -> str:
-    """The dotted path of a class."""
+    """Return the dotted path of a class."""
     return named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
 
 
 def _opened(picture: "Image.Image | str | Path") -> "Image.Image":
-    """A picture, read from its file where it is given as a path."""
+    """Return a picture; a path is opened and decoded."""
     if not isinstance(picture, str | Path):
         return picture
     try:

@@ -1,4 +1,4 @@
-"""Locks that keep a run, or a sweep, to one process; a lock ends with the process that holds it."""
+"""Locks that keep a run or a sweep to one process; a lock ends with the process that holds it."""
 
 import fcntl
 import logging
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Be the only process that runs in a directory; the lock ends with the process.
+    """Hold the lock of a run directory.
 
     Raises:
-        ConfigError: Another one does.
+        ConfigError: Another process holds it.
     """
     with (run_dir / CONFIG_FILE).open() as file:
         _lock(file.fileno(), "resume", run_dir, "another process goes on with this run")
@@ -27,15 +27,15 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
-    """Be the only process that runs a sweep; what is given is its open `sweep.json`.
+    """Hold the lock of a sweep, and yield the descriptor of its open `sweep.json`.
 
     Args:
-        folder: The sweep's.
-        begins: Whether the file is made where it is missing.
+        folder: The sweep's folder.
+        begins: Whether the sweep begins, so that a missing file is created.
 
     Raises:
-        ConfigError: Another process runs it.
-        OSError: The file cannot be opened, or a link is in its place.
+        ConfigError: Another process holds the lock.
+        OSError: The file cannot be opened, or is a link.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if begins else 0)
     file = os.open(folder / SWEEP_FILE, flags, 0o666)
@@ -48,13 +48,13 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
 
 
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
-    """Lock an open file, until it is closed or the process ends.
+    """Lock an open file until it is closed or the process ends.
 
     Args:
         file: Its descriptor.
-        key: The key that names the folder.
-        folder: The folder that the file is in.
-        problem: What another process does there, if it holds the lock.
+        key: The key that names the folder, for the message.
+        folder: The folder of the file.
+        problem: What another process does there if it holds the lock.
 
     Raises:
         ConfigError: Another process holds the lock.
@@ -63,5 +63,5 @@ def _lock(file: int, key: str, folder: Path, problem: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(key, folder, problem, "wait for its end, or end it") from None
-    except OSError as error:  # a file system that has no locks
+    except OSError as error:  # the file system has no locks
         log.warning("%s cannot be locked (%s): let only one process run there", folder, error)

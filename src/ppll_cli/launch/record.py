@@ -1,6 +1,6 @@
 """The record of a run, `config.json`: written once, before training, and read to resume the run.
 
-What is read may have been damaged, edited, or put there by somebody else. Imports no torch.
+The file may be damaged, edited, or come from somebody else, so it is checked. Imports no torch.
 """
 
 import json
@@ -16,16 +16,16 @@ from ppll_cli.leaves.files import digest_of, problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
 CONFIG_FORMAT = 2
-"""Of that file. A program refuses what a later one wrote. From 2 on it has a digest of itself."""
+"""Format number of `config.json`. A newer format is refused; from 2 on the file has a digest."""
 
 DIGEST = "sha256"
-"""Its key for that digest."""
+"""The key in `config.json` of the file's own digest."""
 
 PATHS = ("root", "cache", "folders")
-"""Keys of a data set that name folders: they are recorded as absolute paths."""
+"""Keys of a data set whose values are folders, which are recorded as absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""In a run directory: the entries of `ppll_cli.data.identity`, to name the one that differs."""
+"""The file in a run directory that lists its data, as entries of `ppll_cli.data.identity`."""
 
 OWN_FILES = (
     CONFIG_FILE,
@@ -40,11 +40,11 @@ OWN_FILES = (
     "wandb-run.json",
 )
 OWN_FOLDERS = ("checkpoints", "samples", "tensorboard")
-"""What a run writes into its directory."""
+"""Files and folders that a run writes into its directory."""
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What a run recorded, found to be as it was written where it has a digest.
+    """Return the record of a run, after checking its digest if it has one.
 
     Raises:
         ConfigError: There is no record, a later program wrote it, or it is damaged.
@@ -60,11 +60,11 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a run with a digest of it, where there is none.
+    """Write the record of a run, with its digest, unless the directory has a record.
 
     Raises:
-        ConfigError: Another run has written one.
-        OSError: It cannot be written; no part of it is left.
+        ConfigError: Another run has written its record there.
+        OSError: The record cannot be written; no part of it is left.
     """
     plain = json.loads(json.dumps({**record, "format": CONFIG_FORMAT}))
     path = run_dir / CONFIG_FILE
@@ -73,7 +73,7 @@ def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
             try:
                 json.dump({**plain, DIGEST: digest_of(plain)}, file, indent=2)
                 file.flush()
-            except OSError:  # a part of it would be of no use
+            except OSError:  # part of a record is useless
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
                 raise
@@ -83,14 +83,14 @@ def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def no_run(run_dir: Path, reason: str) -> ConfigError:
-    """The error for a folder that is no run's."""
+    """Return the error for a folder that is not a run's."""
     problem = f"it holds no {CONFIG_FILE} of a run ({reason})"
     remedy = "give the folder that a run printed at its end"
     return ConfigError("resume", run_dir, problem, remedy)
 
 
 def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Refuse what a later program wrote, and what is not as it was written."""
+    """Refuse a record that a later program wrote, or that was changed."""
     version = record.get("format", 1)
     if (
         not isinstance(version, int)
@@ -99,7 +99,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
     ):
         problem = f"its {CONFIG_FILE} has format {version}, and this program knows {CONFIG_FORMAT}"
         raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
-    if version == 1 and DIGEST not in record:  # of an older program
+    if version == 1 and DIGEST not in record:  # an older program wrote no digest
         return
     if record.get(DIGEST) != digest_of({k: v for k, v in record.items() if k != DIGEST}):
         problem = f"its {CONFIG_FILE} does not have its checksum: it was changed, or damaged"
@@ -108,12 +108,13 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a directory in which something else stands in the place of what a run writes.
+    """Refuse a directory in which a file or folder of a run is of another kind.
 
-    A FIFO would be waited for, and a folder would fail the run when all has been computed.
+    Opening a FIFO would wait for ever, and a folder in the place of a result would make the run
+    fail at its very end.
 
     Raises:
-        ConfigError: There is such a thing.
+        ConfigError: Something there is of another kind.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),
@@ -125,7 +126,7 @@ def check_kinds(run_dir: Path) -> None:
                 continue
             try:
                 is_right = fits(path.stat().st_mode)
-            except OSError:  # a link that leads nowhere, or round in a circle
+            except OSError:  # a dangling link, or a circle of links
                 is_right = False
             if not is_right:
                 raise ConfigError("resume", run_dir, f"its {name} is no {kind}", "remove it")
@@ -137,7 +138,7 @@ def check_kinds(run_dir: Path) -> None:
 
 
 def absolute(value: Any) -> Any:
-    """What names a folder, or several, as absolute paths."""
+    """Return a folder's path, or a list of them, as absolute paths; other values unchanged."""
     if isinstance(value, str):
         return os.path.abspath(os.path.expanduser(value))
     return [absolute(each) for each in value] if isinstance(value, list) else value

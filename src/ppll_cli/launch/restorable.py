@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint: what is refused here would fail in a worker."""
+"""Check that a run can go on from a checkpoint, before workers start and fail because of it."""
 
 from collections.abc import Iterator
 
@@ -17,8 +17,8 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
     """Refuse a checkpoint of networks that this version builds in another way.
 
     Args:
-        job: The run; its directory is named in the message.
-        start: From where it is to go on.
+        job: The run; the message names its directory.
+        start: The checkpoint from which the run is to go on.
 
     Raises:
         ConfigError: A tensor is missing, or has another shape.
@@ -39,7 +39,7 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
 
 
 def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What a checkpoint must hold: tensors by name, and their shapes."""
+    """Yield the name and shape of each tensor that a checkpoint must hold."""
     for prefix, network in _networks(job, method):
         kind, _, owner = prefix.partition(".")
         averaged = job.optim.ema is not None and kind == "model"
@@ -55,7 +55,7 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
-    """All units and criteria, without memory, by the beginning of their tensors' names."""
+    """Yield all units and criteria on the meta device, with the prefix of their tensors' names."""
     site = job.site(job.units())
     with torch.device("meta"):
         for unit in site.units:

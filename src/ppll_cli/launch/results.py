@@ -1,4 +1,4 @@
-"""What stands in a run directory at the end: the model, the summary, and pictures."""
+"""The results that a run directory holds at the end: model, summary, timeline and samples."""
 
 import errno
 import os
@@ -30,18 +30,19 @@ def write_results(
     status: str,
     error: str | None = None,
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
-    """Write each result, whether or not others can be written.
+    """Write each result, even if another one cannot be written.
 
     Args:
         job: The run.
-        summarise: Makes the summary, given the keyword `status`.
-        tracker: Is told the summary.
-        reports: The last report of each worker; none of a run that failed.
-        status: How the run ended; "failed" is recorded where the model cannot be written.
-        error: Why it failed.
+        summarise: Makes the summary; takes the keyword `status`.
+        tracker: Receives the summary.
+        reports: The last report of each worker; empty for a run that failed.
+        status: How the run ended; "failed" is recorded instead if the model cannot be written.
+        error: Why the run failed, if it did.
 
     Returns:
-        The summary, where there is one, and what could not be written.
+        The summary (None if it could not be made), and an error for each file that could not be
+        written.
     """
     run_dir = Path(job.run_dir)
     problems: list[RunFailedError] = []
@@ -68,15 +69,15 @@ def write_results(
 
 
 def drop_unfinished(run_dir: Path) -> None:
-    """Remove checkpoints that were never finished."""
+    """Remove unfinished checkpoints."""
     for unfinished in run_dir.glob("checkpoints/.step-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-        with suppress(OSError):  # it is no folder, or a worker of another machine still writes
+        with suppress(OSError):  # a worker of another machine may still write there
             remove(unfinished)
 
 
 def _write_model(run_dir: Path, needed: bool) -> bool:
-    """Write the model of the last checkpoint and return True, or False where there is none."""
+    """Write the model of the last checkpoint and return True; return False if there is none."""
     last = run_dir / "checkpoints" / "last"
     if last.exists():
         checkpoint.write_model(last, run_dir / "model.safetensors")
@@ -89,7 +90,7 @@ def _write_model(run_dir: Path, needed: bool) -> bool:
 
 
 def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[str, Any]) -> None:
-    """Write the timeline, where enough was traced."""
+    """Draw the timeline if every worker traced something."""
     lanes = [report["trace"] for report in reports]
     if lanes and all(lanes):
         names = [job.name(seat) for seat in job.seats]
@@ -100,7 +101,7 @@ def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[s
 
 @contextmanager
 def _noted(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """Have a failure of the body, which writes a file, noted instead of raised."""
+    """Note a failure of the body, which writes a file, instead of raising it."""
     try:
         yield
     except Interrupted:

@@ -1,8 +1,8 @@
-"""`resume=RUN_DIR`: what a run was configured with, and what may be another way now.
+"""`resume=RUN_DIR`: what a run was configured with, and what may change when it goes on.
 
 The configuration comes from the run's own `config.json` alone, and only keys on the command line
-count as changes. Of what stands in the folder nothing is executed: a class that is not ours is
-taken from the command line. Imports no torch.
+count as changes. Nothing that the folder names is executed: a class that is not this program's own
+must be named by the command line. Imports no torch.
 """
 
 import json
@@ -64,32 +64,32 @@ FREE = {
     "data.cache",
     "data.folders",
 }
-"""Keys, and groups of keys, that change nothing in what is trained."""
+"""Keys, and groups of keys, that may be changed because they do not change what is trained."""
 
 COMPARED = ("data.folders",)
-"""Of these the ones that are free only where a run has recorded what identifies its data."""
+"""Keys of `FREE` that are free only if the run recorded what identifies its data."""
 
 BOUND = {"transport.wire_dtype"}
-"""Keys of these groups that do."""
+"""Keys below those of `FREE` that do change what is trained, and so may not be changed."""
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
 OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
-"""Names of options; with a path of another kind, Hydra would find a file anywhere."""
+"""Names of options. Hydra takes other paths as well, and would read a file anywhere on the disk."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run that is to go on.
+    """A run that is to be resumed.
 
     Attributes:
-        run_dir: Its directory.
+        run_dir: The run directory.
         config: The configuration that it was started with, resolved.
         choices: The option chosen in each group.
-        cuts: Names of the units that start modules 2 to k; None where an older program ran.
-        data_sha256: Digest of what identifies its data; None where that was not recorded.
-        weights: What was recorded of the weights that it began with; None: the seed's.
-        classes: Names of the classes that it learnt; none where they were not recorded.
+        cuts: Names of the units that start modules 2 to k; None if an older program recorded none.
+        data_sha256: Digest of what identifies its data; None if not recorded.
+        weights: The record of the weights that it began with; None: initialised from the seed.
+        classes: Names of the classes that it learnt; empty if not recorded.
     """
 
     run_dir: Path
@@ -101,7 +101,7 @@ class Recorded:
     classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """What Hydra is to compose: the same options, with the changes on the command line."""
+        """Return what Hydra is to compose: the recorded options and the command line's changes."""
         choices = dict(self.choices)
         if not _names_tracker(overrides):
             choices["tracker"] = "none"
@@ -112,12 +112,15 @@ class Recorded:
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The recorded configuration with the changes that the command line asks for.
+        """Return the recorded configuration with the changes on the command line.
 
         Args:
-            composed: What Hydra made of `arguments`.
+            composed: What Hydra composed from `arguments`.
             choices: The option of each group in it.
-            overrides: What stood on the command line.
+            overrides: The overrides on the command line.
+
+        Returns:
+            The configuration, and the option of each group.
 
         Raises:
             ConfigError: A change is not possible, or a class is not on the command line.
@@ -140,14 +143,17 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The recorded configuration with the keys that the command line changes.
+        """Return the recorded configuration with the keys that the command line changes.
 
         Args:
-            composed: What Hydra made of `arguments`.
+            composed: What Hydra composed from `arguments`.
             choices: The option of each group in it.
-            overrides: What stood on the command line.
-            check: Given a key, its override and its new value, refuses a change that is not
+            overrides: The overrides on the command line.
+            check: Takes a key, its override and its new value; raises if the change is not
                 possible.
+
+        Returns:
+            The configuration, and the option of each group.
 
         Raises:
             ConfigError: A change is not possible, or a class is not on the command line.
@@ -163,7 +169,7 @@ class Recorded:
             if key in choices and not isinstance(given, dict):  # an option of a group
                 if choices[key] == self.choices.get(key):
                     continue
-                if key not in GROUPS:  # it may set any key
+                if key not in GROUPS:  # an option of such a group, a preset, may set any key
                     raise refused(key, given, self.choices.get(key))
                 chosen[key] = choices[key]
             for inner in keys(key, given):
@@ -179,7 +185,7 @@ class Recorded:
         return config, chosen
 
     def _tell_of_tracker(self) -> None:
-        """Say how to track the run again: what a folder says sends nothing anywhere by itself."""
+        """Tell how to track the run again: a resumed run sends nothing anywhere unless asked to."""
         name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
         if path != NO_TRACKER:
             named = name != "none"
@@ -188,7 +194,7 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse a change of what is trained, and to leave out what a run needs."""
+        """Refuse to change what is trained, or to remove a key."""
         free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
         if key in COMPARED and self.data_sha256 is None:
             free = False
@@ -201,16 +207,16 @@ class Recorded:
             raise refused(key, given, self.choices.get(key, before))
 
     def recorded_as(self, key: str) -> Any:
-        """What the run was started with, for a message: the option of a group, or a key's value."""
+        """Return what the run was started with, for messages: a group's option or a key's value."""
         return self.choices.get(key, at(self.config, key))
 
 
 def recorded(overrides: Sequence[str]) -> Recorded | None:
-    """The run that `resume=` names on the command line, if it does.
+    """Return the run that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: It is no run, or one of a later program; or something else says where results
-            go.
+        ConfigError: The folder is no run's, a later program wrote it, or another override says
+            where results go.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
@@ -227,14 +233,14 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:
-    """The run of a directory.
+    """Return the run of a directory.
 
     Args:
         run_dir: The directory.
         key: What messages call it.
 
     Raises:
-        ConfigError: It is no run, or one of a later program.
+        ConfigError: The directory is no run's, or a later program wrote it.
     """
     try:
         return _recorded_in(run_dir)
@@ -262,7 +268,7 @@ def _recorded_in(run_dir: Path) -> Recorded:
 
 
 def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
-    """The run that a record tells of."""
+    """Return the run that a record describes."""
     config = config_now({k: v for k, v in record.items() if k not in ("format", DIGEST)})
     choices, cuts = config.pop("choices", None), config.pop("cuts", None)
     data_sha256, weights = config.pop("data_sha256", None), config.pop("weights_used", None)
@@ -277,7 +283,7 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
             raise no_run(run_dir, f"it has no settings of {group}")
     if cuts is not None and not _is_list_of_names(cuts):
         raise no_run(run_dir, "its cuts are no names of units")
-    if config["tracker"] == {"name": "none"}:  # as it was before trackers were classes
+    if config["tracker"] == {"name": "none"}:  # an older program recorded it like this
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
     classes = config.pop("classes", [])
@@ -297,7 +303,7 @@ def _names_tracker(overrides: Sequence[str]) -> bool:
 
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
-    """Refuse to import what only the folder names."""
+    """Refuse to import a class that only the run directory names."""
     for key, target in targets_in(config):
         if at(composed, key) != target:
             raise ConfigError(
@@ -320,13 +326,13 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
 def refused(
     key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
 ) -> ConfigError:
-    """The error for a change that is not possible.
+    """Return the error for a change that is not possible.
 
     Args:
         key: The key.
         given: Its new value.
-        before: What the run was started with.
-        reason: What else speaks against it.
+        before: The value that the run was started with.
+        reason: Why it cannot be changed, if there is more to say.
         free: The keys that may be changed.
     """
     return ConfigError(
@@ -338,7 +344,7 @@ def refused(
 
 
 def _shown(value: Any) -> str:
-    """As it is written on a command line."""
+    """Return a value as it is written on a command line."""
     if value is ABSENT:
         return "no such key"
     if isinstance(value, str):

@@ -54,15 +54,15 @@ class Run:
 
     Args:
         settings: The configuration.
-        config: The same as plain data, for the record.
+        config: The configuration as plain data, for the record.
         choices: The option chosen in each group.
-        run_dir: Where results go; the folder exists, with nothing of another run in it.
-        before: The run that is there and goes on, if one does.
-        changes: Finds the overrides that make the configuration from the defaults, for the user.
-        fleet: The machines that it runs on, if there are several; this is machine 0.
-        options: Of the command line, those that say where configurations are.
-        began_s: When the program began, on the clock of `time.monotonic`: `max_minutes` counts from
-            there; None: from now.
+        run_dir: The run directory, which exists and holds nothing of another run.
+        before: The run to be resumed, if there is one.
+        changes: Finds the overrides that turn the defaults into the configuration, to show them.
+        fleet: The machines of the run, if there are several; this is machine 0.
+        options: Options of the command line that say where configurations are.
+        began_s: When the program began, on the clock of `time.monotonic`: `max_minutes` counts
+            from there; None: from now.
 
     Attributes:
         objective: The key of the summary whose number is the run's result for a sweeper; set once
@@ -94,7 +94,7 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Prepare, train, and write the results.
 
-        Why a run ended early is logged here, as soon as it is known.
+        If the run ends early, the reason is logged here, as soon as it is known.
 
         Returns:
             What `summary.json` holds.
@@ -102,8 +102,8 @@ class Run:
         Raises:
             ConfigError: The configuration is wrong; no worker was started.
             WorkerFailedError: A worker failed; the summary has been written.
-            RunFailedError: Something else did; the summary has been written where it can be.
-            Interrupted: A second signal came; the summary has been written.
+            RunFailedError: The run failed elsewhere; the summary has been written if possible.
+            Interrupted: A signal ended the run early; the summary has been written.
         """
         transport: Transport = make("transport", self.settings.transport)
         path = self.settings.transport["_target_"]
@@ -126,7 +126,7 @@ class Run:
             raise
 
     def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
-        """The same, with a lock of the run directory in the stack once it is this run's."""
+        """Execute the run; put the lock of a new run's directory into `held`."""
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
@@ -174,7 +174,7 @@ class Run:
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """The summary of a run that is complete, after the user has been told so."""
+        """Return the summary of a run that is complete, and tell the user; None otherwise."""
         beginning.check_data(before, self.settings.data, self.prepared.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
@@ -183,7 +183,7 @@ class Run:
         return summary
 
     def _summarise(self, **known: Any) -> dict[str, Any]:
-        """What `summary.json` would hold now."""
+        """Return what `summary.json` would hold now."""
         run = self.settings, self.choices, self.prepared, self.metrics, self.parts
         return summarise(*run, **known)
 
@@ -195,7 +195,7 @@ class Run:
             failure.tell(error, self.run_dir, advice.go_on(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
-        """Have the other machines make the run ready."""
+        """Have the other machines prepare the run."""
         fleet.jobs += 1
         try:
             announce(fleet, self.config, self.prepared, self.run_dir)
@@ -209,7 +209,7 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """The job, from a checkpoint on if there is one; its modules are those of the beginning."""
+        """Prepare the job with its original modules, and its checkpoint if there is one."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
@@ -217,7 +217,7 @@ class Run:
         if cuts is not None and not fixed:
             local = {**settings.local, "cuts": list(cuts)}
             settings = settings.model_copy(update={"local": local})
-        if start is not None:  # what the run began with is in the checkpoint
+        if start is not None:  # the checkpoint replaces the weights that the run began with
             settings = settings.model_copy(update={"weights": None, "weights_partial": False})
         machines = [] if self._fleet is None else self._fleet.machines
         prepared = prepare(settings, str(self.run_dir), machines)
@@ -231,7 +231,7 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """The command that sets this run beside the other schedules, where one would run."""
+        """Return the command that compares this run with other schedules, if there is one."""
         if self._fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
@@ -241,7 +241,7 @@ class Run:
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
         with for_show("what differs from the defaults is not known"):
-            self.changes = self._find_changes()  # while the workers set themselves up
+            self.changes = self._find_changes()  # meanwhile the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(short(self.run_dir))
         self._pulses = pulses
@@ -274,11 +274,11 @@ class Run:
             self._saving.take(report, time.perf_counter() - self._started_s)
 
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
-        """Tell the root cause of a run's end, then write what can still be written.
+        """Log the root cause of a run's end, then write what can still be written.
 
         Args:
             error: The root cause.
-            cause: What was raised, where the error only stands for it.
+            cause: The exception that `error` was made from, if it was.
         """
         self._tell(error)
         if cause is not None:
@@ -289,7 +289,7 @@ class Run:
             log.error("  besides: %s", problem)
 
     def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
-        """Write everything that stands in the run directory at the end.
+        """Write the results into the run directory.
 
         Returns:
             What `summary.json` holds.

@@ -1,4 +1,4 @@
-"""Pictures of what a run has learnt, made at its end from the weights that it leaves."""
+"""Sample pictures that show what a run has learnt, made from its final weights."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from ppll_cli.models.plain import PlainModel
 
 
 def write_samples(job: Job, run_dir: Path) -> None:
-    """Have the data set write them into `samples/`, if it can, in the place of earlier ones."""
+    """Replace `samples/` by pictures of the final model, if the data set can draw any."""
     draw = getattr(make("data", job.data), "draw_samples", None)
     if draw is None:
         return

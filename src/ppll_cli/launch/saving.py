@@ -1,4 +1,4 @@
-"""Makes checkpoints of what the workers report as a mark passes them."""
+"""Makes checkpoints from the workers' reports; a mark in the schedule asks for each checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from ppll_cli.observe.metrics import Metrics
 
 @dataclass
 class _Passing:
-    """What has been reported of a mark until now."""
+    """What workers have reported so far about one checkpoint."""
 
     files: dict[int, SavedFile] = field(default_factory=dict)
     workers: dict[Seat, Worker] = field(default_factory=dict)
@@ -27,9 +27,9 @@ class Saving:
 
     Args:
         job: The run.
-        settings: Which checkpoints stay.
-        cuts: The units that start modules 2 to k.
-        metrics: What was measured.
+        settings: Which checkpoints are kept.
+        cuts: Names of the units that start modules 2 to k.
+        metrics: The run's metrics file, whose state goes into the checkpoint.
         parts: The parts of the run.
     """
 
@@ -46,11 +46,12 @@ class Saving:
         self._passing: dict[int, _Passing] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Note what a worker reports of a checkpoint, and make it once nothing is missing.
+        """Note a worker's report about a checkpoint, and finish the checkpoint once it is complete.
 
         Args:
-            report: Of the kind `counted`, which all workers send, or `saved`, which stages do.
-            seconds: For how long the run has trained since it was started or resumed.
+            report: A report of kind `counted`, which all workers send, or `saved`, which one
+                worker of each stage sends.
+            seconds: How long the run has trained since it was started or resumed.
         """
         step, job = report["step"], self._job
         passing = self._passing.setdefault(step, _Passing())
@@ -59,7 +60,7 @@ class Saving:
         else:
             passing.files[report["stage"]] = report["file"]
             passing.epoch = report["epoch"]
-            if report["stage"] == job.stages - 1:  # whose metrics until there have come before
+            if report["stage"] == job.stages - 1:  # its metrics up to this step came before
                 passing.metrics = self._metrics.state()
         if len(passing.files) == job.stages and len(passing.workers) == len(job.seats):
             self._finish(step, self._passing.pop(step), seconds)
@@ -80,7 +81,7 @@ class Saving:
         checkpoint.finish(job.run_dir, manifest, self._settings.keep, best)
 
     def _is_best(self, step: int) -> bool:
-        """Whether the evaluation of a step found a better metric than the checkpoint's kept."""
+        """Return whether this step's evaluation beats that of the best checkpoint so far."""
         split = "val" if "val" in self._job.course.samples else "test"
         found = self._metrics.history(split)
         kept = checkpoint.best_step(self._job.run_dir)

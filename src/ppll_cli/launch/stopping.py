@@ -1,4 +1,4 @@
-"""Stopping workers when a signal comes or a time is over."""
+"""Stop the workers on a signal or at a given time."""
 
 import logging
 import signal
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
-    """Stop the workers, as the first SIGTERM would, once a given time has come.
+    """Stop the workers, as the first SIGTERM would, if the given time has come.
 
     Args:
-        stop: The flag that workers look at.
-        until_s: The time, on the clock of `time.monotonic`; None: there is none.
+        stop: The flag that workers read.
+        until_s: The time, on the clock of `time.monotonic`; None: no limit.
     """
     if until_s is not None and time.monotonic() >= until_s and not stop.value:
         stop.value = signal.SIGTERM
@@ -29,9 +29,9 @@ def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
 
 @contextmanager
 def stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """Stop the workers at the first signal, after a checkpoint; the second one ends at once.
+    """Stop the workers, after a checkpoint, at the first signal; at the second raise `Interrupted`.
 
-    Python handles signals in the main thread alone; in another one there is nothing to do.
+    Python handles signals only in the main thread; in another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

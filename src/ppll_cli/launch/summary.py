@@ -1,4 +1,4 @@
-"""The summary of a run: what `summary.json` holds."""
+"""The summary of a run: the content of `summary.json`."""
 
 import platform
 import re
@@ -19,7 +19,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""How long git may take to name the commit: the folder may be on a network disk that is gone."""
+"""Seconds that git may take to name the commit: it hangs if the network disk is gone."""
 
 
 def summarise(
@@ -32,18 +32,19 @@ def summarise(
     status: str = "running",
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """What is known of a run at its end.
+    """Return what is known of a run, as `summary.json` holds it.
 
     Args:
         settings: The configuration.
         choices: The option chosen in each group.
-        prepared: The job, and what its parts cost.
-        metrics: What was measured.
-        parts: The parts of the run; speeds and shares are over all that were alike.
-        reports: The last report of each worker; none of a run that failed, or is yet to begin.
-        status: completed, interrupted or failed; before that, running.
-        seconds: How long the workers have trained since the run was started or resumed, evaluation
-            and checkpoints included.
+        prepared: The job and the cost of its parts.
+        metrics: The run's metrics file.
+        parts: The parts of the run. Speeds and shares of time cover the parts that ran under the
+            conditions of the present one.
+        reports: The last report of each worker; empty for a run that failed or has not begun.
+        status: "completed", "interrupted" or "failed"; "running" before the end.
+        seconds: How long the workers have trained since the run was started or resumed, with
+            evaluations and checkpoints.
     """
     job = prepared.job
     course = job.course
@@ -141,7 +142,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
 
 
 def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
-    """What crossed between each two stages, all routes between them together."""
+    """Yield what crossed from stage to stage, all routes between two stages together."""
     job = prepared.job
     for (source, target), names in job.crossing().items():
         own = workers[source * job.replicas : (source + 1) * job.replicas]
@@ -156,7 +157,7 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 
 
 def _bubble(workers: Sequence[Worker]) -> float | None:
-    """Share of the stages' steady state in which they waited."""
+    """Return the share of their steady state for which the stages waited."""
     if not workers or not all(map(is_steady, workers)):
         return None
     waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
@@ -164,19 +165,19 @@ def _bubble(workers: Sequence[Worker]) -> float | None:
 
 
 def _prediction(prepared: Prepared, workers: Sequence[Worker]) -> Steady | None:
-    """What the simulator makes of the mean times that the run's own instructions took."""
+    """Return what the simulator predicts from the mean times of the run's own instructions."""
     if not workers or not all(map(is_steady, workers)):
         return None
 
     def cost(stage: int, instruction: Instruction) -> float:
-        counted = workers[stage * prepared.job.replicas]  # they all do the same
+        counted = workers[stage * prepared.job.replicas]  # replicas run the same instructions
         return counted["instruction_s"].get(repr(instruction), 0.0) / counted["batches"]
 
     return Pipeline.of(prepared.job).steady(cost)
 
 
 def _git_commit() -> str | None:
-    """The commit that the program runs from; null where that is no clone, or git cannot say."""
+    """Return the commit that the program runs from; None outside a clone, or if git fails."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
@@ -185,7 +186,7 @@ def _git_commit() -> str | None:
         found = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=GIT_LIMIT_S
         )
-    except (OSError, subprocess.SubprocessError):  # not installed, failed or hangs
+    except (OSError, subprocess.SubprocessError):  # git is not installed, failed or hangs
         return None
     commit = found.stdout.decode(errors="replace").strip()
     return commit if re.fullmatch(r"[0-9a-f]{40,64}", commit) else None

@@ -1,8 +1,8 @@
-"""`--multirun resume=SWEEP_DIR`: what the jobs of a sweep are, and how far each of them is.
+"""`--multirun resume=SWEEP_DIR`: the jobs of a sweep, and how far each of them is.
 
-`sweep.json` is written before the first job. What is read may have been edited, or put there by
-somebody else: nothing that it names is executed unless the command line names it as well. Imports
-no torch.
+`sweep.json` is written before the first job. Somebody else may have written or edited the file
+that is read, so nothing that it names is executed unless the command line names it as well.
+Imports no torch.
 """
 
 import os
@@ -26,10 +26,10 @@ from ppll_cli.leaves.files import problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run
 
 SWEEP_FORMAT = 1
-"""Of that file. A program refuses what a later one wrote."""
+"""Format number of `sweep.json`. Other formats are refused."""
 
 BASIC = "basic"
-"""Hydra's sweeper whose jobs are known before the first one runs."""
+"""Hydra's own sweeper, which knows all its jobs before the first one runs."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
 """Keys of overrides that say how jobs are launched."""
@@ -43,8 +43,8 @@ class SweptJob:
     """A job of a sweep.
 
     Attributes:
-        number: Its place among the jobs, from 0.
-        overrides: What it is, without overrides of Hydra's own keys.
+        number: Its number, from 0.
+        overrides: Its overrides, without those of Hydra's own keys.
         folder: Its run directory.
     """
 
@@ -54,22 +54,22 @@ class SweptJob:
 
     @property
     def began(self) -> bool:
-        """Whether it has recorded its configuration, and so can go on."""
+        """Whether it has recorded its configuration, so that it can be resumed."""
         return os.path.lexists(self.folder / CONFIG_FILE)
 
     @property
     def status(self) -> str:
-        """What is known of its run: completed, interrupted, failed, running, or missing."""
+        """Status of its run: completed, interrupted, failed, running, or missing."""
         run = read_run(self.folder)
         return "missing" if run is None else run.status
 
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A sweep that is to go on.
+    """A sweep that is to be resumed.
 
     Attributes:
-        folder: Its folder.
+        folder: The sweep's folder.
         jobs: All its jobs, in the order of their numbers.
         launcher: The overrides that say how jobs are launched.
     """
@@ -79,13 +79,13 @@ class RecordedSweep:
     launcher: Sequence[str]
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """What Hydra is to compose before it knows of any job.
+        """Return what Hydra is to compose before the jobs are known to it.
 
         Args:
-            overrides: Those on the command line.
+            overrides: The overrides on the command line.
 
         Raises:
-            ConfigError: A setting of the launcher has to be given again.
+            ConfigError: A setting of the launcher must be given again on the command line.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)
@@ -102,18 +102,18 @@ class RecordedSweep:
         choices: Mapping[str, str],
         overrides: Sequence[str],
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
-        """How a job goes on, or begins where it has not begun.
+        """Return how a job goes on, or how it begins if it has not begun.
 
         Hydra must be initialised.
 
         Args:
             run_dir: The job's run directory.
-            config: What Hydra made of the job's overrides.
+            config: What Hydra composed from the job's overrides.
             choices: The option of each group in it.
-            overrides: Those on the command line.
+            overrides: The overrides on the command line.
 
         Returns:
-            The run that goes on, or None; and the configuration and the choices that it has now.
+            The run to be resumed, or None; the job's configuration; the option of each group.
 
         Raises:
             ConfigError: The job's record is damaged, or a class is not on the command line.
@@ -123,7 +123,7 @@ class RecordedSweep:
             before = recorded([setting("resume", str(run_dir))])
         else:
             parse(config)
-        # What sweep.json says of a job is trusted as little as what config.json says of a run.
+        # Classes that sweep.json names are checked like those in a run's config.json.
         known = before or Recorded(run_dir, config, choices)
         again = _for_job(overrides, known.config)
         found, chosen = known.changed(*composed(known.arguments(again)), again)
@@ -133,11 +133,11 @@ class RecordedSweep:
 
 
 def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
-    """The sweep that `resume=` names on the command line, if it does.
+    """Return the sweep that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: It is no sweep that can go on, or something else on the command line is not
-            for a sweep that goes on.
+        ConfigError: The folder holds no sweep that can be resumed, or another override does not
+            apply to a resumed sweep.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
@@ -161,12 +161,13 @@ def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
 def record_of(
     launcher: Sequence[str], jobs: Sequence[Sequence[str]], folders: Sequence[str | None]
 ) -> dict[str, Any]:
-    """What `sweep.json` holds.
+    """Return the content of `sweep.json`.
 
     Args:
         launcher: The overrides that say how jobs are launched.
-        jobs: Overrides of each job.
-        folders: The run directory of each job, below the sweep's; None where only a launcher knows.
+        jobs: The overrides of each job.
+        folders: The run directory of each job, relative to the sweep's folder; None if only the
+            launcher knows it.
     """
     name, *settings = launcher
     return {
@@ -180,13 +181,13 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Whether a name is of a folder below the one that it is relative to, and not that one."""
+    """Return whether a relative name leads to a folder below its base, and not to the base."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def is_plain(override: Override) -> bool:
-    """Whether the value of a launcher's setting is a number or a word, and so no command."""
+    """Return whether the value of a launcher's setting is a number or a word, and so no command."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -194,7 +195,7 @@ def is_plain(override: Override) -> bool:
 
 
 def _check_override(override: Override) -> None:
-    """Refuse what does not say where classes, trackers or jobs are: jobs are what they were."""
+    """Refuse overrides of a resumed sweep that would change its jobs or where results go."""
     key, value = override.key_or_group, text(override).partition("=")[2]
     if re.match(r"hydra[./]sweeper\b", key):
         problem = "a search chooses its jobs by the results of others, and cannot go on"
@@ -211,7 +212,7 @@ def _check_override(override: Override) -> None:
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
-    """Refuse to have a launcher execute what only the folder names."""
+    """Refuse to let a launcher execute what only the sweep's folder names."""
     for override in parsed(overrides[1:]):
         key, _, value = text(override).partition("=")
         if not is_plain(override):
@@ -221,7 +222,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """What the command line says of a job: its tracker, and those of the classes that it has."""
+    """Return the overrides that concern this job: its tracker, and classes that it uses."""
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()
@@ -239,15 +240,15 @@ def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
 
 
 def _value(key: str, value: Any, inner: str) -> Any:
-    """The value of a key inside a dictionary that an override gives."""
+    """Return the value of a key inside a dictionary that is given as an override."""
     return value if inner == key else at(value, inner.removeprefix(f"{key}."))
 
 
 def read_sweep(folder: Path) -> RecordedSweep:
-    """What a folder records of its sweep.
+    """Return the sweep that a folder records.
 
     Raises:
-        ConfigError: It cannot go on by that.
+        ConfigError: The folder records no sweep, or one that cannot be resumed.
     """
     try:
         record = read_json(folder / SWEEP_FILE)
@@ -293,7 +294,7 @@ def _job(sweep: Path, number: int, overrides: Any, name: Any) -> SweptJob:
 
 
 def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
-    """Refuse jobs that share a folder, or one of which is in another's, which may be cleared."""
+    """Refuse jobs whose folders are equal or nested, since a job may clear its folder."""
     folders = [job.folder for job in jobs]
     above = {path for folder in folders for path in folder.parents}
     if len({*folders}) < len(folders) or above & {*folders}:
@@ -302,7 +303,7 @@ def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
 
 
 def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
-    """The overrides that say how jobs are launched."""
+    """Return the overrides that say how jobs are launched."""
     name, settings = record.get("launcher"), record.get("launcher_settings", [])
     if not isinstance(name, str) or not OPTION.fullmatch(name):
         raise _no_sweep(sweep, "its launcher is no option")
@@ -312,7 +313,7 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Whether this is a list of overrides whose keys, and packages, begin in a certain way."""
+    """Return whether this is a list of overrides whose keys and packages all match a pattern."""
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:
@@ -324,7 +325,7 @@ def _are_overrides(texts: Any, key: str) -> bool:
 
 
 def _no_sweep(folder: Path, reason: str) -> ConfigError:
-    """The error for a folder that is no sweep's."""
+    """Return the error for a folder that is not a sweep's."""
     problem = f"it holds no {SWEEP_FILE} of a sweep ({reason})"
     remedy = "give the folder of a sweep; an older program wrote none: resume its runs one by one"
     return ConfigError("resume", folder, problem, remedy)

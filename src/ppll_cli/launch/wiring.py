@@ -1,4 +1,4 @@
-"""What connects the workers of a run: channels between stages, and process groups."""
+"""Connects the workers of a run: channels between stages, and process groups."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,12 +15,12 @@ from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_gro
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
-"""How many items the first replica of stage 0 may be ahead of the others."""
+"""How many items the first replica of stage 0 may be ahead of the other replicas."""
 
 
 @dataclass
 class Ends:
-    """A worker's ends; see `Links`."""
+    """The ends of channels and groups that one worker holds; see `Links`."""
 
     senders: dict[Channel, Sender] = field(default_factory=dict)
     receivers: dict[Channel, Receiver] = field(default_factory=dict)
@@ -35,13 +35,13 @@ class _Way:
     """A channel between two workers.
 
     Attributes:
-        source: Who sends.
-        target: Who receives.
+        source: The worker that sends.
+        target: The worker that receives.
         slots: How many messages it holds.
-        size: Bytes of a message at most.
-        schema: What travels, as text.
-        channel: The channel of the stages' instructions; None: it tells the other replicas of stage
-            0 what comes next.
+        size: Largest size of a message in bytes.
+        schema: The form of its messages, as text.
+        channel: The channel between the stages that this one carries for one replica; None: the
+            first replica of stage 0 tells another one what comes next.
     """
 
     source: Seat
@@ -53,28 +53,29 @@ class _Way:
 
     @property
     def name(self) -> str:
-        """Of its process group."""
+        """Name of its process group."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
         what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
         return f"{what}, {' to '.join(ends)}"
 
 
 def needs_groups(job: Job) -> bool:
-    """Whether the workers have to meet over torch.distributed."""
+    """Return whether the workers must meet over torch.distributed."""
     return job.replicas > 1 or len({*job.homes}) > 1
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """The transport that a machine uses for the channels inside it.
+    """Choose the transport that a machine uses for the channels inside it.
 
     Args:
-        name: What was asked for.
+        name: Name of the transport that was asked for.
         transport: The transport that was asked for.
         job: The run.
-        machine: The machine whose channels are checked, counted from 0.
+        machine: Number of the machine, from 0.
 
     Raises:
-        ConfigError: There is none, or processes may not have as many file descriptors as they need.
+        ConfigError: No transport is usable, or a process may not open as many file descriptors as
+            it needs.
     """
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [way for way in _ways(job) if _inside(job, way, machine)]
@@ -101,18 +102,17 @@ def _inside(job: Job, way: _Way, machine: int) -> bool:
 def wire(
     job: Job, transport: Transport, store: str, interface: str, machine: int | None = None
 ) -> dict[Seat, Ends]:
-    """The ends of each worker.
+    """Make the ends of each worker.
 
-    The replicas of neighbouring stages make pipelines of their own, side by side. Channels inside
-    a machine are the transport's, which only the workers of this machine can use; those between
-    machines are slots over torch.distributed.
+    A channel between two stages connects replicas of equal number. Channels inside a machine are
+    made by the transport; those between machines are slots over torch.distributed.
 
     Args:
         job: The run.
-        transport: Makes the channels inside a machine.
-        store: Where the workers meet, if they have to.
-        interface: Through which gloo and NCCL connect them.
-        machine: Make only the ends that this one's workers need; None: all.
+        transport: Makes the channels inside a machine, for the workers of this machine only.
+        store: Address at which the workers meet; not used if they need not meet.
+        interface: Network interface over which gloo and NCCL connect them.
+        machine: Make only the ends that the workers of this machine need; None: all.
     """
     ends = {seat: Ends() for seat in job.seats}
     groups = _groups(job)
@@ -146,7 +146,7 @@ def _channel(
     assert theirs is not None
     assert ours is not None
     size = way.name, way.slots, way.size
-    # Weights travel as they are: a loss that watches them sees the same on every machine.
+    # Weights keep their dtype: a loss that watches them sees the same values on every machine.
     weights = way.channel is not None and way.channel.kind == "weights"
     wire = None if weights else transport.wire_dtype
     return (
@@ -156,7 +156,7 @@ def _channel(
 
 
 def _ways(job: Job) -> Iterator[_Way]:
-    """All channels of a run."""
+    """Yield all channels between workers."""
     for channel, room in job.channels.items():
         schema = _schema(job, channel, room.size)
         for replica in range(job.replicas):
@@ -167,7 +167,7 @@ def _ways(job: Job) -> Iterator[_Way]:
 
 
 def _schema(job: Job, channel: Channel, size: int) -> str:
-    """What travels through a channel: names, dtypes and shapes of a sample's tensors."""
+    """Describe a channel's messages: names, dtypes and shapes of one sample's tensors."""
     if channel.kind == "norms":
         return json.dumps(["norms", size])
     chunk = channel.chunk + (channel.kind == "gradients")
@@ -182,7 +182,7 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """The process groups of a run, by name: replicas of a stage, and ends of a channel."""
+    """Return the process groups of a run by name: replicas of a stage, and ends of a channel."""
     found = {}
     if job.replicas > 1:
         for stage in range(job.stages):
@@ -204,5 +204,5 @@ def _groups(job: Job) -> dict[str, Group]:
 
 
 def _replicas(stage: int) -> str:
-    """The name of the group of a stage's replicas."""
+    """Return the name of the group of a stage's replicas."""
     return f"replicas of stage {stage}"

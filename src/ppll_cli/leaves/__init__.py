@@ -1,1 +1,1 @@
-"""What any other folder may use: files, text, the machine."""
+"""Helpers that every other folder may use: files, text, the machine."""

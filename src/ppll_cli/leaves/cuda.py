@@ -1,8 +1,8 @@
-"""What the CUDA driver says of devices, asked without making a context.
+"""Asks the CUDA driver about devices without making a context.
 
-A context takes some hundred MiB of a device for as long as its process lives. The process that
-starts the workers computes nothing, so it makes none: it must not call what initialises
-`torch.cuda`.
+A context takes some hundred MiB of a device's memory for as long as its process lives. The process
+that starts the workers computes nothing, so it makes no context: it must not call anything that
+initialises `torch.cuda`.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ NAME_BYTES = 256
 
 
 def device_name(device: str) -> str:
-    """The name of a CUDA device, such as "NVIDIA H100 80GB HBM3"."""
+    """Return the name of a CUDA device, such as "NVIDIA H100 80GB HBM3"."""
     driver = _driver()
     if driver is None:
         return str(torch.cuda.get_device_name(device))
@@ -25,7 +25,7 @@ def device_name(device: str) -> str:
 
 
 def can_access_peer(source: str, target: str) -> bool:
-    """Whether one CUDA device can read and write another one's memory."""
+    """Return whether one CUDA device can read and write another one's memory."""
     driver = _driver()
     if driver is None:
         return torch.cuda.can_device_access_peer(source, target)
@@ -37,7 +37,7 @@ def can_access_peer(source: str, target: str) -> bool:
 
 @cache
 def _driver() -> Any:
-    """The driver's library; None where there is none by this name, as under ROCm."""
+    """Return the driver's library; None if it cannot be loaded or used, as under ROCm."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -46,7 +46,7 @@ def _driver() -> Any:
 
 
 def _handle(driver: Any, device: str) -> ctypes.c_int:
-    """The driver's own name of a device; it counts devices as torch does."""
+    """Return the driver's handle of a device; the driver counts devices as torch does."""
     handle = ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(handle), torch.device(device).index or 0))
     return handle

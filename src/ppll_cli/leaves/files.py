@@ -1,6 +1,6 @@
 """Files that are replaced as a whole or not at all, and files that grow.
 
-What is read here may have been damaged, or replaced by something else. Imports nothing heavy.
+A file that is read here may be damaged, or may be something else than a file. Imports no torch.
 """
 
 import errno
@@ -16,63 +16,64 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON_BYTES = 1 << 26
-"""How large a file of one JSON value may be."""
+"""Largest size in bytes of a file with one JSON value."""
 
 DEEPEST_JSON = 64
-"""How deeply lists and objects may be nested in it."""
+"""How deeply lists and objects of a JSON file may be nested."""
 
 TOO_DEEP = "its brackets are nested too deeply"
 
 MOST_LINES_BYTES = 1 << 30
-"""How large a file of JSON lines may be."""
+"""Largest size in bytes of a file of JSON lines."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, or replace it, so that no crash leaves a part of it under its name.
+    """Write or replace a text file; after a crash it holds the old text or the new, never a part.
 
     Raises:
-        OSError: It cannot be written; what was there before still is.
+        OSError: The file cannot be written; its old content is still there.
     """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for what is no text.
+    """Write or replace a file of bytes, as `write_text` does.
 
     Raises:
-        OSError: It cannot be written; what was there before still is.
+        OSError: The file cannot be written; its old content is still there.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.unlink(missing_ok=True)  # a killed process had the same number
-        with unfinished.open("xb") as file:  # which follows no link
+        unfinished.unlink(missing_ok=True)  # left by a killed process that had this number
+        with unfinished.open("xb") as file:  # "x" follows no link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)
     except OSError:
-        with suppress(OSError):  # the first failure says more
+        with suppress(OSError):  # the first error says more
             unfinished.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
-    """A regular file, opened to be read.
+    """Open a regular file for reading.
 
-    A FIFO or a device is refused before it is opened, which could wait for ever or have effects.
+    A FIFO or a device is refused before it is opened: opening it could wait for ever or have
+    effects.
 
     Args:
         path: The file, or a link to it.
-        most_bytes: How large it may be; None: of any size.
+        most_bytes: Its largest size in bytes; None: any.
 
     Raises:
-        OSError: It is missing, is something else, is too large, or cannot be read.
+        OSError: The file is missing, no regular file, too large, or cannot be read.
     """
     _check_regular(path, os.stat(path), most_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        _check_regular(path, os.fstat(descriptor), most_bytes)  # it may have been replaced since
+        _check_regular(path, os.fstat(descriptor), most_bytes)  # it may just have been replaced
         yield file
 
 
@@ -87,11 +88,11 @@ def _check_regular(path: Path, status: os.stat_result, most_bytes: int | None) -
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file.
+    """Return the JSON value in a file.
 
     Raises:
-        OSError: The file is missing, is no regular one, is too large, or cannot be read.
-        ValueError: It does not hold JSON.
+        OSError: The file is missing, no regular file, too large, or cannot be read.
+        ValueError: It does not hold JSON, or is nested too deeply.
     """
     with regular(path, MOST_JSON_BYTES) as file:
         value = parse_json(file.read())
@@ -100,7 +101,7 @@ def read_json(path: Path) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse what functions that call themselves for what is inside could not go through."""
+    """Refuse a value nested so deeply that recursive functions could not process it."""
     inner = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST_JSON):
         lists = [each.values() if isinstance(each, dict) else each for each in inner]
@@ -111,10 +112,10 @@ def _check_depth(value: Any) -> None:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The JSON value in a text.
+    """Return the JSON value in a text.
 
     Raises:
-        ValueError: It is no JSON, or is nested more deeply than Python can read.
+        ValueError: The text is not JSON, or is nested more deeply than Python can read.
     """
     try:
         return json.loads(content if isinstance(content, str) else content.decode())
@@ -123,17 +124,17 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def problem_of(error: Exception) -> str:
-    """Why a file could not be read, in a few words that may follow its name."""
+    """Return why a file could not be read, in a few words that may follow its name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and its parents, where it is missing.
+    """Make a folder and its parents if they are missing.
 
     Raises:
-        OSError: It cannot be made, or a link is in its place, through which nothing is written.
+        OSError: The folder cannot be made, or is a link, through which nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
@@ -141,12 +142,12 @@ def make_folder(folder: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file the mode that any new file beside it would have.
+    """Give a file the mode that a new file beside it would have.
 
     Some libraries make files that only their owner can read, whatever the umask says.
     """
     probe = path.with_name(f".{path.name}.mode")
-    with suppress(OSError):  # some file systems know no modes
+    with suppress(OSError):  # some file systems have no modes
         try:
             probe.touch(exist_ok=False)
             path.chmod(probe.stat().st_mode & 0o777)
@@ -155,7 +156,7 @@ def share(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file's whole lines; none of a file that is not there.
+    """Yield the JSON objects in a file, one per line; skip other lines, and accept a missing file.
 
     Raises:
         OSError: It is no regular file, is too large, or cannot be read.
@@ -174,12 +175,12 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of what JSON can say, however it is laid out in a file."""
+    """Return the SHA-256 of a JSON value, independent of its layout and of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it; nothing where nothing is.
+    """Remove a file, a link, or a folder with its content; do nothing if there is none.
 
     Raises:
         OSError: It cannot be removed.
@@ -191,10 +192,10 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all; JSON has no infinity and no NaN.
+    """Write a value as JSON, whole or not at all.
 
     Raises:
-        OSError: It cannot be written.
-        ValueError: It holds infinity or NaN.
+        OSError: The file cannot be written.
+        ValueError: The value holds infinity or NaN, which JSON does not have.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

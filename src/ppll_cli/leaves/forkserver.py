@@ -1,4 +1,4 @@
-"""The process that workers are forked from: it imports torch once for all of them."""
+"""The process from which workers are forked: it imports torch once for all of them."""
 
 import multiprocessing
 import os
@@ -17,43 +17,43 @@ from ppll_cli.errors import RunFailedError
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
-"""How long the fork server may be stopped (SIGSTOP) while it is to start a worker."""
+"""Seconds that the fork server may be stopped (SIGSTOP) while it is asked to start a worker."""
 
 ANSWER_LIMIT_S = 600.0
-"""How long it may take to start a worker: first it imports torch, perhaps from a slow disk."""
+"""Seconds that it may take to start a worker: first it imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that ask for an end. A terminal or a batch system sends them to all processes."""
+"""Signals that ask a program to end. A terminal or batch system sends them to all processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
-"""An environment variable that keeps the current directory off a new Python's `sys.path`."""
+"""Name and value of a variable that keeps the current directory off a new Python's `sys.path`."""
 
 
 def context() -> ForkServerContext:
-    """How worker processes are made. A plain fork would copy the parent's threads and locks."""
+    """Return how workers are started: a plain fork would copy the parent's threads and locks."""
     return multiprocessing.get_context("forkserver")
 
 
 def start() -> None:
     """Start the fork server, which imports what workers need while this process goes on.
 
-    This module imports no torch, so that it can be called before anything heavy is imported here.
+    This module imports no torch, so this can be called before this process imports it.
 
     Raises:
-        ConfigError: There is no folder for its socket.
+        ConfigError: No folder can be made for the server's socket.
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # In a process of joblib's it is one of joblib's own, which workers would be told to use.
+        # joblib's processes have a start method of joblib's own, which workers would try to use.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
-    if here._config.get("tempdir") is None:  # else multiprocessing would make `pymp-*` in TMPDIR
+    if here._config.get("tempdir") is None:  # or multiprocessing would make `pymp-*` in TMPDIR
         here._config["tempdir"] = str(socket_folder())
     context().set_forkserver_preload(["ppll_cli.launch.preload"])
     with _without_current_directory():
-        # The tracker ignores all of these but SIGHUP by itself, and inherits that it is blocked.
+        # The tracker ignores SIGINT and SIGTERM itself; it keeps SIGHUP blocked, as inherited.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
         with _blocked(*STOPPING):  # until `preload` ignores them
@@ -62,7 +62,7 @@ def start() -> None:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals in this thread and in the processes that it starts; they come afterwards."""
+    """Block signals in this thread and in processes it starts; here they come after the body."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -72,9 +72,9 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Have Python leave the current directory out of `sys.path` in the processes that start.
+    """Have Python leave the current directory out of `sys.path` in processes started meanwhile.
 
-    Otherwise a `torch.py` that lies there would be imported instead of torch.
+    Otherwise they would import a user's `torch.py` there instead of torch.
     """
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # as in a clone's `src`
@@ -108,9 +108,9 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill a fork server that does not answer, so that who waits for it goes on.
+    """Kill a fork server that does not answer, so that `begin` need not wait for it.
 
-    Time in which this process was stopped itself, as by Ctrl-Z, does not count.
+    Time in which this process itself was stopped, as by Ctrl-Z, does not count.
     """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
@@ -130,13 +130,13 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 
 
 def _stopped() -> bool:
-    """Whether the fork server is stopped, where the system tells."""
+    """Return whether the fork server is stopped; False if the system does not tell."""
     server: Any = forkserver._forkserver
     return is_stopped(server._forkserver_pid)
 
 
 def is_stopped(process_id: int) -> bool:
-    """Whether a process is stopped (SIGSTOP), where the system tells."""
+    """Return whether a process is stopped (SIGSTOP); False if the system does not tell."""
     with suppress(OSError):
         status = Path(f"/proc/{process_id}/stat").read_text()
         return status.rpartition(") ")[2][:1] in ("T", "t")
@@ -144,17 +144,17 @@ def is_stopped(process_id: int) -> bool:
 
 
 def lost(name: str) -> RunFailedError:
-    """What is said when one of multiprocessing's own processes is gone."""
+    """Return the error for a process of multiprocessing itself that is gone."""
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )
 
 
 def heeded() -> list[signal.Signals]:
-    """The signals that end this program.
+    """Return the signals that end this program.
 
-    `nohup` and shells without job control start programs with SIGHUP or SIGINT ignored, and mean
-    it.
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored; then
+    this program goes on ignoring them.
     """
     ignorable = (signal.SIGINT, signal.SIGHUP)
     return [
@@ -165,15 +165,15 @@ def heeded() -> list[signal.Signals]:
 
 
 def stop() -> None:
-    """End the fork server at once, where no worker is needed any more."""
+    """End the fork server at once; no worker is needed any more."""
     server: Any = forkserver._forkserver  # the library offers no way to end it
     if server._forkserver_pid is not None:
         kill()
-        server._stop()  # reaps it
+        server._stop()  # waits for the ended process
 
 
 def kill() -> None:
-    """End the fork server, from a signal handler too; the program must leave after that."""
+    """Kill the fork server; a signal handler may call this if the program leaves right after."""
     server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         with suppress(ProcessLookupError):
@@ -181,9 +181,10 @@ def kill() -> None:
 
 
 def lives() -> dict[int, str]:
-    """The processes of multiprocessing's own: their names, by what `wait` finds ready at their end.
+    """Return multiprocessing's own processes: their names, by descriptors.
 
-    It is the end of a pipe that only they read.
+    Each descriptor is our end of a pipe that only this process reads, so that `wait` finds it
+    ready when the process has ended.
     """
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker
@@ -192,14 +193,14 @@ def lives() -> dict[int, str]:
 
 
 def gone(limit_s: float) -> str | None:
-    """The name of one of multiprocessing's own processes that is gone, or is after so long."""
+    """Return the name of a process of multiprocessing itself that ends within `limit_s` seconds."""
     servers = lives()
     ended = wait(list(servers), limit_s)
     return next((name for end, name in servers.items() if end in ended), None)
 
 
 def fate(code: int | None) -> str:
-    """How a process ended that has this exit status."""
+    """Return how a process ended, from its exit status."""
     if code is None or code >= 0:
         return f"exit status {code}"
     how = f"killed by {signal.Signals(-code).name}"

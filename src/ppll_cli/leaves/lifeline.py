@@ -1,8 +1,8 @@
-"""How a parent knows that the children of its workers are gone as well.
+"""Lets a parent know that the children of its workers are gone as well.
 
-A worker has the only open end of the pipe to its parent, who takes it for gone when the pipe ends.
-Processes that the worker starts hold the pipe open too, so it ends with the last of them. Imports
-nothing heavy.
+Each worker holds the only open end of a pipe to its parent, and the parent takes the worker for
+gone when the pipe ends. Processes that the worker starts hold the pipe open too, so the pipe ends
+with the last of them. Imports no torch.
 """
 
 from multiprocessing.connection import Connection
@@ -17,5 +17,5 @@ def share(pipe: Connection) -> None:
 
 
 def descriptors() -> tuple[int, ...]:
-    """What a process has to be given, to hold the pipes open."""
+    """Return the descriptors to give to a new process so that it holds the pipes open."""
     return tuple(pipe.fileno() for pipe in _PIPES if not pipe.closed)

@@ -1,4 +1,4 @@
-"""What this machine is. Imports no torch."""
+"""Processor and memory of this machine. Imports no torch."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -16,12 +16,12 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Memory that this process may use: the machine's, or its control group's limit if less."""
+    """Return the bytes of memory for this process: the machine's, or its container's if less."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return None
     try:
         return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # "max" is no number
+    except (OSError, ValueError):  # no such file, or the word "max" in it
         return whole

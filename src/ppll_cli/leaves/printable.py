@@ -1,15 +1,15 @@
-"""Text that is safe to show, whatever a user's value has in it. Imports nothing heavy."""
+"""Text that is safe to show, whatever a user's value contains. Imports no torch."""
 
 LONGEST = 200
-"""Characters of a value that a message shows."""
+"""How many characters of a value a message shows."""
 
 
 def printable(text: object, longest: int | None = None) -> str:
-    """A text in one line, without anything that a terminal would obey.
+    """Return a text as one line, with control characters escaped.
 
     Args:
-        text: What is shown.
-        longest: Shorten what has more characters than this, in its middle; None: never.
+        text: The text.
+        longest: If it has more characters than this, leave out its middle; None: show all.
     """
     whole = str(text)
     if longest is not None and len(whole) > longest:
@@ -20,7 +20,7 @@ def printable(text: object, longest: int | None = None) -> str:
 
 
 def lines(text: str) -> str:
-    """A text of several lines, without anything else that a terminal would obey."""
+    """Return a text of several lines, with other control characters escaped and tabs expanded."""
     return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
 
 

@@ -1,8 +1,8 @@
-"""Temporary folders of this process, kept where the next start can clear what was left.
+"""Temporary folders of this process, in a place where the next start removes leftovers.
 
 A process owns `TMPDIR/ppll-run-UID/HOST-RANDOM/` and locks the file `HOST-RANDOM.lock` beside it.
 The system drops the lock when the process ends, however it ends. So a later process recognises
-what a killed one has left: a folder whose lock nobody holds. Imports nothing heavy.
+what a killed one has left: a folder whose lock nobody holds. Imports no torch.
 """
 
 import fcntl
@@ -22,13 +22,13 @@ from pathlib import Path
 from ppll_cli.errors import ConfigError
 
 LONGEST_FOLDER = 85
-"""Bytes of the path of a folder for sockets.
+"""Longest path, in bytes, of a folder for sockets.
 
 The path of a socket has at most 107 bytes on Linux and 103 on macOS; multiprocessing adds 18.
 """
 
 SHORT_PLACES = ("/tmp", "/var/tmp")
-"""Where sockets go when the path of the temporary folder is too long for them."""
+"""Folders for sockets if the temporary folder's path is too long."""
 
 _ATTEMPTS = 10
 
@@ -54,34 +54,34 @@ class _Own:
 
 
 _OWN: dict[Path, _Own] = {}
-"""The folders of this process, by the place in which they are."""
+"""The folders of this process, by the temporary folder that contains them."""
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for files, in `TMPDIR`, that exists while the body runs.
+    """Give a folder for files, in `TMPDIR`, that exists while the body runs.
 
     Raises:
-        ConfigError: There is no room for temporary files.
+        ConfigError: No temporary folder can be made.
     """
     with tempfile.TemporaryDirectory(dir=_own(_place()), ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def lasting_folder() -> Path:
-    """A folder for files, in `TMPDIR`, that exists until this process ends.
+    """Return a folder for files, in `TMPDIR`, that exists until this process ends.
 
     Raises:
-        ConfigError: There is no room for temporary files.
+        ConfigError: No temporary folder can be made.
     """
     return _own(_place())
 
 
 def socket_folder() -> Path:
-    """A folder for sockets, whose path is short enough; it exists until this process ends.
+    """Return a folder with a path short enough for sockets; it exists until this process ends.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No such folder can be made.
     """
     place = _place()
     for short in (place, *map(Path, SHORT_PLACES)):
@@ -97,7 +97,7 @@ def socket_folder() -> Path:
 def remove() -> None:
     """Remove the folders of this process.
 
-    A signal handler may call this when the program ends right after it.
+    A signal handler may call this if the program ends right after it.
     """
     while _OWN:
         _, own = _OWN.popitem()
@@ -120,7 +120,7 @@ def _place() -> Path:
 
 
 def _own(place: Path) -> Path:
-    """The folder of this process in a place; it is made at the first call."""
+    """Return the folder of this process in a temporary folder, made at the first call."""
     if (own := _OWN.get(place)) is None or own.process_id != os.getpid():
         try:
             own = _claim(place)
@@ -128,16 +128,16 @@ def _own(place: Path) -> Path:
             problem = f"no temporary folder can be made there: {error.strerror or error}"
             raise ConfigError("TMPDIR", place, problem, "set TMPDIR to another folder") from None
         if not _OWN:
-            # After multiprocessing has removed its own sockets.
+            # Runs after multiprocessing has removed its own sockets.
             Finalize(None, remove, exitpriority=-100)
         _OWN[place] = own
     return own.folder
 
 
 def _base(place: Path) -> Path:
-    """The user's folder, which nobody else can read or write.
+    """Return the user's folder, which nobody else can read or write.
 
-    Somebody else may have made something of that name; then this process gets one of its own.
+    If somebody else has made something of that name, this process gets another folder.
     """
     base = place / f"ppll-run-{os.getuid()}"
     with suppress(FileExistsError):
@@ -151,7 +151,7 @@ def _base(place: Path) -> Path:
 
 
 def _claim(place: Path) -> _Own:
-    """Make a folder, locked before it exists, so that nobody takes it for one that was left."""
+    """Make a folder, locked before it exists, so that no other process takes it for a leftover."""
     for _ in range(_ATTEMPTS):
         base = _base(place)
         _clear(base)
@@ -159,9 +159,9 @@ def _claim(place: Path) -> _Own:
         lock = folder.with_name(f"{folder.name}.lock")
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except (FileExistsError, FileNotFoundError):  # the latter: the last owner removed the base
+        except (FileExistsError, FileNotFoundError):  # in use, or the last owner removed the base
             continue
-        with suppress(FileNotFoundError):  # somebody found the file before it was locked
+        with suppress(FileNotFoundError):  # another process removed the file before it was locked
             if _locked(descriptor) is not False and os.path.samestat(
                 os.fstat(descriptor), lock.lstat()
             ):
@@ -188,7 +188,7 @@ def _clear(base: Path) -> None:
 
 
 def _locked(descriptor: int) -> bool | None:
-    """Lock a file; False where another process holds it, None where files cannot be locked."""
+    """Lock a file; return False if another process holds it, None if files cannot be locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -203,5 +203,5 @@ def _name() -> str:
 
 
 def _host() -> str:
-    """A short name of this machine: several may share the temporary folder, but not the locks."""
+    """Return a short name of this machine: machines may share a temporary folder, but not locks."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"

@@ -1,4 +1,4 @@
-"""What the named tensors are like that units, tasks and channels pass on."""
+"""The form of the named tensors that units, tasks and channels pass on."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class ValueSpec:
 
 
 def empty(spec: ValueSpec) -> Tensor:
-    """A batch of one sample, without memory."""
+    """Return a batch of one sample on the meta device, which holds no data."""
     return torch.empty(1, *spec.shape, dtype=spec.dtype, device="meta")
 
 
 def spec_of(tensor: Tensor) -> ValueSpec:
-    """What a batch is like."""
+    """Return the spec of one sample of a batch."""
     return ValueSpec(tuple(tensor.shape[1:]), tensor.dtype)

@@ -1,4 +1,4 @@
-"""Runs side by side: what each reached, how fast, and whether they may be compared at all."""
+"""Compares runs: what each reached, how fast, and whether they may be compared at all."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find
 
 NOISE = "~"
-"""Stands behind a value whose difference from the one that it is set against is within noise."""
+"""Marks a value whose difference from its reference is within noise."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """A comparison of runs.
 
     Attributes:
         rows: One for each run.
-        groups: What is shown: those of the runs that differ in their seed alone, or each run.
+        groups: The lines of the table: groups of runs that differ only in their seed, or each run.
         metric: Name of the task's metric and its split, as most runs have it.
-        target: The metric whose reaching is timed; None where nothing is known. It is the lowest
-            that a comparable run completed with, so that each of them reaches it. This is our own
-            reading of "time to the final metric": to time each run's own last value would favour
-            those that end badly.
-        notes: What has to be known to read the table.
+        target: The metric to which training is timed; None if unknown. It is the lowest value with
+            which a comparable run completed, so that each of these runs reaches it. This is our
+            reading of "time to the final metric": timing each run to its own last value would
+            favour runs that end badly.
+        notes: What a reader must know to understand the table.
     """
 
     rows: Sequence[Row]
@@ -51,12 +51,12 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
-    """Compare all runs that are in these folders, at any depth.
+    """Compare all runs in these folders, at any depth.
 
     Args:
-        folders: Where they are.
-        each: Show every run; else those that differ in their seed alone are one group. Baselines
-            are means over their seeds either way.
+        folders: The folders.
+        each: Show every run; otherwise runs that differ only in their seed are one group. Baselines
+            are means over their seeds in both cases.
     """
     runs = find(folders)
     ran = [run for run in runs if run.status != "refused"]
@@ -91,7 +91,7 @@ def _row(
     others: Mapping[str, tuple[Any, Any]],
     target: float | None,
 ) -> Row:
-    """A run's own numbers; a refused one differs in what it was asked to be."""
+    """Return a run's own numbers; the settings of a refused run are its overrides."""
     asked = (override.partition("=") for override in run.overrides)
     return Row(
         run,
@@ -107,12 +107,12 @@ def _row(
 
 
 def _over_baselines(row: Row, groups: Sequence[Group], mine: Conditions | None) -> Row:
-    """A run with the groups that its speed may be compared to; none where it was refused."""
+    """Return a run with the groups that its speed may be compared with; unchanged if refused."""
     if mine is None:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Those that completed go first, and of them the fastest."""
+        """Return groups of a schedule, completed ones first, and the fastest of these first."""
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -134,7 +134,7 @@ def _speed(group: Group) -> tuple[bool, float]:
 def _reference(
     group: Group, groups: Sequence[Group], known: Mapping[int, Conditions]
 ) -> Group | None:
-    """What a group is set against: back-propagation, or else the best of those comparable to it."""
+    """Return the group to compare with: back-propagation, or else the best comparable group."""
     if group.first.bps:
         return group.first.bps[0]
     mine = known.get(id(group.first.run))
@@ -154,7 +154,7 @@ def _number(value: Any) -> float | None:
 
 
 def _other_task(others: Mapping[str, Any]) -> bool:
-    """Whether reaching the metric of most would mean something else."""
+    """Return whether other data or another metric make reaching the target incomparable."""
     return any(key.partition(".")[0] in ("data", "metric") for key in others)
 
 
@@ -174,7 +174,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """What has to be known; where each run is shown, nothing is marked as noise."""
+    """Yield the notes of the table; if each run is shown, nothing is marked as noise."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
@@ -198,7 +198,7 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
 
 
 def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
-    """What speeds are set against."""
+    """Yield notes that say with what speeds are compared."""
     baselines = {
         id(group.first.bps[0].first.run): group.first.bps[0]
         for group in groups
@@ -227,7 +227,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
-    """What the mark of noise means, and where nothing can be said about it."""
+    """Yield notes that say what the mark of noise means, and which groups cannot be judged."""
     ran = [group for group in groups if group.first.run.status == "completed"]
     if any(group.seeds > 1 for group in ran):
         yield "± is the standard deviation over the seeds, whose number follows in brackets"
@@ -252,7 +252,7 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
-    """Which runs of a group its means leave out, and which seeds it has several times."""
+    """Yield notes on runs that means leave out, and on seeds that several runs of a group have."""
     left = [
         f"{row.run.name} ({row.run.status})"
         for group in groups
@@ -268,11 +268,11 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Of a baseline."""
+    """Return the number of seeds, if several, and of threads of a baseline."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group.first.run), "thread")
 
 
 def _threads(run: FoundRun) -> int:
-    """Of each worker."""
+    """Return the number of threads of each worker."""
     return int(_number(run.get("threads")) or 1)

@@ -1,4 +1,4 @@
-"""The lower part of a comparison's picture: the metric against time, and what looks mean."""
+"""The lower part of a comparison's picture: the metric against time, and the legend."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""With more groups than this, the legend names schedules and methods alone."""
+"""With more groups than this, the legend explains only schedules and methods."""
 
 COLUMNS = 4
-"""Schedules and methods that stand beside one another in the legend."""
+"""How many schedules and methods a line of the legend has."""
 
 MARKERS = "os^DvxP*"
 
 
 class Point(NamedTuple):
-    """A group's mean after some optimizer steps.
+    """A group's mean after some number of optimizer steps.
 
     Attributes:
-        seconds: For how long its runs had trained.
+        seconds: How long its runs had trained.
         value: The metric.
-        deviation: Standard deviation of the metric over the runs; 0 for one.
+        deviation: Standard deviation of the metric over the runs; 0 for one run.
     """
 
     seconds: float
@@ -38,7 +38,7 @@ class Point(NamedTuple):
 
 
 def points(group: Group) -> list[Point]:
-    """A group's curve: at the steps after which all its runs were evaluated."""
+    """Return a group's curve, at the steps after which all its runs were evaluated."""
     known = [_by_step(row) for row in group.averaged]
     found = []
     for step in known[0]:
@@ -89,7 +89,7 @@ def draw(
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
-    """The mean; where there are few curves, with markers and the deviation as a band."""
+    """Draw a group's mean; if there are few curves, with markers and the deviation as a band."""
     seconds, values, deviations = zip(*points(group), strict=True)
     colour = style.colour(group)
     (line,) = axes.plot(
@@ -112,7 +112,7 @@ def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
 def _entries(
     groups: Sequence[Group], names: Sequence[str], style: Style, curves: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Of few groups each with its bar and its curve; of many, what colours and hatches mean."""
+    """Return the legend: of few groups their bars and curves, of many the colours and hatches."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -134,19 +134,19 @@ def _entries(
 
 
 def columns(groups: Sequence[Group]) -> int:
-    """Of the legend."""
+    """Return the number of columns of the legend."""
     return 1 if len(groups) <= MOST_CURVES else COLUMNS
 
 
 def lines(groups: Sequence[Group], names: Sequence[str], style: Style) -> int:
-    """How many lines of text the legend has at most."""
+    """Return how many lines of text the legend has at most."""
     if len(groups) <= MOST_CURVES:
         return 1 + sum(fill(name, HEAD_WIDTH).count("\n") + 1 for name in names)
     return 1 + -(-(len(style.colours) + len(style.hatches)) // COLUMNS)
 
 
 def _legend(figure: Any, entries: Mapping[str, Any], columns: int) -> None:
-    """Below the panels, where it hides no curve."""
+    """Draw the legend below the panels, where it hides no curve."""
     from matplotlib.legend_handler import HandlerTuple
 
     made = figure.legend(

@@ -1,4 +1,4 @@
-"""What a comparison's picture calls its groups, and what it says of all of them."""
+"""Labels of the groups in a comparison's picture, and the text above its panels."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,23 +11,23 @@ from ppll_cli.observe.conditions import conditions, tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
-"""Characters of a run's name that stands before its label, so that it is found in the tables."""
+"""Longest run name, in characters, that stands before a label, to be found in the tables."""
 
 LONGEST = 240
-"""Characters of a label; a longer one is shortened in its middle."""
+"""Longest label in characters; a longer one is shortened in its middle."""
 
 HEAD_WIDTH = 115
-"""Characters of a line above the panels, and of one in the legend."""
+"""Characters per line above the panels and in the legend."""
 
 UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
-"""By metric; those of other tasks have none."""
+"""Units by metric; metrics of other tasks have none here."""
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """What each group is: its schedule, and the settings in which the groups differ.
+    """Return a label for each group: its schedule, and the settings in which groups differ.
 
-    Short names, as a sweep gives them, stand before that. Long ones are shown where groups have
-    the same settings. How many runs a group has is said where not all groups are alike in that.
+    Short names, as a sweep gives them, come first. Long names are shown only for groups with equal
+    settings. How many runs a group has is said unless all groups have the same number.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -45,7 +45,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _given(groups: Sequence[Group]) -> list[list[str]]:
-    """The names and tags that the user gave, where groups differ in them."""
+    """Return the names and tags that the user gave, if groups differ in them."""
     each = [(group.given_name, tags(group.first.run)) for group in groups]
     names, marks = ({*those} for those in zip(*each, strict=True)) if each else (set(), set())
     return [
@@ -56,7 +56,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """The status of a group that needs no mention: all its runs completed, as many as in others."""
+    """Return the status that labels leave out: all runs completed, equally many per group."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
@@ -79,7 +79,7 @@ def _named(group: Group, text: str, ambiguous: bool) -> str:
 
 
 def shared(groups: Sequence[Group]) -> str:
-    """What all runs have in common."""
+    """Return what all runs have in common."""
     known = [conditions(group.first.run) for group in groups]
     same = {
         key: str(values.pop())
@@ -103,7 +103,7 @@ def shared(groups: Sequence[Group]) -> str:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """What the picture leaves out, or cannot say itself."""
+    """Yield what the picture leaves out or cannot show."""
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "
@@ -121,6 +121,6 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 
 def with_unit(metric: str) -> str:
-    """A metric, after its split, with its unit or its range where that is known."""
+    """Return a metric, after its split, with its unit or range if that is known."""
     unit = UNITS.get(metric.rpartition(" ")[2])
     return f"{metric} ({unit})" if unit else metric

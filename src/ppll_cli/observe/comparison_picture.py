@@ -1,4 +1,4 @@
-"""A comparison as a picture: speed, memory and metric of each group, and the metric over time."""
+"""Draws a comparison: speed, memory and metric of each group, and the metric over time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL_WIDTH = 36
-"""Characters of a line of a label."""
+"""Characters per line of a label."""
 
 LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Width of a panel beside the labels, and of a character of the numbers in it."""
+"""Widths of a panel beside the labels, and of a character of its numbers."""
 
 MARK = "#333333"
-"""Of error bars and of the points of runs; they have a white edge, so as to be seen on any bar."""
+"""Colour of error bars and of single runs; a white edge makes them visible on any bar."""
 
 
 def picture(path: Path, comparison: Comparison) -> None:
-    """Draw it.
+    """Draw a comparison into a PNG file.
 
     Raises:
         OSError: The file cannot be written.
@@ -56,13 +56,13 @@ def picture(path: Path, comparison: Comparison) -> None:
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
-    """The middle of each group's lines, and where the last one ends, in inches from the top."""
+    """Return the middle of each group's label and the end of the last, in inches from the top."""
     places, end = [], GAP_INCHES / 2
     for text in wrapped:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
         places.append(end + high / 2)
         end += high
-    return places, max(end, 4 * (LINE_INCHES + GAP_INCHES))  # few bars are not broad
+    return places, max(end, 4 * (LINE_INCHES + GAP_INCHES))  # so that few bars are not too broad
 
 
 def _speed(
@@ -72,7 +72,7 @@ def _speed(
     style: Style,
     comparison: Comparison,
 ) -> None:
-    """A bar for each group: over back-propagation's where that is known of any."""
+    """Draw each group's speed, relative to back-propagation if that is known for any group."""
     over = any(group.over_bp is not None for group in groups)
     rates = {bp.rate.mean for g in groups for bp in g.first.bps[:1] if g.over_bp and bp.rate}
     base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
@@ -104,7 +104,7 @@ def _memory(
     style: Style,
     comparison: Comparison,
 ) -> None:
-    """What each stage has at most, one after the other: the whole bar is all devices together."""
+    """Draw the peak memory of each stage, side by side, so that a bar's length is their sum."""
     _title(axes, "peak memory (largest stage)", "MB of all stages, side by side")
     stages = [_stages(group) for group in groups]
     if not any(map(sum, stages)):
@@ -121,7 +121,7 @@ def _memory(
 
 
 def _stages(group: Group) -> list[float]:
-    """The mean of each stage's memory, in MB."""
+    """Return the mean memory of each stage, in MB."""
     sizes = [row.stage_bytes for row in group.averaged]
     most = max(map(len, sizes))
     means = (spread(size[stage] for size in sizes if stage < len(size)) for stage in range(most))
@@ -135,7 +135,7 @@ def _best(
     style: Style,
     comparison: Comparison,
 ) -> None:
-    """A point for each group: the differences are small, so the axis does not begin at 0."""
+    """Draw a point for each group; differences are small, so the axis does not begin at 0."""
     metric = comparison.metric
     _title(axes, f"best {metric}", with_unit(metric))
     known = [row.best for group in groups for row in group.averaged if row.best is not None]
@@ -168,14 +168,14 @@ def _bar(
         left=left,
         height=BAR_INCHES,
         color=style.colour(group),
-        edgecolor="white",  # of the hatch too
+        edgecolor="white",  # the hatch has this colour too
         hatch=style.hatch(group),
         linewidth=linewidth,
     )
 
 
 def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: float) -> None:
-    """The standard deviation as a line, and a small point for each run; of one run neither."""
+    """Draw the standard deviation as a line and each run as a small point, if there are several."""
     from matplotlib.patheffects import withStroke
 
     found = group.spread(measure)
@@ -212,15 +212,15 @@ def _text(
     unit: str = "",
     judged: Measure | None = None,
 ) -> str:
-    """The mean and its spread; marked where it is within noise of the group's reference.
+    """Return the mean and its spread, marked if it is within noise of the group's reference.
 
     Args:
-        group: Of which group.
-        measure: What is measured.
-        form: How a number is written.
-        scale: By which the numbers are divided.
-        unit: Stands behind them.
-        judged: The measure by which noise is judged, where it is another one.
+        group: The group.
+        measure: The number of a run that is shown.
+        form: The format of a number.
+        scale: The divisor of the numbers.
+        unit: The unit, written after the numbers.
+        judged: The number of a run by which noise is judged, if it is another one.
     """
     found = group.spread(measure)
     if found is None:
@@ -230,7 +230,7 @@ def _text(
 
 
 def _values(axes: "Axes", places: Sequence[float], texts: Sequence[str]) -> None:
-    """Numbers at the right edge of a panel, beyond all that is drawn."""
+    """Write the numbers at the right edge of a panel, to the right of all that is drawn."""
     share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])

@@ -1,4 +1,4 @@
-"""How a comparison's picture tells groups apart: a colour a schedule, a hatch a local method."""
+"""Tells groups apart in a comparison's picture: colours for schedules, hatches for methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,27 +18,27 @@ COLOURS = {
     "zb_h1": "#F0E442",
     "ppll": "#0072B2",
 }
-"""By schedule: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
+"""Colours by schedule, from the palette of Okabe and Ito, which colour-blind readers can tell."""
 
 OTHERS = ("#999999", "#882255", "#44AA99", "#AA4499", "#999933")
-"""Of a user's own schedules, in their order: of Tol's muted palette."""
+"""Colours of users' own schedules, in their order, from Tol's muted palette."""
 
 HATCHES = ("", "///", "...", "xxx", "\\\\\\\\\\", "ooo", "---", "++", "**", "||")
 DASHES: Sequence[Any] = (
     *("-", "--", ":", "-."),
     *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
 )
-"""Of local methods, in their order; what trains without local losses looks like the first."""
+"""Looks of local methods, in their order; training without local losses looks like the first."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """What each schedule and each local method looks like.
+    """The looks of schedules and local methods.
 
     Attributes:
-        colours: By schedule.
-        hatches: By local method, of bars.
-        dashes: The same of curves.
+        colours: Colours by schedule.
+        hatches: Hatches of bars by local method.
+        dashes: Dashes of curves by local method.
     """
 
     colours: Mapping[str, str]
@@ -47,7 +47,7 @@ class Style:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "Style":
-        """The looks of all that some groups have."""
+        """Choose the looks of all schedules and methods that some groups have."""
         schedules = dict.fromkeys(group.first.run.schedule for group in groups)
         methods = list(dict.fromkeys(m for g in groups if (m := method(g.first.run)) is not None))
         others = cycle(OTHERS)
@@ -58,13 +58,13 @@ class Style:
         )
 
     def colour(self, group: Group) -> str:
-        """Of its schedule."""
+        """Return the colour of a group's schedule."""
         return self.colours[group.first.run.schedule]
 
     def hatch(self, group: Group) -> str:
-        """Of its local method."""
+        """Return the hatch of a group's local method."""
         return self.hatches.get(method(group.first.run) or "", "")
 
     def dash(self, group: Group) -> Any:
-        """The same, of its curve."""
+        """Return the dashes of the curve of a group's local method."""
         return self.dashes.get(method(group.first.run) or "", "-")

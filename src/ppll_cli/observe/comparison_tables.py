@@ -1,4 +1,4 @@
-"""A comparison as tables: for a window of any width, in Markdown, and as plain numbers."""
+"""Writes a comparison as tables: for a window of any width, in Markdown, and as CSV."""
 
 import csv
 import io
@@ -19,10 +19,10 @@ GAP = 2
 """Characters between columns."""
 
 WIDE = 24
-"""Characters of a cell in a narrow window; a longer one is broken."""
+"""Widest cell, in characters, of a narrow window; a longer text is broken into lines."""
 
 LONGEST_CELL, LONGEST_NOTE = 400, 1000
-"""Characters that are shown; a longer cell or note is shortened in its middle."""
+"""Longest cell and note in characters; a longer one is shortened in its middle."""
 
 
 MEASURES: dict[str, Measure] = {
@@ -35,7 +35,7 @@ MEASURES: dict[str, Measure] = {
     "peak_memory_bytes": lambda row: row.peak_bytes,
     "aux_fraction": lambda row: row.auxiliary,
 }
-"""What is measured of a run; of a group there is the mean, the deviation and the seeds' number."""
+"""What is measured of a run; a group has its mean, deviation and number of seeds."""
 
 CSV: dict[str, Callable[[Row], Any]] = {
     "run": lambda row: row.run.name,
@@ -51,7 +51,7 @@ CSV: dict[str, Callable[[Row], Any]] = {
     "name": lambda row: given(row.run),
     "tags": lambda row: tags(row.run),
 }
-"""What each column of `as_csv` holds, in full precision."""
+"""The columns of `as_csv`, in full precision."""
 
 GROUPS_CSV: dict[str, Callable[[Group], Any]] = {
     "runs": lambda group: " ".join(row.run.name for row in group.rows),
@@ -65,7 +65,7 @@ GROUPS_CSV: dict[str, Callable[[Group], Any]] = {
     "tags": lambda group: tags(group.first.run),
     "label": lambda group: f"{group.first.run.schedule} {group.differs}".rstrip(),
 }
-"""The first columns of `groups_as_csv`; three for each measure follow."""
+"""The first columns of `groups_as_csv`; three columns for each measure follow."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Column:
 
     Attributes:
         name: Its head.
-        text: The cell of a group; empty where nothing is known.
+        text: Gives the cell of a group; empty if unknown.
         left: Whether it is set flush left.
     """
 
@@ -92,15 +92,16 @@ def cell(
     *,
     judged: Measure | None = None,
 ) -> str:
-    """A measure as people read it: the mean, and with several seeds their standard deviation.
+    """Return a measure for a table: the mean and, with several seeds, the standard deviation.
 
     Args:
-        group: Of which group.
-        measure: What is measured.
-        form: How a number is written.
-        scale: By which the numbers are divided.
-        against: The group from which the mean may differ by noise alone, which is then marked.
-        judged: The measure by which that is found, where it is another one.
+        group: The group.
+        measure: The number of a run that is shown.
+        form: The format of a number.
+        scale: The divisor of the numbers.
+        against: The group to compare with; a mean that differs from its mean by no more than
+            noise is marked.
+        judged: The number of a run by which noise is judged, if it is another one.
     """
     found = group.spread(measure)
     if found is None:
@@ -110,9 +111,9 @@ def cell(
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
-    """For a window so many characters wide: where one table has no room, one below the other.
+    """Yield tables for a window of `width` characters: one, or if it is too wide several.
 
-    Each begins with the names of the runs. Nothing is left out; long cells are broken.
+    Each begins with the names of the runs. Nothing is left out; long cells are broken into lines.
     """
     columns = _columns(comparison)
     texts = [_texts(columns, group) for group in comparison.groups]
@@ -139,7 +140,7 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """A table, and the notes below it."""
+    """Return a table in Markdown, with the notes below it."""
     columns = _columns(comparison)
     lines = [
         [column.name for column in columns],
@@ -152,12 +153,12 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Each run: plain numbers, in bytes, seconds and samples per second; empty where unknown."""
+    """Return CSV of all runs, in bytes, seconds and samples per second; unknown cells are empty."""
     return _csv([*CSV], ([value(row) for value in CSV.values()] for row in comparison.rows))
 
 
 def groups_as_csv(comparison: Comparison) -> str:
-    """The same of each group, over its seeds."""
+    """Return CSV of all groups, with mean, deviation and number of seeds of each measure."""
     ends = ("mean", "deviation", "seeds")
     head = [*GROUPS_CSV, *(f"{name}_{end}" for name in MEASURES for end in ends)]
     return _csv(
@@ -185,7 +186,7 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    """What is shown: no column without anything in it."""
+    """Return the columns with any content."""
     target = (
         "target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
     )
@@ -211,7 +212,7 @@ def _columns(comparison: Comparison) -> list[Column]:
 
 
 def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Column:
-    """A column that says what a group is."""
+    """Return a column that identifies or describes a group."""
 
     def text(group: Group) -> str:
         found = value(group)
@@ -221,7 +222,7 @@ def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Col
 
 
 def _mean(name: str, key: str) -> Column:
-    """A column of shares, without their spread."""
+    """Return a column of shares, without their spread."""
 
     def text(group: Group) -> str:
         found = group.spread(MEASURES[key])
@@ -231,12 +232,12 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """A column of numbers, each set against the group's reference, or against its baseline."""
+    """Return a column of numbers, compared with the group's reference or its speed's baseline."""
 
     def text(group: Group) -> str:
         baselines = {"speed_up_over_bp": group.first.bps, "speed_up_over_ll": group.first.lls}
         against = next(iter(baselines[key]), None) if key in baselines else group.reference
-        # Of a ratio, the speeds behind it are judged.
+        # Noise of a ratio is judged by the speeds that it is made of.
         judged = MEASURES["samples_per_second" if key in baselines else key]
         return cell(group, MEASURES[key], form, scale, against, judged=judged)
 

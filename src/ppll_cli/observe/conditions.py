@@ -1,4 +1,4 @@
-"""In what runs differ: what makes them incomparable, and what a sweep is about."""
+"""Finds in what runs differ: what makes them incomparable, and which settings a sweep varies."""
 
 import json
 import re
@@ -9,34 +9,34 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
 
 Conditions = Mapping[str, Any]
-"""What has to be the same for two runs to be comparable.
+"""Values that must be equal for two runs to be comparable.
 
-A condition that a run did not record has no key, and counts as equal: the run has only begun, or an
-older program wrote it.
+A value that a run did not record, because it has only begun or an older program wrote it, has no
+key and counts as equal.
 """
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic")
 
 LONGEST_VALUE = 200
-"""Characters of a setting's value that are shown."""
+"""Longest value of a setting, in characters, that is shown in full."""
 
 PLACES = {"root", "download", "cache"}
-"""Where data are read from changes nothing that is measured."""
+"""Keys that say where data are read from, which changes no result."""
 
 OWN = {"gpus", "threads", "name", "tags"}  # have a column
 OWN |= {"resume", "tracker", "objective", "max_minutes"}  # change nothing that is compared
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
-"""Keys of `config.json` in which runs are not compared; the last ones are no settings."""
+"""Keys of `config.json` in which runs are not compared; those of the last line are no settings."""
 
 NAMED = OWN | {"schedule"}
-"""Groups whose option needs no naming: that of `schedule` has a column."""
+"""Groups whose option is not named among the settings: `schedule` has a column."""
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Those of a run; where it was resumed with others, its summary has the later ones."""
+    """Return a run's conditions; if they changed when it was resumed, the later ones."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -51,13 +51,13 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """What else has to be the same for two runs to be the same local learning."""
+    """Return what else must be equal for two runs to do the same local learning."""
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
         cuts = [module["units"][0] for module in modules[1:]]
     found = {
-        **_options(run, "local", {"modules", "cuts"}),  # what they became counts
+        **_options(run, "local", {"modules", "cuts"}),  # the resulting cuts count instead
         **_options(run, "fba", set()),
         "cuts": cuts,
         "modules": run.get("modules"),
@@ -66,7 +66,7 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Conditions that differ, with both values; of what follows from others, only the others."""
+    """Return conditions that differ, with both values, without those that follow from others."""
     found = {
         key: (value, theirs[key])
         for key, value in mine.items()
@@ -75,7 +75,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # of another option than theirs
+        if "." not in key or key.partition(".")[0] not in found  # the options differ already
     }
     if len(found) > 1:
         found.pop("steps", None)
@@ -83,15 +83,15 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Mapping[int, Conditions]) -> Conditions:
-    """The conditions with which most agree; the first such."""
+    """Return the conditions that equal those of most runs; the first if there are several."""
     every = list(runs.values())
     return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """What has to be the same for two runs to differ in their seed alone.
+    """Return what must be equal for two runs to differ only in their seed.
 
-    The steps of a completed run say what `max_steps` does.
+    For a completed run, `max_steps` is left out, because the number of steps says the same.
     """
     found = _flat(run.config)
     for key in ("seed", "device", *(["max_steps"] if run.status == "completed" else [])):
@@ -110,32 +110,32 @@ def seedless(run: FoundRun) -> Conditions:
 
 
 def seed(run: FoundRun) -> int | None:
-    """A run's seed, where it is known."""
+    """Return a run's seed; None if unknown."""
     found = _first(run.get("seed"), run.configured("seed"))
     return found if isinstance(found, int) else None
 
 
 def name(run: FoundRun) -> str | None:
-    """The name that a user gave a run."""
+    """Return the name that a user gave a run, if any."""
     found = _first(run.get("name"), run.configured("name"))
     return None if found is None else str(found)
 
 
 def nameless(run: FoundRun) -> str | None:
-    """The same without the seed at its end: `vit-s0` is one of `vit-s`."""
+    """Return that name without the run's seed at its end: for `vit-s0` it is `vit-s`."""
     given = name(run)
     found = re.fullmatch(r"(.*?)(\d+)", given or "")
     return found[1] if found and found[2] == str(seed(run)) else given
 
 
 def tags(run: FoundRun) -> str | None:
-    """The tags that a user gave a run, in the order of the alphabet."""
+    """Return the tags that a user gave a run, in alphabetical order."""
     found = _first(run.get("tags"), run.configured("tags"))
     return " ".join(sorted(map(str, found))) if isinstance(found, list) else None
 
 
 def method(run: FoundRun) -> str | None:
-    """The local method of a run that trains with local losses, with `fba` where that is on."""
+    """Return the local method of a run that trains with local losses, with `fba` if that is on."""
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")
@@ -147,11 +147,11 @@ def method(run: FoundRun) -> str | None:
 
 
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """For each run, the settings in which the runs differ, without those that have columns.
+    """Return, for each run, the settings in which the runs differ, without those with columns.
 
-    Where they differ in the option of a group, that is named, and of the group's keys those that
-    all options have, and those in which runs with the same option differ. Local methods
-    are settings of runs with local losses alone.
+    If the runs differ in a group's option, the option is named. Of that group's keys, only those
+    are named that all options have, or in which runs with the same option differ. Local
+    methods are settings of runs with local losses alone.
     """
     flat = [_flat(run.config) for run in runs]
     chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
@@ -181,7 +181,7 @@ def _without_groups(settled: Mapping[str, str], groups: Sequence[str]) -> dict[s
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """The options of a key's group with which runs have different values of it."""
+    """Return the options of a key's group with which runs have different values of the key."""
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):
         values.setdefault(option, set()).add(json.dumps(each.get(key)))
@@ -189,12 +189,12 @@ def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any])
 
 
 def shown(value: Any) -> str:
-    """As it is written on a command line, if it is not too long."""
+    """Return a value as it is written on a command line, shortened if it is long."""
     return printable(value if isinstance(value, str) else json.dumps(value), LONGEST_VALUE)
 
 
 def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
-    """The option chosen in a group, and the values of its keys."""
+    """Return the option chosen in a group, and the values of its keys."""
     values = run.configured(group)
     known = values if isinstance(values, Mapping) else {}
     choice = _first(run.get(group), run.configured("choices", group))

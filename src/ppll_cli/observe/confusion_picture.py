@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture: which classes a model takes for which."""
+"""Draws a confusion matrix: which classes a model takes for which."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,25 +9,25 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.figures import WIDTH, figure
 
 MOST_NUMBERED = 20
-"""With more classes than this there is no room for numbers in the cells."""
+"""Largest number of classes for which cells have room for numbers."""
 
 MOST_NAMED = 60
-"""With more classes than this only some are named, at even distances."""
+"""Largest number of classes that are all named; of more, every n-th is."""
 
 LONGEST_NAME = 18
-"""Characters of a class's name; of a longer one the beginning is shown."""
+"""Longest name of a class in characters; a longer one is cut at its end."""
 
 
 def picture(
     path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Draw it: a row for each true class, shaded by the share of its samples in each cell.
+    """Draw a row for each true class; a cell's shade is its share of the class's samples.
 
     Args:
-        path: Where it is written.
-        confusion: How many samples of each class (row) were taken for which class (column).
-        classes: Their names.
-        title: What stands above it.
+        path: The PNG file.
+        confusion: How many samples of each class (row) were taken for each class (column).
+        classes: Names of the classes.
+        title: The title above the matrix.
 
     Raises:
         OSError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""What a run prints: before it starts, while it goes on, and when it ends."""
+"""What a run prints: before it starts, while it runs, and when it ends."""
 
 import io
 import logging
@@ -30,26 +30,26 @@ P = ParamSpec("P")
 Line = Mapping[str, Any]
 
 REFRESH_S, PLAIN_S = 0.5, 10.0
-"""Between updates of a live display, and between lines where there is no terminal."""
+"""Seconds between updates of a live display, and between lines without a terminal."""
 
 PLAIN_WIDTH = 120
-"""Columns of tables where there is no terminal."""
+"""Width of tables without a terminal, in characters."""
 
 TOO_SHORT = "too short for a steady state"
-"""What a run says of its speed, bubble, shares and memory where it has measured none of them."""
+"""What is printed instead of speed, bubble, shares and memory if a run measured none of them."""
 
 NARROWEST = 20
-"""Columns that a terminal must have for a display, and for tables that are fitted to it."""
+"""Narrowest terminal, in characters, for a display and for tables that are fitted to it."""
 
 NO_CURSOR = ("", "dumb", "unknown")
-"""Values of TERM that say that a terminal cannot move its cursor."""
+"""Values of TERM that mean that the terminal cannot move its cursor."""
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
-    """A writer to stdout.
+    """Return a writer to stdout.
 
     Args:
-        plain_width: Columns of tables where stdout is no terminal, or a very narrow one.
+        plain_width: Width of tables, in characters, if stdout is no terminal or a very narrow one.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
@@ -60,14 +60,14 @@ def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
 def _is_terminal(out: RichConsole) -> bool:
     try:
         return out.file.isatty()
-    except ValueError:  # it is closed
+    except ValueError:  # stdout is closed
         return False
 
 
 def _for_show(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
-    """Have a method show something or nothing, and never raise: a display cannot end a run."""
+    """Make a method of `Console` never raise, because a display must not end a run."""
 
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -81,14 +81,14 @@ def _for_show(
 class Console:
     """Owns the terminal: results go to stdout, and the same lines to the log file.
 
-    While the workers run there is, on a terminal, a live display, elsewhere a plain line every few
-    seconds, from `watch` until `close`. After a failure nothing more is shown.
+    From `watch` to `close`, while the workers run, a terminal has a live display, and other outputs
+    get a plain line every few seconds. After a failure nothing more is shown.
 
     Args:
         facts: The run.
 
     Attributes:
-        lost: Whether it has failed.
+        lost: Whether showing the run has failed.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -102,25 +102,25 @@ class Console:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """After a failure of the body, say so and show nothing more."""
+        """Log a failure of the body, and show nothing more after it."""
         try:
             yield
-        except Interrupted:  # a signal may come in any line
+        except Interrupted:  # a signal can interrupt any line
             raise
-        except (Exception, SystemExit) as error:  # rich leaves where a pipe is broken
+        except (Exception, SystemExit) as error:  # rich exits if a pipe is broken
             if not self.lost:
                 self.lost = True
                 log.warning("the run is not shown any more: %s: %s", type(error).__name__, error)
 
     @_for_show
     def settings(self, changes: Sequence[str]) -> None:
-        """The settings that differ from the defaults."""
+        """Print the settings that differ from the defaults."""
         shown = " ".join(printable(word(change), LONGEST) for change in changes)
         self._say(f"settings: {shown or 'the defaults'}")
 
     @_for_show
     def begin(self, run_dir: Path) -> None:
-        """The stages, and where results go."""
+        """Print the stages, and where results go."""
         names = ["stage", "device", "units", "modules", "parameters", "FLOPs"]
         flops = sum(stage.flops for stage in self._facts.stages)
         rows = [
@@ -139,10 +139,10 @@ class Console:
 
     @_for_show
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
-        """Show how far the run is until `close`.
+        """Show how far the run is, until `close`.
 
         Args:
-            looks: Looks at each stage.
+            looks: Returns what is seen of each worker at the moment.
         """
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
@@ -157,14 +157,14 @@ class Console:
                 redirect_stderr=sys.stderr.isatty(),
             )
         )
-        self._out.show_cursor(True)  # a run that is stopped by Ctrl-Z leaves the terminal as it is
+        self._out.show_cursor(True)  # so that Ctrl-Z does not leave a terminal without its cursor
         self._held.enter_context(_logs_above())
         self._tick(REFRESH_S, partial(self._refresh, live, progress, looks))
 
     def _has_display(self) -> bool:
-        """Whether a terminal can show a display that is replaced again and again."""
+        """Return whether stdout is a terminal that can replace a display again and again."""
         moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
-        wide = RichConsole(file=self._out.file).width >= NARROWEST  # ours may have another width
+        wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
         return self._out.is_terminal and moves and wide
 
     @_for_show
@@ -188,13 +188,13 @@ class Console:
         self._held.callback(ticker.stop)
 
     def close(self) -> None:
-        """The workers have ended: nothing more is shown of them."""
+        """End the display; the workers have ended."""
         with self.guarded():
             self._held.close()
 
     @_for_show
     def metrics(self, line: Line) -> None:
-        """A line of the metrics file; evaluations of the model's own head are shown."""
+        """Take a line of the metrics file; print evaluations of the model's own head."""
         if line["module"] is not None:
             return
         split, metric = line["split"], self._facts.metric
@@ -213,12 +213,12 @@ class Console:
 
     @_for_show
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
-        """The summary; the last line names the metric and the run directory.
+        """Print the summary; the last line names the metric and the run directory.
 
         Args:
-            summary: What `summary.json` holds.
+            summary: The content of `summary.json`.
             run_dir: The run directory.
-            then: A command worth trying next.
+            then: A command to suggest next.
         """
         for table in self._tables(summary):
             self._print(table)
@@ -238,7 +238,7 @@ class Console:
 
     @_for_show
     def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
-        """The run is complete, and nothing was asked for that would need work."""
+        """Print that the run is complete and that nothing is left to do."""
         done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
         self._say(f"{done}; more epochs, or a larger max_steps, make it longer")
         self._result(summary, run_dir)
@@ -251,7 +251,7 @@ class Console:
         self._say(f"test {metric} {_number(test.get(metric))}{compared} in {run_dir}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
-        """What each stage did, and what each module learned, where there are several."""
+        """Yield tables of what each module learnt, if there are several, and each stage did."""
         modules, metric = summary["per_module"], self._facts.metric
         if len(modules) > 1:
             names = ["module", "units", "parameters", "auxiliary", f"test {metric}"]
@@ -284,11 +284,11 @@ class Console:
         yield _table(names, rows, left=("device",))
 
     def _say(self, text: str) -> None:
-        """A line, however long."""
+        """Print a text as one line, however long."""
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
-        """Print on the terminal and, as plain text, into the log file."""
+        """Print on the terminal, and write plain text into the log file."""
         self._out.print(what, soft_wrap=soft_wrap)
         if isinstance(what, Table):
             plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
@@ -309,7 +309,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[s
 
 @contextmanager
 def _logs_above() -> Iterator[None]:
-    """Have what is logged to a terminal written above a live display, which owns it."""
+    """Have logs that go to a terminal written above the live display, which owns the terminal."""
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
@@ -322,7 +322,7 @@ def _logs_above() -> Iterator[None]:
 
 
 def _steady(summary: Line) -> bool:
-    """Whether a run had a steady state, in which alone speeds and shares are measured."""
+    """Return whether a run had a steady state; only then speeds and shares are measured."""
     return summary["train"]["samples_per_second"] is not None
 
 

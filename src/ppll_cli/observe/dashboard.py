@@ -14,27 +14,27 @@ from ppll_cli.config.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 
 STAGES_SHOWN = 8
-"""Panels name their metrics; a stage that a run does not have is not drawn."""
+"""How many stages the panels name; wandb draws nothing for a stage that a run does not have."""
 
 RUN_SPEED = "train.samples_per_second"
-"""In a run's summary: of its steady state."""
+"""Key in a run's summary of its samples per second in the steady state."""
 
 
 METRICS = ("accuracy", "ap", "psnr")
-"""Of our tasks. A panel that names several draws those that its runs have."""
+"""Metrics of this project's tasks. A panel with several of them draws those that its runs have."""
 
 
 def workspace(
     entity: str, project: str, name: str, metrics: Sequence[str], baseline: str | None
 ) -> Any:
-    """The page.
+    """Return the page, which is not saved yet.
 
     Args:
         entity: The user or team.
-        project: Of wandb.
-        name: What the page is called.
-        metrics: The tasks'.
-        baseline: The identity of the wandb run to which the list of runs shows differences.
+        project: The project in wandb.
+        name: The title of the page.
+        metrics: The metrics of the tasks.
+        baseline: Id of the wandb run with which the list of runs compares.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
@@ -131,7 +131,7 @@ def workspace(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the page, or print it.
+    """Make the page in wandb, or print it.
 
     Raises:
         ConfigError: wandb or its key is missing, or the page cannot be made.

@@ -1,4 +1,4 @@
-"""What is known of a run before it starts, for those who show it."""
+"""What is known of a run before it starts, as it is shown to users."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ class StageFacts:
     """A stage, or a replica of one.
 
     Attributes:
-        name: Its number, and the replica's.
-        device: Where it is.
+        name: Its number, and the replica's if there are several.
+        device: Its device.
         units: Names of its units, in order.
         modules: Numbers of its modules.
-        params: Parameters, those of auxiliary networks included.
-        flops: Of a sample's forward, auxiliary networks included.
-        slots: Messages that fit on the way to it; 0 for the first stage.
-        runs: How many units each run of neighbouring units has, where there are several runs.
+        params: Number of parameters, with auxiliary networks.
+        flops: FLOPs of one sample's forward, with auxiliary networks.
+        slots: Messages for which its incoming channels of activations have room; 0 for the first
+            stage.
+        runs: Numbers of units in each run of neighbouring units, if there are several runs.
     """
 
     name: str
@@ -31,25 +32,25 @@ class StageFacts:
 
     @property
     def units_by_run(self) -> list[Sequence[str]]:
-        """The names of the units, apart where others stand between them in the model."""
+        """The names of the units, split where other stages' units lie between them."""
         ends = list(accumulate(self.runs or [len(self.units)]))
         return [self.units[start:end] for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run.
+    """What is known of a run before it starts.
 
     Attributes:
         metric: Name of the task's metric.
-        epochs: How many it has.
-        start: Optimizer steps that were done before.
+        epochs: Number of epochs.
+        start: Optimizer steps done before it was resumed; else 0.
         steps: Optimizer steps at its end.
         steps_per_epoch: Optimizer steps of an epoch.
         batch_size: Samples of a training batch.
-        replicas: Of each stage.
-        stages: Its stages; where these have replicas, each of those.
-        reference: What needs no training and is measured beside the model; None: nothing.
+        replicas: Number of replicas of each stage.
+        stages: Its stages, or their replicas.
+        reference: Name of a method without training that is measured for comparison, if any.
     """
 
     metric: str

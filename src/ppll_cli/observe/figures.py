@@ -1,4 +1,4 @@
-"""Figures that are drawn without a screen, and without matplotlib's global state."""
+"""Draws figures without a screen, and without matplotlib's global state."""
 
 import logging
 import os
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.4
-"""Inches. At `DPI` that is twice the width that a page shows, so that texts of 8 points and more
-can still be read there."""
+"""Width in inches. At `DPI` it has twice the pixels of a web page's column, so that texts of 8
+points and more can be read there."""
 
 DPI = 165
 
 
 @contextmanager
 def figure(path: Path, height: float) -> Iterator["Figure"]:
-    """A figure to draw into; written as PNG at the end, as a whole or not at all.
+    """Give a figure to draw into; at the end it is written as PNG, whole or not at all.
 
-    It is light and opaque, for pages of either kind, whatever style the user has chosen for
+    It is light and opaque, which suits light and dark pages, and ignores the user's style for
     matplotlib.
 
     Args:
-        path: Where it is written.
-        height: In inches.
+        path: The PNG file.
+        height: Height in inches.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
-    # matplotlib refuses to be imported under a backend that it does not know, and none is needed.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports on its caches otherwise
+    # matplotlib cannot be imported if MPLBACKEND names an unknown backend. None is needed here.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

@@ -1,4 +1,4 @@
-"""Runs in a comparison, and groups of those that differ in their seed alone."""
+"""Runs in a comparison, and groups of runs that differ only in their seed."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -12,28 +12,28 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
 
 LONGEST_NAMES = 24
-"""Characters of the names of a group's runs; where these are longer, the first and a number."""
+"""Longest list of a group's run names, in characters; else the first name and a number stand."""
 
 Measure = Callable[["Row"], float | None]
-"""A number of a run; None where it is not known."""
+"""Gives a number of a run; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the comparison; None is what is not known.
+    """A run in the comparison; None stands for unknown numbers.
 
     Attributes:
-        run: As it was found.
-        settings: The settings, beside schedule and gpus, in which the runs differ.
-        unequal: Conditions that are others than those of most runs: this run's, and theirs.
-        samples_per_second: In the steady state.
+        run: The run as it was found.
+        settings: The settings, besides schedule and gpus, in which the runs differ.
+        unequal: Conditions that differ from those of most runs: this run's value, and theirs.
+        samples_per_second: Speed in the steady state.
         bubble: Share of the stages' time in which they waited.
-        seconds_to_target: For how long it trained until an evaluation reached the target.
+        seconds_to_target: How long it trained until an evaluation reached the target.
         best: The best metric of any evaluation.
         stage_bytes: Peak memory of each stage.
         auxiliary: Share of the stages' time that auxiliary networks took, on average.
         bps: Groups of back-propagation under the same conditions, the baseline first.
-        lls: The same of sequential local learning of the same modules.
+        lls: Groups of sequential local learning under the same conditions, the baseline first.
     """
 
     run: FoundRun
@@ -55,40 +55,40 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The run's name, marked where it is not comparable to most."""
+        """The run's name, with a mark if it is not comparable to most runs."""
         return self.run.name + ("*" if self.unequal else "")
 
     @property
     def gpus(self) -> int | None:
-        """How many devices it had."""
+        """Number of devices; None if unknown."""
         gpus = self.run.get("gpus")
         return gpus if isinstance(gpus, int) else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """The largest stage's memory."""
+        """Peak memory in bytes of the stage with the most."""
         return max(self.stage_bytes, default=None)
 
     @property
     def over_bp(self) -> float | None:
-        """Its speed over the mean of back-propagation's."""
+        """Its speed divided by the mean speed of back-propagation."""
         return _over(self.samples_per_second, self.bps)
 
     @property
     def over_ll(self) -> float | None:
-        """The same over sequential local learning of the same modules."""
+        """Its speed divided by the mean speed of sequential local learning."""
         return _over(self.samples_per_second, self.lls)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone; or one run.
+    """Runs that differ only in their seed, or a single run.
 
-    Runs that did not complete are counted and not averaged, unless the group has no other.
+    Runs that did not complete are counted but not averaged, unless the group has no others.
 
     Attributes:
         rows: Its runs.
-        reference: The group whose values its own are compared to; None where there is none.
+        reference: The group with whose values its own are compared, if there is one.
     """
 
     rows: Sequence[Row]
@@ -96,28 +96,28 @@ class Group:
 
     @cached_property
     def averaged(self) -> list[Row]:
-        """The runs whose values count."""
+        """The runs whose values are averaged."""
         return [row for row in self.rows if row.run.status == "completed"] or list(self.rows)
 
     @property
     def first(self) -> Row:
-        """A run that stands for all of them."""
+        """The run that stands for the group."""
         return self.averaged[0]
 
     @property
     def seeds(self) -> int:
-        """How many seeds its values are of."""
+        """How many different seeds its averaged runs have."""
         return len({_seed(row) for row in self.averaged})
 
     @property
     def repeated(self) -> list[int]:
-        """Seeds that several of its runs have."""
+        """Seeds that several of its averaged runs have."""
         found = Counter(seed(row.run) for row in self.averaged)
         return [one for one, count in found.items() if one is not None and count > 1]
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that all its runs have, of those in which the runs of all groups differ."""
+        """The settings that its runs share, among those in which the compared runs differ."""
         rows = self.averaged
         return {
             key: value
@@ -127,12 +127,12 @@ class Group:
 
     @property
     def differs(self) -> str:
-        """These as they are written on a command line."""
+        """These settings as they are written on a command line."""
         return written(self.settings)
 
     @property
     def names(self) -> str:
-        """The names of its runs, or of the first of them where they would be long."""
+        """The names of its runs; if they are long, the first name and a number."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES
@@ -140,18 +140,18 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The same, marked where its runs are not comparable to most."""
+        """These names, with a mark if its runs are not comparable to most."""
         return self.names + ("*" if self.first.unequal else "")
 
     @property
     def given_name(self) -> str | None:
-        """The name that the user gave its runs; of several runs without the seed at its end."""
+        """The name that the user gave its runs; for several runs without the seed at its end."""
         run = self.first.run
         return given(run) if len(self.rows) == 1 else nameless(run)
 
     @property
     def status(self) -> str:
-        """How its runs ended: of several, how many."""
+        """How its run ended; for several runs, how many ended in each way."""
         if len(self.rows) == 1:
             return self.rows[0].run.status
         statuses = [row.run.status for row in self.rows]
@@ -159,7 +159,7 @@ class Group:
         return ", ".join(f"{count} {status}" for status, count in found.items())
 
     def spread(self, measure: Measure) -> Spread | None:
-        """Mean and spread over the seeds; runs of the same seed are averaged first."""
+        """Return mean and spread over the seeds; runs of equal seed are averaged first."""
         found: dict[Hashable, list[float]] = {}
         for row in self.averaged:
             if (value := measure(row)) is not None:
@@ -169,27 +169,27 @@ class Group:
 
     @cached_property
     def rate(self) -> Spread | None:
-        """Samples per second."""
+        """Samples per second, over the seeds."""
         return self.spread(lambda row: row.samples_per_second)
 
     @property
     def over_bp(self) -> Spread | None:
-        """The speed over the mean of back-propagation's."""
+        """Speed divided by the mean speed of back-propagation, over the seeds."""
         return self.spread(lambda row: row.over_bp)
 
     @property
     def over_ll(self) -> Spread | None:
-        """The same over sequential local learning of the same modules."""
+        """Speed divided by the mean speed of sequential local learning, over the seeds."""
         return self.spread(lambda row: row.over_ll)
 
     def is_same(self, other: "Group") -> bool:
-        """Whether it is of the same runs, maybe at another time."""
+        """Return whether the other group has the same runs; the objects may differ."""
         return self.first.run is other.first.run
 
     def like(self, other: "Group | None", measure: Measure) -> bool | None:
-        """Whether a measure differs from another group's by no more than noise explains.
+        """Return whether a measure differs from another group's by no more than noise.
 
-        None where there is nothing to compare with, or no estimate of the noise.
+        Return None if there is nothing to compare with, or no estimate of the noise.
         """
         if other is None or self.is_same(other):
             return None
@@ -198,12 +198,12 @@ class Group:
 
 
 def written(settings: Mapping[str, str]) -> str:
-    """Settings as they are written on a command line."""
+    """Return settings as they are written on a command line."""
     return " ".join(f"{key}={value}" if value else key for key, value in settings.items())
 
 
 def _ranges(names: Sequence[str]) -> list[str]:
-    """Names, of which three or more numbers in a row are one range."""
+    """Return names, with three or more successive numbers joined into a range."""
     found: list[list[str]] = []
     for name in names:
         follows = found and name.isdigit() and found[-1][-1].isdigit()
@@ -215,10 +215,10 @@ def _ranges(names: Sequence[str]) -> list[str]:
 
 
 def grouped(rows: Sequence[Row]) -> list[Group]:
-    """The runs by all but their seed, in the order of the first run of each group.
+    """Group runs that differ only in their seed, in the order of each group's first run.
 
-    A run that did not complete joins a group only where one that completed does: what is known of
-    several such runs has no mean.
+    A run that did not complete joins a group only if that has a run that completed: a mean of
+    several incomplete runs would mean nothing.
     """
     known = {place: seedless(row.run) for place, row in enumerate(rows) if row.run.config}
     members: dict[int, list[int]] = {}
@@ -234,12 +234,12 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
-    """Whether two runs differ in their seed alone; not where a configuration is not known."""
+    """Return whether two runs differ only in their seed; False if a configuration is unknown."""
     return one in known and other in known and not unequal(known[one], known[other])
 
 
 def _seed(row: Row) -> Hashable:
-    """A run's seed; where it is not known, each run counts for itself."""
+    """Return a run's seed or, if it is unknown, a value that no other run has."""
     found = seed(row.run)
     return row.run.folder if found is None else found
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while a run goes on, and the thread that keeps it up to date."""
+"""The live display of a run in a terminal, and the thread that updates it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +13,18 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Columns of a window from which on there is room for units, and for queues and memory."""
+"""Smallest window, in characters, with room for units, and for queues and memory."""
 
 BAR, SHORTEST = 40, 8
-"""Columns of a bar, at most and at least."""
+"""Longest and shortest bar in characters."""
 
 LONGEST_NAME = 60
-"""Characters of a unit's name that are shown."""
+"""Longest name of a unit, in characters, that is shown in full."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar; told apart by its letter where there is no colour."""
+    """A part of a stage's bar; its letter tells it apart if there are no block characters."""
 
     name: str
     kinds: tuple[str, ...]
@@ -47,8 +47,8 @@ class View:
 
     Attributes:
         facts: The run.
-        now: How far it is.
-        results: What was measured last.
+        now: How far the run is.
+        results: The newest losses and metrics, as text.
     """
 
     facts: RunFacts
@@ -56,7 +56,7 @@ class View:
     results: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # Rich's tables and bars would look the same, and take several times as long.
+        # Tables and bars of rich would look the same, but take several times as long.
         width, blocks = options.max_width, not options.ascii_only
         text = Text(no_wrap=True, overflow="ellipsis" if blocks else "crop")
         text.append(self._head(width, blocks))
@@ -97,7 +97,7 @@ def _padded(cells: Sequence[str], columns: Sequence[int]) -> str:
 
 
 def epoch(facts: RunFacts, now: Now) -> str:
-    """The number of the epoch in hand, counted from 1, and how many there are."""
+    """Return the number of the present epoch, from 1, and the number of epochs."""
     return f"{min(facts.epochs, now.step // facts.steps_per_epoch + 1)}/{facts.epochs}"
 
 
@@ -107,7 +107,7 @@ def _pace(facts: RunFacts, now: Now) -> list[str]:
 
 
 def line(facts: RunFacts, now: Now) -> str:
-    """The same in one plain line."""
+    """Return how far the run is, as one plain line."""
     return "  ".join([f"epoch {epoch(facts, now)}", *_pace(facts, now)])
 
 
@@ -117,7 +117,7 @@ def _speed(facts: RunFacts, now: Now) -> str:
 
 
 def left(now: Now) -> str:
-    """How long the rest takes."""
+    """Return how long the rest takes, as text; empty if unknown."""
     if now.left_s is None:
         return ""
     minutes, seconds = divmod(round(now.left_s), 60)
@@ -126,19 +126,19 @@ def left(now: Now) -> str:
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """The cells for which a window has room."""
+    """Return the cells for which the window has room."""
     cells = [units] if width >= UNITS_FROM else []
     return cells + ([queue, memory] if width >= QUEUE_FROM else [])
 
 
 def few(names: Sequence[str]) -> str:
-    """The first and the last of several names, which may be of any length."""
+    """Return the first and the last of several names, shortened if long."""
     first, last = (printable(names[end], LONGEST_NAME) for end in (0, -1))
     return first if len(names) == 1 else f"{first} to {last}"
 
 
 def spelled(stage: StageFacts) -> str:
-    """The units of a stage: the first and the last of each run, of which two are shown."""
+    """Return the units of a stage: first and last of each run, for its first two runs."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
@@ -148,14 +148,14 @@ def _queue(stage: StageFacts, state: StageNow) -> str:
 
 
 def size(count: int | None) -> str:
-    """A number of bytes; nothing where it is unknown."""
+    """Return a number of bytes as text; empty if unknown."""
     if count is None:
         return ""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
-    """A bar of what a stage spends its time on; the rest of its width is everything else."""
+    """Append a bar of what a stage spends its time on; the empty rest is everything else."""
     if shares is None:
         text.append("not known yet", style="dim")
         return
@@ -168,18 +168,18 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 
 
 def append_legend(text: Text, blocks: bool) -> None:
-    """What the parts of a bar mean."""
+    """Append what the parts of a bar mean."""
     for share in SHARES:
         text.append(share.block if blocks else share.letter, style=share.style)
         text.append(f" {share.name}  ", style="dim")
 
 
 class Ticker(Thread):
-    """Does something every few seconds until it is stopped, in a hundredth of a core at most.
+    """Calls a function every few seconds until it is stopped, in at most 1 % of a core.
 
     Args:
-        every_s: How many seconds lie between, or more where it takes long.
-        tick: What to do; given the time, on a clock that does not go back.
+        every_s: Seconds between calls; more if a call takes long.
+        tick: The function; it takes the time of `time.monotonic`.
     """
 
     def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:
@@ -187,7 +187,7 @@ class Ticker(Thread):
         self._every_s, self._tick, self._stopped = every_s, tick, Event()
 
     def run(self) -> None:
-        """Tick."""
+        """Call the function again and again."""
         pause_s = self._every_s
         while not self._stopped.wait(pause_s):
             before_s = time.thread_time()
@@ -195,6 +195,6 @@ class Ticker(Thread):
             pause_s = max(self._every_s, 100 * (time.thread_time() - before_s))
 
     def stop(self) -> None:
-        """End it, after the tick in hand."""
+        """End the thread, after the present call."""
         self._stopped.set()
         self.join()

@@ -1,4 +1,4 @@
-"""The log file of a run. Imports nothing heavy."""
+"""The log file of a run. Imports no torch."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class LogFile(logging.FileHandler):
-    """Writes the log file; a failure is told once on the terminal, and training goes on."""
+    """Writes the log file; the first failure is shown on the terminal, and training goes on."""
 
     _failed = False
 
@@ -36,7 +36,7 @@ class LogFile(logging.FileHandler):
         return cast(TextIOWrapper, opened)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Tell why a record could not be written."""
+        """Say on the terminal why a record could not be written."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -47,30 +47,31 @@ class LogFile(logging.FileHandler):
 
 
 def _without_links(path: str, flags: int) -> int:
-    """Open a file that is no link.
+    """Open a file, and refuse a link.
 
-    Whoever else can write in the run directory could have any file of the user's overwritten.
+    Otherwise anybody who can write into the run directory could have any of the user's files
+    changed.
     """
-    if Path(path).is_relative_to("/dev"):  # where `stdout` is a link
+    if Path(path).is_relative_to("/dev"):  # `/dev/stdout` is a link
         return os.open(path, flags, 0o666)
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class Lines(logging.Formatter):
-    """Shows a record without anything that a terminal would obey."""
+    """Formats a record with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text, of several lines where its message has some."""
+        """Return the record as text, which keeps the lines of its message."""
         return lines(super().format(record))
 
 
 def log_file() -> Path | None:
-    """Where the log file is, if there is one."""
+    """Return the path of the log file, if there is one."""
     return next((Path(handler.baseFilename) for handler in _files()), None)
 
 
 def to_file(text: str) -> None:
-    """Have the log file alone hold a text that the terminal has by another way, line by line."""
+    """Write a text to the log file only, line by line; the terminal gets it in another way."""
     for line in text.splitlines():
         record = log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None)
         for handler in _files():
@@ -80,10 +81,10 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def for_show(problem: str) -> Iterator[None]:
-    """Have a failure of the body, which makes what is only looked at, told in a line."""
+    """Log a failure of the body instead of raising it: nothing in the run depends on the body."""
     try:
         yield
-    except Interrupted:  # a signal may come in any line
+    except Interrupted:  # a signal can interrupt any line
         raise
     except (Exception, SystemExit) as error:
         log.warning("%s: %s", problem, said(error))
@@ -91,7 +92,7 @@ def for_show(problem: str) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """An exception in a line."""
+    """Return an exception as one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(f"{type(error).__name__}: {error}".split())

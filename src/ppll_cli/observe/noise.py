@@ -1,7 +1,7 @@
-"""What several measurements of one quantity say together, and whether two such quantities differ.
+"""Statistics of repeated measurements: mean and spread, and whether two means differ.
 
-Two means differ beyond noise where Welch's t-test, two-sided and at 5 %, says so: the variances of
-the two groups may differ, and so may their sizes.
+Two means differ beyond noise if Welch's t-test, two-sided at 5 %, says so; it allows for groups of
+unequal variances and sizes.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Spread:
     Attributes:
         mean: Their mean.
         deviation: Their standard deviation, with n - 1 in its denominator; None for one value.
-        count: How many there are.
+        count: How many values there are.
     """
 
     mean: float
@@ -33,16 +33,16 @@ class Spread:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean; None for one value."""
+        """Standard error of the mean; None for one value."""
         return None if self.deviation is None else self.deviation / sqrt(self.count)
 
     def written(self, form: str, scale: float = 1.0, counted: bool = False) -> str:
-        """The mean and, of several values, their standard deviation, as people read them.
+        """Return the mean and, for several values, the standard deviation, as text.
 
         Args:
-            form: How a number is written, as `format` takes it.
-            scale: What numbers are divided by.
-            counted: Whether the number of values stands behind them.
+            form: The format of a number, as `format` takes it.
+            scale: The divisor of the numbers.
+            counted: Whether to append the number of values.
         """
         said = format(self.mean / scale, form)
         if self.deviation is not None:
@@ -52,7 +52,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Mean and spread of some values; None where there are none."""
+    """Return mean and spread of some values; None if there are none."""
     found = list(values)
     if not found:
         return None
@@ -60,15 +60,15 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Whether two means differ by no more than noise explains.
+    """Return whether two means differ by no more than noise explains.
 
-    None where that cannot be judged, because one of them is of a single value.
+    Return None if this cannot be judged, because one of them is of a single value.
     """
     errors = [each for of in (one, other) if (each := of.standard_error) is not None]
     if len(errors) < 2:
         return None
     error = hypot(*errors)
-    if error == 0:  # each group has one value throughout
+    if error == 0:  # all values of a group are equal, in both groups
         return one.mean == other.mean
     shares = [
         (each / error) ** 4 / (of.count - 1) for each, of in zip(errors, (one, other), strict=True)
@@ -77,6 +77,6 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
 
 
 def _quantile(freedom: float) -> float:
-    """Student's t of 97.5 %; a fractional number of degrees of freedom is rounded down."""
+    """Return Student's t of 97.5 %; a fractional number of degrees of freedom is rounded down."""
     whole = max(1, int(freedom + 1e-9))
     return QUANTILES[whole - 1] if whole <= len(QUANTILES) else 1.96 + 2.5 / whole

@@ -1,4 +1,4 @@
-"""How far a run is: from what is seen of its workers, without asking them."""
+"""How far a run is, from what can be seen of its workers without asking them."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 KINDS = ("compute", "auxiliary", "optimizer", "starved", "blocked", "data", "transfer", "average")
-"""What a stage spends its time on."""
+"""The kinds of work and waiting that a stage's time is counted as."""
 
 WINDOW_S = 10.0
-"""Speeds and shares shown are those of the last so many seconds."""
+"""Length in seconds of the recent time over which speeds and shares are measured."""
 
 
 class Look(NamedTuple):
@@ -19,9 +19,9 @@ class Look(NamedTuple):
         step: Optimizer steps done.
         sent: Messages sent to the next stage.
         received: Messages received from the stage before.
-        memory_bytes: How much memory it uses; None where that is unknown.
-        counted_s: How long its steady state has lasted.
-        spent_s: On each of `KINDS`, in that time.
+        memory_bytes: Memory that it uses; None if unknown.
+        counted_s: How long its steady state has lasted, in seconds.
+        spent_s: Seconds of that time, for each of `KINDS`.
     """
 
     step: int
@@ -37,9 +37,9 @@ class StageNow:
     """A stage at one moment.
 
     Attributes:
-        shares: The share of its time that each of `KINDS` took lately; None before that is known.
+        shares: Share of its recent time for each of `KINDS`; None until it is known.
         queued: Messages on their way to it.
-        memory_bytes: How much memory it uses; None where that is unknown.
+        memory_bytes: Memory that it uses; None if unknown.
     """
 
     shares: Mapping[str, float] | None
@@ -47,7 +47,7 @@ class StageNow:
     memory_bytes: int | None
 
     def fields(self) -> dict[str, float | None]:
-        """The same under the names that `summary.json` has for the whole run."""
+        """Return these numbers under the names that `summary.json` uses for the whole run."""
         parts = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
         parts |= {kind: (kind,) for kind in ("starved", "blocked")}
         shares = self.shares
@@ -63,11 +63,11 @@ class Now:
     """A run at one moment.
 
     Attributes:
-        step: Optimizer steps done, by the last stage.
-        steps_per_second: Of late; None before it is known.
-        left_s: How long the rest will take, with evaluations as frequent as until now; None before
-            that can be said.
-        stages: Each stage.
+        step: Optimizer steps done by the last stage.
+        steps_per_second: Recent speed; None until it is known.
+        left_s: How long the rest will take in seconds, if evaluations stay as frequent; None until
+            it is known.
+        stages: The stages, or their replicas.
     """
 
     step: int
@@ -80,9 +80,9 @@ class Progress:
     """Follows a run.
 
     Args:
-        start: Optimizer steps that were done before.
-        steps: How many there are to be.
-        replicas: Of each stage; they are neighbours among the workers.
+        start: Optimizer steps done before the run was resumed.
+        steps: Optimizer steps at its end.
+        replicas: Number of replicas of each stage, which are neighbours among the workers.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:
@@ -92,15 +92,15 @@ class Progress:
         self._shares: list[Mapping[str, float] | None] = []
 
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
-        """Take a look at all stages.
+        """Take what is seen of all workers at a moment, and return how far the run is.
 
         Args:
-            now_s: The time, on any clock that does not go back.
+            now_s: The time in seconds, on any clock that does not go back.
             looks: What is seen of each worker.
         """
         step = max(self._start, looks[-1].step)
         if self._began_s is None and step > self._start:
-            self._began_s, self._first = now_s, step  # the first step may have compiled networks
+            self._began_s, self._first = now_s, step  # leaves out compilation in the first step
         self._looks.append((now_s, looks))
         while len(self._looks) > 2 and self._looks[1][0] <= now_s - WINDOW_S:
             self._looks.popleft()
@@ -134,6 +134,6 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     if counted_s <= 0:
         return None
     spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
-    # The two are not read in one instant.
+    # `counted_s` and `spent_s` are not read at the same instant.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}

@@ -1,6 +1,6 @@
-"""Runs as they are found on disk: finished, interrupted, failed, refused, or still going on.
+"""Finds runs on disk: finished, interrupted, failed, refused, or still running.
 
-Whatever a folder lacks is unknown; nothing here fails because a run did.
+What a folder lacks counts as unknown; a failed run causes no error here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,23 +14,23 @@ from typing import Any
 from ppll_cli.leaves.files import read_json, read_json_lines
 
 CONFIG_FILE = "config.json"
-"""In a run directory; who holds its lock is the one process that may write there."""
+"""The record in a run directory; only the process that holds its lock may write there."""
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 
 REFUSED_FILE = "refused.jsonl"
-"""In a sweep's folder: a line for each job that was refused, and so has no folder of its own."""
+"""In a sweep's folder: one line for each refused job, which has no folder of its own."""
 
 SWEEP_FILE = "sweep.json"
-"""In a sweep's folder: its jobs; who holds its lock is the one process that runs them."""
+"""In a sweep's folder: the list of its jobs; only the process that holds its lock runs them."""
 
 LOG_FILE = "ppll-run.log"
 
 STARTED = frozenset({".hydra", LOG_FILE})
-"""What stands in a run directory before `config.json` does, which is written before training."""
+"""What a run directory may hold before `config.json`, which is written before training."""
 
 SPLITS = ("val", "test")
-"""What is evaluated: a held-out part, where there is one, goes before the test set."""
+"""The splits that are evaluated; results of a held-out part take precedence."""
 
 LAST_STEP = {"lr", "grad_norm"}
 """Keys of a line of training that are about its last step alone."""
@@ -41,9 +41,9 @@ CONDITIONS |= LAST_STEP
 
 
 def only_started(folder: Path) -> bool:
-    """Whether a folder is empty, or a start-up that died has left all that is in it.
+    """Return whether a folder is empty, or holds only what a start-up that died has left.
 
-    A link is nothing that a start-up leaves.
+    A start-up leaves no links, so a link counts as something else.
     """
     return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
 
@@ -54,8 +54,8 @@ class Evaluation:
 
     Attributes:
         step: Optimizer steps before it.
-        seconds: For how long the run had trained; None in runs of older programs.
-        value: The task's metric, the first result of a line beside the loss.
+        seconds: How long the run had trained; None in runs of older programs.
+        value: The task's metric, which is the first result of the line after the loss.
     """
 
     step: int
@@ -65,19 +65,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run.
+    """A run that was found on disk.
 
     Attributes:
-        name: Where it was found, below what was asked for.
-        folder: The run directory; a refused job's is the sweep's.
-        status: completed, interrupted, failed, refused, or running where nothing says how it ended.
-        config: What was configured.
-        summary: What `summary.json` holds; nothing where the run has gone on since.
-        metric: Name of the task's metric, after the split that it is of: test accuracy.
-        evaluations: In the order of time, of the held-out part where there is one, else of the test
+        name: Its path below the folder that was asked for.
+        folder: The run directory; for a refused job the sweep's folder.
+        status: completed, interrupted, failed or refused; running if nothing says how it ended.
+        config: Its configuration; empty if unknown.
+        summary: The content of `summary.json`; empty if the run has been resumed since.
+        metric: Its split and the name of the task's metric, such as "test accuracy".
+        evaluations: In the order of time, on the held-out part if there is one, else on the test
             set.
         error: Why it failed, or was refused.
-        overrides: Of a refused job.
+        overrides: The overrides of a refused job.
     """
 
     name: str
@@ -91,23 +91,23 @@ class FoundRun:
     overrides: Sequence[str] = ()
 
     def get(self, *keys: str) -> Any:
-        """What the summary says under nested keys, or None."""
+        """Return the summary's value under nested keys, or None."""
         return _get(self.summary, *keys)
 
     def configured(self, *keys: str) -> Any:
-        """What the configuration says under nested keys, or None."""
+        """Return the configuration's value under nested keys, or None."""
         return _get(self.config, *keys)
 
     @property
     def schedule(self) -> str:
-        """The schedule's name, as far as it is known."""
+        """The schedule's name; "?" if unknown."""
         given = [o.partition("=")[2] for o in self.overrides if o.startswith("schedule=")]
         known = self.get("schedule") or self.configured("choices", "schedule")
         return str(known or (given[-1] if given else "?"))
 
 
 def find(folders: Sequence[Path]) -> list[FoundRun]:
-    """All runs in these folders, at any depth and each once, in the order of their names."""
+    """Return all runs in these folders, at any depth and each once, in the order of names."""
     found: dict[Path, FoundRun] = {}
     depths: dict[Path, int] = {}
     for folder in map(Path.resolve, folders):
@@ -120,17 +120,18 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Runs below a folder, and where each of them is; a refused job, where it would have been."""
+    """Yield each run below a folder with its place; for a refused job, its intended place."""
     run = read_run(folder)
     if run is not None:
         yield folder, run
         return
-    # First: what has run since then is no longer refused, but may not go on for that reason.
+    # These come first: if such a job has run since, its own run replaces the refusal. A job that
+    # was refused again, when it was to be resumed, keeps its run and gets the reason.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
         inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError:  # somebody else's
+    except OSError:  # for example, the folder belongs to another user
         return
     for path in inner:
         if path.name.startswith("."):
@@ -142,7 +143,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """The path of each run below what was asked for, and as much above as tells them apart."""
+    """Name each run by its path below what was asked for, and by parents if names are equal."""
     for more in count(int(above)):
         names = {
             place: str(Path(*place.parts[-max(1, depth + more) :]))
@@ -154,18 +155,18 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
-    """Numbers as numbers."""
+    """Return a key that sorts numbers in paths by their value."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 
 def read_run(folder: Path) -> FoundRun | None:
-    """The run whose directory this is, if it is one: others have a `config.json` as well."""
+    """Return the run whose directory this is; None if it is none, even with a `config.json`."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))
     if max(map(_step, lines), default=0) > (summary.get("steps") or inf):
-        summary = {}  # it ended, and was resumed since
+        summary = {}  # the run was resumed after it had ended
     metric, evaluations = _evaluations(lines)
     return FoundRun(
         folder.name,
@@ -189,9 +190,9 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
-    """Of the model's own head: the metric with its split, and when it was measured.
+    """Return the metric of the model's own head, after its split, and its evaluations.
 
-    Where some of them have no time, an older program began the run, and no time is known.
+    If one of them has no time, an older program began the run, and all count as having none.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
@@ -211,7 +212,7 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
 
 
 def _metric(summary: Mapping[str, Any]) -> str | None:
-    """The same, as the summary has it."""
+    """Return the metric and its split as the summary has them."""
     names = ((split, name) for split in SPLITS for name in summary.get(split) or ())
     return next((f"{split} {name}" for split, name in names if name != "loss"), None)
 
@@ -222,7 +223,7 @@ def _step(line: Mapping[str, Any]) -> int:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """A file's JSON object; an empty one where there is none, or no whole one yet."""
+    """Return the JSON object in a file; empty if the file is missing, damaged or unfinished."""
     try:
         found = read_json(file)
     except (OSError, ValueError):
@@ -231,7 +232,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """The same of a file's whole lines."""
+    """Yield the JSON objects of a file's complete lines; none if it cannot be read."""
     with suppress(OSError):
         yield from read_json_lines(file)
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error as what they are here: only for show. Imports nothing heavy.
+"""Standard output and standard error that cannot end a run. Imports no torch.
 
 A pipe whose reader has left, a full disk, a closed descriptor or a terminal that is gone must not
 end a training that has run for days.
@@ -21,7 +21,7 @@ class Shown:
     Args:
         stream: The stream that is written to.
         name: Its name in messages.
-        failure: Why it cannot be written to, where that is known from the start.
+        failure: Why it cannot be written to, if that is known from the start.
 
     Attributes:
         failure: The first failure; None as long as the stream works.
@@ -43,7 +43,7 @@ class Shown:
         return len(text)
 
     def flush(self) -> None:
-        """Write out what is buffered, or drop it."""
+        """Write out the buffer, or drop it."""
         if self.failure is None:
             try:
                 self._stream.flush()
@@ -53,7 +53,7 @@ class Shown:
                 self._give_up(error)
 
     def isatty(self) -> bool:
-        """Whether somebody may watch."""
+        """Return whether the stream is a terminal that works."""
         try:
             return self.failure is None and self._stream.isatty()
         except ValueError:  # the stream is closed
@@ -70,17 +70,17 @@ class Shown:
 
     def _give_up(self, failure: Exception) -> None:
         self.failure = failure
-        # Python would stumble over the text in its buffer again as it ends.
+        # Otherwise Python fails again at its end, on the text that is left in the buffer.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if logging.getLogger().handlers:  # else there is no log file yet
+        if logging.getLogger().handlers:  # before logging is set up, `tell_failures` comes later
             self.tell()
 
 
 def guard() -> None:
-    """Put a `Shown` in the place of both standard streams; a second call changes nothing."""
+    """Replace both standard streams by `Shown`; a second call changes nothing."""
     _open_closed()
     for name in NAMES:
         stream: TextIO | None = getattr(sys, name)
@@ -91,14 +91,14 @@ def guard() -> None:
             shown = Shown(nowhere, name, OSError("it was closed from the start"))
         else:
             shown = Shown(stream, name)
-            # A character that the encoding lacks is shown by its number.
+            # A character that the encoding lacks is written as its number.
             with suppress(AttributeError, OSError, ValueError):
                 cast(Any, stream).reconfigure(errors="backslashreplace")
         setattr(sys, name, shown)
 
 
 def tell_failures() -> None:
-    """Log which streams have failed before there was a log file."""
+    """Log which streams failed before there was a log file."""
     for name in NAMES:
         stream = getattr(sys, name)
         if isinstance(stream, Shown):
@@ -106,35 +106,35 @@ def tell_failures() -> None:
 
 
 def output_failure() -> str | None:
-    """Why a program's result could not be printed; None where nobody wanted to read it further."""
+    """Return why a program's result could not be printed; None if it was, or nobody reads it."""
     stream = sys.stdout
     if not isinstance(stream, Shown):
         return None
     stream.flush()
     failure = stream.failure
-    # Who closes a pipe has read enough, and who closes the descriptor wants to read nothing.
+    # Whoever closes a pipe has read enough, and whoever closes the descriptor wants no output.
     if failure is None or isinstance(failure, BrokenPipeError) or not getattr(failure, "errno", 0):
         return None
     return reason(failure)
 
 
 def leave(program: str) -> NoReturn:
-    """End a program whose result is what it prints: with 0, or with 1 where that was lost."""
+    """End a program whose result is its output: with status 0, or 1 if the output was lost."""
     if (failure := output_failure()) is not None:
         sys.stderr.write(f"{program}: the output cannot be written: {failure}\n")
     sys.exit(0 if failure is None else 1)
 
 
 def reason(error: BaseException) -> str:
-    """What the system says of an error, without its number."""
+    """Return what the system says about an error, without the number."""
     said = error.strerror if isinstance(error, OSError) else None
     return said or str(error) or type(error).__name__
 
 
 def _open_closed() -> None:
-    """Have standard descriptors that are closed lead nowhere.
+    """Open the null device in the place of standard descriptors that are closed.
 
-    The next file that is opened would get such a number, and would hold what is printed.
+    Otherwise the next file that is opened would get such a number, and receive printed text.
     """
     for descriptor in range(3):
         try:

@@ -1,4 +1,4 @@
-"""What each stage did in a few batches of the steady state: for Perfetto, and as a picture."""
+"""The timeline of each stage over a few batches of the steady state: a trace and a picture."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ COLOURS = {
     "average": "#D55E00",
     "idle": "#FFFFFF",
 }
-"""By category: of Okabe and Ito's palette, whose colours differ for colour-blind eyes too."""
+"""Colours by category, from the palette of Okabe and Ito, which colour-blind readers can tell."""
 
 LEGEND = {
     "auxiliary": "auxiliary network",
@@ -34,26 +34,26 @@ LEGEND = {
     "average": "average of replicas",
     "idle": "waiting (bubble)",
 }
-"""What the legend calls categories whose own names say too little."""
+"""Names in the legend, for categories whose own names say too little."""
 
 LANE_INCHES = 0.5
 MOST_INCHES = 40.0
 TITLE_WIDTH = 92
-"""Characters of a line of the title."""
+"""Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""A bar bears the number of its batch where it has this share of the picture's width for each
-digit."""
+"""Share of the picture's width that a bar must have, per digit, to show the number of its
+batch."""
 
 
 class Span(NamedTuple):
     """A piece of a stage's time.
 
     Attributes:
-        start_s: When it began, on the clock that all stages share.
-        end_s: When it ended.
+        start_s: When it began, in seconds on the clock that all stages share.
+        end_s: When it ended, on the same clock.
         kind: One of `progress.KINDS`.
-        instruction: What for; None where the stage waited.
+        instruction: The instruction that took the time; None while the stage waited.
         step: Optimizer steps before the batch.
     """
 
@@ -64,12 +64,12 @@ class Span(NamedTuple):
     step: int
 
     def later(self, seconds: float) -> "Span":
-        """The same at another time."""
+        """Return this span shifted by some seconds."""
         return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
 
     @property
     def category(self) -> str:
-        """One of `COLOURS`."""
+        """Its category: a key of `COLOURS`."""
         if self.kind in ("starved", "blocked"):
             return "idle"
         if self.kind == "compute":
@@ -81,11 +81,11 @@ class Span(NamedTuple):
 
 
 Lanes = Sequence[Sequence[Span]]
-"""For each worker, its spans."""
+"""The spans of each worker."""
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """A run's schedule, its speed, and its bubble as measured and as predicted."""
+    """Return a title: a run's schedule, speed, and bubble as measured and as predicted."""
     rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
     splits = f", {summary['microbatches']} micro-batches" if summary["microbatches"] > 1 else ""
     bubbles = ", ".join(
@@ -116,14 +116,14 @@ def write(
 
     Args:
         folder: The run directory.
-        lanes: The spans of each worker, those of a stage's replicas one after the other.
-        names: Of each worker's stage and replica.
-        devices: Of each worker.
-        title: Of the picture.
-        replicas: Of each stage.
+        lanes: The spans of each worker, with replicas of a stage next to one another.
+        names: The name of each worker, by stage and replica.
+        devices: The device of each worker.
+        title: The title of the picture.
+        replicas: Number of replicas of each stage.
 
     Raises:
-        OSError: One of them cannot be written.
+        OSError: One of the files cannot be written.
     """
     write_json(folder / "timeline.json", trace(lanes, names, devices, title, replicas))
     picture(folder / "timeline.png", lanes, names, devices, title)
@@ -132,14 +132,14 @@ def write(
 def trace(
     lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str, replicas: int = 1
 ) -> dict[str, Any]:
-    """A Chrome trace, which Perfetto opens: a process for each worker, times in microseconds.
+    """Return a Chrome trace, which Perfetto opens: a process per worker, times in microseconds.
 
     Args:
-        lanes: The spans of each worker, those of a stage's replicas one after the other.
-        names: Of each worker's stage and replica.
-        devices: Of each worker.
-        title: What was run.
-        replicas: Of each stage.
+        lanes: The spans of each worker, with replicas of a stage next to one another.
+        names: The name of each worker, by stage and replica.
+        devices: The device of each worker.
+        title: The title of the run.
+        replicas: Number of replicas of each stage.
     """
     zero_s = min(span.start_s for spans in lanes for span in spans)
     events: list[dict[str, Any]] = []
@@ -170,10 +170,10 @@ def trace(
 
 
 def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, Any]]:
-    """From the start of each send to the middle of the receive that takes its message.
+    """Yield arrows, each from the start of a send to the middle of the receive of its message.
 
-    Perfetto binds an end of an arrow to the bar in which it lies. The clocks of two workers differ
-    by a little, and an arrow may not lead back in time.
+    Perfetto attaches an end of an arrow to the bar at that time. Clocks of two workers differ a
+    little; an arrow that would lead back in time is left out.
     """
     sent: dict[Any, list[tuple[int, Span]]] = {}
     spans = [
@@ -192,7 +192,7 @@ def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, An
             continue
         found = receives(worker // replicas, span.instruction)
         waiting = sent.get((worker % replicas, found, span.step))
-        if found is None or not waiting:  # it was sent before the trace began
+        if found is None or not waiting:  # the message was sent before the trace began
             continue
         source, other = waiting.pop(0)
         middle_s = (span.start_s + span.end_s) / 2
@@ -222,13 +222,13 @@ def _microseconds(seconds: float) -> float:
 
 
 def _fields(instruction: Instruction | None) -> Mapping[str, int]:
-    """An instruction's numbers: its chunk, its micro-batch, its peer."""
+    """Return an instruction's numbers: its chunk, its micro-batch, its peer."""
     slots = getattr(type(instruction), "__slots__", ())
     return {name: getattr(instruction, name) for name in slots}
 
 
 def window(lanes: Lanes) -> tuple[float, float]:
-    """The time that all stages were traced in; all that was, where there is no such time."""
+    """Return the time in which all stages were traced; if there is none, in which any was."""
     starts = [min(span.start_s for span in spans) for spans in lanes]
     ends = [max(span.end_s for span in spans) for spans in lanes]
     if max(starts) < min(ends):
@@ -239,7 +239,7 @@ def window(lanes: Lanes) -> tuple[float, float]:
 def picture(
     path: Path, lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
 ) -> None:
-    """Draw a lane for each worker; the number of its batch stands on each bar that has room."""
+    """Draw a lane for each worker; a bar with enough room shows the number of its batch."""
     from matplotlib.patches import Patch
 
     start_s, end_s = window(lanes)
@@ -264,7 +264,7 @@ def picture(
 
 
 def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Span]:
-    """What lies between two times, from the first of them on."""
+    """Yield what lies between two times, with times counted from the first one."""
     for span in spans:
         first, last = max(span.start_s, start_s), min(span.end_s, end_s)
         if first < last:

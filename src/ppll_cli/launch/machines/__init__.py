@@ -1,1 +1,1 @@
-"""Runs over several machines: one launcher on each."""
+"""Runs over several machines, with one launcher on each."""

@@ -1,4 +1,4 @@
-"""Addresses and network interfaces of this machine. Imports nothing heavy."""
+"""Addresses and network interfaces of this machine. Imports no torch."""
 
 import fcntl
 import socket
@@ -7,29 +7,30 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 BACKLOG = 2048
-"""Connections to the store that wait to be accepted: each worker makes several at once."""
+"""Connections that may wait to be accepted by the store; each worker opens several at once."""
 
 SIOCGIFADDR = 0x8915
 
 
 def listening(host: str, port: int) -> int | None:
-    """A socket that listens at an address alone; torch's own listens on all interfaces.
+    """Return the descriptor of a socket that listens only at the given IP address.
 
-    None, and so torch's own, for a name: it may lead elsewhere on other machines. So too for an
-    address that this machine does not have, because it stands behind another one's.
+    Return None if there can be no such socket: then torch opens its own, on all interfaces. This
+    is so for a host name, which may resolve differently on other machines, and for an address that
+    this machine does not have, as behind network address translation.
     """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG).detach()
-    except (ValueError, OSError):  # torch will say what is wrong with a port
+    except (ValueError, OSError):  # if the port is at fault, torch says so
         return None
 
 
 def interface_to(host: str, port: int, hosts: int) -> str:
-    """The network interface through which a host is reached; empty where that is not found.
+    """Return the network interface through which this machine reaches a host.
 
-    Several hosts do not reach each other through the loopback interface, to which the name of a
-    host may lead on that host itself.
+    Return an empty string if it is not found, or if it is the loopback interface while there are
+    several hosts: a host's own name may lead there, but other hosts cannot be reached through it.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]

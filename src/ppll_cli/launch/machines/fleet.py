@@ -1,10 +1,10 @@
-"""The machines of a run, and what their launchers tell one another.
+"""The machines of a run, and the messages between their launchers.
 
 One launcher runs on each machine, started by torchrun or srun. They meet at a store of
-torch.distributed, where each shows every second that it lives. Machine 0's launcher composes the
-configuration and owns the run; the others do what it says and tell it what their workers report.
-All of it is JSON. The store is asked by a thread of its own, because it may be out of reach, and
-then nothing must wait for it but the question who is gone.
+torch.distributed, where each updates a counter every half second as its sign of life. Machine 0's
+launcher composes the configuration and owns the run; the others do what it says and tell it what
+their workers report. All messages are JSON. A thread of its own talks to the store, because the
+store may become unreachable; the launcher itself then still notices which machine is gone.
 """
 
 import json
@@ -25,16 +25,16 @@ from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.prepare.spread import Machine
 
 PREPARING_S = 900.0
-"""How long a machine may take to make a run ready: it may have to download data."""
+"""Seconds that a machine may take to prepare a run: it may have to download data."""
 
 SILENT_S = 7.0
-"""After so long without a sign of life a launcher, its machine or the network is gone."""
+"""Seconds without a sign of life after which a launcher, its machine or the network is gone."""
 
 OWN_GAP_S = 3.0
-"""A launcher that has not looked for so long was itself stopped, perhaps with all the others."""
+"""Seconds between two looks of a launcher that show that the launcher itself was stopped."""
 
 LEAVING_S = 10.0
-"""How long machine 0 waits for the others to have heard that all is over; it may have the store."""
+"""Seconds that machine 0 waits, at the end, for the others' goodbye: it may hold the store."""
 
 BEAT_S = 0.5
 
@@ -47,18 +47,19 @@ class Fleet:
     """The launchers of a run, seen from one of them.
 
     Args:
-        where: They meet there.
+        where: Where the launchers meet.
 
     Attributes:
-        machines: What each machine has.
-        interface: The network interface that leads to the others; empty where it is not known.
-        jobs: How many jobs there have been.
-        parcels: The way of files to and from each machine that does not share the run directory of
-            the job in hand with machine 0; at another machine than 0, its own way to that one.
+        machines: Each machine's host, devices and versions.
+        interface: The network interface that leads to the others; empty if unknown.
+        jobs: How many jobs have been started.
+        parcels: The file transfers of the present job, by the other machine's number. Machine 0
+            has one for each machine that does not see the run directory; such a machine has one
+            for machine 0.
         remembered: The run directory of an earlier attempt, if there was one.
 
     Raises:
-        ConfigError: They do not come, or have other versions.
+        ConfigError: A machine does not come in time, or has other versions.
     """
 
     def __init__(self, where: Rendezvous) -> None:
@@ -83,26 +84,26 @@ class Fleet:
 
     @property
     def store(self) -> str:
-        """Where the workers of the job in hand meet."""
+        """Address at which the workers of the present job meet."""
         where = self._where
         return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 
     def name(self, machine: int) -> str:
-        """Name a machine in messages, by number and host."""
+        """Return how messages name a machine: by number and host."""
         return f"machine {machine} ({self.machines[machine].host})"
 
     def tell(self, message: Message) -> None:
-        """Tell all the others, if this is machine 0, or else machine 0."""
+        """Send a message: from machine 0 to all others, from another machine to machine 0."""
         self._outbox.put((f"{self._session}/said/{self.rank}/{self._said}", json.dumps(message)))
         self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
-        """Tell that the job in hand, or all of them, cannot be run; `refusal` reads it."""
+        """Tell that the present job, or any job, cannot be run; `refusal` reads the message."""
         told = (error.key, str(error.value), error.problem, error.remedy)
         self.tell({"kind": "refused", "job": self.jobs, "error": told})
 
     def hear(self, timeout_s: float = 0.0) -> Message | None:
-        """The next message, if one comes."""
+        """Return the next message, or None if none comes within `timeout_s` seconds."""
         if self._unheard is not None:
             message, self._unheard = self._unheard, None
             return message
@@ -111,28 +112,29 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """What is to be said of the job in hand when a message is about what comes after it.
+        """Return the error for a job that machine 0 has given up without saying so.
 
-        That message is heard once more.
+        Args:
+            message: The message that shows this; `hear` returns it again, for what comes next.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
 
     def messages(self) -> Iterator[Message]:
-        """All messages that are there."""
+        """Yield the messages that have come."""
         while (message := self.hear()) is not None:
             yield message
 
     def silent(self) -> tuple[int, str] | None:
-        """A machine that shows no sign of life, and what is to be said of it; None while all do."""
+        """Return a machine without a sign of life and what to say of it; None if all show one."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
-            self._since_s = now  # all are waited for anew
+            self._since_s = now  # this launcher was stopped: give all machines their time again
         self._looked_s = now
         watched = range(1, len(self.machines)) if self.first else [0]
         for machine in watched:
             silent_s = now - max(self._heard_s[machine], self._since_s)
-            if silent_s > SILENT_S or self._lost:  # then nothing will be heard of it any more
+            if silent_s > SILENT_S or self._lost:  # without the store nothing more will be heard
                 return machine, (
                     f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
                     f"launcher or the network is gone{self._lost}"
@@ -140,11 +142,11 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Note the run directory where a later attempt finds it."""
+        """Note the run directory in the store, for a later attempt."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
-        """Have a way for files to and from a machine in the job in hand."""
+        """Open the transfer of files to and from a machine, for the present job."""
         pair = f"{self._session}/{self.jobs}/parcels/{max(self.rank, machine)}"
 
         def connect() -> Any:
@@ -157,12 +159,12 @@ class Fleet:
         return made
 
     def close_parcels(self) -> None:
-        """The job in hand needs no more files."""
+        """Close all transfers of files: the present job needs no more."""
         while self.parcels:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Say what is still to be said, and hear that the others have; not for long."""
+        """Say goodbye, and as machine 0 wait up to `LEAVING_S` seconds for the others' goodbye."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
@@ -175,7 +177,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _met(self) -> list[Machine]:
-        """Meet the others, in time."""
+        """Meet the others within the time limit."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
             return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
@@ -188,7 +190,7 @@ class Fleet:
             problem = f"{problem}: {_first_line(error)}"
         raise ConfigError("MASTER_ADDR", place, problem)
 
-    # Everything below is done by threads.
+    # The methods below run in threads.
 
     def _connect(self, is_master: bool = False) -> Any:
         import torch.distributed as dist
@@ -207,8 +209,9 @@ class Fleet:
     def _meet(self) -> list[Machine]:
         """Agree on a session with all the others.
 
-        The store may be that of an earlier attempt, of which things are left: machine 0 begins a
-        session with a new name, and welcomes to it who came with the word that it has from him.
+        The store may still hold entries of an earlier attempt. So machine 0 begins a session with
+        a new name, and each machine brings a random word; the welcome lists the words, by which a
+        machine recognises that it is meant itself.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
@@ -232,7 +235,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """What each machine has said of itself; None for one that has not come."""
+        """Return what each machine says about itself; None for a machine that has not come."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -243,13 +246,13 @@ class Fleet:
             welcome.append(json.loads(store.get(hello)) if come else None)
         store.set(f"{self._session}/welcome", json.dumps(welcome))
         until_s = time.monotonic() + LEAVING_S
-        for rank, each in enumerate(welcome):  # the store may end with this process
+        for rank, each in enumerate(welcome):  # when this process ends, the store may end too
             if rank > 0 and each is not None:
                 self._comes(f"{self._session}/seen/{rank}", until_s)
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """Who has come, as machine 0 says."""
+        """Return what each machine says about itself, as machine 0 has gathered it."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
@@ -265,7 +268,7 @@ class Fleet:
         raise self._missing("not all machines came" if self._session else "machine 0 did not come")
 
     def _comes(self, key: str, until_s: float) -> bool:
-        """Whether something is there before it is too late."""
+        """Wait for a key in the store until `until_s`; return whether it came."""
         while not self._everywhere.check([key]):
             if time.monotonic() > until_s:
                 return False
@@ -277,7 +280,7 @@ class Fleet:
         return ConfigError("nnodes", self._where.machines, f"{problem} {within}")
 
     def _work(self) -> None:
-        """Show that this machine lives, and carry messages, until the end or until that fails."""
+        """Send signs of life and carry messages until the end, or until the store fails."""
         import torch.distributed as dist
 
         store = dist.PrefixStore(self._session, self._everywhere)  # type: ignore[attr-defined]
@@ -295,7 +298,7 @@ class Fleet:
                     while store.check([said := f"said/{machine}/{heard[machine]}"]):
                         self._inbox.put({"machine": machine, **json.loads(store.get(said))})
                         heard[machine] += 1
-                        if self.first:  # nobody else reads it
+                        if self.first:  # messages to machine 0 have no other reader
                             store.delete_key(said)
                     if store.check([key := f"beat/{machine}"]):
                         now = store.get(key)
@@ -303,7 +306,7 @@ class Fleet:
                             beats[machine], self._heard_s[machine] = now, time.monotonic()
             except Exception as error:
                 self._lost = f"; the store cannot be reached: {_first_line(error)}"
-                return  # the others' silence is all that is left to notice
+                return  # from now on `silent` reports the others as gone
 
 
 def _first_line(error: Exception) -> str:
@@ -311,15 +314,15 @@ def _first_line(error: Exception) -> str:
 
 
 def refusal(message: Message) -> ConfigError:
-    """What `Fleet.refuse` told."""
+    """Return the error that `Fleet.refuse` told."""
     return ConfigError(*message["error"])
 
 
 def _in_time(work: Callable[[], _T], limit_s: float) -> _T:
-    """What something gives that may never end: torch waits for a stopped store for ever.
+    """Return the result of `work`, which may hang, as torch does with a store that is stopped.
 
     Raises:
-        TimeoutError: It has not ended.
+        TimeoutError: `work` has not ended within `limit_s` seconds.
     """
     found: Future[_T] = Future()
 

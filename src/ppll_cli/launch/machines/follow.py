@@ -1,4 +1,4 @@
-"""A run on several machines: what machine 0 tells the others of it, and what they make of that."""
+"""Jobs on several machines: machine 0 announces a job, and the others follow."""
 
 import json
 import logging
@@ -30,28 +30,28 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""A file in the run directory by which the others see whether it is the same one."""
+"""A file in the run directory that shows another machine whether it sees the same directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
-    """Have all machines make a run ready.
+    """Tell all machines about a job, and wait until they have prepared it.
 
     Args:
         fleet: The machines; this is machine 0.
         config: The configuration as plain data.
-        prepared: What was made of it here.
+        prepared: The job as it was prepared here.
         run_dir: The run directory.
 
     Raises:
-        ConfigError: One of them cannot do its part.
-        RunFailedError: One of them is gone, or takes too long.
+        ConfigError: A machine cannot do its part.
+        RunFailedError: A machine is gone, or takes too long.
     """
     fleet.remember(str(run_dir))
-    fleet.close_parcels()  # of a job that came to nothing
+    fleet.close_parcels()  # an earlier job that did not begin may have left them
     mark = run_dir / MARK
     write_text(mark, secrets.token_hex())
     try:
-        fleet.tell(_told(fleet, config, prepared, run_dir, mark.read_text()))
+        fleet.tell(_announcement(fleet, config, prepared, run_dir, mark.read_text()))
         _wait_until_ready(fleet, prepared.job)
     except ConfigError as error:
         fleet.refuse(error)
@@ -68,7 +68,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Hear from all machines, and send the checkpoint to those that do not share its folder."""
+    """Wait for all machines; send the checkpoint to those that do not see the run directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _start(job)]
     sent: list[Event] = []
@@ -90,17 +90,17 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
             parcels.check()
         if silent := fleet.silent():
             raise RunFailedError(silent[1])
-        if not all(each.is_set() for each in sent):  # who stalls is found out by the parcels
+        if not all(each.is_set() for each in sent):  # `Parcels` itself notices a stalled transfer
             until_s = time.monotonic() + PREPARING_S
         if time.monotonic() > until_s:
             name = fleet.name(min(waiting))
             raise RunFailedError(f"{name} was not ready after {PREPARING_S:.0f} s")
 
 
-def _told(
+def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
-    """What the others need: the configuration, with all that was decided here in it."""
+    """Return the message that announces a job: the configuration with all decisions made here."""
     job, units = prepared.job, prepared.units
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
@@ -130,7 +130,7 @@ def _told(
 
 
 def _start(job: Job) -> list[SavedFile]:
-    """The files of the checkpoint that is gone on from."""
+    """Return the files of the checkpoint from which the run goes on."""
     return [] if job.checkpoint is None else [*checkpoint.files(job.checkpoint)]
 
 
@@ -138,7 +138,8 @@ def follow(fleet: Fleet) -> None:
     """Do this machine's part of all jobs, until machine 0 says that there are no more.
 
     Raises:
-        PpllError: The last job that did not complete; machine 0 has told the user why.
+        PpllError: Why a job did not complete: the last failure here, or else the first refusal by
+            machine 0.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
@@ -149,7 +150,7 @@ def follow(fleet: Fleet) -> None:
                 _do(fleet, message)
             except PpllError as error:
                 failure = error
-                if not isinstance(error, ConfigError | Interrupted):  # those are told at the end
+                if not isinstance(error, ConfigError | Interrupted):  # the program shows these last
                     log.error("ppll-run: %s", error)
     if failure is not None:
         raise failure
@@ -169,8 +170,8 @@ def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
     return message
 
 
-def _heed(fleet: Fleet, message: Message) -> None:
-    """End where machine 0 has given the job up before it began."""
+def _check_not_given_up(fleet: Fleet, message: Message) -> None:
+    """Raise if machine 0 has given the job up before it began."""
     if message["kind"] == "refused":
         raise refusal(message)
     if message["kind"] == "end of job":
@@ -180,7 +181,7 @@ def _heed(fleet: Fleet, message: Message) -> None:
 
 
 def _do(fleet: Fleet, message: Message) -> None:
-    """This machine's part of one job."""
+    """Do this machine's part of one job."""
     fleet.jobs = message["job"]
     with ExitStack() as held:
         try:
@@ -194,17 +195,17 @@ def _do(fleet: Fleet, message: Message) -> None:
             raise
         fleet.tell({"kind": "prepared", "job": fleet.jobs})
         while (answer := _next(fleet))["kind"] != "go":
-            _heed(fleet, answer)
+            _check_not_given_up(fleet, answer)
         ending = launch(prepared.job, transport, lambda _: None, fleet=fleet)
     if ending.signal is not None:
         raise Interrupted(ending.signal)
 
 
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
-    """The job with folders that this machine sees.
+    """Return the job's message with folders that this machine sees.
 
-    Where it does not share the run directory, that is one of its own, which goes with `held`. The
-    checkpoint that is gone on from is fetched there.
+    If this machine does not see the run directory, it makes one of its own, which exists as long
+    as `held`, and fetches the checkpoint from which the run goes on.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):
@@ -219,14 +220,14 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     there = [parcels.take(SavedFile(**file), fetched) for file in message["files"]]
     while not all(each.is_set() for each in there):
         if (answer := _heard(fleet, 0.1)) is not None:
-            _heed(fleet, answer)
+            _check_not_given_up(fleet, answer)
         parcels.check()
     start = None if message["checkpoint"] is None else str(fetched)
     return {**message, "run_dir": str(own), "checkpoint": start}
 
 
 def _check_weights(prepared: Prepared, message: Message) -> None:
-    """Refuse another file of weights here than machine 0 has under the same path."""
+    """Refuse a file of weights that differs from machine 0's file of the same path."""
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
         problem = "is another file here than on machine 0: their digests differ"

@@ -1,8 +1,8 @@
-"""What a launcher has to do with those of other machines while workers run.
+"""How launchers of several machines work together while workers run.
 
-Machine 0's leads: it hears what all workers report, and decides when all leave or stop. The others
-follow: they watch their own workers, pass on what these say, and end when they are told to, or when
-nothing is heard of machine 0 any more.
+Machine 0's launcher leads: it hears the reports of all workers, and decides when they leave or
+stop. The others follow: they watch their own workers, pass their reports on, and end when machine 0
+says so or is no longer heard.
 """
 
 import signal
@@ -24,20 +24,20 @@ from ppll_cli.launch.machines.spelling import read, spelled
 Report = dict[str, Any]
 
 HEARING_S = 2.0
-"""After a failure that has a last word, how long others may take to tell of its cause."""
+"""Seconds to wait after an exception for a failure elsewhere that may have caused it."""
 
 VERDICT_S = 10.0
-"""How long machine 0 may take to say what the cause was."""
+"""Seconds to wait until machine 0 says what caused a failure."""
 
 
 @dataclass
 class Seen:
-    """A worker, as far as a launcher sees it.
+    """A worker, as a launcher sees it.
 
     Attributes:
-        seat: Its place.
-        name: What the user is told of that.
-        pulse: What it does.
+        seat: Its stage and replica.
+        name: How messages name it, for example "1" for stage 1.
+        pulse: What it is doing, and how far it is.
         done: Its last report, once that has come.
     """
 
@@ -53,7 +53,7 @@ class Leader:
     Args:
         fleet: The machines.
         job: The run.
-        stop: Where this machine's workers look whether to stop.
+        stop: The flag that tells this machine's workers to stop.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -63,14 +63,14 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """What this machine's workers report is dealt with here."""
+        """Return False: the launcher handles the reports of its own workers itself."""
         return False
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
-        """Deal with what others have told; their failures.
+        """Handle what the other machines have told, and yield the failures among it.
 
         Raises:
-            RunFailedError: Something else than a worker failed there.
+            RunFailedError: A launcher on another machine failed, or a transfer of files.
         """
         for message in self._fleet.messages():
             match message["kind"]:
@@ -101,18 +101,18 @@ class Leader:
             yield self._gone(*silent)
 
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
-        """What of all failures, here and there, is the cause; all end then.
+        """Wait for related failures on other machines, and return the one that is the cause.
 
         Raises:
-            RunFailedError: Something else than a worker failed on another machine, and the workers
-                have only lost their connections to that one.
+            RunFailedError: A launcher on another machine failed, and the workers' failures only
+                show that they lost their connections to that machine.
         """
         until_s = time.monotonic() + HEARING_S
-        while time.monotonic() < until_s and not any(map(_is_silent, failures)):
+        while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
             try:
                 failures += self.news(deal)
             except RunFailedError:
-                if all(map(_stumbled, failures)):
+                if all(map(_lost_connection, failures)):
                     raise
             time.sleep(0.1)
         root = cause(failures)
@@ -120,11 +120,11 @@ class Leader:
         return root
 
     def end(self, **how: Any) -> None:
-        """Tell the others how it ends."""
+        """Tell the other machines how the job ends."""
         self._fleet.tell({"kind": "end of job", **how})
 
     def _there(self, machine: int, report: Report) -> Event:
-        """Is set once what a report tells of is on this machine."""
+        """Return an event that is set once the file that a report names is on this machine."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
             here = Event()
@@ -134,7 +134,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:
-        """Deal with what a worker has reported, in order, as far as it is on this machine."""
+        """Handle a worker's reports in order, as far as the files that they name have come."""
         waiting = self._waiting[seen.seat]
         while waiting and waiting[0][1].is_set():
             deal(seen, waiting.popleft()[0])
@@ -160,10 +160,10 @@ class Follower:
     Args:
         fleet: The machines.
         job: The run.
-        stop: Where this machine's launcher notes a signal.
+        stop: The flag in which this machine's launcher notes a signal.
 
     Attributes:
-        ended: How it ended, once machine 0 has said so.
+        ended: Machine 0's message that ends the job, once it has come.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -175,11 +175,11 @@ class Follower:
 
     @property
     def signal(self) -> int | None:
-        """The signal that ended the run before its time, if one did."""
+        """The signal that ended the run early, if one did."""
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Tell machine 0, and send it what was saved where it does not see that."""
+        """Tell machine 0, and send it the saved file if it does not see the folder."""
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
             folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
@@ -187,7 +187,7 @@ class Follower:
         return True
 
     def look(self, workers: Sequence[Seen]) -> None:
-        """Tell machine 0 how far they are, now and then."""
+        """Tell machine 0 of a signal at once, and once a second how far the workers are."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
@@ -197,11 +197,11 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
-        """Hear how it ends.
+        """Hear whether machine 0 ends the job; yields nothing.
 
         Raises:
-            WorkerFailedError: A worker failed, somewhere.
-            RunFailedError: Something else did, or nothing is heard of machine 0.
+            WorkerFailedError: A worker failed on some machine.
+            RunFailedError: Something else failed, or nothing is heard of machine 0.
             Interrupted: A second signal came to machine 0.
         """
         for message in self._fleet.messages():
@@ -214,7 +214,7 @@ class Follower:
             if message.get("at_once"):
                 raise Interrupted(message["signal"])
             self.ended = message
-            return  # what comes then is about the next job
+            return  # later messages are about the next job
         for parcels in self._fleet.parcels.values():
             parcels.check()
         if silent := self._fleet.silent():
@@ -222,10 +222,15 @@ class Follower:
         yield from ()
 
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
-        """Tell machine 0 of failures here, and hear what the cause was.
+        """Tell machine 0 of failures here, and wait for what it says was the cause.
+
+        Returns:
+            The cause among the failures here, if machine 0 does not answer.
 
         Raises:
-            WorkerFailedError: It says so.
+            WorkerFailedError: Machine 0 names the worker whose failure was the cause.
+            RunFailedError: Machine 0 names another cause, or nothing is heard of it.
+            Interrupted: A second signal came to machine 0.
         """
         for failure in failures:
             self.pass_on(failure)
@@ -236,7 +241,7 @@ class Follower:
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
     def end(self, **how: Any) -> None:
-        """Tell machine 0 that it cannot go on here."""
+        """Tell machine 0 that the job cannot go on here."""
         if "report" not in how:
             number = how.get("signal")
             told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")
@@ -244,26 +249,27 @@ class Follower:
 
 
 def cause(failures: Sequence[Report]) -> Report:
-    """The failure that is the cause of the others: one without a last word, or else the first.
+    """Return the failure that caused the others.
 
-    Of several of a kind it is the first that is known of by then. Who lost a connection has only
-    stumbled over somebody else's end; clocks of machines differ, and cannot tell.
+    A worker that ended without an exception comes first; then one whose exception is not about a
+    lost connection, because a connection is lost when the worker at its other end fails; then the
+    earliest. Time comes last because the clocks of machines differ.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
-        return not _is_silent(failure), _stumbled(failure), failure["time"]
+        return not _raised_nothing(failure), _lost_connection(failure), failure["time"]
 
     return min(failures, key=order)
 
 
-def _stumbled(failure: Report) -> bool:
-    """Whether a worker failed because it lost a connection, so because of another's end."""
+def _lost_connection(failure: Report) -> bool:
+    """Return whether a worker failed because it lost a connection, so because another ended."""
     words = failure.get("traceback", "")
     return any(each in words for each in ("torch/distributed/", "transport/network.py"))
 
 
-def _is_silent(failure: Report) -> bool:
-    """Whether there was no last word: a worker is gone, stopped or stuck, or its machine is."""
+def _raised_nothing(failure: Report) -> bool:
+    """Return whether a worker raised no exception: it, or its machine, is gone or stuck."""
     return not failure.get("traceback")
 
 

@@ -1,10 +1,10 @@
-"""Files on their way between two machines that share no folder.
+"""Transfers of files between two machines that share no folder.
 
-They go in pieces, raw bytes, through the store at which the launchers meet. The pieces of all files
-are numbered through, and an empty one ends each file: both machines name the files, whichever of
-them sends, in the same order. Who reads a piece deletes it, and who sends is only a few pieces
-ahead of that, so that the store never holds much. There is a thread for this and a connection to
-the store, because no sign of life may wait behind a file.
+A file travels in pieces, as raw bytes, through the store at which the launchers meet. Pieces are
+numbered across all files, and an empty piece ends each file. Both machines start the transfers in
+the same order, whichever of them sends. The receiver deletes each piece that it has read, and the
+sender stays only a few pieces ahead, so that the store never holds much. A thread with its own
+connection to the store does this, so that signs of life need not wait behind a file.
 """
 
 import hashlib
@@ -21,48 +21,48 @@ from ppll_cli.job.manifest import SavedFile
 from ppll_cli.leaves.files import make_folder
 
 PIECE_BYTES = 1 << 20
-"""The store of torch.distributed takes up to 8 MiB at once."""
+"""Size of a piece in bytes; the store of torch.distributed takes up to 8 MiB at once."""
 
 AHEAD = 8
-"""So many pieces may be in the store."""
+"""How many pieces of a sender may be in the store."""
 
 STALLED_S = 120.0
-"""How long the other machine may take for a piece, while it lives: it may have a slow disk."""
+"""Seconds that the other machine may take for a piece while it lives: its disk may be slow."""
 
 LOOK_S = 0.01
 
 
 class _ParcelError(Exception):
-    """Raised when a file does not get through."""
+    """Raised when a file cannot be transferred."""
 
 
 class Store(Protocol):
-    """What is used of a store of torch.distributed."""
+    """The methods of a torch.distributed store that are used here."""
 
     def set(self, key: str, value: Any, /) -> None:
-        """Note a value."""
+        """Set the value of a key."""
 
     def get(self, key: str, /) -> bytes:
-        """The value that was noted."""
+        """Return the value of a key."""
 
     def check(self, keys: list[str], /) -> bool:
-        """Whether there are values for all these keys."""
+        """Return whether all these keys have values."""
 
     def delete_key(self, key: str, /) -> bool:
-        """Forget a value."""
+        """Delete a key and its value."""
 
 
 class Parcels:
     """Sends files to another machine and takes files from it, one after another.
 
     Args:
-        connect: Opens a connection to a store in which these two alone use the keys.
-        name: Of the other machine, for the user.
+        connect: Opens a connection to the store, with keys that only these two machines use.
+        name: How messages name the other machine.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
         self._connect, self._name = connect, name
-        self._piece = 0  # the next one's number
+        self._piece = 0  # number of the next piece
         self._tasks: SimpleQueue[tuple[str, Callable[[Store], None]]] = SimpleQueue()
         self._problem = ""
         self._ended = Event()
@@ -73,11 +73,11 @@ class Parcels:
         """Send a file.
 
         Args:
-            path: Where it is.
-            remove: It is not needed here any more then.
+            path: The file.
+            remove: Whether to remove the file once it was sent.
 
         Returns:
-            Is set once the store has had all of it.
+            An event that is set once all of the file has been put into the store.
         """
         sent = Event()
 
@@ -97,11 +97,11 @@ class Parcels:
         """Take the next file that the other machine sends.
 
         Args:
-            file: What it must be.
-            folder: Where it is written; is made where it is missing.
+            file: The size and digest that it must have.
+            folder: Where it is written; created if missing.
 
         Returns:
-            Is set once the file is there and has been found to be that.
+            An event that is set once the file is written and its digest was found correct.
         """
         path, there = folder / Path(file.name).name, Event()
 
@@ -127,21 +127,21 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise what has gone wrong.
+        """Raise what has gone wrong, if anything.
 
         Raises:
-            RunFailedError: A file cannot be sent or taken; those after it are not.
+            RunFailedError: A file could not be sent or taken; later files are not transferred.
         """
         if self._problem:
             raise RunFailedError(self._problem)
 
     def close(self) -> None:
-        """Give up what is still on its way."""
+        """Give up the transfers that have not ended."""
         self._ended.set()
-        self._tasks.put(("", lambda _: None))  # it may be waiting for one
-        self._thread.join(2.0)  # not longer: the store may be out of reach
+        self._tasks.put(("", lambda _: None))  # wake the thread if it waits for a task
+        self._thread.join(2.0)  # it may hang if the store is unreachable
 
-    # Everything below is done by the thread.
+    # The thread runs the methods below.
 
     def _work(self) -> None:
         store: Store | None = None
@@ -150,7 +150,7 @@ class Parcels:
             try:
                 store = store or self._connect()
                 task(store)
-            except Exception as error:  # of the file system, the store or the other machine
+            except Exception as error:  # by the file system, the store or the other machine
                 said = str(error) or repr(error)
                 self._problem = f"{failing}: {said.splitlines()[0]}"
                 return
@@ -163,7 +163,7 @@ class Parcels:
         self._piece += 1
 
     def _pieces(self, store: Store) -> Iterator[bytes]:
-        """The pieces of the next file."""
+        """Yield the pieces of the next file, and the empty one that ends it."""
         piece = b"some"
         while piece:
             self._wait(store, self._piece, there=True)
@@ -173,13 +173,13 @@ class Parcels:
             yield piece
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
-        """Wait until a piece is there, or is not there any more."""
+        """Wait until the store has a piece, or (`there` is False) no longer has it."""
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
                 raise _ParcelError("it was given up")
             now_s = time.monotonic()
-            waited_s += min(now_s - looked_s, 1.0)  # this machine may have been suspended
+            waited_s += min(now_s - looked_s, 1.0)  # time while this machine slept does not count
             looked_s = now_s
             if waited_s > STALLED_S:
                 what = "came" if there else "was read"

@@ -1,4 +1,4 @@
-"""Where the launchers of a run on several machines meet. Imports nothing heavy."""
+"""Where the launchers of a run on several machines meet. Imports no torch."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -8,10 +8,13 @@ from typing import Self
 from ppll_cli.errors import ConfigError
 
 MEETING = "PPLL_MEETING_S"
-"""An environment variable: machines meet before there is a configuration."""
+"""The environment variable that limits how long machines wait to meet, in seconds.
+
+No setting can: machines meet before there is a configuration.
+"""
 
 MEETING_S = 300.0
-"""How long machines wait for one another at the beginning, where that does not say."""
+"""Default of that limit, in seconds."""
 
 DAY_S = 86400
 
@@ -21,12 +24,12 @@ class Rendezvous:
     """Where the launchers of a run meet.
 
     Attributes:
-        rank: Number of this machine.
-        machines: How many there are.
-        host: Where the store is.
-        port: The store's port on that host.
-        hosted: Whether somebody else, such as torchrun, keeps the store.
-        limit_s: How long the machines wait for one another.
+        rank: Number of this machine, from 0.
+        machines: Number of machines.
+        host: Host of the store.
+        port: Port of the store.
+        hosted: Whether the store is kept by another program, such as torchrun.
+        limit_s: How long the machines wait for one another, in seconds.
     """
 
     rank: int
@@ -38,10 +41,17 @@ class Rendezvous:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
-        """What torchrun or srun has put into the environment; None where one machine is all.
+        """Read what torchrun or srun has put into the environment.
+
+        Args:
+            environment: Environment variables.
+
+        Returns:
+            Where the launchers meet; None if the run has only one machine.
 
         Raises:
-            ConfigError: They started several launchers on a machine, or it makes no sense.
+            ConfigError: Several launchers were started on a machine, or a value is missing or
+                wrong.
         """
         given = environment.get
         if "TORCHELASTIC_RUN_ID" in environment:

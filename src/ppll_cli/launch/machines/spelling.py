@@ -1,4 +1,4 @@
-"""Reports of workers as JSON, for launchers on other machines. No pickle crosses a network."""
+"""Reports of workers as JSON, for launchers of other machines; no pickle crosses a network."""
 
 from collections.abc import Callable
 from dataclasses import astuple, is_dataclass
@@ -14,10 +14,10 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 
 def spelled(value: Any) -> Any:
-    """A report, or a part of one, as plain data.
+    """Turn a report, or a part of one, into plain data that `read` understands.
 
     Raises:
-        TypeError: It has something that reports do not have.
+        TypeError: It holds a value of a type that reports do not have.
     """
     if isinstance(value, Span):
         return {"is": "Span", "of": [spelled(part) for part in value]}
@@ -33,7 +33,7 @@ def spelled(value: Any) -> Any:
 
 
 def read(plain: Any) -> Any:
-    """What was spelled so; tuples have become lists."""
+    """Return the report that `spelled` turned into plain data; its tuples are now lists."""
     if isinstance(plain, list):
         return [read(part) for part in plain]
     if not isinstance(plain, dict):
