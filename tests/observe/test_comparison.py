@@ -268,6 +268,36 @@ def test_a_run_without_local_losses_is_not_told_by_its_local_method(tmp_path: Pa
     assert found == ["", "local=dgl fba=off", "local=fba fba=on"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"steps": "x"},
+        {"steps": None},
+        {"test": 3},
+        {"train": []},
+        {"per_module": [{}, 7]},
+        {"stages": [1]},
+    ],
+)
+def test_what_an_edited_summary_lacks_is_unknown(tmp_path: Path, damage: dict[str, Any]) -> None:
+    make(tmp_path / "0", "ppll")
+    make(tmp_path / "1", "ppll", config={"seed": 1}, **damage)
+    assert [row.run.name for row in compare([tmp_path]).rows] == ["0", "1"]
+
+
+@pytest.mark.parametrize("choices", [[], "ppll", 3])
+def test_what_an_edited_configuration_lacks_is_unknown(tmp_path: Path, choices: Any) -> None:
+    make(tmp_path / "0", "ppll")
+    write(tmp_path / "1", config={**CONFIG, "choices": choices}, summary={})
+    assert [row.run.name for row in compare([tmp_path]).rows] == ["0"]
+
+
+def test_a_run_that_was_stopped_at_its_start_and_goes_on_is_running(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ppll", status="interrupted", steps=0, accuracies=(0.5,))
+    (row,) = compare([tmp_path]).rows
+    assert row.run.status == "running"
+
+
 def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "gpipe", None, status="failed", error="stage 1: it broke\nat length")

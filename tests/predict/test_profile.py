@@ -253,6 +253,13 @@ def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -
     line = "  predicted: 1600 samples/s, 1.60 x the speed of bp on one device, bubble 0.0000"
     assert line in notes
     assert "  the training depends on these cuts; 'local.cuts=[blocks.1]' pins them" in notes
+
+
+def test_losses_are_those_of_a_replica(dictated: Dictated) -> None:
+    """Each replica computes the losses of its share of a batch, and not those of the whole."""
+    notes = prepared("gpus=4", "replicas=2").notes
+    stages = [line for line in notes if line.startswith("  stage ")]
+    assert [line.rpartition(" ")[2] for line in stages] == ["1.000", "1.000"]
     fixed = prepared("gpus=2", "local.modules=6").notes
     assert not any("pins them" in line for line in fixed)
     assert any("pins them" in line for line in prepared("gpus=2", "schedule=ll").notes)

@@ -107,7 +107,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 def _is_theirs(file: str) -> bool:
     """Return whether a user may have written a file: it is neither installed nor this program's."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
-    return os.path.isabs(file) and not file.startswith(elsewhere)
+    return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 
 
 def _first_line(error: BaseException) -> str:

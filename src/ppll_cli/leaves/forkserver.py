@@ -203,7 +203,8 @@ def fate(code: int | None) -> str:
     """Return how a process ended, from its exit status."""
     if code is None or code >= 0:
         return f"exit status {code}"
-    how = f"killed by {signal.Signals(-code).name}"
+    known = {each.value: each.name for each in signal.Signals}
+    how = f"killed by {known.get(-code, f'signal {-code}')}"  # real-time signals have no names
     if -code == signal.SIGKILL:
         how += "; if nobody did, the system was out of memory"
     return how

@@ -55,7 +55,7 @@ def locality(run: FoundRun) -> Conditions:
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
-        cuts = [module["units"][0] for module in modules[1:]]
+        cuts = [_first_unit(module) for module in modules[1:]]
     found = {
         **_options(run, "local", {"modules", "cuts"}),  # the resulting cuts count instead
         **_options(run, "fba", set()),
@@ -63,6 +63,12 @@ def locality(run: FoundRun) -> Conditions:
         "modules": run.get("modules"),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _first_unit(module: Any) -> str | None:
+    """Return the unit that starts a module, as `summary.json` lists it; None if it does not."""
+    units = module.get("units") if isinstance(module, Mapping) else None
+    return str(units[0]) if isinstance(units, list) and units else None
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +161,13 @@ def _order(path: Path) -> list[tuple[bool, int, str]]:
 def read_run(folder: Path) -> FoundRun | None:
     """Return the run whose directory this is; None if it is none, even with a `config.json`."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
+    if not isinstance(config.get("choices"), Mapping):
+        config = {key: value for key, value in config.items() if key != "choices"}
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))
-    if max(map(_step, lines), default=0) > (summary.get("steps") or inf):
+    steps = summary.get("steps")
+    if isinstance(steps, int) and max(map(_step, lines), default=0) > steps:
         summary = {}  # the run was resumed after it had ended
     metric, evaluations = _evaluations(lines)
     return FoundRun(
@@ -211,9 +213,15 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
     return metric, made_all
 
 
+def _results(summary: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """Return the results of a split; none if the summary has none."""
+    found = summary.get(split)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _metric(summary: Mapping[str, Any]) -> str | None:
     """Return the metric and its split as the summary has them."""
-    names = ((split, name) for split in SPLITS for name in summary.get(split) or ())
+    names = ((split, name) for split in SPLITS for name in _results(summary, split))
     return next((f"{split} {name}" for split, name in names if name != "loss"), None)
 
 

@@ -26,7 +26,7 @@ from ppll_cli.pipeline.simulate import Journey
 from ppll_cli.predict.interconnect import Carriers, ring_bytes
 from ppll_cli.predict.pace import Times
 from ppll_cli.predict.profile import Measured
-from ppll_cli.transport.averages import BUCKET_BYTES
+from ppll_cli.transport.averages import BUCKET_BYTES, CUDA_BUCKET_BYTES
 
 
 class Source(Protocol):
@@ -166,18 +166,20 @@ def _losses_and_backwards(stream: Sequence[Instruction], chunk: int) -> list[Ins
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
     """Return for each bucket of an average the fraction of the backward after which it is complete.
 
-    The estimate ignores that a bucket ends with a whole parameter, and the forward of the loss.
+    The estimate ignores that a bucket ends with a whole parameter and holds parameters of one unit
+    alone, and the forward of the loss.
     """
+    limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]
     parts = [end_of(job, chunk, profile), *reversed(units)]
     size, whole_s = gradient_bytes(job, chunk, profile), sum(part.backward_s for part in parts)
     shares: list[float] = []
     reached_s, reached = 0.0, 0
     for part in parts:
-        own, full = 4 * part.params, (len(shares) + 1) * BUCKET_BYTES
+        own, full = 4 * part.params, (len(shares) + 1) * limit
         while full <= reached + own and full < size:
             shares.append((reached_s + part.backward_s * (full - reached) / own) / whole_s)
-            full += BUCKET_BYTES
+            full += limit
         reached_s, reached = reached_s + part.backward_s, reached + own
     return [*shares, 1.0]
 

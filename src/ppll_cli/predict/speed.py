@@ -293,7 +293,13 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
             lines.append(f"{row}  {stage}")
     for stage in range(job.stages):
         ends = [end_of(job, job.layout.chunks[n], measured) for n in job.layout.of(stage)]
-        losses = 1000 * whole / samples * sum(end.forward_s + end.backward_s for end in ends)
+        losses = (
+            1000
+            * whole
+            / job.replicas
+            / samples
+            * sum(end.forward_s + end.backward_s for end in ends)
+        )
         total = 1000 * prediction.stage_s[stage]
         lines.append(f"  stage {stage}: {total:.3f} a batch, of which losses {losses:.3f}")
     speed_up = bp_batch_s(len(names), profile.at(whole)) / (whole / prediction.samples_per_second)

@@ -52,7 +52,7 @@ def weights(
     partition: Partition,
     units: Sequence[Cost],
     auxiliary: AuxiliaryCost,
-    batch_size: int,
+    batch_size: float,
     profile: Profile | None,
 ) -> Weights:
     """Return the weights that the chosen partition balances.
@@ -61,7 +61,7 @@ def weights(
         partition: The settings of the partition.
         units: Cost of each unit.
         auxiliary: Returns the cost of an auxiliary network.
-        batch_size: Number of samples over which the cost of an optimizer's step is spread.
+        batch_size: Number of samples for which a worker makes one optimizer step.
         profile: The measurements, for the partition `profile`; None for any other.
     """
     if profile is not None:
@@ -79,7 +79,7 @@ def weights(
     return Weights([1.0] * len(units))
 
 
-def _measured_weights(profile: Profile, units: int, batch_size: int) -> Weights:
+def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return weights in seconds for the profile's samples, with their share of a step."""
 
     def seconds(part: Measured) -> float:

@@ -195,7 +195,7 @@ def assemble(
         settings.partition,
         subject.costs,
         subject.ends.cost,
-        settings.batch_size,
+        settings.batch_size / settings.replicas,
         profile and profile.at(largest_micro_batch(settings, schedule)),
     )
     layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
