@@ -24,7 +24,7 @@ def assert_same_run(one: Outcome, other: Outcome) -> None:
     assert one.test == other.test
     assert one.test
     assert one.train == other.train
-    assert {step for step, _ in one.train} == {3, 6, 7, 9}
+    assert {step for step, _ in one.train} >= {3, 6, 9}
 
 
 @pytest.mark.parametrize(
