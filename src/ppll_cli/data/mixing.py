@@ -49,11 +49,11 @@ class Mixing:
             label, and the larger share.
         """
         images, labels = batch[IMAGE], batch[LABEL]
-        which, u, v, x, y = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
+        which, u, v, down, right = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
         if not self.cutmix or (self.mixup and which < 0.5):
             share = mix_up(images, symmetric_beta(self.mixup, u, v))
         else:
-            share = cut_mix(images, symmetric_beta(self.cutmix, u, v), (x, y))
+            share = cut_mix(images, symmetric_beta(self.cutmix, u, v), (down, right))
         others = labels.roll(1)
         if share < 0.5:
             labels, others, share = others, labels, 1 - share
