@@ -185,6 +185,7 @@ class Settings(_Section):
     timeline: bool = True
     replicas: Workers = 1
     sync_batchnorm: bool = False
+    recompute: bool = False
     max_minutes: Positive | None = None
     weights: str | None = None
     weights_partial: bool = False

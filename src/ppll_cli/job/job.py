@@ -84,6 +84,7 @@ class Job:
         evaluation_specs: The same as `specs` in evaluation, where that is something else.
         replicas: How many workers hold each stage, each with its share of every batch.
         sync_batchnorm: BatchNorm sees the shares of all of them.
+        recompute: Units keep only their inputs for the backward, which runs them again.
         homes: The machine of each worker, in the order of `seats`; empty: there is only one.
         weights: What units begin with, at step 0, in the place of weights drawn from the seed.
         watched: The units that losses watch, by their index in the model.
@@ -114,6 +115,7 @@ class Job:
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     replicas: int = 1
     sync_batchnorm: bool = False
+    recompute: bool = False
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)

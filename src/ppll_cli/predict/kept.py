@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, float]
 
 FIELDS = {
-    "unit": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
     "halves": {"input_s", "weight_s"},
     "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params"},
     "copy": {"seconds"},

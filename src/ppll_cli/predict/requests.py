@@ -13,7 +13,7 @@ from ppll_cli.job.placing import placed, prepare_compiler
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site, module_criterion
 from ppll_cli.models.unit import ImageSpec, Model
-from ppll_cli.predict.chain import Work
+from ppll_cli.predict.chain import Saved, Work
 from ppll_cli.predict.timing import Stopwatch, batch_like, repeat, time_criterion
 from ppll_cli.tasks.task import Task
 
@@ -24,7 +24,7 @@ class UnitTimes(NamedTuple):
     Attributes:
         forward_s: Of each unit, its forward pass.
         backward_s: Of each unit, its backward pass.
-        saved_bytes: Of each unit, what it leaves in memory until its backward.
+        saved: Of each unit, what it leaves in memory.
         step_s: Of the optimizer's step for all of them.
         params: Of all of them.
         bytes_per_parameter: With its gradient and what the optimizer keeps of it.
@@ -34,7 +34,7 @@ class UnitTimes(NamedTuple):
 
     forward_s: list[float]
     backward_s: list[float]
-    saved_bytes: list[int]
+    saved: list[Saved]
     step_s: float
     params: int
     bytes_per_parameter: float
@@ -63,7 +63,7 @@ class Units:
             forward_s=seconds[:count],
             backward_s=backwards[::each][::-1],
             weight_s=backwards[1::2][::-1] if self.work.split else [],
-            saved_bytes=saved,
+            saved=saved,
             step_s=seconds[-1],
             params=sum(parameter.numel() for parameter in chain.parameters),
             bytes_per_parameter=chain.bytes_per_parameter(),

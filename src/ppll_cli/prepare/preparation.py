@@ -147,6 +147,7 @@ def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
         threads=settings.threads_per_worker,
         numerics=numerics,
         compiled=settings.compile,
+        recompute=settings.recompute,
         conditions={
             "image": asdict(subject.image),
             "source": source_digest(subject.model, subject.method),
@@ -233,6 +234,7 @@ def assemble(
         traced=settings.timeline,
         replicas=settings.replicas,
         sync_batchnorm=settings.sync_batchnorm,
+        recompute=settings.recompute,
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     exported = any(len(end) > 1 for end in ends.values())
