@@ -12,6 +12,7 @@ import pytest
 from ppll_cli.config import settings
 from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
 from ppll_cli.config.options import conf_dir
+from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import FREE, GROUPS, Recorded, recorded
 from tests.conftest import compose_config, own_model
@@ -126,6 +127,16 @@ def test_what_is_as_it_was_is_no_change(
 )
 def test_what_may_be_changed(folder: Path, overrides: list[str], expected: Config) -> None:
     assert differences(folder, *overrides) == expected
+
+
+def test_a_run_of_before_drop_path_goes_on_without(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    assert record["model"].pop("drop_path") == 0.0
+    (folder / "config.json").write_text(json.dumps(record))
+    config, _ = change(folder, "max_steps=9")
+    assert make("model", settings.parse(config).model).drop_path == 0.0
+    with pytest.raises(ConfigError, match=r"model.drop_path=0.1: the run was started with no such"):
+        change(folder, "model.drop_path=0.1")
 
 
 def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None:

@@ -16,11 +16,17 @@ from tests.conftest import compose_config, own_model
 
 DATA = ["data=synthetic", "data.size=16", "data.train_samples=8", "data.test_samples=4"]
 MODELS = {
-    "vit": ["model.dim=16", "model.depth=2", "model.heads=2", "model.dropout=0.1"],
+    "vit": [
+        "model.dim=16",
+        "model.depth=2",
+        "model.heads=2",
+        "model.dropout=0.1",
+        "model.drop_path=0.3",
+    ],
     "vit mean": ["model.dim=16", "model.depth=1", "model.heads=2", "model.pooling=mean"],
     "resnet32": ["model=resnet32", "model.depth=14"],
     "resnet18": ["model=resnet18"],
-    "resnet50": ["model=resnet50"],
+    "resnet50": ["model=resnet50", "model.drop_path=0.3"],
     "retinanet": ["model=retinanet", "model.width=8"],
     "retinanet group": ["model=retinanet", "model.width=64", "model.norm=group"],
     "edsr": ["model=edsr", "model.depth=2", "model.width=4"],
