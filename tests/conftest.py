@@ -188,6 +188,7 @@ def own_model(name: str, **options: object) -> list[str]:
         "pooling",
         "dropout",
         "attention_dropout",
+        "drop_path",
     ]
     removed = [f"~model.{key}" for key in keys]
     added = [f"+model.{key}={value}" for key, value in options.items()]

@@ -169,6 +169,7 @@ def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
         ["--cfg", "job"],
         ["optim.lr=-1"],
         ["model=vti"],
+        ["model.drop_path=1"],
         ["data.root=/nonexistent"],
         ["schedule._target_=no.Such"],
     ],

@@ -180,6 +180,12 @@ def test_obstacles(planner: Make) -> None:
     found.check()
 
 
+@pytest.mark.parametrize("key", ["compile", "recompute"])
+def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
+    row = planner("schedule=zb_h1", f"{key}=true").rows(2)["zb_h1"]
+    assert row.obstacle == f"this schedule runs backwards in halves, which {key}=true excludes"
+
+
 def test_replicas_have_rows_of_their_own(planner: Make) -> None:
     """They share a batch, so each takes about half as long, and an all-reduce."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
     assert other.counted(mine)[0] == kept[0]  # if the run goes back to it
     assert rate([], 1) is None
     assert rate([counted(0, 0.0)], 1) is None
+
+
+def test_speeds_with_and_without_recompute_are_kept_apart(job: Prepared) -> None:
+    mine = [counted(1, 1.0), counted(1, 1.0)]
+    kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
+    again = Parts(replace(job.job, recompute=True), "ring", job.units, (), kept)
+    assert again.alike(mine) == mine
+    (part,) = again.listed(7, 2.5, mine)
+    assert part["recompute"] is True
+    assert "recompute" not in kept[0]["conditions"]  # as older programs have it
 
 
 def test_counts_with_names_of_older_programs_are_kept_apart(job: Prepared) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.config import settings
 from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import parse
@@ -104,6 +105,7 @@ def test_what_is_as_it_was_is_no_change(
         (["max_steps=null"], {"max_steps": None}),
         (["name=mine", "tags=[a,b]"], {"name": "mine", "tags": ["a", "b"]}),
         (["max_steps=9", "seed=0"], {"max_steps": 9}),
+        (["recompute=true"], {"recompute": True}),
         (["max_minutes=55"], {"max_minutes": 55}),
         (["log_every=1", "log_grad_norm=true"], {"log_every": 1, "log_grad_norm": True}),
         (["device=cpu", "oversubscribe=true"], {"device": "cpu", "oversubscribe": True}),
@@ -127,6 +129,28 @@ def test_what_is_as_it_was_is_no_change(
 )
 def test_what_may_be_changed(folder: Path, overrides: list[str], expected: Config) -> None:
     assert differences(folder, *overrides) == expected
+
+
+def test_a_run_of_before_drop_path_goes_on_without(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    assert record["model"].pop("drop_path") == 0.0
+    (folder / "config.json").write_text(json.dumps(record))
+    config, _ = change(folder, "max_steps=9")
+    assert make("model", settings.parse(config).model).drop_path == 0.0
+    with pytest.raises(ConfigError, match=r"model.drop_path=0.1: the run was started with no such"):
+        change(folder, "model.drop_path=0.1")
+
+
+def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None:
+    """It has no such key; whether it gets one changes nothing in what is trained."""
+    record = json.loads((folder / "config.json").read_text())
+    assert record.pop("recompute") is False
+    (folder / "config.json").write_text(json.dumps(record))
+    config, _ = change(folder)
+    assert settings.parse(config).recompute is False
+    for value in (False, True):
+        config, _ = change(folder, f"recompute={str(value).lower()}")
+        assert settings.parse(config).recompute is value
 
 
 @pytest.mark.parametrize("value", ["2", "null"])

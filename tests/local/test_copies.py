@@ -11,6 +11,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Site
+from ppll_cli.models.drop_path import DropPath
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, Head
 from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
@@ -66,6 +67,15 @@ def test_a_unit_may_be_copied_several_times() -> None:
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(16, 16, 16)] * 3
     first, second = (unit.state_dict()["conv1.weight"] for unit in network[:2])
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("index", "rate"), [(1, set()), (2, {0.15}), (3, {0.3})])
+def test_a_copy_keeps_the_rate_of_its_unit(index: int, rate: set[float]) -> None:
+    """Of stochastic depth; the last two units are adapted to the stem's maps."""
+    model = CifarResNet(depth=8, drop_path=0.3)
+    (copy,) = units_of(of(list(model.units(IMAGES, TASK))), [index], "test")
+    found = {layer._rate for layer in copy.modules() if isinstance(layer, DropPath)}
+    assert found == rate
 
 
 def test_a_unit_that_does_not_fit_is_adapted() -> None:

@@ -35,6 +35,7 @@ class Source:
     copy_s: float = 0.0
     step_s: float = 0.0
     spared_s: float = 0.0
+    recomputed: int = 0
     slower: float = 1.0
     parameter_bytes: float = 16.0
     samples: int = 8
@@ -56,13 +57,15 @@ class Source:
             self.copy_s,
             self.step_s,
             spared_s=share * self.spared_s,
+            recomputed=self.recomputed,
             samples=samples,
         )
 
     def unit(self, index: int, first: bool = False) -> Measured:
         saved, backward_s = self.samples * 100 * (index + 1), self.backward_s[index]
         backward_s -= first * self.spared_s
-        return Measured(self.forward_s[index], backward_s, saved, 10 * (index + 1))
+        params, again = 10 * (index + 1), self.samples * self.recomputed * (index + 1)
+        return Measured(self.forward_s[index], backward_s, saved, params, again)
 
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         return self.loss

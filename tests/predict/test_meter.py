@@ -20,6 +20,7 @@ from ppll_cli.errors import RunFailedError, WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import cuda, forkserver
 from ppll_cli.predict import meter
+from ppll_cli.predict.chain import Saved
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.requests import Copy, Loss, Units, UnitTimes
 from ppll_cli.prepare.preparation import prepare
@@ -178,7 +179,7 @@ def test_the_parent_makes_no_cuda_context(
             return {"forward_s": 1e-3, "backward_s": 1e-3, "saved_bytes": 1, "params": 1}
         assert isinstance(request, Units)
         count = len(request.work.parts)
-        return UnitTimes([1e-3] * count, [1e-3] * count, [1] * count, 1e-3, 10, 16.0, [])
+        return UnitTimes([1e-3] * count, [1e-3] * count, [Saved(1, 0)] * count, 1e-3, 10, 16.0, [])
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -23,7 +24,7 @@ from ppll_cli.config import settings
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.job.devices import device_of
 from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.vit import ViT
+from ppll_cli.models.vit import Block, ViT
 from ppll_cli.predict import timing
 from ppll_cli.predict.chain import Work
 from ppll_cli.predict.fingerprint import source_digest, structure
@@ -176,9 +177,10 @@ def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "precision=bf16",
         "optim=sgd",
         "deterministic=true",
+        "recompute=true",
     ):
         prepared("gpus=2", other)
-    assert len(list(cache.glob("*"))) == 7
+    assert len(list(cache.glob("*"))) == 8
 
 
 def test_neighbours_are_a_condition(cache: Path, profile: Callable[..., Profile]) -> None:
@@ -326,9 +328,31 @@ def test_what_a_unit_leaves_in_memory() -> None:
     tokens = 8 * 5 * 16 * 4
     norms, projected, attention, first_sum, hidden, gelu, output = 2, 3, 1, 1, 4, 4, 1
     all_of_them = norms + projected + attention + first_sum + hidden + gelu + output
-    (_, block, *_) = work().chain().saved_bytes()
+    (_, block, *_) = (saved.kept for saved in work().chain().saved_bytes())
     # The means and deviations of the norms and the sums of attention's exponentials are small.
     assert all_of_them * tokens <= block <= 1.05 * all_of_them * tokens
+
+
+def test_what_is_recomputed_is_kept_no_longer_and_takes_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block keeps its output, tokens [8, 5, 16]; its backward has all the rest again."""
+    whole, again = (work(f"recompute={on}").chain() for on in ("false", "true"))
+    for before, after in zip(whole.saved_bytes(), again.saved_bytes(), strict=True):
+        assert before.recomputed == 0
+        assert sum(after) == before.kept
+    assert again.saved_bytes()[1].kept == 8 * 5 * 16 * 4
+    passes = Counter[bool]()
+    forward = Block.forward
+
+    def counted(self: Block, x: torch.Tensor) -> torch.Tensor:
+        passes[self in again.networks] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    for chain in (whole, again):
+        assert len(chain.step()) == 2 * len(UNITS) + 1
+    assert passes == {False: 4, True: 8}
 
 
 def test_neighbours_are_gone_afterwards() -> None:

@@ -128,8 +128,8 @@ def test_memory() -> None:
         predict(job(name, 2, modules=3), source) for name in ("pp", "gpipe", "1f1b", "ll", "ppll")
     )
     assert pp.activation_bytes == [8 * (600 + image), 8 * (1500 + token) + 40]
-    # Four micro-batches of two samples.
-    assert gpipe.activation_bytes == [8 * (600 + image), 4 * (2 * 1500 + 40) + 8 * token]
+    # Four micro-batches of two samples; the graph of one loss at a time.
+    assert gpipe.activation_bytes == [8 * (600 + image), 4 * 2 * 1500 + 40 + 8 * token]
     assert one.activation_bytes == [2 * 2 * 600 + 8 * image, 2 * 1500 + 40 + 2 * token]
     modules = [sum(saved[start : start + 2]) for start in (0, 2, 4)]
     assert ll.activation_bytes == [8 * (max(modules) + image) + 40]
@@ -139,6 +139,19 @@ def test_memory() -> None:
     ]
     assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6), 16 * (50 + 60 + 3)]
     assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3)]
+
+
+def test_memory_where_units_recompute() -> None:
+    """Beside what all of them keep, one unit's backward has 1000, 2000, ... bytes a sample."""
+    image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
+    source = Source(loss=Measured(0.0, 0.0, 8 * 5000, 0), recomputed=1000)
+    bp, gpipe, ll = (predict(job(name, 2, modules=3), source) for name in ("bp", "gpipe", "ll"))
+    assert bp.activation_bytes == [8 * (2100 + 6000 + image)]
+    assert gpipe.activation_bytes == [
+        8 * (600 + image) + 2 * 3000,
+        8 * (1500 + token) + 8 * 5000,  # a loss has more than a unit
+    ]
+    assert ll.activation_bytes == [8 * (1100 + 6000 + image)]
 
 
 def watching(lag: int, replicas: int = 1, **options: Any) -> Job:

@@ -19,7 +19,8 @@ from tests.worker.inside import Outcome, run_inside
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=29"]
 DATA += ["data.test_samples=23", "batch_size=8", "epochs=2", "eval_every=1"]  # 29 = 3 * 8 + 5
 VIT = ["model.dim=16", "model.depth=6", "model.heads=2", "model.dropout=0.1"]
-RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]
+VIT += ["model.drop_path=0.3"]
+RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05", "model.drop_path=0.3"]
 CASES = {
     "vit": [*VIT, "optim.clip_norm=0.1"],
     "resnet": [*RESNET, "optim.clip_norm=0.5"],
@@ -179,7 +180,8 @@ def test_other_tasks(
     """Whose skips reach far: a pyramid's maps, the long skip, and targets of several tensors."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if task == "detection":
-        case = ["model=retinanet", "model.width=8", "data=fashion_scenes", "data.pictures=10"]
+        case = ["model=retinanet", "model.width=8", "model.drop_path=0.3"]
+        case += ["data=fashion_scenes", "data.pictures=10"]
         case += [f"data.root={write_fashion(tmp_path / 'root')}", "data.test_pictures=3"]
         case += ["data.side=64", "data.short_side=64", "data.long_side=64"]
     else:

@@ -13,6 +13,7 @@ from ppll_cli.job.devices import device_of, model_of
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
+from ppll_cli.prepare.checks import check_backwards
 from ppll_cli.prepare.preparation import assemble, profile_of
 from ppll_cli.prepare.subject import examine
 
@@ -196,10 +197,7 @@ class Planner:
         try:
             settings = self.settings(name, gpus, replicas)
             job, _ = assemble(settings, self.subject, schedule, devices, self.profile, "", [])
-            if settings.compile and job.halves:
-                return Row(
-                    name, None, obstacle="it runs backwards in halves, which compile=true excludes"
-                )
+            check_backwards(job)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)

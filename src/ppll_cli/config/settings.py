@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppll_cli.config.options import as_typed
+from ppll_cli.config.probability import check_probability
 from ppll_cli.config.targets import describe
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
@@ -46,6 +47,10 @@ Word = Annotated[str, AfterValidator(_word)]
 
 MOST_SLOTS = 1024
 """Largest `transport.depth`: predictions may have to simulate as many batches."""
+
+
+PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
+"""Options of our models that are some."""
 
 
 class _Section(BaseModel):
@@ -209,6 +214,7 @@ class Settings(_Section):
     timeline: bool = True
     replicas: Workers = 1
     sync_batchnorm: bool = False
+    recompute: bool = False
     max_minutes: Positive | None = None
     weights: str | None = None
     weights_partial: bool = False
@@ -297,6 +303,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
     if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
         raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
     _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
+    _check_probabilities(settings.model)
     if settings.fba.enabled and "bank" not in settings.local:
         key, value = as_typed("local", settings.local.get("_target_"))
         problem = f"the local method, {key}={value}, reads no feature bank"
@@ -321,6 +328,13 @@ def _check_modules(count: Any, cuts: Any) -> None:
     if cuts is not None and not all(isinstance(name, str) for name in names):
         problem = "must be a list of names of units, or the name of a partition of the model"
         raise ConfigError("local.cuts", cuts, problem)
+
+
+def _check_probabilities(model: Group) -> None:
+    """Check those of our own models here, where torch need not be imported for it."""
+    if str(model.get("_target_")).startswith("ppll_cli."):
+        for name in sorted(PROBABILITIES & model.keys()):
+            check_probability(f"model.{name}", model[name])
 
 
 def _config_error(error: ValidationError) -> ConfigError:

@@ -85,6 +85,7 @@ class Job:
         evaluation_specs: `specs` of evaluation batches; None if they are equal to `specs`.
         replicas: How many workers hold each stage. Each computes its share of every batch.
         sync_batchnorm: Whether BatchNorm uses the statistics of all replicas' shares.
+        recompute: Whether units keep only their inputs for the backward, which runs them again.
         homes: Number of the machine of each worker, in the order of `seats`; empty if there is one
             machine.
         weights: Weights from a file with which units begin at step 0; None to draw all from the
@@ -118,6 +119,7 @@ class Job:
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     replicas: int = 1
     sync_batchnorm: bool = False
+    recompute: bool = False
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)

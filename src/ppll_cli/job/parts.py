@@ -27,6 +27,7 @@ class Conditions(TypedDict):
     threads: int
     transport: str
     stages: list[str]  # the units that start stages 2 and up
+    recompute: NotRequired[bool]  # only where it is on: older programs have counted without it
 
 
 Part = TypedDict(
@@ -42,6 +43,7 @@ Part = TypedDict(
         "threads": int,
         "transport": str,
         "stages": NotRequired[list[str]],
+        "recompute": NotRequired[bool],
     },
 )
 """A part of a run, as `train.parts` of summary.json lists it.
@@ -107,6 +109,8 @@ class Parts:
             "transport": transport,
             "stages": [units[cut] for cut in job.layout.cuts()],
         }
+        if job.recompute:
+            self._conditions["recompute"] = True
         self._others: list[Counted] = []
         self._alike: list[Counted] = []
         for each in counted:

@@ -46,6 +46,7 @@ FREE = {
     "device",
     "oversubscribe",
     "threads",
+    "recompute",
     "tracker",
     "max_steps",
     "max_minutes",

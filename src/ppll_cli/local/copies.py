@@ -41,6 +41,8 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
     """A copy of a unit for features of a shape, with fresh weights.
 
+    It draws dropout and stochastic depth with the unit's own probabilities.
+
     Args:
         site: The module.
         index: The unit to copy.

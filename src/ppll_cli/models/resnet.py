@@ -11,7 +11,9 @@ from typing import ClassVar, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppll_cli.config.probability import check_probability
 from ppll_cli.errors import ConfigError
+from ppll_cli.models.drop_path import drop_path_of, rates
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
 from ppll_cli.tasks.classification import ClassifierHead, Pool, classes_of
 from ppll_cli.tasks.task import Task
@@ -51,22 +53,24 @@ class BasicUnit(nn.Module):
         channels: C of the input.
         width: C of the output, and inside.
         stride: By how much H and W are divided.
+        rate: Probability that what the unit adds to a sample's skip is zeroed.
     """
 
     expansion: ClassVar[int] = 1
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, rate: float = 0.0) -> None:
         super().__init__()
         self.conv1 = _convolution(channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = _convolution(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
+        self.drop_path = drop_path_of(rate)
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, H, W] to a map [B, width, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return _join(self.bn2(self.conv2(y)), x, self.downsample)
+        return _join(self.drop_path(self.bn2(self.conv2(y))), x, self.downsample)
 
 
 class BottleneckUnit(nn.Module):
@@ -76,11 +80,12 @@ class BottleneckUnit(nn.Module):
         channels: C of the input.
         width: C inside; the output has four times as many.
         stride: By how much H and W are divided.
+        rate: Probability that what the unit adds to a sample's skip is zeroed.
     """
 
     expansion: ClassVar[int] = 4
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, rate: float = 0.0) -> None:
         super().__init__()
         self.conv1 = _convolution(channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
@@ -88,13 +93,14 @@ class BottleneckUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _convolution(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.drop_path = drop_path_of(rate)
         self.downsample = _shortcut(channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, H, W] to a map [B, 4 width, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        return _join(self.bn3(self.conv3(y)), x, self.downsample)
+        return _join(self.drop_path(self.bn3(self.conv3(y))), x, self.downsample)
 
 
 class Head(ClassifierHead):
@@ -140,28 +146,35 @@ UnitType = type[BasicUnit] | type[BottleneckUnit]
 
 
 def _adapted(
-    kind: UnitType, width: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    kind: UnitType,
+    width: int,
+    rate: float,
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
 ) -> nn.Module:
     """A residual unit for other maps; it halves H and W once where they are above the output's."""
     stride = 2 if input_shape[1] > output_shape[1] else 1
-    return kind(channels=input_shape[0], width=width, stride=stride)
+    return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)
 
 
 def _trunk(
-    stem: partial[Stem], kind: UnitType, counts: Sequence[int], first_width: int
+    stem: partial[Stem], kind: UnitType, counts: Sequence[int], first_width: int, drop_path: float
 ) -> list[Unit]:
     """Stem and groups of residual units.
 
-    From the second group on, the first unit of a group halves H and W, and the width doubles.
+    From the second group on, the first unit of a group halves H and W, and the width doubles. The
+    last unit zeroes what it adds with the probability `drop_path`.
     """
+    probabilities = iter(rates(drop_path, sum(counts)))
     units = [Unit("stem", stem, reads=(IMAGE,))]
     channels = stem.keywords["width"]
     for group, count in enumerate(counts):
         width = first_width * 2**group
         for index in range(count):
             stride = 2 if group > 0 and index == 0 else 1
-            build = partial(kind, channels=channels, width=width, stride=stride)
-            adapt = partial(_adapted, kind, width)
+            rate = next(probabilities)
+            build = partial(kind, channels=channels, width=width, stride=stride, rate=rate)
+            adapt = partial(_adapted, kind, width, rate)
             units.append(Unit(f"layer{group + 1}.{index}", build, adapt=adapt))
             channels = width * kind.expansion
     return units
@@ -214,12 +227,15 @@ class CifarResNet:
 
     Attributes:
         depth: Number of layers, 6n + 2: 32 and 110 are the usual ones.
+        drop_path: Probability that the last residual unit zeroes what it adds to a sample; from the
+            first unit, which zeroes nothing, it grows evenly (stochastic depth, arXiv 1603.09382).
 
     Raises:
-        ConfigError: No network has this depth.
+        ConfigError: No network has this depth, or `drop_path` is no probability below 1.
     """
 
     depth: int
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.depth < 8 or self.depth % 6 != 2:
@@ -228,6 +244,7 @@ class CifarResNet:
                 "model.depth", self.depth, "is not 6n + 2", f"nearest: {below}, {below + 6}"
             )
         check_depth("model.depth", self.depth)
+        check_probability("model.drop_path", self.drop_path)
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
@@ -272,7 +289,8 @@ class CifarResNet:
         if min(image.height, image.width) < 4:
             raise _too_small("model", name, image, 4, "choose a data set with larger images")
         stem = partial(Stem, channels=image.channels, width=16, kind="cifar")
-        return [*_trunk(stem, BasicUnit, [(self.depth - 2) // 6] * 3, 16), _head(64, classes)]
+        counts = [(self.depth - 2) // 6] * 3
+        return [*_trunk(stem, BasicUnit, counts, 16, self.drop_path), _head(64, classes)]
 
 
 FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
@@ -294,13 +312,17 @@ class ResNet:
     Attributes:
         depth: 18, 34, 50, 101 or 152.
         stem: `imagenet` divides H and W by 4 before the first residual unit, `cifar` by nothing.
+        drop_path: Probability that the last residual unit zeroes what it adds to a sample; from the
+            first unit, which zeroes nothing, it grows evenly (stochastic depth, arXiv 1603.09382).
 
     Raises:
-        ConfigError: No network has this depth, or the stem is unknown.
+        ConfigError: No network has this depth, the stem is unknown, or `drop_path` is no
+            probability below 1.
     """
 
     depth: int
     stem: StemKind = "cifar"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.depth not in FAMILY:
@@ -308,6 +330,7 @@ class ResNet:
             raise ConfigError("model.depth", self.depth, "no ResNet has this depth", possible)
         if self.stem not in get_args(StemKind):
             raise ConfigError("model.stem", self.stem, "is unknown", "possible: cifar, imagenet")
+        check_probability("model.drop_path", self.drop_path)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
@@ -328,7 +351,7 @@ class ResNet:
         self._check_size(image)
         kind, counts = FAMILY[self.depth]
         stem = partial(Stem, channels=image.channels, width=64, kind=self.stem)
-        return _trunk(stem, kind, counts, 64)
+        return _trunk(stem, kind, counts, 64, self.drop_path)
 
     def _check_size(self, image: ImageSpec) -> None:
         size = min(image.height, image.width)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import nn
 
+from ppll_cli.config.probability import check_probability
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.resnet import FAMILY, ResNet
 from ppll_cli.models.unit import ImageSpec, Unit, check_size
@@ -35,6 +36,8 @@ class RetinaNet:
         width: Channels of the pyramid and what stands on it.
         norm: Between the convolutions that find classes and boxes: `none`, as in the paper, or
             `group`, norms of 32 groups, as in torchvision's second version.
+        drop_path: That of the ResNet: the probability that its last residual unit zeroes what it
+            adds to a sample.
 
     Raises:
         ConfigError: There is no such network.
@@ -45,12 +48,14 @@ class RetinaNet:
     depth: int = 18
     width: int = 256
     norm: Norm = "none"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.depth not in self.DEPTHS:
             possible = "possible: " + ", ".join(map(str, self.DEPTHS))
             raise ConfigError("model.depth", self.depth, "no RetinaNet has this depth", possible)
         check_size("model.width", self.width)
+        check_probability("model.drop_path", self.drop_path)
         if self.norm not in get_args(Norm):
             raise ConfigError("model.norm", self.norm, "is unknown", "possible: none, group")
         # The coarsest map may be a single pixel, and a norm needs two values.
@@ -67,7 +72,8 @@ class RetinaNet:
         """
         wanted = detection_of(task, "retinanet")
         kind, counts = FAMILY[self.depth]
-        units = ResNet(depth=self.depth, stem="imagenet").trunk(image)
+        trunk = ResNet(depth=self.depth, stem="imagenet", drop_path=self.drop_path)
+        units = trunk.trunk(image)
         ends = [sum(counts[:group]) for group in (2, 3, 4)]
         for end, name in zip(ends, LEVELS.values(), strict=True):
             units[end] = replace(units[end], writes=(name,))

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppll_cli.config.probability import check_probability
 from ppll_cli.errors import ConfigError
+from ppll_cli.models.drop_path import drop_path_of, rates
 from ppll_cli.models.unit import IMAGE, MOST_SIZE, ImageSpec, Unit, check_depth, check_size
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Task
@@ -107,16 +109,24 @@ class Block(nn.Module):
         hidden: Width inside the two-layer network.
         dropout: Probability that a value which either half adds is zeroed.
         attention_dropout: Probability that an attention weight is zeroed.
+        rate: Probability that what a half adds to a sample is zeroed; each half draws for itself.
     """
 
     def __init__(
-        self, dim: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        attention_dropout: float,
+        rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.self_attention = Attention(dim, heads, attention_dropout)
         self.dropout = nn.Dropout(dropout)
         self.ln_2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.drop_path = drop_path_of(rate)
         inner, outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.mlp = nn.Sequential(inner, nn.GELU(), nn.Dropout(dropout), outer, nn.Dropout(dropout))
         for linear in (inner, outer):
@@ -125,8 +135,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, T, D] to tokens [B, T, D]."""
-        x = x + self.dropout(self.self_attention(self.ln_1(x)))
-        y: Tensor = x + self.mlp(self.ln_2(x))
+        x = x + self.drop_path(self.dropout(self.self_attention(self.ln_1(x))))
+        y: Tensor = x + self.drop_path(self.mlp(self.ln_2(x)))
         return y
 
 
@@ -167,6 +177,8 @@ class ViT:
         pooling: What the head reads: `cls`, a token of its own, or `mean`, over all patches.
         dropout: Probability that a value is zeroed, after the embedding and inside each block.
         attention_dropout: Probability that an attention weight is zeroed.
+        drop_path: Probability that the last block zeroes what it adds to a sample; from the first
+            block, which zeroes nothing, it grows evenly (stochastic depth, arXiv 1603.09382).
 
     Raises:
         ConfigError: An option is out of its range, or `heads` does not divide `dim`.
@@ -180,13 +192,14 @@ class ViT:
     pooling: Pooling = "cls"
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "patch"):
             check_size(f"model.{name}", getattr(self, name))
         check_depth("model.depth", self.depth)
-        for name in ("dropout", "attention_dropout"):
-            _require_probability(name, getattr(self, name))
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            check_probability(f"model.{name}", getattr(self, name))
         if not (math.isfinite(self.mlp_ratio) and self.hidden >= 1):
             raise ConfigError(
                 "model.mlp_ratio", self.mlp_ratio, "leaves no width", "give a positive number"
@@ -232,7 +245,10 @@ class ViT:
         head = partial(Head, dim=self.dim, classes=classes, pooling=self.pooling)
         return [
             Unit("embed", embed, reads=(IMAGE,)),
-            *(Unit(f"blocks.{index}", block) for index in range(self.depth)),
+            *(
+                Unit(f"blocks.{index}", partial(block, rate=rate))
+                for index, rate in enumerate(rates(self.drop_path, self.depth))
+            ),
             Unit("head", head, writes=("prediction",)),
         ]
 
@@ -246,11 +262,6 @@ class ViT:
                 _possible(_divisors(math.gcd(image.height, image.width))),
             )
         return (image.height // self.patch) * (image.width // self.patch)
-
-
-def _require_probability(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"model.{name}", value, "is not a probability below 1", "give 0 <= p < 1")
 
 
 def _divisors(number: int) -> list[int]:

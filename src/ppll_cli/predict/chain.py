@@ -8,7 +8,8 @@ allocated and freed, as in a run. A unit that was timed alone in a loop took a f
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.job.placing import placed, prepare_compiler
+from ppll_cli.job.recompute import recomputed
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.predict.timing import Stopwatch, batch_like, held, saved_storages, storage
@@ -40,6 +42,18 @@ class Part:
     learnt: tuple[bool, ...]
 
 
+class Saved(NamedTuple):
+    """Bytes that a unit leaves in memory, its inputs left out.
+
+    Attributes:
+        kept: From its forward to its backward.
+        recomputed: Beside these during its backward, which has computed them again.
+    """
+
+    kept: int
+    recomputed: int
+
+
 @dataclass(frozen=True)
 class Work:
     """The description of a chain as plain data, which is sent to the process that makes the chain.
@@ -56,6 +70,7 @@ class Work:
         numerics: Precision and determinism.
         compiled: Whether networks are compiled by torch.compile.
         split: Whether each backward runs in two halves, to the inputs and to the parameters.
+        recompute: Whether each backward runs the forward again first.
     """
 
     model: Mapping[str, Any]
@@ -68,6 +83,7 @@ class Work:
     threads: int
     numerics: Numerics
     compiled: bool
+    recompute: bool = False
     split: bool = False
 
     def chain(self) -> "Chain":
@@ -112,8 +128,10 @@ class Chain:
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
+            # Where a second pass draws other numbers than the first, it takes no other time.
+            run = partial(recomputed, network, _draw_on) if self.work.recompute else network
             with self._autocast():
-                made = network(*leaves)
+                made = run(*leaves)
             watch.mark()
             outputs = made if isinstance(made, tuple) else (made,)
             values.update(zip(unit.writes, outputs, strict=True))
@@ -134,11 +152,11 @@ class Chain:
         watch.mark()
         return watch.spans()
 
-    def saved_bytes(self) -> list[int]:
-        """Return the bytes that each unit keeps in memory until its backward, without its inputs.
+    def saved_bytes(self) -> list[Saved]:
+        """Return what each unit leaves in memory.
 
-        These are its outputs and the tensors that autograd saves, except parameters, buffers and
-        inputs. Each storage counts once.
+        Counted are its outputs and the tensors that autograd saves, except parameters, buffers and
+        inputs. Each storage counts once. Units that recompute keep only their outputs.
         """
         values: dict[str, Tensor] = {}
         sizes = []
@@ -147,8 +165,10 @@ class Chain:
             with self._autocast(), saved_storages([*leaves, *held(network)]) as saved:
                 made = network(*leaves)
             outputs = made if isinstance(made, tuple) else (made,)
-            saved |= dict(map(storage, outputs))
-            sizes.append(sum(saved.values()))
+            kept = dict(map(storage, outputs))
+            whole = sum((saved | kept).values())
+            least = sum(kept.values()) if self.work.recompute else whole
+            sizes.append(Saved(least, whole - least))
             values.update(zip(unit.writes, (x.detach() for x in outputs), strict=True))
         return sizes
 
@@ -177,6 +197,10 @@ class Chain:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return self.work.numerics.autocast(self.device)
+
+
+def _draw_on() -> None:
+    """Seed nothing."""
 
 
 def _backward(

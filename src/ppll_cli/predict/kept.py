@@ -20,7 +20,7 @@ Record = dict[str, float]
 """What was measured of one thing: seconds, bytes or counts by name."""
 
 FIELDS = {
-    "unit": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
     "halves": {"input_s", "weight_s"},
     "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params"},
     "copy": {"seconds"},

@@ -27,7 +27,7 @@ from ppll_cli.predict.neighbours import neighbours
 from ppll_cli.predict.requests import Copy, Loss, Units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
@@ -46,12 +46,14 @@ class Measured(NamedTuple):
         backward_s: Seconds of the backward pass of a batch.
         saved_bytes: Bytes kept in memory until the backward, without inputs.
         params: Number of parameters.
+        recomputed_bytes: Bytes that the backward computes again, and has in memory beside those.
     """
 
     forward_s: float
     backward_s: float
     saved_bytes: int
     params: int
+    recomputed_bytes: int = 0
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Profile:
         threads: CPU threads, as many as a worker has.
         numerics: Precision and determinism, as workers have them.
         compiled: Whether workers compile their networks by torch.compile.
+        recompute: Whether units run their forward again in the backward.
         conditions: All other conditions on which the times depend, for the name of the cache file.
         kept: The cache, which keeps the times for the next program.
         meter: The process that measures.
@@ -85,6 +88,7 @@ class Profile:
     threads: int
     numerics: Numerics
     compiled: bool
+    recompute: bool
     conditions: Mapping[str, Any]
     kept: Kept
     meter: Meter
@@ -245,7 +249,8 @@ class Profile:
                 key,
                 forward_s=median(found.forward_s[place] for place in places),
                 backward_s=median(found.backward_s[place] for place in places),
-                saved_bytes=found.saved_bytes[places[0]],
+                saved_bytes=found.saved[places[0]].kept,
+                recomputed_bytes=found.saved[places[0]].recomputed,
                 params=self.ends.traced[chosen[places[0]][0]].cost.params,
             )
         step_s = found.step_s / max(1, found.params)
@@ -287,6 +292,7 @@ class Profile:
             threads=self.threads,
             numerics=self.numerics,
             compiled=self.compiled,
+            recompute=self.recompute,
         )
 
     @cached_property
@@ -318,7 +324,8 @@ class Profile:
     def _measured(self, key: str) -> Measured:
         known = self._known[key]
         saved, params = int(known["saved_bytes"]), int(known["params"])
-        return Measured(max(LEAST_S, known["forward_s"]), known["backward_s"], saved, params)
+        again = int(known.get("recomputed_bytes", 0))
+        return Measured(max(LEAST_S, known["forward_s"]), known["backward_s"], saved, params, again)
 
     def _add(self, key: str, **record: float) -> None:
         self._known[key] = record
@@ -336,7 +343,8 @@ class Profile:
         own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
         own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}
         own |= {"momentum": bool(self.optim.momentum), "neighbours": self.neighbours}
-        own |= {"model": self.model, "local": self.local, "format": FORMAT}
+        own |= {"model": self.model, "local": self.local, "recompute": self.recompute}
+        own |= {"format": FORMAT}
         text = json.dumps({**own, **self.conditions}, sort_keys=True)
         return f"{digest(text)}.json"
 

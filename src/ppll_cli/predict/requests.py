@@ -13,7 +13,7 @@ from ppll_cli.job.placing import placed, prepare_compiler
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site, module_criterion
 from ppll_cli.models.unit import ImageSpec, Model
-from ppll_cli.predict.chain import Work
+from ppll_cli.predict.chain import Saved, Work
 from ppll_cli.predict.timing import Stopwatch, batch_like, repeat, time_criterion
 from ppll_cli.tasks.task import Task
 
@@ -25,7 +25,7 @@ class UnitTimes(NamedTuple):
         forward_s: Seconds of each unit's forward pass.
         backward_s: Seconds of each unit's backward pass; if backwards are split, of the half to
             the inputs.
-        saved_bytes: Bytes that each unit keeps in memory until its backward.
+        saved: What each unit leaves in memory.
         step_s: Seconds of the optimizer's step for all units.
         params: Number of parameters of all units.
         bytes_per_parameter: Mean bytes of a parameter, its gradient and its optimizer state
@@ -35,7 +35,7 @@ class UnitTimes(NamedTuple):
 
     forward_s: list[float]
     backward_s: list[float]
-    saved_bytes: list[int]
+    saved: list[Saved]
     step_s: float
     params: int
     bytes_per_parameter: float
@@ -68,7 +68,7 @@ class Units:
             forward_s=seconds[:count],
             backward_s=backwards[::each][::-1],
             weight_s=backwards[1::2][::-1] if self.work.split else [],
-            saved_bytes=saved,
+            saved=saved,
             step_s=seconds[-1],
             params=sum(parameter.numel() for parameter in chain.parameters),
             bytes_per_parameter=chain.bytes_per_parameter(),

@@ -11,6 +11,7 @@ from ppll_cli.config.settings import usable_cores
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.pipeline.simulate import Cost, Journey, at_once
 from ppll_cli.predict.costs import (
     Source,
@@ -188,20 +189,34 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
     result = []
     for stage in range(job.stages):
         numbers = job.layout.of(stage)
-        saved = [
-            sum(profile.unit(index).saved_bytes for index in chunk.units)
-            + end_of(job, chunk, profile).saved_bytes
-            for chunk in (job.layout.chunks[number] for number in numbers)
-        ]
+        saved, beside = zip(
+            *(_chunk_bytes(job, job.layout.chunks[number], profile) for number in numbers),
+            strict=True,
+        )
         # The first stage loads a whole batch; the others receive only what they hold at once.
         entering = job.course.batch_size * first if 0 in numbers else 0
         for channel, count in slots.items():
             if channel.target == stage and channel.kind == "activations":
                 specs = job.specs[channel.chunk].values()
                 entering += (count - job.depth) * job.microbatch_size * bytes_of(specs)
-        most = max(saved) if local else sum(saved) / len(saved)
-        result.append(round(live[stage] * most) + entering)
+        if local:
+            most = live[stage] * max(map(sum, zip(saved, beside, strict=True)))
+        else:
+            most = round(live[stage] * sum(saved) / len(saved)) + max(beside)
+        result.append(most + entering)
     return result
+
+
+def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
+    """Return the bytes that a chunk keeps until its backward, and the most that it has beside them.
+
+    Beside them it has the graph of its auxiliary network, which is gone before the backward begins,
+    or what the backward of a unit computes again.
+    """
+    units = [profile.unit(index) for index in chunk.units]
+    ends = end_of(job, chunk, profile).saved_bytes
+    beside = max(ends, *(unit.recomputed_bytes for unit in units))
+    return sum(unit.saved_bytes for unit in units), beside
 
 
 def _parameter_bytes(job: Job, profile: Source) -> list[int]:

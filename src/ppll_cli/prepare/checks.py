@@ -8,8 +8,8 @@ from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
 from ppll_cli.job.course import Course
 from ppll_cli.job.job import Job
 from ppll_cli.models.trace import Cost
-from ppll_cli.prepare.halves import check_halves
 from ppll_cli.prepare.subject import Subject
+from ppll_cli.prepare.trials import check_halves, check_recompute
 
 
 def check_passes(job: Job) -> None:
@@ -68,12 +68,20 @@ def check_instructions(job: Job, subject: Subject) -> None:
             halves = job.halves
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
-    if not halves:
-        return
-    if job.compiled:
-        problem = "this schedule runs backwards in halves, which compiled units cannot"
-        raise ConfigError("compile", True, problem, "use compile=false, or another schedule")
-    check_halves((key, path), subject.units, subject.at_ends(job.layout.modules)[1])
+    check_backwards(job)
+    before = subject.at_ends(job.layout.modules)[1]
+    if job.recompute:
+        check_recompute(subject.units, before)
+    if halves:
+        check_halves((key, path), subject.units, before)
+
+
+def check_backwards(job: Job) -> None:
+    """Refuse what backwards in halves exclude: they pass parts of the forward's graph twice."""
+    for key, asked in (("compile", job.compiled), ("recompute", job.recompute)):
+        if asked and job.halves:
+            problem = f"this schedule runs backwards in halves, which {key}=true excludes"
+            raise ConfigError(key, True, problem, f"use {key}=false, or another schedule")
 
 
 def check_batch_norm(

@@ -151,6 +151,7 @@ def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
         threads=settings.threads_per_worker,
         numerics=numerics,
         compiled=settings.compile,
+        recompute=settings.recompute,
         conditions={
             "image": asdict(subject.image),
             "source": source_digest(subject.model, subject.method),
@@ -238,6 +239,7 @@ def assemble(
         replicas=settings.replicas,
         sync_batchnorm=settings.sync_batchnorm,
         log_grad_norm=settings.log_grad_norm,
+        recompute=settings.recompute,
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):

@@ -7,11 +7,12 @@ from the next chunk, or where a module ends from its own `loss`. `backward` goes
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from math import inf, isnan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.errors import NonFiniteError
@@ -20,6 +21,7 @@ from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
+from ppll_cli.job.recompute import recomputed
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.transport.averages import Average
@@ -119,8 +121,12 @@ class HeldChunk(Networks):
         inputs = set(map(_storage, values.values())) if self._next_is_here else set()
         with self._autocast(), torch.set_grad_enabled(training):
             for unit, network in self.units:
+                seed = partial(self._reseed, micro_batch, seeding.unit_forward, unit.name)
+                if training and self.job.recompute:
+                    _apply(unit, partial(recomputed, network, seed), values)
+                    continue
                 if training:
-                    self._reseed(micro_batch, seeding.unit_forward, unit.name)
+                    seed()
                 _apply(unit, network, values)
         with self._autocast(), torch.no_grad():
             for unit, network in self.exports:
@@ -327,7 +333,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _apply(unit: Unit, network: nn.Module, values: dict[str, Tensor]) -> None:
+def _apply(unit: Unit, run: Callable[..., Any], values: dict[str, Tensor]) -> None:
     """Run a unit on what it reads, and bind what it writes."""
-    made = network(*(values[name] for name in unit.reads))
+    made = run(*(values[name] for name in unit.reads))
     values.update(zip(unit.writes, made if isinstance(made, tuple) else (made,), strict=True))

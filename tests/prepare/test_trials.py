@@ -1,4 +1,4 @@
-"""Units whose backward cannot run in halves are refused by name, before the start."""
+"""Units that cannot run in halves, or twice, are refused by name before the start."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import Unit
-from ppll_cli.prepare.halves import check_halves
+from ppll_cli.prepare.trials import check_halves, check_recompute
 
 SPECS = {"x": ValueSpec((3,), torch.float32)}
 
@@ -83,10 +83,48 @@ def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], w
         check_halves(("schedule", "mine"), units, [SPECS, SPECS])
 
 
-def test_what_draws_and_what_has_no_parameters_may_be_split() -> None:
+class Turning(nn.Linear):
+    """Every second forward pass has another sign, and no buffer says so."""
+
+    sign = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sign = -self.sign
+        return torch.exp(super().forward(x) * self.sign)
+
+
+class Growing(nn.Linear):
+    """Every forward pass has one operation more than the one before."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        made = super().forward(x)
+        for _ in range(self.passes):
+            made = torch.cat([made, made.exp()])[: len(x) + self.passes]
+        return made.exp()
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [(lambda: Turning(3, 3), "gives other gradients"), (lambda: Growing(3, 3), "fails: .*")],
+    ids=["turning", "growing"],
+)
+def test_a_unit_that_cannot_run_twice_is_refused(build: Callable[[], nn.Module], why: str) -> None:
+    units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]
+    refused = f"^recompute=True: .* of unit 'odd' {why}; use recompute=false$"
+    with pytest.raises(ConfigError, match=refused) as error:
+        check_recompute(units, [SPECS, SPECS])
+    assert "\n" not in str(error.value)
+
+
+def test_what_draws_and_what_has_no_parameters_may_be_split_or_run_twice() -> None:
     units = [
         Unit("drop", lambda: nn.Dropout(0.5)),
         Unit("norm", lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
         Unit("two", lambda: nn.Bilinear(3, 3, 2), reads=("x", "y"), writes=("z",)),
     ]
-    check_halves(("schedule", "mine"), units, [{**SPECS, "y": SPECS["x"]}] * 3)
+    before = [{**SPECS, "y": SPECS["x"]}] * 3
+    check_halves(("schedule", "mine"), units, before)
+    check_recompute(units, before)

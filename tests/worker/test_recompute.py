@@ -1,0 +1,108 @@
+"""`recompute=true` changes no bit, whatever is trained by whichever schedule."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppll_cli.prepare.subject import recipe_of
+from tests.conftest import assert_same, own_model
+from tests.worker.cases import DATA, RESNET, SGD, VIT
+from tests.worker.chunks import MODELS, job_of, trained
+from tests.worker.inside import Outcome, run_inside
+
+CASES = {
+    "vit": [*VIT, "model.attention_dropout=0.1", "optim.clip_norm=0.1"],
+    "resnet": [*RESNET, *SGD, "optim.nonfinite=skip"],
+    "vit bf16": [*VIT, "precision=bf16"],
+    "resnet bf16": [*RESNET, *SGD, "precision=bf16"],
+    "skips": own_model("Skipping"),
+    "views": own_model("Views"),
+}
+LOCAL = ["local=dgl", "local.modules=4"]
+SPLIT = ["schedule.microbatches=3"]
+SHAPES = {
+    "bp": ("whole", ["schedule=bp"]),
+    "pp": ("whole", ["schedule=pp", "gpus=3"]),
+    "gpipe": ("split", ["schedule=gpipe", "gpus=3", *SPLIT]),
+    "1f1b": ("split", ["schedule=1f1b", "gpus=2", *SPLIT]),
+    "interleaved": ("split", ["schedule=interleaved", "gpus=2", *SPLIT]),
+    "ll": ("local", ["schedule=ll", *LOCAL]),
+    "ppll": ("local", ["schedule=ppll", "gpus=3", *LOCAL]),
+}
+"""By schedule: what trains the same without recomputing, and how it is asked for."""
+
+SAME = {
+    "whole": ["schedule=bp"],
+    "split": ["schedule=bp", *SPLIT],
+    "local": ["schedule=ll", *LOCAL],
+}
+
+
+def inside(folder: Path, *overrides: str) -> Outcome:
+    return run_inside(folder, *DATA, "max_steps=3", *overrides)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outcome]:
+    """What runs that keep everything end with; each is made when it is asked for, and once."""
+
+    @cache
+    def run(name: str, same: str) -> Outcome:
+        return inside(tmp_path_factory.mktemp("expected"), *SAME[same], *CASES[name])
+
+    return run
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_schedule_ends_with_the_same_bits(
+    expected: Callable[[str, str], Outcome], tmp_path: Path, name: str, shape: str
+) -> None:
+    """Weights, the optimizer's state, BatchNorm's statistics, and what is evaluated."""
+    same, how = SHAPES[shape]
+    found = inside(tmp_path, "recompute=true", *how, *CASES[name])
+    assert found.job.recompute
+    assert_same(found.tensors, expected(name, same).tensors)
+    assert found.test == expected(name, same).test
+    assert found.test
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["schedule=1f1b", "gpus=4", "schedule.microbatches=2", *VIT],
+        ["schedule=bp", "gpus=2", *RESNET, *SGD, "sync_batchnorm=true", "data.drop_last=true"],
+        ["schedule=ppll", "gpus=4", *LOCAL, *RESNET, *SGD],
+    ],
+    ids=["vit", "synced", "local"],
+)
+def test_replicas_average_the_same_gradients(tmp_path: Path, case: list[str]) -> None:
+    """Hooks of gradients run once; replicas meet in the second pass of a synced BatchNorm."""
+    kept = inside(tmp_path / "kept", "replicas=2", *case)
+    found = inside(tmp_path / "found", "replicas=2", "recompute=true", *case)
+    assert_same(found.tensors, kept.tensors)
+    assert found.test == kept.test
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_unit_has_the_same_gradients(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, list[str]],
+    model: str,
+) -> None:
+    """Of its inputs and parameters, over micro-batches of two sizes, after steps, in autocast."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    job = job_of(tmp_path, files, model, "precision=bf16")
+    units = job.units()
+    kinds = {recipe_of(units[n], job.specs[n]): n for n in range(1, len(units))}
+    for number in kinds.values():
+        expected, sent = trained(job, number)
+        found, again = trained(replace(job, recompute=True), number)
+        assert_same(found, expected)
+        assert len(sent) == len(again)
+        assert all(map(torch.equal, again, sent))
