@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppll_cli.cli import app
-from ppll_cli.data.dataset import Arrays, ImageDataset, Part
+from ppll_cli.data.dataset import Arrays, ImageDataset
+from ppll_cli.data.files import Part
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch import run as running
 from ppll_cli.launch.record import CONFIG_FORMAT

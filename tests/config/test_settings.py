@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll_cli.config import settings
+from ppll_cli.config import sections, settings
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
@@ -300,7 +300,7 @@ def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -
 def test_what_a_bank_leaves_open_is_the_tasks_affair(
     given: dict[str, object], first: bool, features: object, fusion: str
 ) -> None:
-    bank = settings.FeatureBank.model_validate({"enabled": True, **given}).resolved(first)
+    bank = sections.FeatureBank.model_validate({"enabled": True, **given}).resolved(first)
     assert (bank.features, bank.fusion) == (features, fusion)
 
 

@@ -11,7 +11,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ppll_cli.data.dataset import Arrays, Classified, ImageDataset, Part, cache_root
+from ppll_cli.data.classified import Classified
+from ppll_cli.data.dataset import Arrays, ImageDataset
+from ppll_cli.data.files import Part, cache_root
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.errors import ConfigError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ppll_cli.data import download
-from ppll_cli.data.dataset import Arrays, ImageDataset, Part
+from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.download import provide
+from ppll_cli.data.files import Part
 from ppll_cli.errors import ConfigError
 
 Options = Callable[..., dict[str, Any]]

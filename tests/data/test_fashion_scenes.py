@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ppll_cli.data import fashion_scenes
-from ppll_cli.data.dataset import fixed_random
 from ppll_cli.data.fashion_mnist import DEBIAN
 from ppll_cli.data.fashion_scenes import FashionScenes
+from ppll_cli.data.files import fixed_random
 from ppll_cli.data.scenes import canvas
 from ppll_cli.data.scenes.canvas import VISIBLE, Cutout, _around, _common, _cutout, _fits, paint
 from ppll_cli.errors import ConfigError

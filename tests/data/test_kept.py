@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.data.dataset import sample_name
 from ppll_cli.data.fashion_scenes import FashionScenes
+from ppll_cli.data.files import sample_name
 from ppll_cli.data.photos import Photos
 from ppll_cli.data.voc import Voc
 from ppll_cli.errors import ConfigError

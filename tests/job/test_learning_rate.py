@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import Course
 from ppll_cli.job.learning_rate import learning_rate

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 
 PLAIN: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec, empty

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.config import settings
-from ppll_cli.config.settings import Partition
+from ppll_cli.config.sections import Partition
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB

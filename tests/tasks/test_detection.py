@@ -15,7 +15,7 @@ from torchvision.models.detection._utils import Matcher, encode_boxes
 from torchvision.ops import box_iou
 
 from ppll_cli.config.commands import pip_install
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import empty
 from ppll_cli.tasks import detection as d

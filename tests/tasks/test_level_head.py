@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks import detection as d
 from ppll_cli.tasks.level_head import LevelHead

@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.picture_heads import (
+    FusedPictureHead,
+    PictureHead,
+    ToLevels,
+    ToPictures,
+    Upsampler,
+)
 from ppll_cli.tasks.super_resolution import (
     BICUBIC,
     TARGET,
     TILE,
-    FusedPictureHead,
-    PictureHead,
     SuperResolution,
-    ToLevels,
-    ToPictures,
-    Upsampler,
     super_resolution_of,
 )
 from ppll_cli.tasks.task import CopiedNetwork, Copies

@@ -8,7 +8,7 @@ import torch
 
 from ppll_cli.cli.arguments import writing_to
 from ppll_cli.config.commands import short_path
-from ppll_cli.data.dataset import sample_name
+from ppll_cli.data.files import sample_name
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import devices_here
 from ppll_cli.launch.evaluation import Evaluated, evaluate

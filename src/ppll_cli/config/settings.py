@@ -1,33 +1,29 @@
 """The typed configuration, and all checks that need no model and no data. Imports no torch."""
 
-import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.probability import check_probability
+from ppll_cli.config.sections import (
+    CheckpointSettings,
+    Count,
+    FeatureBank,
+    Optim,
+    Partition,
+    Positive,
+    Section,
+)
 from ppll_cli.config.targets import describe
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
-Positive = Annotated[Finite, Field(gt=0)]
-NotNegative = Annotated[Finite, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads; no machine has as many
-Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
 Group = dict[str, Any]
 
 LONGEST_WORD = 100
@@ -53,134 +49,7 @@ PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
 """Options of our models that are some."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Optim(_Section):
-    """The optimizer and its learning rate.
-
-    Attributes:
-        lr: Learning rate after the warm-up.
-        betas: Coefficients of AdamW.
-        momentum: Momentum of SGD.
-        nesterov: Whether SGD uses Nesterov momentum.
-        schedule: How the learning rate falls: not at all, by `gamma` at each of `milestones`
-            (epochs), or along a cosine to zero. `cosine` changes at each step and begins after the
-            warm-up; `cosine_by_epoch` changes once an epoch and counts the warm-up's epochs.
-        warmup_epochs: Epochs over which the learning rate rises linearly.
-        warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
-        label_smoothing: Part of each training target that is shared evenly among all classes.
-        ema: Share of the averages of the model's weights that a step keeps; None: no averages.
-        clip_norm: Largest gradient norm of a module; larger gradients are scaled down. None: never.
-        nonfinite: What happens when a loss is NaN or infinite: `stop` ends the run, `skip` leaves
-            out the steps with gradients that are not finite.
-    """
-
-    name: Literal["sgd", "adamw"]
-    lr: Positive
-    weight_decay: NotNegative
-    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-    betas: Annotated[list[Annotated[Finite, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    schedule: Literal["constant", "step", "cosine", "cosine_by_epoch"]
-    warmup_epochs: Epochs
-    milestones: list[Epochs]
-    gamma: Annotated[Positive, Field(le=1)]
-    clip_norm: Positive | None
-    nonfinite: Literal["stop", "skip"] = "stop"
-    # These have defaults because the records of older runs lack them.
-    warmup_lr: Positive = 0.01
-    label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
-    ema: Annotated[Finite, Field(gt=0, lt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise ConfigError("optim.nesterov", True, "needs optim.momentum above 0")
-        warms_up = self.schedule == "cosine_by_epoch" and self.warmup_epochs >= 1
-        if warms_up and self.warmup_lr > self.lr:
-            problem = f"a warm-up cannot begin above optim.lr={self.lr}"
-            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem)
-        return self
-
-
-class Partition(_Section):
-    """How modules are grouped into stages."""
-
-    name: Literal["uniform", "params", "flops", "profile", "manual"]
-    cuts: list[str] | None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.name == "manual" and self.cuts is None:
-            raise ConfigError(
-                "partition.cuts",
-                "null",
-                "partition=manual needs the units that start stages 2 to s",
-            )
-        if self.name != "manual" and self.cuts is not None:
-            raise ConfigError("partition.cuts", self.cuts, "is for partition=manual")
-        return self
-
-
-class FeatureBank(_Section):
-    """How the auxiliary networks of later modules use features of earlier modules.
-
-    Attributes:
-        enabled: Whether they use them.
-        features: What a module reads: the features of `every` earlier module, of the earlier
-            modules that end a resolution stage (`stage_ends`), or of the last n modules; or the
-            network's `first` features, which skip to its head. None: the task's own, see
-            `resolved`. The records of older runs have no None; one without the key reads `every`.
-        fusion: How they are joined with the auxiliary network's own features; `none`: not at all.
-            None: `add` for first features, else `concatenate`.
-        shared_head: Whether the head that reads them is shaped like the model's.
-    """
-
-    enabled: bool
-    features: Literal["every", "stage_ends", "first"] | Count | None = "every"
-    fusion: Literal["concatenate", "add", "none"] | None = "concatenate"
-    shared_head: bool = True
-
-    @property
-    def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The fusion of a bank that leaves nothing open."""
-        assert self.fusion is not None
-        return self.fusion
-
-    def resolved(self, first: bool) -> Self:
-        """The same with nothing left open.
-
-        Args:
-            first: Whether first features are the task's own.
-        """
-        if not self.enabled:
-            return self
-        features = self.features or ("first" if first else "every")
-        added = features == "first" and self.shared_head
-        fusion = self.fusion or ("add" if added else "concatenate")
-        return self.model_copy(update={"features": features, "fusion": fusion})
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.enabled and len(self.model_fields_set) > 1:
-            key, *_ = sorted(self.model_fields_set - {"enabled"})
-            raise ConfigError(f"fba.{key}", getattr(self, key), "is for fba=on")
-        if not self.shared_head and self.fusion in ("add", "none"):
-            raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
-        return self
-
-
-class CheckpointSettings(_Section):
-    """When to save, how many of the newest checkpoints to keep, and whether to keep the best."""
-
-    every: Count | None
-    keep: Count
-    best: bool
-
-
-class Settings(_Section):
+class Settings(Section):
     """The whole composed configuration."""
 
     model: Group
@@ -210,7 +79,7 @@ class Settings(_Section):
     # These have defaults because the records of older runs lack them.
     objective: str | None = None
     name: Word | None = None
-    tags: list[Word] = []
+    tags: list[Word] = Field(default_factory=list)
     timeline: bool = True
     replicas: Workers = 1
     sync_batchnorm: bool = False

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.dataset import Part
+from ppll_cli.data.files import Part
 from ppll_cli.data.published import Published
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from ppll_cli.data.dataset import PARTS, Part
 from ppll_cli.data.download import one_line
+from ppll_cli.data.files import PARTS, Part
 from ppll_cli.data.kept import stamp
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_index

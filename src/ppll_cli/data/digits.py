@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppll_cli.data.dataset import Arrays, ImageDataset, Part, fixed_random
+from ppll_cli.data.dataset import Arrays, ImageDataset
+from ppll_cli.data.files import Part, fixed_random
 
 TRAIN_SAMPLES = 1437
 _SPLIT_SEED = 0

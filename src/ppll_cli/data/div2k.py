@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppll_cli.data.dataset import Part
+from ppll_cli.data.files import Part
 from ppll_cli.data.pictures.cache import Source
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.errors import ConfigError

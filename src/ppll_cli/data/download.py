@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ppll_cli.data.dataset import Files
+from ppll_cli.data.files import Files
 from ppll_cli.errors import ConfigError
 
 SOCKET_TIMEOUT_S = 8.0

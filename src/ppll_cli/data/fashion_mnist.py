@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.dataset import Arrays, ImageDataset, Part
+from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.download import one_line, provide
+from ppll_cli.data.files import Part
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the files."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from ppll_cli.data.dataset import Part, check_at_least, fixed_random
 from ppll_cli.data.fashion_mnist import CLASSES, FashionMnist
+from ppll_cli.data.files import Part, check_at_least, fixed_random
 from ppll_cli.data.kept import kept_folder, place, stamp, unwritable
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppll_cli.data.dataset import check_at_least
+from ppll_cli.data.files import check_at_least
 from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import (
     Classes,

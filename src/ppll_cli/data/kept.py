@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from ppll_cli.data.dataset import cache_root
 from ppll_cli.data.download import one_line
+from ppll_cli.data.files import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_bytes
 

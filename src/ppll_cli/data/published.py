@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from ppll_cli.data.dataset import PARTS, Arrays, ImageDataset, Part
+from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.download import one_line, provide
+from ppll_cli.data.files import PARTS, Part
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ppll_cli.data.dataset import Part
+from ppll_cli.data.files import Part
 from ppll_cli.data.published import Published
 
 

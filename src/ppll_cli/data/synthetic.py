@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppll_cli.data.dataset import Arrays, ImageDataset, Part, check_at_least, fixed_random
+from ppll_cli.data.dataset import Arrays, ImageDataset
+from ppll_cli.data.files import Part, check_at_least, fixed_random
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppll_cli.data.dataset import PARTS, Part
 from ppll_cli.data.download import one_line, provide
+from ppll_cli.data.files import PARTS, Part
 from ppll_cli.data.kept import stamp
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_index

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 from ppll_cli.config.targets import make
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics

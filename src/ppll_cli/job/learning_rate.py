@@ -2,7 +2,7 @@
 
 from math import cos, pi
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 
 
 def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:

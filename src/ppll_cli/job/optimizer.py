@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from ppll_cli.launch.loaded import OURS, LoadedRun
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.observe.metrics import finite
 from ppll_cli.pipeline.schedule import Schedule
-from ppll_cli.prepare.preparation import evaluated_together, largest_micro_batch
+from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
 from ppll_cli.tasks.details import Details
 from ppll_cli.worker.sums import Sums
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppll_cli.config.settings import CheckpointSettings
+from ppll_cli.config.sections import CheckpointSettings
 from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.manifest import Manifest, SavedFile

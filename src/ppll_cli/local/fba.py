@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from torch import nn
 
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head

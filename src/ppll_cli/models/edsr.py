@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth, check_size
+from ppll_cli.tasks.picture_heads import PictureHead, ToLevels, Upsampler
 from ppll_cli.tasks.picture_quality import RADIUS
-from ppll_cli.tasks.super_resolution import PictureHead, ToLevels, Upsampler, super_resolution_of
+from ppll_cli.tasks.super_resolution import super_resolution_of
 from ppll_cli.tasks.task import Task
 
 FIRST = "first"

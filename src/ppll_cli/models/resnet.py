@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppll_cli.config.probability import check_probability
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.drop_path import drop_path_of, rates
+from ppll_cli.models.partitions import named_partitions
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
 from ppll_cli.tasks.classification import ClassifierHead, Pool, classes_of
 from ppll_cli.tasks.task import Task
@@ -184,38 +185,6 @@ def _head(channels: int, classes: int) -> Unit:
     return Unit("head", partial(Head, channels=channels, classes=classes), writes=("prediction",))
 
 
-_INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
-    32: {
-        "K2": ((2, 1),),
-        "K4": ((1, 2), (2, 1), (3, 0)),
-        "K8": ((1, 0), (1, 2), (1, 4), (2, 1), (2, 3), (3, 0), (3, 2)),
-        "K16": ((0, 0), *((group, unit) for group in (1, 2, 3) for unit in range(5)))[:-1],
-    },
-    110: {
-        "K2": ((2, 8),),
-        "K4": ((1, 11), (2, 7), (3, 3)),
-        "K8": ((1, 4), (1, 11), (2, 0), (2, 7), (2, 14), (3, 3), (3, 10)),
-        "K16": (
-            *((1, 1), (1, 4), (1, 7), (1, 10), (1, 13), (1, 16)),
-            *((2, 1), (2, 4), (2, 7), (2, 11), (2, 15)),
-            *((3, 1), (3, 5), (3, 9), (3, 13)),
-        ),
-        "K2_balanced": ((1, 14),),
-        "K3_balanced": ((1, 9), (2, 2)),
-        "K3_balanced_stl10": ((1, 8), (2, 1)),
-        "K4_balanced": ((1, 6), (1, 14), (2, 8)),
-    },
-}
-"""Per depth and partition: group and index of the last unit of each module but the last.
-
-From github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. The balanced partitions
-("InfoPro*" in the paper) give modules about the same memory.
-"""
-
-_AUGLOCAL_DEPTHS = range(1, 7)
-"""Depths d of AugLocal's auxiliary networks for which its partition has a name."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CifarResNet:
     """The ResNet for small images: three groups of n basic units, 16, 32 and 64 wide.
@@ -248,35 +217,8 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """InfoPro's, AugLocal's and MAN's, for their depths: the units that start modules 2 to k.
-
-        AugLocal's code (github.com/ChenxiangMA/AugLocal) makes the stem and each residual unit a
-        module, and the last d + 1 units a single one. MAN's (arXiv 2507.16279) makes the stem a
-        module of its own in front of InfoPro's K8 or K16, and of a K32 and a K55 of ResNet-110:
-        one residual unit a module in K55 (our reading), and groups of two or one in K32 (ours).
-        """
-        if self.depth not in _INFOPRO:
-            return {}
-        count = (self.depth - 2) // 6
-
-        def behind(group: int, index: int) -> str:
-            last = group == 0 or index == count - 1
-            return f"layer{group + 1}.0" if last else f"layer{group}.{index + 1}"
-
-        residual = [f"layer{group}.{index}" for group in (1, 2, 3) for index in range(count)]
-        known = _INFOPRO[self.depth]
-        infopro = {name: [behind(*end) for end in ends] for name, ends in known.items()}
-        auglocal = {f"auglocal_d{d}": residual[:-d] for d in _AUGLOCAL_DEPTHS}
-        if self.depth == 32:
-            man = {f"man_{name}": infopro[name] for name in ("K8", "K16")}
-        else:
-            pairs = len(residual) - 32  # of units, which come first
-            man = {
-                "man_K32": residual[: 2 * pairs : 2] + residual[2 * pairs :],
-                "man_K55": residual,
-            }
-        man = {name: list(dict.fromkeys(["layer1.0", *cuts])) for name, cuts in man.items()}
-        return infopro | auglocal | man
+        """The partitions of papers for this depth: units that start modules 2 to k, by name."""
+        return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """The units for these images; the map `x` [B, C, H, W] passes from one to the next.

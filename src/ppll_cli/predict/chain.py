@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 from ppll_cli.config.targets import make
 from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.numerics import Numerics

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ppll_cli.config.settings import Optim
+from ppll_cli.config.sections import Optim
 from ppll_cli.job.devices import model_of
 from ppll_cli.job.ends import Ends
 from ppll_cli.job.numerics import Numerics

@@ -11,7 +11,8 @@ from itertools import pairwise
 from math import prod
 
 from ppll_cli.config.options import as_typed
-from ppll_cli.config.settings import Partition, Settings
+from ppll_cli.config.sections import Partition
+from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.trace import Cost

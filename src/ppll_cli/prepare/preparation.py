@@ -7,10 +7,9 @@ from typing import Any
 
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make
-from ppll_cli.data.dataset import cache_root
+from ppll_cli.data.files import cache_root
 from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError
-from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.devices import check_processors, devices_here, receiver_of
 from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
@@ -32,6 +31,7 @@ from ppll_cli.prepare.checks import (
     check_passes,
     check_shares,
 )
+from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
 from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
@@ -188,7 +188,7 @@ def assemble(
     Raises:
         ConfigError: The settings do not fit the subject.
     """
-    course = _course(settings, schedule, subject)
+    course = course_of(settings, schedule, subject)
     check_shares(course, settings.replicas)
     if settings.partition.name != "profile":
         profile = None
@@ -270,11 +270,6 @@ def _specs(
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
 
 
-def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
-    """Return the number of samples of the largest micro-batch."""
-    return split_share(settings.batch_size, schedule.microbatches, settings.replicas, 0)[0]
-
-
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
     """Return whether the partition has anything to decide."""
     several = settings.stages_asked > 1
@@ -315,47 +310,3 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
             f"BatchNorm, if the model has any, sees micro-batches: each batch is split into "
             f"{schedule.microbatches}"
         )
-
-
-def evaluated_together(settings: Settings, schedule: Schedule) -> int:
-    """Return how many evaluation batches go through the pipeline of a replica together.
-
-    If a batch visits a stage more than once, it takes one batch per stage to keep all stages busy.
-    """
-    stages = 1 if schedule.one_stage else settings.stages_asked
-    return stages if len(placed(schedule, stages)) > stages else 1
-
-
-def _course(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
-    samples = subject.samples
-    if settings.batch_size > samples["train"]:
-        raise ConfigError(
-            "batch_size",
-            settings.batch_size,
-            f"the training set has {samples['train']} samples",
-            f"use at most {samples['train']}",
-        )
-    if schedule.microbatches > settings.batch_size:
-        raise ConfigError(
-            "schedule.microbatches",
-            schedule.microbatches,
-            f"a batch of {settings.batch_size} samples cannot be split into more parts",
-            f"use at most {settings.batch_size}, or a larger batch_size",
-        )
-    return Course(
-        samples=samples,
-        batch_size=settings.batch_size,
-        drop_last=subject.drop_last,
-        # Evaluation batches are no larger than micro-batches, for which memory is planned.
-        evaluation_size=subject.evaluation.samples
-        if subject.evaluation
-        else largest_micro_batch(settings, schedule),
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        eval_every=settings.eval_every,
-        checkpoint_every=settings.checkpoint.every,
-        checkpoint_best=settings.checkpoint.best,
-        evaluation_batches=evaluated_together(settings, schedule),
-        averages=settings.optim.ema is not None,
-        log_every=settings.log_every,
-    )

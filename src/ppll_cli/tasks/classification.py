@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.details import Details, by_class

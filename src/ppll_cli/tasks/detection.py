@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.config.commands import pip_install
-from ppll_cli.config.settings import FeatureBank
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched, offsets

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppll_cli.config.settings import usable_cores
-from ppll_cli.data.dataset import Classified, check_at_least, fixed_random, hold_out
+from ppll_cli.data.classified import Classified
+from ppll_cli.data.files import check_at_least, fixed_random, hold_out
 from ppll_cli.data.labelled.crops import middle
 from ppll_cli.data.labelled.images import images_of, kept_images
 from ppll_cli.data.labelled.listing import Found, Listing, ListingError

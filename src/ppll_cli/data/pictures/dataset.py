@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppll_cli.data.dataset import Files, Part, cache_root, check_at_least, hold_out, sample_name
+from ppll_cli.data.files import Files, Part, cache_root, check_at_least, hold_out, sample_name
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.errors import ConfigError
 

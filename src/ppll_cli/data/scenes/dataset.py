@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppll_cli.data.dataset import (
-    PARTS,
-    Files,
-    Part,
-    check_at_least,
-    check_normalisation,
-    hold_out,
-)
+from ppll_cli.data.classified import check_normalisation
+from ppll_cli.data.files import PARTS, Files, Part, check_at_least, hold_out
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ppll_cli.data.dataset import sample_name
 from ppll_cli.data.drawing import (
     INK,
     PAPER,
@@ -27,6 +26,7 @@ from ppll_cli.data.drawing import (
     shortened,
     text_size,
 )
+from ppll_cli.data.files import sample_name
 from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.source import Prediction

@@ -1,0 +1,62 @@
+"""The plan of a run's batches, evaluations and checkpoints."""
+
+from ppll_cli.config.settings import Settings
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.course import Course, split_share
+from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.prepare.cutting import placed
+from ppll_cli.prepare.subject import Subject
+
+
+def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
+    """Return the number of samples of the largest micro-batch."""
+    return split_share(settings.batch_size, schedule.microbatches, settings.replicas, 0)[0]
+
+
+def evaluated_together(settings: Settings, schedule: Schedule) -> int:
+    """Return how many evaluation batches go through the pipeline of a replica together.
+
+    If a batch visits a stage more than once, it takes one batch per stage to keep all stages busy.
+    """
+    stages = 1 if schedule.one_stage else settings.stages_asked
+    return stages if len(placed(schedule, stages)) > stages else 1
+
+
+def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
+    """Return the plan of batches, evaluations and checkpoints of a run.
+
+    Raises:
+        ConfigError: The training set is too small for a batch, or a batch for its micro-batches.
+    """
+    samples = subject.samples
+    if settings.batch_size > samples["train"]:
+        raise ConfigError(
+            "batch_size",
+            settings.batch_size,
+            f"the training set has {samples['train']} samples",
+            f"use at most {samples['train']}",
+        )
+    if schedule.microbatches > settings.batch_size:
+        raise ConfigError(
+            "schedule.microbatches",
+            schedule.microbatches,
+            f"a batch of {settings.batch_size} samples cannot be split into more parts",
+            f"use at most {settings.batch_size}, or a larger batch_size",
+        )
+    return Course(
+        samples=samples,
+        batch_size=settings.batch_size,
+        drop_last=subject.drop_last,
+        # Evaluation batches are no larger than micro-batches, for which memory is planned.
+        evaluation_size=subject.evaluation.samples
+        if subject.evaluation
+        else largest_micro_batch(settings, schedule),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint.every,
+        checkpoint_best=settings.checkpoint.best,
+        evaluation_batches=evaluated_together(settings, schedule),
+        averages=settings.optim.ema is not None,
+        log_every=settings.log_every,
+    )
