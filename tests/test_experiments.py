@@ -47,6 +47,7 @@ MANPP = [
     )
 ]
 MANPP_VIT = [f"manpp_vit_{size}_k4" for size in ("tiny", "small", "base")]
+MANPP_RETINANET = [f"manpp_retinanet{depth}_coco" for depth in (50, 101, 152)]
 EDSR = [f"{method}edsr_div2k_x{scale}" for method, scale in product(("", "fba_"), (2, 3, 4))]
 RETINANET = [f"{method}retinanet_{d}" for method, d in product(("", "fba_"), ("voc", "coco"))]
 
@@ -80,7 +81,7 @@ STAGES = {
         name: {8: [5, 4], 16: [9, 7], 32: [15, 18], 55: [28, 27]}[modules_of(name)]
         for name in MANPP
     },
-    **{name: [1, 1, 1, 1] for name in MANPP_VIT},
+    **{name: [1, 1, 1, 1] for name in [*MANPP_VIT, *MANPP_RETINANET]},
     **{name: [2, 2] if name.startswith("fba") else [1] for name in [*EDSR, *RETINANET]},
 }
 
@@ -157,7 +158,7 @@ def scene_files(name: str, folder: Path) -> list[str]:
 # tasks than classification have no random samples that could stand in for them.
 FILES_OF: Mapping[str, FileWriter] = {
     **dict.fromkeys(EDSR, div2k_files),
-    **dict.fromkeys(RETINANET, scene_files),
+    **dict.fromkeys([*RETINANET, *MANPP_RETINANET], scene_files),
 }
 
 
@@ -260,7 +261,7 @@ def first(names: list[str]) -> str:
 def test_these_are_all() -> None:
     """Each preset is accepted by the test of its network."""
     assert sorted(FILES) == sorted(
-        [*VIT, *RESNET, *AUGLOCAL, *MANPP, *MANPP_VIT, *EDSR, *RETINANET]
+        [*VIT, *RESNET, *AUGLOCAL, *MANPP, *MANPP_VIT, *MANPP_RETINANET, *EDSR, *RETINANET]
     )
     assert STAGES.keys() == FILES.keys()
 
@@ -455,6 +456,21 @@ def test_detection(names: list[str], tmp_path: Path) -> None:
     assert modules_of_stages(result) == STAGES[name]
 
 
+@pytest.mark.parametrize("name", MANPP_RETINANET)
+def test_man_plus_of_detectors(name: str, tmp_path: Path) -> None:
+    preset = accepted(name)
+    config, choices = preset.config, preset.choices
+    assert (choices["model"], choices["local"], choices["data"]) == ("retinanet", "manpp", "coco")
+    assert config["model"]["depth"] == int(re.findall(r"\d+", name)[0])
+    assert (config["local"]["detection_head"], config["data"]["short_side"]) == ("level", 600)
+    assert preset.asked() == (12, 16)
+    assert_optimizer(preset, SGD | {"lr": 0.01, "weight_decay": 1e-4, "milestones": [8, 11]})
+    if config["model"]["depth"] == 50:  # the others are cut alike, and take long to prepare
+        found = prepared_from(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
+        assert starts(found) == ["layer2.0", "layer3.0", "layer4.0"]
+        assert modules_of_stages(found) == STAGES[name]
+
+
 def test_one_device_trains_the_same_modules() -> None:
     name = "ppll_resnet32_k4s2"
     result = prepared(name, "schedule=ll")
@@ -494,6 +510,7 @@ TRAINED = [
     "auglocal_resnet32_d5",
     "manpp_resnet32_k8",
     "manpp_vit_tiny_k4",
+    "manpp_retinanet50_coco",
     "edsr_div2k_x2",
     "fba_edsr_div2k_x2",
     "retinanet_voc",
@@ -514,7 +531,7 @@ def smallest(name: str, folder: Path) -> list[str]:
     # and cuts; a detector of 18 layers has the cuts of the one of 50.
     if name in VIT:
         overrides.append("model.dim=48")
-    if name in RETINANET:
+    if name in (*RETINANET, *MANPP_RETINANET):
         overrides.append("model.depth=18")
     if name in EDSR:
         overrides.append("model.width=8")

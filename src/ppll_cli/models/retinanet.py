@@ -32,7 +32,7 @@ class RetinaNet:
     BatchNorm is trained, not frozen as in torchvision's pretrained models.
 
     Attributes:
-        depth: Of the ResNet: 18, 34, 50 or 101.
+        depth: Of the ResNet: 18, 34, 50, 101 or 152.
         width: Channels of the pyramid and what stands on it.
         norm: Between the convolutions that find classes and boxes: `none`, as in the paper, or
             `group`, norms of 32 groups, as in torchvision's second version.
@@ -43,7 +43,7 @@ class RetinaNet:
         ConfigError: There is no such network.
     """
 
-    DEPTHS: ClassVar[tuple[int, ...]] = (18, 34, 50, 101)
+    DEPTHS: ClassVar[tuple[int, ...]] = (18, 34, 50, 101, 152)
 
     depth: int = 18
     width: int = 256
