@@ -4,13 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli import leftovers
 from ppll_cli.cli.leftovers import remove_refused, remove_sweep
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(leftovers, "start_folder", lambda: tmp_path)
+def sweep(tmp_path: Path) -> Path:
     folder = tmp_path / "outputs" / "sweeps" / "2026-11-28" / "12-00-00-7-wide"
     folder.mkdir(parents=True)
     for name in ("multirun.yaml", "sweep.json", "refused.jsonl"):
@@ -20,19 +18,20 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_sweep_of_refused_jobs_leaves_nothing(sweep: Path, tmp_path: Path) -> None:
     """Not even the folders above it, if nothing else is in them."""
-    remove_sweep(sweep)
+    made = {sweep, *list(sweep.parents)[:3]}
+    remove_sweep(sweep, made)
     assert list(tmp_path.iterdir()) == []
-    remove_sweep(sweep)  # is gone
+    remove_sweep(sweep, made)  # is gone
 
 
 def test_a_sweep_in_which_a_job_ran_stays(sweep: Path) -> None:
     (sweep / "0").mkdir()
-    remove_sweep(sweep)
+    remove_sweep(sweep, {sweep})
     assert len(list(sweep.iterdir())) == 4
 
 
 def test_a_folder_that_was_there_before_stays(sweep: Path) -> None:
-    remove_sweep(None)
+    remove_sweep(sweep, {sweep / "0"})
     assert len(list(sweep.iterdir())) == 3
 
 

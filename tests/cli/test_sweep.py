@@ -101,11 +101,12 @@ def test_a_search_says_that_it_is_one(folder: Path) -> None:
 
 
 def test_a_folder_is_a_sweeps_own_where_it_was_not_there_before(folder: Path) -> None:
-    for place, made in ((folder, None), (folder / "new", folder / "new")):
+    new = folder / "new" / "sweep"
+    for place, made in ((folder, set()), (new, {new, new.parent})):
         sweep = config(place)
         sweep.hydra.runtime.choices["hydra/sweeper"] = "basic"
         CompareRuns().on_multirun_start(sweep)
-        assert CompareRuns.made == made
+        assert (CompareRuns.folder, CompareRuns.made) == (place, made)
 
 
 def test_a_sweep_of_refused_jobs_alone_has_nothing_to_compare(folder: Path) -> None:

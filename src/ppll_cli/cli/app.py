@@ -181,7 +181,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
-    CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, None
+    CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, set()
     began = False
     before: Recorded | None = None
     sweep = Sweep(None, overrides)
@@ -245,7 +245,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         raise explain(error, arguments) from None
     finally:
         _in_hand.clear()
-        remove_sweep(CompareRuns.made)
+        remove_sweep(CompareRuns.folder, CompareRuns.made)
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
         sys.stderr.write(f"{_to_go_on(sweep.go_on)}\n")

@@ -21,19 +21,20 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
     _remove_empty(run_dir, made)
 
 
-def remove_sweep(folder: Path | None) -> None:
-    """Remove the folder of a sweep whose jobs were all refused.
+def remove_sweep(folder: Path, made: set[Path]) -> None:
+    """Remove the folder of a sweep whose jobs were all refused, and folders that are empty then.
 
     Args:
-        folder: The folder; None if it was not made for the sweep.
+        folder: The folder of the sweep.
+        made: The folders that were made for the sweep. If it is not among them, it stays.
     """
-    if folder is None or not folder.is_dir():
+    if folder not in made or not folder.is_dir():
         return
     left = {path.name for path in folder.iterdir()}
     if left <= {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}:
         for name in left:
             (folder / name).unlink()
-        _remove_empty(folder, None)
+        _remove_empty(folder, made)
 
 
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:

@@ -44,17 +44,20 @@ class CompareRuns(Callback):
     Attributes:
         failed: How many jobs of the last sweep did not complete, whichever processes ran them.
         interrupted: Whether one of these jobs was stopped.
-        made: The sweep's folder, if it did not exist before.
+        folder: The last sweep's folder.
+        made: The folders, this one and those above it, that did not exist before.
     """
 
     failed: ClassVar[int] = 0
     interrupted: ClassVar[bool] = False
-    made: ClassVar[Path | None] = None
+    folder: ClassVar[Path] = Path()
+    made: ClassVar[set[Path]] = set()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Record which sweeper this is, so that `resume` can say why a search cannot go on."""
         folder = Path(config.hydra.sweep.dir).absolute()
-        type(self).made = None if folder.exists() else folder
+        places = (folder, *folder.parents)
+        type(self).folder, type(self).made = folder, {p for p in places if not p.exists()}
         name = str(config.hydra.runtime.choices["hydra/sweeper"])
         file = folder / SWEEP_FILE
         if name == BASIC or os.path.lexists(file):  # the basic sweeper writes its own record

@@ -32,9 +32,8 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# Making an optimizer imports this, which would cost every worker seconds.
-import torch._dynamo  # noqa: E402, F401
-
+# Neither torch's compiler nor torchvision comes with this. Workers that need one import it
+# themselves: each takes most of the time of importing torch.
 import ppll_cli.worker.process  # noqa: E402, F401
 from ppll_cli.worker.memory import keep_freed_memory  # noqa: E402
 

@@ -10,6 +10,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.resnet import FAMILY, BottleneckUnit, ResNet
 from ppll_cli.models.retinanet import Norm, RetinaNet
+from ppll_cli.models.torchvision_names import COUNTER, our_name
 from ppll_cli.models.unit import ImageSpec, Model
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
@@ -17,36 +18,8 @@ from ppll_cli.tasks.detection import Detection
 from ppll_cli.tasks.pyramid import ANCHORS
 from ppll_cli.tasks.task import Task
 
-PREFIXES = {
-    # ResNet; its residual units have our names already
-    "conv1.": "stem.conv1.",
-    "bn1.": "stem.bn1.",
-    "fc.": "head.fc.",
-    # VisionTransformer
-    "conv_proj.": "embed.conv_proj.",
-    "class_token": "embed.class_token",
-    "encoder.pos_embedding": "embed.pos_embedding",
-    "encoder.layers.encoder_layer_": "blocks.",
-    "encoder.ln.": "head.ln.",
-    "heads.head.": "head.fc.",
-    # RetinaNet
-    "backbone.fpn.": "head.fpn.",
-    "head.classification_head.": "head.head.classification_head.",
-    "head.regression_head.": "head.head.regression_head.",
-}
-"""How keys begin there and here."""
-
-BODY = "backbone.body."
-"""Before the names of a ResNet in a RetinaNet."""
-
-OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
-"""Names from before github.com/pytorch/vision/pull/6053, as files written earlier have them."""
-
 LOGITS = "head.head.classification_head.cls_logits.weight"
 NORM = "head.head.classification_head.conv.0.1.weight"
-
-COUNTER = ".num_batches_tracked"
-"""A buffer that BatchNorm did not always have; files written earlier lack it."""
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,18 +53,6 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unknown := sorted(ours.keys() - expected.keys()):
         raise _refusal(f"have the unknown {unknown[0]!r}")
     return ours
-
-
-def our_name(key: str) -> str:
-    """The name that a tensor of a torchvision model has here."""
-    key = key.removeprefix(BODY)
-    for theirs, ours in PREFIXES.items():
-        if key.startswith(theirs):
-            key = ours + key.removeprefix(theirs)
-            break
-    for old, new in OLD_NAMES.items():
-        key = key.replace(old, new)
-    return key
 
 
 def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

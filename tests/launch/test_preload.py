@@ -1,0 +1,32 @@
+"""What a start-up imports: the large parts of torch and torchvision cost seconds of a core."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+import ppll_cli.launch.preload
+print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules])
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from hydra import initialize_config_dir
+from ppll_cli.config import settings
+from ppll_cli.config.composition import composed, register_resolvers
+from ppll_cli.config.options import conf_dir
+from ppll_cli.prepare.preparation import prepare
+register_resolvers()
+with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    config, _ = composed(["data=digits", "model.dim=16", "model.heads=2", "device=cpu"])
+prepare(settings.parse(config), tempfile.mkdtemp())
+print("torchvision" in sys.modules)
+"""
+
+
+def test_what_only_some_runs_need_is_not_imported_for_all(tmp_path: Path) -> None:
+    """The fork server, of which all workers are made, has no compiler; no process torchvision."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert result.stdout.split("\n")[:2] == ["[]", "False"], result.stderr
