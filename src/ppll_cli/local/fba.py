@@ -39,6 +39,7 @@ class FBA(LocalMethod):
         detection_head: For detectors, the pyramid levels on which a module is trained. With `level`
             only the units that lead to the finest level are copied.
     """
+
     def __init__(
         self, *, bank: FeatureBank, depth: int = 1, detection_head: DetectionHead | None = None
     ) -> None:
