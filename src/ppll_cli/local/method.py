@@ -14,7 +14,7 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 MOST_LAG = 4096
-"""The longest lag in batches. A lag of n keeps n copies of a unit; methods ask for far fewer."""
+"""The longest lag in batches. A lag of n keeps n versions of a unit's weights; methods need few."""
 
 
 @dataclass(frozen=True)

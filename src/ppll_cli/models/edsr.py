@@ -115,7 +115,7 @@ class EDSR:
             raise ConfigError("model.res_scale", self.res_scale, problem, remedy)
 
     def reach(self, scale: int) -> int:
-        """Return how far around it a pixel depends on the small picture, in its pixels."""
+        """Return how far away an output pixel depends on the small picture, in its pixels."""
         behind = 1 if scale < 4 else 1.5  # all convolutions of the upsampler but the last
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 

@@ -23,7 +23,8 @@ class LevelHead(nn.Module):
     of anchors that are trained follow the code of MAN++'s authors (arXiv 2507.16279).
 
     Ours: the width, and the norms between the convolutions, are those of the model's head. Maps
-    finer than stride 8 are averaged down to it, and banked maps to the stride of the map.
+    finer than stride 8 are averaged down to it, and banked maps to the stride of the map. Coarser
+    banked maps are not used.
 
     Args:
         maps: Stride and channels of the map, then of banked maps of earlier modules.

@@ -88,7 +88,7 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> Floats:
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],
-            # An area outside every range: nobody asks for it, and one detection of it is no error.
+            # An area outside every range makes a box optional: one detection of it is no error.
             "area": -1.0 if ignored and not crowds else width * height,
             "iscrowd": int(ignored and crowds),
             "score": last,

@@ -100,7 +100,7 @@ class StreamClock:
         self._free.append(moment)
 
     def host_s(self, moment: Any) -> float:
-        """Return the event's time, found by comparing the clocks after the device is idle."""
+        """Return the event's time, by comparing both clocks after the device has done all work."""
         now = self.mark()
         self.wait(now)
         now_s = perf_counter()

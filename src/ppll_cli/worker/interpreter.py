@@ -130,7 +130,7 @@ class Interpreter:
         """Execute instructions one after another."""
         limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
         if self.job.sync_batchnorm:
-            # BatchNorm waits for the other replicas in each pass, and they may be what hangs.
+            # BatchNorm waits for the other replicas in each pass, and one of them may be hanging.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction
@@ -151,7 +151,7 @@ class Interpreter:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a channel is ready.
 
-        There is no limit, because another stage may be what hangs: the parent ends this process if
+        There is no limit, because another stage may be hanging: the parent ends this process if
         another worker fails, and a thread of this process ends it if the parent is gone.
 
         Args:

@@ -2,8 +2,8 @@
 
 A run consists of segments: training batches with no evaluation or checkpoint between them. The
 first batches of a process (warm-up) are not counted. The first batches of each segment are not
-counted either: they waited in the channels while this stage evaluated or saved, so the stage would
-look faster than it is.
+counted either: earlier stages sent them while this stage evaluated or saved, so that it never waits
+for them and would look faster than it is.
 
 The first batches counted can also be traced span by span, for a timeline.
 """
@@ -91,7 +91,8 @@ class Recorder:
 
     Attributes:
         totals: What was counted. Batches and samples are counted at once, times when they are read.
-        trace: The spans in the order in which they ended; set by `settle`.
+        trace: The traced spans, on the host's clock, in the order in which they ended; set by
+            `settle`.
         counted_s: Seconds of the steady state that `totals` describes.
     """
 

@@ -154,8 +154,8 @@ class Worker:
             self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # Every replica ends its training here, because the replicas wait for each other in it.
-            # Later each evaluates its own batches: stages would wait in different orders, for ever.
+            # All replicas end their training here, where they wait for each other. Later each of
+            # them evaluates its own batches, and waiting then could deadlock stages.
             self._end_training()
 
     def _end_training(self) -> None:
