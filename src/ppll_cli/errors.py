@@ -1,4 +1,4 @@
-"""The exceptions of the program, one per meaning."""
+"""The exceptions of the program; each has one meaning."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,23 +7,23 @@ from ppll_cli.leaves.names import seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
 
 MOST = 600
-"""Characters of a problem, and of a remedy, that a message shows."""
+"""Most characters of a problem, and of a remedy, that a message shows."""
 
 
 class PpllError(Exception):
-    """Base of every exception that the program raises on purpose."""
+    """Base class of all exceptions that the program raises on purpose."""
 
 
 class ConfigError(PpllError):
-    """Raised when the configuration or an input file is wrong; the run never starts (exit 2).
+    """Raised when the configuration or an input file is wrong; the run does not start (exit 2).
 
-    Its message is one line: what a terminal would obey is escaped, and long values are shortened.
+    The message is one line. Control characters in it are escaped, and long values are shortened.
 
     Args:
-        key: The configuration key at fault, as it is written on the command line.
+        key: The configuration key at fault, as on the command line.
         value: The value that was given.
-        problem: What is wrong with it.
-        remedy: What would work instead.
+        problem: What is wrong with the value.
+        remedy: What would work instead; may be empty.
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
@@ -37,7 +37,7 @@ class ConfigError(PpllError):
 
 
 class ScheduleError(PpllError):
-    """Raised when a schedule's instructions would not train what they have to."""
+    """Raised when the instructions of a schedule would not train correctly."""
 
 
 class DeadlockError(PpllError):
@@ -45,7 +45,7 @@ class DeadlockError(PpllError):
 
     Args:
         report: What each stage waits for.
-        full: The channels for whose slots a stage waits.
+        full: The channels in which a stage waits for a free slot.
     """
 
     def __init__(self, report: str, full: Sequence[Any] = ()) -> None:
@@ -54,12 +54,12 @@ class DeadlockError(PpllError):
 
 
 class SchemaError(PpllError):
-    """Raised when the two ends of a channel between machines expect other tensors.
+    """Raised when the two ends of a channel between machines expect different tensors.
 
     Args:
-        channel: Its name.
-        theirs: What the sender is going to send.
-        ours: What the receiver expects.
+        channel: Name of the channel.
+        theirs: The tensors that the sender is going to send.
+        ours: The tensors that the receiver expects.
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
@@ -71,12 +71,12 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is no finite number, before the step that would spread it.
+    """Raised when a loss is not finite, before the optimizer step that would spread it.
 
     Args:
-        step: Optimizer steps before the batch; None where it is not known exactly.
+        step: Number of optimizer steps before the batch; None if it is not known exactly.
         module: The module whose loss it is.
-        norm: The largest gradient norm of any of its parameters, if it was still there.
+        norm: The largest gradient norm of the module's parameters; None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -93,11 +93,11 @@ class NonFiniteError(PpllError):
 
 
 class WorkerFailedError(PpllError):
-    """Raised when a worker failed, after all workers have been stopped (exit 1).
+    """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
     Args:
-        report: What the worker, or for a dead one the launcher, said of it. It has the worker's
-            stage, or else its `name`.
+        report: The worker's report of its failure; if the worker is dead, the launcher's. It
+            identifies the worker by `stage`, or else by `name`.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -114,14 +114,14 @@ class WorkerFailedError(PpllError):
 
 
 class RunFailedError(PpllError):
-    """Raised when the run failed outside of its workers, which have been stopped (exit 1)."""
+    """Raised when the run failed outside its workers, which have been stopped (exit 1)."""
 
 
-class Interrupted(PpllError):  # noqa: N818 - it is not an error of anything
+class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
     """Raised when a signal ended the run at once.
 
     Args:
-        signal: Its number.
+        signal: Number of the signal.
     """
 
     def __init__(self, signal: int) -> None:

@@ -1,4 +1,4 @@
-"""A forward pass that keeps its inputs alone and is run again in the backward: `recompute=true`."""
+"""Recomputes the forward in the backward to save memory, for `recompute=true`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
-    """Run a network, and run it again when the backward asks for what the first pass computed.
+    """Run a network so that it keeps only its inputs, and runs again in the backward.
 
-    The graph is that of the first pass, so gradients have the same bits as without recomputing. The
-    second pass draws the same random numbers. It works on copies of the buffers as they were before
-    the first pass: BatchNorm's running statistics move once for each batch.
+    The first pass builds the graph, so gradients are bit-identical to those without recomputing.
+    The second pass draws the same random numbers as the first. It works on copies of the buffers
+    from before the first pass, so BatchNorm's running statistics move only once.
 
     Args:
-        network: In training.
+        network: The network, in training mode.
         seed: Seeds all generators from which the network may draw.
-        inputs: What the network reads. They must not change until the backward.
+        inputs: Inputs of the network. They must not change until the backward.
+
+    Returns:
+        What the network returns.
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     first = True
@@ -31,5 +34,5 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         first = False
         return network(*tensors)
 
-    # The seed makes the generators' states equal: to keep them would copy them for each call.
+    # The seed restores the generators, so checkpoint need not copy their states in each call.
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -1,1 +1,1 @@
-"""Local learning: auxiliary networks and local losses."""
+"""Local learning methods: auxiliary networks and local losses."""

@@ -1,4 +1,4 @@
-"""Auxiliary networks chosen from the rest of the backbone (AugLocal, arXiv 2402.17318)."""
+"""AugLocal: auxiliary networks copied from later units of the backbone (arXiv 2402.17318)."""
 
 from torch import Tensor, nn
 
@@ -11,26 +11,28 @@ from ppll_cli.tasks.classification import ClassifierHead
 
 
 class AugLocal(LocalMethod):
-    """Each module is trained through copies of later units and of the model's head.
+    """Trains each module through copies of later units and of the model's head.
 
-    Of the units between a module and the head, d are copied, in shape and not in weights. They
-    stand at equal distances, so that features are prepared for what the whole rest of the model
-    does to them: behind unit j, the module's last, they are the units round(j + i (L - j) / d) for
-    i from 1 to d, where L is the last unit before the head; halves go to the even index. Where
-    there are no more than d, all are copied. Where d is 1, BatchNorm stands between the pooled
-    vector and the Linear. All of this, and He's rule for convolutions, is as in the paper's code
+    d of the units between a module and the head are copied, with fresh weights. They are evenly
+    spaced, so that features are prepared for the whole rest of the model: after unit j, the
+    module's last, they are the units round(j + i (L - j) / d) for i from 1 to d, where L is the
+    last unit before the head. Halves are rounded to the even index. If there are at most d units,
+    all are copied. If d is 1, BatchNorm is placed between the pooled vector and the Linear layer.
+    All this, and He's rule for convolutions, follows the paper's code
     (github.com/ChenxiangMA/AugLocal).
 
-    A model whose head is not the paper's mean over positions and Linear has its own head copied,
-    and tokens have no BatchNorm (both ours). In the paper's code the last module has d + 1 units:
-    its "K=16" of ResNet-32 is 16 - d modules, the partition `auglocal_d3` and so on of the model.
+    The paper's head is a mean over positions and a Linear layer. A model with another head has its
+    own head copied, and tokens get no BatchNorm (both ours). In the paper's code the last module
+    has d + 1 units: its "K=16" of ResNet-32 is 16 - d modules, the model's partitions
+    `auglocal_d3` and so on.
 
     Args:
         depth: d of the first module, 1 or more.
-        tau: How far d has fallen towards 1 at the last module with an auxiliary network, from 0,
-            where it is the same for all, to 1. In between it falls linearly, rounded.
-        detection_head: Of a detector, the levels on which a module is trained. With `level` these
-            are those of the map that the last copied unit makes.
+        tau: The fraction, from 0 to 1, of the way to 1 that d has fallen at the last module with an
+            auxiliary network. With 0 all modules have the same d. In between d falls linearly,
+            rounded.
+        detection_head: For detectors, the pyramid levels on which a module is trained. With `level`
+            they are the levels of the stride of the last copied unit's output.
     """
 
     changed = "the choice of the units that they copy was mended, and a single copy has a BatchNorm"
@@ -44,7 +46,7 @@ class AugLocal(LocalMethod):
         self.depth, self.tau, self.detection_head = depth, tau, detection_head
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._chosen(site), "auglocal")
         head = copies.head
@@ -60,7 +62,7 @@ class AugLocal(LocalMethod):
         return Criterion(network, (site.feature,), site.task)
 
     def _chosen(self, site: Site) -> list[int]:
-        """Indices of the units to copy."""
+        """Return the indices of the units to copy."""
         later, depth = later_units(site), self._depth(site)
         if depth >= len(later):
             return list(later)
@@ -68,16 +70,16 @@ class AugLocal(LocalMethod):
         return [round(end + i * (last - end) / depth) for i in range(1, depth + 1)]
 
     def _depth(self, site: Site) -> int:
-        """How many units a module's auxiliary network copies, where there are as many."""
+        """Return d of a module: how many units its auxiliary network copies at most."""
         fallen = self.tau * site.progress
         return max(1, round(self.depth * (1 - fallen) + fallen))
 
 
 class NormedHead(nn.Module):
-    """A classifier with BatchNorm between its pooled vector and its Linear.
+    """A classifier with BatchNorm between its pooled vector and its Linear layer.
 
     Args:
-        head: The classifier.
+        head: The classifier without BatchNorm.
     """
 
     def __init__(self, head: ClassifierHead) -> None:
@@ -85,6 +87,6 @@ class NormedHead(nn.Module):
         self.head, self.norm = head, nn.BatchNorm1d(head.fc.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features to logits [B, classes]."""
+        """Return the logits [B, classes] for features."""
         logits: Tensor = self.head.fc(self.norm(self.head.pooled(x)))
         return logits

@@ -1,4 +1,4 @@
-"""Auxiliary networks made of the backbone's own units, copied in shape with fresh weights."""
+"""Copies units of the backbone, with fresh weights, for auxiliary networks."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,28 @@ from ppll_cli.tasks.task import Copies
 
 
 def later_units(site: Site) -> range:
-    """Indices of the units behind a module, without the model's head, its last unit."""
+    """Return the indices of the units after a module, without the model's head (its last unit)."""
     return range(site.stop, len(site.units) - 1)
 
 
 def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
-    """Copies of units, each of which takes what the one before it makes, and of the model's head.
+    """Copy a chain of units and the model's head.
 
-    A unit whose own input has another shape than what its copy is given is adapted, where the
-    model offers that. The head, its last unit, is copied for the features that the model gives it.
+    Each copy reads the output of the copy before it. If the shape differs from the original unit's
+    input, the unit's `adapt` makes the copy. The head is copied for the features that the model
+    gives it.
 
     Args:
-        site: The module, whose features the first copy takes.
+        site: The module, whose features the first copy reads.
         indices: The units to copy, in order.
         method: Name of the local method, for messages.
 
+    Returns:
+        The copied units, the shapes of the features before and after each of them, and the copied
+        head.
+
     Raises:
-        ConfigError: A unit cannot be copied to where the features differ.
+        ConfigError: A unit cannot be copied for other features than its own.
     """
     units: list[nn.Module] = []
     shapes = [site.spec.shape]
@@ -39,19 +44,20 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 
 
 def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
-    """A copy of a unit for features of a shape, with fresh weights.
+    """Copy a unit, with fresh weights, for features of a given shape.
 
-    It draws dropout and stochastic depth with the unit's own probabilities.
+    The copy has the unit's probabilities of dropout and stochastic depth.
 
     Args:
         site: The module.
         index: The unit to copy.
-        shape: What the copy is given. Where that is the unit's own, its parameters have the same
-            names and shapes as the unit's; else it is adapted.
+        shape: Shape of the copy's input, without the batch dimension. If the unit's own input has
+            this shape, the copy's parameters have the same names and shapes as the unit's;
+            otherwise the unit is adapted.
         method: Name of the local method, for messages.
 
     Raises:
-        ConfigError: The unit cannot be copied to these features.
+        ConfigError: The unit cannot be copied for these features.
     """
     _check_chained(site, index, method)
     unit = site.units[index]
@@ -65,7 +71,10 @@ def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn
 
 
 def _check_chained(site: Site, index: int, method: str) -> None:
-    """Check that a copy can take what the unit before makes, alone, and makes one tensor."""
+    """Check that a unit reads the first output of the unit before it, and writes one tensor.
+
+    A unit that reads other tensors as well is accepted only if it has `adapt`.
+    """
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
     if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:
@@ -74,8 +83,8 @@ def _check_chained(site: Site, index: int, method: str) -> None:
 
 
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What a fresh network makes of features of a shape, found with one sample."""
-    network.eval()  # no statistics of BatchNorm change, nothing is drawn
+    """Return the shape of a network's output for an input shape, found with one sample."""
+    network.eval()  # keeps BatchNorm's statistics and draws no random numbers
     with torch.no_grad():
         output: torch.Tensor = network(torch.zeros(1, *shape))
     network.train()

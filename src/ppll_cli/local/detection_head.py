@@ -1,4 +1,4 @@
-"""`local.detection_head`: on which levels of a pyramid a detector's modules are trained."""
+"""The setting `local.detection_head`: the pyramid levels on which a detector's modules train."""
 
 from dataclasses import replace
 from typing import Literal
@@ -8,19 +8,19 @@ import torch
 from ppll_cli.local.method import Site
 
 DetectionHead = Literal["pyramid", "level"]
-"""`pyramid`: on all levels. `level`: on those of the stride of the map that the head reads."""
+"""`pyramid`: train on all levels. `level`: on the levels of the stride of the head's input."""
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """The site, with a task that makes local heads of the kind that was chosen.
+    """Return the site with a task that makes the chosen kind of local heads.
 
     Args:
         site: The module.
-        chosen: The kind; None, the default, is `pyramid`.
+        chosen: The kind; None returns the site as it is, which means `pyramid`.
 
     Raises:
-        ConfigError: The task is another one than detection, or the head of a user's own model does
-            not say how wide it is.
+        ConfigError: The task is not detection, or the head of a user's own model does not say how
+            wide it is.
     """
     if chosen is None:
         return site

@@ -1,4 +1,4 @@
-"""Decoupled greedy learning (Belilovsky et al., 2020)."""
+"""DGL: decoupled greedy learning (Belilovsky et al., 2020)."""
 
 from itertools import pairwise
 
@@ -13,11 +13,11 @@ from ppll_cli.tasks.classification import classes_of
 
 
 class AdaptivePool(nn.Module):
-    """Average pooling to a size, or to the input's own size where that is smaller.
+    """Average pooling to a given size, or to the input's size if that is smaller.
 
     Args:
-        divisor: The output is this many times smaller than the input, rounded up.
-        size: Height and width of the output, at most.
+        divisor: Divides the input's height and width, rounded up.
+        size: Largest height and width of the output; None for no limit.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
@@ -25,14 +25,14 @@ class AdaptivePool(nn.Module):
         self.divisor, self.size = divisor, size
 
     def side(self, side: int) -> int:
-        """Height or width of the output, given that of the input."""
+        """Return the output's height or width for the input's height or width."""
         divided = -(-side // self.divisor)
         return divided if self.size is None else min(divided, self.size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, h, w]."""
+        """Pool [B, C, H, W] to [B, C, h, w]."""
         height, width = map(self.side, x.shape[2:])
-        # What adaptive_avg_pool2d computes, with a backward that is deterministic on CUDA too.
+        # This computes adaptive_avg_pool2d with a backward that is deterministic on CUDA too.
         if x.shape[2] % height == 0 and x.shape[3] % width == 0:
             return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
         rows, columns = _averages(x.shape[2], height, x), _averages(x.shape[3], width, x)
@@ -40,7 +40,10 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """[windows, size]: row i takes the mean over window i of as many that cover a side."""
+    """Return a matrix [windows, size] whose row i averages over window i of a side.
+
+    The windows are those of adaptive average pooling.
+    """
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     first, behind = window * size // windows, ((window + 1) * size + windows - 1) // windows
@@ -49,24 +52,23 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
 
 
 class DGL(LocalMethod):
-    """Each module is trained through a small convolutional network and the task's loss.
+    """Trains each module through a small convolutional network and the task's loss.
 
-    Pool to a quarter of the height and width, rounded up; three 1x1 convolutions, each with
-    BatchNorm and ReLU; pool to 2x2; a perceptron with three hidden layers, each with BatchNorm and
-    ReLU; Linear. The convolutions keep the number of channels, and the perceptron's layers are as
-    wide as `hidden`.
+    The network pools to a quarter of the height and width, rounded up. Three 1x1 convolutions, each
+    with BatchNorm and ReLU, keep the number of channels. After pooling to 2x2 comes a perceptron
+    with three hidden layers of width `hidden`, each with BatchNorm and ReLU, and a Linear layer.
 
-    The layers and their initial weights, which are torch's own, are those of "mlp-sr" in the
-    authors' code (github.com/eugenium/DGL, auxiliary_nets_study). The biases in front of BatchNorm
-    do nothing; they are there so that both count the same parameters. A map of one pixel stays as
+    The layers and their initial weights, torch's defaults, are those of "mlp-sr" in the authors'
+    code (github.com/eugenium/DGL, auxiliary_nets_study). The biases before BatchNorm have no
+    effect; they are kept so that the number of parameters is equal. A map of one pixel is kept as
     it is (ours; the authors' code copies the pixel to 2x2). Other code uses other networks under
     this name: AugLocal's has two hidden layers and draws convolutions by He's rule; MAN++'s pools
     to 8x8, has 128 channels, pools to one pixel and has hidden layers of 512. InfoPro's comparison
     with DGL was published without code.
 
     Args:
-        hidden: Width of the perceptron's hidden layers; null is as wide as what it reads, four
-            times the module's channels where the map has at least 5 x 5 positions.
+        hidden: Width of the perceptron's hidden layers. None for the width of its input: four times
+            the module's channels if the map has at least 5 x 5 positions.
     """
 
     changed = "their pooling was mended"
@@ -77,8 +79,8 @@ class DGL(LocalMethod):
         self.hidden = hidden
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
-        classes_of(site.task, "dgl", key="local")  # its perceptron ends in vectors
+        """Return the auxiliary network and local loss of a module."""
+        classes_of(site.task, "dgl", key="local")  # refuses other tasks: perceptrons make vectors
         pools = AdaptivePool(divisor=4), AdaptivePool(size=2)
         return Criterion(dgl_network(site, pools, None, self.hidden), (site.feature,), site.task)
 
@@ -89,13 +91,15 @@ def dgl_network(
     channels: int | None,
     hidden: int | None,
 ) -> nn.Module:
-    """Three 1x1 convolutions between two pools, and a perceptron with three hidden layers.
+    """Return a network of 1x1 convolutions between two pools, and a perceptron.
+
+    It has three convolutions and three hidden layers; the task's smallest head follows.
 
     Args:
-        site: Whose features it reads.
-        pools: The one before the convolutions and the one behind them.
-        channels: Of each convolution's output; None: as many as the features have.
-        hidden: Width of the hidden layers; None: as wide as what the first of them reads.
+        site: The module whose features it reads.
+        pools: The pools before and after the convolutions.
+        channels: Output channels of each convolution; None for the number that the features have.
+        hidden: Width of the hidden layers; None for the width of the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first

@@ -1,7 +1,7 @@
-"""Feature bank augmented auxiliary networks (FBA, arXiv 2406.00446).
+"""FBA: auxiliary networks with a feature bank (arXiv 2406.00446).
 
 The paper's abstract and reviews say what the two parts are for; how they are built here is our own
-reading of them.
+reading.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from ppll_cli.tasks.task import Task
 
 
 class FBA(LocalMethod):
-    """A Simple Local Module for each module, and a feature bank that it reads.
+    """Gives each module a Simple Local Module and a feature bank that it reads.
 
-    The Simple Local Module is made of the backbone's own parts: the first units of each later
-    resolution stage, then the model's head, all with fresh weights. A resolution stage is a run of
-    units with outputs of one shape; a module in the last of them is trained through the head
-    alone. A model with a single one, a ViT, has the units that follow the module copied.
+    The Simple Local Module consists of copies of the backbone's own parts, with fresh weights: the
+    first units of each later resolution stage, then the model's head. A resolution stage is a run
+    of units whose outputs have the same shape; a module in the last stage is trained through the
+    head alone. If a model has only one stage, as a ViT, the units after the module are copied.
 
-    The bank has the features of earlier modules in the form that the task keeps (classification:
-    pooled to vectors), without gradient. It travels forward with the activations. For
-    super-resolution it is by default the network's first features, which the model's own head reads
-    as well: its long skip.
+    The bank holds the features of earlier modules, detached, in the form that the task keeps: for
+    classification, pooled to vectors. It travels forward with the activations. For super-resolution
+    it holds by default the network's first features, which the model's own head reads through its
+    long skip.
 
     Args:
-        depth: Units copied from each later resolution stage, 1 or more; of a model with a single
-            one, units copied in all.
-        bank: Which features are banked and how they are fused.
-        detection_head: Of a detector, the levels on which a module is trained. With `level` only
-            those units are copied that lead to the finest level.
+        depth: Number of units copied from each later resolution stage, 1 or more. If the model has
+            only one stage, the number of units copied in all.
+        bank: Which features are banked, and how they are fused.
+        detection_head: For detectors, the pyramid levels on which a module is trained. With `level`
+            only the units that lead to the finest level are copied.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FBA(LocalMethod):
         self.depth, self.bank, self.detection_head = depth, bank, detection_head
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._copied(site), "fba")
         bank = bank_for(self.bank, site.task, site.units)
@@ -59,7 +59,7 @@ class FBA(LocalMethod):
         return Criterion(network, (site.feature, *read), site.task)
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """The module's banked feature, where a later auxiliary network reads it."""
+        """Return the unit that banks the module's feature, if a later module reads it."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
@@ -67,7 +67,7 @@ class FBA(LocalMethod):
         return (Unit(name, partial(_keeper, site.task, site.spec.shape), (site.feature,), (name,)),)
 
     def _copied(self, site: Site) -> list[int]:
-        """Indices of the units that the Simple Local Module copies."""
+        """Return the indices of the units that the Simple Local Module copies."""
         shapes = [spec.shape for spec in site.features[:-1]]
         later = later_units(site)
         if len(set(shapes)) == 1:
@@ -82,7 +82,7 @@ class FBA(LocalMethod):
         return copied
 
     def _banked(self, site: Site) -> list[int]:
-        """The earlier modules whose features this one's auxiliary network reads."""
+        """Return the earlier modules whose features the module's auxiliary network reads."""
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none" or bank.features == "first":
             return []
@@ -98,17 +98,17 @@ class FBA(LocalMethod):
 
 
 def _keeper(task: Task, shape: tuple[int, ...]) -> nn.Module:
-    """What makes the banked form of features that are kept."""
+    """Build the network that converts features to their banked form."""
     keeper = task.banked(shape)
     assert keeper is not None
     return keeper
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
-    """The bank with nothing left open, for a task and a model.
+    """Return the bank with its defaults resolved for a task and a model.
 
     Raises:
-        ConfigError: It is to have first features, and there is no long skip that brings them.
+        ConfigError: `fba.features=first` is set, but there is no long skip with first features.
     """
     takes = getattr(task, "long_skips", False)
     skips = len(units[-1].reads) > 1
@@ -120,12 +120,12 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what the model's head reads beside its input, as far as it is there."""
+    """Return names and shapes of the head's further inputs that exist at the module's end."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}
 
 
 def bank_name(module: int) -> str:
-    """Name of the tensor in which a module's banked feature travels."""
+    """Return the name of the tensor that holds a module's banked feature."""
     return f"bank.{module}"

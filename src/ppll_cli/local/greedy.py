@@ -1,21 +1,21 @@
-"""Greedy local learning: the smallest head."""
+"""Greedy local learning through the task's smallest head."""
 
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
 class Greedy(LocalMethod):
-    """Each module is trained through the task's smallest head (classification: pool, Linear).
+    """Trains each module through the task's smallest head; for classification, pool and Linear.
 
     Args:
-        detection_head: Of a detector, the levels on which a module is trained.
+        detection_head: For detectors, the pyramid levels on which a module is trained.
     """
 
     def __init__(self, *, detection_head: DetectionHead | None = None) -> None:
         self.detection_head = detection_head
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         site = with_detection_head(site, self.detection_head)
         head = site.task.smallest_head(site.spec.shape)
         return Criterion(head, (site.feature,), site.task)

@@ -1,6 +1,6 @@
-"""Information propagation (InfoPro: Wang et al., 2021, arXiv 2101.10832).
+"""InfoPro: information propagation (Wang et al., 2021, arXiv 2101.10832).
 
-Legend: B batch, C channels, H height, W width.
+Legend: B batch, C channels, D width of vectors, H height, W width of a map.
 """
 
 from collections.abc import Mapping
@@ -21,42 +21,42 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # ours, as of 4: of 2 the last pair stands for no module
+    3: (6.0, 0.0, 1.0, 2.0),  # ours: as for 4, because the last pair for 2 belongs to no module
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
 }
-"""By the number of modules, reconstruction's and classification's weight at the first auxiliary
-network, then at the last: those of InfoPro's own commands for ResNet-32 on CIFAR-10, which train
+"""Weights of reconstruction and classification at the first auxiliary network, then at the last, by
+the number of modules. They come from InfoPro's own commands for ResNet-32 on CIFAR-10, which train
 the contrastive loss. Its weights for ResNet-110, STL-10 and SVHN are in the presets."""
 
 
 class InfoPro(LocalMethod):
-    """Each module keeps what is in the image and what tells the classes apart.
+    """Trains each module to keep what the image shows and what tells the classes apart.
 
-    The loss is l1 * reconstruction + l2 * classification, with weights that change linearly from
-    the first auxiliary network to the last. Reconstruction is a `Decoder`'s. Classification reads
-    convolutions of 3x3 positions, each with BatchNorm and ReLU, the mean over positions, and a
-    perceptron with one hidden layer (the paper's "1c2f"); its loss is cross-entropy (`softmax`), or
-    a `contrastive_loss` between samples. Convolutions are drawn by He's rule (fan out), as in the
-    paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
+    The loss is l1 * reconstruction + l2 * classification. The weights change linearly from the
+    first auxiliary network to the last. Reconstruction is the loss of a `Decoder`. The classifier
+    has 3x3 convolutions, each with BatchNorm and ReLU, a mean over positions, and a perceptron with
+    one hidden layer (the paper's "1c2f"). Its loss is cross-entropy (`softmax`) or a
+    `contrastive_loss` between samples. Convolutions are initialised by He's rule (fan out), as in
+    the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
-    Where l1 is 0 there is no decoder. Where l2 is 0 the classifier would stay as it was drawn; here
-    it is trained with weight 1 as a `Probe`, so that the module is trained by reconstruction alone
-    and still has an accuracy (ours).
+    If l1 is 0, there is no decoder. If l2 is 0, the classifier is trained with weight 1 as a
+    `Probe`: reconstruction alone trains the module, which still has an accuracy (ours).
 
     Args:
-        loss: Of the classification. Contrastive learning predicts nothing: a Linear `Probe` on its
-            vectors, trained by cross-entropy beside it, gives the module's accuracy (ours). Mixed
-            images are alike as far as their classes' shares are (ours).
-        weights: l1 and l2 at the first auxiliary network, then at the last; null is what `WEIGHTS`
-            has for the number of modules, or for the nearest, of two the smaller (ours).
-        width: A convolution doubles the channels, with stride 2, up to this many. Features that
-            have as many or more are taken to this many, with stride 1 (of more: ours).
+        loss: The loss of the classification. Contrastive learning makes no prediction; a Linear
+            `Probe` on its vectors, trained by cross-entropy, gives the module's accuracy (ours).
+            Mixed images are alike as far as the shares of their classes are (ours).
+        weights: l1 and l2 at the first auxiliary network, then at the last. None for the entry of
+            `WEIGHTS` with the nearest number of modules, of two the smaller number (ours).
+        width: Largest number of channels. A convolution with fewer input channels doubles them and
+            has stride 2. A convolution with this many input channels, or with more (ours), has
+            `width` output channels and stride 1.
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
-        convolutions: How many the classification has.
-        decoder_width: Channels inside the decoder.
-        temperature: Of the contrastive loss.
+        convolutions: Number of convolutions of the classifier.
+        decoder_width: Number of channels inside the decoder.
+        temperature: Temperature of the contrastive loss.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class InfoPro(LocalMethod):
         self.decoder_width = decoder_width
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
@@ -104,7 +104,7 @@ class InfoPro(LocalMethod):
         return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature, classes)
 
     def weights_at(self, site: Site) -> tuple[float, float]:
-        """l1 and l2 of a module."""
+        """Return l1 and l2 of a module."""
         weights = self.weights
         if weights is None:
             count = len(site.modules)
@@ -135,16 +135,16 @@ def _check_weights(weights: list[float]) -> None:
 
 
 class Decoder(nn.Module):
-    """How much of the image a map has lost: the loss of a network that paints it.
+    """Measures how much of the image a map has lost, by a network that reconstructs the image.
 
-    Features are enlarged to the image's size, bilinearly, corners on corners; a 3x3 convolution,
-    BatchNorm, ReLU and a 3x3 convolution make the logit of each pixel. The loss is binary
-    cross-entropy between these and the pixels in [0, 1].
+    Features are enlarged bilinearly to the image's size, with aligned corners. A 3x3 convolution,
+    BatchNorm, ReLU and a 3x3 convolution compute a logit for each pixel and channel. The loss is
+    binary cross-entropy between the logits and the pixels in [0, 1].
 
     Args:
         channels: C of the map.
-        image: What is painted.
-        width: Channels between the two convolutions.
+        image: Size and normalisation of the image to reconstruct.
+        width: Number of channels between the two convolutions.
     """
 
     mean: Tensor
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.size = (image.height, image.width)
         layers = (
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),  # BatchNorm takes a bias away
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),  # BatchNorm would cancel a bias
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, image.channels, 3, padding=1),
@@ -162,30 +162,38 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # known from the data set
+            self.register_buffer(name, tensor, persistent=False)  # the data set defines it
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """The mean loss, in float32, of features and the normalised images [B, C, H, W]."""
+        """Compute the reconstruction loss.
+
+        Args:
+            x: Features of any shape that `AsMap` converts.
+            image: Normalised images, float [B, C, H, W].
+
+        Returns:
+            The mean loss, a float32 scalar.
+        """
         enlarged = F.interpolate(AsMap()(x), self.size, mode="bilinear", align_corners=True)
         logits = self.network(enlarged).float()
         return F.binary_cross_entropy_with_logits(logits, self.pixels(image))
 
     def pixels(self, image: Tensor) -> Tensor:
-        """Normalised images to float32 in [0, 1].
+        """Convert normalised images to float32 pixels in [0, 1].
 
-        Padding comes before normalisation, so only rounding could leave that range; a user's own
-        data set may do it otherwise.
+        Images are padded before they are normalised, so without clamping only rounding errors would
+        leave this range; a user's own data set may pad differently.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 
 
 class InfoProCriterion(Criterion):
-    """Reconstruction beside classification by cross-entropy.
+    """Reconstruction and classification by cross-entropy.
 
     Args:
         head: The classifier.
-        decoder: None where reconstruction has no weight.
-        site: Where both are attached.
+        decoder: The decoder; None if reconstruction has no weight.
+        site: The module.
         weights: l1 and l2.
     """
 
@@ -204,7 +212,7 @@ class InfoProCriterion(Criterion):
             self.reads = (*self.reads, IMAGE)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The mean loss over the batch, a scalar, and logits [B, classes]."""
+        """Return the mean loss over the batch, a scalar, and logits [B, classes]."""
         loss, prediction = self.classify(values)
         if self.decoder is not None:
             (feature,) = self.features
@@ -212,22 +220,22 @@ class InfoProCriterion(Criterion):
         return loss, prediction
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss of classification, weighted, and logits [B, classes]."""
+        """Return the weighted loss of classification, a scalar, and logits [B, classes]."""
         loss, prediction = super().forward(values)
         return self.weights[1] * loss, prediction
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """Reconstruction beside contrastive learning.
+    """Reconstruction and contrastive learning.
 
     Args:
-        head: From features to vectors.
-        decoder: None where reconstruction has no weight.
-        site: Where both are attached.
+        head: The network from features to vectors.
+        decoder: The decoder; None if reconstruction has no weight.
+        site: The module.
         weights: l1 and l2.
-        probe: From vectors to logits.
-        temperature: Of the contrastive loss.
-        classes: How many there are.
+        probe: The classifier from vectors to logits.
+        temperature: Temperature of the contrastive loss.
+        classes: Number of classes.
     """
 
     def __init__(
@@ -244,7 +252,7 @@ class ContrastiveCriterion(InfoProCriterion):
         self.probe, self.temperature, self.classes = probe, temperature, classes
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The contrastive loss, weighted, with the probe's; and the probe's logits."""
+        """Return the weighted contrastive loss plus the probe's loss, and the probe's logits."""
         (feature,) = self.features
         vectors = F.normalize(self.head(values[feature]).float(), dim=1)
         prediction = self.probe(vectors)
@@ -253,27 +261,30 @@ class ContrastiveCriterion(InfoProCriterion):
 
 
 def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Tensor:
-    """The supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, L_out).
+    """Compute the supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, L_out).
 
-    Each sample is to find those of its own class among all others: the mean over these of
-    -log softmax of the products with all others, divided by the temperature. A sample without
-    another of its class is left out of the mean over samples (InfoPro's code counts it as 0); where
-    that leaves none, the loss is 0.
+    The products of a sample's vector with all others, divided by the temperature, are logits for
+    finding the samples of its class. A sample's loss is the mean over these samples of their
+    -log softmax. Samples without another sample of their class are left out of the mean over
+    samples (InfoPro's code counts their loss as 0). If no sample remains, the loss is 0.
 
-    Mixed images are alike by the product of the rows of their classes' shares, which is 1 or 0 for
-    images that are not mixed. That is the weight of the other one in a sample's mean; and where
-    these weights add up to less than 1, the sample counts by their sum in the mean over samples
-    (ours).
+    The product of two mixed images' rows of class shares says how alike they are; for images that
+    are not mixed it is 1 or 0. It is the weight of one image in the other's mean. If the weights
+    of a sample add up to less than 1, the sample has their sum as its weight in the mean over
+    samples (ours).
 
     Args:
-        vectors: [B, D], of length 1.
-        shares: How much of each target is a class's, [B, classes].
-        temperature: Above 0.
+        vectors: Float [B, D], each of length 1.
+        shares: The share of each class in each target, float [B, classes].
+        temperature: A number above 0.
+
+    Returns:
+        The loss, a float32 scalar.
     """
     itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
     alike = gram(shares).masked_fill(itself, 0)
     products = gram(vectors) / temperature
-    # Minus infinity would do as well, but for a single sample, whose softmax would be NaN.
+    # Minus infinity would make the softmax NaN if the batch has one sample only.
     others = products.masked_fill(itself, torch.finfo(products.dtype).min)
     found = torch.where(alike > 0, alike * F.log_softmax(others, dim=1), 0).sum(dim=1)
     wanted = alike.sum(dim=1)

@@ -1,4 +1,4 @@
-"""Momentum auxiliary networks (MAN, and MAN++: arXiv 2507.16279).
+"""MAN and MAN++: auxiliary networks with momentum (MAN++: arXiv 2507.16279).
 
 Legend: B batch, T tokens, D width, C channels, H height, W width of a map.
 """
@@ -24,37 +24,37 @@ Loss = Literal["infopro", "dgl", "ce"]
 
 
 class MAN(LocalMethod):
-    """Each module is trained through a copy of the next unit and that unit's moving average.
+    """Trains each module through a copy of the next unit and a moving average of that unit.
 
-    Two networks of the form of the unit behind the module, both with fresh weights, read the
-    module's features: LB is trained, EMA is not, and the local loss reads y = LB(x) + EMA(x). The
-    parameters of EMA follow those of the next unit itself, EMA <- m EMA + (1 - m) next. Gradients
-    pass through EMA to the module. Buffers are not averaged: BatchNorm of both copies takes the
-    statistics of the batch in training, and its own running ones in evaluation.
+    LB and EMA are two copies of the next unit, the one after the module, with fresh weights. Both
+    read the module's features, and the local loss reads y = LB(x) + EMA(x). LB is trained. EMA is
+    not; its parameters follow those of the next unit itself, EMA <- m EMA + (1 - m) next. Gradients
+    pass through EMA to the module. Buffers are not averaged: BatchNorm of both copies uses the
+    batch's statistics in training, and its own running statistics in evaluation.
 
-    All this is as in the authors' code, which trains one module after the other, takes the average
-    behind each and steps the optimizer once after all of them. So the forward of batch b sees an
-    average that ends with the weights after the step of batch b - 2: a lag of 2. Here the average
-    is taken right before the forward, and other lags are ours. So is what follows: where the next
-    unit is the model's head, the module is trained by the local loss alone.
+    All this follows the authors' code, which trains one module after the other, updates the average
+    after each and steps the optimizer once after all of them. So the forward of batch b uses an
+    average whose newest weights are those after the step of batch b - 2: a lag of 2. Here the
+    average is updated right before the forward. Other lags are ours. If the next unit is the
+    model's head, the local loss reads the module's features without LB and EMA (ours).
 
     Args:
-        loss: What reads y. `infopro` is InfoPro's loss, with the classifier and decoder of
-            `local=infopro`. `dgl` is cross-entropy through the network that the authors of MAN++
-            give that name: pool to 8x8, three 1x1 convolutions with 128 channels, BatchNorm and
-            ReLU, pool to one pixel, a perceptron with three hidden layers of 512, BatchNorm and
-            ReLU. `ce` is cross-entropy through, for tokens, a second block that is only trained,
-            and a copy of the model's head (as published for ViTs: LayerNorm, class token, Linear),
-            or through the smallest head where features have another shape than the head reads
-            (ours). null: `ce` for tokens, `infopro` for anything else. All are for classification:
-            a detector's loss is the task's own.
+        loss: The loss that reads y, for classification only; a detector has its task's loss.
+            `infopro` is InfoPro's loss, with the classifier and decoder of `local=infopro`. `dgl`
+            is cross-entropy through the network to which the authors of MAN++ give that name: pool
+            to 8x8, three 1x1 convolutions with 128 channels, BatchNorm and ReLU, pool to one pixel,
+            a perceptron with three hidden layers of 512, BatchNorm and ReLU. `ce` is cross-entropy.
+            For tokens it reads y through another trained block and a copy of the model's head (as
+            published for ViTs: LayerNorm, class token, Linear); for other features through a copy
+            of the model's head; if their shape does not suit the head, through the task's smallest
+            head (ours). None is `ce` for tokens and `infopro` otherwise.
         lag: How many batches old the weights of the next unit are, 1 or more.
-        momentum: m.
-        weights: Of InfoPro's reconstruction and classification at the first auxiliary network, then
-            at the last; null: what `infopro_weights` says.
-        detection_head: Of a detector, the levels on which a module is trained. `level`, the
-            default, is the one of MAN++'s authors: the levels of y's stride. `pyramid` is a copy
-            of the model's head over y alone (ours).
+        momentum: m, from 0 to 1.
+        weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last; None for what
+            `infopro_weights` returns.
+        detection_head: For detectors, the pyramid levels on which a module is trained. `level`, the
+            default, is the choice of MAN++'s authors: the levels of y's stride. `pyramid` is a copy
+            of the model's head that reads y alone (ours).
     """
 
     name: ClassVar[str] = "man"
@@ -74,12 +74,12 @@ class MAN(LocalMethod):
         check_lag(lag)
         if not 0 <= momentum <= 1:
             raise ConfigError("local.momentum", momentum, "is out of range", "give 0 <= m <= 1")
-        InfoPro(weights=weights)  # refuses weights that are none
+        InfoPro(weights=weights)  # checks the weights
         self.loss, self.lag, self.momentum, self.weights = loss, lag, momentum, weights
         self.detection_head = detection_head
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         site = with_detection_head(site, self.detection_head)
         following = site.stop
         if following == len(site.units) - 1:
@@ -87,19 +87,19 @@ class MAN(LocalMethod):
         copies = [copy_unit(site, following, site.spec.shape, self.name) for _ in range(2)]
         mixture = Mixture(*copies, momentum=self.momentum, scaled=self.scaled)
         features = list(site.features)
-        features[following - 1] = site.features[following]  # there y stands for the features
+        features[following - 1] = site.features[following]  # the loss reads y as the features
         base = self._base(replace(site, features=features), site)
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """InfoPro's weights where none are given: its own for the number of modules (ours)."""
+        """Return the default InfoPro weights; None for InfoPro's by number of modules (ours)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """The loss that reads y.
+        """Return the loss that reads y.
 
         Args:
-            there: Where y stands for the module's features.
+            there: The module with the shape of y in the place of its features' shape.
             site: The module.
         """
         if not isinstance(there.task, Classification):
@@ -117,7 +117,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _detector(self, there: Site) -> Criterion:
-        """The loss of a detector, whose head reads y."""
+        """Return the loss of a detector whose head reads y."""
         from ppll_cli.tasks.detection import Detection  # torchvision's detectors
 
         data = "with class labels or boxes"
@@ -133,7 +133,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _head(self, there: Site, site: Site, tokens: bool) -> nn.Module:
-        """What makes a prediction of y for `ce`."""
+        """Return the network that makes a prediction from y for `ce`."""
         head, shape = len(site.units) - 1, there.spec.shape
         if shape != site.features[head - 1].shape:
             return site.task.smallest_head(shape)
@@ -144,9 +144,9 @@ class MAN(LocalMethod):
 
 
 class MANPlus(MAN):
-    """MAN with a scale that each module learns: MAN++.
+    """MAN++: MAN with a learned scale in each module.
 
-    y = s LB(x) + (2 - s) EMA(x), where s starts at 1. Everything else is as in `MAN`, but for
+    y = s LB(x) + (2 - s) EMA(x), where s starts at 1. Everything else is as in `MAN`, except
     InfoPro's weights.
     """
 
@@ -154,11 +154,11 @@ class MANPlus(MAN):
     scaled = True
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """The weights of the authors' code: (5, 0.5) times 1 - r, where r = stage / (K - 2).
+        """Return the weights of the authors' code: (5, 0.5) times 1 - r, with r = stage / (K - 2).
 
-        K is the number of modules. The stage is that of the backbone: how often the shape of
-        features has changed until the module's end. With few modules r would reach 1, and nothing
-        would train a module; so it is divided by the number of stages at the least (ours).
+        K is the number of modules. The stage is that of the backbone: how often the features' shape
+        has changed up to the module's end. With few modules r would reach 1, and nothing would
+        train a module; so the divisor is at least the number of stages (ours).
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -168,13 +168,13 @@ class MANPlus(MAN):
 
 
 class Mixture(nn.Module):
-    """The sum of what a trained and an averaged network make of the same features.
+    """The sum of a trained and an averaged network's outputs for the same features.
 
     Args:
-        learned: The network that is trained.
-        average: The network whose parameters are averages.
-        momentum: How much of the average stays where other weights come to it.
-        scaled: Whether the trained network counts s times and the other 2 - s times, s learned.
+        learned: The trained network.
+        average: The network whose parameters are moving averages.
+        momentum: The share of the averages that stays in an update.
+        scaled: Whether the outputs are weighted by s and 2 - s, where s is learned.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Mixture(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The module's features to y, which has the shape of what the next unit makes."""
+        """Compute y, which has the shape of the next unit's output, from the module's features."""
         learned, average = self.learned(x), self.average(x)
         if self.scale is None:
             mixed: Tensor = learned + average
@@ -195,7 +195,7 @@ class Mixture(nn.Module):
         return mixed
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Let the averages move towards these weights; to be called outside of the gradient."""
+        """Move the averages towards `weights`; to be called under `no_grad`."""
         parameters = dict(self.average.named_parameters())
         averages: list[Tensor] = [*parameters.values()]
         torch._foreach_mul_(averages, self.momentum)
@@ -203,11 +203,11 @@ class Mixture(nn.Module):
 
 
 class MomentumCriterion(Criterion):
-    """A local loss that reads a `Mixture` in place of the module's features.
+    """A local loss that reads a `Mixture` in the place of the module's features.
 
     Args:
-        mixture: What makes y of the features.
-        base: The loss.
+        mixture: The network that computes y from the features.
+        base: The loss that reads y.
         watch: The next unit, which the averages follow.
     """
 
@@ -218,17 +218,17 @@ class MomentumCriterion(Criterion):
 
     @property
     def mixture(self) -> Mixture:
-        """What makes y of the features."""
+        """The network that computes y from the features."""
         assert isinstance(self.head, Mixture)
         return self.head
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The mean loss over the batch, a scalar, and logits [B, classes]."""
+        """Return the mean loss over the batch, a scalar, and the prediction."""
         (feature,) = self.features
         found: tuple[Tensor, Tensor] = self.base({**values, feature: self.mixture(values[feature])})
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Average the weights of the next unit, unless they stand in for some that never were."""
+        """Update the averages, unless the watched version of the next unit never existed."""
         if steps >= 0:
             self.mixture.take(weights)

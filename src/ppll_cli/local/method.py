@@ -1,4 +1,4 @@
-"""What a local method is."""
+"""The interface of local learning methods: `LocalMethod`, `Criterion` and `Site`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 MOST_LAG = 4096
-"""Batches: so many copies of a unit are kept, and even 64 is far more than methods ask for."""
+"""The longest lag in batches. A lag of n keeps n versions of a unit's weights; methods need few."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where an auxiliary network is attached: to the last unit of a module.
+    """The place of an auxiliary network: the last unit of a module.
 
     Attributes:
         module: Number of the module, from 0.
-        modules: The units of each module, by their index.
+        modules: The indices of each module's units.
         units: All units of the model, in order.
-        features: What the first output of each unit is like.
-        image: What the model is built for.
-        task: What is learnt.
+        features: Shape and dtype of the first output of each unit.
+        image: The images that the model is built for.
+        task: The task that is learnt.
     """
 
     module: int
@@ -39,17 +39,17 @@ class Site:
 
     @property
     def stop(self) -> int:
-        """Index of the first unit behind the module."""
+        """Index of the first unit after the module."""
         return self.modules[self.module].stop
 
     @property
     def feature(self) -> str:
-        """Name of the tensor that the module's last unit makes."""
+        """Name of the module's output, the first output of its last unit."""
         return self.units[self.stop - 1].writes[0]
 
     @property
     def spec(self) -> ValueSpec:
-        """Shape and dtype of that tensor."""
+        """Shape and dtype of the module's output."""
         return self.features[self.stop - 1]
 
     @property
@@ -59,29 +59,29 @@ class Site:
 
     @property
     def progress(self) -> float:
-        """0 at the first module with an auxiliary network, 1 at the last of them."""
+        """Position from 0 at the first module with an auxiliary network to 1 at the last one."""
         return self.module / max(1, len(self.modules) - 2)
 
     def at(self, module: int) -> Self:
-        """The site of another module."""
+        """Return the site of another module."""
         return replace(self, module=module)
 
 
 class Criterion(nn.Module):
-    """A head and the task's loss on what it predicts.
+    """A head and the task's loss on its prediction.
 
-    This is what trains a module: its parameters are the module's auxiliary network. A method whose
-    loss is another one overrides `forward` and, if it reads more than this, `reads`.
+    A criterion trains a module; its parameters are the module's auxiliary network. A method with
+    another loss overrides `forward`, and `reads` if its loss reads more tensors.
 
     Args:
-        head: From features to a prediction.
-        features: Names of the tensors that the head takes, in order.
-        task: Whose loss is taken.
+        head: The network that makes a prediction from features.
+        features: Names of the tensors that the head reads, in order.
+        task: The task, which defines the loss.
 
     Attributes:
-        reads: Names of all tensors that are read, targets included.
-        writes: Names of the tensors that are made for later modules: none.
-        watches: A later unit whose weights `see` is given before each training batch; None: none.
+        reads: Names of all tensors that the criterion reads, including targets.
+        writes: Names of the tensors that it makes for later modules: none.
+        watches: A later unit whose weights `see` gets before each training batch, or None.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -92,52 +92,64 @@ class Criterion(nn.Module):
         self.watches: Watch | None = None
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The mean loss over the batch, a scalar, and the prediction."""
+        """Compute loss and prediction.
+
+        Args:
+            values: The tensors of `reads`, by name.
+
+        Returns:
+            The mean loss over the batch, a scalar, and the prediction.
+        """
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Take note of the weights that are watched, before the forward of a training batch.
+        """Receive the watched weights, before the forward of a training batch.
 
         Args:
-            weights: The parameters of the unit by their names in it, to be read at once: they are
-                overwritten later.
-            steps: How many optimizer steps they have; below 0 the initial weights stand in.
+            weights: The watched unit's parameters by name. They are overwritten later, so they must
+                be read now.
+            steps: Number of optimizer steps that the weights have had. Below 0 the watched version
+                never existed, and these are the initial weights.
         """
 
 
 class LocalMethod(ABC):
-    """How modules are trained. A constructor takes the keys of the method's YAML file.
+    """A method that trains modules. Its constructor takes the keys of the method's YAML file.
 
     Attributes:
-        changed: Why auxiliary networks may be others than those of an earlier version, told where a
-            run of that version cannot go on.
+        changed: Why auxiliary networks may differ from those of an earlier version of this program.
+            Messages say so if a run of that version cannot be resumed.
     """
 
     changed: ClassVar[str] = ""
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module that is not the model's last.
+        """Return the auxiliary network and local loss of a module that is not the model's last.
+
+        Args:
+            site: The module.
 
         Raises:
             ConfigError: The method does not apply to this model or task.
         """
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """What a module that is not the last makes for later criteria, beside its output.
+        """Return units that make further tensors of a module for later criteria.
 
-        Each is a unit without parameters that runs after the module's own units, outside of the
-        gradient. What it writes travels as far as a later criterion reads it.
+        These units have no parameters and run after the module's own units, without gradients.
+        Their outputs travel up to the last criterion that reads them. The model's last module is
+        never asked.
         """
         return ()
 
 
 def check_lag(lag: int) -> None:
-    """Refuse a lag that is no number of batches, or that would keep versions without end.
+    """Check that a lag is a number of batches within limits.
 
     Raises:
-        ConfigError: It is less than 1, or above `MOST_LAG`.
+        ConfigError: It is not an integer, less than 1, or above `MOST_LAG`.
     """
     if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
         raise ConfigError("local.lag", lag, "is no number of batches", "give 1 or more")
@@ -147,7 +159,7 @@ def check_lag(lag: int) -> None:
 
 
 def module_criterion(method: LocalMethod, site: Site) -> Criterion:
-    """What trains a module: the method's criterion, or for the model's last module the task's loss.
+    """Return a module's criterion: the method's, or the task's loss for the model's last module.
 
     Raises:
         ConfigError: The method does not apply to this model or task.
@@ -158,5 +170,5 @@ def module_criterion(method: LocalMethod, site: Site) -> Criterion:
 
 
 def module_exports(method: LocalMethod, site: Site) -> Sequence[Unit]:
-    """What a module makes for later criteria; nothing comes after the model's last module."""
+    """Return a module's exports; the model's last module has none."""
     return () if site.is_last else method.exports(site)

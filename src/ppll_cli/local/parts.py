@@ -1,4 +1,4 @@
-"""What the networks and losses of several local methods are made of.
+"""Parts of the networks and losses of several local methods.
 
 Legend: B batch, T tokens, D width, C channels, H height, W width of a map.
 """
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 class AsMap(nn.Module):
-    """Features as maps [B, C, H, W].
+    """Converts features to maps [B, C, H, W].
 
-    Our reading for transformers: patch tokens [B, T, D] are laid out as the square that they were
-    cut from; a class token in front of them is added to each, or nothing would train it; tokens
-    that make no square become one column. Vectors [B, D] become maps of one pixel.
+    Our reading for transformers: patch tokens [B, T, D] are arranged in the square from which they
+    were cut. A class token before them is added to each of them, because otherwise nothing would
+    train it. Tokens that form no square become one column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of any shape to maps."""
+        """Convert features of any supported shape to maps."""
         if x.dim() == 2:
             return x[:, :, None, None]
         if x.dim() == 4:
@@ -36,16 +36,19 @@ class AsMap(nn.Module):
 
 
 def map_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(C, H, W) of what `AsMap` makes of features of this shape (no batch dimension)."""
+    """Return the shape (C, H, W) of the maps that `AsMap` makes from features of `shape`.
+
+    Both shapes are without the batch dimension.
+    """
     channels, height, width = AsMap()(torch.empty(1, *shape, device="meta")).shape[1:]
     return channels, height, width
 
 
 class Probe(nn.Module):
-    """A network that learns from features without training what makes them.
+    """A network that learns from features without training the module that makes them.
 
-    Where a local loss has no prediction, or gives it no weight, a probe beside it says how much
-    the features tell: the accuracy that is reported of the module.
+    If a local loss makes no prediction, or gives its prediction no weight, a probe gives the
+    accuracy that is reported for the module.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -53,21 +56,21 @@ class Probe(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the network makes of the detached features."""
+        """Apply the network to the detached features."""
         y: Tensor = self.network(x.detach())
         return y
 
 
 def gram(rows: Tensor) -> Tensor:
-    """The products of each two rows, [B, D] to [B, B], in float32 also under autocast."""
+    """Return the dot products of all pairs of rows, [B, D] to [B, B], always in float32."""
     kind = rows.device.type
-    available = torch.amp.is_autocast_available(kind)  # the meta device has none to switch off
+    available = torch.amp.is_autocast_available(kind)  # not for the meta device
     with torch.autocast(kind, enabled=False) if available else nullcontext():
         return rows.float() @ rows.float().T
 
 
 def drawn_by_he(network: nn.Module) -> nn.Module:
-    """The same network, its convolutions' weights drawn anew by He's rule (fan out)."""
+    """Initialise a network's convolutions anew by He's rule (fan out), and return the network."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -1,6 +1,6 @@
-"""Prediction and similarity matching (Nokland and Eidnes, 2019, arXiv 1901.06656).
+"""PredSim: prediction and similarity matching (Nokland and Eidnes, 2019, arXiv 1901.06656).
 
-Legend: B batch, C channels, H height, W width of a map.
+Legend: B batch, C channels, D length of a vector, H height, W width of a map.
 """
 
 from collections.abc import Mapping
@@ -16,22 +16,23 @@ from ppll_cli.tasks.classification import class_shares, classes_of
 
 
 class PredSim(LocalMethod):
-    """Each module is trained to predict the label, and to make like features for like labels.
+    """Trains each module to predict labels, and to make similar features for similar labels.
 
-    Prediction: pool, Linear, cross-entropy. Similarity: a 3x3 convolution, and the mean squared
-    difference between how alike the batch's samples are behind it and how alike their labels are
-    (`similarities`). The loss is (1 - similarity) * the first + similarity * the second. The label
-    of a mixed image is the row of its classes' shares (ours).
+    The prediction loss is cross-entropy after a pool and a Linear layer. The similarity loss
+    compares pairs of the batch's samples: it is the mean squared difference between the
+    `similarities` of the samples after a 3x3 convolution and those of their labels. The loss is
+    (1 - similarity) * prediction loss + similarity * similarity loss. The label of a mixed image is
+    its row of class shares (ours).
 
-    Details are those of the paper's code (github.com/anokland/local-loss), but for the Linear's
-    initial weights, which are zero there and torch's here, and the pooling of odd sizes.
+    Details follow the paper's code (github.com/anokland/local-loss), except the initial weights of
+    the Linear layer, which are zero there and torch's here, and the pooling of odd sizes.
 
     Args:
-        similarity: Weight of the similarity loss, from 0, where its convolution is left out, to 1,
-            where the classifier is a `Probe`, so that the module still has an accuracy (ours).
-        width: How many values the Linear reads, at most: the longer side of the map is halved
-            until there are no more, or only one a channel. What does not divide is rounded up. 2048
-            is what the paper's code is given for CIFAR-10.
+        similarity: Weight of the similarity loss, from 0 to 1. With 0 there is no convolution. With
+            1 the classifier is a `Probe`, so that the module still has an accuracy (ours).
+        width: Largest number of values that the Linear layer reads. The longer side of the map is
+            halved, rounded up, until this holds or one value per channel is left. The paper's code
+            is run with 2048 for CIFAR-10.
     """
 
     def __init__(self, *, similarity: float = 0.99, width: int = 2048) -> None:
@@ -43,7 +44,7 @@ class PredSim(LocalMethod):
         self.similarity, self.width = similarity, width
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         classes = classes_of(site.task, "predsim", key="local")
         channels, height, width = map_shape(site.spec.shape)
         kernel = pool_kernel(height, width, self.width // channels)
@@ -58,14 +59,14 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """Similarity matching beside a classifier.
+    """Similarity matching and a classifier.
 
     Args:
         head: The classifier.
-        convolution: What samples are compared behind.
-        site: Where both are attached.
-        classes: How many there are.
-        similarity: Weight of the similarity loss, above 0.
+        convolution: The convolution after which samples are compared.
+        site: The module.
+        classes: Number of classes.
+        similarity: Weight of the similarity loss, above 0 and at most 1.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class PredSimCriterion(Criterion):
         self.weights = (1.0 if probed else 1 - similarity, similarity)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The mean loss over the batch, a scalar, and the classifier's logits [B, classes]."""
+        """Return the mean loss over the batch, a scalar, and logits [B, classes]."""
         loss, prediction = super().forward(values)
         (feature,) = self.features
         found = similarities(summary(self.compared(values[feature])))
@@ -88,29 +89,29 @@ class PredSimCriterion(Criterion):
 
 
 def summary(x: Tensor) -> Tensor:
-    """Maps [B, C, H, W] to the vectors by which samples are compared, in float32.
+    """Convert maps [B, C, H, W] to the float32 vectors by which samples are compared.
 
-    The standard deviation of each channel over its positions, where there are more than three
-    channels and more than one position; else all values.
+    A vector has the standard deviation of each channel over its positions, if there are more than
+    three channels and more than one position; otherwise all values.
     """
     x = x.float().flatten(2)
     return x.std(dim=2) if x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)
 
 
 def similarities(vectors: Tensor) -> Tensor:
-    """How alike each two vectors are: [B, D] to [B, B], from -1 to 1.
+    """Return how similar each two vectors are, [B, D] to [B, B], from -1 to 1.
 
-    The cosine between them, after the mean of its own D entries was taken from each.
+    Similarity is the cosine between the vectors, each minus the mean of its own D elements.
     """
     vectors = vectors.float()
     return gram(F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8))
 
 
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
-    """Height and width of the windows in which a map is averaged so that few are left.
+    """Return height and width of the windows over which a map is averaged.
 
-    The longer side, the height where both are equal, is halved until there are no more than
-    `positions` windows, or one.
+    The longer side, the height if both are equal, is halved until there are at most `positions`
+    windows, or one.
     """
     kernel_height = kernel_width = 1
     while True:
@@ -124,5 +125,5 @@ def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
 
 
 def _windows(size: int, kernel: int) -> int:
-    """How many windows cover a side; the last may be cut short."""
+    """Return the number of windows that cover a side; the last may be cut off."""
     return -(-size // kernel)

@@ -9,16 +9,17 @@ from ppll_cli.models.unit import check_depth
 
 
 class ViTBlocks(LocalMethod):
-    """Each module is trained through transformer blocks of its own and a copy of the head.
+    """Trains each module through transformer blocks of its own and a copy of the head.
 
-    The blocks are shaped like the one that follows the module (the last block where none follows),
-    and the head, LayerNorm, pooling and Linear, like the model's; both have fresh weights.
+    The blocks have the shape of the block that follows the module, or of the last block if none
+    follows. The head has the shape of the model's: LayerNorm, pooling and Linear. Both have fresh
+    weights.
 
     Args:
-        depth: Blocks of each auxiliary network; or a list with the number for each module but the
-            last; or `front-back`, a schedule: `2-0` falls evenly from 2 at the first of these
-            modules to 0 at the last, rounded (the schedule is our own reading of "front blocks 1
-            or 2, last blocks 0"). 0 is the head alone.
+        depth: Number of blocks of each auxiliary network, 0 or more. 0 is the head alone. A list
+            gives the number for each module but the last. A schedule `front-back`, such as `2-0`,
+            changes linearly from `front` at the first of these modules to `back` at the last,
+            rounded (our reading of "front blocks 1 or 2, last blocks 0").
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:
@@ -29,7 +30,7 @@ class ViTBlocks(LocalMethod):
         self.depth = depth
 
     def criterion(self, site: Site) -> Criterion:
-        """The auxiliary network and local loss of a module."""
+        """Return the auxiliary network and local loss of a module."""
         if len(site.spec.shape) != 2:
             end = site.units[site.stop - 1].name
             raise ConfigError(

@@ -1,24 +1,24 @@
-"""Stochastic depth: in training, a residual block adds nothing to some of the samples."""
+"""Stochastic depth: in training, a residual block adds nothing for some of the samples."""
 
 from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Zeroes what a block's branch has made of a sample, drawn for each sample of a batch.
+    """Zeroes the output of a block's branch for random samples of a batch.
 
-    What is not zeroed is divided by 1 - rate, so that the mean stays (arXiv 1603.09382; there it is
-    evaluation that multiplies by 1 - rate). In evaluation nothing changes.
+    The other outputs are divided by 1 - rate, which preserves the mean (arXiv 1603.09382, where
+    evaluation multiplies by 1 - rate instead). Evaluation changes nothing.
 
     Args:
-        rate: Probability that a sample is zeroed.
+        rate: Probability that a sample is zeroed, 0 or more and below 1.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self._rate = rate  # not public: units that differ in it alone cost the same (`structure`)
+        self._rate = rate  # private, because units that differ only in it cost the same
 
     def forward(self, x: Tensor) -> Tensor:
-        """Batch [B, ...] to a batch of the same shape."""
+        """Return a batch of the shape of `x`, [B, ...]."""
         if not self.training:
             return x
         kept = 1 - self._rate
@@ -27,12 +27,12 @@ class DropPath(nn.Module):
 
 
 def drop_path_of(rate: float) -> nn.Module:
-    """What zeroes a branch with this probability; it draws nothing where that is 0."""
+    """Return a `DropPath`, or if `rate` is 0 an identity, which draws no random numbers."""
     return DropPath(rate) if rate else nn.Identity()
 
 
 def rates(last: float, blocks: int) -> list[float]:
-    """A probability for each block: it grows evenly from 0 at the first to `last` at the last one.
+    """Return each block's probability, which grows linearly from 0 to `last` at the last block.
 
     A single block has 0.
     """

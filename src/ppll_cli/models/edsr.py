@@ -20,15 +20,15 @@ from ppll_cli.tasks.super_resolution import super_resolution_of
 from ppll_cli.tasks.task import Task
 
 FIRST = "first"
-"""Name of the first features, which the long skip takes to the end."""
+"""Name of the first features, which the long skip brings to the last unit."""
 
 
 class First(nn.Module):
-    """A 3x3 convolution makes the first features of levels from 0 to 255, less their mean.
+    """A 3x3 convolution that computes the first features from levels (0 to 255, less their mean).
 
     Args:
         width: C of the output.
-        mean: Of the pictures.
+        mean: Mean of each channel of the pictures in [0, 1].
     """
 
     def __init__(self, width: int, mean: Sequence[float]) -> None:
@@ -37,17 +37,17 @@ class First(nn.Module):
         self.conv = nn.Conv2d(3, width, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] to a map [B, width, H, W]."""
+        """Convert pictures [B, 3, H, W] in [0, 1] to a map [B, width, H, W]."""
         x: Tensor = self.conv(self.levels(image))
         return x
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions beside a skip, without norms.
+    """Two 3x3 convolutions with a skip around them, without norms.
 
     Args:
         width: C.
-        scale: By what the convolutions' result is multiplied before it is added.
+        scale: Factor of the convolutions' result before it is added to the skip.
     """
 
     def __init__(self, width: int, scale: float) -> None:
@@ -57,7 +57,7 @@ class ResidualUnit(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W], of the same shape."""
+        """Return a map of the shape of `x`, [B, C, H, W]."""
         y: Tensor = self.conv2(F.relu(self.conv1(x), inplace=True))
         return x + (y if self.scale == 1 else y * self.scale)
 
@@ -68,7 +68,7 @@ class Tail(PictureHead):
     Args:
         width: C of the input.
         scale: s.
-        mean: Of the pictures.
+        mean: Mean of each channel of the pictures in [0, 1].
     """
 
     def __init__(self, width: int, scale: int, mean: Sequence[float]) -> None:
@@ -77,7 +77,7 @@ class Tail(PictureHead):
         self.upsampler = Upsampler(width, scale, mean)
 
     def mapped(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W], of the same shape."""
+        """Return a map of the shape of `x`, [B, C, H, W]."""
         y: Tensor = self.conv(x)
         return y
 
@@ -86,19 +86,19 @@ class Tail(PictureHead):
 class EDSR:
     """EDSR for the scale of the data: units `first`, `body.0` ... `body.{depth-1}` and `tail`.
 
-    The first features are read again by `tail`: they travel over stages beside the map, with a
-    gradient under back-propagation, without one from module to module of local learning. The
-    baseline has 16 residual units of 64 channels, 1.37 million parameters for x2; the large one
-    has `depth=32 width=256 res_scale=0.1`. Weights are torch's own, as in the paper's code, and
-    inside the net pictures have values from 0 to 255, as there.
+    `tail` also reads the first features, which travel through the stages beside the map: with
+    gradients under back-propagation, and without gradients from module to module of local learning.
+    The baseline has 16 residual units of 64 channels, 1.37 million parameters for x2; the large
+    network has `depth=32 width=256 res_scale=0.1`. As in the paper's code, initial weights are
+    torch's defaults, and pictures have values from 0 to 255 within the network.
 
     Attributes:
-        depth: Residual units.
+        depth: Number of residual units.
         width: C of all maps.
-        res_scale: By what a residual unit's result is multiplied before it is added.
+        res_scale: Factor of a residual unit's result before it is added to the skip.
 
     Raises:
-        ConfigError: There is no such network.
+        ConfigError: An option is out of range.
     """
 
     changed: ClassVar[str] = "it computes in [0, 255] now, as its authors' code, and not in [0, 1]"
@@ -115,19 +115,19 @@ class EDSR:
             raise ConfigError("model.res_scale", self.res_scale, problem, remedy)
 
     def reach(self, scale: int) -> int:
-        """How far from a pixel lies what it depends on, in pixels of the small picture."""
-        behind = 1 if scale < 4 else 1.5  # the upsampler's convolutions but the last
+        """Return how far away an output pixel depends on the small picture, in its pixels."""
+        behind = 1 if scale < 4 else 1.5  # all convolutions of the upsampler but the last
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """The units for these pictures.
+        """Return the units for these pictures.
 
         Raises:
-            ConfigError: The task is another one, or evaluation tiles overlap too little.
+            ConfigError: The task is not super-resolution, or evaluation tiles overlap too little.
         """
         wanted = super_resolution_of(task, "edsr")
         scale = wanted.scale
-        least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM looks at what is around a pixel
+        least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel
         if wanted.overlap < least:
             problem = f"edsr and SSIM look {least} pixels far: pictures evaluated in tiles would "
             problem += "not be what they are as a whole"
@@ -149,5 +149,5 @@ class EDSR:
 def _same(
     build: Callable[[], nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> nn.Module:
-    """A copy: all maps of a net have the same number of channels, and of pixels any will do."""
+    """Return a copy of a unit: all maps have equal channels, and any height and width will do."""
     return build()

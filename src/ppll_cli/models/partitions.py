@@ -1,4 +1,4 @@
-"""How papers on local learning cut the ResNets for CIFAR-10 into modules, by name."""
+"""Named partitions: how papers on local learning cut the ResNets for CIFAR-10 into modules."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,23 +24,23 @@ _INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
         "K4_balanced": ((1, 6), (1, 14), (2, 8)),
     },
 }
-"""Per depth and partition: group and index of the last unit of each module but the last.
+"""By depth and partition: group and index of the last unit of each module but the last.
 
-From github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. The balanced partitions
-("InfoPro*" in the paper) give modules about the same memory.
+They are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. The modules of
+the balanced partitions ("InfoPro*" in the paper) need about the same memory.
 """
 
 _AUGLOCAL_DEPTHS = range(1, 7)
-"""Depths d of AugLocal's auxiliary networks for which its partition has a name."""
+"""Depths d of AugLocal's auxiliary networks for which there is a named partition."""
 
 
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
-    """Return InfoPro's, AugLocal's and MAN's, by name: the units that start modules 2 to k.
+    """Return the first units of modules 2 to k for the partitions of InfoPro, AugLocal and MAN.
 
     AugLocal's code (github.com/ChenxiangMA/AugLocal) makes the stem and each residual unit a
-    module, and the last d + 1 units a single one. MAN's (arXiv 2507.16279) makes the stem a
-    module of its own in front of InfoPro's K8 or K16, and of a K32 and a K55 of ResNet-110:
-    one residual unit a module in K55 (our reading), and groups of two or one in K32 (ours).
+    module, and the last d + 1 units a single one. MAN (arXiv 2507.16279) puts the stem as a module
+    before InfoPro's K8 or K16. For ResNet-110 it puts the stem before a K32 and a K55: K55 has one
+    residual unit in each module (our reading), and K32 has two or one (ours).
     """
     if depth not in _INFOPRO:
         return {}
@@ -57,7 +57,7 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     if depth == 32:
         man = {f"man_{name}": infopro[name] for name in ("K8", "K16")}
     else:
-        pairs = len(residual) - 32  # of units, which come first
+        pairs = len(residual) - 32  # modules of two units, which come first
         man = {
             "man_K32": residual[: 2 * pairs : 2] + residual[2 * pairs :],
             "man_K55": residual,

@@ -1,4 +1,4 @@
-"""A model in one piece, as anyone would use it who has no pipeline."""
+"""A model as one PyTorch module, for use without a pipeline."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ class PlainModel(nn.Module):
 
     Args:
         units: The model's units in order.
-        seed: Of the initial weights, which are those that a run with this seed starts from.
+        seed: Seed of the initial weights. A run with this seed starts from equal weights.
 
     Raises:
-        ConfigError: Two units share a name, or one's name lies inside another's (`a` and `a.b`).
+        ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).
     """
 
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:
@@ -27,7 +27,7 @@ class PlainModel(nn.Module):
             _container(self, folders).add_module(last, build_unit(unit, seed))
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Images [B, C, H, W] to the prediction: what the last unit writes."""
+        """Return what the last unit writes, the prediction, for images [B, C, H, W]."""
         values = {IMAGE: image}
         for unit in self._units:
             written = self.get_submodule(unit.name)(*(values[name] for name in unit.reads))
@@ -39,7 +39,7 @@ class PlainModel(nn.Module):
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """The module under a dotted name, made of empty modules where there is none."""
+    """Return the module under a dotted name, and create empty modules on the way to it."""
     for folder in folders:
         if not hasattr(root, folder):
             root.add_module(folder, nn.Module())

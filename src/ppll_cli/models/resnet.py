@@ -1,6 +1,6 @@
-"""Residual networks: the narrow ones for CIFAR, and the family that torchvision has.
+"""Residual networks: the narrow ones for CIFAR, and torchvision's family.
 
-Shapes: B batch, C channels, H height, W width.
+Legend: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ StemKind = Literal["cifar", "imagenet"]
 
 
 class Stem(nn.Module):
-    """The first convolution.
+    """The first convolution, with BatchNorm and ReLU.
 
     Args:
         channels: C of the image.
         width: C of the output.
-        kind: `cifar` is a 3x3 convolution that keeps H and W; `imagenet` a 7x7 one and a max-pool,
-            which divide both by 4.
+        kind: `cifar` is a 3x3 convolution, which keeps H and W. `imagenet` is a 7x7 convolution and
+            a max-pool, which divide H and W by 4.
     """
 
     def __init__(self, channels: int, width: int, kind: StemKind) -> None:
@@ -40,7 +40,7 @@ class Stem(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, C, H, W] to a map [B, width, H', W']."""
+        """Convert an image [B, C, H, W] to a map [B, width, H', W']."""
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         if self.maxpool is not None:
             x = self.maxpool(x)
@@ -48,13 +48,13 @@ class Stem(nn.Module):
 
 
 class BasicUnit(nn.Module):
-    """Two 3x3 convolutions beside a skip.
+    """Two 3x3 convolutions with a skip around them.
 
     Args:
         channels: C of the input.
-        width: C of the output, and inside.
-        stride: By how much H and W are divided.
-        rate: Probability that what the unit adds to a sample's skip is zeroed.
+        width: C of the output and inside.
+        stride: Factor by which H and W are divided.
+        rate: Probability that the convolutions' result is zeroed for a sample.
     """
 
     expansion: ClassVar[int] = 1
@@ -69,19 +69,19 @@ class BasicUnit(nn.Module):
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, channels, H, W] to a map [B, width, H / stride, W / stride]."""
+        """Convert a map [B, channels, H, W] to a map [B, width, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return _join(self.drop_path(self.bn2(self.conv2(y))), x, self.downsample)
 
 
 class BottleneckUnit(nn.Module):
-    """A 3x3 convolution, which has the stride, between two of 1x1, beside a skip.
+    """A strided 3x3 convolution between two 1x1 convolutions, with a skip around them.
 
     Args:
         channels: C of the input.
-        width: C inside; the output has four times as many.
-        stride: By how much H and W are divided.
-        rate: Probability that what the unit adds to a sample's skip is zeroed.
+        width: C inside; the output has four times as many channels.
+        stride: Factor by which H and W are divided.
+        rate: Probability that the convolutions' result is zeroed for a sample.
     """
 
     expansion: ClassVar[int] = 4
@@ -98,14 +98,14 @@ class BottleneckUnit(nn.Module):
         self.downsample = _shortcut(channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, channels, H, W] to a map [B, 4 width, H / stride, W / stride]."""
+        """Convert a map [B, channels, H, W] to a map [B, 4 width, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return _join(self.drop_path(self.bn3(self.conv3(y))), x, self.downsample)
 
 
 class Head(ClassifierHead):
-    """Mean over all positions, Linear.
+    """A mean over all positions and a Linear layer.
 
     Args:
         channels: C of the input.
@@ -118,27 +118,27 @@ class Head(ClassifierHead):
         self.fc = nn.Linear(channels, classes)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to vectors [B, C]."""
+        """Convert a map [B, C, H, W] to vectors [B, C]."""
         vectors: Tensor = self.pool(x)
         return vectors
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias (a norm follows) whose variance is kept on the way back."""
+    """Return a convolution without bias, initialised by He's rule (fan out); a norm follows it."""
     layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
 
 def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
-    """What the skip needs to fit the sum: nothing, or a 1x1 convolution and a norm."""
+    """Return what fits the skip to the sum: None, or a 1x1 convolution and a BatchNorm."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
 
 
 def _join(y: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """ReLU of y + shortcut(x), in the memory of `y`, which is the unit's own; `x` is not."""
+    """Return ReLU(y + shortcut(x)), computed in the memory of `y`; `x` is not changed."""
     y += x if shortcut is None else shortcut(x)
     return F.relu(y, inplace=True)
 
@@ -153,7 +153,7 @@ def _adapted(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
 ) -> nn.Module:
-    """A residual unit for other maps; it halves H and W once where they are above the output's."""
+    """Return a residual unit for another input; it halves H and W if they exceed the output's."""
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)
 
@@ -161,10 +161,10 @@ def _adapted(
 def _trunk(
     stem: partial[Stem], kind: UnitType, counts: Sequence[int], first_width: int, drop_path: float
 ) -> list[Unit]:
-    """Stem and groups of residual units.
+    """Return the stem and the groups of residual units.
 
-    From the second group on, the first unit of a group halves H and W, and the width doubles. The
-    last unit zeroes what it adds with the probability `drop_path`.
+    In each group but the first, the first unit halves H and W, and the width doubles. `drop_path`
+    is the probability that the last unit's branch is zeroed for a sample.
     """
     probabilities = iter(rates(drop_path, sum(counts)))
     units = [Unit("stem", stem, reads=(IMAGE,))]
@@ -187,20 +187,22 @@ def _head(channels: int, classes: int) -> Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class CifarResNet:
-    """The ResNet for small images: three groups of n basic units, 16, 32 and 64 wide.
+    """The ResNet for small images: three groups of n basic units, 16, 32 and 64 channels wide.
 
-    Units `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. Where the shape changes, the skip is a
-    1x1 convolution and a BatchNorm, as in InfoPro's code (github.com/blackfeather-wang/
-    InfoPro-Pytorch), with which local learning is usually compared; the first paper (arXiv
-    1512.03385, 4.2) pads with zeros there instead, and has slightly fewer parameters.
+    Its units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. Where the shape changes, the
+    skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
+    (github.com/blackfeather-wang/InfoPro-Pytorch), with which local learning is usually compared.
+    The first paper (arXiv 1512.03385, 4.2) pads with zeros there, and has slightly fewer
+    parameters.
 
     Attributes:
-        depth: Number of layers, 6n + 2: 32 and 110 are the usual ones.
-        drop_path: Probability that the last residual unit zeroes what it adds to a sample; from the
-            first unit, which zeroes nothing, it grows evenly (stochastic depth, arXiv 1603.09382).
+        depth: Number of layers, 6n + 2: usually 32 or 110.
+        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
+            probability grows linearly from 0 at the first unit (stochastic depth, arXiv
+            1603.09382).
 
     Raises:
-        ConfigError: No network has this depth, or `drop_path` is no probability below 1.
+        ConfigError: No network has this depth, or `drop_path` is not a probability below 1.
     """
 
     depth: int
@@ -217,11 +219,11 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The partitions of papers for this depth: units that start modules 2 to k, by name."""
+        """The papers' partitions for this depth: by name, the first units of modules 2 to k."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
+        """Return the units for these images; each reads the map `x` [B, C, H, W] of the one before.
 
         Raises:
             ConfigError: The image is too small, or the task is not classification.
@@ -242,23 +244,24 @@ FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
     101: (BottleneckUnit, (3, 4, 23, 3)),
     152: (BottleneckUnit, (3, 8, 36, 3)),
 }
-"""Per depth: the residual unit, and how many of them each of the four groups has."""
+"""By depth: the class of residual units, and their number in each of the four groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
     """torchvision's ResNet: units `stem`, `layer1.0` ... `layer4.N` and `head`.
 
-    Inside the residual units parameters have torchvision's names.
+    The parameters of the residual units have torchvision's names.
 
     Attributes:
         depth: 18, 34, 50, 101 or 152.
-        stem: `imagenet` divides H and W by 4 before the first residual unit, `cifar` by nothing.
-        drop_path: Probability that the last residual unit zeroes what it adds to a sample; from the
-            first unit, which zeroes nothing, it grows evenly (stochastic depth, arXiv 1603.09382).
+        stem: `imagenet` divides H and W by 4 before the first residual unit; `cifar` keeps them.
+        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
+            probability grows linearly from 0 at the first unit (stochastic depth, arXiv
+            1603.09382).
 
     Raises:
-        ConfigError: No network has this depth, the stem is unknown, or `drop_path` is no
+        ConfigError: No network has this depth, the stem is unknown, or `drop_path` is not a
             probability below 1.
     """
 
@@ -275,7 +278,7 @@ class ResNet:
         check_probability("model.drop_path", self.drop_path)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """The units for these images; the map `x` [B, C, H, W] passes from one to the next.
+        """Return the units for these images; each reads the map `x` [B, C, H, W] of the one before.
 
         Raises:
             ConfigError: The image is too small, or the task is not classification.
@@ -285,7 +288,7 @@ class ResNet:
         return [*self.trunk(image), _head(512 * kind.expansion, classes)]
 
     def trunk(self, image: ImageSpec) -> list[Unit]:
-        """The units without the head.
+        """Return the units without the head.
 
         Raises:
             ConfigError: The image is too small.
@@ -305,7 +308,7 @@ class ResNet:
 
 
 def _too_small(key: str, value: str, image: ImageSpec, least: int, remedy: str) -> ConfigError:
-    """The layers would still run, but the last of them would convolve nothing but padding."""
+    """Return the error for images so small that the last layers would convolve only padding."""
     problem = (
         f"needs images of at least {least} x {least} pixels, "
         f"these have {image.height} x {image.width}"

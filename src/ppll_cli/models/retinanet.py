@@ -1,4 +1,4 @@
-"""RetinaNet: a residual network with a feature pyramid that finds objects (arXiv 1708.02002)."""
+"""RetinaNet: a residual network with a feature pyramid for object detection (arXiv 1708.02002)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""By stride: the names under which the last maps of three groups go on, and reach the pyramid."""
+"""By stride, the names of the last maps of the ResNet's last three groups, which `head` reads."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32
@@ -26,21 +26,22 @@ GROUPS = 32
 class RetinaNet:
     """RetinaNet over torchvision's ResNet: units `stem`, `layer1.0` ... `layer4.N` and `head`.
 
-    The last maps of the second, third and fourth group are read again by `head`, the pyramid and
-    what stands on it: they travel over stages beside the map, with gradients under
-    back-propagation, without them from module to module of local learning. The residual units'
-    BatchNorm is trained, not frozen as in torchvision's pretrained models.
+    `head` has the pyramid and the branches for classes and boxes. It reads the last maps of the
+    second, third and fourth group of residual units. These travel through the stages beside the
+    map: with gradients under back-propagation, and without gradients from module to module of local
+    learning. The residual units' BatchNorm is trained, not frozen as in torchvision's pretrained
+    models.
 
     Attributes:
-        depth: Of the ResNet: 18, 34, 50, 101 or 152.
-        width: Channels of the pyramid and what stands on it.
-        norm: Between the convolutions that find classes and boxes: `none`, as in the paper, or
-            `group`, norms of 32 groups, as in torchvision's second version.
-        drop_path: That of the ResNet: the probability that its last residual unit zeroes what it
-            adds to a sample.
+        depth: Depth of the ResNet: 18, 34, 50, 101 or 152.
+        width: Number of channels of the pyramid and of the branches.
+        norm: The norms between the branches' convolutions: `none`, as in the paper, or `group`,
+            norms of 32 groups, as in torchvision's second version.
+        drop_path: The ResNet's `drop_path`: the probability that the last residual unit's branch is
+            zeroed for a sample.
 
     Raises:
-        ConfigError: There is no such network.
+        ConfigError: An option is out of range.
     """
 
     DEPTHS: ClassVar[tuple[int, ...]] = (18, 34, 50, 101, 152)
@@ -65,10 +66,10 @@ class RetinaNet:
             raise ConfigError("model.width", self.width, problem, remedy)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """The units for these images, whose height and width are multiples of 32.
+        """Return the units for these images, whose height and width must be multiples of 32.
 
         Raises:
-            ConfigError: The task is another one.
+            ConfigError: The task is not detection.
         """
         wanted = detection_of(task, "retinanet")
         kind, counts = FAMILY[self.depth]
@@ -90,7 +91,7 @@ class RetinaNet:
     def _alone(
         self, task: Detection, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
     ) -> nn.Module:
-        """A head that has one map only."""
+        """Return a head that reads only one map."""
         stride = task.stride("model", "retinanet", input_shape)
         return self._head(task, {stride: input_shape[0]})
 

@@ -1,7 +1,7 @@
 """Names that torchvision gives to weights, and ours. Imports no torchvision."""
 
 PREFIXES = {
-    # ResNet; its residual units have our names already
+    # ResNet; the names of its residual units are equal
     "conv1.": "stem.conv1.",
     "bn1.": "stem.bn1.",
     "fc.": "head.fc.",
@@ -17,21 +17,21 @@ PREFIXES = {
     "head.classification_head.": "head.head.classification_head.",
     "head.regression_head.": "head.head.regression_head.",
 }
-"""How keys begin there and here."""
+"""Beginnings of torchvision's names, and what replaces them here."""
 
 BODY = "backbone.body."
-"""Before the names of a ResNet in a RetinaNet."""
+"""Prefix of the ResNet's names in torchvision's RetinaNet."""
 
 COUNTER = ".num_batches_tracked"
-"""A buffer that BatchNorm did not always have; files written earlier lack it."""
+"""End of the name of a BatchNorm buffer that older files lack."""
 
 
 OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
-"""Names from before github.com/pytorch/vision/pull/6053, as files written earlier have them."""
+"""Parts of names before github.com/pytorch/vision/pull/6053, as in older files, and after it."""
 
 
 def our_name(key: str) -> str:
-    """The name that a tensor of a torchvision model has here."""
+    """Return the name here of a tensor of a torchvision model."""
     key = key.removeprefix(BODY)
     for theirs, ours in PREFIXES.items():
         if key.startswith(theirs):

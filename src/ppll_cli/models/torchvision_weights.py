@@ -1,4 +1,4 @@
-"""Weights that torchvision saved, under our names."""
+"""Renames the weights of torchvision's models to this program's names."""
 
 from collections.abc import Mapping
 from math import isqrt
@@ -23,19 +23,19 @@ NORM = "head.head.classification_head.conv.0.1.weight"
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of a torchvision model to those of the same model here.
+    """Rename the weights of a torchvision model to those of the corresponding model here.
 
-    Fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, and `RetinaNet`. The tensors
-    are shared, not copied. How many attention heads there were cannot be seen from weights: give
-    `ViT` as many.
+    The result fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, and `RetinaNet`.
+    Tensors are shared, not copied. The weights do not show the number of attention heads: give
+    `ViT` the number of the original model.
 
     Args:
-        state_dict: Of a torchvision ResNet-18, 34, 50, 101 or 152, of a VisionTransformer, or of a
-            RetinaNet over one of the first four with a pyramid of C3 to C5 and P6 made of P5, for
+        state_dict: Weights of a torchvision ResNet-18, 34, 50, 101 or 152, of a VisionTransformer,
+            or of a RetinaNet over such a ResNet with a pyramid of C3 to C5 and P6 made from P5; for
             any number of classes.
 
     Returns:
-        For `PlainModel.load_state_dict`, or, unit by unit, for the modules of the units.
+        Weights for `PlainModel.load_state_dict`, or, unit by unit, for the units' modules.
 
     Raises:
         ConfigError: The weights are those of another model.
@@ -56,7 +56,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the model of which these seem to be the weights would have, without storage."""
+    """Return the tensors, without storage, of the model to which the weights seem to belong."""
     if {"stem.conv1.weight", LOGITS} <= ours.keys():
         return _built(*_retinanet(ours))
     if {"stem.conv1.weight", "head.fc.weight"} <= ours.keys():
@@ -74,7 +74,7 @@ def _built(model: Model, image: ImageSpec, task: Task) -> dict[str, Tensor]:
 
 
 def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
-    """The RetinaNet over such a ResNet; anchors are no weights."""
+    """Return the RetinaNet of these sizes; its anchors are arbitrary, because weights have none."""
     classes = tuple(map(str, range(len(ours[LOGITS]) // ANCHORS)))
     task = Detection(classes, boxes=1, height=224, width=224, anchor=32)
     width = ours[LOGITS].shape[1]
@@ -86,13 +86,13 @@ def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
 
 
 def _resnet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
-    """The ResNet with as many residual units of the same kind."""
+    """Return the ResNet that has these residual units, and images for it."""
     depth, image = _family(ours)
     return ResNet(depth=depth, stem="imagenet"), image
 
 
 def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
-    """Depth of the ResNet with as many residual units of the same kind, and images for it."""
+    """Return the depth of the ResNet that has these residual units, and images for it."""
     counts = tuple(_children(ours, f"layer{group}.") for group in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in ours
     for depth, (kind, family_counts) in FAMILY.items():
@@ -103,7 +103,7 @@ def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
 
 
 def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
-    """The ViT of the same sizes; those that no weight shows are arbitrary."""
+    """Return the ViT of these sizes, and images; sizes that no weight shows are arbitrary."""
     dim, channels, patch = ours["embed.conv_proj.weight"].shape[:3]
     hidden = len(ours.get("blocks.0.mlp.0.weight", ()))
     if hidden == 0:
@@ -116,7 +116,7 @@ def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
 
 
 def _children(ours: Mapping[str, Tensor], prefix: str) -> int:
-    """How many names stand directly after the prefix."""
+    """Return how many different names directly follow a prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in ours if key.startswith(prefix)})
 
 

@@ -1,4 +1,4 @@
-"""What each unit makes and costs, found on the meta device, where nothing is computed."""
+"""Finds each unit's outputs and cost on the meta device, where nothing is computed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from ppll_cli.models.unit import Unit
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The size of a network and the cost of its forward.
 
     Attributes:
         params: Number of parameters.
-        flops: Floating point operations of the forward pass of one sample (a multiplication and an
-            addition are two), as torch's counter counts them.
-        single_valued: Names of the BatchNorm layers that see one value a channel for each sample,
-            and so cannot be trained on one sample.
+        flops: Floating-point operations of the forward of one sample, as torch's counter counts
+            them: a multiplication and an addition are two.
+        single_valued: Names of the BatchNorm layers that get one value per channel and sample, and
+            therefore cannot be trained on one sample.
     """
 
     params: int
@@ -30,7 +30,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TracedUnit:
-    """What a unit makes, in the order of its `writes`, and what it costs."""
+    """A unit's outputs, in the order of its `writes`, and its cost."""
 
     outputs: tuple[ValueSpec, ...]
     cost: Cost
@@ -39,7 +39,15 @@ class TracedUnit:
 def measure(
     build: Callable[[], nn.Module], run: Callable[[nn.Module], object]
 ) -> tuple[object, Cost]:
-    """Build a network on the meta device, run it once in evaluation mode, and count."""
+    """Build a network on the meta device, run it once in evaluation mode, and count its cost.
+
+    Args:
+        build: Makes the network.
+        run: Calls the network.
+
+    Returns:
+        What `run` returned, and the cost.
+    """
     with torch.device("meta"):
         module = build()
     module.eval()
@@ -60,11 +68,14 @@ def measure(
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
-    """Follow one sample through the model.
+    """Trace one sample through the model.
 
     Args:
-        units: The model's units.
-        batch: What a batch carries, images among it.
+        units: The model's units in order.
+        batch: Shape and dtype of each tensor of a batch, including images, by name.
+
+    Raises:
+        ValueError: A unit returns another number of tensors than it writes.
     """
     specs = dict(batch)
     traced = []

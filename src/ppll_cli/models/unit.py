@@ -1,4 +1,4 @@
-"""What a model is: an ordered list of units that read and write named tensors."""
+"""The interface of models: an ordered list of units that read and write named tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.task import Task
 
 IMAGE = "image"
-"""The name under which every batch carries its images, float [B, C, H, W], normalised."""
+"""Name of a batch's images, float [B, C, H, W], normalised."""
 
 MOST_LAYERS = 4096
-"""In a row of equal ones: far more than any network has."""
+"""Most equal layers in a row, far more than any network has."""
 
 
 MOST_SIZE = 1 << 24
-"""Of a layer in one direction: a million times what fits into memory in both."""
+"""Largest size of a layer in one dimension; a square layer of this size fits into no memory."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ImageSpec:
 
     Attributes:
         channels: Number of channels.
-        height: In pixels.
-        width: In pixels.
-        mean: Of the pixels in [0, 1], one value or one a channel, that normalisation subtracts.
-        std: What normalisation then divides by, one value or one a channel.
+        height: Height in pixels.
+        width: Width in pixels.
+        mean: Mean that normalisation subtracts from pixels in [0, 1], one value or one per channel.
+        std: Number by which normalisation then divides, one value or one per channel.
     """
 
     channels: int
@@ -43,21 +43,21 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece of a model that a cut may separate from its neighbours.
+    """The smallest piece of a model: cuts between modules or chunks lie between units.
 
     Attributes:
-        name: Unique in the model; its parameters are saved as `name.parameter`.
+        name: Name, unique in the model. Parameters are saved as `name.parameter`.
         build: Makes the module, with fresh weights from torch's global generator. The module takes
-            the tensors of `reads` in order and returns the tensor of `writes`, or a tuple of
-            them. It must not change its inputs in place: others may read them.
-        reads: Names of the tensors it takes.
-        writes: Names of the tensors it makes; a name that exists is bound anew for later units.
-        adapt: Like `build`, for an input of another shape: given that shape and the one that the
-            unit makes in its place (both without the batch dimension), a module of the same kind.
-            Auxiliary networks use it to copy a unit to where the features differ; what its copy
-            makes may still have larger maps. Of a unit with several inputs, the last ones long
-            skips, it makes a module that takes the first alone. None: the unit takes its own input
-            only.
+            the tensors of `reads` in order, and returns the tensor of `writes` or a tuple of
+            several. It must not change its inputs in place, because others may read them.
+        reads: Names of the tensors that the module takes.
+        writes: Names of the tensors that it returns. If a name exists already, later units read the
+            new tensor.
+        adapt: Makes a module of the same kind for an input of another shape; None if the unit takes
+            only its own input. Its arguments are that shape and the shape of the unit's own output,
+            both without the batch dimension. Auxiliary networks use it to copy a unit where the
+            features differ; the copy may return larger maps than the unit. If the unit has several
+            inputs, of which all but the first are long skips, the copy takes the first alone.
     """
 
     name: str
@@ -68,15 +68,15 @@ class Unit:
 
 
 class Model(Protocol):
-    """What a model's class offers; its constructor takes the keys of its YAML file.
+    """The interface of a model's class; its constructor takes the keys of the model's YAML file.
 
-    It may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]`: names
-    of well-known ways to divide it into modules, and for each the units that start modules 2 to k.
-    `local.cuts=NAME` takes them.
+    A model may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]`. It
+    gives well-known partitions into modules: by name, the first units of modules 2 to k.
+    `local.cuts=NAME` chooses one.
     """
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """The units in order. The first reads `image`; the last writes the task's prediction.
+        """Return the units in order. The first reads `image`; the last writes the prediction.
 
         Raises:
             ConfigError: The options do not fit the images or the task.
@@ -85,17 +85,17 @@ class Model(Protocol):
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:
-    """A unit's module whose initial weights depend on (seed, unit name) alone."""
+    """Build a unit's module, whose initial weights depend only on the seed and the unit's name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.unit_weights(seed, unit.name))
         return unit.build()
 
 
 def check_depth(key: str, depth: int, least: int = 1) -> None:
-    """Refuse a number of equal layers that leaves none, or that would be built for ever.
+    """Check that a number of equal layers is within limits.
 
     Raises:
-        ConfigError: It is less than the least, or above `MOST_LAYERS`.
+        ConfigError: It is less than `least`, or above `MOST_LAYERS`.
     """
     if depth < least:
         raise ConfigError(key, depth, f"must be at least {least}")
@@ -104,7 +104,7 @@ def check_depth(key: str, depth: int, least: int = 1) -> None:
 
 
 def check_size(key: str, size: int) -> None:
-    """Refuse a width, or another size of a layer, that leaves nothing or that no memory holds.
+    """Check that a width, or another size of a layer, is within limits.
 
     Raises:
         ConfigError: It is less than 1, or above `MOST_SIZE`.
@@ -116,13 +116,13 @@ def check_size(key: str, size: int) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check that parameters of two units can never end up under the same key.
+    """Check that parameters of two units can never be saved under equal names.
 
     Raises:
-        ConfigError: Two units share a name, or one's name lies inside another's (`a` and `a.b`).
+        ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).
     """
     taken: set[str] = set()
-    inside: dict[str, str] = {}  # for each folder that names lie in, the first of them
+    inside: dict[str, str] = {}  # for each prefix of names, the first name with it
     for name in names:
         parts = name.split(".")
         folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]

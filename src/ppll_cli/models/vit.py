@@ -1,6 +1,6 @@
-"""Vision transformers, layer by layer those of torchvision (arXiv 2010.11929).
+"""Vision transformers with torchvision's layers (arXiv 2010.11929).
 
-Shapes: B batch, T tokens, D width, C channels, H height, W width of the image.
+Legend: B batch, T tokens, D width, C channels, H height, W width of the image.
 """
 
 import math
@@ -23,18 +23,18 @@ from ppll_cli.tasks.task import Task
 Pooling = Literal["cls", "mean"]
 
 NORM_EPS = 1e-6
-"""Of every LayerNorm, as in torchvision; PyTorch's own default is 1e-5."""
+"""Epsilon of every LayerNorm, as in torchvision; PyTorch's own default is 1e-5."""
 
 
 class Embed(nn.Module):
-    """Patches to tokens: a convolution, the class token and the position embedding.
+    """Converts patches to tokens by a convolution, and adds class token and position embedding.
 
     Args:
         channels: C of the image.
         patch: Height and width of a patch in pixels.
         patches: Number of patches in an image.
         dim: D.
-        class_token: Whether a learned token precedes those of the patches.
+        class_token: Whether a learned token precedes the patches' tokens.
         dropout: Probability that a value of the output is zeroed.
     """
 
@@ -52,11 +52,11 @@ class Embed(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, C, H, W] to tokens [B, T, D]."""
+        """Convert an image [B, C, H, W] to tokens [B, T, D]."""
         x: Tensor = self.conv_proj(image).flatten(2).transpose(1, 2)
         if self.class_token is None:
-            # Without the copy, all later tokens would keep the transposed strides, and every
-            # residual sum would pay for them.
+            # Without this copy, all later tokens would keep the transposed strides, which would
+            # slow down every residual sum.
             x = x.contiguous()
         else:
             x = torch.cat((self.class_token.expand(len(x), -1, -1), x), dim=1)
@@ -67,8 +67,8 @@ class Embed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with the parameters of `nn.MultiheadAttention`.
 
-    Written out because that class goes through [T, B, D]: training it on a CPU takes 1.1 to 1.4
-    times as long, and evaluation another path, with other bits.
+    It is written out because that class works on [T, B, D]: training on a CPU takes 1.1 to 1.4
+    times as long, and evaluation takes another path, which gives other bits.
 
     Args:
         dim: D.
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, D] to tokens [B, T, D]."""
+        """Return tokens [B, T, D] for tokens [B, T, D]."""
         batch, tokens, _ = x.shape
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         # [B, T, 3D] -> three of [B, heads, T, D / heads]
@@ -101,15 +101,16 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then a two-layer network, each beside a skip.
+    """A pre-norm transformer block: attention and a two-layer network, each with a skip around it.
 
     Args:
         dim: D.
         heads: Number of attention heads.
         hidden: Width inside the two-layer network.
-        dropout: Probability that a value which either half adds is zeroed.
+        dropout: Probability that a value is zeroed in a branch: in its output, and in the
+            two-layer network's hidden layer.
         attention_dropout: Probability that an attention weight is zeroed.
-        rate: Probability that what a half adds to a sample is zeroed; each half draws for itself.
+        rate: Probability that a branch is zeroed for a sample; each branch draws independently.
     """
 
     def __init__(
@@ -134,19 +135,19 @@ class Block(nn.Module):
             nn.init.normal_(linear.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, D] to tokens [B, T, D]."""
+        """Return tokens [B, T, D] for tokens [B, T, D]."""
         x = x + self.drop_path(self.dropout(self.self_attention(self.ln_1(x))))
         y: Tensor = x + self.drop_path(self.mlp(self.ln_2(x)))
         return y
 
 
 class Head(ClassifierHead):
-    """LayerNorm, pooling over the tokens, Linear. It starts at zero, as torchvision's does.
+    """LayerNorm, pooling over the tokens, and a Linear layer of zeros, as torchvision's.
 
     Args:
         dim: D.
         classes: Number of classes.
-        pooling: `cls` takes the first token, `mean` the mean of all.
+        pooling: `cls` takes the first token, `mean` the mean of all tokens.
     """
 
     def __init__(self, dim: int, classes: int, pooling: Pooling) -> None:
@@ -158,8 +159,8 @@ class Head(ClassifierHead):
         nn.init.zeros_(self.fc.bias)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, D] to vectors [B, D]."""
-        # The norm looks at one token at a time, so only the token that is used needs it.
+        """Convert tokens [B, T, D] to vectors [B, D]."""
+        # The norm handles each token alone, so only the tokens that are used are normalised.
         vectors: Tensor = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
         return vectors
 
@@ -171,17 +172,18 @@ class ViT:
     Attributes:
         dim: D, the width of a token.
         depth: Number of transformer blocks.
-        heads: Attention heads in a block; a divisor of `dim`.
+        heads: Number of attention heads in a block; a divisor of `dim`.
         patch: Height and width of a patch in pixels.
-        mlp_ratio: Width inside a block's two-layer network, in units of `dim`.
-        pooling: What the head reads: `cls`, a token of its own, or `mean`, over all patches.
+        mlp_ratio: Width inside a block's two-layer network, as a multiple of `dim`.
+        pooling: What the head reads: `cls`, a class token, or `mean`, the mean over all patches.
         dropout: Probability that a value is zeroed, after the embedding and inside each block.
         attention_dropout: Probability that an attention weight is zeroed.
-        drop_path: Probability that the last block zeroes what it adds to a sample; from the first
-            block, which zeroes nothing, it grows evenly (stochastic depth, arXiv 1603.09382).
+        drop_path: Probability that a branch of the last block is zeroed for a sample. The
+            probability grows linearly from 0 at the first block (stochastic depth, arXiv
+            1603.09382).
 
     Raises:
-        ConfigError: An option is out of its range, or `heads` does not divide `dim`.
+        ConfigError: An option is out of range, or `heads` does not divide `dim`.
     """
 
     dim: int
@@ -219,7 +221,7 @@ class ViT:
         return round(self.dim * self.mlp_ratio)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """The units for these images; the tokens `x` [B, T, D] pass from one to the next.
+        """Return the units for these images; each reads the tokens `x` [B, T, D] of the one before.
 
         Raises:
             ConfigError: `patch` does not divide the image, or the task is not classification.
@@ -253,7 +255,7 @@ class ViT:
         ]
 
     def _patches(self, image: ImageSpec) -> int:
-        """How many patches an image has."""
+        """Return the number of patches in an image."""
         if image.height % self.patch or image.width % self.patch:
             raise ConfigError(
                 "model.patch",

@@ -1,4 +1,4 @@
-"""The metrics file, and what is kept of it for the summary."""
+"""Writes the metrics file, and keeps what the summary needs."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Line = dict[str, Any]
 
 @dataclass
 class _Epoch:
-    """Sums of a training epoch, over the reports that make it up."""
+    """Sums over the reports of one training epoch."""
 
     number: int = 0
     loss: float = 0.0
@@ -27,7 +27,7 @@ class _Epoch:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
-        """The sums that `Metrics.state` gave; none where it is not known."""
+        """Return the sums from the plain data of `Metrics.state`; zeros if it has none."""
         if not all(_is_count(state.get(key)) for key in ("number", "samples")):
             return cls()
         loss = state.get("loss")
@@ -44,11 +44,11 @@ class _Epoch:
 class Metrics:
     """Turns reports of sums and scores into lines of `metrics.jsonl`.
 
-    Args:
-        path: The file; lines are appended.
-        task: Names the metric.
-        modules: How many modules there are; the last one's lines are the model's own.
-        latest: The latest line of each split and module.
+    Attributes:
+        path: The file, to which lines are appended.
+        task: The task, which names the metric.
+        modules: Number of modules. The lines of the last module are the model's own.
+        latest: The latest line of each split and module; module None is the model's own head.
         last_step: The latest step of any line.
     """
 
@@ -72,16 +72,16 @@ class Metrics:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # Closing writes what could not be written before; that has been told then.
+        # Closing repeats a write that failed; that failure is the error and has been reported.
         with suppress(OSError) if error is not None else nullcontext():
             self._file.close()
 
     def begin(self) -> None:
-        """Training begins, or goes on: seconds count from here."""
+        """Start the clock of training, or continue it in a resumed run."""
         self._began_s = perf_counter()
 
     def add(self, report: Mapping[str, Any]) -> Line:
-        """Write the line of a report, and return it."""
+        """Write and return the line of a report."""
         own = report["module"] == self.modules - 1
         line: Line = {
             "step": report["step"],
@@ -107,20 +107,20 @@ class Metrics:
         return line
 
     def state(self) -> dict[str, Any]:
-        """What the lines in the file do not say, as plain data; incomplete reports do not count."""
+        """Return the sums of the current epoch without incomplete reports, as plain data."""
         return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
     def go_back(
         self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
     ) -> None:
-        """Forget what was measured after this step; to be called before the file is opened.
+        """Forget what was measured after a step; to be called before the file is opened.
 
         Args:
-            step: Optimizer steps done; 0 forgets everything.
-            state: What `state` was then.
-            evaluated: Whether an evaluation after that step counts; else it is to be made again.
-            incomplete: Whether lines of training that end with that step are of incomplete
-                reports; these steps will be in the next line.
+            step: Number of optimizer steps done; 0 forgets everything.
+            state: What `state` returned after that step.
+            evaluated: Whether an evaluation after that step counts. If not, it is repeated.
+            incomplete: Whether the lines of training at that step come from incomplete reports. If
+                so, they are dropped, because the next line will include these steps.
         """
         again = {split for split in SPLITS if not evaluated} | ({"train"} if incomplete else set())
         kept = [
@@ -135,7 +135,7 @@ class Metrics:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def history(self, split: str) -> dict[int, float]:
-        """The model's metric in each evaluation of a split so far, by optimizer steps."""
+        """Return the model's metric in all evaluations of a split so far, by optimizer steps."""
         found = {}
         for line in _lines(self.path):
             value = line.get(self.task.metric)
@@ -144,23 +144,27 @@ class Metrics:
         return found
 
     def written_until(self) -> int:
-        """The last step of any line in the file; 0 where there is none."""
+        """Return the last step of any line in the file; 0 if there is none."""
         return max((line["step"] for line in _lines(self.path)), default=0)
 
     @property
     def train_loss(self) -> float | None:
-        """The model's mean loss over the last epoch, as far as it went."""
+        """The model's mean loss over the latest epoch so far; None if unknown or not finite."""
         epoch = replace(self._epoch)
         if self._incomplete is not None:
             epoch.add(self._incomplete)
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Loss, metric and what else the task reports, of the latest evaluation of a split.
+        """Return the results of the latest evaluation of a split, without step, time and place.
 
         Args:
-            split: train, val or test.
-            module: The module whose head was evaluated; None is the model's own head.
+            split: "train", "val" or "test", or an evaluation of averaged weights such as
+                "test_ema".
+            module: The module whose head was evaluated; None for the model's own head.
+
+        Returns:
+            Loss, metric and further scores; None without an evaluation.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
@@ -168,7 +172,7 @@ class Metrics:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The lines in a file that `Metrics` can have written; what else is there is passed over."""
+    """Yield the lines of a file that `Metrics` can have written; other lines are skipped."""
     return (line for line in read_json_lines(path) if _is_line(line))
 
 
@@ -195,5 +199,5 @@ def _is_number(value: Any) -> bool:
 
 
 def finite(number: float) -> float | None:
-    """The number, or null: JSON knows neither infinity nor NaN."""
+    """Return the number, or None in place of infinity and NaN, which JSON does not have."""
     return number if isfinite(number) else None

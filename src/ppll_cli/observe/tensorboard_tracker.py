@@ -1,6 +1,6 @@
-"""`tracker=tensorboard`: event files, written by torch's own writer.
+"""The tracker of `tracker=tensorboard`: event files, written by torch's own writer.
 
-It is imported when the run starts, in the tracker's thread.
+torch's writer is imported when the run starts, in the tracker's thread.
 """
 
 import json
@@ -23,10 +23,10 @@ from ppll_cli.observe.tracker import (
 
 
 class TensorboardTracker:
-    """Writes what TensorBoard shows.
+    """Writes event files for TensorBoard.
 
     Args:
-        dir: The folder for the event files, of this run alone; null is `tensorboard` in the run
+        dir: The folder for the event files, for this run alone; None for `tensorboard` in the run
             directory.
     """
 
@@ -37,9 +37,10 @@ class TensorboardTracker:
         self._dir = dir
 
     def start(self, run: Tracked) -> None:
-        """Open the files; of a run that goes on, what was written after its checkpoint is hidden.
+        """Open the event files.
 
-        Evaluations at the checkpoint's own step stay.
+        If a run is resumed, TensorBoard hides what was written after its checkpoint. Evaluations at
+        the checkpoint's own step stay.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -53,11 +54,11 @@ class TensorboardTracker:
         self._writer.add_text("config", _as_code(config), run.step)
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """Write a line's numbers."""
+        """Write the numbers of a line of `metrics.jsonl`."""
         self._write(line["step"], line_scalars(line), at)
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Write what the stages do."""
+        """Write how the stages spend their time."""
         self._write(step, stage_scalars(stages), at)
 
     def _write(self, step: int, values: Mapping[str, float], at: Moment) -> None:
@@ -65,7 +66,7 @@ class TensorboardTracker:
             self._writer.add_scalar(key, value, step, walltime=at.unix_s)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary and the timeline's picture."""
+        """Write the summary, the picture of the timeline, and samples; then close the files."""
         self._picture("timeline", self._tracked.run_dir / "timeline.png", summary["steps"])
         for sample in samples(self._tracked.run_dir):
             self._picture(f"samples/{sample.stem}", sample, summary["steps"])
@@ -74,7 +75,7 @@ class TensorboardTracker:
         self._writer.close()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Write what compares the runs of a sweep, beside them."""
+        """Write the comparison of a sweep's runs to event files of its own."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(self._dir or str(folder / "tensorboard"))
@@ -94,5 +95,5 @@ class TensorboardTracker:
 
 
 def _as_code(text: str) -> str:
-    """As TensorBoard's Markdown shows it unchanged."""
+    """Indent a text, so that TensorBoard's Markdown shows it unchanged."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""What a tracker is told of a run, and what keeps a tracker from ever stopping one.
+"""The interface of trackers, and a guard that keeps a tracker from stopping a run.
 
 Imports neither torch nor any tracker's library.
 """
@@ -20,27 +20,27 @@ from ppll_cli.observe.runs import CONDITIONS, LAST_STEP
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""How long training waits for a tracker to start: its imports would slow down the first steps, and
-with them the speed that a short run measures (seen: by a fifth over 9 s on two cores)."""
+"""Seconds that training waits for a tracker to start. Its imports would slow down the first steps,
+and so the speed that a short run measures (measured: by a fifth over 9 s on two cores)."""
 
 END_LIMIT_S = 60.0
-"""How long a tracker may take for what is left to do, where it says nothing else."""
+"""Seconds that a tracker without a `limit_s` may take to finish at the end of a run."""
 
 ABANDONED_LIMIT_S = 5.0
-"""How long one that was abandoned may take to let go of what the next run's will use."""
+"""Seconds that an abandoned tracker may take to release what the next run's tracker will use."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run, as its tracker is told of it.
+    """A run as its tracker sees it.
 
     Attributes:
-        run_dir: Where its files are.
-        config: The configuration, resolved.
-        choices: The option chosen in each group.
+        run_dir: The run directory.
+        config: The resolved configuration.
+        choices: The option chosen in each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
-        step: Optimizer steps done before; 0 for a run from its beginning.
-        resumed: Whether it goes on with a run that is there, maybe from step 0.
+        step: Number of optimizer steps done before; 0 for a run from its beginning.
+        resumed: Whether an existing run is continued, possibly from step 0.
     """
 
     run_dir: Path
@@ -52,7 +52,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """What the user calls the run; in a sweep, with the job's number."""
+        """The user's name for the run, followed in a sweep by the job's number; None without."""
         given = self.config.get("name")
         if given is None:
             return None
@@ -60,12 +60,12 @@ class Tracked:
 
     @property
     def tags(self) -> list[str]:
-        """The user's own."""
+        """The user's tags."""
         return [str(tag) for tag in self.config.get("tags") or []]
 
     @property
     def described(self) -> str:
-        """What the run is, and the name of its directory."""
+        """A description of the run, followed by the name of its directory."""
         groups = ["schedule", "model", "data"]
         groups += ["local"] if self.choices.get("schedule") in LOCAL else []
         said = [self.choices[group] for group in groups if group in self.choices]
@@ -75,7 +75,7 @@ class Tracked:
 
     @property
     def sweep(self) -> str | None:
-        """The sweep that the run belongs to: the last two names of its folder, DATE/TIME."""
+        """Name of the run's sweep, the last two parts of its folder, DATE/TIME; None without."""
         for folder in list(self.run_dir.parents)[:2]:  # a `hydra.sweep.subdir` may have a slash
             if (folder / "multirun.yaml").exists():
                 return sweep_name(folder)
@@ -83,13 +83,13 @@ class Tracked:
 
 
 def sweep_name(folder: Path) -> str:
-    """What the runs of a sweep are grouped by."""
+    """Return the name by which the runs of a sweep are grouped."""
     return f"{folder.parent.name}/{folder.name}"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When something was measured; a tracker may hear of it later.
+    """The time of a measurement, which a tracker may receive later.
 
     Attributes:
         unix_s: Seconds since 1970.
@@ -101,43 +101,47 @@ class Moment:
 
 
 class Tracker(Protocol):
-    """Someone who is told how a run goes on, in a thread of its own, in this order.
+    """Receives the progress of a run, in a thread of its own, by calls in this order.
 
-    It is made before anything is started, from the keys of its configuration group, and refuses
-    wrong ones with a ConfigError; nothing may be opened or sent before `start`. What it raises
-    later is told once, and the run goes on without it. `limit_s`, where a class has it, is how
-    many seconds may pass at the end until it has heard everything; then `abandon`, where it has
-    that, is called from another thread, to end at once what would outlive the run.
+    A tracker is made before anything is started, from the keys of its configuration group, and
+    refuses wrong values with a ConfigError. It must not open or send anything before `start`. If it
+    raises an exception later, the user gets one warning and the run continues without it.
+
+    A class may have `limit_s`, the number of seconds that a tracker may take at the end to handle
+    the remaining calls. It may also have a method `abandon`, which is called from another thread
+    after that time, to end at once what would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:
-        """Training is about to start; `config.json` is there."""
+        """Begin to track: training is about to start, and `config.json` exists."""
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """A line of `metrics.jsonl`; those of local losses have the module's number."""
+        """Receive a line of `metrics.jsonl`; a line of a local loss has the module's number."""
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """What the stages have been doing lately.
+        """Receive how the stages have spent the recent time.
 
         Args:
-            step: Optimizer steps done.
-            stages: Of each its index, compute_fraction, aux_fraction, starved_fraction,
-                blocked_fraction and memory_bytes; what is not known is None.
-            at: When.
+            step: Number of optimizer steps done.
+            stages: For each stage its index, compute_fraction, aux_fraction, starved_fraction,
+                blocked_fraction and memory_bytes; None for what is unknown.
+            at: The time of measurement.
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """The run is over, however it ended, and all its files are there."""
+        """Finish: the run is over, however it ended, and all its files exist."""
 
     def sweep(self, folder: Path, name: str) -> None:
-        """A sweep is over; `comparison.png` and `comparison.csv` are in its folder.
+        """Receive the comparison of a sweep that is over, in a tracker that gets no other call.
 
-        A tracker of its own is told this, and nothing else.
+        Args:
+            folder: The folder of the sweep, with `comparison.png` and `comparison.csv`.
+            name: Name of the sweep.
         """
 
 
 class NoTracker:
-    """Nobody."""
+    """A tracker that does nothing."""
 
     def start(self, run: Tracked) -> None: ...  # noqa: D102
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None: ...  # noqa: D102
@@ -149,14 +153,14 @@ class NoTracker:
 
 
 class Guarded:
-    """A tracker that can neither stop nor delay a run.
+    """A tracker that can neither stop a run nor delay it beyond limits.
 
-    Its calls are put in a queue and made by a thread; only the first and the last one are waited
-    for, within limits. A tracker that raises is left out from then on.
+    Calls are put into a queue and made by a thread. Only the first and the last call are waited
+    for, within time limits. After an exception the tracker is called no more.
 
     Args:
-        tracker: The one that is told.
-        name: What it is called in messages.
+        tracker: The tracker to call.
+        name: Its name in messages.
     """
 
     def __init__(self, tracker: Tracker, name: str) -> None:
@@ -165,28 +169,28 @@ class Guarded:
         self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._started = threading.Event()
-        self._lost = threading.Lock()  # taken once, by the first to find it out
+        self._lost = threading.Lock()  # acquired once, by whoever first finds the tracker lost
 
     def start(self, run: Tracked) -> None:
-        """Training is about to start; returns when the tracker has started, or is slow."""
+        """Start the tracker; return when it has started, or after a time limit."""
         self._tell("start", run)
         self._started.wait(START_LIMIT_S)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
-        """A line of `metrics.jsonl`, as it is written."""
+        """Pass on a line of `metrics.jsonl` when it is written."""
         self._tell("metrics", line, Moment(time.time(), line["seconds"]))
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """What the stages have been doing lately, after so much training; see `Tracker.stages`."""
+        """Pass on how the stages spend their time, after `seconds` of training."""
         self._tell("stages", step, stages, Moment(time.time(), seconds))
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """The run is over; returns when the tracker has heard everything, or is lost."""
+        """Pass on the summary; return when the tracker has finished, or is lost."""
         self._tell("end", summary)
         self._finish()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """A sweep is over; returns as `end` does."""
+        """Pass on the comparison of a sweep; return when the tracker has finished, or is lost."""
         self._tell("sweep", folder, name)
         self._finish()
 
@@ -196,7 +200,7 @@ class Guarded:
         if not self._thread.ident and not self._lost.locked():
             try:
                 self._thread.start()
-            except RuntimeError as error:  # the system has no thread left
+            except RuntimeError as error:  # the system cannot start another thread
                 self._lose(str(error))
                 self._started.set()
 
@@ -219,9 +223,9 @@ class Guarded:
                 continue
             try:
                 getattr(self._tracker, what)(*arguments)
-            except BaseException as error:  # SystemExit too: it would end this thread unheard
+            except BaseException as error:  # SystemExit too, which would end this thread silently
                 said = type(error).__name__
-                with suppress(Exception):  # it may be unable to say what is wrong
+                with suppress(Exception):  # the exception may be unable to make its text
                     said += f": {error}"
                 self._lose(said)
                 log.debug("tracker=%s", self._name, exc_info=True)
@@ -234,14 +238,14 @@ class Guarded:
 
 
 def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
-    """The tracker that a configuration names.
+    """Return the tracker that a configuration names, guarded.
 
     Args:
-        name: The option chosen.
-        config: The keys of the group.
+        name: The chosen option.
+        config: The keys of the configuration group.
 
     Raises:
-        ConfigError: It cannot be made, or is no tracker.
+        ConfigError: The tracker cannot be made, or lacks a method.
     """
     tracker = make("tracker", config)
     names = ("start", "metrics", "stages", "end", "sweep")
@@ -251,9 +255,9 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
 
 
 def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of `metrics.jsonl`: `test/accuracy`, `module_3/train/loss`.
+    """Return the numbers of a line of `metrics.jsonl`: `test/accuracy`, `module_3/train/loss`.
 
-    The learning rate is the same for all modules, and told of the model's own head alone.
+    The learning rate is equal for all modules and given only with the model's own head.
     """
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"
@@ -266,10 +270,11 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each stage, `stage_0/compute_fraction` and so on; and `pipeline/bubble_fraction`.
+    """Return the numbers of each stage, such as `stage_0/compute_fraction`, and the bubble.
 
-    Replicas but the first have their number in the name, as in `stage_0_replica_1`. The bubble is
-    the share of the stages' time in which they waited, as in `summary.json`.
+    Names of later replicas contain their number, as in `stage_0_replica_1`.
+    `pipeline/bubble_fraction` is the share of the stages' time in which they waited, as in
+    `summary.json`; it is left out if a stage's waiting is unknown.
     """
     found = {
         f"{_stage(stage)}/{key}": float(value)
@@ -290,14 +295,14 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 
 def samples(run_dir: Path) -> list[Path]:
-    """Pictures of what a run has learnt, which it leaves at its end."""
+    """Return the pictures of what a run has learnt, which it saves at its end."""
     return sorted((run_dir / "samples").glob("*.png"))
 
 
 def tree(value: Any) -> Any:
-    """What JSON can say as dictionaries alone, keys of lists being their indices.
+    """Convert a JSON value to nested dictionaries; lists become dictionaries by index.
 
-    A list of words is one string, and what is not known is left out.
+    A list of plain values becomes one string, and None is left out of dictionaries.
     """
     if isinstance(value, list):
         if not any(isinstance(inner, Mapping | list) for inner in value):
@@ -309,7 +314,7 @@ def tree(value: Any) -> Any:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as pairs: `stages.0.compute_fraction`."""
+    """Flatten a tree to pairs with keys such as `stages.0.compute_fraction`."""
     found: dict[str, Any] = {}
     for key, inner in value.items():
         below = isinstance(inner, Mapping)

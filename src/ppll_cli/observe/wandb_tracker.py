@@ -1,7 +1,7 @@
-"""`tracker=wandb`: Weights & Biases, one of its runs per run, owned by the parent process.
+"""The tracker of `tracker=wandb`: one Weights & Biases run per run, owned by the parent process.
 
-wandb is imported when the run starts, in the tracker's thread: it takes a second that neither a
-refused configuration nor the training is to wait for.
+wandb is imported when the run starts, in the tracker's thread. The import takes a second, for which
+neither a refused configuration nor the training should wait.
 """
 
 import csv
@@ -27,27 +27,27 @@ from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, sta
 log = logging.getLogger(__name__)
 
 RUN_FILE = "wandb-run.json"
-"""In a run directory: the identity of its wandb run, which a resumed run goes on with."""
+"""File in a run directory with the id of its wandb run, with which a resumed run continues."""
 
 MARGIN_S = 15.0
-"""For what wandb does beside waiting for its server: being imported, writing what is left."""
+"""Seconds for what wandb does besides waiting for its server: its import and its last writes."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
-"""As wandb reads them: finished, killed; anything else is failed."""
+"""Exit codes by status, as wandb reads them: 0 finished, 255 killed, any other failed."""
 
 RESOLVED = ("gpus", "device", "threads", "modules", "microbatches", "emulated")
-"""Keys of the summary that say what a configuration became; panels group by a config's keys."""
+"""Keys of the summary with resolved settings. They join wandb's config, by which panels group."""
 
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""What `WANDB_MODE` may also say: older names of online and of offline."""
+"""Older names of the modes online and offline, which `WANDB_MODE` may also contain."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
 
 class Upload(BaseModel):
-    """Which files go to wandb as artifacts when the run is over."""
+    """Which files are uploaded to wandb as artifacts when the run is over."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,21 +56,21 @@ class Upload(BaseModel):
 
 
 class WandbTracker:
-    """Tells Weights & Biases of a run; offline where there is no key, or no answer.
+    """Reports a run to Weights & Biases; offline if there is no key, or no answer from the server.
 
     Args:
-        project: Of wandb.
-        entity: The user or team; null is the account's own.
-        mode: null is disabled where `WANDB_DISABLED` says so, else online where there is a key,
-            else offline.
-        name: Of the run; null is the run's own name, or what it is.
-        group: null is the sweep's folder, where the run is one of a sweep.
-        dir: The folder for wandb's files; null is the run directory.
-        tags: Of the run; null is the run's own.
-        notes: Of the run.
-        upload: Which files go there as artifacts.
-        init_timeout_s: Seconds until the server must have answered.
-        finish_timeout_s: Seconds that may be spent at the end on what is not uploaded yet.
+        project: Project of wandb.
+        entity: User or team of wandb; None for the account's own.
+        mode: Mode of wandb. None: disabled if `WANDB_DISABLED` says so, else online if there is a
+            key, else offline.
+        name: Name of the wandb run; None for the run's own name, or a description of it.
+        group: Group of the wandb run; None for the sweep's name if the run belongs to a sweep.
+        dir: Folder for wandb's files; None for the run directory.
+        tags: Tags of the wandb run; None for the run's own tags.
+        notes: Notes of the wandb run.
+        upload: Which files are uploaded as artifacts.
+        init_timeout_s: Seconds within which the server must answer at the start.
+        finish_timeout_s: Seconds that uploading the rest may take at the end.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class WandbTracker:
         self._init_s, self._finish_s = init_timeout_s, finish_timeout_s
         self._run: Any = None
         self._with_best: set[str] = set()
-        # A short run may be over while the server is still waited for.
+        # A short run may be over while wandb still waits for its server.
         self.limit_s = init_timeout_s + finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
-        """Begin, or go on with, the run's wandb run."""
+        """Begin the wandb run, or continue it if the run is resumed."""
         self._tracked = run
         self._run = self._init(
             {**run.config, "choices": dict(run.choices), "metric": run.metric},
@@ -115,11 +115,11 @@ class WandbTracker:
             id=_run_id(run),
             resume="allow" if run.resumed else None,
             name=self._name or run.name or run.described,
-            tags=self._tags or run.tags or None,  # null leaves it to WANDB_TAGS
+            tags=self._tags or run.tags or None,  # None lets wandb read WANDB_TAGS
             group=self._group or run.sweep,
             job_type=run.choices["schedule"],
         )
-        # Every number can be drawn over both; steps are the axis that the pages open with.
+        # Panels can use either axis; steps are the default.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("train_seconds", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -127,7 +127,7 @@ class WandbTracker:
             self._best_counts(f"{split}/{run.metric}")
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """Log a line, in a row of its own."""
+        """Log a line of `metrics.jsonl` as a row of its own."""
         values = line_scalars(line)
         for key in values:
             if line["split"] in SPLITS and key.endswith(f"/{self._tracked.metric}"):
@@ -135,16 +135,16 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _best_counts(self, key: str) -> None:
-        """Have the best value of a metric in the run's summary, beside the last; higher is better.
+        """Make wandb keep a metric's best (highest) value in the run's summary, beside the last.
 
-        wandb has to be told once, before the first value.
+        wandb needs this once, before the first value.
         """
         if key not in self._with_best:
             self._with_best.add(key)
             self._run.define_metric(key, step_metric="step", summary="max,last")
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Log what the stages do."""
+        """Log how the stages spend their time."""
         self._log(step, stage_scalars(stages), at)
 
     def _log(self, step: int, values: Mapping[str, Any], at: Moment) -> None:
@@ -152,7 +152,7 @@ class WandbTracker:
         self._run.log({**axes, **values})
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Add the summary and the files, and finish."""
+        """Add the summary, pictures and artifacts, and finish the wandb run."""
         import wandb
 
         run, folder = self._run, self._tracked.run_dir
@@ -160,7 +160,7 @@ class WandbTracker:
             {"resolved": {key: summary[key] for key in RESOLVED if key in summary}},
             allow_val_change=True,
         )
-        run.summary.update(tree(summary))  # whose pages show keys with dots
+        run.summary.update(tree(summary))  # wandb's pages show nested keys with dots
         if (picture := folder / "timeline.png").exists():
             run.log({"step": summary["steps"], "timeline": wandb.Image(str(picture))})
         if pictures := samples(folder):
@@ -174,7 +174,7 @@ class WandbTracker:
         self._finish(EXIT_CODES.get(summary["status"], 1))
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Add a wandb run to the sweep's group, with what compares its runs."""
+        """Add a wandb run that compares the sweep's runs to their group."""
         import wandb
 
         self._run = run = self._init(
@@ -192,17 +192,17 @@ class WandbTracker:
             if (table := folder / f"{key}.csv").exists():
                 columns, *rows = csv.reader(table.read_text().splitlines())
                 data = [[_number(cell) for cell in row] for row in rows]
-                # Cells of a column may be numbers and empty.
+                # A column may have both numbers and empty cells.
                 found = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
                 run.log({key: found})
         self._finish(0)
 
     def abandon(self) -> None:
-        """End wandb's process at once; what it has written so far stays."""
+        """Kill wandb's process; what it has written so far stays on disk."""
         from wandb.sdk import wandb_setup
 
-        # The library offers no way to end it without waiting for it. At the program's end it
-        # would wait once more.
+        # The library has no way to end its process without waiting for it. Without the cleanup it
+        # would wait once more at the program's end.
         connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
@@ -210,9 +210,9 @@ class WandbTracker:
         log.warning("what wandb was not told: %s", self._how_to_sync())
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
-        """A wandb run: an offline one where no other can be had in time."""
-        # Else wandb reports on itself, offline too, and without a network the program's end would
-        # wait for that (seen: 10 and 20 s). And it would tell in which file it found the key.
+        """Begin a wandb run, offline if an online one cannot be had in time."""
+        # Otherwise wandb reports its errors, offline too, and without a network the program's end
+        # waits for these reports (measured: 10 and 20 s). It also prints where it found the key.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -238,7 +238,7 @@ class WandbTracker:
                     silent=True,
                     x_disable_stats=True,
                     x_save_requirements=False,
-                    x_transaction_log_flush_interval=1.0,  # of 15 s; lost when this is killed
+                    x_transaction_log_flush_interval=1.0,  # default 15 s; a kill loses the rest
                 ),
                 **of_run,
             )
@@ -252,7 +252,7 @@ class WandbTracker:
                 why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
-                wandb.teardown()  # its process takes the run for one in use
+                wandb.teardown()  # its process regards the run as one in use
             said = log.info if mode is None else log.warning
             said("wandb: recorded offline: %s", why)
             mode = "offline"
@@ -270,13 +270,13 @@ class WandbTracker:
             said = "wandb was not done uploading after %g s; for the rest: %s"
             log.warning(said, self._finish_s, self._how_to_sync())
         finally:
-            wandb.teardown()  # its process would stay until the program ends
+            wandb.teardown()  # otherwise its process stays until the program ends
 
     def _how_to_sync(self) -> str:
         return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
 
     def _artifact(self, kind: str, paths: Sequence[Path]) -> None:
-        """Upload files and folders under one name, those that are there."""
+        """Upload existing files and folders as one artifact."""
         import wandb
 
         artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
@@ -290,7 +290,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """The mode by its name of today; what older programs heed in the environment counts as well."""
+    """Return the mode by its present name; without one, respect `WANDB_DISABLED`."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()
@@ -301,7 +301,7 @@ def _mode(given: str | None) -> Mode | None:
 
 
 def _run_id(run: Tracked) -> str:
-    """The identity that the run had before, or a new one, kept in its directory."""
+    """Return the id of the run's wandb run, or a new one, which is saved in the run directory."""
     file = run.run_dir / RUN_FILE
     if run.resumed:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -312,7 +312,7 @@ def _run_id(run: Tracked) -> str:
 
 
 def _number(cell: str) -> float | str | None:
-    """A cell of a table as what it is."""
+    """Return a table's cell as a number, as text, or as None if it is empty."""
     try:
         return float(cell) if cell else None
     except ValueError:

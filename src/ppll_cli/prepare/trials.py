@@ -1,9 +1,10 @@
-"""Whether units may run their backward in another way than at once, tried before a run starts.
+"""Tries before a run whether units compute correct gradients in halves or when recomputed.
 
-Zero-bubble schedules run it in two halves, and both run the operations that use parameters: an
-operation that frees what it saved, or counts its calls, and a hook that changes gradients compute
-something else then. `recompute=true` runs the forward twice: a unit that changes at each call
-without a buffer that says so computes something else the second time.
+Zero-bubble schedules run a backward in two halves, and both halves run the operations that use
+parameters. An operation that frees its saved tensors or counts its calls, or a hook that changes
+gradients, then computes something else. `recompute=true` runs the forward twice. A unit whose
+result changes with each call, without a buffer that holds this change, then computes something else
+in the second pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +23,13 @@ from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 
 SAMPLES = 2
-"""Of the batch on which units are tried."""
+"""Number of samples in the batch on which units are tried."""
 
 _Gradients = list[Tensor | None]
-"""Of a unit's inputs and parameters."""
+"""Gradients of a unit's inputs and parameters."""
 
 _Way = Callable[[nn.Module, Sequence[Tensor]], None]
-"""A forward and backward of a network on leaves, which leaves gradients in all of them."""
+"""A way to run a network forward and backward on leaves, which sets the gradients of all leaves."""
 
 
 def check_halves(
@@ -36,15 +37,17 @@ def check_halves(
     units: Sequence[Unit],
     before: Sequence[Mapping[str, ValueSpec]],
 ) -> None:
-    """Try each kind of unit in two halves, on random numbers and the CPU.
+    """Check that the two halves of each kind of unit's backward give the gradients of a whole one.
+
+    Units are tried on random numbers, on the CPU.
 
     Args:
         schedule: Key and value by which the user chose the schedule, for the message.
         units: The model's units.
-        before: For each unit, what is there before it.
+        before: For each unit, shape and dtype of the tensors before it, by name.
 
     Raises:
-        ConfigError: The gradients of a unit's halves are not those of its whole backward.
+        ConfigError: The gradients of a unit differ, or its backward fails.
     """
     if found := _otherwise(_in_halves, units, before):
         name, why = found
@@ -53,14 +56,17 @@ def check_halves(
 
 
 def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]) -> None:
-    """Try each kind of unit with a second forward pass, on random numbers and the CPU.
+    """Check that each kind of unit has the right gradients after a second forward pass.
+
+    Units are tried on random numbers, on the CPU.
 
     Args:
         units: The model's units.
-        before: For each unit, what is there before it.
+        before: For each unit, shape and dtype of the tensors before it, by name.
 
     Raises:
-        ConfigError: The gradients of a unit are not those after a single forward pass.
+        ConfigError: The gradients of a unit differ from those after a single forward pass, or its
+            backward fails.
     """
     if found := _otherwise(_recomputed, units, before):
         name, why = found
@@ -71,7 +77,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 def _otherwise(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """The first unit that cannot go this way, and what it does instead; None: all of them can."""
+    """Return the name of the first unit that this way does not suit, and why; None if none."""
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)
@@ -95,7 +101,7 @@ def _same(these: _Gradients, those: _Gradients) -> bool:
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], way: _Way) -> _Gradients:
-    """The gradients of a unit, each time with the same weights and random numbers."""
+    """Return the gradients of a unit, with equal weights and random numbers in each call."""
     network = build_unit(unit, seed=0).train()
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
     with torch.random.fork_rng(devices=[]):
@@ -124,6 +130,6 @@ _seed = partial(torch.manual_seed, 0)
 
 
 def _starts(made: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Where a backward begins, and random gradients."""
+    """Return the outputs from which a backward starts, and random gradients for them."""
     outputs = [x for x in (made if isinstance(made, tuple) else (made,)) if x.requires_grad]
     return outputs, [torch.randn_like(output) for output in outputs]

@@ -1,1 +1,1 @@
-"""Tasks: what is learnt. Targets, loss, metric and the smallest head of each."""
+"""Tasks: each defines targets, a loss, a metric, and heads for auxiliary networks."""

@@ -1,4 +1,4 @@
-"""From anchors to boxes: which of them stand for which object, and which are an answer.
+"""Matches anchors to objects in training, and finds the detections of a picture.
 
 Legend: N boxes of a picture, A anchors of a picture, C classes, D detections.
 """
@@ -11,26 +11,36 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 BACKGROUND = -1
+"""Match of an anchor that stands for background."""
+
 BETWEEN = -2
+"""Match of an anchor that stands neither for a box nor for background."""
 
 FOUND_FROM = 0.5
+"""Least intersection over union with a box that an anchor is matched to (arXiv 1708.02002)."""
+
 BACKGROUND_BELOW = 0.4
-"""By how much anchor and box overlap, intersection over union (RetinaNet, arXiv 1708.02002)."""
+"""An anchor below this intersection over union with all boxes is background (arXiv 1708.02002)."""
 
 SCORES_ABOVE = 0.05
+"""Detections have a score above this, torchvision's choice."""
+
 CANDIDATES = 1000
+"""Most candidates for detections on each pyramid level, torchvision's choice."""
+
 OVERLAP = 0.5
+"""Intersection over union above which the detection with the lower score of a class is dropped."""
+
 MOST = 100
-"""Detections of a picture, as many as COCO counts. What is above is torchvision's choice, a number
-of candidates for each stride, and the overlap from which the lower score gives way."""
+"""Most detections of a picture, as many as COCO counts."""
 
 
 class Detections(NamedTuple):
-    """What was found in a picture, best first.
+    """The objects found in a picture, best first.
 
     Attributes:
         boxes: Left, top, right and bottom, float32 [D, 4].
-        scores: In [0, 1], float32 [D].
+        scores: Scores in [0, 1], float32 [D].
         labels: Classes, int64 [D].
     """
 
@@ -41,21 +51,21 @@ class Detections(NamedTuple):
 
 @torch.no_grad()
 def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True) -> Tensor:
-    """Which box each anchor stands for.
+    """Return which box each anchor stands for.
 
-    As torchvision's Matcher with low-quality matches: an anchor is given the box that it overlaps
-    most if that is by `FOUND_FROM`; besides, the anchors that overlap a box more than all others
-    do are given the box that they overlap most, however little that is, if `forced`. Here no shape
-    depends on a value.
+    This is torchvision's Matcher with low-quality matches, written so that no shape depends on a
+    value. An anchor is matched to the box with which it has the highest intersection over union, if
+    that is at least `FOUND_FROM`. If `forced`, the anchors that overlap a box more than all other
+    anchors do are also matched to the box that they overlap most, however little that is.
 
     Args:
         boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
-        wanted: Which of them count, bool [..., N].
+        wanted: Whether a box counts, bool [..., N].
         anchors: float [..., A, 4].
-        forced: Whether each box is given anchors, even if all overlap it by less than `FOUND_FROM`.
+        forced: Whether each box gets anchors, even if no anchor overlaps it by `FOUND_FROM`.
 
     Returns:
-        Numbers of boxes, `BACKGROUND`, or `BETWEEN` where neither is sure; int64 [..., A].
+        Indices of boxes, `BACKGROUND` or `BETWEEN`, int64 [..., A].
     """
     overlaps = torch.where(wanted[..., None], _overlaps(boxes, anchors), -1.0)
     most, which = overlaps.max(dim=-2)
@@ -68,7 +78,7 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Intersection over union, [..., N, A]; in place, because these are a loss's largest tables."""
+    """Return intersections over unions, [..., N, A], computed in place to save memory."""
     first = torch.maximum(boxes[..., None, :2], anchors[..., None, :, :2])
     sides = torch.minimum(boxes[..., None, 2:], anchors[..., None, :, 2:]).sub_(first).clamp_(min=0)
     shared = sides[..., 0] * sides[..., 1]
@@ -81,15 +91,15 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """What an anchor's deltas are to be so that it becomes a box, as torchvision's BoxCoder has it.
+    """Return the deltas that turn anchors into boxes, as in torchvision's BoxCoder.
 
     Args:
         boxes: float [..., 4].
         anchors: float [..., 4].
 
     Returns:
-        By how much of the anchor's width and height the centre moves, and the logarithm of how
-        many times as wide and high the box is; float [..., 4].
+        The move of the centre in x and y as a fraction of the anchor's width and height, and the
+        logarithms of box width / anchor width and of the heights' ratio; float [..., 4].
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -100,15 +110,15 @@ def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
 def best_detections(
     levels: Tensor, anchors: Tensor, deltas: Tensor, logits: Tensor, height: float, width: float
 ) -> Detections:
-    """The answer for one picture, as torchvision's RetinaNet finds it.
+    """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
     Args:
-        levels: Which map an anchor is of, [A].
-        anchors: [A, 4].
-        deltas: [A, 4].
-        logits: [A, C].
-        height: Of the picture; boxes end at its border.
-        width: Of the picture (pixels).
+        levels: Pyramid level of each anchor, ascending, [A].
+        anchors: float [A, 4].
+        deltas: float [A, 4].
+        logits: float [A, C].
+        height: Height of the picture in pixels. Boxes are clipped to the picture.
+        width: Width of the picture in pixels.
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

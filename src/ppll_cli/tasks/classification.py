@@ -1,4 +1,4 @@
-"""Classification: one label for each image, or two with a share each where images are mixed."""
+"""Classification: one label for each image, or two labels with shares if images are mixed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from ppll_cli.tasks.details import Details, by_class
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
 LABEL = "label"
-"""The name under which a batch carries its labels, int64 [B]."""
+"""Name of a batch's labels, int64 [B]. Of a mixed image it is the label with the larger share."""
 
 OTHER_LABEL = "label.other"
-"""Where images are mixed in pairs, the label with the smaller share; `LABEL` has the larger one."""
+"""Name of the labels with the smaller share, int64 [B], if images are mixed in pairs."""
 
 SHARE = "label.share"
-"""Where images are mixed in pairs, the larger share, from 0.5 to 1. It is float64, which
-`transport.wire_dtype` leaves as it is: every stage has to learn the same target."""
+"""Name of the larger share of mixed images, float64 [B] from 0.5 to 1. `transport.wire_dtype` does
+not convert float64, so every stage learns exactly equal targets."""
 
 TARGETS = {LABEL: ValueSpec((), torch.int64)}
 MIXED_TARGETS = {
@@ -32,13 +32,13 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """How much of each target is a class's: rows that add up to 1, float32 [B, classes].
+    """Return the share of each class in each target, float32 [B, classes].
 
-    A row is one-hot where images are not mixed. Labels are not smoothed.
+    Each row adds up to 1. It is one-hot for images that are not mixed. Labels are not smoothed.
 
     Args:
         values: The targets of a batch, by name.
-        classes: How many there are.
+        classes: Number of classes.
     """
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
@@ -49,11 +49,11 @@ def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
 
 
 class Pool(nn.Module):
-    """The mean over all positions: maps [B, C, H, W] and tokens [B, T, D] become [B, width].
+    """Takes the mean over all positions: maps [B, C, H, W] and tokens [B, T, D] become vectors.
 
     Args:
-        dimensions: Dimensions of the features without the batch: 3 maps, 2 tokens, 1 vectors,
-            which are passed on as they are.
+        dimensions: Number of dimensions of the features without the batch: 3 for maps, 2 for
+            tokens, 1 for vectors, which are returned unchanged.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -61,50 +61,50 @@ class Pool(nn.Module):
         self.dimensions = dimensions
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features to vectors."""
+        """Convert features to vectors [B, width]."""
         if self.dimensions == 3:
             return x.mean(dim=(2, 3))
         return x.mean(dim=1) if self.dimensions == 2 else x
 
 
 def pooled_width(shape: tuple[int, ...]) -> int:
-    """Width of the vector that `Pool` makes of features of this shape (no batch dimension)."""
+    """Return the width of the vector that `Pool` makes from features of `shape` (no batch)."""
     return shape[0] if len(shape) == 3 else shape[-1]
 
 
 class ClassifierHead(nn.Module):
-    """The head of a classifier, in two steps: features to a vector, and the vector to logits.
+    """The head of a classifier in two steps: from features to a vector, and from it to logits.
 
     Attributes:
-        fc: The second step; a subclass makes it.
+        fc: The second step, which a subclass makes.
     """
 
     fc: nn.Linear
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Features to vectors [B, D]."""
+        """Convert features to vectors [B, D]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features to logits [B, classes]."""
+        """Return the logits [B, classes] for features."""
         logits: Tensor = self.fc(self.pooled(x))
         return logits
 
 
 class FusedHead(nn.Module):
-    """A head whose vector is fused with a feature bank (arXiv 2406.00446; the details are ours).
+    """A head that fuses its vector with a feature bank (arXiv 2406.00446; the details are ours).
 
-    Each banked vector is projected to the head's width D by Linear and ReLU. `add` sums them and
-    the head's own vector; `concatenate` joins all, and a Linear takes them back to D, so that the
-    classifier behind it is shaped like the model's. This Linear begins by passing the head's own
-    vector on and leaving the bank out: training lets it in as far as it helps.
+    Linear and ReLU project each banked vector to the head's width D. `add` sums these and the
+    head's own vector. `concatenate` concatenates them, and a Linear layer reduces the result to
+    width D, so that the classifier after it has the shape of the model's. At first this layer
+    returns the head's own vector and ignores the bank; training gives the bank its influence.
 
     Args:
-        head: A copy of the model's head, width D.
-        widths: Of the banked vectors.
+        head: A copy of the model's head, of width D.
+        widths: Widths of the banked vectors.
         fusion: `concatenate` or `add`.
-        shared_head: Whether the classifier has the shape of the model's; else it reads the
-            joined vectors themselves.
+        shared_head: Whether the classifier has the shape of the model's; otherwise it reads the
+            concatenated vectors.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class FusedHead(nn.Module):
             head.fc = nn.Linear(joined, head.fc.out_features)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Features, and banked vectors [B, width], to logits [B, classes]."""
+        """Return logits [B, classes] for features and banked vectors [B, width]."""
         vectors = [self.head.pooled(x)]
         vectors += [F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True)]
         if self.fusion == "add":
@@ -142,8 +142,9 @@ class Classification:
 
     Attributes:
         classes: Number of classes; labels are 0 to classes - 1.
-        label_smoothing: Part of each target that is shared evenly among all classes, in training.
-        mixed: Whether images are mixed in pairs, in training: each then has two labels.
+        metric: Name of the metric.
+        label_smoothing: Part of each target that is spread evenly over all classes in training.
+        mixed: Whether images are mixed in pairs in training, so that each has two labels.
     """
 
     classes: int
@@ -153,14 +154,14 @@ class Classification:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """What a batch carries beside its images, by name."""
+        """Shape and dtype of what a batch carries beside its images, by name."""
         return MIXED_TARGETS if self.mixed else TARGETS
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy, computed in float32 also under autocast.
+        """Return the mean cross-entropy, in float32 also under autocast.
 
-        Where gradients are computed, targets are the labels' shares, and smoothed. Elsewhere they
-        are the labels, so that losses of evaluation can be compared between all runs.
+        If gradients are computed, targets are class shares, and smoothed. Otherwise they are the
+        labels, so that evaluation losses of all runs can be compared.
         """
         learning = torch.is_grad_enabled()
         smoothing = self.label_smoothing if learning else 0.0
@@ -169,43 +170,43 @@ class Classification:
         return F.cross_entropy(prediction.float(), targets, label_smoothing=smoothing)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """[correct predictions, samples], [1, 2].
+        """Return the number of correct predictions and of samples, float64 [1, 2].
 
-        Of a mixed image the label with the larger share is the correct one.
+        For a mixed image, the label with the larger share is correct.
         """
         labels = values[LABEL]
         correct = (prediction.argmax(dim=1) == labels).sum().double()
         return torch.stack((correct, torch.full_like(correct, len(labels))))[None]
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Accuracy in [0, 1]."""
+        """Return the accuracy in [0, 1]."""
         correct, samples = rows.sum(dim=0).tolist()
         return {self.metric: correct / samples}
 
     def probabilities(self, prediction: Tensor) -> Tensor:
-        """Of each class, float32 [B, classes]."""
+        """Return the probability of each class, float32 [B, classes]."""
         return prediction.float().softmax(dim=1)
 
     def detail(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Label and predicted label of each sample, int64 [B, 2]."""
+        """Return label and predicted label of each sample, int64 [B, 2]."""
         return torch.stack((values[LABEL], prediction.argmax(dim=1)), dim=1)
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
-        """Accuracy by class, and the confusion matrix, given the rows of `detail`."""
+        """Return the accuracy of each class and the confusion matrix, from rows of `detail`."""
         return by_class(rows, names or tuple(map(str, range(self.classes))))
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Pool, Linear."""
+        """Return a pool and a Linear layer."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
 
     def banked(self, shape: tuple[int, ...]) -> nn.Module:
-        """Features pooled to vectors, so that little travels."""
+        """Return a pool; banked features are vectors, so that little data travels."""
         return Pool(len(shape))
 
     def bank_network(
         self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """Where there is a bank, the head has a `FusedHead` around it."""
+        """Return copied units and the head, in a `FusedHead` if there is a bank."""
         head = copies.head
         if not banked:
             return CopiedNetwork(copies.units, head)
@@ -222,10 +223,10 @@ class Classification:
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """The task with `optim.label_smoothing`.
+    """Return the task with `optim.label_smoothing`.
 
     Raises:
-        ConfigError: It has no labels that could be smoothed.
+        ConfigError: The task has no labels to smooth.
     """
     if not amount:
         return task
@@ -235,14 +236,15 @@ def with_smoothing(task: Task, amount: float) -> Task:
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """The task for batches whose images are mixed in pairs.
+    """Return the task for batches whose images are mixed in pairs.
 
     Args:
-        task: That of the data set.
-        mixed: The keys of the data set that have images mixed, with their values; none: no key.
+        task: The data set's task.
+        mixed: The keys of the data set that mix images, with their values; empty if images are not
+            mixed.
 
     Raises:
-        ConfigError: The task has no labels that could be mixed.
+        ConfigError: The task has no labels to mix.
     """
     if not mixed:
         return task
@@ -253,10 +255,10 @@ def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:
-    """How many classes the task has.
+    """Return the task's number of classes.
 
     Raises:
-        ConfigError: The task is another one; `key=name` is named as the cause.
+        ConfigError: The task is not classification, which `key=name` needs.
     """
     task = only_for(Classification, task, key, name, "classification", "with class labels")
     return task.classes

@@ -1,4 +1,4 @@
-"""What an evaluation finds beside the metric: by class or by picture, as plain data."""
+"""Results of an evaluation beside the metric, by class or by picture, as plain data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Details:
-    """One entry for each class, or for each picture.
+    """The results of each class or of each picture.
 
     Attributes:
-        kind: What an entry is about: "class" or "picture". It is the first key of each, and its
-            plural is the name of the list.
-        entries: The list. The second key counts something, and the others are results; NaN where
-            there is nothing to be found.
-        confusion: Of classification: how many samples of each class (row) were taken for which
-            class (column).
+        kind: What an entry describes, "class" or "picture". It is the first key of each entry, and
+            its plural is the name of the list in files.
+        entries: One entry for each class or picture. The second key is a count, the others are
+            results; NaN or None if there is nothing to measure.
+        confusion: In classification, the number of samples of each class (row) that were predicted
+            as each class (column).
     """
 
     kind: str
@@ -29,16 +29,16 @@ class Details:
 
     @property
     def plural(self) -> str:
-        """The name of the list."""
+        """Name of the list of entries."""
         return {"class": "classes", "picture": "pictures"}[self.kind]
 
 
 def by_class(rows: Tensor, names: Sequence[str]) -> Details:
-    """Accuracy of each class, and which classes are taken for which.
+    """Return the accuracy of each class, and the confusion matrix.
 
     Args:
         rows: Label and predicted label of each sample, int64 [N, 2].
-        names: Of the classes.
+        names: Names of the classes.
     """
     count = len(names)
     table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)

@@ -1,6 +1,6 @@
-"""Object detection: boxes and their classes, for each picture.
+"""Object detection: boxes and their classes in each picture.
 
-Legend: B batch, N boxes of a picture at most, A anchors of a picture, C classes.
+Legend: B batch, N most boxes of a picture, A anchors of a picture, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,28 +38,30 @@ from ppll_cli.tasks.pyramid import (
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
 BOXES = "boxes"
-"""Left, top, right and bottom of each box, in pixels of the batch's images, float32 [B, N, 4]."""
+"""Name of each box's left, top, right and bottom in pixels of the images, float32 [B, N, 4]."""
 
 LABELS = "labels"
-"""Classes of the boxes, from 0, int64 [B, N]."""
+"""Name of the boxes' classes, from 0, int64 [B, N]."""
 
 IGNORED = "ignored"
-"""Whether a box is left out of loss and score: crowds (COCO), difficult ones (VOC), bool [B, N]."""
+"""Name of the flags of boxes that loss and score ignore: crowds in COCO, difficult objects in VOC.
+bool [B, N]."""
 
 COUNT = "count"
-"""How many boxes a picture has, int64 [B]; what stands behind them is of no account."""
+"""Name of the numbers of boxes in the pictures, int64 [B]. Later elements are padding."""
 
 NUMBER = "number"
-"""Which picture of its split it is, int64 [B]."""
+"""Name of the pictures' numbers in their split, int64 [B]."""
 
 FRAME = "frame"
-"""Height and width of the picture inside of the batch's image (pixels; the rest is padding), and by
-what its own height and width were multiplied to be that, float32 [B, 4]."""
+"""Name of each picture's frame, float32 [B, 4]: its height and width in pixels within the batch's
+image, whose rest is padding, and the factors by which its height and width were scaled."""
 
 
 LARGEST_TABLE = 2**24
-"""Numbers in a table of pictures, anchors, and boxes or classes: 64 MiB of float32. A loss has a
-few such tables at a time. A picture of 800x1333 with 80 classes has one of about this size."""
+"""Most numbers in a table of pictures, anchors, and boxes or classes: 64 MiB of float32. A loss has
+a few such tables at a time. A picture of 800x1333 with 80 classes has a table of about that
+size."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,21 @@ class Detection:
     """Predictions are anchors with deltas and logits; the metric is COCO's average precision.
 
     The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. An anchor is positive if
-    it overlaps a box enough, negative if it overlaps none, and left out in between. For each
-    picture, the focal loss of positive and negative anchors and the absolute error of the deltas of
-    positive anchors are divided by the number of positive anchors; the loss is the mean over
-    pictures.
+    it overlaps a box enough, negative if it overlaps all boxes little, and left out in between. For
+    each picture, the focal loss of positive and negative anchors and the absolute error of the
+    deltas of positive anchors are summed and divided by the number of positive anchors. The loss is
+    the mean over pictures.
 
     Attributes:
-        classes: Their names.
+        classes: Names of the classes.
         boxes: N.
-        height: Of the largest images, a multiple of 32 (pixels).
-        width: Of the widest images, a multiple of 32 (pixels).
-        anchor: Side of the smallest anchors (pixels), those of the maps of stride 8.
+        height: Height in pixels of the highest images, a multiple of 32.
+        width: Width in pixels of the widest images, a multiple of 32.
+        anchor: Side in pixels of the smallest anchors, those of maps of stride 8.
         crowds: Whether ignored boxes are crowds, as COCO counts them, or single difficult objects.
-        level_heads: Style of the model's head, where each module is trained on the levels of its
-            own map alone; None: on all levels of the pyramid.
-        metric: Its name.
+        level_heads: If modules are trained only on the levels of their own maps, the style of the
+            model's head; None if they are trained on all levels.
+        metric: Name of the metric.
     """
 
     classes: tuple[str, ...]
@@ -100,7 +102,7 @@ class Detection:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Of each batch, in training and evaluation."""
+        """Shape and dtype of a batch's targets, in training and evaluation, by name."""
         return {
             BOXES: ValueSpec((self.boxes, 4), torch.float32),
             LABELS: ValueSpec((self.boxes,), torch.int64),
@@ -111,9 +113,10 @@ class Detection:
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """The mean over pictures; no shape depends on a value, so nothing waits for a device.
+        """Return the mean loss over pictures, a scalar.
 
-        Pictures are taken together as far as `LARGEST_TABLE` allows.
+        No shape depends on a value, so the host never waits for the device. Pictures are processed
+        together as far as `LARGEST_TABLE` allows.
         """
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
@@ -127,17 +130,17 @@ class Detection:
     def _losses(
         self, prediction: Tensor, boxes: Tensor, labels: Tensor, ignored: Tensor, counts: Tensor
     ) -> Tensor:
-        """The loss of each picture, [B]."""
+        """Return the loss of each picture, [B]."""
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
-        # A box that fits none of a module's own levels is another module's.
+        # A box that fits none of a module's own levels is left to other modules.
         which = matched(boxes, wanted, anchors, self.level_heads is None)
         found, given = which >= 0, which.clamp(min=0)
         numbers = torch.arange(len(self.classes), device=labels.device)
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
         focal: Tensor = FocalLoss.apply(logits, classes)
         counted = found | (which == BACKGROUND)
-        # Anchors without a box are given themselves, so that no logarithm is of zero.
+        # Anchors without a box are compared with themselves, to avoid the logarithm of zero.
         right = boxes.gather(1, given[..., None].expand(-1, -1, 4))
         right = torch.where(found[..., None], right, anchors)
         distance = (deltas - offsets(right, anchors)).abs()
@@ -145,9 +148,9 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """A row for each picture, and each box that is there or was found, as `precision` has them.
+        """Return rows for each picture, each of its boxes and each detection; see `precision`.
 
-        In training there are none: to look for boxes in each batch would take too long.
+        In training there are no rows, because finding boxes in each batch would take too long.
         """
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
@@ -167,22 +170,22 @@ class Detection:
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """AP, AP at an overlap of 0.5 and 0.75 (pycocotools), and VOC's AP at 0.5 in both ways.
+        """Return AP, AP at overlaps of 0.5 and 0.75 (pycocotools), and VOC's AP at 0.5 in two ways.
 
-        VOC's only where ignored boxes are no crowds, of which it knows nothing.
+        VOC's values are left out if ignored boxes are crowds, which VOC does not define.
         """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
-        """Average precision by class."""
+        """Return the average precision of each class."""
         return precisions_by_class(rows, names, self.crowds)
 
     def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
-        """What is found in each picture, best first, in pixels of the picture as it was.
+        """Return the detections of each picture, best first, in pixels of the original picture.
 
         Args:
             prediction: float [B, A, 9 + C].
-            frame: As a batch carries it.
+            frame: The batch's `FRAME`, float32 [B, 4].
         """
         found = []
         for of_one, (height, width, down, across) in zip(
@@ -194,10 +197,7 @@ class Detection:
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """The map, pooled to each stride of a pyramid, and one convolution for all of them.
-
-        With `level_heads` a `LevelHead` over the map.
-        """
+        """Return a `SmallestHead`, or with `level_heads` a `LevelHead` over the map."""
         if self.level_heads is not None:
             stride = self.stride("local.detection_head", "level", shape)
             return self._level_head([(stride, shape[0])], self.level_heads)
@@ -205,17 +205,17 @@ class Detection:
         return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
 
     def banked(self, shape: tuple[int, ...]) -> nn.Module | None:
-        """Maps that a pyramid reads, as they are."""
+        """Return the identity for maps that a pyramid reads, and None for others."""
         return nn.Identity() if self.stride("fba", "on", shape) in STRIDES else None
 
     def bank_network(
         self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """A pyramid of banked maps, of the module's and of those that copied units make of it.
+        """Return a pyramid over banked maps, the module's map and the maps of copied units.
 
-        With `level_heads` a `LevelHead` over the module's map and the banked ones. If the module's
-        map is finer than the finest level, copied units lead down to that level; others are not
-        needed.
+        With `level_heads` return a `LevelHead` over the module's map and banked maps. If the
+        module's map is finer than the finest level, copied units first lead down to that level;
+        other copies are dropped.
         """
         head = pyramid_head(copies.head, "local", "fba", "use local=greedy")
         if not bank.shared_head:
@@ -232,10 +232,10 @@ class Detection:
         return CopiedNetwork(units, self._level_head(maps, self.level_heads, bank.joined))
 
     def _level_head(self, maps: Maps, style: HeadStyle, fusion: str = "concatenate") -> LevelHead:
-        """A head for the levels of the first map's stride.
+        """Return a head for the levels of the first map's stride.
 
         Raises:
-            ConfigError: The map is coarser than all that a pyramid is made of.
+            ConfigError: The map is coarser than stride 32.
         """
         if maps[0][0] > STRIDES[-1]:
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
@@ -243,10 +243,16 @@ class Detection:
         return LevelHead(maps, style, len(self.classes), self.anchor, fusion)
 
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
-        """How many pixels of the image a step in a map is.
+        """Return the stride of a map: pixels of the image from one position to the next.
+
+        Args:
+            key: The key to blame.
+            value: Its value.
+            shape: Shape of the features, without the batch dimension.
 
         Raises:
-            ConfigError: It is no map, or does not divide the image evenly; `key=value` is to blame.
+            ConfigError: The features are no map, or the map does not divide the image evenly into
+                squares whose side is a power of 2.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
             stride = self.height // shape[1]
@@ -258,16 +264,20 @@ class Detection:
 
 
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """What counts of each picture, [B], given rows [B, A, columns] and which count, [B, A].
+    """Return the sum of each picture's rows that count, [B].
 
-    Picture by picture: on CPU threads share a picture's sum, where they would take whole pictures
-    of a batch, and so the order of the additions would depend on how many pictures there are.
+    Pictures are summed one by one. On CPU threads share a sum over one picture, but would divide a
+    batch by pictures, so the order of additions would depend on the number of pictures.
+
+    Args:
+        rows: float [B, A, columns].
+        counted: Whether a row counts, bool [B, A].
     """
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """One row for each box."""
+    """Return one row of `precision` for each box."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes
@@ -275,26 +285,26 @@ def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tenso
 
 
 def detection_of(task: Task, name: str, key: str = "model") -> Detection:
-    """The task, for `key=name`.
+    """Return the task if it is detection, which `key=name` needs.
 
     Raises:
-        ConfigError: It is another one.
+        ConfigError: The task is another one.
     """
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
     return only_for(Detection, task, key, name, "detection", data)
 
 
 def pyramid_head(head: nn.Module, key: str, value: str, other: str) -> PyramidHead:
-    """The model's head, for `key=value`.
+    """Return the model's head if it is a `PyramidHead`, which `key=value` needs.
 
     Args:
         head: The head.
-        key: What needs it.
-        value: The chosen value of that key.
-        other: What else can be done, for the message.
+        key: The key that needs it.
+        value: The chosen value of this key.
+        other: Another remedy, for the message.
 
     Raises:
-        ConfigError: It is another one, of a user's own model.
+        ConfigError: The head is another one, of a user's own model.
     """
     if isinstance(head, PyramidHead):
         return head

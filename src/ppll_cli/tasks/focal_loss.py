@@ -10,31 +10,31 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 ALPHA = 0.25
-"""Weight of what is there; what is not there has 1 - ALPHA (torchvision's choice)."""
+"""Weight of classes that are present; absent classes have 1 - ALPHA (torchvision's choice)."""
 
 
 class FocalLoss(torch.autograd.Function):
-    """What torchvision's `sigmoid_focal_loss` computes, with the same bits, in fewer steps.
+    """Computes torchvision's `sigmoid_focal_loss`, bit-identical, in fewer operations.
 
-    Its backward is written out: autograd would compute the sigmoid again, and keep nine tables of
-    [B, A, C] numbers where three are enough. With p the probability of the right answer, the loss
-    is weight * (1 - p)^2 * -log(p).
+    The loss is weight * (1 - p)^2 * -log(p), where p is the probability of the right answer. The
+    backward is explicit: autograd would compute the sigmoid again, and keep nine tables of
+    [B, A, C] numbers; this keeps three.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, classes: Tensor) -> Tensor:
-        """The loss of each logit.
+        """Return the loss of each logit.
 
         Args:
-            ctx: What the backward is given.
+            ctx: The context, which keeps tensors for the backward.
             logits: float32 [B, A, C].
-            classes: Whether an anchor stands for a class, bool [B, A, C].
+            classes: Whether an anchor stands for an object of a class, bool [B, A, C].
 
         Returns:
             float32 [B, A, C].
         """
-        # Picture by picture: on CPU the last bit of a sigmoid depends on where it stands in its
-        # thread's share of the table, and a loss is not to depend on the pictures beside it.
+        # One picture at a time: on CPU the last bit of a sigmoid depends on its position in its
+        # thread's part of the table, and a picture's loss must not depend on the rest of its batch.
         scores = torch.stack([each.sigmoid() for each in logits])
         cross = binary_cross_entropy_with_logits(logits, classes.to(logits.dtype), reduction="none")
         ctx.save_for_backward(scores, cross, classes)
@@ -42,7 +42,7 @@ class FocalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The gradient of the logits."""
+        """Return the gradient of the logits."""
         scores, cross, classes = ctx.saved_tensors
         wrong = _wrong(classes, scores)
         gradient = gradients[0] * torch.where(classes, ALPHA, 1 - ALPHA)
@@ -53,5 +53,5 @@ class FocalLoss(torch.autograd.Function):
 
 
 def _wrong(classes: Tensor, scores: Tensor) -> Tensor:
-    """1 - p."""
+    """Return 1 - p, the probability of the wrong answer."""
     return 1 - torch.where(classes, scores, 1 - scores)

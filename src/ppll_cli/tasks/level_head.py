@@ -1,4 +1,4 @@
-"""A detection head for the levels of one map: what a module is trained through on its own levels.
+"""A detection head for the pyramid levels of one map, used to train modules on their own levels.
 
 Legend: B batch, W width (channels) of the head, A anchors of a picture, C classes.
 """
@@ -10,33 +10,34 @@ from torch import Tensor, nn
 from ppll_cli.tasks.pyramid import LEVELS, STRIDES, Anchors, HeadStyle, Maps
 
 CONVOLUTIONS = 2
-"""Of each branch, before the one that predicts; the model's head has four."""
+"""Number of convolutions in each branch before the predicting one; the model's head has four."""
 
 
 class LevelHead(nn.Module):
-    """Finds boxes on the pyramid levels of its map's stride, and on no others.
+    """Finds boxes only on the pyramid levels of its map's stride.
 
-    A map of stride 8 is level P3 and one of stride 16 is level P4. A map of stride 32 is P5, and
-    strided 3x3 convolutions make P6 and P7 of it. A 1x1 convolution and ReLU take the map to the
-    width of the model's head. Two branches follow, for classes and for boxes: two 3x3 convolutions
-    with ReLU, and one that predicts. The layers, their initial weights and which anchors are
-    trained are as in the code of MAN++'s authors (arXiv 2507.16279).
+    A map of stride 8 is level P3, and one of stride 16 is level P4. A map of stride 32 is P5, from
+    which strided 3x3 convolutions compute P6 and P7. A 1x1 convolution and ReLU bring the map to
+    the width of the model's head. Two branches follow, for classes and for boxes: two 3x3
+    convolutions with ReLU, and one that predicts. The layers, their initial weights and the choice
+    of anchors that are trained follow the code of MAN++'s authors (arXiv 2507.16279).
 
-    Ours: the width, and norms between the convolutions, are those of the model's head. A map that
-    is finer than stride 8 is averaged down to it, as banked maps are to the stride of the map.
+    Ours: the width, and the norms between the convolutions, are those of the model's head. Maps
+    finer than stride 8 are averaged down to it, and banked maps to the stride of the map. Coarser
+    banked maps are not used.
 
     Args:
-        maps: The map, and banked ones of earlier modules.
-        style: Of the model's head.
+        maps: Stride and channels of the map, then of banked maps of earlier modules.
+        style: The style of the model's head.
         classes: C.
-        anchor: Side of the smallest anchors of the whole pyramid (pixels).
-        fusion: `concatenate` joins banked maps with the map; `add` sums those that have the same
-            number of channels.
+        anchor: Side in pixels of the smallest anchors of the whole pyramid.
+        fusion: `concatenate` concatenates banked maps with the map. `add` sums the map and those
+            banked maps that have its number of channels.
 
     Attributes:
-        stride: Of the finest level.
-        levels: Numbers of the levels; 0 is P3.
-        joined: Which of the maps are joined.
+        stride: Stride of the finest level.
+        levels: Indices of the levels; 0 is P3.
+        joined: Indices of the maps that are fused.
     """
 
     def __init__(
@@ -72,7 +73,15 @@ class LevelHead(nn.Module):
         self.anchors = Anchors(anchor, self.levels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """A map, and banked ones, [B, channels, H, W] each, to a prediction [B, A, 9 + C]."""
+        """Predict boxes.
+
+        Args:
+            x: The map, [B, channels, H, W].
+            bank: Banked maps, [B, channels, H, W] each.
+
+        Returns:
+            The prediction, float32 [B, A, 9 + C].
+        """
         given = (x, *bank)
         same = [F.avg_pool2d(given[n], self.stride // self.strides[n]) for n in self.joined]
         joined = torch.stack(same).sum(dim=0) if self.fusion == "add" else torch.cat(same, dim=1)

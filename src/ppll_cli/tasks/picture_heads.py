@@ -1,4 +1,4 @@
-"""What makes enlarged pictures of maps.
+"""Heads that compute enlarged pictures from maps.
 
 Legend: B batch, C channels, H height, W width, s scale.
 """
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class _Levels(nn.Module):
-    """Pictures in [0, 1], and what nets compute with: levels from 0 to 255, less their mean.
+    """Converts between pictures in [0, 1] and levels from 0 to 255 less their mean.
 
-    EDSR's authors and BasicSR train in [0, 255], and nets learn faster there than in [0, 1].
-    The number of levels is saved with the weights, so that weights of nets that computed in [0, 1]
-    are refused and not misunderstood. The mean is known from the data and is not saved.
+    Networks compute with levels, as those of EDSR's authors and BasicSR do, because they learn
+    faster so than in [0, 1]. The number of levels is saved with the weights, so that weights of
+    networks that compute in [0, 1] are refused. The mean is defined by the data set and not saved.
 
     Args:
-        mean: Of the pictures in [0, 1], [3].
+        mean: Mean of each channel of the pictures in [0, 1], 3 numbers.
     """
 
     levels: Tensor
@@ -26,35 +26,35 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # Not a number alone: under autocast its float32 has to win over bfloat16.
+        # A tensor with dimensions: under autocast its float32 must win over bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)
 
 
 class ToLevels(_Levels):
-    """Pictures to levels."""
+    """Converts pictures to levels."""
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] to levels less their mean, of the same shape."""
+        """Convert pictures [B, 3, H, W] in [0, 1] to levels less their mean, [B, 3, H, W]."""
         return (pictures - self.mean) * self.levels
 
 
 class ToPictures(_Levels):
-    """Levels to pictures."""
+    """Converts levels to pictures."""
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Levels [B, 3, H, W] less their mean to pictures in [0, 1], of the same shape."""
+        """Convert levels [B, 3, H, W] less their mean to pictures of the same shape in [0, 1]."""
         return levels / self.levels + self.mean
 
 
 class Upsampler(nn.Module):
-    """EDSR's (arXiv 1707.02921): convolutions and pixel shuffles up to the scale, a convolution.
+    """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, and a convolution.
 
     Args:
         channels: C of the map.
-        scale: 2 or 3, in one step, or 4, in two.
-        mean: Of the pictures, which is added at the end.
+        scale: 2 or 3 in one step, or 4 in two steps.
+        mean: Mean of the pictures, which is added at the end.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:
@@ -68,28 +68,28 @@ class Upsampler(nn.Module):
         self.pictures = ToPictures(mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map [B, C, H, W] to pictures [B, 3, sH, sW]."""
+        """Return the pictures [B, 3, sH, sW] for a map [B, C, H, W]."""
         pictures: Tensor = self.pictures(self.layers(x))
         return pictures
 
 
 class PictureHead(nn.Module):
-    """The head of a net that makes pictures, in two steps: features to a map, and that to pictures.
+    """A head that makes pictures in two steps: from features to a map, and from it to pictures.
 
-    Long skips are added between the two.
+    Long skips are added to the map.
 
     Attributes:
-        upsampler: The second step; a subclass makes it.
+        upsampler: The second step, which a subclass makes.
     """
 
     upsampler: Upsampler
 
     def mapped(self, x: Tensor) -> Tensor:
-        """Features to a map [B, C, H, W]."""
+        """Convert features to a map [B, C, H, W]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
-        """Features, and maps [B, C, H, W] that skipped what made them, to pictures."""
+        """Return pictures [B, 3, sH, sW] for features and long skips [B, C, H, W]."""
         y = self.mapped(x)
         for skip in skips:
             y = y + skip
@@ -98,22 +98,25 @@ class PictureHead(nn.Module):
 
 
 class FusedPictureHead(nn.Module):
-    """A head whose map is fused with a feature bank (arXiv 2406.00446; the details are ours).
+    """A head that fuses its map with a feature bank (arXiv 2406.00446; the details are ours).
 
     Our reading: the bank is the backbone's long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)),
-    where x_0 are the network's first features. The public code of Local-SR hands x_0, detached, to
-    its local networks as well; but there the sum with it is computed and not used. With other
-    `fba.features` the bank has the maps that earlier modules made in place of x_0 (ours).
-    Maps with another number of channels than the head's are projected by a 1x1 convolution. `add`
-    sums them and the head's own map; `concatenate` joins all, and a 1x1 convolution takes them
-    back to the head's channels, which begins as that sum's first term: training lets the bank in.
+    where x_0 are the network's first features. The public code of Local-SR also passes x_0,
+    detached, to its local networks, but computes the sum with it without using the result. With
+    other values of `fba.features` the bank holds maps of earlier modules in the place of x_0
+    (ours).
+
+    A 1x1 convolution projects maps that have another number of channels than the head's. `add`
+    sums these and the head's own map. `concatenate` concatenates them, and a 1x1 convolution
+    reduces the result to the head's channels. At first this convolution returns the head's own map;
+    training gives the bank its influence.
 
     Args:
         head: A copy of the model's head.
-        channels: Of the banked maps. They take no gradient.
+        channels: Channels of the banked maps, which get no gradient.
         fusion: `concatenate` or `add`.
-        shared_head: Whether the upsampler has the shape of the model's; else it reads the joined
-            maps themselves.
+        shared_head: Whether the upsampler has the shape of the model's; otherwise it reads the
+            concatenated maps.
     """
 
     def __init__(
@@ -136,9 +139,9 @@ class FusedPictureHead(nn.Module):
             head.upsampler = Upsampler(joined, old.scale, old.mean)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Features, and banked maps [B, C', H, W], to pictures [B, 3, sH, sW]."""
+        """Return pictures [B, 3, sH, sW] for features and banked maps [B, C', H, W]."""
         maps = [self.head.mapped(x)]
-        # First features may be of the module itself.
+        # First features may come from the module itself, so they are detached here.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         fused = torch.stack(maps).sum(dim=0) if self.fusion == "add" else torch.cat(maps, dim=1)
         if self.mix is not None:

@@ -1,8 +1,9 @@
-"""Average precision of detections, as COCO and as VOC count it.
+"""Average precision of detections, as COCO and VOC define it.
 
-Rows are float64 [n, 8]: what it is, `PICTURE`, a box that is `THERE`, or one that was `FOUND`; the
-picture's number; and of boxes the class, left, top, right and bottom (pixels of the picture), and
-last whether it is ignored, or the score.
+It is computed from rows, float64 [n, 8]. A row describes a picture (`PICTURE`), a labelled box
+(`THERE`) or a detection (`FOUND`). Its columns are this kind; the picture's number; the class;
+left, top, right and bottom in pixels of the picture; and last, for a labelled box whether it is
+ignored, and for a detection its score.
 """
 
 import io
@@ -24,25 +25,25 @@ COLUMNS = 8
 THERE, FOUND, PICTURE = range(3)
 OVERLAP = 0.5
 OVERLAPS = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
-"""Which of COCO's overlaps 0.5, 0.55 ... 0.95 each number is a mean over."""
+"""For each metric, the slice of COCO's overlaps 0.5, 0.55 ... 0.95 over which it is a mean."""
 
 Floats = NDArray[np.float64]
 
 
 def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Mapping[str, float]:
-    """All numbers that are reported; NaN where there is nothing to be found.
+    """Return all metrics as means over classes, in [0, 1]; NaN if there is nothing to find.
 
     Args:
-        rows: Of all pictures, in no matter what order.
-        classes: Their names.
-        crowds: Whether ignored boxes are crowds, which any number of detections may lie in.
+        rows: The rows of all pictures, in any order.
+        classes: Names of the classes.
+        crowds: Whether ignored boxes are crowds, in which any number of detections may lie.
 
     Returns:
-        `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75` by pycocotools; `voc_ap50`, the
-        area under the curve, and `voc07_ap50`, the mean of 11 points of it, which are left out
-        where there are crowds. All are means over classes, in [0, 1].
+        By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75` by pycocotools; without
+        crowds also `voc_ap50`, the area under the curve of precision over recall, and `voc07_ap50`,
+        the mean of 11 points of this curve.
     """
-    precision = _coco(rows, classes, crowds)
+    precision = _coco(rows, tuple(classes), crowds)
     found = {name: _mean(precision[at]) for name, at in OVERLAPS.items()}
     if crowds:
         return found
@@ -51,14 +52,14 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
 
 
 def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> Details:
-    """`ap`, `ap50` and `ap75` of each class, and how many boxes are asked for.
+    """Return `ap`, `ap50`, `ap75` and the number of boxes to find, for each class.
 
     Args:
-        rows: Of all pictures, in no matter what order.
-        classes: Their names.
+        rows: The rows of all pictures, in any order.
+        classes: Names of the classes.
         crowds: Whether ignored boxes are crowds.
     """
-    precision = _coco(rows, classes, crowds)
+    precision = _coco(rows, tuple(classes), crowds)
     asked_for = rows[(rows[:, 0] == THERE) & (rows[:, 7] == 0)]
     entries: list[Entry] = []
     for label, name in enumerate(classes):
@@ -68,9 +69,9 @@ def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> D
     return Details("class", entries)
 
 
-@lru_cache(maxsize=1)  # an evaluation asks for means and for classes, of the same rows
-def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> Floats:
-    """Precision at each overlap, recall and class, [10, 101, C]; -1 of a class without a box."""
+@lru_cache(maxsize=1)  # an evaluation needs the means and the classes' results of the same rows
+def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
+    """Return the precision, [10 overlaps, 101 recalls, C]; -1 for a class without boxes."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -83,11 +84,11 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> Floats:
         width, height = right - left, bottom - top
         ignored = kind == THERE and bool(last)
         box = {
-            "id": len(kinds[int(kind)]) + 1,  # 0 would count as nothing found
+            "id": len(kinds[int(kind)]) + 1,  # pycocotools takes 0 for no match
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],
-            # Of no range of areas: neither wanted nor a mistake, but for one detection only.
+            # An area outside every range makes a box optional: one detection of it is no error.
             "area": -1.0 if ignored and not crowds else width * height,
             "iscrowd": int(ignored and crowds),
             "score": last,
@@ -108,13 +109,13 @@ def _coco(rows: Tensor, classes: Sequence[str], crowds: bool) -> Floats:
 
 
 def _mean(precision: Floats) -> float:
-    """Over what is there; -1 stands for a class without a box."""
+    """Return the mean without values of -1, which stand for classes without boxes."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else nan
 
 
 def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
-    """Means over classes of the area under the curve, and of its 11 points."""
+    """Return the means over classes of the area under the curve, and of its 11 points."""
     curves = []
     for label in range(classes):
         here = rows[rows[:, 2] == label]
@@ -130,11 +131,11 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
 
 
 def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
-    """Recall and precision after each detection of a class, the surest first.
+    """Return recall and precision of a class after each of its detections, highest score first.
 
-    As in VOC's own code: a detection belongs to the box that it overlaps most; it is right if that
-    is by 0.5 and nothing surer had the box, and does not count if the box is difficult. Ends of
-    boxes are pixels' outer edges here, not their numbers.
+    As in VOC's own code, a detection belongs to the box that it overlaps most. It is right if that
+    overlap is at least 0.5 and no detection with a higher score has matched the box. It does not
+    count if the box is difficult. Unlike there, coordinates are edges of pixels, not their indices.
     """
     of_picture: dict[float, list[int]] = defaultdict(list)
     for index, picture in enumerate(there[:, 1].tolist()):
@@ -160,7 +161,7 @@ def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
 
 
 def _area(recall: Floats, precision: Floats) -> float:
-    """Under the curve, after precision is made to fall."""
+    """Return the area under the curve, after precision is made non-increasing."""
     ends = np.concatenate(([0.0], recall, [1.0]))
     heights = np.concatenate(([0.0], precision, [0.0]))
     heights = np.maximum.accumulate(heights[::-1])[::-1]
@@ -168,6 +169,6 @@ def _area(recall: Floats, precision: Floats) -> float:
 
 
 def _points(recall: Floats, precision: Floats) -> float:
-    """The mean, over recalls of 0, 0.1, ... 1, of the best precision from there on."""
+    """Return the mean, over recalls 0, 0.1, ... 1, of the best precision at this recall or more."""
     best = [precision[recall >= at - 1e-9].max(initial=0.0) for at in np.linspace(0, 1, 11)]
     return float(np.mean(best))

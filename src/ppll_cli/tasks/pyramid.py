@@ -1,7 +1,7 @@
 """Heads that find boxes in maps of several strides: RetinaNet's, and those of local learning.
 
-Legend: B batch, W width (channels) of a pyramid, A anchors of a picture, C classes. A map's stride
-is how many pixels of the image a step in it is.
+Legend: B batch, W width (channels) of a pyramid, A anchors of a picture, C classes. The stride of a
+map is the number of image pixels from one of its positions to the next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 STRIDES = (8, 16, 32)
-"""Of the maps that a pyramid is made of; two more, of 64 and 128, are made of it."""
+"""Strides of the maps from which a pyramid is made; it adds maps of stride 64 and 128."""
 
 LEVELS = 5
-"""Of a pyramid, P3 to P7: maps of stride 8, 16, 32, 64 and 128."""
+"""Number of levels of a pyramid, P3 to P7: maps of stride 8, 16, 32, 64 and 128."""
 
 ANCHORS = 9
-"""At each place of a map: three sizes, in three shapes."""
+"""Number of anchors at each position of a map: three sizes, each in three shapes."""
 
 _COLUMNS = 9
-"""Before the logits: level, anchor, deltas."""
+"""Number of columns of a prediction before the logits: level, anchor, deltas."""
 
 
 def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Level [..., A], anchors and deltas [..., A, 4] and logits [..., A, C].
+    """Split a prediction into levels [..., A], anchors and deltas [..., A, 4], logits [..., A, C].
 
     Args:
         prediction: [..., A, 9 + C], where `...` is nothing or the pictures of a batch.
@@ -39,12 +39,12 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 class Anchors(nn.Module):
-    """Puts anchors before what was predicted for them, so that a prediction explains itself.
+    """Adds the anchors to deltas and logits, so that a prediction needs no other information.
 
     Args:
-        smallest: Side of the smallest anchors (pixels), those of the maps of stride 8; it doubles
-            with the stride.
-        levels: Which levels of a pyramid the maps are, 0 to 4.
+        smallest: Side in pixels of the smallest anchors of a pyramid, on maps of stride 8. It
+            doubles with the stride.
+        levels: Indices of the maps' levels in the pyramid, 0 to 4.
     """
 
     cells: Tensor
@@ -52,20 +52,20 @@ class Anchors(nn.Module):
     def __init__(self, smallest: int, levels: Sequence[int] = range(LEVELS)) -> None:
         super().__init__()
         self.levels = levels
-        # Whole numbers of pixels, as torchvision has them.
+        # torchvision also rounds sizes down to whole pixels.
         sizes = [
             [int(smallest * 2**level * 2 ** (third / 3)) for third in range(3)] for level in levels
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # A buffer, and plain numbers for steps: nothing is copied to a device at each batch.
+        # A buffer for the cells and plain numbers for the steps: batches copy nothing to a device.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
-        """A prediction.
+        """Return a prediction.
 
         Args:
-            maps: Of the strides of the levels, the finest first.
+            maps: Maps with the strides of the levels, finest first.
             deltas: [B, A, 4].
             logits: [B, A, C].
 
@@ -88,37 +88,38 @@ class Anchors(nn.Module):
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """What a model's head has in common with heads that local learning makes.
+    """The settings of a model's head that heads of auxiliary networks share.
 
     Attributes:
         width: W.
-        groups: Of the norms between the convolutions for classes and boxes; 0: there are none.
+        groups: Groups of the norms between the convolutions for classes and boxes; 0 for no norms.
     """
 
     width: int
     groups: int = 0
 
     def branches(self, classes: int) -> RetinaNetHead:
-        """Two rows of convolutions that all maps of a pyramid share, for classes and for boxes."""
+        """Return two branches of convolutions for all maps of a pyramid: for classes and boxes."""
         norm = partial(nn.GroupNorm, self.groups) if self.groups else None
         return RetinaNetHead(self.width, ANCHORS, classes, norm_layer=norm)
 
 
 class PyramidHead(nn.Module):
-    """RetinaNet's head (arXiv 1708.02002), of torchvision's parts.
+    """RetinaNet's head (arXiv 1708.02002), made of torchvision's parts.
 
-    A feature pyramid, and on each of its maps two rows of convolutions, for classes and for boxes.
+    It has a feature pyramid, and two branches of convolutions for classes and boxes, which all maps
+    of the pyramid share.
 
-    A map may be missing. Finer ones than all that are given come from the way down from coarser
-    ones alone; coarser ones are the coarsest that is given with every second row and column left
-    out (both ours; only local learning needs them).
+    Maps may be missing, which only local learning needs. Levels finer than all given maps come only
+    from the coarser levels. A missing coarser map is replaced by the coarsest given map, from which
+    rows and columns are left out (both ours).
 
     Args:
-        channels: Of the maps that are given, by stride: at least one of `STRIDES`.
+        channels: Channels of the given maps, by stride: at least one of `STRIDES`.
         width: W.
         classes: C.
-        anchor: Side of the smallest anchors (pixels).
-        groups: Of the norms between the convolutions for classes and boxes; 0: there are none.
+        anchor: Side in pixels of the smallest anchors.
+        groups: Groups of the norms between the convolutions for classes and boxes; 0 for no norms.
     """
 
     def __init__(
@@ -140,11 +141,11 @@ class PyramidHead(nn.Module):
         self.anchors = Anchors(anchor)
 
     def over(self, channels: Mapping[int, int]) -> "PyramidHead":
-        """A new head like this one, for other maps."""
+        """Return a new head with these settings for other maps."""
         return self._like(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Maps [B, channels, H, W], the coarsest first, to a prediction [B, A, 9 + C]."""
+        """Return the prediction [B, A, 9 + C] for maps [B, channels, H, W], coarsest first."""
         given = dict(zip(sorted(self.channels, reverse=True), maps, strict=True))
         coarsest = max(given)
         wide: dict[str, Tensor] = {}
@@ -165,27 +166,27 @@ class PyramidHead(nn.Module):
 
 
 def _thinned(x: Tensor, step: int) -> Tensor:
-    """Every `step`-th row and column of a map."""
+    """Return every `step`-th row and column of a map."""
     return F.max_pool2d(x, 1, step)
 
 
 class SmallestHead(nn.Module):
     """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
 
-    A map that is too coarse has its pixels repeated.
+    If the map is coarser than a level, its pixels are repeated for that level.
 
     Args:
-        channels: Of the map.
-        stride: Of the map.
+        channels: Channels of the map.
+        stride: Stride of the map.
         classes: C.
-        anchor: Side of the smallest anchors (pixels).
+        anchor: Side in pixels of the smallest anchors.
     """
 
     def __init__(self, channels: int, stride: int, classes: int, anchor: int) -> None:
         super().__init__()
         self.stride = stride
         self.predict = nn.Conv2d(channels, ANCHORS * (4 + classes), 3, padding=1)
-        # As RetinaNet begins: few anchors have an object.
+        # RetinaNet's initial weights: few anchors have an object.
         nn.init.normal_(self.predict.weight, std=0.01)
         nn.init.constant_(self.predict.bias, 0)  # type: ignore[arg-type]
         with torch.no_grad():
@@ -193,7 +194,7 @@ class SmallestHead(nn.Module):
         self.anchors = Anchors(anchor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map [B, channels, H, W] to a prediction [B, A, 9 + C]."""
+        """Return the prediction [B, A, 9 + C] for a map [B, channels, H, W]."""
         first = STRIDES[0]
         if self.stride > first:
             maps = [F.interpolate(x, scale_factor=self.stride // first, mode="nearest")]
@@ -211,30 +212,30 @@ class SmallestHead(nn.Module):
 
 
 RARE = -4.59512
-"""The logit of 0.01, with which RetinaNet's classes begin."""
+"""The logit of 0.01, RetinaNet's initial probability of a class."""
 
 Maps = Sequence[tuple[int, int]]
-"""Stride and channels of each."""
+"""Stride and channels of each of several maps."""
 
 
 class BankedPyramid(nn.Module):
     """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
 
-    Our reading: the pyramid of a module's auxiliary network is made of the maps that earlier
-    modules made, without gradient, of the module's own, and of those that copies of later units
-    make of that. Of the module's own way the last map of each stride is taken, as in the model.
-    Where there are several of one stride, `concatenate` joins them, and the pyramid's 1x1
-    convolution takes them to its width; `add` sums those of the same number of channels.
+    Our reading: the pyramid of a module's auxiliary network is made from the detached maps of
+    earlier modules, from the module's own map, and from the maps that copies of later units compute
+    from it. From these own maps the last one of each stride is taken, as in the model. If there are
+    several maps of one stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution
+    brings them to its width; `add` sums those that have the own map's number of channels.
 
     Args:
         units: Copies of later units, in order.
-        head: A copy of the model's head; its like is made for the maps that there are.
-        own: The module's map, and what each copy makes of it.
-        banked: Of earlier modules.
+        head: A copy of the model's head. A new head with its settings is made for the maps.
+        own: Stride and channels of the module's map and of each copy's output.
+        banked: Stride and channels of the maps of earlier modules.
         fusion: `concatenate` or `add`.
 
     Attributes:
-        plan: By stride, which of the banked maps and then the own ones are joined.
+        plan: By stride, the indices of the maps to fuse; banked maps come before own maps.
     """
 
     def __init__(
@@ -258,7 +259,7 @@ class BankedPyramid(nn.Module):
         self.head = head.over(channels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """The module's map, and banked ones, to a prediction [B, A, 9 + C]."""
+        """Return the prediction [B, A, 9 + C] for the module's map and banked maps."""
         maps = [*bank, x]
         for unit in self.units:
             maps.append(unit(maps[-1]))

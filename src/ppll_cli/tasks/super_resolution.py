@@ -1,4 +1,4 @@
-"""Super-resolution: a picture, given a smaller one of the same.
+"""Super-resolution: computes a picture from a smaller version of it.
 
 Legend: B batch, C channels, s scale, H height, W width (pixels of the small picture).
 """
@@ -20,47 +20,47 @@ from ppll_cli.tasks.picture_quality import RADIUS, eight_bits, luma, psnr, ssim_
 from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
 
 TARGET = "target"
-"""The name under which a batch carries the large pictures, float [B, 3, sH, sW] in [0, 1]."""
+"""Name of a batch's large pictures, float [B, 3, sH, sW] in [0, 1]."""
 
 TILE = "tile"
-"""Of which picture an evaluation sample is a tile, and which of its pixels count, int64 [B, 9].
+"""Name of the numbers that describe evaluation samples, which are tiles of pictures; int64 [B, 9].
 
-The picture's number; the first row behind which PSNR counts pixels, the row where it stops, the
-same of columns; then these four for SSIM. Pixels are those of the large picture, counted from the
-tile's corner. Training samples are no tiles: [B, 0].
+They are the number of the tile's picture; the bounds of the pixels that PSNR counts, as first row,
+row after the last, first column and column after the last; and such bounds for SSIM. Positions are
+pixels of the large picture, from the tile's corner. In training there are no tiles: [B, 0].
 """
 
 BICUBIC = "bicubic"
-"""PSNR and SSIM of the whole picture enlarged bicubically, float64 [B, 2].
+"""Name of PSNR and SSIM of the whole picture after bicubic enlargement, float64 [B, 2].
 
-On the first tile of a picture; zeros on its others. Training: [B, 0].
+They are given with the first tile of a picture; the other tiles have zeros. In training: [B, 0].
 """
 
 AUTHORS_BORDER = 6
-"""Pixels that EDSR's authors leave out at the border of DIV2K's pictures, beside the scale."""
+"""Pixels at the border of DIV2K's pictures that EDSR's authors leave out, besides `scale`."""
 
 _COLUMNS = 9
-"""Measured of a tile: its picture, squared error and pixels of the luma, SSIM and its pixels,
-squared error and values of RGB, BICUBIC."""
+"""Number of columns measured for a tile: its picture; sums of squared error and pixels of the luma,
+of SSIM and its pixels, of squared error and values of RGB; and the two of `BICUBIC`."""
 
 
 @dataclass(frozen=True)
 class SuperResolution:
     """Predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1, the metric PSNR.
 
-    PSNR and SSIM are those of the luma, without a border of `scale` pixels, of each whole picture,
-    and the mean over pictures is reported; those of bicubic enlargement stand beside, and PSNR as
-    EDSR's authors have it for DIV2K (`rgb_psnr`): of RGB, without a border of `scale` + 6 pixels.
-    In training, PSNR is that of the mean squared error over whole patches.
+    PSNR and SSIM are measured on the luma of each whole picture without a border of `scale` pixels;
+    their means over pictures are reported. Beside them are reported those of bicubic enlargement,
+    and `rgb_psnr`, which EDSR's authors report for DIV2K: PSNR of RGB without a border of
+    `scale` + 6 pixels. In training, PSNR is that of the mean squared error over whole patches.
 
     Attributes:
-        scale: By how much height and width grow.
-        patch: Height and width of the small pictures of training batches.
-        mean: Of the pixels, one a channel.
-        overlap: Pixels of small pictures that evaluation tiles have beyond those that count.
-        metric: Its name.
-        reference: The enlargement that the model is compared with.
-        long_skips: A feature bank is by default the long skip of the model's head.
+        scale: Factor by which height and width grow.
+        patch: Height and width of the small pictures in training, in pixels.
+        mean: Mean of the pixels of each channel, in [0, 1].
+        overlap: Pixels of small pictures by which evaluation tiles exceed the pixels that count.
+        metric: Name of the metric.
+        reference: Name of the enlargement with which the model is compared.
+        long_skips: True: a feature bank is by default the long skip of the model's head.
     """
 
     long_skips: ClassVar[bool] = True
@@ -74,11 +74,11 @@ class SuperResolution:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Of training batches."""
+        """Shape and dtype of the targets of training batches, by name."""
         return self._targets(self.patch, self.patch, tiles=False)
 
     def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
-        """Of evaluation batches, given the largest small pictures."""
+        """Return the targets of evaluation batches for the size of the largest small pictures."""
         return self._targets(height, width, tiles=True)
 
     def _targets(self, height: int, width: int, tiles: bool) -> Mapping[str, ValueSpec]:
@@ -89,13 +89,13 @@ class SuperResolution:
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Mean absolute difference, in float32 also under autocast."""
+        """Return the mean absolute difference, in float32 also under autocast."""
         return F.l1_loss(prediction.float(), values[TARGET])
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Of each tile a row of `_COLUMNS`.
+        """Return a row of `_COLUMNS` numbers for each tile.
 
-        Training patches count as one tile of one picture, with the luma's error alone.
+        Training patches count as one tile of one picture, with only the error of the luma.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -115,7 +115,7 @@ class SuperResolution:
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """PSNR (dB), SSIM, PSNR of RGB, and those of bicubic enlargement: means over pictures."""
+        """Return means over pictures of PSNR (dB), SSIM, bicubic enlargement's, and RGB's PSNR."""
         sums = [*_by_picture(rows).values()]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
         if all(each[3] for each in sums):
@@ -127,7 +127,7 @@ class SuperResolution:
         return found
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
-        """PSNR and SSIM of each picture, and those of bicubic enlargement."""
+        """Return PSNR and SSIM of each picture, and those of bicubic enlargement."""
         entries = []
         for number, each in _by_picture(rows).items():
             found = {
@@ -140,20 +140,20 @@ class SuperResolution:
         return Details("picture", entries)
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """A convolution to as many channels as a pixel has parts, and a pixel shuffle."""
+        """Return a convolution to 3 s^2 channels and a pixel shuffle."""
         _check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
         return nn.Sequential(convolution, nn.PixelShuffle(self.scale), ToPictures(self.mean))
 
     def banked(self, shape: tuple[int, ...]) -> nn.Module:
-        """The map as it is: a picture's details are nowhere else."""
+        """Return the identity: a pooled map would lose the picture's details."""
         _check_map("fba", "on", shape)
         return nn.Identity()
 
     def bank_network(
         self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
     ) -> nn.Module:
-        """Where there is a bank, the head has a `FusedPictureHead` around it."""
+        """Return copied units and the head, in a `FusedPictureHead` if there is a bank."""
         head = copies.head
         if not banked:
             return CopiedNetwork(copies.units, head)
@@ -170,16 +170,16 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """The sums over the tiles of each picture, by its number."""
+    """Return the sums over the tiles of each picture, by its number."""
     numbers = sorted(set(rows[:, 0].tolist()))
     return {int(n): rows[rows[:, 0] == n, 1:].sum(dim=0).tolist() for n in numbers}
 
 
 def _shaved(tile: Tensor) -> Tensor:
-    """Bounds of the pixels that count for `rgb_psnr`: as `TILE`'s, int64 [B, 4].
+    """Return the bounds of the pixels that `rgb_psnr` counts, in the form of `TILE`, int64 [B, 4].
 
-    Its border is one pixel wider than that of SSIM. The bounds of PSNR and SSIM differ where they
-    are the picture's border and not a cut between tiles.
+    Its border is one pixel wider than SSIM's. The bounds of PSNR and SSIM differ only at the
+    picture's border, not at cuts between tiles.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)
@@ -188,10 +188,10 @@ def _shaved(tile: Tensor) -> Tensor:
 
 
 def _inside(bounds: Tensor, like: Tensor) -> Tensor:
-    """1 within rows and columns, 0 elsewhere.
+    """Return a mask that is 1 within rows and columns, and 0 elsewhere.
 
     Args:
-        bounds: First row, row behind the last, the same of columns, int64 [B, 4].
+        bounds: First row, row after the last, first column, column after the last; int64 [B, 4].
         like: [B, H, W].
 
     Returns:
@@ -215,10 +215,10 @@ def _check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:
-    """The task, for `model=name`.
+    """Return the task if it is super-resolution, which `model=name` needs.
 
     Raises:
-        ConfigError: It is another one.
+        ConfigError: The task is another one.
     """
     data = "of pictures: data=photos or data=div2k"
     return only_for(SuperResolution, task, "model", name, "super-resolution", data)

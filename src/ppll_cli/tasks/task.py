@@ -1,4 +1,4 @@
-"""What a task is."""
+"""The interface of tasks, and parts that tasks share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 
 Shape = tuple[int, ...]
-"""Of features, without the batch dimension."""
+"""Shape of features, without the batch dimension."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """What an auxiliary network can be made of: a model's own parts with fresh weights.
+    """Copies of a model's parts, with fresh weights, from which an auxiliary network is made.
 
     Attributes:
-        units: Copies of units that follow a module, in order; there may be none.
-        shapes: Of the module's features, and of what each of the copies makes in turn.
-        head: A copy of the model's head, which takes what the last of them makes.
+        units: Copies of units after a module, in order; may be empty.
+        shapes: Shapes of the module's features and of each copy's output, in order.
+        head: A copy of the model's head, which reads the output of the last copy.
     """
 
     units: Sequence[nn.Module]
@@ -30,34 +30,36 @@ class Copies:
 
 
 class CopiedNetwork(nn.Module):
-    """Copied units in a row, and a head, which may read banked features as well."""
+    """Copied units one after another, and a head, which may read banked features as well."""
 
     def __init__(self, units: Sequence[nn.Module], head: nn.Module) -> None:
         super().__init__()
         self.units, self.head = nn.Sequential(*units), head
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """A module's features, and what is banked, to a prediction."""
+        """Return the prediction for a module's features and banked features."""
         prediction: Tensor = self.head(self.units(x), *bank)
         return prediction
 
 
 class Task(Protocol):
-    """Targets, loss, metric and heads. Nothing outside `tasks` looks further.
+    """Targets, loss, metric and heads of a task.
 
-    A task may also have `reference`, the name of something untrained that its metric is compared
-    with: where `score` returns REFERENCE_METRIC, as `bicubic_psnr`, a run's last line names it.
+    A task may also have these attributes and methods:
 
-    It may have `long_skips`: true if a feature bank is by default what the model's head reads
-    beside its input.
+    `reference` is the name of something untrained with which the metric is compared. If `score`
+    returns REFERENCE_METRIC, such as `bicubic_psnr`, the last line of a run shows it.
 
-    And it may have `details(rows, names)`, the `ppll_cli.tasks.details.Details` of an evaluation:
-    `rows` are those of all batches that `detail(prediction, values)` returns, or where it has no
-    such method `measure`, and `names` those of the classes, or of the pictures' files.
+    `long_skips` is true if a feature bank holds by default what the model's head reads beside its
+    input.
+
+    `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
+    are the names of classes, or of the pictures' files. `rows` are those of all batches that
+    `detail(prediction, values)` returned, or `measure` if the task has no `detail`.
 
     Attributes:
-        metric: Name of the metric, one of those that `score` returns; higher is better.
-        targets: What a batch carries beside its images, for the loss, by name.
+        metric: Name of the metric, one of the names that `score` returns. Higher is better.
+        targets: Shape and dtype of what a batch carries beside its images, by name.
     """
 
     @property
@@ -67,47 +69,51 @@ class Task(Protocol):
     def targets(self) -> Mapping[str, ValueSpec]: ...  # noqa: D102
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss over the samples of a batch, a scalar.
+        """Return the mean loss over the samples of a batch, a scalar.
 
         It is also called with tensors on the meta device, so no shape may depend on a value.
         """
         ...
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """What the metrics need of one batch, float64 rows [n, columns]; n may be 0.
+        """Return what the metrics need of a batch, float64 [n, columns]; n may be 0.
 
-        What costs much may be left out in training, where this is called at each step.
+        In training this is called in each step, so expensive measurements may be left out.
         """
         ...
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """What is reported beside the loss, given the rows of all batches, on the CPU.
+        """Return the scores of all batches, by name; the metric comes first.
 
-        By name, the metric first. What was not measured is left out.
+        Args:
+            rows: The rows of all batches, float64 [n, columns], on the CPU.
+
+        Returns:
+            What is reported beside the loss, without scores that were not measured.
         """
         ...
 
     def smallest_head(self, shape: Shape) -> nn.Module:
-        """The smallest network from features of this shape to a prediction."""
+        """Return the smallest network that makes a prediction from features of a shape."""
         ...
 
     def banked(self, shape: Shape) -> nn.Module | None:
-        """What a feature bank keeps of features of this shape: a module without parameters.
+        """Return a module without parameters that converts features to their banked form.
 
-        None: they are of no use to later modules.
+        None means that features of this shape are of no use to later modules.
         """
         ...
 
     def bank_network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """An auxiliary network, called with a module's features and with what is banked.
+        """Return an auxiliary network, which is called with a module's and banked features.
 
         Args:
-            copies: What it is made of.
-            banked: Shapes of the features whose banked form is read; none: there is no bank.
-            bank: How they are fused.
+            copies: The parts from which it is made.
+            banked: Shapes of the features whose banked form it reads; empty without a bank.
+            bank: How the features are fused.
 
         Raises:
-            ConfigError: The model's head cannot be used so.
+            ConfigError: The model's head cannot be used in this way.
         """
         ...
 
@@ -116,18 +122,18 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """The task, if it is of the kind that `key=name` is for.
+    """Return the task if it is of the kind that `key=name` needs.
 
     Args:
-        kind: Its class.
-        task: The run's.
-        key: What was chosen.
-        name: The name of that option, shown in the message.
-        use: What the kind is called.
-        data: Data sets that have such tasks.
+        kind: The class of the task that is needed.
+        task: The run's task.
+        key: The key that needs it.
+        name: The chosen value of this key, for the message.
+        use: Name of the kind, for the message.
+        data: Data sets with such tasks, for the message.
 
     Raises:
-        ConfigError: It is another one.
+        ConfigError: The task is of another kind.
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -1,1 +1,1 @@
-"""The child: a process that executes instructions on the chunks it holds."""
+"""The worker process, which executes instructions on the chunks of its stage."""

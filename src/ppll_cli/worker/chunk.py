@@ -1,8 +1,9 @@
-"""A chunk in the hands of a worker: its networks, the tensors of the batch, and what it computes.
+"""A chunk on its worker: its networks, the tensors of the current batch, and the computations.
 
-One mechanism trains every chunk. `forward` computes its outputs. The gradients of the outputs come
-from the next chunk, or where a module ends from its own `loss`. `backward` goes on from there, and
-`step` applies the result. What enters a chunk is detached from what made it.
+All chunks train by one mechanism. `forward` computes the outputs of the chunk. The gradients of the
+outputs come from the next chunk, or from the chunk's own `loss` if a module ends here. `backward`
+continues from these gradients, and `step` updates the weights. The inputs of a chunk are detached,
+so autograd stops at them.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -31,26 +32,26 @@ from ppll_cli.worker.sums import Sums
 
 
 class HeldChunk(Networks):
-    """A chunk of a stage. Its tensors are kept by micro-batch, and by name.
+    """A chunk on the worker of its stage. It keeps its tensors by micro-batch and name.
 
     Args:
         job: The run.
-        number: The chunk's number in the model.
-        site: Where auxiliary networks stand; its module does not count.
-        device: Where to compute.
-        replicas: The workers that hold the same stage, where there are several.
+        number: Number of the chunk in the model, from 0.
+        site: Where auxiliary networks are attached; its module number is ignored.
+        device: The device that computes.
+        replicas: The workers that hold the same stage; None if the stage has only one.
 
     Attributes:
-        sums: What was measured and not yet reported, in training and by split in evaluation.
-        nonfinite: Whether a loss of the batch in hand is known to be no finite number.
-        skipped: Under `optim.nonfinite=skip` on CUDA: for each step since the last report a scalar
-            on the device, 1 where the step was skipped.
-        average: Averages the gradients over the replicas, where there are several.
-        squared_norm: The squared gradient norm of the last step, before clipping: a scalar on the
-            device. It is the module's under local learning, else the model's; None where nothing
-            needs it.
+        sums: Losses and metrics that are not reported yet, by split: "train" in training.
+        nonfinite: Whether a loss of the current batch is known to be infinite or NaN.
+        skipped: Flags of the steps since the last report, by step, under `optim.nonfinite=skip` on
+            CUDA. Each flag is a scalar on the device, 1 if the step was skipped and else 0.
+        average: Averages the gradients over the replicas; None if the stage has only one.
+        squared_norm: Squared gradient norm of the last step before clipping, a scalar on the
+            device. Under local learning it is the module's norm, otherwise the model's. None if
+            nothing needs it.
 
-    The networks and the optimizer are those of `Networks`.
+    See `Networks` for the networks and the optimizer.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class HeldChunk(Networks):
         if replicas is not None:
             early = not job.sync_batchnorm
             self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
-        # Reading a tensor on CUDA would make the host wait for all that is queued there.
+        # Reading a tensor on CUDA would make the host wait for all queued work.
         self._reads_at_once = device.type == "cpu"
         self._generators = [torch.default_generator]
         if device.type == "cuda":
@@ -89,7 +90,7 @@ class HeldChunk(Networks):
             self._generators.append(torch.cuda.default_generators[index])
 
     def begin(self, batch: Batch) -> None:
-        """A batch begins."""
+        """Set the networks' mode for a batch, and use averaged weights if the batch needs them."""
         if batch.training != self._training:
             for network in self.networks:
                 network.train(batch.training)
@@ -98,7 +99,7 @@ class HeldChunk(Networks):
         self._batch, self._training = batch, batch.training
 
     def end(self) -> None:
-        """The batch ends; nothing of it is kept."""
+        """Finish the batch: restore the weights and free all tensors of the batch."""
         if self._batch.averaged and self.ema is not None:
             self.ema.swap()
         for kept in (self._values, self._leaves, self._outputs, self._gradients):
@@ -106,7 +107,7 @@ class HeldChunk(Networks):
         self._weight_halves.clear()
 
     def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
-        """Take what enters the chunk, detached; what takes a gradient becomes a leaf."""
+        """Take a micro-batch's inputs by name; those that need gradients become detached leaves."""
         values = dict(tensors)
         if self._training and self._into.gradients:
             names = self._into.gradients
@@ -116,7 +117,10 @@ class HeldChunk(Networks):
         self._values[micro_batch] = values
 
     def forward(self, micro_batch: int) -> None:
-        """Run the units, and outside of the gradient what makes values for later losses."""
+        """Run the units of the chunk on a micro-batch.
+
+        Exports, which make values for later modules' losses, run after them without gradients.
+        """
         values, training = self._values[micro_batch], self._batch.training
         inputs = set(map(_storage, values.values())) if self._next_is_here else set()
         with self._autocast(), torch.set_grad_enabled(training):
@@ -136,9 +140,10 @@ class HeldChunk(Networks):
             self._outputs[micro_batch] = self._handed_on(values, inputs)
 
     def _handed_on(self, values: Mapping[str, Tensor], inputs: Container[int]) -> dict[str, Tensor]:
-        """What travels on, detached. A view of an input is copied if the next chunk is here.
+        """Return the detached outputs of the chunk by name.
 
-        The input's slot may be given back before the next chunk has read the view.
+        If the next chunk is on this stage, an output that is a view of an input is copied: the
+        channel may reuse the input's slot before the next chunk reads the view.
         """
         outputs = {name: values[name].detach() for name in self._out.names}
         made = {name for unit, _ in self.units for name in unit.writes} & outputs.keys()
@@ -146,14 +151,14 @@ class HeldChunk(Networks):
         return outputs | {name: outputs[name].clone() for name in views}
 
     def take_outputs(self, micro_batch: int) -> dict[str, Tensor]:
-        """What travels to the next chunk, detached; it is not kept here any longer."""
+        """Return the detached outputs for the next chunk, and keep them no longer."""
         return self._outputs.pop(micro_batch)
 
     def loss(self, micro_batch: int) -> None:
-        """Compute the loss, and its gradients down to the chunk's outputs.
+        """Compute the loss and its gradients with respect to the chunk's outputs.
 
-        The criterion works on detached outputs. So an auxiliary network's time can be told apart
-        from the backbone's, and its graph is gone before the backbone's backward begins.
+        The criterion gets detached outputs. So the time of an auxiliary network can be measured
+        apart from the backbone's, and its graph is freed before the backbone's backward begins.
         """
         assert self.criterion is not None
         values, share = self._values[micro_batch], self._batch.share(micro_batch)
@@ -166,21 +171,21 @@ class HeldChunk(Networks):
             with torch.no_grad():
                 measures = self.job.task.measure(prediction, values, training=True)
         self._add("train", loss, micro_batch, measures)
-        # Elsewhere it is seen when losses are reported.
+        # On other devices the loss is checked when it is reported.
         if self._reads_at_once and self.job.optim.nonfinite == "stop":
             self.nonfinite = self.nonfinite or not bool(loss.isfinite())
-        if loss.requires_grad:  # or there is nothing to train here
+        if loss.requires_grad:  # otherwise nothing is trained here
             (loss if share == 1 else loss * share).backward()
         self.take_gradients(
             micro_batch, {n: t.grad for n, t in outputs.items() if t.grad is not None}
         )
 
     def take_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
-        """Take the gradients of the outputs."""
+        """Take the gradients of the chunk's outputs, by name."""
         self._gradients[micro_batch] = dict(gradients)
 
     def backward(self, micro_batch: int) -> None:
-        """From the gradients of the outputs to those of parameters and inputs, in one call."""
+        """Compute the gradients of parameters and inputs from those of the outputs, in one call."""
         outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
         self._gradients.pop(micro_batch, None)
         if outputs:
@@ -189,7 +194,7 @@ class HeldChunk(Networks):
         self._complete_average()
 
     def backward_input(self, micro_batch: int) -> None:
-        """From the gradients of the outputs to those of the inputs alone."""
+        """Compute only the gradients of the inputs from those of the outputs."""
         outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
         self._gradients.pop(micro_batch, None)
         if outputs:
@@ -199,7 +204,7 @@ class HeldChunk(Networks):
             self._own_input_gradients(micro_batch, gradients)
 
     def backward_weight(self, micro_batch: int) -> None:
-        """The gradients of the parameters, from what the half to the inputs has left."""
+        """Compute the gradients of the parameters from what `backward_input` has kept."""
         if (half := self._weight_halves.pop(micro_batch, None)) is not None:
             half.run()
         self._complete_average()
@@ -207,20 +212,23 @@ class HeldChunk(Networks):
     def _roots(
         self, values: Mapping[str, Tensor], micro_batch: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Where a backward begins: outputs, inputs handed on among them, and their gradients."""
+        """Return the tensors from which a backward starts, and their gradients.
+
+        They are the chunk's outputs, among them inputs that it passes on to the next chunk.
+        """
         gradients = self._gradients.get(micro_batch, {})
         names = [name for name in gradients if values[name].requires_grad]
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def _own_input_gradients(self, micro_batch: int, received: Sequence[Tensor]) -> None:
-        """Copy the gradients of inputs that share memory with received ones; views cause that."""
+        """Copy the inputs' gradients that share memory with received ones, as views may make."""
         slots = set(map(_storage, received))
         for leaf in self._leaves.get(micro_batch, {}).values():
             if leaf.grad is not None and _storage(leaf.grad) in slots:
                 leaf.grad = leaf.grad.clone()
 
     def take_input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
-        """The gradients of the inputs, zeros where nothing depends on one; they are not kept."""
+        """Return the gradients of the inputs, zeros if unused, and keep them no longer."""
         leaves = self._leaves.pop(micro_batch)
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -228,17 +236,17 @@ class HeldChunk(Networks):
         }
 
     def shapes(self) -> dict[str, list[int]]:
-        """The shapes of the batch's tensors, by name, as a report of a failure shows them."""
+        """Return the shapes of the batch's tensors by name, for the report of a failure."""
         kept = self._values.values()
         return {name: list(t.shape) for values in kept for name, t in values.items()}
 
     def start_average(self) -> None:
-        """Average the gradients over the replicas of the stage as the next backward goes."""
+        """Begin to average gradients over the replicas of the stage in the next backward."""
         assert self.average is not None
         self.average.start()
 
     def finish_average(self) -> None:
-        """Have the average as gradients."""
+        """Wait for the averages and put them in the place of the gradients."""
         assert self.average is not None
         self.nonfinite = self.average.finish() or self.nonfinite
 
@@ -249,14 +257,14 @@ class HeldChunk(Networks):
     def step(self, total: Tensor | None) -> None:
         """Clip the gradients and step the optimizer.
 
-        Under `optim.nonfinite=skip` the device skips the step if the norm is no finite number.
+        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
 
         Args:
-            total: The squared norm of the model's gradients; None: the chunk takes the norm of its
-                own, if it needs one.
+            total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
+                norm of its own gradients where it needs one.
 
         Raises:
-            NonFiniteError: Under `optim.nonfinite=stop`, a loss was no finite number.
+            NonFiniteError: A loss is not finite, under `optim.nonfinite=stop`.
         """
         step = self._batch.step
         if self.nonfinite:
@@ -277,7 +285,7 @@ class HeldChunk(Networks):
         if total is not None and optim.nonfinite == "skip":
             nonfinite = total.isfinite().logical_not().float()
             if self.criterion is None:
-                pass  # the chunk that ends the module tells
+                pass  # the chunk at the module's end reports the skipped step
             elif self._reads_at_once:
                 warn_of_skipped(self.place.module, [step], nonfinite[None])
             else:
@@ -292,15 +300,16 @@ class HeldChunk(Networks):
         optimizer.zero_grad()
 
     def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
-        """Show the criterion the weights that it watches."""
+        """Show the criterion a version of the weights that it watches, by parameter name."""
         assert self.criterion is not None
         with torch.no_grad():
             self.criterion.see(weights, version.steps)
 
     def measure(self, micro_batch: int, split: str) -> None:
-        """Add up loss and metric of an evaluation batch, where a module ends, and free it.
+        """Add up the loss and metrics of an evaluation micro-batch, and free its tensors.
 
-        Auxiliary networks have no averages: with averaged weights only the model's own head counts.
+        Only a chunk at the end of a module measures. Auxiliary networks have no averaged weights,
+        so only the model's own head is measured on averaged weights.
         """
         values = self._values.pop(micro_batch)
         is_last = self.place.module == len(self.job.layout.modules) - 1
@@ -320,8 +329,8 @@ class HeldChunk(Networks):
     def _reseed(
         self, micro_batch: int, seed_of: Callable[[int, Any, int, int], int], owner: str | int
     ) -> None:
-        # A unit may draw on the CPU as well as on its device. torch.manual_seed would visit every
-        # device, and format a stack trace for each call.
+        # Networks may draw on the CPU as well as on their device. torch.manual_seed would seed
+        # every device, and format a stack trace in each call.
         batch = self._batch
         seed = seed_of(self.job.seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:
@@ -329,11 +338,11 @@ class HeldChunk(Networks):
 
 
 def _storage(tensor: Tensor) -> int:
-    """The address of the memory in which a tensor lies."""
+    """Return the address of a tensor's memory."""
     return tensor.untyped_storage().data_ptr()
 
 
 def _apply(unit: Unit, run: Callable[..., Any], values: dict[str, Tensor]) -> None:
-    """Run a unit on what it reads, and bind what it writes."""
+    """Run a unit on the values that it reads, and store the values that it writes."""
     made = run(*(values[name] for name in unit.reads))
     values.update(zip(unit.writes, made if isinstance(made, tuple) else (made,), strict=True))

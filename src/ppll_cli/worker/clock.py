@@ -1,8 +1,8 @@
-"""The time at which a device does something, and whether it has done it yet.
+"""Clocks that mark moments of a device's work and tell whether the device has reached them.
 
-On CPU a call returns when its work is done. On CUDA it returns when its work is queued, so a moment
-there is an event in the queue: its time is known when the device has passed it, and to ask whether
-it has does not stop the host.
+On CPU a call returns when its work is done. On CUDA a call returns when its work is queued, so a
+moment is an event in the queue. Its time is known once the device has passed it; asking whether the
+device has passed it does not block the host.
 """
 
 from time import perf_counter
@@ -12,14 +12,14 @@ import torch
 
 
 class Clock(Protocol):
-    """A device's clock. What a moment is, only the clock itself knows."""
+    """A device's clock. Moments are opaque to its users."""
 
     def mark(self) -> Any:
-        """The moment when the device has done all that it was given so far."""
+        """Return the moment at which the device has done all work that it has been given so far."""
         ...
 
     def passed(self, moment: Any) -> bool:
-        """Whether the device has reached a moment."""
+        """Return whether the device has reached a moment."""
         ...
 
     def wait(self, moment: Any) -> None:
@@ -27,50 +27,50 @@ class Clock(Protocol):
         ...
 
     def seconds(self, first: Any, last: Any) -> float:
-        """The time between two moments that have passed."""
+        """Return the seconds between two moments, both of which the device has passed."""
         ...
 
     def free(self, moment: Any) -> None:
-        """Take a moment back that nobody will ask about any more."""
+        """Take back a moment that nobody uses any more."""
         ...
 
     def host_s(self, moment: Any) -> float:
-        """When a moment was on the clock of the host, `perf_counter`; this waits for the device."""
+        """Return when a moment was, in seconds of `perf_counter`. Waits for the device."""
         ...
 
 
 class HostClock:
-    """The clock of a CPU: moments are the host's own seconds."""
+    """The clock of a CPU. A moment is a time of `perf_counter`, in seconds."""
 
     def mark(self) -> float:
-        """Now."""
+        """Return the present time."""
         return perf_counter()
 
     def passed(self, moment: float) -> bool:
-        """It has."""
+        """Return True: work on a CPU is done when it is marked."""
         return True
 
     def wait(self, moment: float) -> None:
-        """It has passed."""
+        """Return at once: the moment has passed."""
 
     def seconds(self, first: float, last: float) -> float:
-        """The time between two moments."""
+        """Return the seconds between two moments."""
         return last - first
 
     def free(self, moment: float) -> None:
-        """Nothing is to be taken back."""
+        """Do nothing."""
 
     def host_s(self, moment: float) -> float:
-        """The same clock."""
+        """Return the moment itself."""
         return moment
 
 
 class StreamClock:
-    """The clock of a CUDA stream: moments are events, which are recorded again once they are free.
+    """The clock of a CUDA stream. Moments are events, which are reused once they are freed.
 
     Args:
-        backend: What makes events, `torch.cuda` where a test gives nothing else. They are recorded
-            on the stream that is current.
+        backend: The module that makes events: `torch.cuda`, or a fake of it in tests. Events are
+            recorded on the current stream.
     """
 
     def __init__(self, backend: Any = torch.cuda) -> None:
@@ -78,29 +78,29 @@ class StreamClock:
         self._free: list[Any] = []
 
     def mark(self) -> Any:
-        """An event behind all that is queued."""
+        """Record and return an event behind all queued work."""
         event = self._free.pop() if self._free else self._backend.Event(enable_timing=True)
         event.record()
         return event
 
     def passed(self, moment: Any) -> bool:
-        """Whether the event has been reached."""
+        """Return whether the device has reached the event."""
         return bool(moment.query())
 
     def wait(self, moment: Any) -> None:
-        """Wait for the event."""
+        """Wait until the device has reached the event."""
         moment.synchronize()
 
     def seconds(self, first: Any, last: Any) -> float:
-        """The time between two events that have been reached."""
+        """Return the seconds between two events that the device has reached."""
         return float(first.elapsed_time(last)) / 1000
 
     def free(self, moment: Any) -> None:
-        """Record the event anew for another moment."""
+        """Keep the event, to be recorded anew for another moment."""
         self._free.append(moment)
 
     def host_s(self, moment: Any) -> float:
-        """Compare the clocks now, when the device has done everything."""
+        """Return the event's time, by comparing both clocks after the device has done all work."""
         now = self.mark()
         self.wait(now)
         now_s = perf_counter()
@@ -110,5 +110,5 @@ class StreamClock:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock of a device."""
+    """Return a new clock for a device."""
     return StreamClock() if device.type == "cuda" else HostClock()

@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, which are evaluated beside the weights themselves."""
+"""Exponential moving averages of weights, which are evaluated beside the weights."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,21 +10,21 @@ from ppll_cli.models.unit import Unit
 
 
 class Ema:
-    """Averages of the parameters of units, and of their buffers of floating-point numbers.
+    """Averages of units' parameters and of their floating-point buffers.
 
     After each optimizer step an average becomes `d * average + (1 - d) * value`. In the first steps
-    d rises from 0.1 to `decay`, as `min(decay, (1 + step) / (10 + step))`, so that the weights that
-    the seed gave are forgotten. Buffers, such as BatchNorm's statistics, are averaged like weights,
-    because they belong to them.
+    d rises from 0.1 to `decay`, as `min(decay, (1 + step) / (10 + step))`, so that the averages
+    soon forget the initial weights. Buffers, such as BatchNorm's statistics, are averaged because
+    they belong to the weights.
 
     Args:
         units: The units and their networks.
-        decay: The share of an average that stays after a step, above 0 and below 1.
+        decay: The factor d of late steps, above 0 and below 1.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
         self._decay = decay
-        self._names: dict[str, int] = {}  # tied weights have one number
+        self._names: dict[str, int] = {}  # tied weights share a number
         self._live: list[Tensor] = []
         numbers: dict[int, int] = {}
         for unit, network in units:
@@ -38,20 +38,20 @@ class Ema:
 
     @property
     def buffers(self) -> list[Tensor]:
-        """The averages of buffers."""
+        """The averages of the buffers."""
         pairs = zip(self._live, self._averages, strict=True)
         return [average for live, average in pairs if not isinstance(live, nn.Parameter)]
 
     def begin(self) -> None:
-        """Begin at the weights that the units have now."""
+        """Set the averages to the present weights of the units."""
         with torch.no_grad():
             torch._foreach_copy_(self._averages, self._live)
 
     def update(self, step: int) -> None:
-        """Take the weights that the units have now into the averages.
+        """Move the averages towards the present weights of the units.
 
         Args:
-            step: How many optimizer steps there were before the one that made them.
+            step: Number of optimizer steps done before the step that made these weights.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -60,13 +60,13 @@ class Ema:
     def swap(self) -> None:
         """Exchange averages and weights: the units compute with the averages until the next swap.
 
-        Parameters stay the same objects, which optimizers and hooks know.
+        The parameter objects stay, because optimizers and hooks refer to them.
         """
         for live, average in zip(self._live, self._averages, strict=True):
             live.data, average.data = average.data, live.data
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """The averages under the names that they have in a checkpoint."""
+        """Yield the averages with their names in a checkpoint."""
         for name, number in self._names.items():
             yield name, self._averages[number]
 

@@ -1,4 +1,4 @@
-"""The interpreter: it executes a stage's instructions, one method for each kind."""
+"""Executes a stage's instructions; each kind of instruction has one method."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -31,28 +31,29 @@ KINDS: dict[type, str] = {
     do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
-"""What an instruction's time counts as. That of a loss depends on the chunk; waiting and copying
-are told apart where they happen."""
+"""The kind of time that each instruction counts as. A loss counts as auxiliary time if its chunk
+has an auxiliary network, otherwise as compute. Receiving and sending count their waits and copies
+separately."""
 
 _name = lru_cache(maxsize=1024)(str)
-"""An instruction as the parent sees it; the same few come in every batch."""
+"""Return an instruction's name for the parent. Cached: every batch has the same instructions."""
 
 
 class Interpreter:
-    """Executes instructions over a stage's chunks.
+    """Executes instructions on a stage's chunks.
 
     Args:
         job: The run.
-        seat: The stage, and which of its replicas this is.
-        links: Connections to the other stages.
-        chunks: The stage's, by their numbers in the model.
-        batches: Makes batches, where chunk 0 is.
-        recorder: Measures what instructions take.
-        marks: What acts on each kind of mark.
+        seat: The worker's stage and replica.
+        links: Connections to the other stages and to the parent.
+        chunks: The stage's chunks, by their number in the model.
+        batches: Makes batches; None if the stage does not hold chunk 0.
+        recorder: Measures the time of instructions.
+        marks: The function that handles each kind of mark.
 
     Attributes:
-        item: What flows through the stage now.
-        instruction: The one in hand.
+        item: The batch or mark that the stage handles now.
+        instruction: The instruction that is executed now.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Interpreter:
         }
 
     def send_ahead(self) -> None:
-        """Send the weights that the first batches watch, before any batch."""
+        """Send the weights that the first batches watch; to be called before the first batch."""
         start = self.job.start
         for channel in self.links.senders:
             if channel.kind == "weights":
@@ -110,12 +111,12 @@ class Interpreter:
                     self._send_version(instruction, step, start)
 
     def run(self, stream: Iterable[do.Instruction], batch: Batch, first_sample: int = 0) -> None:
-        """Execute the instructions for a batch.
+        """Execute the instructions of a batch.
 
         Args:
             stream: The instructions.
             batch: The batch.
-            first_sample: How many samples of it replicas before this one have.
+            first_sample: Number of samples of the whole batch that earlier replicas hold.
         """
         self._batch, self._first_sample = batch, first_sample
         for chunk in self.chunks.values():
@@ -126,15 +127,15 @@ class Interpreter:
         self._norms.end()
 
     def execute(self, stream: Iterable[do.Instruction]) -> None:
-        """Execute instructions, one after another."""
+        """Execute instructions one after another."""
         limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
         if self.job.sync_batchnorm:
-            # Each pass waits for the other replicas, which may be the ones that hang.
+            # BatchNorm waits for the other replicas in each pass, and one of them may be hanging.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction
             kind = type(instruction)
-            # As with channels: the parent sees which replica is late, so this may take for ever.
+            # No limit, as for channels: the parent sees which replica is late.
             waits = kind is do.FinishAverage
             self.links.pulse.begin(_name(instruction), None if waits else limit_s)
             counts_as = KINDS.get(kind)
@@ -148,9 +149,15 @@ class Interpreter:
                 self._table[kind](instruction)
 
     def wait(self, end: Sender | Receiver, kind: str) -> None:
-        """Wait for an end of a channel; the time counts as `kind`, starved or blocked."""
-        # Other stages are never judged here: the parent ends this process when one of them fails,
-        # and a thread ends it when the parent is gone.
+        """Wait until a channel is ready.
+
+        There is no limit, because another stage may be hanging: the parent ends this process if
+        another worker fails, and a thread of this process ends it if the parent is gone.
+
+        Args:
+            end: This worker's end of the channel.
+            kind: What the time counts as, "starved" or "blocked".
+        """
         with self.recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):
                 self.links.pulse.get_on()
@@ -219,9 +226,9 @@ class Interpreter:
         """Send the weights that a batch reads, unless the run ends before that batch.
 
         Args:
-            instruction: To the chunk that watches.
-            step: How many steps come before that batch.
-            done: How many have been done now.
+            instruction: The instruction, which names the watching chunk.
+            step: Number of optimizer steps done before that batch.
+            done: Number of optimizer steps done now.
         """
         if step < self.job.course.steps:
             version = Version.read_by(step, self.job.routes.watches[instruction.chunk].lag)
@@ -234,7 +241,12 @@ class Interpreter:
         self.chunks[chunk].see(self._kept(chunk, step - version.steps), version)
 
     def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """The weights that a chunk watches, of a unit that is here, as they were some steps ago."""
+        """Return the weights that a chunk watches, from a unit of this stage, by parameter name.
+
+        Args:
+            watcher: Number of the watching chunk.
+            age: How many optimizer steps ago the unit had these weights.
+        """
         routes = self.job.routes
         holder = self.chunks[routes.watched(watcher)]
         return holder.versions[routes.watches[watcher].unit].of_age(age)
@@ -261,7 +273,7 @@ class Interpreter:
         channel, message = found
         receiver = self.links.receivers[channel]
         self.wait(receiver, "starved")
-        # On CUDA the stream, and not this process, waits here for what the sender has queued.
+        # On CUDA the stream waits here for the sender's queued work; this process does not.
         kind = "starved" if self.device.type == "cuda" else "transfer"
         with self.recorder.working(kind, instruction):
             header, tensors = receiver.receive()
@@ -310,7 +322,7 @@ class Interpreter:
         self.chunks[instruction.chunk].backward_weight(instruction.micro_batch)
 
     def _with_gradients(self, instruction: do.Backward | do.BackwardInput) -> HeldChunk:
-        """A chunk, given the gradients of its outputs where the next chunk is on this stage."""
+        """Return a chunk, with its outputs' gradients if the next chunk is on this stage."""
         number, micro_batch = instruction.chunk, instruction.micro_batch
         chunk = self.chunks[number]
         if number + 1 in self.chunks and not chunk.place.ends_module:

@@ -1,4 +1,4 @@
-"""How much memory a worker uses, and how it is kept."""
+"""Measures a worker's memory, and keeps freed memory for reuse."""
 
 import ctypes
 import sys
@@ -8,11 +8,12 @@ import torch
 
 
 class PeakMemory:
-    """The most memory in use since the steady state began.
+    """The peak memory of the worker since the steady state began.
 
-    CUDA: the most that tensors had allocated; `reserved` is what torch's allocator had taken of the
-    device for them, because papers report either. Linux, CPU: the high-water mark of the process,
-    less its size when this object was made, before the model was built. Elsewhere unknown.
+    On CUDA, `read` gives the peak of what tensors had allocated, and `reserved` the peak of what
+    torch's allocator had taken from the device; papers report either. On CPU under Linux it is the
+    peak size of the process less its size when this object was made, before the model was built. On
+    other systems it is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -20,35 +21,36 @@ class PeakMemory:
         self._before = _status("VmRSS")
 
     def reset(self) -> None:
-        """The steady state begins."""
+        """Begin to measure anew: the steady state begins."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif sys.platform == "linux":
             try:
                 Path("/proc/self/clear_refs").write_text("5")
             except OSError:
-                self._before = None  # the mark cannot be reset here, so nothing true can be said
+                self._before = None  # without a reset the peak would include earlier work
 
     def read(self) -> int | None:
-        """In bytes; null where it is unknown."""
+        """Return the peak in bytes; None if unknown."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = _status("VmHWM")
         return None if peak is None or self._before is None else max(0, peak - self._before)
 
     def reserved(self) -> int | None:
-        """CUDA: the most that torch's allocator had reserved, in bytes; elsewhere null."""
+        """Return the peak that torch's allocator had reserved, in bytes; None except on CUDA."""
         return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 class CurrentMemory:
-    """The memory in use now, in the terms of `PeakMemory`, from this process's size at its start.
+    """The memory in use now.
 
-    CUDA: what tensors have allocated; null until something is on the device, which this does not
-    begin to use.
+    On CUDA it is what tensors have allocated; unknown until this process uses CUDA, which this
+    class never initializes. On CPU under Linux it is the growth of the process since this object
+    was made. On other systems it is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -56,7 +58,7 @@ class CurrentMemory:
         self._before = _status("VmRSS")
 
     def read(self) -> int | None:
-        """In bytes; null where it is unknown."""
+        """Return the memory in bytes; None if unknown."""
         if self._device.type == "cuda":
             started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             return torch.cuda.memory_allocated(self._device) if started else None
@@ -65,12 +67,12 @@ class CurrentMemory:
 
 
 def keep_freed_memory() -> None:
-    """Have this process, and those forked from it, keep memory that was freed for the next use.
+    """Make this process, and processes forked from it, keep freed memory for reuse.
 
-    By default glibc gives large pieces back to the system and gets them again for the next batch,
-    page by page, which cost ResNet-32 about a twelfth of its time. Elsewhere nothing happens.
+    By default glibc returns large pieces to the system and requests them again for the next batch,
+    page by page; this took about a twelfth of ResNet-32's time. Without glibc nothing happens.
     """
-    # Other libraries do not have it.
+    # Other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, -1)

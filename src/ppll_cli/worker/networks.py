@@ -1,4 +1,4 @@
-"""The networks of a chunk: its units, what a module's end needs, and their optimizer."""
+"""The networks of a chunk: its units, the criterion of a module's end, and their optimizer."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -21,26 +21,27 @@ from ppll_cli.worker.versions import Versions
 
 
 class Networks:
-    """The networks of a chunk, with the weights that the seed gives them.
+    """The networks of a chunk, initialized from the run's seed.
 
-    Lists of parameters are made once: to walk networks takes longer than many a kernel, and
-    networks keep their parameters.
+    Lists of parameters are cached, because networks keep their parameters and collecting them takes
+    longer than many kernels.
 
     Args:
         job: The run.
-        place: The chunk.
-        site: Where auxiliary networks stand; its module does not count.
-        device: Where to compute.
-        replicas: The workers that hold the same stage, where there are several.
+        place: The chunk: its units and its module.
+        site: Where auxiliary networks are attached; its module number is ignored.
+        device: The device that computes.
+        replicas: The workers that hold the same stage; None if the stage has only one.
 
     Attributes:
-        place: The chunk's units, and the module that they belong to.
+        place: The chunk: its units and its module.
         units: The units and their networks, in order.
-        exports: Units that make values for later modules' losses, and their networks.
-        criterion: The loss at a module's end; its parameters are the auxiliary network.
-        optimizer: Steps all parameters; None where there are none.
-        versions: The last weights of those units that losses watch, by the unit's index.
-        ema: Averages of the units' weights; None where none are kept.
+        exports: Units that make values for later modules' losses, with their networks.
+        criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
+            no module ends here.
+        optimizer: Steps all parameters; None if there are none.
+        versions: The last weights of each unit that losses watch, by the unit's index.
+        ema: Averages of the units' weights; None if the run keeps none.
     """
 
     def __init__(
@@ -79,13 +80,13 @@ class Networks:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The units' and exports' networks, and the criterion."""
+        """The networks of the units and exports, and the criterion."""
         criterion = [] if self.criterion is None else [self.criterion]
         return [network for _, network in (*self.units, *self.exports)] + criterion
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of the units and of the auxiliary network; one of two networks comes twice."""
+        """Parameters of all networks; a parameter that two networks share is listed twice."""
         return [p for network in self.networks for p in network.parameters()]
 
     @cached_property
@@ -95,13 +96,13 @@ class Networks:
 
     @cached_property
     def _weights(self) -> list[nn.Parameter]:
-        """The parameters of all units that learn."""
+        """The parameters of all units that require gradients, each once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit, and of the auxiliary network. Exports get no gradients."""
+        """The parameters of each unit and of the criterion. Exports get no gradients."""
         criterion = [] if self.criterion is None else [self.criterion]
         networks = [network for _, network in self.units] + criterion
         return [list(network.parameters()) for network in networks]
@@ -113,11 +114,11 @@ class Networks:
 
     @cached_property
     def auxiliary(self) -> bool:
-        """Whether there is an auxiliary network."""
+        """Whether the chunk has an auxiliary network."""
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
     def named_networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """The networks that a checkpoint holds, by the names that they have in it."""
+        """Yield the networks that a checkpoint holds, with their names in it."""
         for unit, network in self.units:
             yield f"model.{unit.name}", network
         if self.criterion is not None:

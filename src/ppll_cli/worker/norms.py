@@ -1,4 +1,4 @@
-"""The gradient norm of the whole model, which clipping, skipping and logs need before any step."""
+"""The gradient norm of the whole model, which clipping, skipping and logs need before a step."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,14 @@ from ppll_cli.worker.networks import Networks
 
 
 class Norms:
-    """A vector of the squared gradient norms of all units, of which a stage writes its own.
+    """A vector with the squared gradient norm of every unit of the model.
+
+    Each stage writes the elements of its own units.
 
     Args:
-        units: How many units the model has.
-        chunks: The stage's.
-        device: Where the vector is.
+        units: Number of units of the model.
+        chunks: The stage's chunks.
+        device: The device of the vector.
     """
 
     def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
@@ -25,17 +27,17 @@ class Norms:
 
     @property
     def vector(self) -> Tensor:
-        """The vector, float64 [units]; zeros where nobody has written yet."""
+        """The vector, float64 [units]; zeros where no stage has written yet."""
         if self._vector is None:
             self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
         return self._vector
 
     def take(self, received: Tensor) -> None:
-        """Go on with what another stage has sent."""
+        """Continue with the vector that another stage has sent, float64 [units]."""
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:
-        """Write the norms of the stage's units; that of a unit without gradients stays 0."""
+        """Write the squared norms of the stage's units; a unit without gradients stays 0."""
         self._total = None
         for chunk in self._chunks:
             for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):
@@ -43,9 +45,10 @@ class Norms:
                     self.vector[index] = squared_norm(parameters)
 
     def total(self) -> Tensor | None:
-        """The squared norm of the model's gradient, summed in the order of the units.
+        """Return the squared norm of the model's gradient, summed in the order of the units.
 
-        None where no norms were exchanged for this batch.
+        Returns:
+            A float64 scalar; None if no norms were exchanged for this batch.
         """
         if self._vector is not None and self._total is None:
             self._total = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -54,5 +57,5 @@ class Norms:
         return self._total
 
     def end(self) -> None:
-        """The batch ends."""
+        """Forget the norms at the end of the batch."""
         self._vector = self._total = None

@@ -1,4 +1,4 @@
-"""The process around a worker, from its start to its end."""
+"""The main function of a worker's process."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from ppll_cli.worker.worker import Worker
 
 
 class _ReportHandler(logging.Handler):
-    """Sends log lines to the parent, which owns the log file."""
+    """Sends log messages to the parent, which owns the log file."""
 
     def __init__(self, worker_report: Callable[..., None]) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class _ReportHandler(logging.Handler):
 
 
 def main(job: Job, seat: Seat, links: Links) -> None:
-    """Run a worker; its reports, the last one among them, go to the parent."""
-    streams.guard()  # what a user's model prints is only for show, too
+    """Run a worker; reports of its progress, its end or its failure go to the parent."""
+    streams.guard()  # an error while a user's model prints must not stop the run
     lifeline.share(links.parent)
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
@@ -48,14 +48,14 @@ def main(job: Job, seat: Seat, links: Links) -> None:
         logging.getLogger().addHandler(_ReportHandler(worker.report))
         worker.run()
         links.pulse.begin("done", None)
-        while not links.parent.poll(1.0):  # the last tensors live as long as this process
+        while not links.parent.poll(1.0):  # this process keeps the last tensors it has sent alive
             pass
         if links.groups is not None:
             links.groups.close()
     except Exception as error:
         try:
             links.parent.send(_failure(job, seat, worker, error))
-        except OSError:  # the parent is gone, and that may be the whole failure
+        except OSError:  # the parent is gone, which may be the only failure
             remove_left(os.getpid())
         raise SystemExit(1) from None
 
@@ -68,26 +68,26 @@ def _set_up(job: Job, seat: Seat) -> None:
         prepare_compiler()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Nothing of ours draws from these; what a user's code draws is at least the same every time.
+    # Our own code seeds before it draws. This makes a user's code draw the same in each run.
     random.seed(job.seed)
     torch.manual_seed(job.seed)
 
 
 def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:
-    """Show that this process lives, and end it when the parent is gone."""
+    """Give regular signs of life, and end this process when the parent is gone."""
     parent = parent_process()
     assert parent is not None
     pulse.beat()
     while not wait([parent.sentinel], timeout=BEAT_S):
         pulse.beat(memory.read())
-    remove_left(os.getpid())  # as the parent would have
+    remove_left(os.getpid())  # the parent would have done this
     os._exit(1)
 
 
 def _said(error: Exception) -> str:
-    """The exception, and what helps where memory ran out."""
+    """Return the text of an exception, with a remedy if memory ran out."""
     said = f"{type(error).__name__}: {error}"
-    # On CPU torch has no exception of its own for it.
+    # On CPU torch raises a RuntimeError with this text.
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if out_of_memory or "can't allocate memory" in str(error):
         said += (
@@ -98,7 +98,7 @@ def _said(error: Exception) -> str:
 
 
 def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> dict[str, object]:
-    """What the user needs to know about an exception, as plain data."""
+    """Return the facts about an exception that the user needs, as plain data."""
     shapes: dict[str, list[int]] = {}
     for chunk in worker.chunks.values() if worker is not None else ():
         shapes |= chunk.shapes()

@@ -1,11 +1,11 @@
-"""Where a stage's time goes, in the steady state.
+"""Measures what a stage spends its time on in the steady state.
 
-A run is made of segments: training batches with no evaluation or checkpoint between them. The first
-batches of a process are left out (warm-up), and of each segment so many that what had been waiting
-in the channels upstream is used up: it was made while this stage did something else, and would make
-it look faster than it is.
+A run consists of segments: training batches with no evaluation or checkpoint between them. The
+first batches of a process (warm-up) are not counted. The first batches of each segment are not
+counted either: earlier stages sent them while this stage evaluated or saved, so that it never waits
+for them and would look faster than it is.
 
-The first batches that are counted can be traced as well: span by span, as a timeline shows them.
+The first batches counted can also be traced span by span, for a timeline.
 """
 
 from collections import defaultdict, deque
@@ -21,14 +21,14 @@ from ppll_cli.worker.clock import Clock
 
 @dataclass
 class Totals:
-    """What was counted in the steady state of a stage.
+    """What a stage has counted in the steady state.
 
     Attributes:
-        batches: How many training batches.
-        samples: How many samples they had.
-        wall_s: How long they took together.
-        spent_s: By kind, one of `progress.KINDS`.
-        instruction_s: By instruction, the time it took without waiting.
+        batches: Number of training batches.
+        samples: Number of their samples.
+        wall_s: Seconds that they took together.
+        spent_s: Seconds spent on each kind of `progress.KINDS`.
+        instruction_s: Seconds spent on each instruction, without waiting.
     """
 
     batches: int = 0
@@ -40,12 +40,12 @@ class Totals:
 
 @dataclass
 class _Trace:
-    """The first counted batches of a segment, span by span.
+    """The trace of the first counted batches of a segment.
 
     Attributes:
         since: The moment when they began.
-        batches: How many there are.
-        spans: What was done, in seconds since that moment.
+        batches: Number of batches.
+        spans: The spans of work and waiting, in seconds since that moment.
     """
 
     since: Any
@@ -54,7 +54,17 @@ class _Trace:
 
 
 class _Queued(NamedTuple):
-    """A span whose times are not read yet; the kind of a whole segment is None."""
+    """A span or a segment whose times are not read yet.
+
+    Attributes:
+        kind: What the time counts as; None for a whole segment.
+        instruction: The instruction that is executed; None for waiting and for a segment.
+        first: The moment when it began.
+        last: The moment when it ended.
+        step: Number of optimizer steps done before its batch.
+        since: The moment when the counted part of the segment began.
+        trace: The trace to which the span belongs; None if it is not traced.
+    """
 
     kind: str | None
     instruction: Instruction | None
@@ -66,23 +76,24 @@ class _Queued(NamedTuple):
 
 
 class Recorder:
-    """Measures spans of a stage's time, without waiting for the device in the steady state.
+    """Measures a stage's time without waiting for the device in the steady state.
 
-    A span's two moments are read when the device has passed them, at the end of a later batch; so
-    is the time of a segment. `settle` waits for all of them, where a mark waits for the device
-    anyway: at an evaluation's metrics, a checkpoint and the end.
+    The recorder reads the moments of a span or segment once the device has passed them, at the end
+    of a later batch. `settle` waits for all moments; it is called where a mark waits for the device
+    anyway: at an evaluation's metrics, a checkpoint, and the end of the run.
 
     Args:
-        clock: Of the device on which the stage computes.
-        warmup: Batches to leave out at the start of the process.
-        skip: Batches to leave out at the start of each segment.
+        clock: The clock of the stage's device.
+        warmup: Number of batches not counted at the start of the process.
+        skip: Number of batches not counted at the start of each segment.
         on_steady: Called once, when the steady state begins.
-        traced: How many batches in a row to trace; fewer where no segment has so many.
+        traced: Number of consecutive batches to trace; fewer if every segment is shorter.
 
     Attributes:
-        totals: What was counted. Batches and samples are counted at once, times as they are read.
-        trace: What was traced, in the order in which it ended; complete after `settle`.
-        counted_s: The time of the steady state that `totals` describes.
+        totals: What was counted. Batches and samples are counted at once, times when they are read.
+        trace: The traced spans, on the host's clock, in the order in which they ended; set by
+            `settle`.
+        counted_s: Seconds of the steady state that `totals` describes.
     """
 
     def __init__(
@@ -100,12 +111,16 @@ class Recorder:
         self._warmup, self._skip, self._on_steady, self._traced = warmup, skip, on_steady, traced
         self._step = self._seen = self._in_segment = self._most_traced = 0
         self._since: Any = None  # the moment when the counted part of this segment began
-        self._trace: _Trace | None = None  # of the segment in hand
-        self._longest: _Trace | None = None  # to be placed on the host's clock
+        self._trace: _Trace | None = None  # the trace of this segment
+        self._longest: _Trace | None = None  # still without a time on the host's clock
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
-        """A training batch begins, after so many optimizer steps; its header is there."""
+        """Record that a training batch begins, whose header has arrived.
+
+        Args:
+            step: Number of optimizer steps done before it.
+        """
         self._step = step
         if self._since is None and (
             self._seen >= self._warmup and self._in_segment >= min(self._skip, self._seen)
@@ -117,7 +132,11 @@ class Recorder:
                 self._trace = _Trace(self._since)
 
     def end_batch(self, samples: int) -> None:
-        """The training batch ends."""
+        """Record that the training batch ends.
+
+        Args:
+            samples: Number of its samples on this worker.
+        """
         self._seen += 1
         self._in_segment += 1
         if self._since is not None:
@@ -130,7 +149,7 @@ class Recorder:
         self.collect()
 
     def end_segment(self) -> None:
-        """Something else than a training batch begins."""
+        """End the segment: something other than a training batch begins."""
         if self._since is not None:
             self._end_trace()
             last = self._clock.mark()
@@ -141,15 +160,15 @@ class Recorder:
         self._in_segment = 0
 
     def waiting(self, kind: str) -> AbstractContextManager[None]:
-        """Time in which the device, for want of anything to do, waits for another stage."""
+        """Measure a wait for another stage, in which the device has nothing to do."""
         return self._span(kind, None)
 
     def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
-        """Time in which the device works for an instruction."""
+        """Measure the device's work for an instruction."""
         return self._span(kind, instruction)
 
     def collect(self) -> None:
-        """Add up what the device has done so far."""
+        """Add up the times of what the device has finished."""
         while self._unread and self._clock.passed(self._unread[0].last):
             self._read(self._unread.popleft())
 
@@ -193,7 +212,7 @@ class Recorder:
         self._clock.free(last)
 
     def _end_trace(self) -> None:
-        """No more of this segment is traced; keep it if it has more batches than those before."""
+        """End the trace of this segment; keep it if it has more batches than every earlier one."""
         if self._trace is not None and self._trace.batches > self._most_traced:
             self._longest, self._most_traced = self._trace, self._trace.batches
         self._trace = None

@@ -1,4 +1,4 @@
-"""Metrics on their way from a stage's device to the parent."""
+"""Copies metrics from a stage's device to the host and sends them to the parent."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,17 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of one module; the tensors are on the host once the copy is done."""
+    """What was measured of one module; its tensors are valid once the copy to the host is done.
+
+    Attributes:
+        module: Number of the module.
+        loss: Sum of the losses of all samples, a scalar.
+        samples: Number of samples.
+        rows: What the task measured, [n, columns].
+        squared_norm: Squared gradient norm of the last step, a scalar; None if not computed.
+        skipped_steps: Steps that may have been skipped since the last report.
+        skipped: A flag for each of these steps, 1 if it was skipped and else 0.
+    """
 
     module: int
     loss: Tensor
@@ -33,17 +43,17 @@ class _Measured:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A report that is being copied.
+    """A report whose tensors are being copied to the host.
 
     Attributes:
-        split: What was measured on.
-        step: Optimizer steps done.
-        epoch: Epochs begun.
-        rate: The learning rate of the last step; None in evaluation.
-        complete: Whether its batches are in no later report.
-        modules: What was measured.
-        spans: The first and the last moment of each stretch of time that its batches took.
-        before_s: Seconds that its batches took besides these.
+        split: The split that was measured.
+        step: Number of optimizer steps done.
+        epoch: Number of epochs begun.
+        rate: Learning rate of the last step; None in evaluation.
+        complete: Whether no later report contains the same batches.
+        modules: What was measured of each module.
+        spans: First and last moment of each period that the batches took.
+        before_s: Seconds that the batches took outside these periods.
         copied: The moment when everything is on the host.
     """
 
@@ -59,17 +69,17 @@ class _Pending:
 
 
 class Reports:
-    """Copies what was measured to the host, and sends it when it is there, in this order.
+    """Copies measurements to the host, and sends them to the parent in order once they are there.
 
-    On CPU it is there at once. On CUDA to wait for it would leave the device without work, so that
-    `send` is called once a step and leaves what has not arrived to a later one.
+    On CPU they are there at once. On CUDA, waiting for them would leave the device without work;
+    therefore `send` is called after each step and leaves what has not arrived for a later call.
 
     Args:
-        clock: Of the stage's device.
-        task: Makes scores of what was measured.
-        stop: Whether a training loss that is no finite number ends the run.
-        tell: Tells the parent; where replicas share a stage, only the first one does.
-        get_on: Called before each module, whose scores may take long.
+        clock: The clock of the stage's device.
+        task: Computes scores from the measurements.
+        stop: Whether a training loss that is not finite ends the run.
+        tell: Sends a report to the parent; None for all replicas of a stage but the first.
+        get_on: Called before the scores of each module are computed, which may take long.
     """
 
     def __init__(
@@ -88,12 +98,12 @@ class Reports:
         self._pending: deque[_Pending] = deque()
 
     def begin(self, split: str) -> None:
-        """A batch of a split begins; its time counts from here, unless it counts already."""
+        """Count time for a split from now on, unless it is counted already."""
         if split not in self._since:
             self._since[split] = self._clock.mark()
 
     def pause(self, split: str) -> None:
-        """Something else begins, whose time does not count."""
+        """Stop counting time for a split."""
         if (since := self._since.pop(split, None)) is not None:
             self._spans[split].append((since, self._clock.mark()))
 
@@ -112,15 +122,15 @@ class Reports:
         """Begin to copy what was measured on a split since its last complete report.
 
         Args:
-            split: What was measured on.
-            step: Optimizer steps done.
-            epoch: Epochs begun.
-            chunks: Those of the stage; the ones with a loss have measured something.
-            replicas: Adds up over the replicas of the stage, where there are several.
-            device: Of the stage.
-            rate: The learning rate of the last step; None in evaluation.
-            complete: False where the run stops between two reports: these batches will be in the
-                next report as well, if the run goes on.
+            split: The split.
+            step: Number of optimizer steps done.
+            epoch: Number of epochs begun.
+            chunks: The stage's chunks; only those at a module's end have measured something.
+            replicas: Sums over the replicas of the stage; None if the stage has only one.
+            device: The stage's device.
+            rate: Learning rate of the last step; None in evaluation.
+            complete: False if the run stops between two reports. If the run is continued, its next
+                report contains these batches again.
         """
         modules = []
         for chunk in chunks:
@@ -139,13 +149,13 @@ class Reports:
         self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
-        """Send the reports that have arrived.
+        """Send the reports that have arrived on the host.
 
         Args:
-            wait: Wait for all of them.
+            wait: Whether to wait for all of them.
 
         Raises:
-            NonFiniteError: A training loss is no finite number, and the run is to stop then.
+            NonFiniteError: A training loss is not finite, and `stop` is set.
         """
         if wait and self._pending:
             self._clock.wait(self._pending[-1].copied)
@@ -155,12 +165,20 @@ class Reports:
     def unreported(
         self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
     ) -> dict[int, dict[str, Any]]:
-        """What was measured in training and is in no complete report yet, of each module.
+        """Return what each module has measured in training and not reported completely.
 
-        It is plain data, which `go_on` takes. This waits for the device.
+        Waits for the device.
+
+        Args:
+            chunks: The stage's chunks.
+            replicas: Sums over the replicas of the stage; None if the stage has only one.
+            device: The stage's device.
+
+        Returns:
+            For each module with measurements, plain data that `go_on` accepts.
 
         Raises:
-            NonFiniteError: A loss is no finite number, and the run is to stop then.
+            NonFiniteError: A loss is not finite, and `stop` is set.
         """
         found: dict[int, dict[str, Any]] = {}
         for chunk in chunks:
@@ -176,7 +194,12 @@ class Reports:
     def go_on(
         self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
     ) -> None:
-        """Add to what an earlier process had measured in training and not reported."""
+        """Continue the measurements that an earlier process had not reported.
+
+        Args:
+            chunks: The stage's chunks.
+            unreported: What `unreported` returned, by module.
+        """
         for chunk in chunks:
             if chunk.criterion is not None and chunk.place.module in unreported:
                 plain = unreported[chunk.place.module]
@@ -184,7 +207,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def _training_s(self) -> float:
-        """How long training took since its last complete report; it is paused."""
+        """Return the seconds of training since its last complete report; its time is paused."""
         for first, last in self._spans.pop("train", []):
             self._clock.wait(last)
             self._before_s["train"] += self._clock.seconds(first, last)
@@ -195,7 +218,7 @@ class Reports:
     def _send(self, report: _Pending) -> None:
         clock = self._clock
         seconds = report.before_s + sum(clock.seconds(*span) for span in report.spans)
-        if report.complete:  # else these moments are read once more
+        if report.complete:  # otherwise a later report reads these moments again
             moments = [report.copied, *(moment for span in report.spans for moment in span)]
             for moment in {id(each): each for each in moments}.values():
                 clock.free(moment)
@@ -227,7 +250,7 @@ def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
-    """What is known of the optimizer step that a report ends with."""
+    """Return the learning rate and gradient norm of the last step; nothing in evaluation."""
     if report.rate is None:
         return {}
     found = {"lr": report.rate}
@@ -252,8 +275,8 @@ def _copied(chunk: HeldChunk, sums: Sums) -> _Measured:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """A copy that is there when the device has done it: from CUDA torch makes it in pinned memory.
+    """Return a copy on the host, or the tensor itself if it is on the CPU.
 
-    On CPU it is the tensor itself.
+    A copy from CUDA is valid once the device has made it; torch makes it in pinned memory.
     """
     return tensor.detach().to("cpu", non_blocking=True)

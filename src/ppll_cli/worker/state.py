@@ -1,9 +1,9 @@
-"""The state of chunks by names that do not depend on the partition: what checkpoints hold.
+"""Saves and restores the state of chunks, by names that do not depend on the partition.
 
-Names begin with
+Names in a checkpoint begin with
 
 - `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
-- `optimizer.` and the name of such a parameter: what the optimizer keeps of it;
+- `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
 - `ema.` and a unit's name: averages of its parameters and buffers;
 - `watched.`, a unit's name and an age: its parameters as they were that many steps ago.
 """
@@ -19,7 +19,7 @@ from ppll_cli.worker.networks import Networks
 
 
 def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
-    """All parameters, buffers and optimizer states of some chunks."""
+    """Return everything that a checkpoint holds of some chunks, by name."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
         for prefix, network in chunk.named_networks():
@@ -37,7 +37,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
-    """Take parameters, buffers and optimizer states from a checkpoint of any partition."""
+    """Load the state of chunks from a checkpoint, whatever partition saved it."""
     for chunk in chunks:
         for prefix, network in chunk.named_networks():
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
@@ -54,7 +54,7 @@ def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
-    """Give units the weights of a file; what is not taken from it stays as the seed gave it."""
+    """Load units' weights from a file; weights that are not taken from it keep their values."""
     with opened(weights.file) as saved:
         for chunk in chunks:
             for unit, network in chunk.units:
@@ -68,7 +68,10 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """A state on the parameter's device, and in its memory format if it has its shape."""
+    """Return a state on its parameter's device.
+
+    If it has the parameter's shape, it also gets the parameter's memory format.
+    """
     if saved.shape != parameter.shape:
         return saved.to(parameter.device)
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)

@@ -1,4 +1,4 @@
-"""What is added up about a chunk between two reports."""
+"""Sums of what a chunk measures between two reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""So many measures are joined into one tensor, for a report may be an epoch away."""
+"""Number of tensors of measures joined into one, because an epoch may pass between reports."""
 
 
 @dataclass
 class Sums:
-    """Losses and metrics of some batches, on the device: reading them would stop the host.
+    """Losses and metrics of some batches. They stay on the device: reading would block the host.
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
-        samples: How many samples; over several replicas a scalar on the device.
-        measures: What the task measured, batch after batch.
+        samples: Number of samples; a scalar on the device after a sum over replicas.
+        measures: What the task measured, tensors of shape [n, columns] in the order of batches.
     """
 
     loss: Tensor | float = 0.0
@@ -28,7 +28,13 @@ class Sums:
     measures: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: Tensor, samples: int, measures: Tensor) -> None:
-        """Add a batch, given its mean loss."""
+        """Add a micro-batch.
+
+        Args:
+            loss: Its mean loss, a scalar.
+            samples: Number of its samples.
+            measures: What the task measured of it, [n, columns].
+        """
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
         self.measures.append(measures)
@@ -37,11 +43,11 @@ class Sums:
 
     @property
     def rows(self) -> Tensor:
-        """What the task measured of all batches, [n, columns]; [0, 0] where there was no batch."""
+        """What the task measured of all batches, [n, columns]; [0, 0] without batches."""
         return torch.cat(self.measures) if self.measures else torch.zeros(0, 0)
 
     def over(self, replicas: Replicas, device: torch.device) -> "Sums":
-        """The sums over all replicas. All of them have to call this."""
+        """Return the sums over all replicas, each of which has to call this."""
         numbers = torch.zeros(2, dtype=torch.float64, device=device)
         numbers[0], numbers[1] = self.loss, self.samples
         replicas.add(numbers).wait()
@@ -49,7 +55,7 @@ class Sums:
         return Sums(numbers[0], numbers[1], [replicas.gather(rows)])
 
     def plain(self) -> dict[str, Any]:
-        """The same as plain data, for a checkpoint. This waits for the device."""
+        """Return the sums as plain data for a checkpoint. Waits for the device."""
         rows = self.rows
         return {
             "loss": float(self.loss),
@@ -60,7 +66,7 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """The sums that `plain` gave."""
+        """Return the sums from which `plain` made plain data."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])

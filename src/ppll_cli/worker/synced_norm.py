@@ -1,8 +1,8 @@
-"""BatchNorm over the replicas of a stage: each normalises by the statistics of the whole batch.
+"""BatchNorm over the replicas of a stage, normalising by the statistics of the whole batch.
 
-torch's own `SyncBatchNorm` is for CUDA alone, and weighs each replica's gradients alike, where ours
-are weighted by their shares already. This one is of differentiable sums, so gradients flow through
-the statistics to the samples of all replicas.
+torch's `SyncBatchNorm` needs CUDA and counts the gradients of all replicas alike; ours are already
+weighted by the replica's share of the batch. This layer uses differentiable sums over the replicas,
+so gradients flow through the statistics to the samples of all replicas.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from ppll_cli.transport.replicas import Replicas
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all replicas, on which the losses of all of them depend."""
+    """A sum over all replicas. Its backward sums the gradients of all replicas."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, replicas: Replicas) -> Tensor:
@@ -33,20 +33,27 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """What a BatchNorm layer becomes; in evaluation it is the same."""
+    """A BatchNorm layer that shares its statistics in training; it evaluates as BatchNorm does."""
 
     replicas: Replicas
 
     @classmethod
     def of(cls, layer: _BatchNorm, replicas: Replicas) -> "SyncedBatchNorm":
-        """The same layer, with the same parameters and buffers."""
+        """Return a layer with the parameters, buffers and settings of `layer`."""
         made = cls.__new__(cls)
         made.__dict__ = layer.__dict__
         made.replicas = replicas
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, ...] by the mean and variance of each channel over all replicas."""
+        """Normalise each channel by its mean and variance over all replicas.
+
+        Args:
+            x: Float tensor [B, C, ...].
+
+        Returns:
+            A tensor of the shape and dtype of `x`.
+        """
         if not self.training:
             return super().forward(x)
         values = x.float()
@@ -69,7 +76,7 @@ class SyncedBatchNorm(_BatchNorm):
         return total
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics."""
+        """Update the running statistics."""
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
@@ -79,14 +86,14 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, part)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Whatever the layer was, it has been traced with such an input."""
+        """Accept every input: the original layer has been traced with inputs of this shape."""
 
 
 def synced(network: nn.Module, replicas: Replicas) -> nn.Module:
-    """Have all BatchNorm layers of a network share their statistics; it is changed in place.
+    """Replace all BatchNorm layers of a network, in place, by layers that share statistics.
 
     Returns:
-        The network; where it is such a layer itself, what it becomes.
+        The network; if it is a BatchNorm layer itself, the layer that replaces it.
     """
     if isinstance(network, _BatchNorm):
         return SyncedBatchNorm.of(network, replicas)

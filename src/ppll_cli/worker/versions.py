@@ -1,4 +1,4 @@
-"""The weights of a unit as they were after its last steps, kept for losses that watch the unit."""
+"""Keeps a unit's weights of its last steps for the losses that watch the unit."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,14 @@ from ppll_cli.job.checkpoint import SavedTensors
 
 
 class Versions:
-    """The last versions of a unit's parameters; its buffers are not among them.
+    """The last versions of a unit's parameters, without its buffers.
 
-    In the beginning all versions are the weights that the unit starts with.
+    At first all versions are the initial weights.
 
     Args:
         unit: Name of the unit.
-        network: The unit's, on its device.
-        count: How many versions: the longest lag of those that watch it.
+        network: The unit's network, on its device.
+        count: Number of versions to keep: the longest lag of the losses that watch the unit.
     """
 
     def __init__(self, unit: str, network: nn.Module, count: int) -> None:
@@ -27,21 +27,21 @@ class Versions:
         self.begin()
 
     def begin(self) -> None:
-        """Take the present weights for those of all earlier steps, before the first one."""
+        """Set all versions to the present weights; to be called before the first step."""
         if self._count > 1:
             self._older.extend([_copy(self._now)] * (self._count - 1))
 
     def before_step(self) -> None:
-        """Keep the version that the next step changes."""
+        """Keep the present version, which the next step changes."""
         if self._count > 1:
             self._older.appendleft(_copy(self._now))
 
     def of_age(self, steps: int) -> Mapping[str, Tensor]:
-        """The parameters by name, as they were so many steps ago."""
+        """Return the parameters by name as they were `steps` steps ago."""
         return self._older[steps - 1] if steps else self._now
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """The older versions for a checkpoint, under names that do not depend on stages."""
+        """Yield the older versions with their names in a checkpoint."""
         for age, version in enumerate(self._older, start=1):
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
@@ -56,10 +56,10 @@ class Versions:
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:
-    """The name in a checkpoint of a unit's parameter as it was `age` steps ago."""
+    """Return the name in a checkpoint of a unit's parameter as it was `age` steps ago."""
     return f"watched.{unit}.{age}.{parameter}"
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies with the same strides."""
+    """Return copies that have the strides of the originals."""
     return {name: torch.clone(tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""A worker: what takes batches and marks through one stage, or one replica of it."""
+"""Takes batches and marks through one stage, or through one replica of it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,15 +29,15 @@ from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
-"""Batches of the steady state that a timeline shows, and as many more as are on their way."""
+"""Number of batches of the steady state that a timeline shows, besides those in the pipeline."""
 
 
 class Worker:
-    """Executes the instructions of one stage.
+    """Executes the instructions of one stage, or of one replica of it.
 
     Args:
         job: The run.
-        seat: The stage, and which of its replicas this is.
+        seat: The worker's stage and replica.
         links: Connections to the other stages, to the other replicas and to the parent.
     """
 
@@ -73,7 +73,7 @@ class Worker:
             tell=self.report if self.replica == 0 else None,
             get_on=links.pulse.get_on,
         )
-        if self.replica == 0:  # it holds what all replicas had measured
+        if self.replica == 0:  # the saved measurements are sums over all replicas
             self.reports.go_on([*self.chunks.values()], unreported)
         self.recorder = Recorder(
             clock,
@@ -96,16 +96,16 @@ class Worker:
 
     @property
     def item(self) -> Item | None:
-        """What flows through the stage now."""
+        """The batch or mark that the stage handles now."""
         return self.interpreter.item
 
     @property
     def instruction(self) -> do.Instruction | None:
-        """The instruction in hand."""
+        """The instruction that is executed now."""
         return self.interpreter.instruction
 
     def run(self) -> None:
-        """Execute everything that flows through the pipeline."""
+        """Execute the instructions of all batches and marks until the end of the run."""
         if self.links.groups is not None:
             self.links.groups.open(self.device)
         for end in self.links.ends():
@@ -129,7 +129,7 @@ class Worker:
                 self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
-        """Whether evaluation batches are this replica's: they take them in turn."""
+        """Return whether this replica evaluates a batch; replicas take turns."""
         turn = item.batch // self.job.course.evaluation_batches
         return turn % self.job.replicas == self.replica
 
@@ -154,18 +154,18 @@ class Worker:
             self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # Every replica ends its training here. Later each evaluates batches of its own, and two
-            # replicas that wait for each other on different stages would wait for ever.
+            # All replicas end their training here, where they wait for each other. Later each of
+            # them evaluates its own batches, and waiting then could deadlock stages.
             self._end_training()
 
     def _end_training(self) -> None:
-        """Something else than a training batch is there."""
+        """End a period of training, if any, and give all replicas the buffers of the first."""
         if not self._training:
             return
         self._training = False
         self.recorder.end_segment()
         self.reports.pause("train")
-        if self.links.replicas is not None:  # what is evaluated and saved is the first one's
+        if self.links.replicas is not None:  # the first replica's buffers are evaluated and saved
             self.links.pulse.begin("waiting for the other replicas", None)
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
             averages = [chunk.ema for chunk in self.chunks.values() if chunk.ema is not None]
@@ -173,7 +173,7 @@ class Worker:
             self.links.replicas.take_from_first(buffers)
 
     def _stream(self, training: bool, count: int) -> list[do.Instruction]:
-        """The instructions for so many micro-batches, which are made once."""
+        """Return the instructions for a number of micro-batches, which are made only once."""
         if (training, count) not in self._streams:
             make = self.job.training if training else self.job.evaluation
             self._streams[training, count] = make(self.index, count)
@@ -188,18 +188,18 @@ class Worker:
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
-        self._settle()  # a state after a loss that is no finite number is never saved
+        self._settle()  # raises after a loss that is not finite, so that such a state is not saved
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)
         self.report("counted", step=mark.step, **self._counted())
-        if self.replica > 0:  # the first one has the same, and saves it
+        if self.replica > 0:  # the first replica saves the state, which is the same in all
             return
         run_dir, tensors = self.job.run_dir, tensors_of(chunks)
         file = checkpoint.save_stage(run_dir, mark.step, self.index, tensors, unreported)
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
     def _end(self, mark: do.End) -> None:
-        if self._reported != mark.step:  # it was stopped
+        if self._reported != mark.step:  # the run stops between two reports
             self._report_training(mark.step, complete=False)
         self._settle()
         ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
@@ -214,7 +214,7 @@ class Worker:
     # Reports
 
     def _counted(self) -> dict[str, Any]:
-        """What was counted in the steady state until now."""
+        """Return what has been counted in the steady state until now."""
         totals = self.recorder.totals
         sent: Counter[int] = Counter()
         for channel, end in self.links.senders.items():
@@ -231,25 +231,30 @@ class Worker:
         }
 
     def report(self, kind: str, **fields: object) -> None:
-        """Tell the parent."""
+        """Send a report to the parent.
+
+        Args:
+            kind: The kind of report.
+            fields: Its contents, plain data.
+        """
         where = {"stage": self.index, "replica": self.replica}
         self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin to report training until a step; see `Reports.take`."""
+        """Begin to report training up to a step; see `Reports.take`."""
         course = self.job.course
         rate = learning_rate(self.job.optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin to report what was measured since the last report."""
+        """Begin to report what was measured on a split since the last report."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
 
     def _settle(self) -> None:
-        """Wait for the device, which a mark does anyway, and report all that it has done."""
+        """Wait for the device, as every mark does, and report all that was measured."""
         self.reports.send(wait=True)
         self.recorder.settle()
