@@ -40,7 +40,8 @@ class Classified(Files, ABC):
         augment: `basic` for random crop and flip, as `pad` and `flip` say; `randaugment` for these,
             then RandAugment; `none` for no augmentation, whatever `pad` and `flip` say.
         mixup: Alpha of Mixup, which blends the images of a training batch in pairs; 0 for no Mixup.
-        cutmix: Alpha of CutMix, which exchanges boxes of images in pairs; 0 for no CutMix.
+        cutmix: Alpha of CutMix, which replaces a box of each image by that of another image; 0 for
+            no CutMix.
     """
 
     mean: list[float]

@@ -124,7 +124,7 @@ def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Move a folder that was made to its place, unless another run has put one there before."""
+    """Move a new folder to its place, unless another run has put an undamaged one there."""
     if os.path.lexists(folder):
         try:
             read(folder)

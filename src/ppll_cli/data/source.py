@@ -26,7 +26,7 @@ They belong to a trained model: its own values are also used when it is evaluate
 
 
 class Prediction(NamedTuple):
-    """What a model predicts for one picture.
+    """The prediction of a model for one picture.
 
     Attributes:
         result: The prediction as plain data, for a JSON file.

@@ -32,7 +32,7 @@ LOOK_S = 0.5
 """Interval in seconds at which a loader that does not answer is checked."""
 
 ANSWER_LIMIT_S = 120.0
-"""Time limit of a request in seconds; slow disks and network file systems need much of it."""
+"""Time limit of a request in seconds; it allows for slow disks and networks."""
 
 STOPPED_LIMIT_S = 6.0
 """Time in seconds that a loader may be stopped (SIGSTOP) before the run fails."""
