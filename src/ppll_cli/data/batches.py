@@ -179,7 +179,7 @@ class ImageBatches(ABC):
             size: Samples per batch; the last batch may have fewer.
 
         Returns:
-            Tensors with the names, dtypes and shapes of a training batch.
+            Tensors with the names and dtypes of a training batch.
         """
         assert 0 <= batch < self.evaluation_batches(split, size)
         first = batch * size
@@ -252,7 +252,7 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch. The batch after the previous one is being made already.
+        """Return a training batch. If it follows the previous one, the thread has already begun it.
 
         Any exception that occurred while the batch was made is raised here.
 

@@ -22,11 +22,11 @@ PARTS = ("train", "test", "val")
 class ImageFolder(LabelledPictures):
     """The user's pictures under the root.
 
-    The root has a part `train`, and parts `test` or `val` or both. Each part is a folder with a
+    The root has a part `train`, and may have parts `test` and `val`. Each part is a folder with a
     folder for each class, or a CSV file of paths and classes, such as `train.csv`. If there is no
     `test`, `val` is the test set. If the root has only `train`, `val_fraction` of its pictures are
-    the test set. If the root has none of these parts, it has itself a folder for each class, or one
-    CSV file, and `val_fraction` of these pictures are the test set.
+    the test set. If the root has none of these parts, the root itself has a folder for each class,
+    or one CSV file, and `val_fraction` of these pictures are the test set.
     """
 
     def __post_init__(self) -> None:

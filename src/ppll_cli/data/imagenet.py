@@ -91,7 +91,7 @@ def _kaggle(name: str, boxes: str) -> tuple[str, str]:
 
 
 def _sorted(val: Path) -> Classes:
-    """Return the pictures of val by class; refuse the archive's one folder for all classes."""
+    """Return the pictures of val by class; refuse a folder that is not sorted into classes."""
     if val.is_dir() and not class_folders(val):
         remedy = (
             f"sort its pictures into val/CLASS, as valprep.sh does, or put Kaggle's {SOLUTION} "

@@ -1,4 +1,7 @@
-"""Chooses which piece of a picture becomes the image. Without torch, so loaders start quickly."""
+"""Chooses which piece of a picture becomes the image.
+
+This module does not import torch, so that loaders start quickly.
+"""
 
 from collections.abc import Sequence
 from math import exp, log, sqrt

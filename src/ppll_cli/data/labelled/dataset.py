@@ -38,7 +38,7 @@ MOST_CHECKED = 50_000
 """Number of pictures chosen for test decoding, more than can be decoded in that time."""
 
 MOST_BYTES = 4 << 30
-"""Images are kept only if they have at most this size in bytes and a quarter of the memory."""
+"""Largest size in bytes of images that are kept; a quarter of the memory is a limit too."""
 
 MOST_LOADERS = 16
 """Largest number of loaders, unless the user gives their number."""

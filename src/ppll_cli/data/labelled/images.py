@@ -73,8 +73,9 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield the images of pictures in arrays, each of which is valid until the next one is taken.
 
-    This process decodes few pictures itself; otherwise loaders decode them. Then each array is
-    uint8 [n, 3, side, side] with n up to `AT_ONCE`; otherwise it is one image [3, side, side].
+    This process itself decodes up to `_FEW` pictures, and yields each image, uint8
+    [3, side, side]. If there are more, loaders decode them, and each array holds up to `AT_ONCE`
+    images, uint8 [n, 3, side, side].
 
     Args:
         wanted: The pictures, and which piece of each.

@@ -129,7 +129,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice, in one part or in both, not even through folder links."""
+        """Check that no file occurs twice, in one part or in two, even through folder links."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
