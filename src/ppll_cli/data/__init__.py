@@ -1,1 +1,1 @@
-"""Data sets, their augmentation, and the batches that a run makes of them."""
+"""Data sets, augmentation, and the batches of a run."""

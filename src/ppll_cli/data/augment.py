@@ -1,8 +1,8 @@
 """Augmentation and normalisation of whole batches.
 
-Every random number is drawn on the CPU, from the generator given, and only applied on the images'
-device: the same batch is augmented alike everywhere. Images stay uint8 until they are normalised,
-which comes last. Legend: B batch, C channels, H height, W width (pixels).
+All random numbers are drawn on the CPU, so a batch is augmented equally on every device. Images
+stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H height,
+W width (pixels).
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from ppll_cli.data.staging import to_device
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to the images of a training batch.
+    """The augmentation of training batches.
 
     Attributes:
-        kind: "none"; "basic", by the other attributes; "randaugment", the same and RandAugment.
-        pad: How far an image is shifted at most by the random crop, in pixels; 0 is off.
-        pad_mode: What is behind an image's border, "zeros" or "reflect".
-        flip: Whether half of the images are mirrored.
+        kind: "none"; "basic" for random crop and flip; "randaugment" for these and RandAugment.
+        pad: Largest shift of an image by the random crop, in pixels; 0 for no crop.
+        pad_mode: How the image is padded for the crop, "zeros" or "reflect".
+        flip: Whether each image is mirrored with probability 1/2.
     """
 
     kind: str
@@ -32,14 +32,14 @@ class Augmentation:
     flip: bool
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augments a batch.
+        """Augment a batch.
 
         Args:
             images: uint8 [B, C, H, W].
-            generator: A generator of the CPU.
+            generator: A CPU generator.
 
         Returns:
-            uint8 [B, C, H, W].
+            The augmented images, uint8 [B, C, H, W].
         """
         if self.kind == "none":
             return images
@@ -51,17 +51,17 @@ class Augmentation:
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """One value, or one a channel, float32 [C, 1, 1], as `normalise` takes them."""
+    """Return one value, or one per channel, as float32 [1, 1, 1] or [C, 1, 1] for `normalise`."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels to numbers of about mean 0 and standard deviation 1.
+    """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation.
 
     Args:
         images: uint8 [B, C, H, W], 0 to 255.
         mean: float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
-        std: Of the same form.
+        std: float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
 
     Returns:
         float32 [B, C, H, W].
@@ -70,16 +70,16 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator) -> Tensor:
-    """Pads every image and cuts its old size out of it again, at a place drawn for each.
+    """Pad every image, and crop it to its old size at a random place.
 
     Args:
         images: uint8 [B, C, H, W].
         pad: Pixels on each side, fewer than H and W.
-        mode: `zeros` or `reflect` (the border itself is not repeated).
-        generator: A generator of the CPU.
+        mode: `zeros`, or `reflect` (mirrored without repeating the border pixels).
+        generator: A CPU generator.
 
     Returns:
-        uint8 [B, C, H, W].
+        The cropped images, uint8 [B, C, H, W].
     """
     batch, channels, height, width = images.shape
     device = images.device
@@ -98,7 +98,7 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Where the pixels at `places`, int64 [B, size], come from: within 0 .. size - 1."""
+    """Map positions along a side, int64 [B, size], to the source positions in 0 .. size - 1."""
     last = places.shape[1] - 1
     if mode == "reflect":
         return last - (last - places.abs()).abs()
@@ -106,14 +106,14 @@ def _inside(places: Tensor, mode: str) -> Tensor:
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each image from left to right with probability one half.
+    """Mirror each image from left to right with probability 1/2.
 
     Args:
         images: uint8 [B, C, H, W].
-        generator: A generator of the CPU.
+        generator: A CPU generator.
 
     Returns:
-        uint8 [B, C, H, W].
+        The images, uint8 [B, C, H, W].
     """
     flipped = torch.randint(2, (len(images), 1, 1, 1), generator=generator) == 1
     return torch.where(to_device(flipped, images.device), images.flip(3), images)

@@ -1,6 +1,6 @@
-"""The batches of a run: which samples, in which order, augmented how.
+"""Makes the batches of a run from labelled images: sample order, augmentation, normalisation.
 
-Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, C channels, H height, W width.
+Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H height, W width.
 """
 
 from abc import ABC, abstractmethod
@@ -23,10 +23,15 @@ from ppll_cli.tasks.classification import LABEL
 
 
 def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
-    """How many training batches an epoch has.
+    """Return the number of training batches of an epoch.
+
+    Args:
+        samples: Number of training samples.
+        batch_size: Samples per training batch.
+        drop_last: Whether a shorter last batch is left out.
 
     Raises:
-        ConfigError: There would be none.
+        ConfigError: There would be no batch.
     """
     if drop_last and samples < batch_size:
         raise ConfigError(
@@ -39,22 +44,22 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
 
 
 def _batches(samples: int, size: int) -> int:
-    """Batches of at most `size` that hold all samples."""
+    """Return the number of batches of at most `size` samples that hold all samples."""
     return -(-samples // size)
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """On the CPU, where all is drawn."""
+    """Return a CPU generator with this seed; all random numbers are drawn on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
 class EpochOrder:
-    """In which order the training samples come in an epoch; the latest epoch's is kept.
+    """The random order of the training samples in each epoch. It keeps the latest epoch's order.
 
     Args:
-        samples: N.
+        samples: Number of training samples, N.
         seed: The run's seed.
-        device: Where the order is read. It is drawn on the CPU and copied once an epoch.
+        device: The device to which the order is copied, once per epoch.
     """
 
     def __init__(self, samples: int, seed: int, device: torch.device = CPU) -> None:
@@ -62,7 +67,7 @@ class EpochOrder:
         self._latest: tuple[int, Tensor] | None = None
 
     def of(self, epoch: int) -> Tensor:
-        """Numbers of samples, int64 [N] on the device."""
+        """Return the indices of all samples in the order of an epoch, int64 [N] on the device."""
         if self._latest is None or self._latest[0] != epoch:
             generator = generator_of(seeding.sample_order(self.seed, epoch))
             order = torch.randperm(self.samples, generator=generator)
@@ -71,12 +76,17 @@ class EpochOrder:
 
 
 Images = tuple[Tensor, Tensor]
-"""Images uint8 [B, C, H, W] and labels int64 [B]."""
+"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, C, H, W] and their labels int64 [N]."""
+    """The samples of a split.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+    """
 
     images: Tensor
     labels: Tensor
@@ -87,17 +97,17 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How a run's batches are made of images.
+    """Settings that define how batches are made of images.
 
     Attributes:
-        mean: Mean of the pixels in [0, 1], one value or one a channel.
-        std: Standard deviation of the pixels in [0, 1], in the same form.
-        augmentation: What is done to the images of a training batch.
-        mixing: How these are mixed, after that and normalised.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
+        std: Standard deviation of these pixels: one value, or one per channel.
+        augmentation: The augmentation of training batches.
+        mixing: The mixing of training images in pairs, after augmentation and normalisation.
         drop_last: Whether a shorter last batch is left out.
-        batch_size: Samples of a training batch.
-        seed: The run's.
-        device: Where batches are made.
+        batch_size: Samples per training batch.
+        seed: The run's seed.
+        device: The device on which batches are made.
     """
 
     mean: Sequence[float]
@@ -111,11 +121,11 @@ class Form:
 
 
 class ImageBatches(ABC):
-    """Makes batches of labelled images. A subclass says where the images come from.
+    """Makes batches of labelled images. A subclass provides the images.
 
     Args:
-        samples: How many each split has.
-        form: How batches are made of them.
+        samples: Number of samples of each split.
+        form: How batches are made of images.
     """
 
     def __init__(self, samples: Mapping[str, int], form: Form) -> None:
@@ -126,28 +136,30 @@ class ImageBatches(ABC):
 
     @abstractmethod
     def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:
-        """The images and labels of a training batch, on the device, not augmented.
+        """Return a context manager that provides the samples of a training batch, not augmented.
 
-        The images may be overwritten once the context has ended.
+        They are on the device. Their memory may be overwritten after the context has ended.
         """
 
     @abstractmethod
     def evaluation_images(
         self, split: str, first: int, last: int
     ) -> AbstractContextManager[Images]:
-        """The images and labels of samples `first` to `last` - 1, on the device.
+        """Return a context manager that provides the samples `first` to `last` - 1 of a split.
 
-        The images may be overwritten once the context has ended.
+        They are on the device. Their memory may be overwritten after the context has ended.
         """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """One training batch, augmented and mixed.
+        """Make a training batch, augmented and mixed.
 
-        The last of an epoch is shorter where the samples do not divide, unless that is dropped.
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Index of the batch within the epoch, from 0. The last batch may be shorter.
 
         Returns:
-            Images float32 [B, C, H, W] and labels int64 [B], by the names of a batch's tensors.
-            Where batches are mixed, the other labels and the shares as well.
+            Images float32 [B, C, H, W] and labels int64 [B], by name. If mixing is on, there are
+            also the other labels and the shares (see `ppll_cli.data.mixing.targets`).
         """
         assert 0 <= batch < self.steps_per_epoch
         seed, mixing = self.form.seed, self.form.mixing
@@ -159,10 +171,15 @@ class ImageBatches(ABC):
         return mixing.mixed(named, generator_of(seeding.mixing(seed, epoch, batch)))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Batch number `batch` of at most `size` samples, in order and as they are.
+        """Make an evaluation batch of samples in their order, neither augmented nor mixed.
+
+        Args:
+            split: Name of the split.
+            batch: Index of the batch within the split, from 0.
+            size: Samples per batch; the last batch may have fewer.
 
         Returns:
-            The tensors of a training batch, by the same names; no image is mixed.
+            Tensors with the names and dtypes of a training batch.
         """
         assert 0 <= batch < self.evaluation_batches(split, size)
         first = batch * size
@@ -172,7 +189,7 @@ class ImageBatches(ABC):
         return self.form.mixing.unmixed(named) if self.form.mixing.on else named
 
     def evaluation_batches(self, split: str, size: int) -> int:
-        """How many batches of at most `size` samples a split has."""
+        """Return the number of batches of at most `size` samples of a split."""
         return _batches(self.samples[split], size)
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -180,11 +197,11 @@ class ImageBatches(ABC):
 
 
 class Batches(ImageBatches):
-    """Makes batches of splits, which it keeps on the device as bytes.
+    """Makes batches from splits that are kept on the device as uint8.
 
     Args:
-        splits: What the data set loaded.
-        form: How batches are made of them.
+        splits: The splits by name.
+        form: How batches are made of images.
     """
 
     def __init__(self, splits: Mapping[str, Split], form: Form) -> None:
@@ -211,19 +228,19 @@ class Batches(ImageBatches):
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and on CUDA the event behind the work that makes it."""
+"""A batch, and the event behind the work that makes it; on CPU there is no event."""
 
 
 class Ahead:
-    """Makes each training batch in a thread while the batch before it is trained.
+    """Makes the next training batch in a thread while the worker trains on the current one.
 
-    On CUDA the thread also has a stream of its own. Evaluation batches are made by the caller, on
-    the caller's stream.
+    On CUDA the thread has its own stream. The caller itself makes evaluation batches, on its own
+    stream.
 
     Args:
         batches: Makes the batches.
-        threads: CPU threads of the calling worker; torch would give a new thread all cores.
-        device: Where `batches` makes them.
+        threads: Number of CPU threads for torch in the new thread; its default is all cores.
+        device: The device on which `batches` makes them.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
@@ -235,9 +252,13 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """As `Batches.train`; quick if this batch follows the last one that was asked for.
+        """Return a training batch. If it follows the previous one, the thread has already begun it.
 
-        Raises what making the batch raised.
+        Any exception that occurred while the batch was made is raised here.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Index of the batch within the epoch, from 0.
         """
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)

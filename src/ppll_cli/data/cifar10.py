@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 and 10,000 colour photographs of 32x32 pixels, 10 classes."""
+"""CIFAR-10: 50,000 training and 10,000 test colour photographs, 32x32 pixels, 10 classes."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ppll_cli.data.published import Published
 
 
 class Cifar10(Published):
-    """The Python version of the files, in `cifar-10-batches-py` under the root."""
+    """CIFAR-10 from its files for Python, in `cifar-10-batches-py` under the root."""
 
     class_count = 10
     class_names = (
@@ -24,7 +24,7 @@ class Cifar10(Published):
 
     @property
     def published(self) -> Any:
-        """Torchvision's class for this data set."""
+        """The class of torchvision for this data set."""
         from torchvision.datasets import CIFAR10
 
         return CIFAR10
@@ -43,11 +43,11 @@ class Cifar10(Published):
         self, part: Part, folder: Path, *, download: bool = False
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         cifar = self.published
-        # torchvision checks the sums of both parts to read one: here each file is read once.
+        # torchvision would check the files of both parts although only one part is read.
         other = "test_list" if part == "train" else "train_list"
         one_part = type(cifar.__name__, (cifar,), {other: []})
         with warnings.catch_warnings():
-            # NumPy 2.4.0 to 2.4.4 complain about how Python 2 pickled a dtype.
+            # NumPy 2.4.0 to 2.4.4 warn about the way in which Python 2 pickled a dtype.
             warnings.filterwarnings("ignore", message=".*align should be passed.*")
             data = one_part(folder, train=part == "train", download=download)
         return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)

@@ -1,4 +1,4 @@
-"""CIFAR-100: 50,000 and 10,000 colour photographs of 32x32 pixels, 100 classes."""
+"""CIFAR-100: 50,000 training and 10,000 test colour photographs, 32x32 pixels, 100 classes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ppll_cli.data.cifar10 import Cifar10
 
 
 class Cifar100(Cifar10):
-    """The Python version of the files, in `cifar-100-python` under the root; its fine labels."""
+    """CIFAR-100 with its fine labels, from `cifar-100-python` under the root."""
 
     class_count = 100
 

@@ -1,4 +1,4 @@
-"""What all data sets for classification share: settings of their batches, and preprocessing.
+"""The base class of all data sets for classification: settings and preprocessing.
 
 Legend: N samples, C channels, H height, W width (pixels).
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppll_cli.data.files import Files, check_at_least
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     import torch
     from PIL import Image
     from torch import Tensor
@@ -29,18 +29,19 @@ MIXED_BY = ("mixup", "cutmix")
 
 @dataclass(frozen=True, kw_only=True)
 class Classified(Files, ABC):
-    """Settings and preprocessing that all data sets for classification share.
+    """A data set for classification: settings and preprocessing.
 
     Attributes:
-        mean: Mean of the pixels in [0, 1]: one value, or one a channel.
-        std: Standard deviation of the pixels in [0, 1]: one value, or one a channel.
-        pad: How far a training image is shifted at most by the random crop, in pixels; 0 is off.
-        pad_mode: What is behind an image's border, black or its mirror image.
-        flip: Half of the training images are mirrored from left to right.
-        augment: `basic`: random crop and flip, by `pad` and `flip`; `randaugment`: these, then
-            RandAugment; `none`: training images stay as they are.
-        mixup: Alpha of Mixup, which mixes the images of a training batch in pairs; 0 is off.
-        cutmix: Alpha of CutMix, which does so by boxes; 0 is off.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
+        std: Standard deviation of these pixels: one value, or one per channel.
+        pad: Largest shift of a training image by the random crop, in pixels; 0 for no crop.
+        pad_mode: How images are padded for the crop: `zeros` or `reflect` (mirrored pixels).
+        flip: Whether each training image is mirrored from left to right with probability 1/2.
+        augment: `basic` for random crop and flip, as `pad` and `flip` say; `randaugment` for these,
+            then RandAugment; `none` for no augmentation, whatever `pad` and `flip` say.
+        mixup: Alpha of Mixup, which blends the images of a training batch in pairs; 0 for no Mixup.
+        cutmix: Alpha of CutMix, which replaces a box of each image by that of another image; 0 for
+            no CutMix.
     """
 
     mean: list[float]
@@ -48,7 +49,7 @@ class Classified(Files, ABC):
     pad: int
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
-    # Runs from before these keys can be resumed, so they have defaults.
+    # These keys have defaults, because older runs, which lack them, can be resumed.
     augment: Literal["basic", "randaugment", "none"] = "basic"
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -56,19 +57,16 @@ class Classified(Files, ABC):
     @property
     @abstractmethod
     def class_count(self) -> int:
-        """How many classes there are; labels are 0 to one less."""
+        """Number of classes; labels are from 0 to `class_count` - 1."""
 
     @property
     @abstractmethod
     def channel_count(self) -> int:
-        """How many channels an image has."""
+        """Number of channels of an image."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, by their labels; the labels' numbers where nothing better is known.
-
-        A subclass that knows names has them here.
-        """
+        """Names of the classes in the order of their labels; by default the labels as text."""
         return tuple(map(str, range(self.class_count)))
 
     def __post_init__(self) -> None:
@@ -87,35 +85,41 @@ class Classified(Files, ABC):
 
     @property
     def mixed(self) -> dict[str, float]:
-        """The keys that have training images mixed in pairs, with their values."""
+        """The keys of Mixup and CutMix that are on, with their values."""
         values = {f"data.{key}": getattr(self, key) for key in MIXED_BY}
         return {key: alpha for key, alpha in values.items() if alpha}
 
     @property
     def task(self) -> "Classification":
-        """What is learnt from this data set."""
+        """Classification with this number of classes."""
         from ppll_cli.tasks.classification import Classification
 
         return Classification(self.class_count)
 
     def evaluation_form(self, splits: Any) -> "EvaluationForm | None":
-        """None: evaluation batches are like training batches."""
+        """Return None: evaluation batches are like training batches."""
         return None
 
     def check_pad(self, side: int) -> None:
-        """Refuses a shift that would leave nothing of an image.
+        """Check that `pad` is smaller than an image.
 
         Args:
-            side: The image's shorter side, in pixels.
+            side: The shorter side of the image, in pixels.
 
         Raises:
-            ConfigError: The shift is too large.
+            ConfigError: `pad` is too large.
         """
         if self.pad >= side:
             raise ConfigError("data.pad", self.pad, f"images measure {side} pixels", "give less")
 
     def form(self, batch_size: int, seed: int, device: "torch.device") -> "Form":
-        """How a run's batches are made of images, wherever these come from."""
+        """Return the settings that define how batches are made of images.
+
+        Args:
+            batch_size: Samples per training batch.
+            seed: The run's seed.
+            device: The device on which batches are made.
+        """
         from ppll_cli.data.augment import Augmentation
         from ppll_cli.data.batches import Form
         from ppll_cli.data.mixing import Mixing
@@ -134,7 +138,16 @@ class Classified(Files, ABC):
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """A picture of the user's as the model takes it: fitted to its size, and normalised."""
+        """Prepare a picture of the user for the model: fit it to the model's size and normalise it.
+
+        Args:
+            picture: A picture of any size and mode.
+            image: The shape of the model's images.
+            device: The device of the result.
+
+        Returns:
+            The image by name, float32 [1, C, H, W].
+        """
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
         from ppll_cli.models.unit import IMAGE
@@ -148,7 +161,13 @@ class Classified(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """The classes that the model finds in a picture of the user's, with their probabilities."""
+        """Return the model's probabilities of all classes for a picture of the user.
+
+        Args:
+            predict: Takes images and returns the model's prediction.
+            picture: The picture.
+            inputs: What `inputs` returned for it.
+        """
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE
 
@@ -157,10 +176,10 @@ class Classified(Files, ABC):
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:
-    """Checks `data.mean` and `data.std`: one value, or one a channel.
+    """Check `data.mean` and `data.std`, which have one value, or one per channel.
 
     Raises:
-        ConfigError: One cannot be.
+        ConfigError: The number of values is wrong, or a value is not allowed.
     """
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):

@@ -16,17 +16,17 @@ from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_i
 
 URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}
-"""Where the pictures of each part are: the test is on the validation pictures, as usual."""
+"""Folder of the pictures of each part. As usual, COCO's validation pictures are the test set."""
 
-_MOST_SHOWN = 60  # characters of a wrong value
+_MOST_SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coco(DetectionDataset):
-    """annotations/instances_train2017.json, train2017 and the same for val2017 in the root.
+    """COCO from annotations/instances_{train2017,val2017}.json, train2017 and val2017 in the root.
 
-    Other data sets of this form can be put there as well: the classes are those of the file, in
-    order of their numbers. Crowds are ignored. The 19 GB are not downloaded.
+    Other data sets in this format can be put there instead: the classes are read from the file, in
+    the order of their ids. Boxes of crowds are ignored. The 19 GB are not downloaded.
     """
 
     @property
@@ -61,7 +61,7 @@ class Coco(DetectionDataset):
 
     @cached_property
     def _indices(self) -> dict[Part, Index]:
-        """Of each part."""
+        """The index of each part."""
         return {part: self._index(part) for part in PARTS}
 
     def _index(self, part: Part) -> Index:
@@ -86,10 +86,13 @@ class Coco(DetectionDataset):
 
 
 def parse(content: Any) -> Index:
-    """What a file of annotations says; pictures are in order of their numbers.
+    """Convert the content of an annotation file to an index, with pictures in order of their ids.
+
+    Args:
+        content: The content of the JSON file.
 
     Raises:
-        ValueError: It is not as it should be; the message names the entry.
+        ValueError: An entry is missing or wrong; the message names it.
     """
     if not isinstance(content, dict):
         raise ValueError(f"it holds {shown(content)}, no object with images")
@@ -120,37 +123,37 @@ def parse(content: Any) -> Index:
 
 
 class _Entry(NamedTuple):
-    """An entry of a list in the file.
+    """An entry of a list in the annotation file.
 
     Attributes:
-        name: How messages name it.
-        values: Its values by key, not yet checked.
+        name: How messages name the entry.
+        values: The values of the entry by key, not yet checked.
     """
 
     name: str
     values: dict[str, Any]
 
     def wrong(self, key: str, problem: str) -> ValueError:
-        """The error for one of its values."""
+        """Return the error for a wrong value."""
         has = f"{key}={shown(self.values[key])}" if key in self.values else f"no {key}"
         return ValueError(f"{self.name} has {has}: {problem}")
 
     def whole(self, key: str) -> int:
-        """A number that identifies something."""
+        """Return an id."""
         value = self.values.get(key)
         if type(value) is not int:  # True is an int too
             raise self.wrong(key, "it must be a whole number")
         return value
 
     def text(self, key: str) -> str:
-        """A name."""
+        """Return a printable text, which is not empty."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.isprintable() or not value:
             raise self.wrong(key, "it must be a text that can be printed")
         return value
 
     def side(self, key: str) -> int:
-        """Height or width of a picture."""
+        """Return the height or the width of a picture, in pixels."""
         value = self.values.get(key)
         if not _is_number(value) or not (value >= 1 and value == int(value)):
             of = f" of {shown(self.values.get('file_name'))}"
@@ -158,7 +161,7 @@ class _Entry(NamedTuple):
         return int(value)
 
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom."""
+        """Return left, top, right and bottom of the box, in pixels."""
         value = self.values.get("bbox")
         if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
             raise self.wrong("bbox", "it must be left, top, width and height in pixels")
@@ -168,7 +171,7 @@ class _Entry(NamedTuple):
         return left, top, left + width, top + height
 
     def crowd(self) -> bool:
-        """Whether its box is of a crowd."""
+        """Return whether the box contains a crowd."""
         value = self.values.get("iscrowd", 0)
         if value not in (0, 1) or not isinstance(value, int):
             raise self.wrong("iscrowd", "it must be 0 or 1")
@@ -187,7 +190,7 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Entries in order of their ids, each of which occurs once."""
+    """Return the entries of a list by their ids, in order of ids, each of which is unique."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")
@@ -198,12 +201,12 @@ def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    # Comparing excludes NaN and infinity; a whole number may be too large to be a float.
+    # The comparison excludes NaN and infinity; isfinite fails for an int too large for a float.
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST_PIXELS
 
 
 def shown(value: Any) -> str:
-    """A value of the file as a short text for messages."""
+    """Return a value of the file as a short text for messages."""
     try:
         text = json.dumps(value)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""What a data set of labelled images is: how its files become the splits of a run.
+"""The base class of data sets of labelled images that all have one size and fit into memory.
 
 Legend: N samples, C channels, H height, W width (pixels).
 """
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Part, fixed_random, hold_out
 
-__all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # for data sets of a user's own
+__all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # data sets of users import these
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     import torch
 
     from ppll_cli.data.batches import Batches, Split
@@ -25,12 +25,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
 
 @dataclass(frozen=True)
 class Arrays:
-    """A part as it was read, not yet checked.
+    """The images and labels of a part as they were read, not yet checked.
 
     Attributes:
         images: uint8 [N, C, H, W].
-        labels: Integers [N], from 0.
-        source: The files it was read from, for messages.
+        labels: The classes of the images, integers [N], from 0.
+        source: How messages name the files that were read.
     """
 
     images: NDArray[Any]
@@ -43,35 +43,39 @@ class Arrays:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset(Classified):
-    """Labelled images of one size. A subclass says what they are and how its files are read.
+    """A data set of labelled images that all have one size. A subclass reads its files.
 
-    Keys of its own are fields of a subclass that is again a keyword-only dataclass.
+    A subclass that adds keys is a frozen keyword-only dataclass, and each key is a field of it.
     """
 
     @abstractmethod
     def read(self, part: Part) -> Arrays:
-        """Reads one part of the data set.
+        """Read one part of the data set.
 
         Raises:
-            ConfigError: A file cannot be read, or is not what it should be.
+            ConfigError: A file cannot be read, or has the wrong content.
         """
 
     def prepare(self) -> None:
-        """Makes sure that the files exist; in the parent process, before any worker starts.
+        """Make sure that the files exist. The parent process calls this before workers start.
 
         Raises:
-            ConfigError: Files are missing and could not be, or may not be, downloaded.
+            ConfigError: Files are missing, and downloading them failed or is not allowed.
         """
 
     def image_spec(self, splits: "dict[str, Split]") -> "ImageSpec":
-        """What the images in what `load` returned are like."""
+        """Return channels, height, width, mean and standard deviation of the images."""
         from ppll_cli.models.unit import ImageSpec
 
         _, channels, height, width = splits["train"].images.shape
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
-        """The pixels and labels of each split, by digests; None where a subclass loads others."""
+        """Return digests of the pixels and labels of each split.
+
+        Returns:
+            The digests; None if the `load` of a subclass returns something other than `Split`.
+        """
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
 
@@ -85,19 +89,29 @@ class ImageDataset(Classified):
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
     ) -> "Batches":
-        """What makes the batches of a run from what `load` returned."""
+        """Return an object that makes the batches of a run.
+
+        Args:
+            splits: What `load` returned.
+            batch_size: Samples per training batch.
+            seed: The run's seed.
+            device: The device on which batches are made.
+        """
         from ppll_cli.data.batches import Batches
 
         return Batches(splits, self.form(batch_size, seed, device))
 
     def load(self) -> "dict[str, Split]":
-        """Reads, checks and divides the data: `train`, `val` where a fraction is held out, `test`.
+        """Read and check the data, and divide it into splits.
 
-        The division is the same in every run; the run's seed has no part in it.
+        The division is the same in every run; it does not depend on the run's seed.
+
+        Returns:
+            The splits `train` and `test`, and `val` if `val_fraction` is not 0.
 
         Raises:
-            ConfigError: Files are missing or corrupt, or too few samples are there to hold out
-                the wanted fraction.
+            ConfigError: Files are missing or corrupt, or there are too few samples to hold out
+                `val_fraction` of them.
         """
         train, test = self._checked("train"), self._checked("test")
         if train.images.shape[1:] != test.images.shape[1:]:
@@ -124,7 +138,7 @@ class ImageDataset(Classified):
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
-    """What is wrong with a part, if anything."""
+    """Return what is wrong with a part; None if nothing is."""
     images, labels = arrays.images, arrays.labels
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
         return f"holds images {images.dtype} {images.shape}, not uint8 [N, {channels}, H, W]"
@@ -144,6 +158,6 @@ def _split(arrays: Arrays) -> "Split":
 
     from ppll_cli.data.batches import Split
 
-    # from_numpy wants memory that it may write to, and the gathers later want it in order
+    # from_numpy needs writable memory; gathering samples later is fastest in contiguous memory.
     images = np.require(arrays.images, requirements=["C", "W"])
     return Split(torch.from_numpy(images), torch.from_numpy(arrays.labels.astype(np.int64)))

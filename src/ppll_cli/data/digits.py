@@ -1,4 +1,4 @@
-"""Digits: 1797 handwritten digits, grey, 8x8 pixels, 10 classes; they come with scikit-learn."""
+"""Digits: 1797 grey images of handwritten digits, 8x8, 10 classes, shipped with scikit-learn."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +14,10 @@ _DARKEST = 16
 
 
 class Digits(ImageDataset):
-    """scikit-learn's digits, which need no file and no network.
+    """The digits of scikit-learn, which need neither a file of the user nor a network.
 
-    Their files come writer by writer, so the first 1437 of a fixed permutation are `train` and
-    the other 360 `test`. Values 0 to 16 become 0 to 255, rounded.
+    The digits are sorted by writer, so they are permuted, always in the same way: the first 1437
+    are `train`, the other 360 `test`. Values from 0 to 16 are scaled to 0 to 255 and rounded.
     """
 
     class_count = 10
@@ -32,10 +32,9 @@ class Digits(ImageDataset):
 
 
 def _table() -> np.ndarray:
-    """One row a digit: 64 values and its label, int64 [1797, 65].
+    """Return a table int64 [1797, 65], whose rows are a digit's 64 values and its label.
 
-    Read from the file in which scikit-learn ships them: importing it takes seconds, in the parent
-    and in the first worker.
+    It is read from scikit-learn's file if possible, because importing scikit-learn takes seconds.
     """
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []

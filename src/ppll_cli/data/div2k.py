@@ -1,4 +1,4 @@
-"""DIV2K: 800 training and 100 validation pictures, 2K (Agustsson and Timofte, 2017)."""
+"""DIV2K: 800 training and 100 validation pictures of 2K size (Agustsson and Timofte, 2017)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ PARTS = {"train": "train", "test": "valid"}
 
 @dataclass(frozen=True, kw_only=True)
 class Div2k(PictureDataset):
-    """The published folders in the root, or in DIV2K under it; the validation pictures are `test`.
+    """DIV2K from the published folders, in the root or in `DIV2K` under it.
 
-    DIV2K_train_HR/0001.png beside DIV2K_train_LR_bicubic/X2/0001x2.png, and the same for `valid`.
-    The files are 4 to 8 GB and under terms of use, so they are not downloaded.
+    For example, DIV2K_train_HR/0001.png belongs to DIV2K_train_LR_bicubic/X2/0001x2.png. The
+    validation pictures, in folders named `valid`, are the split `test`. The files take 4 to 8 GB
+    and have terms of use, so they are not downloaded.
     """
 
     def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102

@@ -1,4 +1,4 @@
-"""Downloads that end: with the files, or with one error within half a minute."""
+"""Downloads the files of data sets. A download without progress is given up with one error."""
 
 import os
 import socket
@@ -12,36 +12,41 @@ from ppll_cli.data.files import Files
 from ppll_cli.errors import ConfigError
 
 SOCKET_TIMEOUT_S = 8.0
-"""Limit of one connection attempt and of one read; torchvision sets none."""
+"""Time limit of one connection attempt and of one read, in seconds; torchvision sets none."""
 
 FIRST_BYTE_S = 15.0
-"""Limit until the first file appears: name servers and lists of addresses know no other limit."""
+"""Time limit until the first byte, in seconds.
+
+A name server, or a host with many addresses, can take much longer than `SOCKET_TIMEOUT_S`."""
 
 STALL_S = 120.0
-"""Limit without a new byte afterwards: checking the sum of a large archive takes a while."""
+"""Time limit without a new byte afterwards, in seconds.
+
+It is long, because nothing is written while the sum of a large archive is checked."""
 
 Fetch = Callable[[Path], None]
-"""Downloads the files of a data set into a folder."""
+"""A function that downloads the files of a data set into a folder."""
 
 
 def provide(
     dataset: Files, files: Sequence[str], url: str, fetch: Fetch, *, everything: bool = False
 ) -> None:
-    """Makes sure that files exist under a data set's folder, by a download where that is allowed.
+    """Make sure that files exist under a data set's folder; download missing ones if allowed.
 
-    They are downloaded into a folder beside their place and moved when complete: an interrupted
-    download leaves nothing that looks like data, and two runs that download do not meet.
+    They are downloaded into a temporary folder inside that folder, and moved to their places when
+    they are complete. So an interrupted download leaves no incomplete data, and two runs that
+    download at the same time do not disturb each other.
 
     Args:
-        dataset: Whose folder, permission and error message.
+        dataset: The data set. Its keys say which folder is used and whether downloads are allowed.
         files: Paths relative to the folder.
-        url: Where a person would find them.
-        fetch: Downloads at least these files.
-        everything: What else was downloaded is moved as well, before these files: they stand for
-            it, and where they are missing the rest is not thought complete.
+        url: The URL where a person finds the files.
+        fetch: Downloads at least the missing files into a folder.
+        everything: Whether all other files that were downloaded are moved too. They are moved
+            before `files`, so that the existence of `files` means that the download is complete.
 
     Raises:
-        ConfigError: Files are missing and may not be, or could not be, downloaded.
+        ConfigError: Files are missing, and downloading them failed or is not allowed.
     """
     folder = dataset.folder
     missing = [name for name in dict.fromkeys(files) if not (folder / name).is_file()]
@@ -58,7 +63,7 @@ def provide(
         raise refused("and data.download=false", "allow data.download=true, ")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # After a failure a thread may still write into it; what it leaves is not worth an error.
+        # After a failure a thread may still write to the folder, so removing the folder may fail.
         with TemporaryDirectory(
             dir=folder, prefix=".download-", ignore_cleanup_errors=True
         ) as scratch:
@@ -73,17 +78,17 @@ def provide(
 
 
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
-    """Runs a download; returns why it failed, or None.
+    """Run a download in a daemon thread, and return why it failed; None if it succeeded.
 
-    It runs in a daemon thread, which is left behind where it hangs: a look-up in the DNS cannot
-    be interrupted, and must not hold up the exit either.
+    If the thread hangs, it is left behind, because a DNS query cannot be interrupted. A daemon
+    thread does not delay the exit of the process.
     """
     failures: list[Exception] = []
 
     def run() -> None:
         try:
             fetch(folder)
-        except Exception as error:  # reported to whoever waits
+        except Exception as error:  # returned by the thread that waits
             failures.append(error)
 
     thread = threading.Thread(target=run, name="download", daemon=True)
@@ -101,14 +106,14 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
 
 
 def _others(folder: Path, files: Sequence[str]) -> list[str]:
-    """The files below a folder without these, relative to it."""
+    """Return the relative paths of all files below a folder, except `files`."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return [name for path in paths if (name := str(path.relative_to(folder))) not in files]
 
 
 @contextmanager
 def _socket_timeout(limit_s: float) -> Iterator[None]:
-    """Sockets that are made meanwhile have this limit."""
+    """Give sockets that are created inside the context this time limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(limit_s)
     try:
@@ -118,7 +123,7 @@ def _socket_timeout(limit_s: float) -> Iterator[None]:
 
 
 def _size_bytes(folder: Path) -> int:
-    """Size of all files in a folder that another thread is writing to."""
+    """Return the size in bytes of all files in a folder that another thread is writing to."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -129,5 +134,5 @@ def _size_bytes(folder: Path) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks and the angle brackets of urllib."""
+    """Return an error's message without line breaks and without urllib's angle brackets."""
     return " ".join(str(error).replace("<", "").replace(">", "").split()) or type(error).__name__

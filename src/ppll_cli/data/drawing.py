@@ -1,6 +1,6 @@
-"""Text on pictures of `samples/`: large enough for a page, on an opaque ground, never overlapping.
+"""Draws readable labels on the pictures of `samples/`, on opaque grounds that do not overlap.
 
-Rectangles are (left, top, right, bottom) in pixels; right and bottom lie outside of them.
+A rectangle is (left, top, right, bottom) in pixels; it excludes column `right` and row `bottom`.
 """
 
 from collections.abc import Sequence
@@ -13,37 +13,37 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAGE_WIDTH = 700
-"""Pixels that a page gives a picture; a wider picture is shown smaller."""
+"""Width of a picture on a page, in pixels; a page shows wider pictures reduced."""
 
 TEXT_HEIGHT = 14
-"""Pixels of text as a page shows it."""
+"""Height of text on a page, in pixels."""
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Ground and colour of text beside a picture: readable on light and on dark pages."""
+"""Colours of ground and text beside a picture, readable on light and on dark pages."""
 
-_MIDDLE = 125  # brightness of a ground, of 255, from which on dark text is read better
-_STEP = 4  # pixels between the places that are tried when none beside a box is free
+_MIDDLE = 125  # dark text is more readable on grounds brighter than this (0 to 255)
+_STEP = 4  # pixels between places that are tried if none at the box is free
 _ELLIPSIS = "..."
 
 
 def text_size(width: int) -> int:
-    """The font size, in pixels, for a picture of this width: readable where a page shows it."""
+    """Return the font size, in pixels, that is readable on a page for a picture of this width."""
     return round(TEXT_HEIGHT * max(1.0, width / PAGE_WIDTH))
 
 
 def font_of(size: int) -> Font:
-    """The font that comes with Pillow, so that pictures are the same on every machine."""
+    """Return the font that Pillow ships, so that pictures are equal on every machine."""
     return ImageFont.load_default(size)
 
 
 def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
-    """Width and height of a label, its margin included."""
+    """Return width and height of a label in pixels, including its margin."""
     return int(font.getlength(text)) + 1 + size // 2, size + size // 2
 
 
 def shortened(text: str, font: Font, size: int, width: int) -> str:
-    """The text, or as much of its beginning as a label of this width has room for."""
+    """Shorten a text, with an ellipsis, so that its label has at most this width in pixels."""
     if label_size(text, font, size)[0] <= width:
         return text
     end = len(text)
@@ -55,7 +55,7 @@ def shortened(text: str, font: Font, size: int, width: int) -> str:
 def draw_label(
     draw: ImageDraw.ImageDraw, place: Rectangle, text: str, font: Font, ground: Colour
 ) -> None:
-    """Write a text on a rectangle of one colour, dark or light so that it stands out."""
+    """Draw a filled rectangle with a text in its middle, dark or light for contrast."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=ground)
     middle = ((left + right) / 2, (top + bottom) / 2)
@@ -63,7 +63,7 @@ def draw_label(
 
 
 def ink_on(ground: Colour) -> Colour:
-    """Dark or light text: what is further from the ground's brightness."""
+    """Return the text colour, dark or light, that contrasts with this ground."""
     red, green, blue = ground
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > _MIDDLE else PAPER
 
@@ -71,7 +71,7 @@ def ink_on(ground: Colour) -> Colour:
 def draw_lead(
     draw: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, colour: Colour, width: int
 ) -> None:
-    """Draw a line from a label to its box, where it had no place at it."""
+    """Draw a line from a label to its box, unless the two touch."""
     touching = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
     if overlap(place, touching):
         return
@@ -90,17 +90,17 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """A place for a label that covers no other label: beside its box, else as near as can be.
+    """Find a place for a label that covers no other label: at its box, or as near as possible.
 
     Args:
-        size: Width and height of the label.
-        box: What it names.
-        frame: Width and height of the picture, in which the whole label lies.
+        size: Width and height of the label, in pixels.
+        box: The box that the label names.
+        frame: Width and height of the picture, in pixels; the place lies inside it.
         taken: Places of other labels.
-        below: Try the box's lower border before its upper one.
+        below: Whether to try the box's lower border before its upper one.
 
     Returns:
-        The place, or None where the picture has no room.
+        The place; None if the picture has no room.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height
@@ -115,12 +115,12 @@ def free_place(
 
 
 def overlap(one: Rectangle, other: Rectangle) -> bool:
-    """Whether two rectangles have a pixel in common."""
+    """Return whether two rectangles have a pixel in common."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Corners of a label at a box: outside at its borders, inside of its corners, beside it."""
+    """Return top left corners of places at a box: above and below it, in its corners, beside it."""
     (width, height), (left, top, right, bottom) = size, box
     above = [(left, top - height), (right - width, top - height)]
     under = [(left, bottom), (right - width, bottom)]
@@ -134,7 +134,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """The free place whose middle is nearest to the box's, of a grid over the whole picture."""
+    """Return the free place of a grid over the picture whose middle is nearest to the box's."""
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
     free = np.ones((len(tops), len(lefts)), dtype=bool)
@@ -157,7 +157,7 @@ def dashed_rectangle(
     colours: tuple[Colour, Colour],
     width: int,
 ) -> None:
-    """A border of dashes in two colours in turn, which is seen on every ground."""
+    """Draw a border of dashes in two alternating colours, which is visible on every ground."""
     left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
     length = 4 * width
     for start in range(left, right + 1, length):

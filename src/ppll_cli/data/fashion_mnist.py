@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 and 10,000 grey pictures of clothes, 28x28 pixels, 10 classes."""
+"""Fashion-MNIST: 60,000 training and 10,000 test grey images of clothes, 28x28, 10 classes."""
 
 import gzip
 import zlib
@@ -13,11 +13,11 @@ from ppll_cli.data.download import one_line, provide
 from ppll_cli.data.files import Part
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts the files."""
+"""The folder where Debian's package dataset-fashion-mnist installs the files."""
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 RAW = "FashionMNIST/raw"
-"""torchvision's place for the files, under the root."""
+"""The folder under the root where torchvision puts the files."""
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -28,15 +28,15 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # of a file: over twenty times as much as the training images have
+_MOST_BYTES = 1 << 30  # of a file's data; the training images have less than a twentieth of it
 
 
 class FashionMnist(ImageDataset):
-    """Four idx files, plain or `.gz`, in the root or where torchvision puts them.
+    """Fashion-MNIST from four idx files, plain or `.gz`, in the root or in `FashionMNIST/raw`.
 
-    With `root=None` Debian's folder is looked in as well. There are no sums to check here, since
-    everyone who packs the files anew gets another `.gz`: headers and lengths are checked, and
-    gzip has a sum of its own.
+    With `root=None` the files are also searched in Debian's folder. MD5 sums are not checked,
+    because packing the same files again gives other `.gz` files. Headers and lengths are checked,
+    and gzip checks its own sum.
     """
 
     class_count = 10
@@ -58,7 +58,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """The paths of the files in the first folder that has all of them; None: there is none."""
+        """Return paths by file name, in the first folder that has all files; None without one."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)
@@ -77,15 +77,18 @@ class FashionMnist(ImageDataset):
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Reads an idx file of bytes, plain or `.gz`.
+    """Read an idx file of unsigned bytes, plain or `.gz`.
 
-    Its header is two zero bytes, the code of the type and the number of dimensions, then each
-    dimension as a big-endian 32-bit integer.
+    Its header consists of two zero bytes, the code of the type, the number of dimensions, and the
+    size of each dimension as a big-endian 32-bit integer. Reading stops just behind the announced
+    length, so that a small `.gz` cannot fill the memory.
 
-    No more is read than the header says, so that a small `.gz` cannot fill the memory.
+    Args:
+        path: The file.
+        dimensions: Number of dimensions that the array must have.
 
     Raises:
-        ValueError: The header is another one, or the length does not fit it.
+        ValueError: The header is wrong, or the length of the data does not match it.
     """
     packed = path.suffix == ".gz"
     header, magic = 4 + 4 * dimensions, bytes([0, 0, _UNSIGNED_BYTE, dimensions])
@@ -105,7 +108,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    """The plain file where there is one: it is read faster."""
+    """Return the plain file, which is read faster, or the `.gz` file; None without either."""
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
 

@@ -1,4 +1,4 @@
-"""Scenes with several items of Fashion-MNIST on cluttered grounds: detection without a download."""
+"""Painted scenes with several items of Fashion-MNIST: object detection on a small download."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,25 +16,27 @@ from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, check_objects, read_objects
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     from ppll_cli.data.source import EvaluationForm
 
-_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of a part's first scene; it has one each
+_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of each part's first scene
 PAINTER = 1
-"""Another number whenever scenes are painted in another way: what was kept is not used then."""
+"""Version of the painting code. Increase it with each change of painted scenes, so that scenes in
+the cache folder are not used any more."""
 
-_MOST = 1_000_000  # scenes of a part
+_MOST = 1_000_000  # largest number of scenes of a part
 
 
 @dataclass(frozen=True, kw_only=True)
 class FashionScenes(DetectionDataset):
-    """Painted once, and the same everywhere; a part's scenes have items of that part alone.
+    """Scenes painted with items of Fashion-MNIST, equal on every machine.
 
-    Files are found, or downloaded, as for `ppll_cli.data.fashion_mnist`.
+    They are painted once and kept in the cache folder. Training scenes contain only training items,
+    test scenes only test items. `ppll_cli.data.fashion_mnist` finds or downloads the items' files.
 
     Attributes:
-        pictures: Training scenes.
-        test_pictures: Test scenes. The first of many are those of few.
+        pictures: Number of training scenes.
+        test_pictures: Number of test scenes. A larger number adds scenes and changes none.
         side: Height and width of a scene, in pixels.
     """
 
@@ -77,7 +79,7 @@ class FashionScenes(DetectionDataset):
             raise unwritable(folder, error) from error
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
-        """None: scenes are all of one size, and evaluation batches like training batches."""
+        """Return None: all scenes have one size, in training as in evaluation."""
         return None
 
     def _paint(self, folder: Path, part: Part, count: int) -> None:
@@ -94,13 +96,13 @@ class FashionScenes(DetectionDataset):
         np.savez(folder / "objects.npz", **Objects.of(found).arrays)
 
     def _painted(self, folder: Path, count: int) -> Scenes:
-        """The scenes in a folder.
+        """Return the painted scenes in a folder.
 
         Raises:
-            ValueError: They are not as many, or not as large, as they should be.
+            ValueError: The arrays have wrong shapes, dtypes or values.
         """
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        # NumPy leaves a damaged file open that it opened itself.
+        # np.load does not close a damaged file if it opened the file itself.
         with (folder / "objects.npz").open("rb") as file, np.load(file) as stored:
             objects = read_objects(stored)
         if pixels.dtype != np.uint8 or pixels.shape != (count, self.side, self.side, 3):

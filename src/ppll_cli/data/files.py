@@ -1,4 +1,4 @@
-"""What all data sets have, whatever is in their files: a folder, splits, and what checks them."""
+"""Settings that all data sets share, and functions that check and divide their files."""
 
 import os
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.cache import cache_folder
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     pass
 
 Part = Literal["train", "test"]
-"""What the files of a data set are divided into; `val` is a piece of `train`."""
+"""A part into which the files of a data set are divided; `val` is held out of `train`."""
 
 PARTS: tuple[Part, ...] = ("train", "test")
 _LONGEST_STEM = 50  # characters of up to 4 bytes; file systems allow 255 bytes a name
-_HOLD_OUT_SEED = 20240607  # any number, but never another: it decides which samples are `val`
+_HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """The user's cache folder for data, which `data.root=null` stands for; it may not exist yet.
+    """Return the user's cache folder for data, which `data.root=null` means. It may not exist yet.
 
     Raises:
         ConfigError: The user has no home folder.
@@ -38,17 +38,17 @@ def cache_root() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What all data sets have, whatever is in their files.
+    """The settings that all data sets share.
 
     Attributes:
-        root: Folder with the files; None is `cache_root()`.
-        download: Missing files may be downloaded into the root.
-        val_fraction: Part of the training set, in [0, 1), that is held out as `val`.
-        drop_last: The last training batch of an epoch is left out where it is shorter.
-        eval_limit: How many samples `val` and `test` have at most; None is all.
+        root: Folder with the files; None for `cache_root()`.
+        download: Whether missing files may be downloaded into the root.
+        val_fraction: Fraction of the training set, in [0, 1), that is held out as `val`.
+        drop_last: Whether a shorter last training batch of an epoch is left out.
+        eval_limit: Largest number of samples of `val` and of `test`; None for no limit.
 
     Raises:
-        ConfigError: A value cannot be.
+        ConfigError: A value is not allowed.
     """
 
     root: str | None
@@ -71,36 +71,49 @@ class Files:
 
     @property
     def folder(self) -> Path:
-        """Where the files are, or will be downloaded to."""
+        """The folder where the files are, or into which they are downloaded."""
         return cache_root() if self.root is None else Path(os.path.expanduser(self.root))
 
     @property
     def given_root(self) -> str:
-        """The root as the user would write it."""
+        """The root as the user writes it on the command line."""
         return "null" if self.root is None else self.root
 
     def fault(
         self, source: object, problem: str, remedy: str = "put the published file there"
     ) -> ConfigError:
-        """The error for a file that is not what it should be."""
+        """Return the error for a missing or wrong file.
+
+        Args:
+            source: How the message names the file.
+            problem: What is wrong with it.
+            remedy: What the user can do.
+        """
         return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 
 
 def fixed_random(seed: int) -> np.random.RandomState:
-    """A generator for what is the same in every run.
+    """Return a generator for random choices that must be the same in every run.
 
-    NumPy has frozen the stream of this old class, which it promises for none of its newer ones.
+    NumPy guarantees that the numbers of this old class never change; its newer generators have no
+    such guarantee.
     """
     return np.random.RandomState(seed)
 
 
 def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which training samples are kept, in order, and which are `val`.
+    """Choose which training samples are held out as `val`; the choice is the same in every run.
 
-    What is held out stays in drawn order: its first n are fair too.
+    Args:
+        samples: Number of training samples.
+        fraction: The fraction of them to hold out.
+
+    Returns:
+        The numbers of the samples that are kept, in order, and of those that are held out. The
+        latter are in random order, so their first n are a fair sample too.
 
     Raises:
-        ConfigError: Nothing would be left on one side.
+        ConfigError: No sample would be held out, or none would be kept.
     """
     count = round(fraction * samples)
     if not 0 < count < samples:
@@ -115,10 +128,16 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
 
 
 def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> None:
-    """Refuses a smaller value of `data.<key>`.
+    """Check that the value of `data.<key>` is at least `least`.
+
+    Args:
+        key: The key, without `data.`.
+        value: Its value.
+        least: The smallest value allowed.
+        otherwise: A remark that follows the smallest value in the error message.
 
     Raises:
-        ConfigError: It is smaller.
+        ConfigError: The value is smaller.
     """
     if not value >= least:
         raise ConfigError(
@@ -127,11 +146,11 @@ def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> Non
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """The name of a picture in samples/, which is no other one's.
+    """Return a file name for a picture in samples/ that no other picture has.
 
     Args:
-        number: Number of the picture in the test split.
-        file: Where the picture comes from, if it is from a file.
+        number: Index of the picture in the test split, from 0.
+        file: The file that the picture comes from; None if it comes from no file.
     """
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
@@ -139,6 +158,6 @@ def sample_name(number: int, file: Path | None) -> str:
 
 
 def readable(root: str) -> bool:
-    """Whether it is a folder whose files can be listed."""
+    """Return whether `root` is a folder whose files can be listed and opened."""
     folder = os.path.expanduser(root)
     return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)

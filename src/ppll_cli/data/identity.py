@@ -1,8 +1,8 @@
-"""What identifies the data that a run is trained on, wherever the files are.
+"""Identifies the data that a run is trained on, independently of the folder of the files.
 
-A data set says it by a method `identity(splits)`: for each split, the entries that are to be the
-same, in order. An entry is a file's name with its size in bytes, or a name with a digest of what
-was read.
+A data set may have a method `identity(splits)`, which returns an ordered list of entries for each
+split. An entry is the name of a file with its size in bytes, or any other name with a text, such as
+the digest of an array. Data are the same if their entries are equal.
 """
 
 import hashlib
@@ -14,31 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 Entry = tuple[str, int | str]
+"""A name with a size in bytes, or with a text such as a digest."""
 
 Identity = Mapping[str, Sequence[Entry]]
-"""The entries of each split."""
+"""The entries of each split, by the name of the split."""
 
 
 def of_files(paths: Iterable[Path]) -> list[Entry]:
-    """Files by their names, without folders, and sizes.
+    """Return an entry for each file: its name without folders, and its size in bytes.
 
     Raises:
-        OSError: There is no such file.
+        OSError: A file does not exist or cannot be reached.
     """
     return [(path.name, path.stat().st_size) for path in paths]
 
 
 def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
-    """Arrays by their names and a digest of what is in them."""
+    """Return an entry for each array: its name, and a digest of its dtype, shape and values."""
     return [(name, _digest(array)) for name, array in arrays.items()]
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """In what data differ from those of an earlier time, in a line that names an entry.
+    """Describe in one line how data differ from those with which a run was started.
 
     Args:
-        identity: What identifies the data now.
-        before: What identified them then.
+        identity: The identity of the data now.
+        before: The identity of the data when the run was started.
     """
     for split in dict.fromkeys([*before, *identity]):
         now, then = ([tuple(e) for e in each.get(split, ())] for each in (identity, before))

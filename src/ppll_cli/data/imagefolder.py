@@ -1,4 +1,4 @@
-"""Your own pictures: folders of classes, or CSV files of paths and classes."""
+"""A user's own pictures, in a folder for each class or listed in CSV files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,13 @@ PARTS = ("train", "test", "val")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(LabelledPictures):
-    """Pictures in `train` with `test`, with `val`, or with both, under the root.
+    """The user's pictures under the root.
 
-    Each is a folder of classes or, with `.csv` behind its name, a file of paths and classes. With
-    `val` alone it is the test set. Where there is none of these the root itself holds the folders
-    of classes, or one CSV file, and `val_fraction` of the pictures are the test set.
+    The root has a part `train`, and may have parts `test` and `val`. Each part is a folder with a
+    folder for each class, or a CSV file of paths and classes, such as `train.csv`. If there is no
+    `test`, `val` is the test set. If the root has only `train`, `val_fraction` of its pictures are
+    the test set. If the root has none of these parts, the root itself has a folder for each class,
+    or one CSV file, and `val_fraction` of these pictures are the test set.
     """
 
     def __post_init__(self) -> None:
@@ -48,14 +50,14 @@ class ImageFolder(LabelledPictures):
         return arranged(sources, {part: self._read(part, at) for part, at in sources.items()})
 
     def _source(self, part: str) -> Path | None:
-        """A part's CSV file, or its folder; None where there is neither."""
+        """Return a part's CSV file, or else its folder; None if there is neither."""
         file, folder = self.folder / f"{part}.csv", self.folder / part
         if file.is_file():
             return file
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """The root's CSV file, or the root itself."""
+        """Return the CSV file in the root, or the root if it has folders of classes instead."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): 1.28 million and 50,000 photographs of many sizes, 1000 classes."""
+"""ImageNet (ILSVRC 2012): 1.28 million training and 50,000 test photographs, 1000 classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +17,24 @@ from ppll_cli.data.labelled.listing import (
 from ppll_cli.errors import ConfigError
 
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
-"""Where the pictures are in the archive that Kaggle gives out."""
+"""Folder of the pictures in Kaggle's archive."""
 
 SOLUTION = "LOC_val_solution.csv"
-"""Kaggle's list of the classes of val: a picture's name, then its class and boxes."""
+"""Kaggle's list of the pictures of val: each picture's name, class and boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNet(LabelledPictures):
-    """`train` and `val` under the root, each with a folder for each class; or Kaggle's archive.
+    """ImageNet from `train` and `val` under the root, with a folder per class, or Kaggle's archive.
 
-    `val` is the test set. Training is on random pieces of the pictures, resized; evaluation on the
-    middle. Loaders decode them. Classes are WordNet's numbers; a part of them will do.
+    `val` is the test set. Training uses random pieces of the pictures, evaluation squares in their
+    middle, both resized. Loaders decode the pictures. Classes are named by WordNet's ids; a subset
+    of them is allowed.
 
     Attributes:
-        crop_scale: Least and greatest part of a picture's area that a random piece has.
-        middle_part: Evaluation is on a square in the middle: its side, where the picture's shorter
-            side is 1. 224 of 256 pixels is 0.875.
+        crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
+        middle_part: Side of the square in the middle, as a fraction of the picture's shorter side.
+            For example, 224 of 256 pixels is 0.875.
     """
 
     crop_scale: tuple[float, float]
@@ -58,7 +59,7 @@ class ImageNet(LabelledPictures):
 
     @property
     def resident(self) -> bool:
-        """Each epoch has other pieces of the pictures, so none are kept."""
+        """False: each epoch uses other pieces of the pictures, so images are not kept."""
         return False
 
     @property
@@ -85,12 +86,12 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """A picture and its class: Kaggle lists a name, and `CLASS LEFT TOP RIGHT BOTTOM ...`."""
+    """Return file and class for a line of Kaggle: a name, and `CLASS LEFT TOP RIGHT BOTTOM ...`."""
     return f"{name}.JPEG", boxes.split()[0]
 
 
 def _sorted(val: Path) -> Classes:
-    """The pictures of val, which have to be in folders of classes: the archive has them in one."""
+    """Return the pictures of val by class; refuse a folder that is not sorted into classes."""
     if val.is_dir() and not class_folders(val):
         remedy = (
             f"sort its pictures into val/CLASS, as valprep.sh does, or put Kaggle's {SOLUTION} "

@@ -1,4 +1,4 @@
-"""What we derive from a data set's files and keep in the cache folder. Damage is repaired."""
+"""Keeps what is derived from a data set's files in the cache folder, and replaces damaged files."""
 
 import json
 import logging
@@ -14,50 +14,53 @@ from ppll_cli.data.files import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_bytes
 
-_VERSION = 2  # of what is kept: another number makes everything anew
+_VERSION = 2  # of the format; change it to discard everything that was kept
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 def place(folder: str, recipe: object) -> Path:
-    """Where something is kept in the cache folder.
+    """Return the path in the cache folder of something derived.
 
     Args:
-        folder: Name of the folder for everything of this kind.
-        recipe: All that it depends on; JSON must know it.
+        folder: Name of the folder for all things of this kind.
+        recipe: Everything that determines its content, as data that JSON can represent.
     """
     written = json.dumps([_VERSION, recipe]).encode()
     return cache_root() / folder / blake2b(written, digest_size=12).hexdigest()
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
-    """The path, size and time of change of a file, which tell of new content without reading it.
+    """Return path, size in bytes and modification time in ns of a file, to detect new content.
 
     Raises:
-        OSError: There is no such file.
+        OSError: The file does not exist or cannot be reached.
     """
     status = path.stat()
     return str(path.absolute()), status.st_size, status.st_mtime_ns
 
 
 def unwritable(path: Path, error: OSError) -> ConfigError:
-    """The error for a cache folder that cannot be written to."""
+    """Return the error for a cache folder that cannot be written to."""
     problem = f"nothing can be kept in the cache folder ({error.strerror})"
     return ConfigError("data", path, problem, "set XDG_CACHE_HOME to a folder that can be written")
 
 
 def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
-    """What `read` finds in a kept folder, which is made where it is missing or damaged.
+    """Read a kept folder; make it first if it is missing or damaged.
 
     Args:
-        folder: Its path.
+        folder: The path of the folder.
         make: Fills an empty folder.
-        read: Returns what a folder holds; any exception means that the folder is damaged.
+        read: Returns the content of a folder; any exception means that the folder is damaged.
+
+    Returns:
+        What `read` returns.
 
     Raises:
         OSError: The folder cannot be written.
-        ConfigError: From `make`.
+        ConfigError: `make` raised it.
     """
     if os.path.lexists(folder):
         try:
@@ -74,12 +77,15 @@ def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path
 
 
 def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) -> T:
-    """Make something and keep it in a file; where that fails, it is made again in each process.
+    """Make something, and keep it in a file; only log a warning if the file cannot be written.
 
     Args:
-        path: Where it is kept. What is there is replaced.
-        make: Makes it.
-        write: Returns the content of the file.
+        path: The file. A file, link or folder at this path is replaced.
+        make: Makes the object.
+        write: Converts the object to the content of the file.
+
+    Returns:
+        The object that `make` returned.
     """
     made = make()
     try:
@@ -99,7 +105,15 @@ def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) ->
 
 
 def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
-    """What a kept file holds; None where it is missing or damaged."""
+    """Read a kept file.
+
+    Args:
+        path: The file.
+        read: Returns the content of the file; any exception means that the file is damaged.
+
+    Returns:
+        What `read` returns; None if the file is missing or damaged.
+    """
     if not os.path.lexists(path):
         return None
     try:
@@ -110,18 +124,18 @@ def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Put what was made in its place, unless another run was quicker."""
+    """Move a new folder to its place, unless another run has put an undamaged one there."""
     if os.path.lexists(folder):
         try:
             read(folder)
-        except Exception:  # still the damaged one
+        except Exception:  # it is still damaged
             os.replace(folder, aside)
         else:
             return
     try:
         os.replace(made, folder)
     except OSError:
-        if not folder.is_dir():  # else another run was quicker
+        if not folder.is_dir():  # otherwise another run was faster
             raise
 
 

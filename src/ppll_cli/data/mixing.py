@@ -1,8 +1,8 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): images of a batch are mixed in pairs.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
-Image i of a batch is mixed with image i - 1, and the first one with the last. Samples come in
-random order, so these are random pairs. All numbers are drawn on the CPU, once for a whole batch,
-whatever replicas or micro-batches it is divided into later.
+Image i of a batch is mixed with image i - 1, and the first one with the last. These pairs are
+random, because samples come in random order. Random numbers are drawn on the CPU, once per batch,
+before the batch is split into shares of replicas and micro-batches.
 Legend: B batch, C channels, H height, W width (pixels).
 """
 
@@ -19,14 +19,14 @@ from ppll_cli.tasks.classification import LABEL, OTHER_LABEL, SHARE
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images of a training batch are mixed.
+    """Settings of Mixup and CutMix.
 
-    With both, each batch is mixed by one of them, which is drawn with probability 1/2.
+    If both are on, each batch is mixed by one of them, chosen with probability 1/2.
 
     Attributes:
-        mixup: Of Mixup, alpha: an image's share of the mixture is drawn from Beta(alpha, alpha).
-            0 is off.
-        cutmix: Of CutMix, the same.
+        mixup: Alpha of Mixup; an image's share of the mixture is drawn from Beta(alpha, alpha). 0
+            turns Mixup off.
+        cutmix: Alpha of CutMix; the share is drawn from Beta(alpha, alpha). 0 turns CutMix off.
     """
 
     mixup: float = 0.0
@@ -38,15 +38,15 @@ class Mixing:
         return self.mixup > 0 or self.cutmix > 0
 
     def mixed(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Mixes a training batch; its images are changed in place.
+        """Mix a training batch; its images are changed in place.
 
         Args:
-            batch: Normalised images float32 [B, C, H, W] and labels int64 [B], by their names.
-            generator: A generator of the CPU.
+            batch: Normalised images float32 [B, C, H, W] and labels int64 [B], by name.
+            generator: A CPU generator.
 
         Returns:
             The mixed images, and for each of them the label with the larger share, the other
-            label, and the larger share.
+            label, and the larger share, by name.
         """
         images, labels = batch[IMAGE], batch[LABEL]
         which, u, v, down, right = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
@@ -60,28 +60,28 @@ class Mixing:
         return {**batch, **targets(labels, others, share)}
 
     def unmixed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An evaluation batch, with the names of a mixed one: its own label has the whole share."""
+        """Give an evaluation batch the names of a mixed one; each image's own label has share 1."""
         return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
-    """What a mixed batch carries beside its images, by name.
+    """Return the targets of a mixed batch by name: both labels, and the first one's share.
 
     Args:
-        labels: int64 [B].
-        others: int64 [B].
-        share: How much of each target the first label has.
+        labels: The label of each image with share `share`, int64 [B].
+        others: The other label of each image, int64 [B].
+        share: Share of the first label, in [0, 1], of all images.
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}
 
 
 def mix_up(images: Tensor, share: float) -> float:
-    """Adds to each image, weighted by its share, the one before it with the rest of the weight.
+    """Replace each image x_i by share * x_i + (1 - share) * x_(i - 1).
 
     Args:
         images: float32 [B, C, H, W], changed in place.
-        share: In [0, 1].
+        share: The share of the image itself, in [0, 1].
 
     Returns:
         The share.
@@ -92,18 +92,18 @@ def mix_up(images: Tensor, share: float) -> float:
 
 
 def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
-    """Replaces a box of each image by the same box of the image before it.
+    """Replace a box of each image by the same box of the previous image.
 
-    The box is as high and as wide as the image times sqrt(1 - share), rounded down to even numbers,
-    and cut off where it leaves the image.
+    The box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
+    pixels, and clipped at the image's border.
 
     Args:
         images: float32 [B, C, H, W], changed in place.
-        share: What the box leaves of an image if none of it is cut off, in [0, 1].
-        place: Where the box's centre is, as parts of height and width in [0, 1).
+        share: Fraction of the image that a box that is not clipped leaves, in [0, 1].
+        place: Centre of the box, as fractions of height and width in [0, 1).
 
     Returns:
-        What the box does leave of an image.
+        Fraction of the image that the clipped box leaves.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))
@@ -114,19 +114,20 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
 
 def _within(side: int, share: float, centre: float) -> slice:
-    """The pixels along one side of an image that a box covers."""
+    """Return the range of pixels along one side of an image that a box covers."""
     middle, half = int(centre * side), int(side * sqrt(1 - share)) // 2
     return slice(max(0, middle - half), min(side, middle + half))
 
 
 def symmetric_beta(alpha: float, u: float, v: float) -> float:
-    """A number of Beta(alpha, alpha), made of two uniform numbers in [0, 1).
+    """Transform two uniform numbers in [0, 1) into a number with distribution Beta(alpha, alpha).
 
-    If T is Student's with 2 alpha degrees of freedom, (1 + T / sqrt(2 alpha + T^2)) / 2 is of
-    Beta(alpha, alpha); and T is sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994,
-    Mathematics of Computation 62). So nothing is drawn in vain, and no alpha above 0 overflows.
+    If T has Student's t-distribution with 2 alpha degrees of freedom, then
+    (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and
+    T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
+    This method needs no rejection of draws, and does not overflow for any alpha above 0.
     """
-    logarithm = log1p(-u) / alpha  # of u^(1 / alpha), with 1 - u in the place of u, which may be 0
+    logarithm = log1p(-u) / alpha  # 1 - u stands for the formula's u, because u may be 0
     cosine = cos(2 * pi * v)
     squared = -expm1(logarithm) * cosine**2
     return (1 + copysign(sqrt(squared / (exp(logarithm) + squared)), cosine)) / 2

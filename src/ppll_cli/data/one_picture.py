@@ -1,4 +1,4 @@
-"""Pictures of the user's for a classifier, and what it says of them."""
+"""Prepares a picture of the user for a classifier, and describes the classifier's prediction."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,24 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import ImageSpec
 
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name for pictures with so many channels."""
+"""Pillow's mode of a picture, by its number of channels."""
 
 
 def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
-    """A picture in the size and with the channels that a model takes, uint8 [1, C, H, W].
+    """Convert a picture to the size and the channels of a model's images.
 
-    A picture of another size is resized (bilinear, antialiased) until it covers the model's image,
-    and what is beyond on two sides is cut off evenly.
+    A picture of another size is resized (bilinear, antialiased) so that it just covers the model's
+    image, and cropped to its middle.
+
+    Args:
+        picture: A picture of any size and mode.
+        image: The shape of the model's images.
+
+    Returns:
+        The image, uint8 [1, C, H, W].
 
     Raises:
-        ConfigError: Pictures do not have as many channels as the model's images.
+        ConfigError: The model's images have neither 1 nor 3 channels.
     """
     mode = MODES.get(image.channels)
     if mode is None:
@@ -36,11 +43,11 @@ def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
 
 
 def labelled(probabilities: Sequence[float], classes: Sequence[str]) -> Prediction:
-    """The surest class, and the probability of each class, the surest first.
+    """Return the most probable class, and all classes in order of falling probability.
 
     Args:
-        probabilities: Of the classes, by their labels.
-        classes: Their names.
+        probabilities: The probability of each class, in the order of labels.
+        classes: The name of each class, in the order of labels.
     """
     order = sorted(range(len(probabilities)), key=lambda label: -probabilities[label])
     sure = [

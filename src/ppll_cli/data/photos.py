@@ -1,4 +1,4 @@
-"""Folders of pictures; by default wallpapers that Debian and Ubuntu have packages of."""
+"""Folders of pictures; by default wallpapers from packages of Debian and Ubuntu."""
 
 import os
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ PACKAGES = "apt-get install lomiri-wallpapers-16.04 mate-backgrounds"
 
 @dataclass(frozen=True, kw_only=True)
 class Photos(PictureDataset):
-    """All pictures in some folders, not below them; the last three by name are for the test.
+    """The pictures in some folders, without subfolders; the last three by name are the test set.
 
-    Names are compared in lower case, as a file manager lists them.
+    Names are compared in lower case, as in a file manager.
 
     Attributes:
-        folders: With .png and .jpg files.
-        longest_side: Larger pictures are reduced so that the longer side has so many pixels: a
-            photograph is sharper so than as it was taken. None: as they are.
+        folders: Folders with .png, .jpg or .jpeg files.
+        longest_side: Larger pictures are reduced so that their longer side has this many pixels,
+            which makes photographs sharper. None keeps all sizes.
     """
 
     folders: list[str]
@@ -44,7 +44,7 @@ class Photos(PictureDataset):
     def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102
         paths: list[Path] = []
         for folder in self._folders():
-            # A link to nowhere or a named pipe is refused later, as no readable picture.
+            # Broken links and named pipes are refused later, as unreadable pictures.
             files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
             paths += [path for path in files if not path.is_dir()]
         paths.sort(key=lambda path: (path.name.lower(), str(path)))
@@ -60,7 +60,7 @@ class Photos(PictureDataset):
         return [Source(path) for path in chosen]
 
     def _folders(self) -> list[Path]:
-        """The folders; each of them can be read, and is listed once."""
+        """Return the folders, after a check that each can be read and is listed only once."""
         seen: dict[str, str] = {}
         for folder in self.folders:
             if not readable(folder):
@@ -76,5 +76,5 @@ class Photos(PictureDataset):
 
     @property
     def _given(self) -> str:
-        """The folders as the user would write them."""
+        """The folders as the user writes them on the command line."""
         return f"[{','.join(self.folders)}]"

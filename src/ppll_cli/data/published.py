@@ -1,4 +1,4 @@
-"""Data sets whose files torchvision downloads, checks against the published MD5 sums, and reads."""
+"""Data sets that torchvision downloads, checks against published MD5 sums, and reads."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 class Published(ImageDataset):
-    """A data set that torchvision has a class for."""
+    """A data set for which torchvision has a class."""
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where a person finds the files."""
+        """The URL where a person finds the files."""
 
     @abstractmethod
     def files(self, part: Part) -> Mapping[str, str]:
-        """MD5 sums of the files of a part, by their paths under the root."""
+        """Return the MD5 sums of the files of a part, by their paths under the root."""
 
     @abstractmethod
     def open(
         self, part: Part, folder: Path, *, download: bool = False
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Checks and reads the files of a part with torchvision.
+        """Check and read the files of a part with torchvision.
 
         Args:
-            part: Which part.
-            folder: torchvision's root.
-            download: Files that are missing are downloaded first.
+            part: The part.
+            folder: The root for torchvision.
+            download: Whether missing files are downloaded first.
 
         Returns:
-            Images uint8 [N, C, H, W] and labels [N].
+            Images uint8 [N, C, H, W] and labels, integers [N].
         """
 
     def prepare(self) -> None:  # noqa: D102
@@ -63,14 +63,14 @@ class Published(ImageDataset):
         return Arrays(images, labels, self._source(part))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity":
-        """The published files: no others are read."""
+        """Return the published files and their MD5 sums; no other files are read."""
         return {part: [*self.files(part).items()] for part in PARTS}
 
     def _source(self, part: Part) -> str:
         return f"{', '.join(self.files(part))} in {self.folder}"
 
     def _explained(self, part: Part, error: Exception) -> ConfigError:
-        """The error that names the file at fault: torchvision says `not found or corrupted`."""
+        """Return an error that names the bad file; torchvision's error does not name it."""
         from torchvision.datasets.utils import calculate_md5
 
         for name, published in self.files(part).items():

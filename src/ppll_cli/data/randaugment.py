@@ -1,8 +1,8 @@
-"""RandAugment (arXiv 1909.13719): a few operations drawn for each image, of one strength.
+"""RandAugment (arXiv 1909.13719): applies random operations of fixed strength to each image.
 
 The operations and their strengths are those of torchvision's RandAugment with its defaults: two
-operations of magnitude 9, of 30. All is computed with whole numbers, so every device makes the same
-images, bit for bit. Legend: B batch, C channels, H height, W width (pixels).
+operations of magnitude 9 out of 30. All arithmetic on pixels uses integers, so every device makes
+bit-identical images. Legend: B batch, C channels, H height, W width (pixels).
 """
 
 from collections.abc import Callable
@@ -14,38 +14,43 @@ from torch import Tensor
 from ppll_cli.data.staging import to_device
 
 OPERATIONS = 2
-"""How many operations are drawn for each image, one after the other."""
+"""Number of operations that are applied to each image, one after the other."""
 
 STRENGTH = 9 / 30
-"""Of the greatest magnitude."""
+"""Magnitude of the operations, as a fraction of the greatest one."""
 
 _ONE = 1 << 16
-"""Stands for 1 in numbers that have a fraction."""
+"""The number 1 in fixed-point arithmetic, which has 16 fractional bits."""
 
 SHEAR = 0.3 * STRENGTH
+"""Shift of a row or a column per pixel of its distance from the top or the left edge."""
 SHIFT = 150 / 331 * STRENGTH
-"""Of the height or the width."""
+"""Shift of an image, as a fraction of its height or width."""
 
 ANGLE = 30 / 180 * pi * STRENGTH
+"""Angle of a rotation, in radians."""
 ENHANCED = 0.9 * STRENGTH
+"""Change of brightness, colour, contrast and sharpness: their factor is 1 plus or minus this."""
 SOLARISED_FROM = round(255 * (1 - STRENGTH))
+"""Smallest pixel value that is inverted."""
 KEPT_BITS = 8 - round(4 * STRENGTH)
+"""Number of bits per pixel value that posterising keeps."""
 
 _LUMA = (19595, 38470, 7471)
-"""Weights of red, green and blue in a grey picture (ITU-R 601-2), of `_ONE`."""
+"""Weights of red, green and blue in a grey picture (ITU-R 601-2), in fixed point."""
 
 
 def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Augments each image by operations of its own.
+    """Augment each image by its own random operations.
 
     Args:
         images: uint8 [B, C, H, W].
-        generator: A generator of the CPU.
+        generator: A CPU generator.
 
     Returns:
-        uint8 [B, C, H, W].
+        The augmented images, uint8 [B, C, H, W].
     """
-    count = len(GEOMETRY) + len(COLOURS) + 1  # one leaves an image as it is
+    count = len(GEOMETRY) + len(COLOURS) + 1  # the last one leaves an image unchanged
     for _ in range(OPERATIONS):
         drawn = torch.randint(count, (len(images),), generator=generator)
         signs = 2 * torch.randint(2, (len(images),), generator=generator) - 1
@@ -54,7 +59,13 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
-    """Args: the operation's number, int64 [B], and its direction, 1 or -1, both on the CPU."""
+    """Apply one operation to each image.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        drawn: Number of each image's operation, int64 [B] on the CPU.
+        signs: Direction of each image's operation, 1 or -1, int64 [B] on the CPU.
+    """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
     if len(numbers):
@@ -75,14 +86,16 @@ def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
     return changed
 
 
-# Where the pixel at row y and column x comes from: (a, b, c, d, e, f) for column a x + b y + c and
-# row d x + e y + f, in fractions of `_ONE`. Centres of pixels are at halves.
-
 Map = tuple[int, int, int, int, int, int]
+"""The numbers (a, b, c, d, e, f) of an affine map, in fixed point.
+
+The pixel at column x and row y comes from column a x + b y + c and row d x + e y + f. The centre of
+the first pixel is at (1/2, 1/2).
+"""
 
 
 def _map(a: float, b: float, d: float, e: float, centre: tuple[float, float]) -> Map:
-    """A linear map about a point, given as (column, row)."""
+    """Return the map with these coefficients that leaves the point (column, row) in its place."""
     x, y = centre
     c, f = x - a * x - b * y, y - d * x - e * y
     numbers = [round(_ONE * each) for each in (a, b, c, d, e, f)]
@@ -117,15 +130,18 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
     _shift_y,
     _rotate,
 )
-"""Given a direction, a height and a width: where pixels come from."""
+"""Geometric operations: functions of the direction, the height and the width."""
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
-    """Images whose pixels come from elsewhere, the nearest ones; black from outside.
+    """Transform images by affine maps: nearest neighbour, black for pixels from outside.
 
     Args:
         images: uint8 [B, C, H, W].
-        maps: int64 [B, 6], each a `Map`.
+        maps: The `Map` of each image, int64 [B, 6].
+
+    Returns:
+        The transformed images, uint8 [B, C, H, W].
     """
     _, channels, height, width = images.shape
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
@@ -140,17 +156,17 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
     return moved.masked_fill(outside[:, None], 0)
 
 
-# What changes colours takes pixels int32 [B, C, H, W] and factors int32 [B, 1, 1, 1], of `_ONE`. It
-# returns pixels that may lie outside of 0 to 255.
+# Operations on colours take pixels int32 [B, C, H, W] and factors int32 [B, 1, 1, 1], which are in
+# fixed point. They return pixels that may lie outside of 0 to 255.
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Away from another image, or towards it where the factor is below one."""
+    """Blend with another image: towards it for factors below 1, away from it for larger ones."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """[B, 1, H, W]."""
+    """Convert images to grey, int32 [B, 1, H, W]."""
     if pixels.shape[1] != len(_LUMA):
         total = pixels.sum(1, keepdim=True, dtype=torch.int32)
         return torch.div(total, pixels.shape[1], rounding_mode="floor")
@@ -159,17 +175,17 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def brightness(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Towards black, or away from it."""
+    """Blend images with black."""
     return _blended(pixels, torch.zeros_like(pixels), factors)
 
 
 def colour(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Towards grey, or away from it."""
+    """Blend images with their grey versions."""
     return _blended(pixels, _grey(pixels), factors)
 
 
 def contrast(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Towards the mean grey, or away from it."""
+    """Blend images with their mean grey."""
     total = _grey(pixels).sum((1, 2, 3), keepdim=True)
     size = pixels.shape[2] * pixels.shape[3]
     mean = torch.div(2 * total + size, 2 * size, rounding_mode="floor").int()
@@ -177,7 +193,7 @@ def contrast(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def sharpness(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Towards a smoothed image, or away from it; the border stays."""
+    """Blend images with smoothed versions; pixels at the border stay unchanged."""
     if min(pixels.shape[2:]) < 3:
         return pixels
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
@@ -188,28 +204,28 @@ def sharpness(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def posterise(pixels: Tensor, _: Tensor) -> Tensor:
-    """Fewer bits a channel."""
+    """Keep only the upper bits of each pixel value."""
     return pixels & (256 - (1 << (8 - KEPT_BITS)))
 
 
 def solarise(pixels: Tensor, _: Tensor) -> Tensor:
-    """Bright pixels are inverted."""
+    """Invert bright pixel values."""
     return torch.where(pixels >= SOLARISED_FROM, 255 - pixels, pixels)
 
 
 def auto_contrast(pixels: Tensor, _: Tensor) -> Tensor:
-    """Each channel from 0 to 255."""
+    """Stretch the values of each channel to the range from 0 to 255."""
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     spread = torch.div(255 * (pixels - low), (high - low).clamp(min=1), rounding_mode="floor")
     return torch.where(high > low, spread, pixels)
 
 
 def equalise(pixels: Tensor, _: Tensor) -> Tensor:
-    """Each channel with about as many pixels of every value, as PIL's `ImageOps.equalize`."""
+    """Equalise the histogram of each channel, as PIL's `ImageOps.equalize` does."""
     flat = pixels.flatten(2)
     values = torch.arange(256, dtype=flat.dtype, device=flat.device).expand(*flat.shape[:2], 256)
     in_order = flat.sort(dim=2).values.contiguous()
-    below = torch.searchsorted(in_order, values.contiguous())  # how many pixels are less
+    below = torch.searchsorted(in_order, values.contiguous())  # number of smaller pixels
     largest = (flat == flat.amax(2, keepdim=True)).sum(2, keepdim=True)
     step = torch.div(flat.shape[2] - largest, 255, rounding_mode="floor")
     divisor = step.clamp(min=1)
@@ -229,3 +245,4 @@ COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     auto_contrast,
     equalise,
 )
+"""Operations on colours: functions of pixels and factors."""

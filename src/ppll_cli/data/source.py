@@ -1,10 +1,10 @@
-"""What every data set is for a run, whatever its samples are."""
+"""The interface between data sets of every kind and the runner."""
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     import torch
     from PIL import Image
     from torch import Tensor
@@ -19,18 +19,18 @@ PREPROCESSING = (
     *("short_side", "long_side", "anchor"),
     *("scale", "overlap"),
 )
-"""Keys of data sets that say how pictures are made ready for a model, or what it makes of them.
+"""Keys of data sets that define how pictures are prepared for a model and how it is applied.
 
-They belong to a trained model: it is evaluated with its own, on other data too.
+They belong to a trained model: its own values are also used when it is evaluated on other data.
 """
 
 
 class Prediction(NamedTuple):
-    """What a model makes of one picture.
+    """The prediction of a model for one picture.
 
     Attributes:
-        result: The same as plain data, for a JSON file.
-        picture: What is shown of it; None where the result says it all.
+        result: The prediction as plain data, for a JSON file.
+        picture: A drawing of the prediction; None if `result` is enough.
     """
 
     result: dict[str, Any]
@@ -39,12 +39,12 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationForm:
-    """What evaluation batches are like where they are not like training batches.
+    """The largest shapes of evaluation batches, if they differ from those of training batches.
 
     Attributes:
-        image: The largest images.
-        targets: The largest targets, by the names that the task gives them.
-        samples: How many samples a batch has at most.
+        image: Shape of the largest images.
+        targets: Shapes of the largest targets, by the task's names of targets.
+        samples: Largest number of samples of a batch.
     """
 
     image: "ImageSpec"
@@ -53,52 +53,63 @@ class EvaluationForm:
 
 
 class BatchMaker(Protocol):
-    """Makes the batches of a run, by the names of a batch's tensors."""
+    """Makes the batches of a run. A batch is a dictionary of named tensors."""
 
     @property
     def steps_per_epoch(self) -> int: ...  # noqa: D102
 
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
-        """One training batch, which depends on the run's seed and these two numbers alone.
+        """Make a training batch. It depends only on the run's seed, the epoch and the batch.
 
-        It is called in a thread, on CUDA with that thread's own stream. Copy to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait.
+        This is called in a thread of its own, which has its own stream on CUDA. Copy tensors to the
+        device with `ppll_cli.data.staging.to_device`, which does not wait for the device.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Index of the batch within the epoch, from 0.
         """
         ...
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
-        """Batch number `batch` of at most `size` samples, in order and as they are."""
+        """Make an evaluation batch of samples in their order, without augmentation.
+
+        Args:
+            split: Name of the split of the data set.
+            batch: Index of the batch within the split, from 0.
+            size: Samples per batch; the last batch may have fewer.
+        """
         ...
 
 
 class Dataset(Protocol):
-    """What the runner asks of a data set; its class's constructor takes the keys of its YAML file.
+    """What the runner needs of a data set. The constructor takes the keys of its YAML file.
 
-    `ppll_cli.data.dataset.ImageDataset` has it all for labelled images of one size. What
-    `load` returns is the data set's own affair, but for the number of samples of each split:
-    `train`, `test`, and `val` where something is held out.
+    `ppll_cli.data.dataset.ImageDataset` implements all of it for labelled images of one size.
+    `load` returns a mapping with the splits `train`, `test`, and `val` if samples are held out. The
+    runner reads only the length of each split, its number of samples.
 
-    It may also have a method `draw_samples(predict, folder)`, which is called at the end of a run
-    and writes pictures of what the model makes of the test set into a folder that is not there yet.
-    `predict` takes images and returns the model's prediction.
+    A data set may also have these members:
 
-    It may have `mixed`, the keys by which its training images are mixed in pairs, with their values
-    (see `ppll_cli.data.mixing`): the targets of its batches are then those of a mixed
-    `ppll_cli.tasks.classification.Classification`.
+    - `draw_samples(predict, folder)`: called at the end of a run; creates `folder` and writes
+      pictures there that show the model's predictions for the test set. `predict` takes images and
+      returns the model's prediction.
+    - `mixed`: the keys that turn on the mixing of training images in pairs, with their values (see
+      `ppll_cli.data.mixing`). If it is not empty, batches have the targets of a mixed
+      `ppll_cli.tasks.classification.Classification`.
+    - `identity(splits)`: what identifies the data wherever the files are (see
+      `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without this
+      method the data are not compared.
 
-    And it may have a method `identity(splits)`, which says what identifies its data wherever the
-    files are (see `ppll_cli.data.identity`): a run is then not resumed on others. Without it
-    nothing is compared.
+    The evaluation of a finished run uses these members if the data set has them:
 
-    What evaluating a finished run can use, where the data set has it:
-
-    - `class_names`: names of the classes, by their labels.
-    - `file_names(split)`: names of the files of a split's pictures, in order.
-    - `inputs(picture, image, device)`: what a batch of one picture of the user's holds beside
-      targets, by the names of a batch's tensors, given a PIL picture and the model's `ImageSpec`.
-    - `predicted(predict, picture, inputs)`: the `Prediction` for it, given what `inputs` returned.
-    - `evaluated(splits, name)`: the splits, with the named one ready for evaluation where `load`
-      has it only as it is trained on.
+    - `class_names`: names of the classes, in the order of their labels.
+    - `file_names(split)`: names of the picture files of a split, in order.
+    - `inputs(picture, image, device)`: all tensors but the targets of a batch that consists of one
+      picture of the user, by name. It gets a PIL picture and the model's `ImageSpec`.
+    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. It gets what
+      `inputs` returned.
+    - `evaluated(splits, name)`: the splits with the named one ready for evaluation. Needed if
+      `load` returns that split only in its form for training.
     """
 
     @property
@@ -108,23 +119,30 @@ class Dataset(Protocol):
     def task(self) -> "Task": ...  # noqa: D102
 
     def prepare(self) -> None:
-        """Makes sure that the files exist; in the parent process, before any worker starts."""
+        """Make sure that the files exist. The parent process calls this before workers start."""
         ...
 
     def load(self) -> Mapping[str, Sized]:
-        """Reads and checks the data."""
+        """Read and check the data, and return its splits by name."""
         ...
 
     def image_spec(self, splits: Any) -> "ImageSpec":
-        """What the images of training batches are like, given what `load` returned."""
+        """Return the shape of training images, given what `load` returned."""
         ...
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
-        """What evaluation batches are like; None: like training batches."""
+        """Return the form of evaluation batches; None if it is that of training batches."""
         ...
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> BatchMaker:
-        """What makes the batches of a run from what `load` returned."""
+        """Return an object that makes the batches of a run.
+
+        Args:
+            splits: What `load` returned.
+            batch_size: Samples per training batch.
+            seed: The run's seed.
+            device: The device on which batches are made.
+        """
         ...

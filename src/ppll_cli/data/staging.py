@@ -1,7 +1,7 @@
-"""How a batch gets from host memory to its device while the host goes on.
+"""Copies batches from host memory to their device without blocking the host.
 
-On CUDA a copy out of ordinary memory waits until the device has done all that was queued before it,
-and so a worker that made such a copy in each batch would never be ahead of its device.
+On CUDA a copy from pageable memory blocks the host until the device has finished all work queued
+before the copy. A worker that made such a copy for each batch could never queue work ahead.
 """
 
 import torch
@@ -11,20 +11,20 @@ CPU = torch.device("cpu")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, without waiting for that device.
+    """Copy a tensor to a device without waiting for that device.
 
-    On CUDA it is copied to pinned memory first, which the device reads by itself. Nothing has to be
-    kept or awaited: torch keeps a list of its pinned memory, records an event behind a non-blocking
-    copy when that memory is let go, and hands the memory out again only after the event. In the
-    steady state no memory is allocated and none is freed.
+    On CUDA the tensor is first copied to pinned memory, which the device reads by itself. The
+    caller need not keep or wait for anything: when the pinned memory is freed, torch's caching
+    allocator records an event behind the non-blocking copy, and reuses the memory only after the
+    event. In the steady state no memory is allocated or freed.
 
     Args:
-        tensor: In host memory. If it is pinned already it is not copied again, and must not be
-            changed afterwards.
-        device: Where the tensor is wanted. On its own device it is returned as it is.
+        tensor: A tensor, usually in host memory. Pinned memory is not copied to other pinned memory
+            first, so a pinned tensor must not be changed afterwards.
+        device: The target device. A tensor that is on it already is returned as it is.
 
     Returns:
-        The tensor there, in order with all that is queued on the calling thread's current stream.
+        The tensor on the device. The copy is queued on the calling thread's current stream.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -32,15 +32,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class SideStream:
-    """A stream of its own for a thread that makes tensors for another thread.
+    """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    Copies and kernels of the one thread then run beside those of the other, and only their results
-    are waited for, by the other thread's stream and not by its host. On CPU there are no streams:
-    what a thread returns has been computed.
+    The work of the two threads then overlaps on the device. Only the consumer's stream waits for
+    finished tensors, not its host thread. On CPU there are no streams, and all methods do nothing.
 
     Args:
-        device: Where the tensors are made. The stream begins behind what is queued there by now,
-            such as a data set that is still on its way.
+        device: The device on which tensors are made. The new stream first waits for the work that
+            is already queued on the current stream, such as the copy of a data set.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,13 +50,13 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
-        """Have the calling thread queue all its work there; device and stream are per thread."""
+        """Make the side stream current for the calling thread; device and stream are per thread."""
         if self._stream is not None:
             torch.cuda.set_device(self._device)
             torch.cuda.set_stream(self._stream)
 
     def mark(self) -> torch.cuda.Event | None:
-        """An event behind what is queued there by now."""
+        """Return an event behind all work queued on the side stream so far; None on CPU."""
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -65,17 +64,19 @@ class SideStream:
         return event
 
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
-        """Let the calling thread's stream use tensors that were made there.
+        """Let the calling thread's current stream use tensors that were made on the side stream.
+
+        The allocator would let the side stream reuse their memory as soon as they are freed. So
+        this method records that the current stream uses them too.
 
         Args:
-            tensors: By name. Their memory belongs to the side stream, which would use it again as
-                soon as they are freed here; so the allocator is told that this stream reads them.
-            made: The event behind the work that makes them.
+            tensors: The tensors by name.
+            made: The event behind the work that makes them; None on CPU.
         """
         if made is None:
             return
         current = torch.cuda.current_stream(self._device)
         current.wait_event(made)
         for tensor in tensors.values():
-            if tensor.is_cuda:  # a user's own data set may leave some on the host
+            if tensor.is_cuda:  # the data set of a user may leave some on the host
                 tensor.record_stream(current)

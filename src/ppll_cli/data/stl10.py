@@ -1,4 +1,4 @@
-"""STL-10: 5,000 and 8,000 labelled colour photographs of 96x96 pixels, 10 classes."""
+"""STL-10: 5,000 training and 8,000 test colour photographs, 96x96 pixels, 10 classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from ppll_cli.data.published import Published
 
 
 class Stl10(Published):
-    """The binary files in `stl10_binary` under the root; the unlabelled images are not used."""
+    """STL-10 from the binary files in `stl10_binary` under the root, without unlabelled images."""
 
     class_count = 10
     class_names = (
@@ -37,7 +37,7 @@ class Stl10(Published):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         from torchvision.datasets import STL10
 
-        # torchvision checks the sums of all files, 2.8 GB of unlabelled images included.
+        # torchvision would check the sums of all files, even of 2.8 GB of unlabelled images.
         lists: dict[str, Any] = {"train_list": [], "test_list": []}
         lists[f"{part}_list"] = STL10.train_list[:2] if part == "train" else STL10.test_list
         data = type("STL10", (STL10,), lists)(folder, part, download=download)

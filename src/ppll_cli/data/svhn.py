@@ -1,4 +1,4 @@
-"""SVHN: 73,257 and 26,032 cropped house numbers, colour, 32x32 pixels, 10 digits."""
+"""SVHN: 73,257 training and 26,032 test colour images of house digits, 32x32, 10 classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from ppll_cli.data.published import Published
 
 
 class Svhn(Published):
-    """`train_32x32.mat` and `test_32x32.mat` in the root; the `extra` images are not used."""
+    """SVHN from `train_32x32.mat` and `test_32x32.mat` in the root, without the `extra` images."""
 
     class_count = 10
     channel_count = 3

@@ -1,4 +1,4 @@
-"""Synthetic images of any size, to measure speed and to try things out."""
+"""Synthetic images of any size, for speed measurements and experiments."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from ppll_cli.data.files import Part, check_at_least, fixed_random
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ImageDataset):
-    """Random bytes with random labels, the same in every run. There is nothing in them to learn.
+    """Random bytes with random labels, equal in every run. They contain nothing to learn.
 
     Attributes:
-        size: Height and width, in pixels.
-        channels: Channels of an image.
-        classes: Classes; two at least.
-        train_samples: Size of the training set.
-        test_samples: Size of the test set.
+        size: Height and width of an image, in pixels.
+        channels: Number of channels of an image.
+        classes: Number of classes, at least 2.
+        train_samples: Number of training samples.
+        test_samples: Number of test samples.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""Tiny ImageNet: 100,000 and 10,000 colour photographs of 64x64 pixels, 200 classes."""
+"""Tiny ImageNet: 100,000 training and 10,000 test photographs, 64x64 pixels, 200 classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(LabelledPictures):
-    """The published archive, unpacked into the root, or with the root as its folder.
+    """Tiny ImageNet from its archive, unpacked in the root; the root may also be its folder.
 
-    What it calls `val` is the test set; the labels of its `test` were never published. Classes
-    are WordNet's numbers.
+    The archive's `val` is the test set, because the labels of its `test` were never published.
+    Classes are named by WordNet's ids.
     """
 
     def prepare(self) -> None:  # noqa: D102
@@ -30,7 +30,7 @@ class TinyImageNet(LabelledPictures):
     def find(self) -> Found:  # noqa: D102
         base = self.folder if (self.folder / NAMES).is_file() else self.folder / FOLDER
         train, val = base / "train", base / "val"
-        listed = val / ANNOTATIONS  # where nobody has sorted the pictures into classes
+        listed = val / ANNOTATIONS  # missing if somebody has sorted the pictures into folders
         evaluated = from_csv(listed, val / "images") if listed.is_file() else from_folders(val)
         return arranged(
             {"train": train, "test": val}, {"train": from_folders(train), "test": evaluated}

@@ -16,14 +16,14 @@ from ppll_cli.errors import ConfigError
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
 
 Lists = Sequence[tuple[str, str]]
-"""Years and the lists of pictures that are read of them, in ImageSets/Main."""
+"""Pairs of a year and the name of a list of pictures in ImageSets/Main."""
 
 YEARS: Mapping[str, Mapping[Part, Lists]] = {
     "07": {"train": [("2007", "trainval")], "test": [("2007", "test")]},
     "12": {"train": [("2012", "train")], "test": [("2012", "val")]},
     "07+12": {"train": [("2007", "trainval"), ("2012", "trainval")], "test": [("2007", "test")]},
 }
-"""What data.years stands for. The test of 2012 was never published with boxes."""
+"""The lists of each part, by the value of data.years. No boxes were published for test of 2012."""
 
 _MEND = "mend or replace the annotation"
 
@@ -36,13 +36,15 @@ CLASSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Voc(DetectionDataset):
-    """VOCdevkit/VOC2007 and VOC2012 in the root: Annotations, JPEGImages and ImageSets/Main.
+    """Pascal VOC from VOCdevkit/VOC2007 and VOCdevkit/VOC2012 in the root.
 
-    Objects that are marked as difficult are ignored.
+    Each of these folders contains Annotations, JPEGImages and ImageSets/Main. Objects that are
+    marked as difficult are ignored.
 
     Attributes:
-        years: `07`: trained on trainval of 2007, `07+12`: and on that of 2012, both tested on test
-            of 2007; `12`, which may be a number: trained on train of 2012 and tested on its val.
+        years: Which lists are used. `07` trains on trainval of 2007 and tests on test of 2007;
+            `07+12` also trains on trainval of 2012; `12` trains on train of 2012 and tests on val
+            of 2012. A number n means its two digits, because YAML reads 07 as 7.
     """
 
     years: str | int
@@ -56,7 +58,7 @@ class Voc(DetectionDataset):
 
     @property
     def _years(self) -> str:
-        """As in `YEARS`; a YAML file's 07 is the number 7."""
+        """The key in `YEARS`; YAML reads 07 as the number 7."""
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property
@@ -99,7 +101,7 @@ class Voc(DetectionDataset):
         return f"unpack the archives of {URL} there"
 
     def _pictures(self, year: str, name: str) -> list[str]:
-        """The names on a list; each picture is there."""
+        """Return the names on a list, after a check that their picture files exist."""
         path = self.folder / _list(year, name)
         try:
             pictures = path.read_text().split()
@@ -128,13 +130,15 @@ class Voc(DetectionDataset):
 
 
 def parse(path: Path) -> Found:
-    """The objects of an annotation; its pixels are counted from 1, and the last one is inside.
+    """Read the objects of an annotation, and convert their boxes to pixels from 0.
+
+    VOC counts pixels from 1, and its boxes include their last pixel.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It lacks something, has a number that cannot be, or names an unknown class.
-        LookupError: Its encoding is unknown.
-        xml.etree.ElementTree.ParseError: It is not XML.
+        ValueError: A value is missing or not allowed, or a class is unknown.
+        LookupError: The encoding of the file is unknown.
+        xml.etree.ElementTree.ParseError: The file is not XML.
     """
     tree = ElementTree.parse(path).getroot()
     height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
@@ -169,16 +173,16 @@ def _number(element: ElementTree.Element, path: str) -> float:
     if text is None:
         raise ValueError(f"it has no {path}")
     value = float(text)
-    if not abs(value) <= MOST_PIXELS:  # NaN too
+    if not abs(value) <= MOST_PIXELS:  # NaN is refused too
         raise ValueError(f"{path} is {text.strip()}")
     return value
 
 
 def _devkit(year: str) -> str:
-    """The folder of a year, below the root."""
+    """Return the folder of a year, relative to the root."""
     return f"VOCdevkit/VOC{year}"
 
 
 def _list(year: str, name: str) -> str:
-    """The file with the names of pictures, below the root."""
+    """Return the file with a list of pictures, relative to the root."""
     return f"{_devkit(year)}/ImageSets/Main/{name}.txt"

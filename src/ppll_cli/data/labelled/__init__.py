@@ -1,1 +1,1 @@
-"""Pictures of any sizes that have a class, and how they become images of one size."""
+"""Data sets of labelled pictures of any size, which are converted to images of one size."""

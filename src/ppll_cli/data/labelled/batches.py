@@ -1,4 +1,4 @@
-"""Batches of pictures that loaders decode while the batches before are trained.
+"""Makes batches of pictures that loaders decode during training on earlier batches.
 
 Legend: B batch, C channels, H height, W width (pixels of the images).
 """
@@ -22,16 +22,16 @@ from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.staging import to_device
 
 AHEAD = 2
-"""How many batches are decoded while the one before them is waited for."""
+"""Number of batches that loaders decode ahead of the current one."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 class Underway(Generic[Key]):
-    """Batches that loaders work on; used by one thread.
+    """The batches that loaders are decoding. Only one thread may use this object.
 
     Args:
-        begin: Starts decoding a batch.
+        begin: Starts to decode a batch, given its key.
     """
 
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
@@ -39,7 +39,13 @@ class Underway(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """The images of the first of these batches; loaders go on with the others."""
+        """Provide the images of the first of these batches, uint8 [B, 3, H, W].
+
+        Loaders begin with the others, or continue with them. Batches with other keys are dropped.
+
+        Args:
+            keys: The current batch, and those that are decoded ahead.
+        """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
         for key in keys:
@@ -55,14 +61,15 @@ class Underway(Generic[Key]):
 class LoadedBatches(ImageBatches):
     """Makes batches of pictures that are decoded when they are needed.
 
-    Training batches are made by one thread, and evaluation batches by one, which may be another.
+    Only one thread may make training batches, and only one may make evaluation batches.
 
     Args:
-        splits: The pictures.
-        middle: Side of the square in the middle that evaluation is on, where a picture's shorter
-            side is 1. Training is on it too if `scale` is None.
-        scale: Training is on a random piece of a picture: least and greatest part of its area.
-        loaders: What decodes them.
+        splits: The pictures of each split.
+        middle: Side of the square in the middle that evaluation uses, as a fraction of the
+            picture's shorter side. Training uses it too if `scale` is None.
+        scale: Smallest and largest area of the random pieces that training uses, as fractions of
+            the picture's area.
+        loaders: The processes that decode the pictures.
         form: How batches are made of images.
     """
 
@@ -81,7 +88,7 @@ class LoadedBatches(ImageBatches):
         self._order = EpochOrder(len(splits["train"]), form.seed)
         self._training = Underway(self._begin_training)
         self._evaluating = Underway(self._begin_evaluation)
-        self._evaluated = ("", 0)  # split and first sample of the latest evaluation batch
+        self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
 
     @contextmanager
     def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102
@@ -95,7 +102,7 @@ class LoadedBatches(ImageBatches):
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, self.samples[split]
         before, self._evaluated = self._evaluated, (split, first)
-        # Replicas take batches in turn: the next one is as far away as the one before.
+        # Replicas take batches in turn, so the next batch is as far away as the previous one was.
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]

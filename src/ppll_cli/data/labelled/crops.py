@@ -1,4 +1,7 @@
-"""Which piece of a picture becomes the image. Imports no torch: loaders are to start quickly."""
+"""Chooses which piece of a picture becomes the image.
+
+This module does not import torch, so that loaders start quickly.
+"""
 
 from collections.abc import Sequence
 from math import exp, log, sqrt
@@ -6,22 +9,22 @@ from math import exp, log, sqrt
 from ppll_cli.data.pictures.files import Box
 
 TRIES = 10
-"""How many random pieces are tried at most before the middle is taken."""
+"""Largest number of random pieces that are tried before the middle is used."""
 
 RATIOS = (3 / 4, 4 / 3)
-"""Least and greatest width of a random piece, divided by its height."""
+"""Smallest and largest ratio of a random piece's width to its height."""
 
 Draw = tuple[float, float, float, float]
-"""Numbers in [0, 1) that decide on a random piece: its area, its ratio, its left and top edge."""
+"""Random numbers in [0, 1) for the area, the ratio, and the left and top edge of a piece."""
 
 
 def middle(width: int, height: int, part: float) -> Box:
-    """A square in the middle of a picture.
+    """Return a square in the middle of a picture.
 
     Args:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        part: Side of the square, where the picture's shorter side is 1.
+        width: Width of the picture, in pixels.
+        height: Height of the picture, in pixels.
+        part: Side of the square, as a fraction of the picture's shorter side.
     """
     side = part * min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -29,16 +32,17 @@ def middle(width: int, height: int, part: float) -> Box:
 
 
 def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
-    """A piece of random area, ratio and place, as Inception was trained on (arXiv 1409.4842).
+    """Return a piece of random area, ratio and place, as in the training of Inception.
 
-    It is what torchvision's RandomResizedCrop takes, but for rounding to whole pixels.
+    See arXiv 1409.4842. torchvision's RandomResizedCrop chooses pieces in the same way, but rounds
+    to whole pixels.
 
     Args:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        scale: Least and greatest part of the picture's area.
-        draws: Numbers for each try. If no try lies within the picture, the piece is the largest
-            one in the middle that has an allowed ratio.
+        width: Width of the picture, in pixels.
+        height: Height of the picture, in pixels.
+        scale: Smallest and largest area of the piece, as fractions of the picture's area.
+        draws: Random numbers for each try. If no try fits into the picture, the piece is the
+            largest one in the middle with an allowed ratio.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:

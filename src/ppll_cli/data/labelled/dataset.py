@@ -1,4 +1,4 @@
-"""What a data set of pictures with classes is: where its files are, and how they become images."""
+"""The base class of data sets of labelled pictures of any size."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.leaves.machine import memory_bytes
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     import torch
     from PIL import Image
     from torch import Tensor
@@ -32,32 +32,34 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
-"""Seconds in which as many pictures as possible are decoded at the start, where all cannot be."""
+"""Time in seconds for test decoding at the start, if images are not kept."""
 
 MOST_CHECKED = 50_000
-"""No more pictures can be decoded in that time."""
+"""Number of pictures chosen for test decoding, more than can be decoded in that time."""
 
 MOST_BYTES = 4 << 30
-"""Images are kept in memory up to this size, and up to a quarter of the memory."""
+"""Largest size in bytes of images that are kept; a quarter of the memory is a limit too."""
 
 MOST_LOADERS = 16
+"""Largest number of loaders, unless the user gives their number."""
 
 _CHECK_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPictures(Classified):
-    """Pictures of any sizes with classes. A subclass says where they are.
+    """A data set of labelled pictures of any size. A subclass finds them.
 
-    Images are squares out of the middle of the upright picture, resized with a filter that is
-    antialiased. They are made once and mapped into memory or, where they are too many for that,
-    decoded by loaders, which are processes of their own; the images are the same either way.
+    An image is a square from the middle of the upright picture, resized with an antialiased filter.
+    Images are made once, kept in the cache folder and mapped into memory. If they are too large for
+    that, loaders, which are separate processes, decode pictures during training. Both ways give
+    equal images.
 
     Attributes:
         size: Height and width of the images, in pixels.
-        loaders: How many processes decode pictures while others are trained on; 0: none, images are
-            made once and kept; None: as many as there are cores to spare, if the images of all
-            pictures do not fit in memory.
+        loaders: Number of processes that decode pictures during training. 0 means none: images are
+            made once and kept. None means one for each core but one, at most `MOST_LOADERS`, if the
+            images do not fit in memory, and none otherwise.
     """
 
     size: int
@@ -65,20 +67,23 @@ class LabelledPictures(Classified):
 
     @abstractmethod
     def find(self) -> Found:
-        """Lists the pictures and their classes, without opening a picture.
+        """List the pictures and their classes without opening a picture.
 
         Raises:
-            ListingError: Files are missing, or contradict one another.
+            ListingError: Files are missing, or contradict each other.
         """
 
     @property
     def middle(self) -> float:
-        """Side of the square in the middle of a picture, whose shorter side is 1."""
+        """Side of the square in the middle, as a fraction of the picture's shorter side."""
         return 1.0
 
     @property
     def scale(self) -> tuple[float, float] | None:
-        """Least and greatest part of a picture's area that is trained on; None: the middle is."""
+        """Smallest and largest area of random training pieces, as fractions of a picture's area.
+
+        None if training uses the square in the middle instead of random pieces.
+        """
         return None
 
     @property
@@ -91,7 +96,7 @@ class LabelledPictures(Classified):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, by their labels."""
+        """Names of the classes, in the order of their labels."""
         return self._found.classes
 
     def __post_init__(self) -> None:
@@ -104,7 +109,16 @@ class LabelledPictures(Classified):
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """A picture of the user's, cut and resized as evaluation pictures are, and normalised."""
+        """Prepare a picture of the user: cut and resize it as for evaluation, and normalise it.
+
+        Args:
+            picture: A picture of any size and mode.
+            image: The shape of the model's images.
+            device: The device of the result.
+
+        Returns:
+            The image by name, float32 [1, 3, H, W].
+        """
         from PIL import Image
 
         box, size = middle(*picture.size, self.middle), (image.width, image.height)
@@ -112,10 +126,10 @@ class LabelledPictures(Classified):
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Makes the images, or decodes some pictures, so that what cannot be read is found.
+        """Make the images, or decode some pictures, to find files that cannot be read.
 
         Raises:
-            ConfigError: Files are missing, or are not what they should be.
+            ConfigError: Files are missing or wrong.
         """
         self._check_apart()
         if self.resident:
@@ -124,7 +138,7 @@ class LabelledPictures(Classified):
             self._check_some()
 
     def load(self) -> "Mapping[str, Split | Listing]":
-        """The images of each split, or which pictures it has where loaders decode them."""
+        """Return the images of each split, or the list of its pictures if loaders decode them."""
         return self._images if self.resident else self._splits
 
     @cached_property
@@ -142,7 +156,7 @@ class LabelledPictures(Classified):
 
     @property
     def resident(self) -> bool:
-        """Whether images are made once and kept in memory, on the device of the first stage."""
+        """Whether images are made once and kept in memory on the device of the first stage."""
         if self.loaders is not None:
             return self.loaders == 0
         needed = 3 * self.size**2 * sum(map(len, self._splits.values()))
@@ -150,13 +164,13 @@ class LabelledPictures(Classified):
         return needed <= (MOST_BYTES if memory is None else min(MOST_BYTES, memory // 4))
 
     def image_spec(self, splits: Any) -> "ImageSpec":
-        """What images are like."""
+        """Return channels, height, width, mean and standard deviation of the images."""
         from ppll_cli.models.unit import ImageSpec
 
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
-        """Names and sizes of the files, as a digest for each class."""
+        """Return for each class of each split a digest of the names and sizes of its files."""
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(
@@ -166,7 +180,14 @@ class LabelledPictures(Classified):
         seed: int,
         device: "torch.device",
     ) -> "ImageBatches":
-        """What makes the batches of a run from what `load` returned."""
+        """Return an object that makes the batches of a run.
+
+        Args:
+            splits: What `load` returned.
+            batch_size: Samples per training batch.
+            seed: The run's seed.
+            device: The device on which batches are made.
+        """
         from ppll_cli.data.batches import Batches, Split
         from ppll_cli.data.labelled.batches import LoadedBatches
 
@@ -199,7 +220,7 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
-        """`train`, `val` where there is one, `test`; the same in every run."""
+        """The pictures of `train`, of `val` if there is one, and of `test`, equal in every run."""
         parts = dict(self._found.parts)
         train, test, val = parts["train"], parts.get("test"), parts.get("val")
         if val is not None and test is not None and self.val_fraction:
@@ -226,7 +247,7 @@ class LabelledPictures(Classified):
         return {**splits, "test": test.of(limit)}
 
     def _check_apart(self) -> None:
-        """Checks that no file is in two splits; folders may be links."""
+        """Check that no file is in two splits, not even through links to folders."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, str] = {}
         for split, listing in self._splits.items():

@@ -1,4 +1,4 @@
-"""Images of one size that were made of pictures once, and are kept in the cache folder."""
+"""Makes images of one size from pictures, once, and keeps them in the cache folder."""
 
 import logging
 import os
@@ -16,30 +16,30 @@ from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.pictures.files import unreadable
 
 AT_ONCE = 128
-"""Pictures that are decoded before the next ones are asked for."""
+"""Number of pictures that loaders are asked for together."""
 
 _FEW = 200
-"""This process decodes so many pictures itself, before loaders would have started."""
+"""Up to this number of pictures, the process decodes them itself, because loaders start slowly."""
 
 _SAID = 5000
-"""Making more images than this takes a while, and is said."""
+"""Making more images than this takes a while, and is logged."""
 
 log = logging.getLogger(__name__)
 
 
 def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[np.uint8]:
-    """The images of pictures, made now or at an earlier time.
+    """Return the images of pictures from the cache folder; make them first if they are missing.
 
     Args:
-        wanted: The pictures, and which piece of each.
+        wanted: The N pictures, and which piece of each.
         side: Height and width of the images, in pixels.
-        processes: How many loaders make them.
+        processes: Number of loaders that make them.
 
     Returns:
-        uint8 [N, 3, side, side], mapped from a file into memory; changes stay in this process.
+        uint8 [N, 3, side, side], mapped from a file; changes stay in this process.
 
     Raises:
-        ConfigError: A file cannot be read as a picture, or nothing can be kept.
+        ConfigError: A file cannot be read as a picture, or the cache folder cannot be written.
     """
     shape = (len(wanted), 3, side, side)
 
@@ -71,9 +71,16 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
 def images_of(
     wanted: Sequence[Wanted], side: int, processes: int
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """The images of pictures, some at a time; each array is valid until the next one is taken.
+    """Yield the images of pictures in arrays, each of which is valid until the next one is taken.
 
-    Few pictures are decoded by this process itself, others by loaders.
+    This process itself decodes up to `_FEW` pictures, and yields each image, uint8
+    [3, side, side]. If there are more, loaders decode them, and each array holds up to `AT_ONCE`
+    images, uint8 [n, 3, side, side].
+
+    Args:
+        wanted: The pictures, and which piece of each.
+        side: Height and width of the images, in pixels.
+        processes: Number of loaders.
 
     Raises:
         ConfigError: A file cannot be read as a picture.

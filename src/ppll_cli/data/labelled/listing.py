@@ -1,4 +1,4 @@
-"""Which pictures a data set has, and of which class each is: from folders, or from a CSV file."""
+"""Finds the pictures of a data set and their classes, in folders or from a CSV file."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
 )
-"""Of the files that are taken for pictures, in small letters or capitals."""
+"""Suffixes of files that are regarded as pictures, in lower or upper case."""
 
 PATH_NAMES = (
     "path",
@@ -30,21 +30,21 @@ PATH_NAMES = (
     "picture",
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
-"""What the first line of a CSV file may call its two columns; its other columns are not used."""
+"""Names that the first line of a CSV file may give the columns of paths and of classes."""
 
 _MOST_CSV_BYTES = 1 << 30
 
 Classes = Mapping[str, Sequence[str]]
-"""Paths of pictures, by the names of their classes."""
+"""The paths of the pictures of each class, by the name of the class."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures of a split.
+    """The N pictures of a split.
 
     Attributes:
         paths: Their files.
-        labels: Their classes, int64 [N].
+        labels: The numbers of their classes, int64 [N].
     """
 
     paths: Sequence[str]
@@ -54,18 +54,18 @@ class Listing:
         return len(self.paths)
 
     def of(self, numbers: slice | NDArray[np.intp]) -> "Listing":
-        """Some of the pictures."""
+        """Return the listing of some of the pictures, chosen by index."""
         chosen = np.arange(len(self))[numbers]
         return Listing([self.paths[number] for number in chosen], self.labels[chosen])
 
 
 class ListingError(ValueError):
-    """Raised when the files do not say which pictures there are.
+    """Raised when pictures or their classes cannot be determined from the files.
 
     Args:
         source: The file or folder.
         problem: What is wrong with it.
-        remedy: What would work instead.
+        remedy: What the user can do.
     """
 
     def __init__(self, source: object, problem: str, remedy: str) -> None:
@@ -78,8 +78,8 @@ class Found:
     """The pictures of a data set.
 
     Attributes:
-        classes: Names of the classes, by their labels.
-        parts: The pictures of `train`, and of `test` and `val` where there are such.
+        classes: Names of the classes, in the order of their labels.
+        parts: The pictures of `train`, and of `test` and `val` if they exist, by these names.
     """
 
     classes: tuple[str, ...]
@@ -87,14 +87,14 @@ class Found:
 
 
 def arranged(sources: Mapping[str, Path], parts: Mapping[str, Classes]) -> Found:
-    """Number the classes of training pictures, and check that other parts have the same ones.
+    """Number the classes of the training pictures, and check that the other parts match them.
 
     Args:
         sources: The folder or CSV file of each part.
-        parts: What was found there.
+        parts: The pictures of each part by class.
 
     Raises:
-        ListingError: Classes differ, or there are fewer than two.
+        ListingError: The classes of two parts differ, or there are fewer than two classes.
     """
     classes = in_order(parts["train"])
     if len(classes) < 2:
@@ -106,14 +106,14 @@ def arranged(sources: Mapping[str, Path], parts: Mapping[str, Classes]) -> Found
 
 
 def _listing(found: Classes, classes: Sequence[str]) -> Listing:
-    """Pictures in the order of their classes, with their labels."""
+    """Return pictures in the order of their classes, with their labels."""
     counts = [len(found.get(name, ())) for name in classes]
     paths = [path for name in classes for path in found.get(name, ())]
     return Listing(paths, np.repeat(np.arange(len(classes)), counts))
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Classes in the order of their labels: by number if all are numbers, else by name."""
+    """Sort names of classes: as numbers if all are numbers, otherwise as text."""
     names = list(names)
     if all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -121,7 +121,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name, without hidden ones.
+    """Return the folders in a folder, sorted by name, without hidden ones.
 
     Raises:
         ListingError: The folder cannot be read.
@@ -132,14 +132,14 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
-    """The pictures in a folder of classes: each class is a folder, with folders in it or without.
+    """Find the pictures in a folder that has a folder for each class, with or without subfolders.
 
     Args:
         folder: The folder.
-        empty: A class may have no pictures.
+        empty: Whether a class may have no pictures.
 
     Raises:
-        ListingError: There are no classes, or one has no pictures.
+        ListingError: There are no classes, or one has no pictures although `empty` is False.
     """
     found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
@@ -163,17 +163,18 @@ def from_csv(
     *folders: Path,
     meant: Callable[[str, str], tuple[str, str]] = lambda path, label: (path, label),
 ) -> Classes:
-    """The pictures that a CSV file lists: in each line the path of a picture and its class.
+    """Find the pictures that a CSV file lists. Each line has the path of a picture and its class.
 
-    The first line may name the columns. Columns are separated by commas, semicolons or tabs.
+    The first line may name the columns; other columns than those of path and class are not used.
+    Columns are separated by commas, semicolons or tabs.
 
     Args:
         file: The CSV file.
-        folders: Where paths begin; the first one in which there is a file is taken.
-        meant: The path and the class that are meant by what stands in the two columns.
+        folders: Folders that paths are relative to; the first one that has the file is used.
+        meant: Converts the contents of the two columns to the path and the class.
 
     Returns:
-        For each class its pictures, in the order of the file.
+        The pictures of each class, in the order of the file.
 
     Raises:
         ListingError: The file cannot be read, or a line names no picture or no class.
@@ -206,16 +207,18 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Checks the classes of evaluation pictures, which must be those that are learnt.
+    """Check that a part has the classes of the training pictures.
+
+    A CSV file may lack classes, because it cannot list a class without pictures.
 
     Args:
-        source: The folder or the CSV file of the evaluation pictures.
-        found: Its classes.
-        train: Those of the training pictures.
+        source: The folder or the CSV file of the part.
+        found: The classes of the part.
+        train: The classes of the training pictures.
 
     Raises:
-        ListingError: There is another one, or a folder lacks one. A CSV file cannot name a class
-            without pictures, and may lack one.
+        ListingError: The part has a class that the training pictures lack, or it is a folder that
+            lacks one of their classes.
     """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
@@ -237,7 +240,7 @@ def _reading(source: Path) -> Iterator[None]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """The pictures in a folder, and in the folders in it, by path."""
+    """Return the pictures in a folder and its subfolders, sorted by path."""
 
     def unreadable(error: OSError) -> None:
         raise error
@@ -255,12 +258,12 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
-    """Where the first of the names is that is known."""
+    """Return the index of the first name that is in `known`; None if there is none."""
     return next((number for number, name in enumerate(names) if name in known), None)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a CSV file that are not empty, with their numbers from 1."""
+    """Yield the rows of a CSV file that are not empty, with their line numbers from 1."""
     with _reading(file), regular(file, _MOST_CSV_BYTES) as opened:
         lines = opened.read().decode("utf-8-sig").splitlines()
     first = next((line for line in lines if line.strip()), "")

@@ -1,6 +1,6 @@
-"""A loader: a process that decodes pictures into memory that it shares with a worker.
+"""The program of a loader, a process that decodes pictures into memory shared with a worker.
 
-It imports no torch, so it starts in a fraction of a second and needs little memory.
+It does not import torch, so it starts in a fraction of a second and needs little memory.
 """
 
 import ctypes
@@ -22,13 +22,13 @@ from ppll_cli.leaves.forkserver import STOPPING
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture, and which piece of it is wanted.
+    """A picture to decode, and which piece of it becomes the image.
 
     Attributes:
         path: The file.
-        part: Side of the square in the middle, where the picture's shorter side is 1.
-        scale: Least and greatest part of the picture's area, for a random piece.
-        draws: What decides on a random piece; none: the square in the middle is wanted.
+        part: Side of the square in the middle, as a fraction of the picture's shorter side.
+        scale: Smallest and largest area of a random piece, as fractions of the picture's area.
+        draws: Random numbers that determine a random piece; empty for the square in the middle.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Wanted:
     draws: tuple[Draw, ...] = ()
 
     def box(self, width: int, height: int) -> Box:
-        """The piece of a picture of this size."""
+        """Return the piece of a picture with this width and height, in pixels."""
         if self.draws:
             return random_piece(width, height, self.scale, self.draws)
         return middle(width, height, self.part)
@@ -45,12 +45,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """What a loader is asked for.
+    """A request to a loader.
 
     Attributes:
-        wanted: The pictures.
+        wanted: The pictures to decode.
         side: Height and width of their images, in pixels.
-        offset: Where the first image goes in the shared memory; the others follow it.
+        offset: Offset of the first image in the shared memory, in bytes; the others follow it.
     """
 
     wanted: tuple[Wanted, ...]
@@ -59,7 +59,7 @@ class Request:
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
-    """A picture as an image, uint8 [3, side, side].
+    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side].
 
     Raises:
         ConfigError: The file cannot be read as a picture.
@@ -69,11 +69,12 @@ def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
 
 
 def serve(requests: Connection, memory: int) -> None:
-    """Do what is asked for, until the other end is closed.
+    """Answer requests until the other end of the connection is closed.
 
     Args:
-        requests: Where requests come from. The answer is None, or the error of a picture.
-        memory: Descriptor of the file that is the shared memory.
+        requests: Receives requests and sends answers. The answer is None, or the error of the first
+            picture that cannot be decoded.
+        memory: File descriptor of the shared memory.
     """
     while True:
         try:
@@ -90,7 +91,7 @@ def _load(request: Request, memory: int) -> PpllError | None:
             offset += os.pwrite(memory, image_of(wanted, request.side).data, offset)
         except PpllError as error:
             return error
-        except Exception as error:  # as where memory ran out
+        except Exception as error:  # for example when memory runs out
             return RunFailedError(f"{wanted.path}: {type(error).__name__}: {error}")
     return None
 
@@ -99,12 +100,12 @@ def main(requests: int, memory: int) -> None:
     """Run a loader.
 
     Args:
-        requests: Descriptor of the connection.
-        memory: Descriptor of the shared memory.
+        requests: File descriptor of the connection.
+        memory: File descriptor of the shared memory.
     """
-    for number in STOPPING:  # sent to all processes; the worker decides when loaders end
+    for number in STOPPING:  # may be sent to the whole group; the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # however the worker ends, this process ends with it
+    if sys.platform == "linux":  # end with the worker, however it ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     try:
         serve(Connection(requests), memory)

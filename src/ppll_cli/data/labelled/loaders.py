@@ -1,4 +1,4 @@
-"""The loaders of a process: child processes that decode pictures while it does something else."""
+"""Starts and controls loaders, child processes that decode pictures in the background."""
 
 import json
 import os
@@ -26,18 +26,19 @@ from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import fate, is_stopped
 
 MOST_AT_ONCE = 8
-"""Pictures that a loader is asked for at once: asking costs little beside decoding them."""
+"""Largest number of pictures per request; a request costs little compared with decoding them."""
 
 LOOK_S = 0.5
+"""Interval in seconds at which a loader that does not answer is checked."""
 
 ANSWER_LIMIT_S = 120.0
-"""How long a loader may take for one request, from a slow disk or over a network."""
+"""Time limit of a request in seconds; it allows for slow disks and networks."""
 
 STOPPED_LIMIT_S = 6.0
-"""How long a loader may be stopped (SIGSTOP) before it is given up."""
+"""Time in seconds that a loader may be stopped (SIGSTOP) before the run fails."""
 
 END_S = 5.0
-"""How long a loader that was killed may take to be gone."""
+"""Time in seconds to wait for the end of a loader that was killed."""
 
 _PROGRAM = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -45,19 +46,21 @@ _PROGRAM = (
 )
 
 Job = tuple[Request, Future[None]]
+"""A request, and the future that tells when it is done, or why it failed."""
 
 
 class Loaders:
-    """Child processes that decode pictures. Several threads may ask them for pictures.
+    """Child processes that decode pictures. Several threads may use this object.
 
-    On Linux they end with the thread that makes this object, so it has to be one that stays.
+    On Linux the processes are killed when the thread that creates this object ends, so that thread
+    must live as long as they are needed.
 
     Args:
-        count: How many processes.
-        side: Height and width of the images that are made, in pixels.
+        count: Number of processes.
+        side: Height and width of the images, in pixels.
 
     Attributes:
-        memory: What is shared with them.
+        memory: The memory that is shared with the loaders.
     """
 
     def __init__(self, count: int, side: int) -> None:
@@ -67,7 +70,7 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # Called when this object or this process ends. No thread may hold a reference to this.
+        # Calls _end when this object or this process ends. Threads must not refer to this object.
         ends = (self._loaders, self._jobs, self.memory)
         self._end = Finalize(self, _end, ends, exitpriority=10)
 
@@ -84,14 +87,14 @@ class Loaders:
 
     @property
     def processes(self) -> list[Popen[bytes]]:
-        """The loaders."""
+        """The processes of the loaders."""
         return [loader.process for loader in self._loaders]
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
-        """Have pictures decoded; returns at once.
+        """Have pictures decoded; return at once.
 
         Raises:
-            RunFailedError: A loader is gone.
+            RunFailedError: A loader has ended.
         """
         for loader in self._loaders:
             if loader.process.poll() is not None:
@@ -108,7 +111,7 @@ class Loaders:
         return Loading(answers, self.memory, region, (len(wanted), 3, self._side, self._side))
 
     def close(self) -> None:
-        """End the loaders; what they were asked for fails."""
+        """End the loaders; open requests fail."""
         self._end()
 
 
@@ -116,10 +119,10 @@ class Loading:
     """Pictures that are being decoded.
 
     Args:
-        answers: Of the loaders that do it.
-        memory: The memory that is shared with them.
-        region: Where in it the images go.
-        shape: Of the images together.
+        answers: One future for each request.
+        memory: The memory that is shared with the loaders.
+        region: The region of the memory for the images.
+        shape: The shape of the array of all images.
     """
 
     def __init__(
@@ -132,20 +135,20 @@ class Loading:
         self._answers, self._memory, self._region, self._shape = answers, memory, region, shape
 
     def images(self) -> NDArray[np.uint8]:
-        """The images, uint8 [N, 3, side, side], once they are there; valid until `release`.
+        """Wait for the images, and return them, uint8 [N, 3, side, side], valid until `release`.
 
         Raises:
             ConfigError: A file cannot be read as a picture.
-            RunFailedError: A loader is gone, or is stuck.
+            RunFailedError: A loader has ended, was stopped, or does not answer.
         """
         for answer in self._answers:
-            answer.result()  # bounded, because every loader's time for a request is
+            answer.result()  # ends, because every request has a time limit
         return np.frombuffer(self._region.view, np.uint8, int(np.prod(self._shape))).reshape(
             self._shape
         )
 
     def release(self) -> None:
-        """Give the memory back; pictures that nobody has begun to decode are not decoded."""
+        """Cancel requests that are not begun, wait for the others, and give the memory back."""
         for answer in self._answers:
             if not answer.cancel():
                 answer.exception()
@@ -153,11 +156,16 @@ class Loading:
 
 
 class Region:
-    """A piece of the shared memory.
+    """A region of the shared memory.
+
+    Args:
+        descriptor: File descriptor of the shared memory.
+        offset: Start of the region, in bytes.
+        size: Size of the region, in bytes.
 
     Attributes:
-        offset: Where it begins, in bytes.
-        view: What is in it.
+        offset: Start of the region, in bytes.
+        view: The bytes of the region, mapped into this process.
     """
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
@@ -165,7 +173,7 @@ class Region:
 
 
 class SharedMemory:
-    """Memory that processes share: a file that has no name and grows as needed."""
+    """Memory that processes share: a file without a name, which grows as needed."""
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
@@ -178,15 +186,15 @@ class SharedMemory:
 
     @property
     def descriptor(self) -> int:
-        """Of the file."""
+        """File descriptor of the memory."""
         return self._file.fileno()
 
     def close(self) -> None:
-        """Close the file; regions that are in use stay until they are freed."""
+        """Close the file; regions remain valid until they are freed."""
         self._file.close()
 
     def take(self, size: int) -> Region:
-        """A free region of at least so many bytes."""
+        """Return a free region of at least `size` bytes; extend the memory if there is none."""
         whole = ceil(size / ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
         with self._lock:
             if free := self._free.get(whole):
@@ -196,16 +204,16 @@ class SharedMemory:
             return Region(self.descriptor, offset, whole)
 
     def give_back(self, region: Region) -> None:
-        """The region is free again."""
+        """Mark a region as free."""
         with self._lock:
             self._free.setdefault(len(region.view), []).append(region)
 
 
 class _Loader:
-    """A loader, seen from the process that started it.
+    """A loader, as the process that started it sees it.
 
     Args:
-        memory: Descriptor of the shared memory.
+        memory: File descriptor of the shared memory.
     """
 
     def __init__(self, memory: int) -> None:
@@ -222,7 +230,7 @@ class _Loader:
             )
 
     def work(self, jobs: "SimpleQueue[Job | None]") -> None:
-        """Hand jobs to the loader, one after the other, until there is None."""
+        """Pass jobs to the loader, one after the other, until None comes."""
         while (job := jobs.get()) is not None:
             request, answer = job
             if not answer.set_running_or_notify_cancel():
@@ -238,13 +246,13 @@ class _Loader:
                 answer.set_exception(error)
 
     def gone(self) -> RunFailedError:
-        """The error for a loader that ended."""
+        """Return the error for a loader that has ended."""
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
         return RunFailedError(f"a loader of data is gone ({fate(self.process.returncode)})")
 
     def end(self) -> None:
-        """End the process, and wait until it is gone."""
+        """Kill the process, and wait up to `END_S` seconds for its end."""
         self.process.kill()
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
@@ -259,7 +267,7 @@ class _Loader:
         return answer
 
     def _await(self, request: Request) -> None:
-        """Wait for the answer. Time in which this process was stopped itself does not count."""
+        """Wait for the answer. Time during which this process itself was stopped does not count."""
         waited_s = stopped_s = 0.0
         before_s = monotonic()
         while not self._connection.poll(LOOK_S):

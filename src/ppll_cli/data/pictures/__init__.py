@@ -1,1 +1,1 @@
-"""Pictures that are learnt from in patches, for super-resolution."""
+"""Data sets of pictures for super-resolution, which are divided into patches and tiles."""

@@ -1,4 +1,4 @@
-"""Pictures, decoded once and kept as bytes that are mapped into memory.
+"""Decodes pictures once, keeps their pixels in files, and maps these into memory.
 
 Legend: H height, W width (pixels of the large picture), s scale.
 """
@@ -18,22 +18,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ppll_cli.data.kept import kept_folder, stamp
-from ppll_cli.data.pictures.files import decoded as decoded  # where other modules look for it
+from ppll_cli.data.pictures.files import decoded as decoded  # re-exported for other modules
 from ppll_cli.data.pictures.files import header, unreadable
 from ppll_cli.errors import ConfigError
 
-_VERSION = 2  # of what is kept: another number makes everything anew
+_VERSION = 2  # of the format; change it to discard all pictures that were kept
 
 Bytes = NDArray[np.uint8]
+"""Pixels of a picture, uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture comes from.
+    """The files of a picture.
 
     Attributes:
         high: The file of the large picture.
-        low: The file of the small one; None: it is made of the large one.
+        low: The file of the small picture; None if it is made from the large one.
     """
 
     high: Path
@@ -42,12 +43,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a split.
+    """The pictures of a split.
 
     Attributes:
-        high: Large ones, uint8 [H, W, 3].
-        low: Small ones, uint8 [H / s, W / s, 3].
-        quality: PSNR and SSIM of the small ones enlarged bicubically, for each; None: not known.
+        high: The large pictures, uint8 [H, W, 3] each.
+        low: The small pictures, uint8 [H / s, W / s, 3] each.
+        quality: PSNR (dB) and SSIM of bicubic enlargement, for each picture; None if not measured.
     """
 
     high: Sequence[Bytes]
@@ -61,21 +62,23 @@ class Pictures:
 def kept(
     folder: Path, sources: Sequence[Source], scale: int, longest: int | None, measured: bool
 ) -> Pictures:
-    """The pictures, decoded now or at an earlier time.
+    """Return pictures from their kept files; decode them first if the files are missing.
 
-    Large pictures are cut to a multiple of the scale. Small ones are made of them by PIL's bicubic
-    filter, which takes the mean over what falls together (antialiased, as MATLAB's imresize does),
-    on 8 bits.
+    Large pictures are cropped to multiples of the scale. Small pictures without a file are made
+    from them with PIL's bicubic filter, which is antialiased, as MATLAB's imresize is, and works on
+    8 bits.
 
     Args:
-        folder: Where they are kept; it may not exist yet.
-        sources: The files.
-        scale: s.
-        longest: Larger pictures are reduced so that their longer side has so many pixels.
-        measured: How good bicubic enlargement is, is measured as well.
+        folder: Folder for the kept files; it may not exist yet.
+        sources: The files of the pictures.
+        scale: The scale s.
+        longest: Largest longer side of pictures, in pixels; larger ones are reduced. None for no
+            limit.
+        measured: Whether the quality of bicubic enlargement is measured.
 
     Raises:
-        ConfigError: A file is no picture, or a small one does not fit its large one.
+        ConfigError: A file is no picture, a small picture is too small for its large one, or the
+            folder cannot be written.
     """
     stamps = [_stamp(path) for source in sources for path in (source.high, source.low) if path]
     recipe = json.dumps([_VERSION, stamps, scale, longest, measured])
@@ -113,7 +116,7 @@ def _make(
             write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for source, (height, width) in zip(sources, sizes, strict=True):
             high, low = _pair(source, width, height, scale, longest)
-            # Bytes are written, not mapped: a full disk is an error then, not a crash.
+            # Writing to a mapped file would crash the process if the disk is full.
             large.write(high.tobytes())
             small.write(low.tobytes())
             if measured:
@@ -128,7 +131,7 @@ def _make(
 def _pair(
     source: Source, width: int, height: int, scale: int, longest: int | None
 ) -> tuple[Image.Image, Image.Image]:
-    """A large picture, reduced and cut to its size, and the small one."""
+    """Return a large picture, reduced and cropped, and its small picture."""
     high = decoded(source.high)
     if longest is not None and max(high.size) > longest:
         high = high.resize(_reduced(high.size, longest), Image.Resampling.BICUBIC)
@@ -144,10 +147,10 @@ def _pair(
 
 
 def _read(place: Path, count: int, scale: int, measured: bool) -> Pictures:
-    """What a folder holds.
+    """Read the pictures in a folder.
 
     Raises:
-        Exception: Of any kind; it is damaged.
+        Exception: The folder is damaged; the exception can be of any kind.
     """
     index = json.loads((place / "index.json").read_text())
     high, low = (_views(place / f"{name}.npy", index[name]) for name in ("high", "low"))
@@ -161,7 +164,7 @@ def _read(place: Path, count: int, scale: int, measured: bool) -> Pictures:
 
 
 def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
-    """The pictures in a file, one behind the other."""
+    """Return the pictures in a file, which holds them one after the other."""
     flat, sizes = np.load(path, mmap_mode="r"), [tuple(map(int, shape)) for shape in shapes]
     ends = np.cumsum([prod(size) for size in sizes], dtype=np.int64)
     whole = flat.dtype == np.uint8 and flat.ndim == 1 and len(flat) == ends[-1]
@@ -172,7 +175,7 @@ def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
 
 
 def large_size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
-    """(height, width) of a large picture as it is kept; the file is not decoded for that.
+    """Return height and width of a large picture as it is kept, without decoding its pixels.
 
     Raises:
         ConfigError: The file cannot be read as a picture.
@@ -188,7 +191,7 @@ def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def _quality(made: Bytes, wanted: Bytes, scale: int) -> tuple[float, float]:
-    """PSNR and SSIM, without a border of `scale` pixels."""
+    """Return PSNR in dB and SSIM of two pictures without a border of `scale` pixels."""
     import torch
 
     from ppll_cli.tasks.picture_quality import inner_luma, psnr, ssim_map

@@ -1,4 +1,4 @@
-"""What a data set of pictures for super-resolution is."""
+"""The base class of data sets for super-resolution."""
 
 import os
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from ppll_cli.data.files import Files, Part, cache_root, check_at_least, hold_ou
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     import torch
     from PIL import Image
     from torch import Tensor
@@ -28,19 +28,21 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
 
 @dataclass(frozen=True, kw_only=True)
 class PictureDataset(Files, ABC):
-    """Pictures of any sizes, small and large. A subclass says which files they are.
+    """A data set of small and large pictures of any size, in pairs. A subclass finds the files.
 
-    None is downloaded, and `eval_limit` counts pictures.
+    Pictures are not downloaded. `eval_limit` limits the number of pictures, not of tiles.
 
     Attributes:
-        cache: Folder in which decoded pictures are kept; None is `pictures` in the cache folder.
-        scale: By how much height and width are to grow: 2, 3 or 4.
+        cache: Folder for decoded pictures; None for `pictures` in the cache folder.
+        scale: Factor by which the model enlarges height and width: 2, 3 or 4.
         patch: Height and width of a training patch, in pixels of the small picture.
-        patches_per_epoch: How many make an epoch.
-        flip: Patches are mirrored and turned by quarters.
-        tile: Height and width of evaluation tiles at most, in pixels of the small picture.
-        overlap: How far a tile reaches beyond those of its pixels that count.
-        mean: Of the pixels in [0, 1], one a channel: models subtract it, and add it at the end.
+        patches_per_epoch: Number of training patches per epoch.
+        flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
+        tile: Largest height and width of evaluation tiles, in pixels of the small picture.
+        overlap: Number of pixels by which a tile extends beyond its evaluated pixels, where it does
+            not end at the picture's border.
+        mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
+            their input and add it to their output.
     """
 
     cache: str | None
@@ -54,15 +56,15 @@ class PictureDataset(Files, ABC):
 
     @abstractmethod
     def sources(self, part: Part) -> "Sequence[Source]":
-        """The pictures of a part.
+        """Return the files of the pictures of a part.
 
         Raises:
-            ConfigError: There are none, or too few.
+            ConfigError: There are no pictures, or too few.
         """
 
     @property
     def longest(self) -> int | None:
-        """Larger pictures are reduced so that their longer side has so many pixels."""
+        """Largest longer side of pictures, in pixels; larger ones are reduced. None: no limit."""
         return None
 
     def __post_init__(self) -> None:
@@ -78,16 +80,16 @@ class PictureDataset(Files, ABC):
             )
 
     def prepare(self) -> None:
-        """Decodes the pictures, if that was not done before."""
+        """Decode the pictures, unless they are in the cache folder already."""
         self.load()
 
     def load(self) -> "dict[str, PictureSplit]":
-        """`train`, `val` where a fraction is held out, `test`; the same in every run."""
+        """Return `train`, `test`, and `val` if `val_fraction` is not 0; equal in every run."""
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
     def _split(self, sources: "Sequence[Source]", trained: bool) -> "PictureSplit":
-        """Patches of pictures that are trained on, or tiles of those that are evaluated."""
+        """Return a split that consists of patches for training, or of tiles for evaluation."""
         from ppll_cli.data.pictures.cache import kept
         from ppll_cli.data.pictures.patches import PictureSplit
 
@@ -101,7 +103,7 @@ class PictureDataset(Files, ABC):
     def evaluated(
         self, splits: "Mapping[str, PictureSplit]", name: str
     ) -> "Mapping[str, PictureSplit]":
-        """The same splits, one of them in tiles, so that it can be evaluated."""
+        """Return the splits, where the named one has tiles, so that it can be evaluated."""
         if splits[name].tiles:
             return splits
         return {**splits, name: self._split(self._divided()[name], trained=False)}
@@ -119,7 +121,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
-        """Check that no picture is in two splits, nor twice in one, not even through a link."""
+        """Check that no picture occurs twice, in one part or in two, not even through a link."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -135,7 +137,7 @@ class PictureDataset(Files, ABC):
     def _check_size(self, file: Path, trained: bool) -> None:
         from ppll_cli.data.pictures.cache import large_size
 
-        # SSIM has windows of 11 pixels, inside of a border of `scale` pixels.
+        # SSIM needs a window of 11x11 pixels inside a border of `scale` pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
         height, width = (side // self.scale for side in large_size(file, self.scale, self.longest))
         if min(height, width) < least:
@@ -159,19 +161,19 @@ class PictureDataset(Files, ABC):
 
     @property
     def task(self) -> "SuperResolution":
-        """What is learnt from this data set."""
+        """Super-resolution by this scale."""
         from ppll_cli.tasks.super_resolution import SuperResolution
 
         return SuperResolution(self.scale, self.patch, tuple(self.mean), self.overlap)
 
     def image_spec(self, splits: "Mapping[str, PictureSplit]") -> "ImageSpec":
-        """What training images are like; they are not normalised."""
+        """Return the shape of training images, which are not normalised."""
         from ppll_cli.models.unit import ImageSpec
 
         return ImageSpec(3, self.patch, self.patch)
 
     def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> "EvaluationForm":
-        """One tile at a time."""
+        """Return the shapes for the largest tile; a batch has one tile."""
         from ppll_cli.data.source import EvaluationForm
         from ppll_cli.models.unit import ImageSpec
 
@@ -182,10 +184,14 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
-        """Writes, for each test picture, four views of its middle, with captions.
+        """Write a picture with four captioned views of the middle of each test picture.
 
-        The small picture's pixels as squares, bicubic enlargement, what the model makes, and the
-        large picture.
+        The views are the small picture with its pixels as squares, bicubic enlargement, the model's
+        enlargement, and the large picture.
+
+        Args:
+            predict: Takes images and returns the model's prediction.
+            folder: The folder to create.
         """
         from ppll_cli.data.pictures.samples import captioned, views
 
@@ -198,13 +204,22 @@ class PictureDataset(Files, ABC):
             captioned(found).save(folder / sample_name(number, source.high))
 
     def file_names(self, split: str) -> tuple[str, ...]:
-        """Names of the pictures' files, for an evaluation that lists them."""
+        """Return the names of the large pictures' files of a split, in order."""
         return tuple(source.high.name for source in self._divided()[split])
 
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """A picture of the user's as the model takes it: its pixels in [0, 1]."""
+        """Prepare a picture of the user for the model.
+
+        Args:
+            picture: A picture of any size and mode.
+            image: The shape of the model's images, which is not used.
+            device: The device of the result.
+
+        Returns:
+            The pixels in [0, 1] by name, float32 [1, 3, H, W].
+        """
         from ppll_cli.data.pictures.patches import as_images
         from ppll_cli.models.unit import IMAGE
 
@@ -216,7 +231,13 @@ class PictureDataset(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """A picture of the user's, enlarged by the model tile by tile, as test pictures are."""
+        """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures.
+
+        Args:
+            predict: Takes images and returns the model's prediction.
+            picture: The picture.
+            inputs: What `inputs` returned for it.
+        """
         from ppll_cli.data.pictures.samples import enlarged
         from ppll_cli.data.source import Prediction
         from ppll_cli.models.unit import IMAGE
@@ -225,7 +246,7 @@ class PictureDataset(Files, ABC):
         return Prediction({"width": made.width, "height": made.height}, made)
 
     def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":
-        """The pictures' files."""
+        """Return the names and sizes of the pictures' files."""
         from ppll_cli.data.identity import of_files
 
         return {
@@ -240,7 +261,14 @@ class PictureDataset(Files, ABC):
         seed: int,
         device: "torch.device",
     ) -> "PatchBatches":
-        """What makes the batches of a run from what `load` returned."""
+        """Return an object that makes the batches of a run.
+
+        Args:
+            splits: What `load` returned.
+            batch_size: Samples per training batch.
+            seed: The run's seed.
+            device: The device on which batches are made.
+        """
         from ppll_cli.data.pictures.patches import PatchBatches
 
         return PatchBatches(

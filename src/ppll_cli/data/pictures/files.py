@@ -1,4 +1,4 @@
-"""Picture files: their headers, and their pixels in colour, upright, with 8 bits a channel."""
+"""Reads headers of picture files, and decodes pictures: upright, RGB, 8 bits per channel."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,24 +21,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a stored picture becomes upright, by its EXIF orientation. 5 to 8 exchange its sides."""
+"""The operation that makes a stored picture upright, by EXIF orientation. 5 to 8 swap its sides."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
 _GAP = 2.0
-"""How many times as large as needed a JPEG is decoded at least, where it is."""
+"""A JPEG is decoded at a reduced size only if that is at least this many times the needed size."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # warning filters belong to the process, so one thread changes them at a time
 
 
 class Header(NamedTuple):
-    """What a picture's file says before its pixels.
+    """The header of a picture's file.
 
     Attributes:
-        size: Width and height of the picture as it is stored, in pixels.
-        orientation: EXIF's orientation, 1 to 8; 1 is upright.
+        size: Width and height of the stored picture, in pixels, before EXIF turns it.
+        orientation: EXIF orientation, from 1 to 8; 1 is upright.
     """
 
     size: tuple[int, int]
@@ -46,13 +46,13 @@ class Header(NamedTuple):
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height of the upright picture, which `decoded` returns."""
+        """Width and height of the upright picture that `decoded` returns, in pixels."""
         width, height = self.size
         return (height, width) if self.orientation >= 5 else (width, height)
 
 
 def header(path: Path) -> Header:
-    """Read the size of a picture without decoding it.
+    """Read the header of a picture without decoding its pixels.
 
     Raises:
         ConfigError: The file cannot be read as a picture.
@@ -62,9 +62,9 @@ def header(path: Path) -> Header:
 
 
 def decoded(path: Path) -> Image.Image:
-    """Decode a picture: RGB, turned upright as EXIF says, the first frame of several.
+    """Decode a picture, the first frame if it has several: RGB, made upright as EXIF says.
 
-    16-bit channels keep their upper 8 bits. Transparency is dropped, and the colours beneath stay.
+    16-bit channels keep their upper 8 bits. Transparency is dropped without changing colours.
 
     Raises:
         ConfigError: The file cannot be read as a picture.
@@ -75,15 +75,16 @@ def decoded(path: Path) -> Image.Image:
 
 
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
-    """Decode a piece of a picture and resize it to a square, as `decoded` otherwise.
+    """Decode a picture like `decoded`, and resize a piece of it to a square.
 
     A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
-    which is quicker; what is decoded is still twice as large as needed, so nobody sees it.
+    which is faster. The reduced picture is still at least `_GAP` times as large as needed, so the
+    difference is not visible.
 
     Args:
         path: The file.
         side: Height and width of the square, in pixels.
-        box_in: The piece, given the upright picture's width and height.
+        box_in: Returns the piece, given width and height of the upright picture in pixels.
 
     Raises:
         ConfigError: The file cannot be read as a picture.
@@ -104,7 +105,7 @@ def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.I
 
 
 def unreadable(path: Path, error: Exception) -> ConfigError:
-    """The error for a file that cannot be read as a picture."""
+    """Return the error for a file that cannot be read as a picture."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     problem = f"cannot be read as a picture ({' '.join(reason.split())})"
     return ConfigError("data", path, problem, "remove or mend it")
@@ -113,11 +114,11 @@ def unreadable(path: Path, error: Exception) -> ConfigError:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
     try:
-        path.stat()  # says why it cannot be reached, where is_file() is only false
+        path.stat()  # raises an error with the reason, where is_file() only returns False
         if not path.is_file():  # opening a named pipe would wait for its writer
             raise ValueError("it is no regular file")
         with _QUIET, warnings.catch_warnings():
-            # PIL's warnings (corrupt EXIF, very large) name a line of its source, not the file.
+            # PIL's warnings (corrupt EXIF, very large) do not name the file.
             warnings.simplefilter("ignore")
             image = Image.open(path)
             orientation = _orientation(image)
@@ -131,9 +132,9 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # PIL turns these itself
         return 1
     try:
-        # PngImageFile.getexif would decode the picture to look for EXIF data behind its pixels.
+        # PngImageFile.getexif would decode the pixels to find EXIF data behind them.
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF data raises exceptions of any kind, and says nothing
+    except Exception:  # damaged EXIF data, which is ignored, raises exceptions of any kind
         return 1
     return found if isinstance(found, int) and found in _TURNS else 1
 
@@ -149,9 +150,9 @@ def _in_colour(image: Image.Image) -> Image.Image:
         greys = np.asarray(image)
         if greys.min() < 0 or greys.max() > _MOST_16_BIT:
             raise ValueError("its greys have more than 16 bits")
-        # convert() would cut everything above 255 off.
+        # convert() would clip all values above 255.
         return Image.fromarray((greys >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its greys are floating-point numbers, whose range is not known")
-    image.info.pop("transparency", None)  # convert() warns of it for a palette, and drops it
+    image.info.pop("transparency", None)  # for a palette, convert() would warn and drop it
     return image.convert("RGB")

@@ -1,7 +1,7 @@
-"""The batches of a run on pictures: patches for training, tiles for evaluation.
+"""Makes the batches of super-resolution: patches for training, tiles for evaluation.
 
-Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, P height and width of a patch,
-H height, W width, s scale (pixels of the small picture).
+Batch b of epoch e depends only on (seed, e, b). Legend: B batch, P height and width of a patch,
+H height, W width, in pixels of the small picture; s scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,13 @@ from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 
 
 class Tile(NamedTuple):
-    """A piece of a picture that is evaluated by itself."""
+    """A rectangle of a small picture that is evaluated separately.
+
+    Attributes:
+        picture: Index of the picture within its split, from 0.
+        rows: The rows of the tile, and which of them count.
+        columns: The columns of the tile, and which of them count.
+    """
 
     picture: int
     rows: Span
@@ -32,12 +38,12 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureSplit:
-    """A split: its samples are as many random patches, or the tiles of its pictures.
+    """A split, whose samples are random patches of its pictures, or tiles.
 
     Attributes:
         pictures: The pictures.
-        patches: In an epoch; 0 where there are tiles.
-        tiles: In order.
+        patches: Number of patches per epoch; 0 if the samples are tiles.
+        tiles: The tiles, in order; empty if the samples are patches.
     """
 
     pictures: Pictures
@@ -49,17 +55,17 @@ class PictureSplit:
 
 
 class PatchBatches:
-    """Makes batches of pictures that stay where they are mapped; bytes go to the device.
+    """Makes batches from pictures that are mapped into memory; only pieces go to the device.
 
     Args:
-        splits: What the data set loaded.
-        scale: s.
-        patch: P.
-        turned: Whether patches are mirrored and turned.
+        splits: The splits by name.
+        scale: The scale s.
+        patch: Height and width P of a patch.
+        turned: Whether patches are randomly mirrored and rotated.
         drop_last: Whether a shorter last batch is left out.
-        batch_size: Samples of a training batch.
-        seed: The run's.
-        device: Where batches are made.
+        batch_size: Samples per training batch.
+        seed: The run's seed.
+        device: The device on which batches are made.
     """
 
     def __init__(
@@ -79,11 +85,15 @@ class PatchBatches:
         self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, drop_last)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Patches at random places of random pictures, mirrored and turned; all draws on the CPU.
+        """Make a training batch of patches at random places of random pictures.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Index of the batch within the epoch, from 0.
 
         Returns:
-            Small [B, 3, P, P] and large [B, 3, sP, sP] pictures, float32 in [0, 1], and of what
-            tiles have nothing, by the names of a batch's tensors.
+            Small [B, 3, P, P] and large [B, 3, sP, sP] patches, float32 in [0, 1], by name. The
+            tensors that describe tiles are empty, [B, 0].
         """
         assert 0 <= batch < self.steps_per_epoch
         split = self.splits["train"]
@@ -110,10 +120,18 @@ class PatchBatches:
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """A tile: those of a split are not all of one shape, so a batch has one.
+        """Make an evaluation batch, which is one tile, because tiles have different shapes.
+
+        Args:
+            split: Name of the split.
+            batch: Index of the tile within the split, from 0.
+            size: Must be 1.
 
         Returns:
-            As `train`, with [1, 3, H, W] and [1, 3, sH, sW].
+            Small [1, 3, H, W] and large [1, 3, sH, sW] tile, float32 in [0, 1], the description of
+            the tile, int64 [1, 9], and the quality of bicubic enlargement, float64 [1, 2], by name.
+            The quality is that of the whole picture, and stands on the picture's first tile; the
+            other tiles have zeros.
         """
         assert size == 1
         assert 0 <= batch < len(self.splits[split])
@@ -149,19 +167,28 @@ class PatchBatches:
 
 
 def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
-    """Bytes [H, W, 3] to float32 [B, 3, H, W] in [0, 1] on a device."""
+    """Convert pictures, uint8 [H, W, 3], to float32 [B, 3, H, W] in [0, 1] on a device."""
     stacked = to_device(torch.from_numpy(np.stack(pictures)), device)
     return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:
-    """One of the eight ways to lay a square down: 0 is as it is."""
+    """Mirror and rotate a square in one of eight ways; way 0 leaves it unchanged."""
     patch = np.rot90(patch, turn % 4)
     return patch[:, ::-1] if turn >= 4 else patch
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Which pixels of the large tile count, none of them within `border` of the picture's edge."""
+    """Return the range of counted pixels along a side of the large tile, counted from its start.
+
+    Pixels closer than `border` to the picture's edge do not count.
+
+    Args:
+        span: The span of the small tile.
+        side: Side of the small picture, in pixels.
+        scale: The scale s.
+        border: Width of the border, in pixels of the large picture.
+    """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)
     return first - scale * span.start, behind - scale * span.start

@@ -1,4 +1,4 @@
-"""Pictures of what a model makes of pictures."""
+"""Draws a model's enlargements beside the originals, and enlarges whole pictures."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,19 +14,20 @@ from ppll_cli.data.pictures.patches import Tile
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
-"""Height and width of what is shown, in pixels of the small picture."""
+"""Largest height and width of the shown piece, in pixels of the small picture."""
 
 GAP = 6
-"""Pixels between panels."""
+"""Space between panels, in pixels."""
 
 
 class View(NamedTuple):
-    """One form of a piece of a picture.
+    """A version of a piece of a picture, such as the model's enlargement.
 
     Attributes:
-        name: What it is.
-        pixels: uint8 [H, W, 3]; all views of a piece have one shape.
-        psnr: In dB against the original, as the run's metric counts it; None of the original.
+        name: What the view shows.
+        pixels: uint8 [H, W, 3]; all views of a piece have the same shape.
+        psnr: PSNR against the original in dB, as in the run's metric; None for the original, and if
+            the piece is smaller than the border that PSNR excludes.
     """
 
     name: str
@@ -35,24 +36,24 @@ class View(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """What stands over it."""
+        """The text above the view."""
         return self.name if self.psnr is None else f"{self.name}: PSNR {self.psnr:.2f} dB"
 
 
 def views(
     low: Bytes, high: Bytes, scale: int, overlap: int, predict: Callable[[Tensor], Tensor]
 ) -> list[View]:
-    """The middle of a picture: its pixels, bicubic enlargement, what a model makes, the original.
+    """Return views of a picture's middle: input, bicubic enlargement, the model's, the original.
 
-    PSNR is that of the piece, of its luma and without a border of `scale` pixels, as the metric
-    has it for whole pictures.
+    PSNR is computed on the luma of the piece without a border of `scale` pixels, as the metric
+    computes it for whole pictures.
 
     Args:
         low: The small picture, uint8 [H, W, 3].
-        high: The large one, uint8 [sH, sW, 3].
-        scale: s.
-        overlap: How far the model looks, in pixels of the small picture.
-        predict: The model: [1, 3, H, W] to [1, 3, sH, sW], in [0, 1].
+        high: The large picture, uint8 [sH, sW, 3].
+        scale: The scale s.
+        overlap: Number of pixels around the piece that the model gets too, in the small picture.
+        predict: The model: maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1].
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])
     top, left = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
@@ -80,12 +81,12 @@ def views(
 def enlarged(
     images: Tensor, tiles: Sequence[Tile], predict: Callable[[Tensor], Tensor]
 ) -> Image.Image:
-    """What a model makes of a whole picture, put together from what it makes of its tiles.
+    """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
 
     Args:
         images: The picture, float32 [1, 3, H, W] in [0, 1].
-        tiles: Which pieces are computed, and which of their pixels count.
-        predict: The model: [1, 3, h, w] to [1, 3, sh, sw], in [0, 1].
+        tiles: The tiles of the picture, in rows from left to right.
+        predict: The model: maps float32 [1, 3, h, w] to [1, 3, sh, sw], both in [0, 1].
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:
@@ -101,7 +102,7 @@ def enlarged(
 
 
 def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
-    """None where nothing is left within the border."""
+    """Return PSNR in dB without a border; None if no pixel is left."""
     one, other = (inner_luma(torch.from_numpy(np.array(each)), border) for each in (made, wanted))
     if not one.numel():
         return None
@@ -109,10 +110,10 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 
 
 def captioned(found: Sequence[View]) -> Image.Image:
-    """The views in rows of two, each with its caption above it.
+    """Draw views in rows of two, each with its caption above it.
 
-    Pixels are repeated, never mixed, so that a panel is half a page wide and still shows what it
-    is about.
+    Each pixel becomes a square of pixels, without interpolation, so that a panel is about half a
+    page wide and its pixels remain visible.
     """
     height, width = found[0].pixels.shape[:2]
     factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))

@@ -1,11 +1,18 @@
-"""Cutting a picture into tiles that can be evaluated alone."""
+"""Divides pictures into tiles that can be evaluated separately."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A piece of one side of a picture, in pixels, and which of them count."""
+    """A piece of a side of a picture, and which of its pixels count, in pixels of the picture.
+
+    Attributes:
+        start: First pixel of the piece.
+        stop: First pixel behind the piece.
+        first: First pixel that counts.
+        behind: First pixel behind those that count.
+    """
 
     start: int
     stop: int
@@ -14,15 +21,16 @@ class Span(NamedTuple):
 
 
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
-    """Pieces of at most `tile` pixels, of which each pixel counts in one.
+    """Divide a side of a picture into overlapping pieces; each pixel counts in exactly one piece.
 
-    What counts is `overlap` pixels away from where its piece was cut, and may reach the picture's
-    own border. A net that looks no further makes of it what it makes of the whole picture.
+    Counted pixels are at least `overlap` pixels away from the ends of their piece, except where the
+    piece ends at the picture's border. So a network whose receptive field extends at most `overlap`
+    pixels to each side computes the values for them that it computes on the whole picture.
 
     Args:
-        length: Of the side.
-        tile: More than twice the overlap.
-        overlap: See above.
+        length: Length of the side, in pixels.
+        tile: Largest length of a piece, in pixels; more than twice `overlap`.
+        overlap: Distance of counted pixels from a cut, in pixels.
     """
     start = first = 0
     while start + tile < length:

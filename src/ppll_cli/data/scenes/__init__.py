@@ -1,1 +1,1 @@
-"""Pictures of any sizes and the boxes of their objects, for object detection."""
+"""Data sets of pictures of any size with boxes of objects, for object detection."""

@@ -1,7 +1,7 @@
-"""The batches of a run on pictures with boxes: resized, mirrored, padded to one size.
+"""Makes batches of pictures with boxes: resized, mirrored, padded to one size per batch.
 
-Batch b of epoch e depends on (seed, e, b) alone. Legend: B batch, H height, W width (pixels of the
-batch's images), N boxes of a picture at most, n boxes of this one.
+Batch b of epoch e depends only on (seed, e, b). Legend: B batch, H height, W width (pixels of the
+batch's images), N largest number of boxes of a picture, n number of boxes of one picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBE
 
 
 class Sized(NamedTuple):
-    """A picture as it stands in a batch.
+    """A resized picture and its objects.
 
     Attributes:
         pixels: uint8 [height, width, 3].
-        boxes: In these pixels, float32 [n, 4].
-        labels: int64 [n].
-        ignored: bool [n].
-        frame: Height and width, and by what the picture's own were multiplied.
+        boxes: Left, top, right and bottom, in pixels of the resized picture, float32 [n, 4].
+        labels: Classes from 0, int64 [n].
+        ignored: Whether each object is ignored, bool [n].
+        frame: Height and width in pixels, and the factors by which height and width were scaled.
     """
 
     pixels: Bytes
@@ -44,20 +44,21 @@ class Sized(NamedTuple):
 
 
 class SceneBatches:
-    """Makes batches of pictures that are decoded when they are asked for.
+    """Makes batches of pictures, which are decoded for each batch.
 
     Args:
-        splits: What the data set loaded.
-        boxes: N.
-        short_side: Of a resized picture, unless the longer side would exceed `long_side`.
-        long_side: Of a resized picture at most.
-        mean: Of the pixels in [0, 1].
-        std: Of the pixels in [0, 1]; pictures are divided by it.
-        flip: Whether half of the training pictures are mirrored.
+        splits: The splits by name.
+        boxes: Largest number of boxes of a picture, N.
+        short_side: Shorter side of a resized picture, in pixels, unless the longer side would
+            exceed `long_side`.
+        long_side: Largest length of the longer side of a resized picture, in pixels.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
+        std: Standard deviation of these pixels: one value, or one per channel.
+        flip: Whether each training picture is mirrored with probability 1/2.
         drop_last: Whether a shorter last batch is left out.
-        batch_size: Pictures of a training batch.
-        seed: The run's.
-        device: Where batches are made.
+        batch_size: Pictures per training batch.
+        seed: The run's seed.
+        device: The device on which batches are made.
     """
 
     def __init__(
@@ -84,11 +85,14 @@ class SceneBatches:
         self._mean, self._std = per_channel(mean, device), per_channel(std, device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Pictures in an order drawn for the epoch, some mirrored; ignored boxes are left out.
+        """Make a training batch without ignored boxes, from the random order of the epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Index of the batch within the epoch, from 0.
 
         Returns:
-            Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by the names
-            of a batch's tensors.
+            Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
         """
         assert 0 <= batch < self.steps_per_epoch
         scenes = self.splits["train"]
@@ -103,7 +107,16 @@ class SceneBatches:
         return self._named(sized, numbers)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """As `train`: batch number `batch` of at most `size` pictures, in order, all boxes."""
+        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes.
+
+        Args:
+            split: Name of the split.
+            batch: Index of the batch within the split, from 0.
+            size: Pictures per batch; the last batch may have fewer.
+
+        Returns:
+            Tensors with the names and dtypes of a training batch.
+        """
         scenes = self.splits[split]
         numbers = torch.arange(batch * size, min((batch + 1) * size, len(scenes)))
         assert len(numbers)
@@ -142,7 +155,7 @@ class SceneBatches:
         return {IMAGE: self._images([picture.pixels for picture in pictures]), **on_device}
 
     def _images(self, pictures: Sequence[Bytes]) -> Tensor:
-        """Bytes to float32 [B, 3, H, W], normalised; zeros on the right and below."""
+        """Normalise pictures, and pad them with zeros at right and bottom: float32 [B, 3, H, W]."""
         height, width = (
             padded(max(picture.shape[side] for picture in pictures)) for side in (0, 1)
         )
@@ -151,7 +164,8 @@ class SceneBatches:
             canvas[row, : picture.shape[0], : picture.shape[1]] = picture
         images = to_device(torch.from_numpy(canvas), self.device).permute(0, 3, 1, 2).contiguous()
         normal = normalise(images, self._mean, self._std)
-        # Sizes are few bytes to copy, where a mask would be a third of what the pictures are.
+        # The mask is made on the device from sizes, because copying a mask would add a third to the
+        # bytes of the pictures.
         sizes = to_device(torch.tensor([picture.shape[:2] for picture in pictures]), self.device)
         below = torch.arange(height, device=self.device)[:, None] >= sizes[:, :1, None]
         right = torch.arange(width, device=self.device) >= sizes[:, 1:, None]
@@ -159,22 +173,22 @@ class SceneBatches:
 
 
 def decode(pixels: Path | Bytes) -> Image.Image:
-    """A picture in colour.
+    """Return a picture in RGB from its file or its pixels.
 
     Raises:
-        ConfigError: Its file is none.
+        ConfigError: The file cannot be read as a picture.
     """
     return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 
 def _asked_for(scene: Scene) -> Scene:
-    """Without the boxes that are ignored."""
+    """Return a scene without its ignored boxes."""
     kept = ~scene.ignored
     return Scene(scene.pixels, scene.boxes[kept], scene.labels[kept], scene.ignored[kept])
 
 
 def _mirrored(picture: Sized) -> Sized:
-    """From left to right."""
+    """Mirror a picture and its boxes from left to right."""
     width = np.float32(picture.pixels.shape[1])
     boxes = picture.boxes.copy()
     boxes[:, [0, 2]] = width - picture.boxes[:, [2, 0]]

@@ -1,6 +1,6 @@
-"""Scenes painted with items of Fashion-MNIST: what is in them, where, and what hides it.
+"""Paints scenes with items of Fashion-MNIST that overlap, on cluttered backgrounds.
 
-Legend: I items, S side of a scene (pixels), h and w height and width of a painted item.
+Legend: I number of items, S side of a scene, h and w height and width of a painted item (pixels).
 """
 
 from typing import NamedTuple
@@ -13,35 +13,38 @@ from PIL import Image, ImageDraw
 from ppll_cli.data.scenes.index import Bytes
 
 MOST = 8
-"""Items in a scene."""
+"""Largest number of items in a scene."""
 
 SMALLEST, LARGEST, LONGEST = 14.0, 0.6, 0.75
-"""Side of a square as large as an item's box: at least so many pixels, at most such a part of S.
-The longer side is at most such a part of S."""
+"""Limits of the size of an item, which is the side of a square with the area of its box.
+
+`SMALLEST` is the smallest size in pixels, `LARGEST` the largest size as a fraction of S, `LONGEST`
+the largest length of the box's longer side as a fraction of S."""
 
 VISIBLE = 0.6
-"""What of an item's pixels is seen at least."""
+"""Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Of the boxes of two items, intersection over union: a detector keeps one box of two alike."""
+"""Largest intersection over union of two boxes; detectors keep only one of two similar boxes."""
 
 CONTRAST = 55.0
-"""How far an item's mean colour is from what is behind it, if one of eight colours is (of 255)."""
+"""Distance between mean colours of item and background (of 255) that a tint should have."""
 
 _ITEM = 28
-_THRESHOLD = 16  # grey values of an item from here on are the item's
-_PLACES = 12  # tried before an item is left out
-_NOISE = 9  # added to each value or taken from it at most, of 255
+_THRESHOLD = 16  # smallest grey value of pixels that belong to an item
+_PLACES = 12  # places that are tried before an item is left out
+_NOISE = 9  # largest noise on a colour value (of 255)
 
 Floats = NDArray[np.float32]
 
 
 class Painted(NamedTuple):
-    """A scene.
+    """A painted scene.
 
     Attributes:
         pixels: uint8 [S, S, 3].
-        objects: Left, top, right and bottom, the class, and False: none is ignored.
+        objects: For each item left, top, right and bottom in pixels, the class, and False, because
+            no object is ignored.
     """
 
     pixels: Bytes
@@ -49,25 +52,32 @@ class Painted(NamedTuple):
 
 
 class Cutout(NamedTuple):
-    """An item in its size: grey values in [0, 1] and how much they cover, float32 [h, w] both."""
+    """An item that is resized to be painted.
+
+    Attributes:
+        grey: Grey values in [0, 1], float32 [h, w].
+        cover: Opacity of each pixel in [0, 1], float32 [h, w].
+    """
 
     grey: Floats
     cover: Floats
 
 
 def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: int) -> Painted:
-    """A scene: 1 to 8 items before clutter, large ones behind small ones.
+    """Paint a scene with up to 8 items on a cluttered background, large items behind small ones.
+
+    An item for which no place is found is left out.
 
     Args:
-        random: Of the scene alone.
-        items: To choose from, uint8 [I, 28, 28].
-        labels: Their classes, int64 [I].
-        side: S.
+        random: The generator of this scene.
+        items: The items to choose from, uint8 [I, 28, 28].
+        labels: The classes of the items, int64 [I].
+        side: Side S of the scene, in pixels.
     """
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
         _paint_fragment(random, canvas, items[random.randint(len(items))])
-    owner = np.full((side, side), -1)  # whose pixel it is
+    owner = np.full((side, side), -1)  # index of the item that a pixel shows; -1 for background
     areas: list[int] = []
     objects: list[tuple[float, float, float, float, int, bool]] = []
     count = random.randint(1, MOST + 1)
@@ -96,7 +106,7 @@ def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: in
 
 
 def _background(random: RandomState, side: int) -> Floats:
-    """A soft change of colours with shapes of all kinds on it, in [0, 255], [S, S, 3]."""
+    """Paint a smooth colour gradient with random shapes, float32 [S, S, 3] in [0, 255]."""
     few = random.randint(40, 216, (random.randint(2, 5), random.randint(2, 5), 3))
     soft = Image.fromarray(few.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     shapes = soft.copy()
@@ -120,7 +130,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """A snippet of an item, too small a part to tell what it was of: no object."""
+    """Paint a fragment of an item that is too small to be recognised, so it is not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -134,9 +144,19 @@ def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
 
 
 def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout | None:
-    """An item as large as a square of this size, no side longer than `most`; None: nothing is left.
+    """Resize an item to the area of a square with this side.
 
-    What is dark inside of it belongs to it: pixels between others of it in their row and column.
+    Dark pixels inside an item belong to it if they lie between its other pixels both in their row
+    and in their column.
+
+    Args:
+        item: uint8 [28, 28].
+        size: Side of the square, in pixels.
+        most: Largest length of the item's longer side, in pixels.
+        mirrored: Whether the item is mirrored from left to right.
+
+    Returns:
+        The item, cropped to its box; None if too little of it is left.
     """
     inside = item >= _THRESHOLD
     across, down = (
@@ -165,13 +185,13 @@ def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout 
 
 
 def _unit(grey: Image.Image) -> Floats:
-    """A grey picture's values in [0, 1]."""
+    """Return the values of a grey picture, scaled to [0, 1]."""
     values: Floats = np.asarray(grey, dtype=np.float32)
     return values / np.float32(255)
 
 
 def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """The rows and columns from the first pixel to the last."""
+    """Return the rows and columns of the smallest box around all pixels of a mask."""
     rows, columns = (np.flatnonzero(solid.any(axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
@@ -179,7 +199,7 @@ def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _fits(
     owner: NDArray[np.int_], here: tuple[slice, slice], solid: NDArray[np.bool_], areas: list[int]
 ) -> bool:
-    """Whether enough of each earlier item is still seen where another one stands there as well."""
+    """Return whether enough of each item stays visible if `solid` is painted at `here`."""
     seen, lost = (
         np.bincount(pixels[pixels >= 0], minlength=len(areas))
         for pixels in (owner, owner[here][solid])
@@ -188,7 +208,7 @@ def _fits(
 
 
 def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes."""
+    """Return the intersection over union of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     both = max(width, 0) * max(height, 0)
@@ -197,7 +217,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """A colour that stands out: the first of eight that does enough, or the best, [3]."""
+    """Draw 8 colours, and return the first one with enough contrast, or else the best one, [3]."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())
@@ -213,6 +233,6 @@ def _shade(grey: Floats) -> Floats:
 
 
 def _blend(behind: Floats, cutout: Cutout, tint: Floats) -> None:
-    """Paints over what is behind, in place."""
+    """Paint an item over its background, in place."""
     cover = cutout.cover[..., None]
     behind[:] = (1 - cover) * behind + cover * _shade(cutout.grey)[..., None] * tint

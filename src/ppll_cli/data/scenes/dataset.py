@@ -1,4 +1,4 @@
-"""What a data set for object detection is."""
+"""The base class of data sets for object detection."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from ppll_cli.data.files import PARTS, Files, Part, check_at_least, hold_out
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refused without it
+if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     import torch
     from PIL import Image
     from torch import Tensor
@@ -29,22 +29,24 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a wrong option is refuse
     from ppll_cli.tasks.detection import Detection
 
 CHECK_S = 5.0
-"""Seconds in which as many pictures as possible are compared with their annotations at the start;
-the others are compared when they are decoded."""
+"""Time in seconds for comparing pictures with their annotations at the start.
+
+Pictures that are not reached in this time are compared when they are decoded."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionDataset(Files, ABC):
-    """Pictures of any sizes and the boxes of their objects. A subclass says where they are.
+    """A data set of pictures of any size with boxes of objects. A subclass finds the files.
 
     Attributes:
-        mean: Mean of the pixels in [0, 1], one a channel.
-        std: Standard deviation of the pixels in [0, 1], one a channel.
-        flip: Half of the training pictures are mirrored from left to right.
-        short_side: Pictures are resized so that their shorter side has so many pixels ...
-        long_side: ... unless the longer one would have more than these.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
+        std: Standard deviation of these pixels: one value, or one per channel.
+        flip: Whether each training picture is mirrored from left to right with probability 1/2.
+        short_side: Length in pixels to which the shorter side of a picture is resized, unless the
+            longer side would exceed `long_side`.
+        long_side: Largest length of the longer side of a resized picture, in pixels.
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
     """
 
@@ -58,19 +60,21 @@ class DetectionDataset(Files, ABC):
     @property
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, by their labels."""
+        """Names of the classes, in the order of their labels."""
 
     @abstractmethod
     def read(self, part: Part) -> Scenes:
-        """The pictures of a part; quick where that was done before.
+        """Return the pictures of a part and their objects.
+
+        What takes long to read is kept in the cache folder, so a later call is fast.
 
         Raises:
-            ConfigError: Files are missing, or are not what they should be.
+            ConfigError: Files are missing or wrong.
         """
 
     @property
     def crowds(self) -> bool:
-        """Whether ignored boxes are crowds, as COCO counts them, or single difficult objects."""
+        """Whether ignored boxes are crowds in the sense of COCO, and not single objects."""
         return False
 
     def __post_init__(self) -> None:
@@ -81,10 +85,10 @@ class DetectionDataset(Files, ABC):
         check_at_least("anchor", self.anchor, 1)
 
     def prepare(self) -> None:
-        """Makes sure that the files exist and fit; what is slow to read is read once, and kept.
+        """Read the annotations, compare some pictures with them, and log warnings.
 
         Raises:
-            ConfigError: Files are missing, or are not what they should be.
+            ConfigError: Files are missing or wrong.
         """
         splits = self.load()
         end_s = time.monotonic() + CHECK_S
@@ -101,11 +105,11 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """`train`, `val` where a fraction is held out, `test`; the same in every run.
+        """Return `train`, `test`, and `val` if `val_fraction` is not 0; equal in every run.
 
         Raises:
-            ConfigError: Files are missing, or are not what they should be, or too few pictures are
-                there to hold out the wanted fraction.
+            ConfigError: Files are missing or wrong, or there are too few pictures to hold out
+                `val_fraction` of them.
         """
         return self._splits
 
@@ -125,7 +129,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file is in both parts, nor twice in one; folders may be links."""
+        """Check that no file occurs twice, in one part or in two, even through folder links."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
@@ -145,7 +149,7 @@ class DetectionDataset(Files, ABC):
 
     @property
     def task(self) -> "Detection":
-        """What is learnt from this data set."""
+        """Object detection with the classes and the largest pictures of this data set."""
         from ppll_cli.tasks.detection import Detection
 
         boxes = max(1, *(scenes.most_objects for scenes in self._splits.values()))
@@ -154,21 +158,25 @@ class DetectionDataset(Files, ABC):
         )
 
     def image_spec(self, splits: Mapping[str, Scenes]) -> "ImageSpec":
-        """The largest images, of which no batch need be."""
+        """Return the largest possible shape of images, which perhaps no batch has."""
         from ppll_cli.models.unit import ImageSpec
 
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
-        """One picture at a time: what is found must not depend on the size of others."""
+        """Return the form of evaluation batches, which have one picture.
+
+        So detections do not depend on the padding that larger pictures of a batch would cause.
+        """
         from ppll_cli.data.source import EvaluationForm
 
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
-        """The pictures' files, where there are such, and what the annotations say of them.
+        """Return digests of the annotations of each split, the classes, and the pictures' files.
 
-        None where a subclass loads something else.
+        Returns:
+            The identity; None if the `load` of a subclass returns something other than `Scenes`.
         """
         from ppll_cli.data.identity import of_arrays, of_files
 
@@ -186,7 +194,14 @@ class DetectionDataset(Files, ABC):
     def batches(
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"
     ) -> "SceneBatches":
-        """What makes the batches of a run from what `load` returned."""
+        """Return an object that makes the batches of a run.
+
+        Args:
+            splits: What `load` returned.
+            batch_size: Pictures per training batch.
+            seed: The run's seed.
+            device: The device on which batches are made.
+        """
         from ppll_cli.data.scenes.batches import SceneBatches
 
         return SceneBatches(
@@ -204,7 +219,12 @@ class DetectionDataset(Files, ABC):
         )
 
     def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
-        """Writes the first test pictures with their boxes and with what the model detects."""
+        """Write the first test pictures with their true boxes and the detected ones.
+
+        Args:
+            predict: Takes images and returns the model's prediction.
+            folder: The folder to create.
+        """
         import torch
 
         from ppll_cli.data.scenes.samples import write_samples
@@ -215,13 +235,22 @@ class DetectionDataset(Files, ABC):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, by their labels."""
+        """Names of the classes, in the order of their labels."""
         return self.classes
 
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """A picture of the user's as the model takes it: resized, normalised and padded."""
+        """Prepare a picture of the user for the model: resize, normalise and pad it.
+
+        Args:
+            picture: A picture of any size and mode.
+            image: The shape of the model's images, which is not used.
+            device: The device of the result.
+
+        Returns:
+            The image, float32 [1, 3, H, W], and its frame, float32 [1, 4], by name.
+        """
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 
@@ -236,7 +265,13 @@ class DetectionDataset(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """The boxes that the model finds in a picture of the user's, and the picture with them."""
+        """Return the boxes that the model detects in a picture of the user, and a drawing of them.
+
+        Args:
+            predict: Takes images and returns the model's prediction.
+            picture: The picture.
+            inputs: What `inputs` returned for it.
+        """
         from ppll_cli.data.scenes.samples import found_in
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME

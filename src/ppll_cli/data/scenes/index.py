@@ -1,6 +1,6 @@
-"""Which objects are where in the pictures of a data set, in few arrays, and kept in a file.
+"""Keeps the objects of all pictures of a data set in a few arrays, and these in a file.
 
-Legend: P pictures, n objects of one of them, S objects of all.
+Legend: P pictures, n objects of one picture, S objects of all pictures.
 """
 
 import json
@@ -17,21 +17,22 @@ from ppll_cli.data.kept import kept_file, place, read_kept
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
-"""Larger numbers than this are no positions in a picture."""
+"""Largest number in an annotation that is accepted as a position or a size, in pixels."""
 
-_LEAST_SIDE = 1.0  # pixels: a thinner box is no object
-_LEAST_PART = 0.5  # of a box that should lie inside of its picture
+_LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; thinner ones are dropped
+_LEAST_PART = 0.5  # fraction of a box's area that should lie inside its picture
 
 Bytes = NDArray[np.uint8]
 
 
 class Found(NamedTuple):
-    """A picture's objects as an annotation has them.
+    """The objects of a picture as in its annotation.
 
     Attributes:
         height: Height of the picture, in pixels.
         width: Width of the picture, in pixels.
-        objects: Left, top, right and bottom in pixels from 0, the class, and whether it is ignored.
+        objects: For each object left, top, right and bottom in pixels from 0, the label of its
+            class, and whether it is ignored.
     """
 
     height: float
@@ -41,13 +42,13 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of some pictures, those of one picture in a row.
+    """The objects of P pictures, sorted by picture.
 
     Attributes:
-        starts: Where each picture's begin, and where the last one's end, int64 [P + 1].
-        boxes: Left, top, right and bottom in the pictures' own pixels, float32 [S, 4].
+        starts: Index of the first object of each picture, then S, int64 [P + 1].
+        boxes: Left, top, right and bottom in pixels of the original picture, float32 [S, 4].
         labels: Classes from 0, int64 [S].
-        ignored: Objects that are neither learnt nor asked for, bool [S].
+        ignored: Whether each object is left out of training and scoring, bool [S].
     """
 
     starts: NDArray[np.int64]
@@ -57,9 +58,10 @@ class Objects:
 
     @classmethod
     def of(cls, pictures: Iterable[Found]) -> "Objects":
-        """Boxes are cut off at the picture's border; what is thinner than a pixel then is dropped.
+        """Gather the objects of pictures.
 
-        Pictures without objects stay.
+        Boxes are clipped at the picture's border, and dropped if they are then thinner than a
+        pixel. Pictures without objects remain.
         """
         starts, rows = [0], []
         for picture in pictures:
@@ -79,7 +81,7 @@ class Objects:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The arrays by name, to be written."""
+        """The arrays by name, as they are written to a file."""
         return {
             "starts": self.starts,
             "boxes": self.boxes,
@@ -90,14 +92,14 @@ class Objects:
 
 @dataclass(frozen=True)
 class Index:
-    """What annotations say.
+    """The content of all annotations of P pictures.
 
     Attributes:
-        classes: Names of the classes.
-        files: The P pictures' files, relative to where the data set has them.
-        sizes: Width and height of the P pictures, int64 [P, 2].
-        objects: The objects of the P pictures.
-        remark: What the user should know of boxes that are left out or cut; mostly empty.
+        classes: Names of the classes, in the order of their labels.
+        files: The files of the pictures, relative to the data set's folder of pictures.
+        sizes: Width and height of the pictures in the annotations, in pixels, int64 [P, 2].
+        objects: The objects of the pictures.
+        remark: A warning for the user about boxes that are dropped or clipped; usually empty.
     """
 
     classes: tuple[str, ...]
@@ -108,11 +110,11 @@ class Index:
 
     @classmethod
     def of(cls, classes: Sequence[str], files: Sequence[str], pictures: Sequence[Found]) -> "Index":
-        """Gather what the annotations of some pictures say.
+        """Gather the annotations of pictures.
 
         Raises:
-            ValueError: Most boxes do not lie in their pictures, so they are of other pictures, of
-                another size or in another form.
+            ValueError: Most boxes do not lie inside their pictures, so they belong to other
+                pictures or are not in pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
         objects = Objects.of(pictures)
@@ -120,10 +122,10 @@ class Index:
         return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), objects, remark)
 
     def check(self) -> None:
-        """Check what was read from a kept file.
+        """Check the index after reading it from a kept file.
 
         Raises:
-            ValueError: The parts do not fit one another.
+            ValueError: The parts do not match each other.
         """
         check_objects(self.objects, len(self.files), len(self.classes))
         if self.sizes.shape != (len(self.files), 2):
@@ -134,10 +136,10 @@ class Scene(NamedTuple):
     """A picture and its objects.
 
     Attributes:
-        pixels: The picture's file, or its pixels uint8 [height, width, 3].
+        pixels: The picture's file, or its pixels, uint8 [height, width, 3].
         boxes: Left, top, right and bottom in pixels of the upright picture, float32 [n, 4].
         labels: Classes from 0, int64 [n].
-        ignored: Objects that are neither learnt nor asked for, bool [n].
+        ignored: Whether each object is left out of training and scoring, bool [n].
     """
 
     pixels: Path | Bytes
@@ -148,15 +150,15 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """Some of a data set's pictures, in order: a split.
+    """A split: some of the P pictures of a part, in order.
 
     Attributes:
-        pixels: The P pictures' files, or their pixels, uint8 [height, width, 3] each.
+        pixels: The files of the P pictures, or their pixels, uint8 [height, width, 3] each.
         objects: The objects of the P pictures.
-        chosen: Which of them are in the split, int64 [pictures of the split].
-        sizes: Width and height of the P pictures as annotations have them, int64 [P, 2]. None: not
-            to be compared with the pictures.
-        remark: As an index has it.
+        chosen: Indices of the pictures in the split, int64 [pictures of the split].
+        sizes: Width and height of the P pictures in the annotations, in pixels, int64 [P, 2]; None
+            if they are not to be compared with the pictures.
+        remark: The remark of the index.
     """
 
     pixels: Sequence[Path] | Bytes
@@ -167,13 +169,13 @@ class Scenes:
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Every picture, with objects that are known to be in it."""
+        """Return a split of all pictures, which are not compared with annotations."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
     @classmethod
     def indexed(cls, folder: Path, index: Index) -> "Scenes":
-        """Every picture of an index; the index's files are relative to the folder."""
+        """Return a split of all pictures of an index, whose files are relative to `folder`."""
         files, order = [folder / name for name in index.files], np.arange(len(index.files))
         return cls(files, index.objects, order, index.sizes, index.remark)
 
@@ -181,7 +183,7 @@ class Scenes:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> Scene:
-        """A picture and its objects; the size in a picture's file is compared with the annotation.
+        """Return a picture and its objects, after comparing its file's size with the annotation.
 
         Raises:
             ConfigError: The file cannot be read, or its size is not that of the annotation.
@@ -196,32 +198,34 @@ class Scenes:
         return Scene(pixels, boxes, found.labels[here], found.ignored[here])
 
     def of(self, numbers: slice | NDArray[np.intp]) -> "Scenes":
-        """A part of them."""
+        """Return a split of some of the pictures, chosen by index."""
         return Scenes(self.pixels, self.objects, self.chosen[numbers], self.sizes, self.remark)
 
     @property
     def most_objects(self) -> int:
-        """The largest number of objects of any picture."""
+        """Largest number of objects of a picture of the split."""
         counts = np.diff(self.objects.starts)[self.chosen]
         return int(counts.max(initial=0))
 
     @property
     def asked_for(self) -> int:
-        """How many objects there are that are not ignored."""
+        """Number of objects in the split that are not ignored."""
         counted = np.concatenate(([0], np.cumsum(~self.objects.ignored)))
         of_each = np.diff(counted[self.objects.starts])
         return int(of_each[self.chosen].sum())
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """An index, made now or at an earlier time: annotations take long to read.
+    """Return an index from its kept file; make it first if the file is missing or damaged.
+
+    An index is kept because annotations take long to read.
 
     Args:
-        recipe: All that it depends on.
+        recipe: Everything that determines the index, as data that JSON can represent.
         make: Reads the annotations.
 
     Raises:
-        ConfigError: They cannot be read.
+        ConfigError: The annotations cannot be read.
     """
     path = place("scenes", recipe).with_suffix(".npz")
     found = read_kept(path, _read)
@@ -229,7 +233,7 @@ def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
 
 
 def _written(index: Index) -> bytes:
-    # As text: an array of strings gives each the room of the longest.
+    # Names are written as JSON, because an array of strings pads each to the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
     np.savez(buffer, names=text, sizes=index.sizes, **index.objects.arrays)
@@ -246,7 +250,7 @@ def _read(path: Path) -> Index:
 
 
 def read_objects(stored: "np.lib.npyio.NpzFile") -> Objects:
-    """The arrays of a file in which they stand beside others."""
+    """Return the objects from the arrays of a file, which may contain other arrays too."""
     return Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
 
 
@@ -254,7 +258,7 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
     """Check objects that were read from a kept file.
 
     Raises:
-        ValueError: They are not those of so many pictures and classes, or do not fit one another.
+        ValueError: They do not match the number of pictures or classes, or each other.
     """
     starts, labels, count = objects.starts, objects.labels, len(objects.labels)
     shapes: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
@@ -273,7 +277,11 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """What to say of boxes that are left out, or that mostly lie outside of their pictures."""
+    """Return a warning about boxes that are dropped or mostly outside of their pictures, or ''.
+
+    Raises:
+        ValueError: Most boxes do not lie inside their pictures, or none is in pixels.
+    """
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)
     if total and all(max(right, bottom) <= 1 for _, _, _, right, bottom in boxes):
@@ -295,7 +303,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
 
 
 def _inside(box: tuple[Found, float, float, float, float]) -> bool:
-    """Whether at least half of a box's area is in its picture, and a pixel wide and high."""
+    """Return whether at least half of a box lies in its picture, a pixel or more wide and high."""
     picture, left, top, right, bottom = box
     width = min(right, picture.width) - max(left, 0.0)
     height = min(bottom, picture.height) - max(top, 0.0)

@@ -1,6 +1,6 @@
-"""Pictures with their boxes and with what a model detects.
+"""Draws pictures with their true boxes and with the boxes that a model detects.
 
-Legend: n detections of a picture, H height, W width (pixels).
+Legend: H height, W width (pixels).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,31 +36,33 @@ from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import FRAME, Detection
 
 PICTURES = 8
-"""So many of the first test pictures are drawn."""
+"""Number of test pictures that are drawn, from the first one."""
 
 LEAST_SCORE = 0.3
+"""Smallest score of detections that are drawn."""
+
 MOST_DETECTIONS = 20
-"""Of a picture: what is drawn can still be told apart."""
+"""Largest number of detections that are drawn into a picture; more would hide each other."""
 
 NOTHING = f"nothing above {LEAST_SCORE:g}"
 
 _LEAST_SIDE = 640
-"""A picture is enlarged by a whole number until its longer side has so many pixels."""
+"""Smaller pictures are enlarged by an integer until their longer side has this many pixels."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # of the legend's found box; those in the picture have others
+_EXAMPLE: Colour = (255, 170, 60)  # of the found box in the legend; in pictures, the class decides
 
 
 class Mark(NamedTuple):
-    """A box as it is drawn.
+    """A box to be drawn, and its label.
 
     Attributes:
-        box: Its outer border, in pixels of the enlarged picture.
-        text: Its label.
-        colour: Of a found box and its label; None of a true box, which is dashed.
+        box: The outer border of the box, in pixels of the enlarged picture.
+        text: The text of the label.
+        colour: The colour of a found box and its label; None for a true box, which is dashed.
         ignored: Whether it is a true box that training and scoring leave out.
-        place: Where its label stands; None: the picture has no room for it.
+        place: The place of the label; None if it has none yet, or the picture has no room.
     """
 
     box: Rectangle
@@ -71,12 +73,12 @@ class Mark(NamedTuple):
 
     @property
     def ground(self) -> Colour:
-        """The colour of its label."""
+        """Background colour of the label."""
         return self.colour or self.dashes[0]
 
     @property
     def dashes(self) -> tuple[Colour, Colour]:
-        """The colours of a true box."""
+        """Colours of the dashes of a true box."""
         return _IGNORED_DASHES if self.ignored else _DASHES
 
 
@@ -87,14 +89,14 @@ def write_samples(
     predict: Callable[[Tensor], Tensor],
     folder: Path,
 ) -> None:
-    """Writes a PNG for each of the first pictures, named by its number and its file.
+    """Write a PNG file for each of the first `PICTURES` pictures, named by its index and its file.
 
     Args:
         scenes: The test pictures.
-        batches: Makes batches of them.
-        task: Knows what a prediction says.
-        predict: The model: float32 [1, 3, H, W], normalised, to a prediction.
-        folder: To be made.
+        batches: Makes batches of the test pictures.
+        task: Converts predictions to detections.
+        predict: The model: maps normalised images, float32 [1, 3, H, W], to a prediction.
+        folder: The folder to create.
     """
     folder.mkdir()
     for number in range(min(PICTURES, len(scenes))):
@@ -106,11 +108,11 @@ def write_samples(
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
-    """What is found in a picture whose true boxes are not known.
+    """Return the detections in a picture without known true boxes, as plain data and as a drawing.
 
     Args:
-        picture: In colour.
-        found: Detections, all of which are listed; `drawn` says which are drawn.
+        picture: The picture, in RGB.
+        found: The detections. All of them are listed; `marks` chooses those that are drawn.
         classes: Names of the classes.
     """
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
@@ -127,13 +129,13 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
-    """A picture with its true boxes, dashed, and the found ones, in colours; below it a legend.
+    """Draw a picture with dashed true boxes and coloured found ones, and a legend below it.
 
     Args:
         scene: The picture.
-        found: Detections; of low scores, or too many, none is drawn.
+        found: The detections; `marks` chooses those that are drawn.
         classes: Names of the classes.
-        truth: Whether its true boxes are known; else the legend does not name them.
+        truth: Whether the true boxes are known; if not, the legend does not mention them.
     """
     picture = decode(scene.pixels)
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
@@ -148,7 +150,7 @@ def drawn(
     line = max(2, text // 6)
     found_boxes = [mark for mark in placed if mark.colour is not None]
     true_boxes = [mark for mark in placed if mark.colour is None]
-    for mark in [*reversed(found_boxes), *true_boxes]:  # true ones on top, then the surest
+    for mark in [*reversed(found_boxes), *true_boxes]:  # true boxes on top, then best scores
         if mark.colour is None:
             dashed_rectangle(draw, mark.box, mark.dashes, line)
         else:
@@ -166,14 +168,16 @@ def drawn(
 def marks(
     scene: Scene, found: Detections, classes: Sequence[str], size: tuple[int, int], factor: int
 ) -> list[Mark]:
-    """What is drawn into a picture: found boxes, the surest first, and then true ones.
+    """Return the boxes to draw: found ones in order of falling score, then all true ones.
+
+    Found boxes are those with scores of at least `LEAST_SCORE`, at most `MOST_DETECTIONS`.
 
     Args:
         scene: The picture and its true boxes.
-        found: What was found in it.
+        found: The detections.
         classes: Names of the classes.
-        size: Width and height of the enlarged picture.
-        factor: By how much it was enlarged.
+        size: Width and height of the enlarged picture, in pixels.
+        factor: Factor by which the picture was enlarged.
     """
     names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
@@ -189,7 +193,17 @@ def marks(
 
 
 def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: int) -> list[Mark]:
-    """The same with a place for each label: inside of the picture, and on no other label."""
+    """Choose a place for each label, inside the picture and on no other label.
+
+    Args:
+        boxes: The boxes without places.
+        size: Width and height of the enlarged picture, in pixels.
+        font: The font of the labels.
+        text: The font size, in pixels.
+
+    Returns:
+        The boxes with places; labels wider than the picture are shortened.
+    """
     placed: list[Mark] = []
     for mark in boxes:
         short = shortened(mark.text, font, text, size[0])
@@ -201,7 +215,12 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """The lines below a picture: how a kind of box is drawn, and what it is."""
+    """Return the entries of the legend: the kind of box that is drawn as an example, and a text.
+
+    Args:
+        placed: The boxes in the picture.
+        truth: Whether the true boxes are known.
+    """
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that is not asked for"))
@@ -217,7 +236,7 @@ def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
 def _with_legend(
     picture: Image.Image, lines: Sequence[tuple[str, str]], font: Font, text: int
 ) -> Image.Image:
-    """The picture on paper that is wide enough for the legend below it."""
+    """Extend a picture by a legend below it, and at the sides if the legend is wider."""
     line = max(2, text // 6)
     swatch, height = 20 * line, 2 * text
     widths = [label_size(words, font, text)[0] + (swatch if kind else 0) for kind, words in lines]
@@ -239,7 +258,7 @@ def _with_legend(
 
 
 def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int]]:
-    """Left edge and row of each item, as many in a row as there is room for."""
+    """Yield left edge and row of each item, with as many items in a row as fit."""
     left, row = 0, 0
     for width in widths:
         if left and left + width > most:
@@ -249,7 +268,7 @@ def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int
 
 
 def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
-    """The pixels of a box, of which at least one lies inside of the picture."""
+    """Return the rectangle of an enlarged box, clipped to the picture, with at least one pixel."""
     low: list[int] = []
     high: list[int] = []
     for first, last, side in zip(box[:2], box[2:], size, strict=True):
@@ -260,7 +279,7 @@ def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
 
 
 def _colour(label: int, classes: int) -> Colour:
-    """As far from those of other classes as can be: hues around the circle, light enough."""
+    """Return the colour of a class; classes have hues at equal distances, all of them light."""
     hue = Image.new("HSV", (1, 1), (round(255 * label / classes), 170, 255))
     red, green, blue = hue.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
     return red, green, blue

@@ -1,15 +1,24 @@
-"""How large pictures are in a batch."""
+"""Sizes of pictures in a batch."""
 
 MULTIPLE = 32
-"""Height and width of a batch's images are multiples of it: maps of stride 32 have no remainder."""
+"""Height and width of a batch's images are multiples of this, as maps of stride 32 require."""
 
 
 def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Height and width of a picture resized to a shorter side, unless the longer gets too long."""
+    """Return height and width of a resized picture, in pixels.
+
+    The shorter side becomes `short_side`, or less if the longer side would exceed `long_side`.
+
+    Args:
+        height: Height of the picture, in pixels.
+        width: Width of the picture, in pixels.
+        short_side: Wanted length of the shorter side, in pixels.
+        long_side: Largest length of the longer side, in pixels.
+    """
     factor = min(short_side / min(height, width), long_side / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def padded(side: int) -> int:
-    """Height or width, in pixels, of a batch's images whose largest picture has this one."""
+    """Round height or width of the largest picture of a batch up to a multiple of `MULTIPLE`."""
     return -(-side // MULTIPLE) * MULTIPLE

@@ -1,4 +1,4 @@
-"""Pictures compared with their annotations: sizes must agree, and boxes lie where objects are."""
+"""Compares the size of a picture with its annotation, and turns boxes if EXIF turns the picture."""
 
 from pathlib import Path
 
@@ -9,21 +9,23 @@ from ppll_cli.data.pictures.files import Header, header
 from ppll_cli.errors import ConfigError
 
 Boxes = NDArray[np.float32]
+"""Left, top, right and bottom of n boxes, in pixels, float32 [n, 4]."""
 
 
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
-    """Boxes in pixels of the upright picture, which `ppll_cli.data.pictures.files.decoded` makes.
+    """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    Annotations are of the upright picture where its size is theirs. Else they may be of the picture
-    as it is stored, before EXIF turns it: the boxes are turned with it then.
+    If the annotation has the size of the upright picture, its boxes are returned unchanged. If it
+    has the size of the stored picture, which EXIF turns, its boxes are turned too.
 
     Args:
         path: The picture's file.
-        size: Width and height that the annotation says.
-        boxes: Left, top, right and bottom as the annotation has them, float32 [n, 4].
+        size: Width and height in the annotation, in pixels.
+        boxes: Left, top, right and bottom in the annotation, in pixels, float32 [n, 4].
 
     Raises:
-        ConfigError: The file cannot be read as a picture, or has another size.
+        ConfigError: The file cannot be read as a picture, or its size is not that of the
+            annotation.
     """
     found = header(path)
     if size == found.upright:
@@ -36,7 +38,7 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
 
 
 def _turned(boxes: Boxes, found: Header) -> Boxes:
-    """Boxes of a stored picture that EXIF turns by a quarter, so that its sides are exchanged."""
+    """Turn the boxes of a stored picture like the picture, whose sides EXIF swaps."""
     left, top, right, bottom = boxes.T
     width, height = (np.float32(side) for side in found.size)
     sides = {
