@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppll_cli.data.drawing import font_of, overlap, text_size
 from ppll_cli.data.scenes.batches import SceneBatches
-from ppll_cli.data.scenes.index import Scene
+from ppll_cli.data.scenes.index import Found, Index, Scene
 from ppll_cli.data.scenes.samples import (
     LEAST_SCORE,
     MOST_DETECTIONS,
@@ -371,3 +371,10 @@ def test_no_batch_makes_the_host_wait_for_the_device(make: Make, no_waiting: NoW
         for made in (batches.train(0, 0), batches.evaluation("test", 0, 1)):
             assert {tensor.device for tensor in made.values()} == {DEVICE}
     assert no_waiting.staged_copies >= 2 * len(dataset.task.targets)
+
+
+def test_a_picture_whose_boxes_lie_outside_is_named() -> None:
+    """Also where none of them is left out, because a part of each is inside."""
+    bad = Found(10, 10, [(6.0, 0.0, 16.0, 10.0, 0, False)])
+    with pytest.raises(ValueError, match=r"^1 of 1 boxes lie outside .*; bad\.jpg has such boxes$"):
+        Index.of(["a"], ["good.jpg", "bad.jpg"], [Found(10, 10, []), bad])

@@ -3,16 +3,13 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.cache import cache_folder
-
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
-    pass
 
 Part = Literal["train", "test"]
 """A part into which the files of a data set are divided; `val` is held out of `train`."""

@@ -291,7 +291,9 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
     outside = sum(not _inside(box) for box in boxes)
     if 2 * outside > total:
         problem = f"{outside} of {total} boxes lie outside of their pictures or have no area"
-        raise ValueError(f"{problem}; {files[int(lost.argmax())]} has such boxes")
+        bad = next(box[0] for box in boxes if not _inside(box))
+        name = next(name for name, each in zip(files, pictures, strict=True) if each is bad)
+        raise ValueError(f"{problem}; {name} has such boxes")
     if not outside:
         return ""
     first = f", the first in {files[int((lost > 0).argmax())]}" if missing else ""
