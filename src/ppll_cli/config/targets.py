@@ -183,10 +183,11 @@ def _make_findable(package: str) -> None:
 
 def start_folder() -> Path:
     """Return the folder in which the program was started, also under hydra.job.chdir=true."""
-    from hydra.core.hydra_config import HydraConfig
+    if "hydra" in sys.modules:  # workers do not import it
+        from hydra.core.hydra_config import HydraConfig
 
-    if HydraConfig.initialized():
-        return Path(HydraConfig.get().runtime.cwd)
+        if HydraConfig.initialized():
+            return Path(HydraConfig.get().runtime.cwd)
     return Path.cwd()
 
 

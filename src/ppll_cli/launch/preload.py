@@ -32,8 +32,10 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# Neither torch's compiler nor torchvision comes with this. Workers that need one import it
-# themselves: each takes most of the time of importing torch.
+# A backward imports this, which would cost every worker a second. torch's compiler and torchvision
+# are left to the workers that need them: each takes most of the time of importing torch.
+import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
+
 import ppll_cli.worker.process  # noqa: E402, F401
 from ppll_cli.worker.memory import keep_freed_memory  # noqa: E402
 
