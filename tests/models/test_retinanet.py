@@ -107,8 +107,8 @@ def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(ConfigError, match=r"model.depth=152: no RetinaNet has this depth"):
-        RetinaNet(depth=152)
+    with pytest.raises(ConfigError, match=r"model.depth=200: no RetinaNet has this depth"):
+        RetinaNet(depth=200)
     with pytest.raises(ConfigError, match=r"model.width=0: must be at least 1"):
         RetinaNet(width=0)
     with pytest.raises(ConfigError, match=r"model.norm=batch: is unknown; possible: none, group"):
