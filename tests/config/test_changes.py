@@ -32,12 +32,24 @@ def test_the_defaults() -> None:
         ["data.root='/some where/it is'", "checkpoint.every=10"],
         ["model._target_=my.Model", "~model.dim", "+model.width=3"],
         ["optim.clip_norm=null", "deterministic=true", "fba=on"],
+        ["fba=on", "fba.features=2", "fba.fusion=add"],
     ],
 )
 def test_they_make_the_same_configuration(overrides: list[str]) -> None:
     found = of(*overrides)
     assert compose_config(shlex.split(" ".join(found)))[0] == compose_config(overrides)[0]
     assert len(found) <= len(overrides) + 1
+
+
+def test_a_bank_whose_defaults_are_resolved_is_named_once() -> None:
+    """As a resumed run has it: `local.bank` follows `fba`, and cannot be given."""
+    config, choices = compose_config(["fba=on"])
+    bank = {**config["fba"], "features": "every", "fusion": "concatenate"}
+    config |= {"fba": bank, "local": {**config["local"], "bank": bank}}
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = changes(config, choices)
+    assert found == ["fba=on", "local=fba", "fba.features=every", "fba.fusion=concatenate"]
+    assert compose_config(found)[0]["local"]["bank"] == bank
 
 
 def test_what_a_preset_sets_is_not_named_again() -> None:

@@ -1,5 +1,6 @@
 """Finds the overrides that turn the defaults into a given configuration."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ from ppll_cli.config.composition import composed
 PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
 
-WITHOUT = ("resume", "hydra")
+WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
+"""Keys that no override sets: `local.bank` is a copy of `fba`."""
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
@@ -30,10 +32,10 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
             defaults, usual = composed(given)
     before, now = (dict(_leaves(each)) for each in (defaults, config))
     for key, value in now.items():
-        if key in WITHOUT or (key in before and before[key] == value):
+        if WITHOUT.match(key) or (key in before and before[key] == value):
             continue
         given.append(f"{'' if key in before else '+'}{setting(key, value)}")
-    given += [f"~{key}" for key in before if key not in now and key not in WITHOUT]
+    given += [f"~{key}" for key in before if key not in now and not WITHOUT.match(key)]
     return given
 
 
