@@ -268,6 +268,22 @@ def test_a_run_without_local_losses_is_not_told_by_its_local_method(tmp_path: Pa
     assert found == ["", "local=dgl fba=off", "local=fba fba=on"]
 
 
+def test_runs_that_train_the_whole_model_are_alike_whatever_their_local_method(
+    tmp_path: Path,
+) -> None:
+    other = {"_target_": "l.Other", "modules": 4}
+    for schedule in ("bp", "ppll", "my_own"):
+        make(tmp_path / schedule / "0", schedule, config={"seed": 0})
+        folder, recorded = tmp_path / schedule / "1", {"seed": 1, "local": other}
+        make(folder, schedule, config=recorded, choices={"local": "dgl"})
+    found = compare([tmp_path])
+    groups = {group.first.run.schedule: len(group.rows) for group in found.groups}
+    assert groups == {"bp": 2, "my_own": 1, "ppll": 1}
+    differs = {row.run.name: row.differs for row in found.rows}
+    assert differs["bp/1"] == "seed=1"
+    assert "local.modules=4" in differs["my_own/1"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -91,6 +91,30 @@ def test_seconds_of_training_go_on_where_they_were(
     assert train(again, 30, 40) == [6.0, 8.0]
 
 
+@pytest.mark.parametrize(
+    ("evaluated", "incomplete", "stay"),
+    [
+        (False, False, ["train"]),
+        (True, False, ["train", "test", "test_ema"]),
+        (True, True, ["test", "test_ema"]),
+        (False, True, []),
+    ],
+)
+def test_what_stays_of_the_step_from_which_a_run_goes_on(
+    tmp_path: Path, evaluated: bool, incomplete: bool, stay: list[str]
+) -> None:
+    """An evaluation that is made again would have its lines twice, of averaged weights too."""
+    first = Metrics(tmp_path / "m", Classification(3), MODULES)
+    with first:
+        for step in (10, 20, 30):
+            for split in ("train", "test", "test_ema"):
+                first.add(report(2, split, step=step))
+    again = Metrics(tmp_path / "m", Classification(3), MODULES)
+    again.go_back(20, {}, evaluated=evaluated, incomplete=incomplete)
+    lines = [(line["step"], line["split"]) for line in written(again)]
+    assert lines == [(10, "train"), (10, "test"), (10, "test_ema"), *((20, each) for each in stay)]
+
+
 def test_the_last_modules_lines_are_the_models_own(metrics: Metrics) -> None:
     modules = [metrics.add(report(module, "test"))["module"] for module in range(MODULES)]
     assert modules == [0, 1, None]

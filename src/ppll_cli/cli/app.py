@@ -317,7 +317,11 @@ def _run(
             remove_refused(run_dir, ours, made)
         raise
     tunes = "basic" not in hydra_config.runtime.choices["hydra/sweeper"]
-    if tunes and hydra_config.mode is RunMode.MULTIRUN and run.objective.startswith("test."):
+    if (
+        tunes
+        and hydra_config.mode is RunMode.MULTIRUN
+        and run.objective.startswith(("test.", "test_ema."))
+    ):
         log.warning(
             "objective=%s: the sweeper tunes on the test set, whose results will be too good; "
             "data.val_fraction=0.1 holds a part of the training set out",

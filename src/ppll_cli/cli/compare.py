@@ -84,8 +84,6 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     Raises:
         OSError: A table cannot be written.
     """
-    """
-    """
     write_text(folder / "comparison.csv", as_csv(comparison))
     write_text(folder / "comparison_groups.csv", groups_as_csv(comparison))
     write_text(folder / "comparison.md", as_markdown(comparison))

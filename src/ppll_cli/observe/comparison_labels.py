@@ -92,7 +92,7 @@ def shared(groups: Sequence[Group]) -> str:
     gpus = {group.first.gpus for group in groups}
     if len(gpus) == 1 and None not in gpus:
         same["gpus"] = str(gpus.pop())
-    sizes, seeds = ({*each} for each in ((len(g.rows) for g in groups), (g.seeds for g in groups)))
+    sizes, seeds = {len(group.rows) for group in groups}, {group.seeds for group in groups}
     runs = counted(sum(len(group.rows) for group in groups), "run")
     if max(sizes, default=1) > 1:
         what = "seeds" if seeds == sizes else "runs"

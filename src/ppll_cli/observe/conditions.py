@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
+
+Value = TypeVar("Value")
 
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
@@ -15,7 +17,7 @@ A value that a run did not record, because it has only begun or an older program
 key and counts as equal.
 """
 
-KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic")
+KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
 
 LONGEST_VALUE = 200
 """Longest value of a setting, in characters, that is shown in full."""
@@ -33,6 +35,12 @@ NAMED = OWN | {"schedule"}
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
+
+WHOLE = ("bp", "pp", "gpipe", "1f1b", "interleaved", "zb_h1")
+"""Schedules that train the whole model by one loss; a user's own may do either."""
+
+METHOD = ("local", "fba")
+"""Groups that schedules of `WHOLE` do not use."""
 
 
 def conditions(run: FoundRun) -> Conditions:
@@ -99,10 +107,11 @@ def seedless(run: FoundRun) -> Conditions:
 
     For a completed run, `max_steps` is left out, because the number of steps says the same.
     """
-    found = _flat(run.config)
+    found, choices = _flat(run.config), run.configured("choices") or {}
+    if run.schedule in WHOLE:
+        found, choices = _without_method(found), _without_method(choices)
     for key in ("seed", "device", *(["max_steps"] if run.status == "completed" else [])):
         found.pop(key, None)
-    choices = run.configured("choices") or {}
     found |= {f"choice of {group}": choices[group] for group in choices if group not in OWN}
     used = {
         "name": nameless(run) or "",
@@ -156,8 +165,8 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """Return, for each run, the settings in which the runs differ, without those with columns.
 
     If the runs differ in a group's option, the option is named. Of that group's keys, only those
-    are named that all options have, or in which runs with the same option differ. Local
-    methods are settings of runs with local losses alone.
+    are named that all options have, or in which runs with the same option differ. A run that
+    trains the whole model by one loss has no settings of local methods.
     """
     flat = [_flat(run.config) for run in runs]
     chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
@@ -177,13 +186,14 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
             if told and each.get(key) is not None:
                 settled[key] = shown(each[key]) or "''"
     return [
-        settled if run.schedule in LOCAL else _without_groups(settled, ("local", "fba"))
+        _without_method(settled) if run.schedule in WHOLE else settled
         for run, settled in zip(runs, found, strict=True)
     ]
 
 
-def _without_groups(settled: Mapping[str, str], groups: Sequence[str]) -> dict[str, str]:
-    return {key: value for key, value in settled.items() if key.partition(".")[0] not in groups}
+def _without_method(keys: Mapping[str, Value]) -> dict[str, Value]:
+    """Return keys, or groups, with their values, without those of local methods."""
+    return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
-from ppll_cli.observe.runs import CONDITIONS, SPLITS
+from ppll_cli.observe.runs import CONDITIONS
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
@@ -122,11 +122,14 @@ class Metrics:
             incomplete: Whether the lines of training at that step come from incomplete reports. If
                 so, they are dropped, because the next line will include these steps.
         """
-        again = {split for split in SPLITS if not evaluated} | ({"train"} if incomplete else set())
+
+        def stays(line: Line) -> bool:
+            return not incomplete if line["split"] == "train" else evaluated
+
         kept = [
             line
             for line in _lines(self.path)
-            if line["step"] < step or (line["step"] == step > 0 and line["split"] not in again)
+            if line["step"] < step or (line["step"] == step > 0 and stays(line))
         ]
         self.latest = {(line["split"], line["module"]): line for line in kept}
         self.last_step = max((line["step"] for line in kept), default=0)

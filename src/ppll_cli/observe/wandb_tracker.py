@@ -130,7 +130,7 @@ class WandbTracker:
         """Log a line of `metrics.jsonl` as a row of its own."""
         values = line_scalars(line)
         for key in values:
-            if line["split"] in SPLITS and key.endswith(f"/{self._tracked.metric}"):
+            if line["split"] != "train" and key.endswith(f"/{self._tracked.metric}"):
                 self._best_counts(key)
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
