@@ -104,6 +104,23 @@ def test_they_are_equal_under_back_propagation(tmp_path: Path) -> None:
         assert_same_averages(found, accumulating)
 
 
+def test_weights_are_exchanged_once_for_all_batches_of_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And back before a checkpoint, or the averages would be saved as the weights."""
+    swaps: list[Ema] = []
+    swap = Ema.swap
+
+    def counted(ema: Ema) -> None:
+        swaps.append(ema)
+        swap(ema)
+
+    monkeypatch.setattr(Ema, "swap", counted)
+    found = run_inside(tmp_path, *COURSE, "data.test_samples=30", "schedule=bp", *VIT)
+    assert found.job.course.evaluation_size < 30
+    assert len(swaps) == 2 * len(found.test_ema)
+
+
 def test_replicas_have_the_same_averages(tmp_path: Path) -> None:
     """Where a run ends too; their BatchNorms have seen different shares of the batches."""
     found = run_inside(tmp_path, *COURSE, *RESNET, *SGD, "schedule=bp", "gpus=2", "replicas=2")

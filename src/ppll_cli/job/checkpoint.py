@@ -46,10 +46,10 @@ EMA = "ema."
 """How the names of averaged weights begin in a checkpoint; a unit's name follows."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""What was measured in training since the last report: of each module plain data."""
+"""What was measured in training since the last report: for each module, as plain data."""
 
 UNREPORTED = "unreported"
-"""The key under which a stage's file has that, as JSON; it has none where there is nothing."""
+"""Key of these data, as JSON, in the metadata of a stage's file; missing if there are none."""
 
 
 @dataclass(frozen=True)
@@ -307,13 +307,13 @@ def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def has_unreported(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds what was measured in training and not reported until then."""
+    """Return whether a checkpoint holds measurements of training that were not reported."""
     with SavedTensors(checkpoint.folder) as saved:
         return bool(saved.unreported)
 
 
 def has_ema(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds averaged weights."""
+    """Return whether a checkpoint holds averaged weights."""
     with SavedTensors(checkpoint) as saved:
         return any(name.startswith(EMA) for name in saved.names)
 
@@ -325,12 +325,10 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
         checkpoint: The folder of the checkpoint.
         ema: Whether to take their averages; buffers of integers have none.
     """
+    prefixes = ("model.", EMA) if ema else ("model.",)  # of two, the later one counts
     with SavedTensors(checkpoint) as saved:
-        found: dict[str, Tensor] = {}
-        for prefix in ("model.", EMA) if ema else ("model.",):
-            names = [name for name in saved.names if name.startswith(prefix)]
-            found |= {name.removeprefix(prefix): saved[name] for name in names}
-        return found
+        names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
+        return {name: saved[key] for name, key in names.items()}
 
 
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:

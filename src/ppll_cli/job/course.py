@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ppll_cli.observe.runs import SPLITS
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
 
-SPLITS = ("val", "test")
-"""What is evaluated, in this order, if the data set has it."""
-
 AVERAGED = "_ema"
-"""How the name of a split ends where averaged weights are evaluated on it, as in `test_ema`."""
+"""End of the name of a split on which averaged weights are evaluated, as in `test_ema`."""
 
 
 @dataclass(frozen=True)
@@ -205,11 +203,11 @@ class Course:
         return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
 
     def logs_after(self, step: int) -> bool:
-        """Whether training is reported after so many optimizer steps, wherever the run stops."""
+        """Return whether training is always reported after `step` optimizer steps."""
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, counted from 1, of the last of so many optimizer steps."""
+        """Return the epoch, from 1, to which the last of `step` optimizer steps belongs."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:

@@ -209,7 +209,7 @@ class Job:
         count = len(self.microbatches(self.course.batch_size))
         return [self.training(stage, count) for stage in range(self.stages)]
 
-    @property
+    @cached_property
     def halves(self) -> bool:
         """Whether any stage runs a backward in two halves."""
         return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)

@@ -128,8 +128,8 @@ class Chain:
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
-            # Where a second pass draws other numbers than the first, it takes no other time.
-            run = partial(recomputed, network, _draw_on) if self.work.recompute else network
+            # The second pass may draw other random numbers; that does not change its time.
+            run = partial(recomputed, network, _no_seed) if self.work.recompute else network
             with self._autocast():
                 made = run(*leaves)
             watch.mark()
@@ -199,7 +199,7 @@ class Chain:
         return self.work.numerics.autocast(self.device)
 
 
-def _draw_on() -> None:
+def _no_seed() -> None:
     """Seed nothing."""
 
 

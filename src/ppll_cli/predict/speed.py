@@ -225,10 +225,11 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
     for stage in range(job.stages):
         chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
         ends = [end_of(job, chunk, profile) for chunk in chunks]
-        params = sum(p.params for p in (*map(profile.unit, job.layout.units(stage)), *ends))
+        units = [profile.unit(unit) for unit in job.layout.units(stage)]
+        params = sum(part.params for part in (*units, *ends))
         kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
         if job.optim.ema is not None:
-            kept += 4 * sum(profile.unit(unit).params for unit in job.layout.units(stage))
+            kept += 4 * sum(unit.params for unit in units)
         result.append(kept)
     return result
 
@@ -308,13 +309,8 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
             lines.append(f"{row}  {stage}")
     for stage in range(job.stages):
         ends = [end_of(job, job.layout.chunks[n], measured) for n in job.layout.of(stage)]
-        losses = (
-            1000
-            * whole
-            / job.replicas
-            / samples
-            * sum(end.forward_s + end.backward_s for end in ends)
-        )
+        micro_batches = whole / job.replicas / samples
+        losses = 1000 * micro_batches * sum(end.forward_s + end.backward_s for end in ends)
         total = 1000 * prediction.stage_s[stage]
         lines.append(f"  stage {stage}: {total:.3f} a batch, of which losses {losses:.3f}")
     speed_up = bp_batch_s(len(names), profile.at(whole)) / (whole / prediction.samples_per_second)

@@ -73,6 +73,8 @@ class HeldChunk(Networks):
         self.squared_norm: Tensor | None = None
         self._batch = Batch([])
         self._training: bool | None = None
+        self._averaged = False
+        self._is_last = site.at(self.place.module).is_last
         self._values: dict[int, dict[str, Tensor]] = {}
         self._leaves: dict[int, dict[str, Tensor]] = {}
         self._outputs: dict[int, dict[str, Tensor]] = {}
@@ -94,14 +96,17 @@ class HeldChunk(Networks):
         if batch.training != self._training:
             for network in self.networks:
                 network.train(batch.training)
-        if batch.averaged and self.ema is not None:
-            self.ema.swap()
+        self.use_averages(batch.averaged)
         self._batch, self._training = batch, batch.training
 
-    def end(self) -> None:
-        """Finish the batch: restore the weights and free all tensors of the batch."""
-        if self._batch.averaged and self.ema is not None:
+    def use_averages(self, averaged: bool) -> None:
+        """Compute with the averages of the weights from now on, or with the weights themselves."""
+        if self.ema is not None and averaged != self._averaged:
             self.ema.swap()
+            self._averaged = averaged
+
+    def end(self) -> None:
+        """Free all tensors of the batch."""
         for kept in (self._values, self._leaves, self._outputs, self._gradients):
             kept.clear()
         self._weight_halves.clear()
@@ -125,13 +130,14 @@ class HeldChunk(Networks):
         inputs = set(map(_storage, values.values())) if self._next_is_here else set()
         with self._autocast(), torch.set_grad_enabled(training):
             for unit, network in self.units:
-                seed = partial(self._reseed, micro_batch, seeding.unit_forward, unit.name)
-                if training and self.job.recompute:
-                    _apply(unit, partial(recomputed, network, seed), values)
-                    continue
+                run: Callable[..., Any] = network
                 if training:
-                    seed()
-                _apply(unit, network, values)
+                    seed = partial(self._reseed, micro_batch, seeding.unit_forward, unit.name)
+                    if self.job.recompute:
+                        run = partial(recomputed, network, seed)
+                    else:
+                        seed()
+                _apply(unit, run, values)
         with self._autocast(), torch.no_grad():
             for unit, network in self.exports:
                 _apply(unit, network, values)
@@ -312,8 +318,7 @@ class HeldChunk(Networks):
         so only the model's own head is measured on averaged weights.
         """
         values = self._values.pop(micro_batch)
-        is_last = self.place.module == len(self.job.layout.modules) - 1
-        if self.criterion is None or (self._batch.averaged and not is_last):
+        if self.criterion is None or (self._averaged and not self._is_last):
             return
         with self._autocast(), torch.no_grad():
             loss, prediction = self.criterion(values)

@@ -24,28 +24,25 @@ class Ema:
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
         self._decay = decay
-        self._names: dict[str, int] = {}  # tied weights share a number
-        self._live: list[Tensor] = []
-        numbers: dict[int, int] = {}
-        for unit, network in units:
-            for name, tensor in network.state_dict(keep_vars=True).items():
-                if tensor.is_floating_point():
-                    number = numbers.setdefault(id(tensor), len(numbers))
-                    self._names[f"{EMA}{unit.name}.{name}"] = number
-                    if number == len(self._live):
-                        self._live.append(tensor)
-        self._averages = [tensor.detach().clone() for tensor in self._live]
+        self._live = {
+            f"{EMA}{unit.name}.{name}": tensor
+            for unit, network in units
+            for name, tensor in network.state_dict(keep_vars=True).items()
+            if tensor.is_floating_point()
+        }
+        # By the tensors themselves: tied weights have one average.
+        self._averages = {live: live.detach().clone() for live in self._live.values()}
 
     @property
     def buffers(self) -> list[Tensor]:
         """The averages of the buffers."""
-        pairs = zip(self._live, self._averages, strict=True)
+        pairs = self._averages.items()
         return [average for live, average in pairs if not isinstance(live, nn.Parameter)]
 
     def begin(self) -> None:
         """Set the averages to the present weights of the units."""
         with torch.no_grad():
-            torch._foreach_copy_(self._averages, self._live)
+            torch._foreach_copy_([*self._averages.values()], [*self._averages])
 
     def update(self, step: int) -> None:
         """Move the averages towards the present weights of the units.
@@ -55,22 +52,22 @@ class Ema:
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+            torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
 
     def swap(self) -> None:
         """Exchange averages and weights: the units compute with the averages until the next swap.
 
         The parameter objects stay, because optimizers and hooks refer to them.
         """
-        for live, average in zip(self._live, self._averages, strict=True):
+        for live, average in self._averages.items():
             live.data, average.data = average.data, live.data
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the averages with their names in a checkpoint."""
-        for name, number in self._names.items():
-            yield name, self._averages[number]
+        for name, live in self._live.items():
+            yield name, self._averages[live]
 
     def restore(self, saved: SavedTensors) -> None:
         """Take the averages from a checkpoint."""
-        for name, number in self._names.items():
-            self._averages[number].copy_(saved[name])
+        for name, live in self._live.items():
+            self._averages[live].copy_(saved[name])

@@ -109,8 +109,9 @@ class Networks:
 
     @property
     def buffers(self) -> list[Tensor]:
-        """Buffers of all networks, such as BatchNorm's running statistics."""
-        return [buffer for network in self.networks for buffer in network.buffers()]
+        """Buffers of all networks, such as BatchNorm's running statistics, and their averages."""
+        averages = [] if self.ema is None else self.ema.buffers
+        return [buffer for network in self.networks for buffer in network.buffers()] + averages
 
     @cached_property
     def auxiliary(self) -> bool:

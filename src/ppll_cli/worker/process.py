@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 
@@ -66,6 +67,8 @@ def _set_up(job: Job, seat: Seat) -> None:
     job.numerics.apply(device)
     if job.compiled:
         prepare_compiler()
+    if job.recompute:
+        import_module("torch._dynamo")  # else the first recomputed unit imports it, in a batch
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code seeds before it draws. This makes a user's code draw the same in each run.

@@ -181,6 +181,7 @@ class Reports:
             NonFiniteError: A loss is not finite, and `stop` is set.
         """
         found: dict[int, dict[str, Any]] = {}
+        seconds = self._training_s()
         for chunk in chunks:
             if chunk.criterion is not None:
                 module = chunk.place.module
@@ -188,7 +189,7 @@ class Reports:
                 if self._stop and not isfinite(plain["loss"]):
                     raise NonFiniteError(None, module, None)
                 if plain["samples"]:
-                    found[module] = {**plain, "seconds": self._training_s()}
+                    found[module] = {**plain, "seconds": seconds}
         return found
 
     def go_on(

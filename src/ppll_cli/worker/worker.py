@@ -120,6 +120,8 @@ class Worker:
                 continue
             self._end_training()
             if not isinstance(item, EvaluationBatch):
+                for chunk in self.chunks.values():
+                    chunk.use_averages(False)
                 self.interpreter.execute(passes.mark(Place(self.index, self.job.routes), item))
             elif self._evaluates(item):
                 self.reports.begin(item.split)
@@ -166,10 +168,8 @@ class Worker:
         self.recorder.end_segment()
         self.reports.pause("train")
         if self.links.replicas is not None:  # the first replica's buffers are evaluated and saved
-            self.links.pulse.begin("waiting for the other replicas", None)
+            self._wait_for_replicas()
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
-            averages = [chunk.ema for chunk in self.chunks.values() if chunk.ema is not None]
-            buffers += [buffer for ema in averages for buffer in ema.buffers]
             self.links.replicas.take_from_first(buffers)
 
     def _stream(self, training: bool, count: int) -> list[do.Instruction]:
@@ -189,8 +189,10 @@ class Worker:
     def _checkpoint(self, mark: do.Checkpoint) -> None:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self._settle()  # raises after a loss that is not finite, so that such a state is not saved
+        self._wait_for_replicas()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)
+        self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self.report("counted", step=mark.step, **self._counted())
         if self.replica > 0:  # the first replica saves the state, which is the same in all
             return
@@ -249,10 +251,14 @@ class Worker:
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
         """Begin to report what was measured on a split since the last report."""
-        if self.links.replicas is not None:
-            self.links.pulse.begin("waiting for the other replicas", None)
+        self._wait_for_replicas()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
+
+    def _wait_for_replicas(self) -> None:
+        """Tell the parent that what follows waits for the other replicas, without a limit."""
+        if self.links.replicas is not None:
+            self.links.pulse.begin("waiting for the other replicas", None)
 
     def _settle(self) -> None:
         """Wait for the device, as every mark does, and report all that was measured."""
