@@ -222,9 +222,9 @@ def test_a_picture_more_takes_few_operations_more() -> None:
 def test_tables_of_large_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     together: list[int] = []
 
-    def noted(boxes: Tensor, *others: Any) -> Tensor:
+    def noted(boxes: Tensor, *others: Any, **options: Any) -> Tensor:
         together.append(len(boxes))
-        return matched(boxes, *others)
+        return matched(boxes, *others, **options)
 
     monkeypatch.setattr(d, "matched", noted)
     prediction, values = right_answer(BOXES, [2, 0]).repeat(5, 1, 1), batch(BOXES, [2, 0])

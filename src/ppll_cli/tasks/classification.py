@@ -11,7 +11,7 @@ from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.details import Details, by_class
-from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
+from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, fused, only_for
 
 LABEL = "label"
 """Name of a batch's labels, int64 [B]. Of a mixed image it is the label with the larger share."""
@@ -126,10 +126,7 @@ class FusedHead(nn.Module):
         """Return logits [B, classes] for features and banked vectors [B, width]."""
         vectors = [self.head.pooled(x)]
         vectors += [F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True)]
-        if self.fusion == "add":
-            vector = torch.stack(vectors).sum(dim=0)
-        else:
-            vector = torch.cat(vectors, dim=1)
+        vector = fused(vectors, self.fusion)
         if self.mix is not None:
             vector = self.mix(vector)
         logits: Tensor = self.head.fc(vector)
@@ -230,9 +227,7 @@ def with_smoothing(task: Task, amount: float) -> Task:
     """
     if not amount:
         return task
-    key, data = "optim.label_smoothing", "with class labels, or give 0"
-    labelled = only_for(Classification, task, key, str(amount), "classification", data)
-    return replace(labelled, label_smoothing=amount)
+    return replace(_labelled(task, "optim.label_smoothing", amount), label_smoothing=amount)
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
@@ -248,10 +243,13 @@ def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
     """
     if not mixed:
         return task
-    key, value = next(iter(mixed.items()))
+    return replace(_labelled(task, *next(iter(mixed.items()))), mixed=True)
+
+
+def _labelled(task: Task, key: str, value: float) -> Classification:
+    """Return the task; the setting `key=value` is refused if the task has no labels."""
     data = "with class labels, or give 0"
-    labelled = only_for(Classification, task, key, str(value), "classification", data)
-    return replace(labelled, mixed=True)
+    return only_for(Classification, task, key, str(value), "classification", data)
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:

@@ -134,7 +134,7 @@ class Detection:
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
         # A box that fits none of a module's own levels is left to other modules.
-        which = matched(boxes, wanted, anchors, self.level_heads is None)
+        which = matched(boxes, wanted, anchors, forced=self.level_heads is None)
         found, given = which >= 0, which.clamp(min=0)
         numbers = torch.arange(len(self.classes), device=labels.device)
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
@@ -213,9 +213,9 @@ class Detection:
     ) -> nn.Module:
         """Return a pyramid over banked maps, the module's map and the maps of copied units.
 
-        With `level_heads` return a `LevelHead` over the module's map and banked maps. If the
-        module's map is finer than the finest level, copied units first lead down to that level;
-        other copies are dropped.
+        With `level_heads` return a `LevelHead` over the module's map and banked maps. Copied
+        units lead there as long as their maps are no coarser than its finest level; other copies
+        are dropped.
         """
         head = pyramid_head(copies.head, "local", "fba", "use local=greedy")
         if not bank.shared_head:
@@ -226,10 +226,9 @@ class Detection:
         if self.level_heads is None:
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
         coarsest = max(STRIDES[0], own[0][0])
-        kept = [number for number, (stride, _) in enumerate(own) if stride <= coarsest]
-        units = [copies.units[number - 1] for number in kept[1:]]
-        maps = [own[kept[-1]], *earlier]
-        return CopiedNetwork(units, self._level_head(maps, self.level_heads, bank.joined))
+        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never fall
+        head_over = self._level_head([own[last], *earlier], self.level_heads, bank.joined)
+        return CopiedNetwork(copies.units[:last], head_over)
 
     def _level_head(self, maps: Maps, style: HeadStyle, fusion: str = "concatenate") -> LevelHead:
         """Return a head for the levels of the first map's stride.

@@ -3,11 +3,11 @@
 Legend: B batch, W width (channels) of the head, A anchors of a picture, C classes.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.tasks.pyramid import LEVELS, STRIDES, Anchors, HeadStyle, Maps
+from ppll_cli.tasks.task import fused
 
 CONVOLUTIONS = 2
 """Number of convolutions in each branch before the predicting one; the model's head has four."""
@@ -84,8 +84,7 @@ class LevelHead(nn.Module):
         """
         given = (x, *bank)
         same = [F.avg_pool2d(given[n], self.stride // self.strides[n]) for n in self.joined]
-        joined = torch.stack(same).sum(dim=0) if self.fusion == "add" else torch.cat(same, dim=1)
-        levels = [F.relu(self.project(joined))]
+        levels = [F.relu(self.project(fused(same, self.fusion)))]
         for convolution in self.coarser:
             levels.append(convolution(F.relu(levels[-1])))
         found = self.head(levels)

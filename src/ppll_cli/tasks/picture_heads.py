@@ -9,6 +9,8 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.tasks.task import fused
+
 
 class _Levels(nn.Module):
     """Converts between pictures in [0, 1] and levels from 0 to 255 less their mean.
@@ -143,8 +145,8 @@ class FusedPictureHead(nn.Module):
         maps = [self.head.mapped(x)]
         # First features may come from the module itself, so they are detached here.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
-        fused = torch.stack(maps).sum(dim=0) if self.fusion == "add" else torch.cat(maps, dim=1)
+        joined = fused(maps, self.fusion)
         if self.mix is not None:
-            fused = self.mix(fused)
-        pictures: Tensor = self.head.upsampler(fused)
+            joined = self.mix(joined)
+        pictures: Tensor = self.head.upsampler(joined)
         return pictures

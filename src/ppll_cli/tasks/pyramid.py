@@ -15,6 +15,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
+from ppll_cli.tasks.task import fused
+
 STRIDES = (8, 16, 32)
 """Strides of the maps from which a pyramid is made; it adds maps of stride 64 and 128."""
 
@@ -263,10 +265,9 @@ class BankedPyramid(nn.Module):
         maps = [*bank, x]
         for unit in self.units:
             maps.append(unit(maps[-1]))
-        joined = {}
-        for stride, chosen in self.plan.items():
-            same = [maps[number] for number in chosen]
-            add = self.fusion == "add"
-            joined[stride] = torch.stack(same).sum(dim=0) if add else torch.cat(same, dim=1)
+        joined = {
+            stride: fused([maps[number] for number in chosen], self.fusion)
+            for stride, chosen in self.plan.items()
+        }
         prediction: Tensor = self.head(*(joined[at] for at in sorted(joined, reverse=True)))
         return prediction

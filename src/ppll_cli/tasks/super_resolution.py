@@ -162,7 +162,7 @@ class SuperResolution:
                 "fba",
                 "on",
                 f"the model's head, {type(head).__name__}, does not say where skips are added",
-                "derive it from ppll_cli.tasks.super_resolution.PictureHead, or use fba=off",
+                "derive it from ppll_cli.tasks.picture_heads.PictureHead, or use fba=off",
             )
         channels = [shape[0] for shape in banked]
         fused = FusedPictureHead(head, channels, bank.joined, bank.shared_head)

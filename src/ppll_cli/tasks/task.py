@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ppll_cli.config.sections import FeatureBank
@@ -27,6 +28,11 @@ class Copies:
     units: Sequence[nn.Module]
     shapes: Sequence[Shape]
     head: nn.Module
+
+
+def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
+    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels."""
+    return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=1)
 
 
 class CopiedNetwork(nn.Module):
