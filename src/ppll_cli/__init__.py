@@ -47,8 +47,8 @@ def load_run(
         checkpoint: Which weights: `last`, `best`, or a number of optimizer steps.
         ema: Take the averages of the weights, which a run with `optim.ema` keeps.
         device: Where the model is to be.
-        classes: Classes of the user's own that the run used, or their dotted paths: what only the
-            folder names is not imported.
+        classes: Classes of your own that the run used, or their dotted paths. A class that only the
+            run directory names is not imported.
 
     Raises:
         ConfigError: The folder is no run, it lacks this checkpoint or averages, or the run used a

@@ -139,7 +139,7 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path, folder: Path) -> None:
 
 
 def test_a_sweep_is_no_run(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="is the folder of a sweep; add --multirun, or give"):
+    with pytest.raises(ConfigError, match="is the folder of a sweep; give one of its runs"):
         recorded([f"resume={folder}"])
 
 

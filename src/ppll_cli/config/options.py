@@ -4,6 +4,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from ppll_cli.leaves.names import class_path
+
 _TARGET = re.compile(r"^_target_:\s*(\S+)", re.MULTILINE)
 
 
@@ -26,7 +28,7 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
         names the class; else the path (`schedule._target_=my.Schedule`).
     """
     if isinstance(target, type):
-        target = f"{target.__module__}.{target.__qualname__}"
+        target = class_path(target)
     options = [option for option, path in _targets(group).items() if path == target]
     return (group, options[0]) if len(options) == 1 else (f"{group}._target_", target)
 

@@ -4,10 +4,10 @@ from ppll_cli.errors import ConfigError
 
 
 def check_probability(key: str, value: object) -> None:
-    """Refuse what is no probability below 1.
+    """Check that a value is a number in [0, 1).
 
     Raises:
-        ConfigError: It is no number, or none of [0, 1).
+        ConfigError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(key, value, "must be a valid number", "give 0 <= p < 1")

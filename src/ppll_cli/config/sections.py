@@ -115,12 +115,12 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The fusion of a bank that leaves nothing open."""
+        """The fusion of a resolved bank."""
         assert self.fusion is not None
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
-        """The same with nothing left open.
+        """Return the bank with its defaults filled in.
 
         Args:
             first: Whether first features are the task's own.

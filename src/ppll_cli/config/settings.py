@@ -46,7 +46,7 @@ MOST_SLOTS = 1024
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
-"""Options of our models that are some."""
+"""Options of this program's models that are probabilities."""
 
 
 class Settings(Section):

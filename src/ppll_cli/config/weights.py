@@ -9,6 +9,9 @@ from ppll_cli.errors import ConfigError
 MODEL_FILE = "model.safetensors"
 """Name of the file in a run directory that holds the trained backbone."""
 
+EMA_FILE = "model_ema.safetensors"
+"""Name of the file in a run directory that holds averages of the backbone's weights."""
+
 
 def absolute_path(given: str) -> str:
     """Return the place as an absolute path; a relative one starts where the program was started."""
@@ -31,6 +34,6 @@ def weights_file(given: str) -> Path:
     if not os.path.isdir(place):
         problem = "is no regular file" if os.path.lexists(place) else "there is no such file"
         raise ConfigError("weights", given, problem, remedy)
-    if not (place / MODEL_FILE).is_file():
+    if not os.path.isfile(place / MODEL_FILE):
         raise ConfigError("weights", given, f"that folder holds no {MODEL_FILE}", remedy)
     return place / MODEL_FILE

@@ -13,6 +13,7 @@ from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import targets_in
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import devices_here
+from ppll_cli.leaves.names import class_path
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.bp import BackPropagation
 from ppll_cli.pipeline.schedules.gpipe import GPipe
@@ -126,8 +127,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
             return False
         settings = settings.model_copy(update={"local": local})
         layout = cut(settings, schedule, prepared.units, {}, Weights([1.0] * len(prepared.units)))
-        target = f"{type(schedule).__module__}.{type(schedule).__qualname__}"
-        keys = {"_target_": target, "microbatches": schedule.microbatches}
+        keys = {"_target_": class_path(type(schedule)), "microbatches": schedule.microbatches}
         routes = replace(job.routes, layout=layout)
         job = replace(job, schedule=keys, routes=routes)
         auxiliary = prepared.auxiliary_costs if schedule.local else ()

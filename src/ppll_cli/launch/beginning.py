@@ -37,7 +37,7 @@ def record(
     record = {**config, "data": data, "choices": dict(choices)}
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
     record["classes"] = list(prepared.classes)
-    if (bank := prepared.job.local.get("bank")) is not None:  # the task has settled what was open
+    if (bank := prepared.job.local.get("bank")) is not None:  # with defaults resolved
         record |= {"fba": bank, "local": {**config["local"], "bank": bank}}
     if config.get("weights") is not None:
         record["weights"] = absolute_path(config["weights"])

@@ -56,13 +56,14 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     as_evaluated = getattr(dataset, "evaluated", None)
     if as_evaluated is not None:
         splits = as_evaluated(splits, split)
-    size = _size(run, batch_size)
+    schedule = _schedule(run)
+    size = _size(run, schedule, batch_size)
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
     sums = [Sums() for _ in range(replicas)]  # one per replica: they evaluated batches in turn
     rows: list[Tensor] = []  # input of the details, if the task has its own for them
     detail = getattr(task, "detail", None)
-    together = _together(run)
+    together = 1 if schedule is None else evaluated_together(run.settings, schedule)
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
         for number, first in enumerate(range(0, samples, size)):
             values = maker.evaluation(split, number, size)
@@ -81,24 +82,18 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     return Evaluated(split, samples, result, _details(run, split, detailed))
 
 
-def _size(run: LoadedRun, batch_size: int | None) -> int:
+def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> int:
     """Return the number of samples in an evaluation batch."""
     form = run.data.form
     if batch_size is not None:
         return batch_size if form is None else min(batch_size, form.samples)
     if form is not None:
         return form.samples
-    settings, schedule = run.settings, _schedule(run)
+    settings = run.settings
     if schedule is None:
         parts: int = settings.replicas * settings.schedule["microbatches"]
         return -(-settings.batch_size // parts)
     return largest_micro_batch(settings, schedule)
-
-
-def _together(run: LoadedRun) -> int:
-    """Return how many consecutive batches one replica evaluated together."""
-    schedule = _schedule(run)
-    return 1 if schedule is None else evaluated_together(run.settings, schedule)
 
 
 def _schedule(run: LoadedRun) -> Schedule | None:

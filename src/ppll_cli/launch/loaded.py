@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import blaming, targets_in
+from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
@@ -20,6 +21,7 @@ from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
 from ppll_cli.launch.resume import recorded_in
+from ppll_cli.leaves.names import class_path
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.prepare.subject import LoadedData, load_data, make_units
@@ -195,7 +197,7 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
     In a directory without checkpoints, `last` is the file of the whole model, whose step is
     unknown.
     """
-    whole = run_dir / ("model_ema.safetensors" if ema else "model.safetensors")
+    whole = run_dir / (EMA_FILE if ema else MODEL_FILE)
     try:
         if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
             return load_file(whole), None
@@ -231,18 +233,13 @@ def _check_fit(
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
     """Refuse to import a user's class that only the run directory names."""
-    given = {_path(each) for each in classes}
+    given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:
             problem = "a class of your own is not taken from a run directory"
             name = target.rpartition(".")[2]
             remedy = f"import it, and give load_run(..., classes=[{name}])"
             raise ConfigError(key, target, problem, remedy)
-
-
-def _path(named: Any) -> str:
-    """Return the dotted path of a class."""
-    return named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
 
 
 def _opened(picture: "Image.Image | str | Path") -> "Image.Image":

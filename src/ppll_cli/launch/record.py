@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import digest_of, problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
@@ -32,8 +33,8 @@ OWN_FILES = (
     METRICS_FILE,
     SUMMARY_FILE,
     DATA_FILES,
-    "model.safetensors",
-    "model_ema.safetensors",
+    MODEL_FILE,
+    EMA_FILE,
     "timeline.json",
     "timeline.png",
     "ppll-run.log",

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import Interrupted, RunFailedError
 from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job
@@ -47,8 +48,11 @@ def write_results(
     run_dir = Path(job.run_dir)
     problems: list[RunFailedError] = []
     has_model = False
-    with _noted(problems, run_dir, "model.safetensors"):
+    with _noted(problems, run_dir, MODEL_FILE):
         has_model = _write_model(run_dir, needed=status == "completed")
+    if has_model and job.optim.ema is not None:
+        with _noted(problems, run_dir, EMA_FILE):
+            checkpoint.write_model(_last(run_dir), run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
         status, error = "failed", str(problems[0])
@@ -78,15 +82,17 @@ def drop_unfinished(run_dir: Path) -> None:
 
 def _write_model(run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint and return True; return False if there is none."""
-    last = run_dir / "checkpoints" / "last"
+    last = _last(run_dir)
     if last.exists():
-        checkpoint.write_model(last, run_dir / "model.safetensors")
-        if checkpoint.has_ema(last):
-            checkpoint.write_model(last, run_dir / "model_ema.safetensors", ema=True)
+        checkpoint.write_model(last, run_dir / MODEL_FILE)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))
     return False
+
+
+def _last(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last"
 
 
 def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[str, Any]) -> None:

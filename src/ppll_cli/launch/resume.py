@@ -260,7 +260,7 @@ def _recorded_in(run_dir: Path) -> Recorded:
         raise ConfigError("resume", run_dir, problem, remedy)
     if os.path.lexists(run_dir / SWEEP_FILE) and not os.path.lexists(run_dir / CONFIG_FILE):
         problem = "is the folder of a sweep"
-        remedy = "add --multirun, or give the folder of one of its runs"
+        remedy = "give one of its runs, or go on with it by ppll-run --multirun resume=FOLDER"
         raise ConfigError("resume", run_dir, problem, remedy)
     record = read_record(run_dir)
     found = _found(run_dir, record)

@@ -15,6 +15,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def class_path(cls: type) -> str:
+    """Return the dotted path of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def device_name(device: str, machine: int, machines: int) -> str:
     """Name a device, together with its machine if there are several machines."""
     return f"machine {machine} {device}" if machines > 1 else device

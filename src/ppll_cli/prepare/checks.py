@@ -65,14 +65,14 @@ def check_instructions(job: Job, subject: Subject) -> None:
     try:
         with blaming(key, path, "its instructions"):
             _ = job.channels  # makes, checks and simulates all streams
-            halves = job.halves
+            _ = job.halves
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
     check_backwards(job)
     before = subject.at_ends(job.layout.modules)[1]
     if job.recompute:
         check_recompute(subject.units, before)
-    if halves:
+    if job.halves:
         check_halves((key, path), subject.units, before)
 
 

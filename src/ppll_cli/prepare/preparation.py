@@ -252,7 +252,7 @@ def assemble(
 
 
 def _reads_bank(end: ModuleEnd) -> bool:
-    """Whether an auxiliary network reads more than its own module's features."""
+    """Return whether an auxiliary network reads more than its own module's features."""
     criterion = end.follows[-1]
     return isinstance(criterion, Criterion) and len(criterion.features) > 1
 

@@ -222,9 +222,9 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    if local.get("detection_head") is None:  # greedy's keys stand there for a user's own class too
+    if local.get("detection_head") is None:  # a user's own class may get greedy's keys
         local.pop("detection_head", None)
-    if settings.fba.enabled and "bank" in local:  # what it leaves open is settled, and recorded so
+    if settings.fba.enabled and "bank" in local:  # with its defaults, so that they are recorded
         local["bank"] = bank_for(settings.fba, task, units).model_dump()
     method = make("local", local)
     if not isinstance(method, LocalMethod):

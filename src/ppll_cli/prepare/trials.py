@@ -49,7 +49,7 @@ def check_halves(
     Raises:
         ConfigError: The gradients of a unit differ, or its backward fails.
     """
-    if found := _otherwise(_in_halves, units, before):
+    if found := _first_unfit(_in_halves, units, before):
         name, why = found
         problem = f"it runs backwards in two halves; that of unit {name!r} {why}"
         raise ConfigError(*schedule, problem, "use schedule=1f1b")
@@ -68,16 +68,16 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
         ConfigError: The gradients of a unit differ from those after a single forward pass, or its
             backward fails.
     """
-    if found := _otherwise(_recomputed, units, before):
+    if found := _first_unfit(_recomputed, units, before):
         name, why = found
         problem = f"the forward runs twice; with that the backward of unit {name!r} {why}"
         raise ConfigError("recompute", True, problem, "use recompute=false")
 
 
-def _otherwise(
+def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """Return the name of the first unit that this way does not suit, and why; None if none."""
+    """Return the first unit whose gradients are wrong this way, and why; None if all are right."""
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)

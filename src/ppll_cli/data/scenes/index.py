@@ -291,8 +291,11 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
     outside = sum(not _inside(box) for box in boxes)
     if 2 * outside > total:
         problem = f"{outside} of {total} boxes lie outside of their pictures or have no area"
-        bad = next(box[0] for box in boxes if not _inside(box))
-        name = next(name for name, each in zip(files, pictures, strict=True) if each is bad)
+        name = next(
+            name
+            for name, each in zip(files, pictures, strict=True)
+            if any(not _inside((each, *box[:4])) for box in each.objects)
+        )
         raise ValueError(f"{problem}; {name} has such boxes")
     if not outside:
         return ""
