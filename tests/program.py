@@ -3,6 +3,7 @@
 Only what is about processes, signals or start-up needs the program in a process of its own.
 """
 
+import argparse
 import io
 import json
 import logging
@@ -26,18 +27,21 @@ from ppll_cli.leaves import forkserver
 def restored() -> Iterator[None]:
     """Take back what the program and Hydra leave in a process.
 
-    These are signal handlers, singletons, log handlers, and modules found in a user's folder.
+    These are signal handlers, singletons, log handlers, how wrong arguments are refused, and
+    modules found in a user's folder.
     """
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
     singletons = Singleton.get_state()
     modules, path = {*sys.modules}, [*sys.path]
+    refuse = argparse.ArgumentParser.error
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
         Singleton.set_state(singletons)
+        argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
         for number, handler in signals.items():
             signal.signal(number, handler)
         for made in [*root.handlers]:

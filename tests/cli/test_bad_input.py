@@ -1,6 +1,5 @@
 """Every wrong value is found before a worker starts: exit status 2, one line, no folder left."""
 
-import argparse
 import gzip
 import json
 import multiprocessing
@@ -56,7 +55,6 @@ def refusal(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(forkserver, "start", lambda: None)
     monkeypatch.setattr(forkserver, "stop", lambda: None)

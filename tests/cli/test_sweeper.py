@@ -1,6 +1,5 @@
 """Sweeps that stop and go on, with jobs that are faked: the program runs in this process."""
 
-import argparse
 import json
 import re
 import shlex
@@ -86,7 +85,6 @@ def main(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
     monkeypatch.setattr(forkserver, "start", lambda: None)
     monkeypatch.setattr(forkserver, "stop", lambda: None)
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
@@ -123,6 +121,7 @@ def table(folder: Path) -> str:
     return (folder / "comparison.csv").read_text().replace(str(folder), "")
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: Path) -> None:
     command = stopped(main, jobs)
     folder = tmp_path / "swept"
@@ -153,6 +152,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: 
     assert jobs.ran == []
 
 
+@pytest.mark.slow
 def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path: Path) -> None:
     """Neither a class nor a tracker is taken from the folder, for jobs that never began either."""
     jobs.plan["0"] = "interrupted"
@@ -200,6 +200,7 @@ def test_a_refusal_before_the_first_job_leaves_nothing(main: Main, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_where_jobs_are_is_recorded_as_they_are_named(
     main: Main, jobs: Jobs, tmp_path: Path
 ) -> None:
