@@ -174,6 +174,7 @@ def masked(output: str) -> list[str]:
     return [line for line in lines if line and " left" not in line]
 
 
+@pytest.mark.slow
 def test_the_output_of_the_first_run_is_todays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

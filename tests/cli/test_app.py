@@ -191,6 +191,7 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     """As `ppll-run | head -1`, with standard error closed as well; rich once left with status 1."""
     folder = tmp_path / "run"
@@ -237,6 +238,7 @@ def check_interrupted(folder: Path) -> None:
     assert (folder / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals are others elsewhere")
 def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
     """Ctrl-C is pressed; what is logged of it stands above the display, once it is gone alone."""
@@ -284,6 +286,7 @@ def read_until(terminal: int, text: str | None) -> str:
     return seen.decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     """Overrides stand on both sides of the option, as people write them."""
     sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
@@ -322,6 +325,7 @@ def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_commands_that_a_run_prints_work(tmp_path: Path) -> None:
     """The names of its folder and of its options mean something to a shell, and to Hydra."""
     options = tmp_path / "my conf" / "model"

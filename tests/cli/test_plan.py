@@ -29,6 +29,7 @@ def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
         return program.ppll_plan(*arguments, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
     result = ppll_plan("--latency=1e-5", "gpus=1,2,64", *TINY, "--bandwidth=1e9", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -156,6 +157,7 @@ def planner(cache: Path) -> Iterator[Make]:
         yield make
 
 
+@pytest.mark.slow
 def test_a_second_plan_measures_nothing(
     cache: Path, planner: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
     assert load_file(folder / "model.safetensors")["first.a.weight"].shape == (4, 3 * 8 * 8)
 
 
+@pytest.mark.slow
 def test_the_same_command_begins_a_run_goes_on_with_it_and_finds_it_complete(
     tmp_path: Path,
 ) -> None:

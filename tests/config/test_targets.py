@@ -247,6 +247,7 @@ def test_a_users_class_is_where_the_program_was_started(
     monkeypatch.delitem(sys.modules, "a_users_other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["ppll_cli", "ppll_cli.cli.plan"])
 def test_what_lies_in_the_current_directory_does_not_run(tmp_path: Path, module: str) -> None:
     """`python -m` searches it first."""

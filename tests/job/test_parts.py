@@ -100,6 +100,7 @@ def parts(result: Result) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_totals_are_over_all_parts(run: Runner) -> None:
     """The second is as the first, the third is too short to be measured, the fourth has one GPU."""
     first = run(*SHORT, "gpus=2", "max_steps=8")

@@ -36,6 +36,7 @@ def test_what_has_no_parameters_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
     assert compiled == [linear]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # a C++ compiler works here
 def test_a_compiled_network_computes_the_same_for_every_size() -> None:
     prepare_compiler()

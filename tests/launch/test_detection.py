@@ -32,6 +32,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "bank"),
     [
@@ -53,6 +54,7 @@ def test_ppll_is_sequential_local_learning(
     assert_same(pipelined.tensors(), expected.tensors)
 
 
+@pytest.mark.slow
 def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*RETINANET, *COURSE, *data, "fba=on", "fba.fusion=add", CUTS, "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
@@ -80,6 +82,7 @@ def test_level_heads_are_trained_alike_by_ll_and_ppll(
     assert found.test == expected.test
 
 
+@pytest.mark.slow
 def test_level_heads_with_replicas(tmp_path: Path, data: list[str]) -> None:
     case = [*RETINANET, *COURSE, *data, *LEVEL["bank"], CUTS, "replicas=2"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
@@ -100,6 +103,7 @@ def test_level_heads_cost_less(data: list[str]) -> None:
     assert costs["pyramid"][3] == costs["level"][3]
 
 
+@pytest.mark.slow
 def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list[str]) -> None:
     """Each replica has other numbers of boxes; of the last batch each has one scene."""
     case = [*RETINANET, *COURSE, *data, "replicas=2", "local.modules=2"]
@@ -109,6 +113,7 @@ def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list
     assert pipelined.summary["replicas"] == 2
 
 
+@pytest.mark.slow
 def test_the_gradients_of_skips_travel_back(run: Runner, tmp_path: Path, data: list[str]) -> None:
     """c3 and c4 are read by the next unit and by the head: one backward call has both."""
     case = [*RETINANET, *COURSE, *data, "optim.clip_norm=0.5"]
@@ -120,6 +125,7 @@ def test_the_gradients_of_skips_travel_back(run: Runner, tmp_path: Path, data: l
     assert sorted(edge["names"] for edge in back) == [["c3"], ["c3", "c4", "x"]]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     case = ["fba=on", CUTS, *RETINANET, *COURSE, *data]
     whole = run("schedule=ppll", "gpus=2", *case)
@@ -165,7 +171,7 @@ def test_what_makes_no_sense_is_refused(
         prepared(*model, *data, "gpus=2", "batch_size=4", *overrides)
 
 
-@pytest.mark.parametrize("modules", [2, 5, 10])
+@pytest.mark.parametrize("modules", [2, 10])
 @pytest.mark.parametrize("head", ["pyramid", "level"])
 @pytest.mark.parametrize(
     "method", ["local=greedy", "local=fba", "fba=on", "local=auglocal", "local=manpp"]

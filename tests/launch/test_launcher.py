@@ -88,6 +88,7 @@ class _Fails(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "stage", "phase", "error"),
     [
@@ -123,6 +124,7 @@ def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
     with pytest.raises(

@@ -51,6 +51,7 @@ def test_gradients_of_several_buckets(run: Runner) -> None:
     assert_same(found.tensors(), expected.tensors())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [VIT, RESNET], ids=["vit", "resnet"])
 def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None:
     """BatchNorm's buffers are the first replica's, in what is evaluated and in what is saved."""
@@ -80,6 +81,7 @@ def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
     assert down["names"] == ["label", "x"]
 
 
+@pytest.mark.slow
 def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
     """As one device does that has all of it, but for rounding; the shares are uneven, 3 and 2."""
     common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=7"]
@@ -105,6 +107,7 @@ def test_more_replicas_than_divide_a_batch(run: Runner) -> None:
     assert [line["split"] for line in lines] == ["train", "test", "train", "test"]
 
 
+@pytest.mark.slow
 def test_resumed(run: Runner) -> None:
     common = ["schedule=ppll", "gpus=2", REPLICAS, *RESNET, *DATA, "checkpoint.every=4"]
     expected = run(*common, FEW_STEPS)

@@ -164,6 +164,7 @@ def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path,
     assert_as_if_unbroken(resumed(again, "max_steps=null"), unbroken(name))
 
 
+@pytest.mark.slow
 def test_stages_may_be_cut_by_hand(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
     """Between modules that once followed other stages."""
     name = "ppll, modules as stages"
@@ -220,6 +221,7 @@ def test_intervals_may_be_others(unbroken: Callable[[str], Result], tmp_path: Pa
     assert kept == {"step-21", "step-24", "step-25", "last"}
 
 
+@pytest.mark.slow
 def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
     tmp_path: Path,
 ) -> None:
@@ -229,6 +231,7 @@ def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
     assert_as_if_unbroken(resumed(short, "epochs=5"), expected)
 
 
+@pytest.mark.slow
 def test_own_classes_are_named_again(run: Runner) -> None:
     """With all that stood beside them, or alone: what they were given is recorded."""
     model = own_model("Skipping", width=4)

@@ -34,6 +34,7 @@ def digits_accuracy(model: torch.nn.Module) -> float:
     return float((logits.argmax(dim=1) == test.labels).double().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ppll", "1f1b"])
 def test_the_model_file_loads_into_the_plain_model(run: Runner, schedule: str) -> None:
     """Auxiliary networks stay out, and the accuracy is the one that was reported."""
@@ -72,6 +73,7 @@ def test_held_out_samples_are_a_split_of_their_own(run: Runner) -> None:
     assert result.summary["val"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ppll", "gpipe"])
 def test_bfloat16_trains(run: Runner, schedule: str) -> None:
     common = [f"schedule={schedule}", "deterministic=true", *TINY, "model.depth=2"]
@@ -95,6 +97,7 @@ def test_manual_cuts_make_the_stages(run: Runner) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/usr/share/datasets/fashion-mnist").exists(),
     reason="Debian's dataset-fashion-mnist is not installed",
@@ -167,6 +170,7 @@ def test_a_run_without_room_in_shared_memory_is_refused(
         run(*TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # a C++ compiler works here
 def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
     """A last batch of another size included."""
@@ -180,6 +184,7 @@ def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(run: Runner) -> None:
     case = [*DIGITS, "batch_size=64", "epochs=6", "eval_every=1", "optim.lr=0.02"]
     result = run(*case, "checkpoint.best=true", "checkpoint.keep=1", "checkpoint.every=1000")

@@ -217,6 +217,7 @@ def test_auglocal_copies_units_and_the_head(data: list[str]) -> None:
     assert torch.float32 in {spec.dtype for spec in job.specs[1].values()}
 
 
+@pytest.mark.slow
 def test_plans_are_made_of_it(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
     assert status_of(folder) == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["loader", "worker"])
 def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
     start: Start, folder: Path, tmp_path: Path, killed: str
@@ -166,6 +167,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
     assert status_of(folder) == "failed"
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> None:
     """The others wait for it, and are not blamed."""
     session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
@@ -181,6 +183,7 @@ def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> N
     assert names == ["stage 0 replica 0", "stage 0 replica 1", "stage 1 replica 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])
 def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
     start: Start, folder: Path, name: str
@@ -203,6 +206,7 @@ def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
     assert status_of(folder) == "failed"
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path) -> None:
     """Replicas stop after the same batch, or they would wait for each other for ever."""
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={folder}"]
@@ -216,6 +220,7 @@ def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path)
     assert not (folder / "1").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
     start: Start, folder: Path
 ) -> None:
@@ -253,6 +258,7 @@ def compared(sweep: Path) -> list[list[str]]:
     return [[row[key] for key in keys] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> None:
     """The first one waits for a batch that never ends."""
     model = own_model("Faulty", unit="second", act="hang")
@@ -281,6 +287,7 @@ def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
     assert left_in(temporary) == []
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
     start: Start, folder: Path, temporary: Path
 ) -> None:

@@ -34,6 +34,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -41,6 +41,7 @@ def output_of(environment: dict[str, str], *command: str) -> list[str]:
     return found.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_torch_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]) -> None:
     """Importing its compiler, as making an optimizer does, made a folder there."""
     folder = tmp_path / "cache" / "ppll-run" / "inductor"
@@ -50,6 +51,7 @@ def test_torch_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]) -> None:
     small = ["data=synthetic", "data.size=8", "data.train_samples=16", "data.test_samples=8"]
     small += ["batch_size=8", "model.dim=16", "model.depth=2", "model.heads=2", "epochs=1"]
@@ -59,6 +61,7 @@ def test_a_run_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_user_names_is_taken(tmp_path: Path, environment: dict[str, str]) -> None:
     own = {INDUCTOR: str(tmp_path / "own"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
     found = output_of({**environment, **own}, "-c", IMPORTS)
@@ -66,6 +69,7 @@ def test_a_folder_that_the_user_names_is_taken(tmp_path: Path, environment: dict
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_without_a_cache_folder_code_is_kept_until_the_end(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

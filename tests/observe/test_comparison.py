@@ -334,6 +334,7 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     assert (list(found.rows), found.failed, found.target) == ([], [], None)
 
 
+@pytest.mark.slow
 def test_real_runs(run: Runner, tmp_path: Path) -> None:
     small = ["model.depth=2", "max_steps=10", "data.eval_limit=8"]
     bp = run("schedule=bp", "gpus=1", *small)

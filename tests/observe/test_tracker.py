@@ -224,6 +224,7 @@ def test_a_summary_as_pairs() -> None:
     assert flat(tree(nested)) == {"a.c.0": 1, "a.c.1.d": 0, "e": "x, y", "f": ""}
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
     """Of the trackers' libraries; a run without them would pay for them as well."""
     script = (

@@ -372,6 +372,7 @@ signal.pause()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
 def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> None:
     """What was measured stays."""

@@ -72,6 +72,7 @@ def test_one_process_answers_everything(asked: Meter) -> None:
     assert asked.ask(Do("tell"))[0] != one
 
 
+@pytest.mark.slow
 def test_measured_as_workers_compute(asked: Meter) -> None:
     assert not asked.ask(Do("deterministic"))
     with closing(Meter("cpu", Numerics("fp32", deterministic=True))) as other:
@@ -120,6 +121,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
 def test_it_leaves_with_its_parent_in_the_midst_of_measuring(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"

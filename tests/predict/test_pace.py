@@ -63,6 +63,7 @@ def slots_of(streams: Sequence[Sequence[Instruction]], depth: int) -> dict[Chann
     return {channel: slots + depth for channel, slots in slots_needed(streams).items()}
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_the_pace_is_that_of_many_batches(
     data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
@@ -86,6 +87,7 @@ def test_the_pace_is_that_of_many_batches(
     assert found.batch_s == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.slow
 @settings_of(deadline=None)
 @given(st.data(), st.sampled_from(KINDS), st.integers(2, 4), st.integers(1, 3), st.integers(1, 3))
 def test_the_pace_with_a_long_way_between_stages(

@@ -143,6 +143,7 @@ def test_nothing_of_the_run_is_touched() -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_what_its_cuts_train(run: Runner) -> None:
     """Measuring builds and trains copies; the run itself begins as if there had been none."""
     case = [*SMALL, "gpus=2", "max_steps=6", "local=dgl"]
@@ -158,6 +159,7 @@ def no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_neighbours")
 def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared("gpus=2")
@@ -397,6 +399,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
 def test_neighbours_leave_with_their_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"

@@ -102,6 +102,7 @@ def test_torchvision_s_file_fits_its_model(tmp_path: Path, old: bool) -> None:
     assert found.job.weights.names["stem.conv1.weight"] == "conv1.weight"
 
 
+@pytest.mark.slow
 def test_a_detector_begins_with_torchvision_s_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_runs_are_compared_bit_for_bit(check: Check) -> None:
     assert Equal("=", "one", "missing").act(check).state == "skipped"
 
 
+@pytest.mark.slow
 def test_the_check_trains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way from the command line to the table, with two of the runs and one that is wrong."""
 
@@ -179,6 +180,7 @@ def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "there is no group 'exakt'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cuda", "quick"), [(True, False), (False, True)])
 def test_every_run_of_the_check_has_settings_that_exist(
     check: Check, monkeypatch: pytest.MonkeyPatch, cuda: bool, quick: bool

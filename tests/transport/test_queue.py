@@ -141,6 +141,7 @@ def test_a_process_leaves_although_nobody_reads(fails: bool) -> None:
         process.kill()
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_sender_stays() -> None:
     process, receiver, ours = _started(_pass_on, 5, fails=False)
     for number in range(MANY):

@@ -10,6 +10,7 @@ from ppll_cli.job.course import Batch
 from ppll_cli.job.job import Job
 from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.preparation import prepare
+from ppll_cli.prepare.subject import recipe_of
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.state import tensors_of
 from tests.conftest import compose_config, own_model
@@ -25,8 +26,8 @@ MODELS = {
     ],
     "vit mean": ["model.dim=16", "model.depth=1", "model.heads=2", "model.pooling=mean"],
     "resnet32": ["model=resnet32", "model.depth=14"],
-    "resnet18": ["model=resnet18"],
-    "resnet50": ["model=resnet50", "model.drop_path=0.3"],
+    "resnet18": ["model=resnet18", "model.drop_path=0.3"],
+    "resnet50": ["model=resnet50"],
     "retinanet": ["model=retinanet", "model.width=8"],
     "retinanet group": ["model=retinanet", "model.width=64", "model.norm=group"],
     "edsr": ["model=edsr", "model.depth=2", "model.width=4"],
@@ -49,6 +50,12 @@ def job_of(folder: Path, files: dict[str, list[str]], model: str, *more: str) ->
 
     units = len(made("schedule=bp").features)
     return made("schedule=gpipe", f"gpus={units}", "schedule.microbatches=2")
+
+
+def kinds(job: Job) -> list[int]:
+    """One unit of each kind, by its number; not the first one, whose input takes no gradient."""
+    units = job.units()
+    return list({recipe_of(units[n], job.specs[n]): n for n in range(1, len(units))}.values())
 
 
 def trained(job: Job, number: int, split: bool = False) -> tuple[dict[str, Tensor], list[Tensor]]:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll_cli.prepare.subject import recipe_of
 from tests.conftest import assert_same, own_model
 from tests.worker.cases import DATA, RESNET, SGD, VIT
-from tests.worker.chunks import MODELS, job_of, trained
+from tests.worker.chunks import MODELS, job_of, kinds, trained
 from tests.worker.inside import Outcome, run_inside
 
 CASES = {
@@ -102,9 +101,7 @@ def test_every_unit_has_the_same_gradients(
     """Of its inputs and parameters, over micro-batches of two sizes, after steps, in autocast."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job = job_of(tmp_path, files, model, "precision=bf16")
-    units = job.units()
-    kinds = {recipe_of(units[n], job.specs[n]): n for n in range(1, len(units))}
-    for number in kinds.values():
+    for number in kinds(job):
         expected, sent = trained(job, number)
         found, again = trained(replace(job, recompute=True), number)
         assert_same(found, expected)

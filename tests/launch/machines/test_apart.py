@@ -70,6 +70,7 @@ def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_sweep_and_a_resumed_run(apart: Apart, run: Runner) -> None:
     """Every checkpoint comes to machine 0, and goes back to machine 1 when it is gone on from."""
@@ -98,6 +99,7 @@ def test_a_sweep_and_a_resumed_run(apart: Apart, run: Runner) -> None:
     assert apart.left() == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_still_ends_with_a_checkpoint(apart: Apart) -> None:
     folder = apart.folder / "run"
     arguments = [
@@ -136,6 +138,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_what_comes_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
     folder = apart.folder / "run"
     (tmp_path / "damaging.py").write_text(DAMAGING)

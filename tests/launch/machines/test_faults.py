@@ -38,6 +38,7 @@ KILL, STOP, CONTINUE = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
     """There is one report of it, whoever stumbled over its end."""
     sessions = start(*LONG, f"hydra.run.dir={folder}")
@@ -56,6 +57,7 @@ def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) ->
     assert result_of(folder).summary["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
     """The healthy worker of machine 0, which lost its connection, was named."""
     sessions = start(*LONG, f"hydra.run.dir={folder}")
@@ -69,6 +71,7 @@ def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Pat
     assert "ppll-run: stage" not in sessions[0].printed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("machine", "number"), [(1, STOP), (0, KILL), (0, STOP)], ids=["1-stop", "0-kill", "0-stop"]
 )
@@ -86,6 +89,7 @@ def test_a_launcher_that_is_gone_or_stopped(
     assert ended([hurt]) == [-KILL if number == KILL else 1], printed(sessions)
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folder: Path) -> None:
     """The run goes on on one machine, with another `gpus`, as if nothing had been."""
     common = [*LONG, "schedule=ppll", "local.modules=4", "checkpoint.every=5"]
@@ -101,6 +105,7 @@ def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folde
     assert_same_run(resumed(hurt, "gpus=1", until), run(*common, until))
 
 
+@pytest.mark.slow
 def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
     start: Start, folder: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +136,7 @@ def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
     assert (folder / "checkpoints" / "last" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
     """Those that have come are told."""
     limit = {"PPLL_MEETING_S": "10"}
@@ -142,6 +148,7 @@ def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_machine_0_never_comes(start: Start, folder: Path) -> None:
     limit = {"PPLL_MEETING_S": "2"}
     sessions = start(*LONG, f"hydra.run.dir={folder}", absent=[0], environment=limit)
@@ -184,6 +191,7 @@ def sessions() -> Iterator[ExitStack]:
         yield held
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_torchrun_takes_a_run_up_again(
     sessions: ExitStack, run: Runner, folder: Path, tmp_path: Path
@@ -221,6 +229,7 @@ def both() -> Iterator[Namespaces]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_torchrun_over_a_link_that_goes_down(
     both: Namespaces, sessions: ExitStack, folder: Path, tmp_path: Path

@@ -84,6 +84,7 @@ def test_several_machines_learn_what_one_does(
         assert_same_run(resumed(found, "max_steps=12"), longer)
 
 
+@pytest.mark.slow
 def test_ragged_targets_travel(
     start: Start, run: Runner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ spread.__version__ = "0.0"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -180,6 +180,7 @@ def wait_for(follower: Follower) -> None:
         list(follower.news(lambda *_: None))
 
 
+@pytest.mark.slow
 def test_a_job_that_is_given_up_takes_nothing_of_the_next(
     job: Job, fleets: tuple[Fleet, Fleet]
 ) -> None:

@@ -46,6 +46,7 @@ def test_what_rounding_is_measured_on() -> None:
     assert set(network.LEARNT) == {"ppll", "ppll, bf16", "gpipe", "gpipe, bf16"}
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it is the loopback interface."""
     monkeypatch.setenv("PYTHONPATH", str(Path(network.__file__).parents[2]))  # as scripts/benchmark

@@ -12,6 +12,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
         run(["epochs=none"], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
     """What an attempt left that was killed would be refused."""
     folder = tmp_path / "run"

@@ -23,6 +23,7 @@ def test_what_it_runs_composes(schedule: str) -> None:
     assert settings.parse(config).threads == 1
 
 
+@pytest.mark.slow
 def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a real profile of a small model; nothing is run really."""
     monkeypatch.chdir(tmp_path)

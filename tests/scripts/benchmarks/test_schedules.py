@@ -41,6 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "rows"), ROWS.items(), ids=ROWS)
 def test_what_is_written(model: str, rows: list[str]) -> None:
     schedules.main(["--models", model, "--rows", *rows])
@@ -104,6 +105,7 @@ def test_a_worker_that_dies_ends_the_benchmark(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "reason"),
     [("raise", "ArithmeticError: the third pass is too much"), ("kill", "the process is gone")],
@@ -117,6 +119,7 @@ def test_a_rank_that_dies_ends_the_benchmark(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("vit", 2, [])
     (workers,), _ = case.contenders(["ppll"])

@@ -36,6 +36,7 @@ def test_all_schedules_and_faults_are_there_and_a_seed_draws_the_same() -> None:
     assert planned != plans(20, seed=2)
 
 
+@pytest.mark.slow
 def test_what_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from scripts.benchmarks import startup
 from scripts.benchmarks.runs import RunFailedError
 
 
+@pytest.mark.slow
 def test_a_first_step_is_seen_and_set_against_an_import() -> None:
     result = startup.measure(1)
     assert result["first_step_s"] > 0
@@ -12,6 +13,7 @@ def test_a_first_step_is_seen_and_set_against_an_import() -> None:
     assert result["first_step_over_import_torch"] == ratio
 
 
+@pytest.mark.slow
 def test_a_run_that_makes_no_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "OVERRIDES", ["gpus=0"])
     with pytest.raises(RunFailedError, match="gpus=0"):

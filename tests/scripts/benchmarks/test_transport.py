@@ -9,6 +9,7 @@ import torch
 from scripts.benchmarks import transport
 
 
+@pytest.mark.slow
 def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With real processes, but small and few messages."""
     monkeypatch.chdir(tmp_path)
