@@ -261,7 +261,7 @@ def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
 
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     assert text.index("█ compute  ▓ auxiliary") > text.index("output: ")
-    assert printed.count("stopping after the batch in hand") == 1
+    assert printed.count("stopping after the current batch") == 1
     colours = re.findall(r"\x1b\[[0-9;]*m", printed)
     assert colours  # dim headers remain
     assert not [code for code in colours if re.search(r"[\[;](3[0-7]|9[0-7])[;m]", code)]

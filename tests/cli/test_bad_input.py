@@ -422,7 +422,7 @@ COMMAND_LINES = [
     row(
         "equals-in-a-path", ["hydra.run.dir=/a=b"], "hydra.run.dir=/a=b", "'hydra.run.dir=\"/a=b\"'"
     ),
-    row("quote-in-a-path", ["data.root=it's"], "data.root=it's", "is quoted twice"),
+    row("quote-in-a-path", ["data.root=it's"], "data.root=it's", "such characters twice"),
     row("open-bracket", ["gpus=[1"], "arguments=gpus=[1", "ppll-run --help"),
     row(
         "folder", ["--config-dir", "no"], "arguments=--config-dir no", "Additional config directory"
@@ -761,7 +761,7 @@ RESUMES = [
         "link",
         ["resume=run"],
         "resume=",
-        "ppll-run.log is a link",
+        "ppll-run.log is a symbolic link",
         link("run/ppll-run.log", record(), "config.json"),
     ),
     row(
@@ -796,7 +796,7 @@ RESUMES = [
         "sweep",
         ["resume=run", "--multirun"],
         "resume=",
-        "is for a single run; drop --multirun",
+        "works for a single run only; remove --multirun",
         record(),
     ),
     row(
@@ -818,8 +818,8 @@ FOLDERS = [
         file("a0/b"),
     ),
     row("forced", ["++hydra.run.dir='a'"], "hydra.run.dir=a", "choose a new folder", file("a/b")),
-    row("in-a-file", ["hydra.run.dir=a/b"], "hydra.run.dir=a/b", "can be written", file("a")),
-    row("in-proc", ["hydra.run.dir=/proc/a/b"], "hydra.run.dir=/proc/a/b", "can be written"),
+    row("in-a-file", ["hydra.run.dir=a/b"], "hydra.run.dir=a/b", "can write to", file("a")),
+    row("in-proc", ["hydra.run.dir=/proc/a/b"], "hydra.run.dir=/proc/a/b", "can write to"),
     row("outputs", [], "hydra.run.dir=outputs", "give hydra.run.dir=FOLDER", file("outputs")),
     row("null", ["hydra.run.dir=null"], "hydra.run.dir=None", "not the name of a folder"),
     row("refused-in-it", ["hydra.run.dir=a", "gpus=0"], "gpus=0", "greater than", folder("a")),
@@ -845,12 +845,14 @@ TARGETS = [
     blamed("model", "ViT", "is not the dotted path of a class"),
     blamed("model", "ppll_cli.__version__", "is not a class"),
     blamed("model", NoModel, "it has no 'units'; see ppll_cli.models.unit.Model"),
-    blamed("model", Wider, "following a sample through 'second' raised RuntimeError: "),
+    blamed("model", Wider, "running a sample through 'second' raised RuntimeError: "),
     blamed("model", TwoNames, "'second' writes x, y, and returned 1 value(s)"),
-    blamed("model", RaisesInConstructor, "making it raised KeyError: 'where is it'; see line "),
+    blamed(
+        "model", RaisesInConstructor, "constructing it raised KeyError: 'where is it'; see line "
+    ),
     blamed("model", RaisesInUnits, "units() raised ValueError: not these images; see line "),
     blamed("model", "tests.own_models.NotUnits", "must return a list of at least one Unit"),
-    blamed("model", "tests.own_models.ReadsLabel", "reads 'label', which nothing before it makes"),
+    blamed("model", "tests.own_models.ReadsLabel", "reads 'label', which no earlier unit writes"),
     blamed("local", "fractions.Fraction", "derive it from ppll_cli.local.method.LocalMethod"),
     blamed("local", "ppll_cli.local.method.LocalMethod", "abstract method criterion"),
     blamed("local", ReturnsNumber, "the auxiliary network of module 0 raised AttributeError"),

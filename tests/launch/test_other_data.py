@@ -57,8 +57,8 @@ def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -
     how = "images in train is another one" if known else "what differs is not recorded"
     problem = f"these are not the data that the run was started with: {how}"
     assert str(error.value) == (
-        f"data.root={tmp_path / 'work' / 'data'}: {problem}; give the place where those are, or "
-        "start a new run"
+        f"data.root={tmp_path / 'work' / 'data'}: {problem}; give the folder with the "
+        "original data, or start a new run"
     )
 
 

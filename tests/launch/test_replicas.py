@@ -130,7 +130,7 @@ def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
         ),
         (
             [*DATA, *RESNET, *SYNCED, "schedule.microbatches=4"],
-            "sync_batchnorm=True: of a batch of 5 samples replicas would make different numbers",
+            "sync_batchnorm=True: replicas would split a batch of 5 samples into different numbers",
         ),
         (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=True: torch.compile cannot"),
     ],

@@ -148,7 +148,7 @@ def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ReadsLabel", "reads 'label', which nothing before it makes"),
+        ("ReadsLabel", "reads 'label', which no earlier unit writes"),
         ("Nested", "is a unit beside"),
     ],
 )
@@ -217,9 +217,7 @@ def test_what_is_only_shown_cannot_fail_a_run(
     config, choices = compose_config([*TINY, "model.depth=2", "device=cpu", "threads=1"])
     run = Run(settings.parse(config), config, choices, tmp_path, changes=unknown)
     assert run.execute()["status"] == "completed"
-    assert "what differs from the defaults is not known: LookupError: no defaults are here" in (
-        caplog.text
-    )
+    assert "defaults could not be listed: LookupError: no defaults are here" in (caplog.text)
     assert run.objective == "test.accuracy"
     out = capsys.readouterr().out
     assert "output: " in out

@@ -259,7 +259,7 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
     session = start(training(folder, *model, "gpus=3", "checkpoint.every=2"))
     assert session.wait_until((folder / "checkpoints" / "step-2").exists), session.printed()
     session.signal(signal.SIGINT, session.pid)
-    assert session.wait_until(lambda: "once more to stop at once" in session.printed())
+    assert session.wait_until(lambda: "again to stop at once" in session.printed())
     session.signal(signal.SIGINT, session.pid)
     assert session.wait() == 128 + signal.SIGINT
     assert session.left() == []

@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise LaterFormatError(problem)
     manifest = _parsed(content)
     if content.get("sha256") != digest_of({k: v for k, v in content.items() if k != "sha256"}):
-        raise DamagedError(f"{MANIFEST_FILE} does not have its checksum")
+        raise DamagedError(f"{MANIFEST_FILE} does not match its checksum")
     return manifest
 
 
@@ -123,7 +123,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                     problem = f"has {size_bytes} bytes instead of {file.size_bytes}"
                     raise DamagedError(f"{file.name} {problem}")
                 if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                    raise DamagedError(f"{file.name} does not have its checksum")
+                    raise DamagedError(f"{file.name} does not match its checksum")
         except FileNotFoundError:
             raise DamagedError(f"{file.name} is missing") from None
         except OSError as error:
