@@ -588,7 +588,7 @@ MODELS = [
         "image",
         ["model=resnet18", "model.stem=imagenet"],
         "model.stem=imagenet",
-        "at least 32 x 32 pixels, these have 8 x 8",
+        "at least 32 x 32 pixels, but these have 8 x 8",
     ),
     row("memory", [f"model.dim={10**9}"], f"model.dim={10**9}", "is larger than any memory"),
 ]
@@ -647,7 +647,7 @@ METHODS = [
         "fba-first",
         ["fba=on", "fba.features=first"],
         "fba.features=first",
-        "is the long skip of super-resolution, and this is another task; use fba.features=every",
+        "is the long skip of super-resolution, but this is another task; use fba.features=every",
     ),
     row("fba-fusion", ["fba=on", "fba.fusion=mean"], "fba.fusion=mean", "'concatenate', 'add' or"),
 ]
@@ -731,9 +731,14 @@ DATA = [
     row("cifar-missing", CIFAR, "data.root=root", "allow data.download=true", folder("root")),
     row("own-root", OWN[:1], "data.root=null", "data.root=FOLDER, with the folders train and test"),
     row("own-empty", OWN, "data.root=root", "put train/CLASS/PICTURE", folder("root")),
-    row("own-broken", OWN, "data=root/test/b/broken.jpg", "remove or mend it", own_pictures),
+    row("own-broken", OWN, "data=root/test/b/broken.jpg", "remove or repair it", own_pictures),
     row("augment", ["data.augment=all"], "data.augment=all", "'basic', 'randaugment' or 'none'"),
-    row("mixup", ["data.mixup=-1"], "data.mixup=-1.0", "finite and not negative; give 0 for none"),
+    row(
+        "mixup",
+        ["data.mixup=-1"],
+        "data.mixup=-1.0",
+        "finite and not negative; give 0 to turn it off",
+    ),
     row("mixup-nan", ["data.mixup=nan"], "data.mixup=nan", "finite and not negative"),
     row("cutmix", ["data.cutmix=inf"], "data.cutmix=inf", "finite and not negative"),
     row("cutmix-text", ["data.cutmix=much"], "data.cutmix=much", "must be a valid number"),
@@ -745,8 +750,8 @@ DATA = [
     row("val_few", ["data.val_fraction=1e-5"], "data.val_fraction=1e-05", "or 0 for no `val`"),
     row("eval_limit", ["data.eval_limit=0"], "data.eval_limit=0", "at least 1 or null for all"),
     row("std", ["data.std=[0.0]"], "data.std=[0.0]", "give values above 0"),
-    row("mean", ["data.mean=[0.1,0.2]"], "data.mean=[0.1, 0.2]", "give one value, or one a"),
-    row("pad", ["data.pad=8"], "data.pad=8", "images measure 8 pixels; give less"),
+    row("mean", ["data.mean=[0.1,0.2]"], "data.mean=[0.1, 0.2]", "give one value, or one per"),
+    row("pad", ["data.pad=8"], "data.pad=8", "must be less than the images' 8 pixels"),
     row("classes", [*TINY, "data.classes=1"], "data.classes=1", "give at least 2"),
     row("samples", [*TINY, "data.train_samples=0"], "data.train_samples=0", "give at least 1"),
 ]
@@ -846,7 +851,7 @@ TARGETS = [
     blamed("model", "ppll_cli.__version__", "is not a class"),
     blamed("model", NoModel, "it has no 'units'; see ppll_cli.models.unit.Model"),
     blamed("model", Wider, "running a sample through 'second' raised RuntimeError: "),
-    blamed("model", TwoNames, "'second' writes x, y, and returned 1 value(s)"),
+    blamed("model", TwoNames, "'second' writes x, y, but returned 1 value(s)"),
     blamed(
         "model", RaisesInConstructor, "constructing it raised KeyError: 'where is it'; see line "
     ),
@@ -885,7 +890,7 @@ TARGETS = [
         "model-NoPrediction",
         [f"model._target_={__name__}.NoPrediction", *own_model("")[1:]],
         "model=second",
-        "the loss of what it makes of (64, 1, 1) raised",
+        "the loss of its output for features (64, 1, 1) raised",
     ),
     row(
         "model-broken",

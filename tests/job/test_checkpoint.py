@@ -345,7 +345,7 @@ def test_nothing_is_saved_through_a_link(tmp_path: Path) -> None:
     victim.mkdir()
     unfinished.parent.mkdir(parents=True)
     unfinished.symlink_to(victim)
-    with pytest.raises(OSError, match="a link is in the place of a folder"):
+    with pytest.raises(OSError, match="a link is where a folder should be"):
         save(run_dir, 3, [NAMES])
     assert not [*victim.iterdir()]
     unfinished.unlink()

@@ -66,9 +66,13 @@ def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
     ("method", "change", "reason"),
     [
         # Linears had no biases, and where maps were no multiple of four they were narrower.
-        ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was mended"),
-        ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was mended"),
-        ("auglocal", cut_short(r"^auxiliary\.0\..*weight$"), "the units that they copy was mended"),
+        ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was corrected"),
+        ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was corrected"),
+        (
+            "auglocal",
+            cut_short(r"^auxiliary\.0\..*weight$"),
+            "the choice of copied units was corrected",
+        ),
     ],
 )
 def test_auxiliary_networks_of_before(

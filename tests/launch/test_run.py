@@ -149,7 +149,7 @@ def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
     ("name", "message"),
     [
         ("ReadsLabel", "reads 'label', which no earlier unit writes"),
-        ("Nested", "is a unit beside"),
+        ("Nested", "clashes with the unit name"),
     ],
 )
 def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: str) -> None:
@@ -162,7 +162,7 @@ def test_a_run_without_room_in_shared_memory_is_refused(
 ) -> None:
     """It is found before a worker starts: memory that is not there would kill one later."""
     shared_memory(monkeypatch, 1000)
-    full = "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; enlarge /dev/shm to"
+    full = "transport=ring: its slots take 0 MiB, but /dev/shm has 0 MiB left; enlarge /dev/shm to"
     with pytest.raises(ConfigError, match=full):
         run(*TINY)
 

@@ -157,9 +157,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
     reason = (
         "the worker process is gone"
         if killed == "worker"
-        else (
-            "RunFailedError: a loader of data is gone (killed by SIGKILL; if nobody did, the system"
-        )
+        else ("RunFailedError: a data loader is gone (killed by SIGKILL; if nobody did, the system")
     )
     cause = session.printed().partition("ppll-run: ")[2]
     assert cause.startswith(f"stage 0 (cpu): {reason}")

@@ -101,7 +101,7 @@ def test_another_number_of_residual_units() -> None:
 
 def test_a_missing_and_an_unknown_tensor() -> None:
     theirs = their_vit()
-    with pytest.raises(ConfigError, match="these have the unknown 'extra'"):
+    with pytest.raises(ConfigError, match="these weights have an unknown tensor 'extra'"):
         from_torchvision(theirs | {"extra": torch.zeros(1)})
     del theirs["class_token"]
     with pytest.raises(ConfigError, match=r"these have no 'embed\.class_token'"):

@@ -111,7 +111,7 @@ SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last
 THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 
 BAD: dict[str, tuple[Place, list[Any], str]] = {
-    "a word": (ALONE, ["forward"], "stage 0 runs forward, which is not for a schedule: it yields"),
+    "a word": (ALONE, ["forward"], "stage 0 runs forward, but a schedule yields only"),
     "a class": (ALONE, [Forward], "which is not for a schedule"),
     "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), which is not for a"),
     "communication": (ALONE, [F, SendActivations(1, 0, 0)], "which is not for a schedule"),
@@ -149,7 +149,7 @@ BAD: dict[str, tuple[Place, list[Any], str]] = {
     "a loss in the middle of a module": (
         BOTH,
         [F, L],
-        "Loss(chunk=0, micro_batch=0) on stage 0: a loss is for chunks that end a module: [1]",
+        "Loss(chunk=0, micro_batch=0) on stage 0: only chunks that end a module have a loss: [1]",
     ),
     "no loss": (ALONE, [F, B, S], "Loss(chunk=0, micro_batch=0) has to come before it"),
     "a backward before its forward": (SECOND, [Backward(1, 0)], "its Forward has to come before"),

@@ -225,7 +225,7 @@ class ExportsUnderAUnitsName(_Exports):
 @pytest.mark.parametrize(
     ("method", "problem"),
     [
-        (ExportsParameters, "local=more: what it exports, 'more', has parameters"),
+        (ExportsParameters, "local=more: its export 'more' has parameters"),
         (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
         (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
     ],

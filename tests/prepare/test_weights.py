@@ -128,7 +128,7 @@ def test_a_detector_begins_with_torchvision_s_backbone(
         ("weights=empty", "weights=empty: that folder holds no model.safetensors"),
         ("weights=text.safetensors", "weights=text.safetensors: cannot be read"),
         ("weights=text.pth", "weights=text.pth: cannot be read"),
-        ("weights=list.pth", "weights=list.pth: cannot be read: it is no dictionary of tensors"),
+        ("weights=list.pth", "weights=list.pth: cannot be read: it is not a dictionary of tensors"),
         ("weights=code.pth", "weights=code.pth: cannot be read"),
         ("weights=''", "weights='': is empty"),
         ("weights_partial=true", "weights_partial=True: is for weights=FILE_OR_RUN_DIR"),

@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise DamagedError(f"its manifest cannot be read: {problem_of(error)}") from None
     if not isinstance(content, dict):
-        raise DamagedError("its manifest cannot be read: it is no JSON object")
+        raise DamagedError("its manifest cannot be read: it is not a JSON object")
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
         problem = f"{folder.name} has format {version}, and this program knows {FORMAT}"
@@ -114,7 +114,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for file in manifest.files:
         if not _STAGE_FILE.fullmatch(file.name):
-            raise DamagedError(f"{file.name} is no name of a stage's file")
+            raise DamagedError(f"{file.name} is not the name of a stage's file")
         path = folder / file.name
         try:
             with regular(path) as opened:
