@@ -317,7 +317,7 @@ def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line == (
-        "ppll-run: local._target_=fractions.Fraction: is no LocalMethod; derive it from "
+        "ppll-run: local._target_=fractions.Fraction: is not a LocalMethod; derive it from "
         "ppll_cli.local.method.LocalMethod"
     )
 

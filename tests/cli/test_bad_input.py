@@ -532,7 +532,7 @@ CUTS = [
         "both",
         ["local.cuts=[head]", "local.modules=3"],
         "local.modules=3",
-        "local.cuts makes 2; give one of the two",
+        "local.cuts makes 2 modules; give one of the two",
     ),
     row("manual-none", MANUAL, "partition.cuts=null", "units that start stages 2 to s"),
     row("not-manual", ["partition.cuts=[head]"], "partition.cuts=['head']", "partition=manual"),
@@ -710,7 +710,7 @@ DATA = [
         "sizes",
         FASHION,
         "data.root=root",
-        "its images are (1, 28, 14), the training images (1, 28, 28)",
+        "its images are (1, 28, 14), but the training images (1, 28, 28)",
         fashion({TEST_IMAGES: idx(IMAGES[:, :, :14])}),
     ),
     row(
@@ -780,7 +780,7 @@ RESUMES = [
         "nowhere",
         ["resume=run"],
         "resume=run",
-        "its ppll-run.log is no file",
+        "its ppll-run.log is not a file",
         link("run/ppll-run.log", record()),
     ),
     row(
@@ -801,7 +801,7 @@ RESUMES = [
         "sweep",
         ["resume=run", "--multirun"],
         "resume=",
-        "works for a single run only; remove --multirun",
+        "is the folder of a single run; remove --multirun",
         record(),
     ),
     row(
@@ -872,10 +872,8 @@ TARGETS = [
         NoChunk,
         "Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0",
     ),
-    blamed(
-        "schedule", Sends, "stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), which"
-    ),
-    blamed("schedule", Words, "stage 0 runs forward, which is not for a schedule"),
+    blamed("schedule", Sends, "stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but"),
+    blamed("schedule", Words, "stage 0 runs forward, but a schedule yields only"),
     blamed("transport", NoTransport, "has no 'obstacle'; see ppll_cli.transport.channel.Transport"),
     blamed(
         "data", Unreadable, "loading the data raised RuntimeError: the disk is on fire; see lin"

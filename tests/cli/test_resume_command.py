@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["resume=run", "seed=5"], "seed=5: the run was started with 0; keep that value"),
         (
             ["resume=run", "--multirun", "gpus=1,2"],
-            "resume=RUN: works for a single run only; remove",
+            "resume=RUN: is the folder of a single run; remove",
         ),
         (["resume=run", "--cfg", "job"], "resume=RUN: --cfg does not show what a run recorded; s"),
         (["resume=run", "local=none"], "local=none: there is no such option; there are auglocal"),

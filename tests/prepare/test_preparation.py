@@ -89,7 +89,7 @@ def test_modules_of_a_partition_that_the_model_names() -> None:
         ),
         (["local.cuts=k8"], "local.cuts=k8: is not a partition of the model; the names are K2"),
         (["model.depth=20", "local.cuts=K8"], "local.cuts=K8: .* this model has none; or give a"),
-        (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8; give one of"),
+        (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8 modules; give"),
         (["local.cuts=K2", "gpus=3"], "gpus=3: there are only 2 modules"),
         (
             ["local.cuts=K2", "partition=manual", "partition.cuts=[layer1.0]"],
@@ -245,7 +245,7 @@ WATCHING = "local._target_=tests.watching.Watching"
         (["+local.unit=2"], f"{WATCHING}: module 1 watches 'blocks.1', which is in no later mod"),
         (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
         (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
-        (["+local.lag=0"], "local.lag=0: is no number of batches; give 1 or more"),
+        (["+local.lag=0"], "local.lag=0: is not a valid number of batches; give 1 or more"),
         (
             ["+local.lag=4097"],
             "local.lag=4097: keeps too many versions of a unit's weights; use at",

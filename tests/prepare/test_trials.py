@@ -80,7 +80,7 @@ class Hooked(nn.Linear):
 def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], why: str) -> None:
     units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]
     with pytest.raises(
-        ConfigError, match=f"^schedule=mine:.* the split backward of unit 'odd' {why}"
+        ConfigError, match=f"^schedule=mine: .* the split backward of unit 'odd' {why}"
     ):
         check_halves(("schedule", "mine"), units, [SPECS, SPECS])
 

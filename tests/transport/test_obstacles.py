@@ -74,7 +74,7 @@ def test_a_ring_without_room_gives_way_where_the_plain_transport_needs_none(
     assert isinstance(used, QueueTransport)
     assert used.depth == 3
     assert caplog.messages == [
-        "transport=ring: its slots take 5 MiB, but /dev/shm has 3MiB left; using queue instead"
+        "transport=ring: its slots take 5 MiB, but /dev/shm has 3 MiB left; using queue instead"
     ]
 
 

@@ -177,7 +177,7 @@ class Planner:
             shares = ", ".join(f"{(n - 1) / parts:.2f} for gpus={n}" for n in gpus if n > 1)
             if shares:
                 lines.append(
-                    f"with equal stages, ppll is faster than {name} as long as auxiliary networks "
+                    f"with equal stages, ppll is ahead of {name} as long as auxiliary networks "
                     f"take less than this share of a stage's other work: {shares}"
                 )
         return lines

@@ -81,7 +81,7 @@ def _check_regular(path: Path, status: os.stat_result, most_bytes: int | None) -
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     if most_bytes is not None and status.st_size > most_bytes:
         problem = f"has {status.st_size} bytes, more than {most_bytes}"
         raise OSError(errno.EFBIG, problem, str(path))

@@ -89,7 +89,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
         raise ConfigError(
             "schedule._target_",
             settings.schedule["_target_"],
-            "is no Schedule",
+            "is not a Schedule",
             f"derive it from {Schedule.__module__}.Schedule",
         )
     _note_schedule(settings, schedule, notes)

@@ -231,7 +231,7 @@ def examine(settings: Settings) -> Subject:
         raise ConfigError(
             "local._target_",
             local["_target_"],
-            "is no LocalMethod",
+            "is not a LocalMethod",
             f"derive it from {LocalMethod.__module__}.LocalMethod",
         )
 

@@ -116,7 +116,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
     try:
         path.stat()  # raises an error with the reason, where is_file() only returns False
         if not path.is_file():  # opening a named pipe would wait for its writer
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with _QUIET, warnings.catch_warnings():
             # PIL's warnings (corrupt EXIF, very large) do not name the file.
             warnings.simplefilter("ignore")
