@@ -64,7 +64,7 @@ class SchemaError(PpllError):
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
         self.channel, self.theirs, self.ours = channel, theirs, ours
-        super().__init__(f"{channel}: {theirs} are going to be sent, and {ours} are expected")
+        super().__init__(f"{channel}: {theirs} will be sent, but {ours} are expected")
 
     def __reduce__(self) -> tuple[type["SchemaError"], tuple[str, str, str]]:
         return SchemaError, (self.channel, self.theirs, self.ours)
@@ -84,7 +84,7 @@ class NonFiniteError(PpllError):
         when = "of a recent step" if step is None else f"of step {step}"
         seen = "" if norm is None else f"; its largest gradient norm is {norm:.3g}"
         super().__init__(
-            f"the loss of module {module} {when} is no finite number{seen}; try a smaller optim.lr,"
+            f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr,"
             " optim.warmup_epochs, optim.clip_norm=1 or optim.nonfinite=skip"
         )
 

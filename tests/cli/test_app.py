@@ -263,7 +263,7 @@ def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
 
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     assert text.index("█ compute  ▓ auxiliary") > text.index("output: ")
-    assert printed.count("stopping after the batch in hand") == 1
+    assert printed.count("stopping after the current batch") == 1
     colours = re.findall(r"\x1b\[[0-9;]*m", printed)
     assert colours  # dim headers remain
     assert not [code for code in colours if re.search(r"[\[;](3[0-7]|9[0-7])[;m]", code)]
@@ -320,7 +320,7 @@ def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line == (
-        "ppll-run: local._target_=fractions.Fraction: is no LocalMethod; derive it from "
+        "ppll-run: local._target_=fractions.Fraction: is not a LocalMethod; derive it from "
         "ppll_cli.local.method.LocalMethod"
     )
 

@@ -420,7 +420,7 @@ COMMAND_LINES = [
     row(
         "equals-in-a-path", ["hydra.run.dir=/a=b"], "hydra.run.dir=/a=b", "'hydra.run.dir=\"/a=b\"'"
     ),
-    row("quote-in-a-path", ["data.root=it's"], "data.root=it's", "is quoted twice"),
+    row("quote-in-a-path", ["data.root=it's"], "data.root=it's", "such characters twice"),
     row("open-bracket", ["gpus=[1"], "arguments=gpus=[1", "ppll-run --help"),
     row(
         "folder", ["--config-dir", "no"], "arguments=--config-dir no", "Additional config directory"
@@ -530,7 +530,7 @@ CUTS = [
         "both",
         ["local.cuts=[head]", "local.modules=3"],
         "local.modules=3",
-        "local.cuts makes 2; give one of the two",
+        "local.cuts makes 2 modules; give one of the two",
     ),
     row("manual-none", MANUAL, "partition.cuts=null", "units that start stages 2 to s"),
     row("not-manual", ["partition.cuts=[head]"], "partition.cuts=['head']", "partition=manual"),
@@ -586,7 +586,7 @@ MODELS = [
         "image",
         ["model=resnet18", "model.stem=imagenet"],
         "model.stem=imagenet",
-        "at least 32 x 32 pixels, these have 8 x 8",
+        "at least 32 x 32 pixels, but these have 8 x 8",
     ),
     row("memory", [f"model.dim={10**9}"], f"model.dim={10**9}", "is larger than any memory"),
 ]
@@ -645,7 +645,7 @@ METHODS = [
         "fba-first",
         ["fba=on", "fba.features=first"],
         "fba.features=first",
-        "is the long skip of super-resolution, and this is another task; use fba.features=every",
+        "is the long skip of super-resolution, but this is another task; use fba.features=every",
     ),
     row("fba-fusion", ["fba=on", "fba.fusion=mean"], "fba.fusion=mean", "'concatenate', 'add' or"),
 ]
@@ -708,7 +708,7 @@ DATA = [
         "sizes",
         FASHION,
         "data.root=root",
-        "its images are (1, 28, 14), the training images (1, 28, 28)",
+        "its images are (1, 28, 14), but the training images (1, 28, 28)",
         fashion({TEST_IMAGES: idx(IMAGES[:, :, :14])}),
     ),
     row(
@@ -729,9 +729,14 @@ DATA = [
     row("cifar-missing", CIFAR, "data.root=root", "allow data.download=true", folder("root")),
     row("own-root", OWN[:1], "data.root=null", "data.root=FOLDER, with the folders train and test"),
     row("own-empty", OWN, "data.root=root", "put train/CLASS/PICTURE", folder("root")),
-    row("own-broken", OWN, "data=root/test/b/broken.jpg", "remove or mend it", own_pictures),
+    row("own-broken", OWN, "data=root/test/b/broken.jpg", "remove or repair it", own_pictures),
     row("augment", ["data.augment=all"], "data.augment=all", "'basic', 'randaugment' or 'none'"),
-    row("mixup", ["data.mixup=-1"], "data.mixup=-1.0", "finite and not negative; give 0 for none"),
+    row(
+        "mixup",
+        ["data.mixup=-1"],
+        "data.mixup=-1.0",
+        "finite and not negative; give 0 to turn it off",
+    ),
     row("mixup-nan", ["data.mixup=nan"], "data.mixup=nan", "finite and not negative"),
     row("cutmix", ["data.cutmix=inf"], "data.cutmix=inf", "finite and not negative"),
     row("cutmix-text", ["data.cutmix=much"], "data.cutmix=much", "must be a valid number"),
@@ -743,8 +748,8 @@ DATA = [
     row("val_few", ["data.val_fraction=1e-5"], "data.val_fraction=1e-05", "or 0 for no `val`"),
     row("eval_limit", ["data.eval_limit=0"], "data.eval_limit=0", "at least 1 or null for all"),
     row("std", ["data.std=[0.0]"], "data.std=[0.0]", "give values above 0"),
-    row("mean", ["data.mean=[0.1,0.2]"], "data.mean=[0.1, 0.2]", "give one value, or one a"),
-    row("pad", ["data.pad=8"], "data.pad=8", "images measure 8 pixels; give less"),
+    row("mean", ["data.mean=[0.1,0.2]"], "data.mean=[0.1, 0.2]", "give one value, or one per"),
+    row("pad", ["data.pad=8"], "data.pad=8", "must be less than the images' 8 pixels"),
     row("classes", [*TINY, "data.classes=1"], "data.classes=1", "give at least 2"),
     row("samples", [*TINY, "data.train_samples=0"], "data.train_samples=0", "give at least 1"),
 ]
@@ -759,7 +764,7 @@ RESUMES = [
         "link",
         ["resume=run"],
         "resume=",
-        "ppll-run.log is a link",
+        "ppll-run.log is a symbolic link",
         link("run/ppll-run.log", record(), "config.json"),
     ),
     row(
@@ -773,7 +778,7 @@ RESUMES = [
         "nowhere",
         ["resume=run"],
         "resume=run",
-        "its ppll-run.log is no file",
+        "its ppll-run.log is not a file",
         link("run/ppll-run.log", record()),
     ),
     row(
@@ -794,7 +799,7 @@ RESUMES = [
         "sweep",
         ["resume=run", "--multirun"],
         "resume=",
-        "is for a single run; drop --multirun",
+        "is the folder of a single run; remove --multirun",
         record(),
     ),
     row(
@@ -816,8 +821,8 @@ FOLDERS = [
         file("a0/b"),
     ),
     row("forced", ["++hydra.run.dir='a'"], "hydra.run.dir=a", "choose a new folder", file("a/b")),
-    row("in-a-file", ["hydra.run.dir=a/b"], "hydra.run.dir=a/b", "can be written", file("a")),
-    row("in-proc", ["hydra.run.dir=/proc/a/b"], "hydra.run.dir=/proc/a/b", "can be written"),
+    row("in-a-file", ["hydra.run.dir=a/b"], "hydra.run.dir=a/b", "can write to", file("a")),
+    row("in-proc", ["hydra.run.dir=/proc/a/b"], "hydra.run.dir=/proc/a/b", "can write to"),
     row("outputs", [], "hydra.run.dir=outputs", "give hydra.run.dir=FOLDER", file("outputs")),
     row("null", ["hydra.run.dir=null"], "hydra.run.dir=None", "not the name of a folder"),
     row("refused-in-it", ["hydra.run.dir=a", "gpus=0"], "gpus=0", "greater than", folder("a")),
@@ -843,12 +848,14 @@ TARGETS = [
     blamed("model", "ViT", "is not the dotted path of a class"),
     blamed("model", "ppll_cli.__version__", "is not a class"),
     blamed("model", NoModel, "it has no 'units'; see ppll_cli.models.unit.Model"),
-    blamed("model", Wider, "following a sample through 'second' raised RuntimeError: "),
-    blamed("model", TwoNames, "'second' writes x, y, and returned 1 value(s)"),
-    blamed("model", RaisesInConstructor, "making it raised KeyError: 'where is it'; see line "),
+    blamed("model", Wider, "running a sample through 'second' raised RuntimeError: "),
+    blamed("model", TwoNames, "'second' writes x, y, but returned 1 value(s)"),
+    blamed(
+        "model", RaisesInConstructor, "constructing it raised KeyError: 'where is it'; see line "
+    ),
     blamed("model", RaisesInUnits, "units() raised ValueError: not these images; see line "),
     blamed("model", "tests.own_models.NotUnits", "must return a list of at least one Unit"),
-    blamed("model", "tests.own_models.ReadsLabel", "reads 'label', which nothing before it makes"),
+    blamed("model", "tests.own_models.ReadsLabel", "reads 'label', which no earlier unit writes"),
     blamed("local", "fractions.Fraction", "derive it from ppll_cli.local.method.LocalMethod"),
     blamed("local", "ppll_cli.local.method.LocalMethod", "abstract method criterion"),
     blamed("local", ReturnsNumber, "the auxiliary network of module 0 raised AttributeError"),
@@ -863,10 +870,8 @@ TARGETS = [
         NoChunk,
         "Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0",
     ),
-    blamed(
-        "schedule", Sends, "stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), which"
-    ),
-    blamed("schedule", Words, "stage 0 runs forward, which is not for a schedule"),
+    blamed("schedule", Sends, "stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but"),
+    blamed("schedule", Words, "stage 0 runs forward, but a schedule yields only"),
     blamed("transport", NoTransport, "has no 'obstacle'; see ppll_cli.transport.channel.Transport"),
     blamed(
         "data", Unreadable, "loading the data raised RuntimeError: the disk is on fire; see lin"
@@ -881,7 +886,7 @@ TARGETS = [
         "model-NoPrediction",
         [f"model._target_={__name__}.NoPrediction", *own_model("")[1:]],
         "model=second",
-        "the loss of what it makes of (64, 1, 1) raised",
+        "the loss of its output for features (64, 1, 1) raised",
     ),
     row(
         "model-broken",

@@ -146,9 +146,7 @@ def test_classes_of_one_s_own_are_named_again(
     run = finished_run(tmp_path / "run", "data=digits", *own, "schedule=bp", "max_steps=1")
     assert run_main(monkeypatch, run.folder) == 2
     said = capsys.readouterr().err
-    assert said.startswith(
-        "ppll-eval: model._target_=tests.own_models.Idle: a class that no option"
-    )
+    assert said.startswith("ppll-eval: model._target_=tests.own_models.Idle: a class of your own")
     assert run_main(monkeypatch, run.folder, "model._target_=tests.own_models.Idle") == 0
 
 
@@ -163,7 +161,7 @@ def test_other_names_of_classes_are_told(
     (run.folder / "config.json").write_text(json.dumps(config))
     assert run_main(monkeypatch, run.folder) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == "digits: classes have other names than in the run: '3' for 'three'"
+    assert first == "digits: class names differ from those in the run: '3' instead of 'three'"
 
 
 def test_an_option_of_one_s_own_is_found(
@@ -187,12 +185,12 @@ def test_an_option_of_one_s_own_is_found(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["RUN", "optim.lr=3"], "optim.lr=3: the run was started with 0.002; leave it as it is"),
-        (["RUN", "seed=4"], "seed=4: the run was started with 0; leave it as it is"),
+        (["RUN", "optim.lr=3"], "optim.lr=3: the run was started with 0.002; keep that value"),
+        (["RUN", "seed=4"], "seed=4: the run was started with 0; keep that value"),
         (["RUN", "model=resnet32"], "model=resnet32: the run was started with vit"),
         (["RUN", "~data.mean"], "arguments="),
-        (["RUN", "hydra.run.dir=x"], "hydra.run.dir=: is for ppll-run"),
-        (["RUN", "resume=x"], "resume=: is for ppll-run"),
+        (["RUN", "hydra.run.dir=x"], "hydra.run.dir=: is only for ppll-run"),
+        (["RUN", "resume=x"], "resume=: is only for ppll-run"),
         (["RUN", "nonsense=1"], "nonsense=1: there is no such key"),
         (["RUN", "data=nonsense"], "data=nonsense: there is no such option"),
         (["RUN", "data.mean=1"], "data.mean=1: must be a valid list"),
@@ -201,7 +199,7 @@ def test_an_option_of_one_s_own_is_found(
         (["RUN", "data=cifar10", "data.root=."], "data.root=/"),
         (["RUN", "data=synthetic"], "data=synthetic: its images or classes do not fit"),
         (["RUN", *SYNTHETIC, "data.classes=4"], "data=synthetic: its images or classes"),
-        (["RUN", "data=fashion_scenes"], "data=fashion_scenes: is not for the run's model"),
+        (["RUN", "data=fashion_scenes"], "data=fashion_scenes: does not fit the run's model"),
         (["RUN", "--checkpoint=best"], "checkpoint=best: the run has no such checkpoint"),
         (["RUN", "--checkpoint=x"], "arguments="),
         (["RUN", "--split=val"], "--split=val: the data set has no such split"),

@@ -62,7 +62,7 @@ def test_other_values_are_left_as_they_are(given: list[str]) -> None:
     [
         (["seed=1"], False, "resume=auto: needs the folder that the run is in; give hydra.run.dir"),
         (["hydra.sweep.dir=a"], False, "resume=auto: needs the folder that the run is in"),
-        (["hydra.run.dir=a"], True, "resume=auto: is for a single run; drop --multirun"),
+        (["hydra.run.dir=a"], True, "resume=auto: works for a single run only; remove --multirun"),
         (["hydra.run.dir=[a]"], False, r"hydra.run.dir=\['a'\]: is not the name of a folder"),
         (
             ["hydra.run.dir=${oc.env:NO_SUCH_VARIABLE}"],

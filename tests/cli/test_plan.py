@@ -58,9 +58,9 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         (["gpus=1,x"], "gpus=1,x: must be whole numbers from 1 on"),
         (["gpus=2,0"], "gpus=2,0: must be whole numbers from 1 on"),
         (["replicas=2,x"], "replicas=2,x: must be whole numbers from 1 on"),
-        (["replicas=3"], "replicas=3: gpus=1 devices cannot hold that many copies"),
+        (["replicas=3"], "replicas=3: gpus=1 devices cannot be divided evenly"),
         (["gpus=1,"], "gpus=1,: Hydra cannot read this: mismatched input"),
-        (["model=vit,resnet32"], "model=vit,resnet32: only gpus, schedule and replicas may"),
+        (["model=vit,resnet32"], "model=vit,resnet32: ppll-plan takes lists only for gpus"),
         (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
         (["modle=vit"], "modle=vit: there is no such key; did you mean model? "),
         (["schedule=ppll,pppl"], "schedule=pppl: there is no such option; did you mean ppll?"),
@@ -69,13 +69,16 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
         (["--multirun"], "arguments=--multirun: unrecognized arguments: --multirun; see "),
         (["--bandwidth=0"], "arguments=--bandwidth=0: argument --bandwidth: '0' is not a positive"),
-        (["--latency=1"], "arguments=--latency=1: --latency is of a link: give its --bandwidth"),
+        (["--latency=1"], "arguments=--latency=1: --latency needs the --bandwidth of"),
         (
             ["--per-machine=x", "--network=1"],
             "arguments=--per-machine=x --network=1: argument --per-machine",
         ),
-        (["--network=1e9"], "arguments=--network=1e9: --network and --per-machine belong together"),
-        (["--network-latency=1"], "arguments=--network-latency=1: --network-latency is of a link:"),
+        (["--network=1e9"], "arguments=--network=1e9: --network and --per-machine must be"),
+        (
+            ["--network-latency=1"],
+            "arguments=--network-latency=1: --network-latency needs --network",
+        ),
         (
             ["--config-dir=none"],
             "arguments=--config-dir=none: argument --config-dir: there is no folder none",
@@ -173,7 +176,7 @@ def test_obstacles(planner: Make) -> None:
     found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
     rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
     assert [row.obstacle for row in rows[4].values()] == [
-        *["a batch of 8 samples cannot be split into more parts"] * 2,
+        *["a batch of 8 samples cannot be split into so many micro-batches"] * 2,
         "",
         "more stages than modules",
     ]
@@ -185,7 +188,10 @@ def test_obstacles(planner: Make) -> None:
 @pytest.mark.parametrize("key", ["compile", "recompute"])
 def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
     row = planner("schedule=zb_h1", f"{key}=true").rows(2)["zb_h1"]
-    assert row.obstacle == f"this schedule runs backwards in halves, which {key}=true excludes"
+    assert (
+        row.obstacle
+        == f"this schedule splits each backward into halves, which {key}=true does not allow"
+    )
 
 
 def test_replicas_have_rows_of_their_own(planner: Make) -> None:
@@ -198,7 +204,7 @@ def test_replicas_have_rows_of_their_own(planner: Make) -> None:
         "",
         "the devices cannot be shared evenly",
     }
-    assert "an all-reduce takes as long as" in "\n".join(found.notes([2]))
+    assert "all-reduce takes as long as" in "\n".join(found.notes([2]))
 
 
 def test_the_fastest_layout(cache: Path) -> None:
@@ -267,7 +273,7 @@ def test_how_the_tables_came_about(planner: Make) -> None:
     found.rows(1)
     notes = "\n".join(found.notes([1, 4096]))
     assert "gpus=4096: simulated as equal devices" in notes
-    assert "batches are split by gpipe into 4: BatchNorm" in notes
+    assert "some schedules split each batch (gpipe into 4): BatchNorm" in notes
     assert "local losses" not in notes
 
 

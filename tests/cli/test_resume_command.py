@@ -25,8 +25,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["resume=run", "seed=5"], "seed=5: the run was started with 0; leave it as it is"),
-        (["resume=run", "--multirun", "gpus=1,2"], "resume=RUN: is for a single run; drop"),
+        (["resume=run", "seed=5"], "seed=5: the run was started with 0; keep that value"),
+        (
+            ["resume=run", "--multirun", "gpus=1,2"],
+            "resume=RUN: is the folder of a single run; remove",
+        ),
         (["resume=run", "--cfg", "job"], "resume=RUN: --cfg does not show what a run recorded; s"),
         (["resume=run", "local=none"], "local=none: there is no such option; there are auglocal"),
         (["resume=run", "max_steps=0"], "max_steps=0: must be greater than or equal to 1"),
@@ -136,7 +139,7 @@ def test_the_same_command_begins_a_run_goes_on_with_it_and_finds_it_complete(
     given = [*TINY, "timeline=false", "epochs=2", "resume=auto", "hydra.run.dir=run"]
     result = ppll_run(*given, "max_minutes=0.0001", cwd=tmp_path)
     assert result.returncode == 128 + signal.SIGTERM, result.stderr
-    assert "max_minutes are over: stopping after the batch in hand" in result.stderr
+    assert "max_minutes have passed: stopping after the current batch" in result.stderr
     folder = tmp_path / "run"
     stopped = json.loads((folder / "summary.json").read_text())
     assert stopped["status"] == "interrupted"
@@ -150,5 +153,5 @@ def test_the_same_command_begins_a_run_goes_on_with_it_and_finds_it_complete(
     assert json.loads(summary)["status"] == "completed"
     result = ppll_run(*given, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "more epochs, or a larger max_steps, make it longer" in result.stdout
+    assert "to train longer, give more epochs or a larger max_steps" in result.stdout
     assert (folder / "summary.json").read_bytes() == summary

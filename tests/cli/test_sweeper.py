@@ -165,9 +165,7 @@ def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path:
     jobs.ran.clear()
     said = main("-m", "resume=swept", "model._target_=a.Mine")
     assert said.status == 2
-    remedy = (
-        "model._target_=b.Yours: a class that no option names is not taken from a run directory"
-    )
+    remedy = "model._target_=b.Yours: a class of your own is not imported just because"
     assert remedy in said.err
     assert remedy in said.out  # where the comparison says why
     assert jobs.ran == [("0", True, 0)]
@@ -185,11 +183,13 @@ def test_one_process_at_a_time_runs_a_sweep(main: Main, jobs: Jobs, tmp_path: Pa
     jobs.ran.clear()
     with locked_sweep(folder, begins=False):
         said = main("-m", "resume=swept")
-    problem = f"resume={folder}: another process runs this sweep; wait for its end, or end it"
+    problem = f"resume={folder}: another process runs this sweep; wait until it ends, or stop it"
     assert (said.status, said.err) == (2, f"ppll-run: {problem}\n")
     said = main("-m", "seed=7,8", "hydra.sweep.dir=swept")
     assert said.status == 2
-    assert "job 0 of a sweep has run there, in 0; choose a new folder, or go on: " in said.err
+    assert (
+        "job 0 of another sweep has run there, in 0; choose a new folder, or go on with" in said.err
+    )
     assert jobs.ran == []
     assert (folder / "sweep.json").read_bytes() == record
 

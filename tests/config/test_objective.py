@@ -50,7 +50,7 @@ def test_a_run_that_was_not_evaluated_has_no_metric() -> None:
         ("accuracy", "objective=accuracy: summary.json has no 'accuracy'; there are status, "),
         ("test.psnr", "objective=test.psnr: test has no 'psnr'; there are loss, accuracy"),
         ("val.accuracy", "objective=val.accuracy: summary.json has no 'val'; there are status, "),
-        ("steps.x", "objective=steps.x: steps has no 'x'; it is no group of keys"),
+        ("steps.x", "objective=steps.x: steps has no 'x'; it is not a group of keys"),
         ("stages.2.x", "objective=stages.2.x: stages has no '2'; there are 0, 1"),
         ("stages", "objective=stages: is not a number in summary.json"),
         ("emulated", "objective=emulated: is not a number in summary.json"),

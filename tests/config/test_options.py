@@ -30,14 +30,14 @@ def test_a_class_of_several_options_or_of_none_has_its_path() -> None:
     [
         (
             ["schedule=interleaved", "gpus=4", "model.depth=3"],
-            "schedule=interleaved: needs 8 runs of units, and the model has only 5 units",
+            "schedule=interleaved: needs 8 chunks, but the model has only 5 units",
         ),
         (
             [
                 "schedule._target_=ppll_cli.pipeline.schedules.interleaved.Interleaved",
                 *("schedule=1f1b", "+schedule.chunks=3", "gpus=3"),
             ],
-            "schedule=interleaved: needs 9 runs of units",
+            "schedule=interleaved: needs 9 chunks",
         ),
         (["fba=on", "local=dgl"], "fba=on: the local method, local=dgl, reads no feature bank"),
         (["model.dim=12", "model.heads=5"], "model.heads=5: does not divide model.dim=12"),

@@ -307,5 +307,5 @@ def test_what_a_bank_leaves_open_is_the_tasks_affair(
 def test_options_of_a_feature_bank_that_is_off_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^fba\.features=3: is for fba=on$"):
         parse({"fba.features": 3}, "local=fba")
-    with pytest.raises(ConfigError, match=r"^local\.bank=.*: is not what `fba` says$"):
+    with pytest.raises(ConfigError, match=r"^local\.bank=.*: differs from `fba`, which sets it$"):
         parse({"local.bank": {"enabled": True}}, "local=fba")

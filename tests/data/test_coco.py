@@ -81,8 +81,8 @@ def of(key: str, position: int = 0, **values: object) -> Change:
 
 
 WRONG: list[tuple[Change, str]] = [
-    (lambda content: content.pop("images"), "its images are null, no list"),
-    (lambda content: content.update(annotations=["x"]), r'annotations\[0\] is "x", no object'),
+    (lambda content: content.pop("images"), "its images are null, not a list"),
+    (lambda content: content.update(annotations=["x"]), r'annotations\[0\] is "x", not an object'),
     (lambda content: content.update(categories=[]), "its categories are empty"),
     (of("annotations", category_id=2), r"annotations\[0\] \(id 0\) has category_id=2: no category"),
     (of("annotations", category_id=[1]), r"has category_id=\[1\]: it must be a whole number"),
@@ -102,9 +102,9 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (of("images", id="30"), 'has id="30": it must be a whole number'),
     (of("images", id=True), "has id=true: it must be a whole number"),
-    (of("images", file_name=None), "has file_name=null: it must be a text"),
-    (of("images", file_name="a\nb\x1b[31m"), "it must be a text that can be printed"),
-    (of("categories", name=""), 'has name="": it must be a text'),
+    (of("images", file_name=None), "has file_name=null: it must be printable"),
+    (of("images", file_name="a\nb\x1b[31m"), "it must be printable text"),
+    (of("categories", name=""), 'has name="": it must be printable'),
     (of("images", width=0), 'has width=0: the size of "0+30.jpg" must be whole numbers'),
     (of("images", height=None), 'has height=null: the size of "0+30.jpg" must be whole'),
     (of("images", width=float("inf")), "has width=Infinity: the size"),
@@ -119,7 +119,7 @@ def test_wrong_annotations_are_named(
     """By file, entry and value; boxes were once given to another picture, or lost."""
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
     changed(path, change)
-    with pytest.raises(ConfigError, match=f"{path}: is no file of annotations .*{problem}") as told:
+    with pytest.raises(ConfigError, match=f"{path}: is not an annotation file .*{problem}") as told:
         make().load()
     assert str(told.value).isprintable()
 
@@ -128,7 +128,7 @@ def test_wrong_annotations_are_named(
 def test_what_is_no_file_of_annotations(make: Make, tmp_path: Path, content: str) -> None:
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=f"{path}: is no file of annotations"):
+    with pytest.raises(ConfigError, match=f"{path}: is not an annotation file"):
         make().load()
 
 
@@ -154,7 +154,9 @@ def test_files_of_other_makers(make: Make, tmp_path: Path) -> None:
 def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, lambda content: content["categories"][0].update(name="lion"))
-    with pytest.raises(ConfigError, match=r"val2017.json: its classes are not those of instances_"):
+    with pytest.raises(
+        ConfigError, match=r"val2017.json: its classes differ from those of instances_"
+    ):
         make().prepare()
 
 
@@ -163,7 +165,7 @@ def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> Non
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, of("images", 1, width=40, height=50))
     picture = tmp_path / "root" / "val2017" / "000000000007.jpg"
-    message = f"data={picture}: measures 50x40 pixels, and its annotation says 40x50"
+    message = f"data={picture}: measures 50x40 pixels, but its annotation says 40x50"
     with pytest.raises(ConfigError, match=message):
         make().prepare()
     with pytest.raises(ConfigError, match=message):
@@ -184,7 +186,9 @@ def test_pictures_are_compared_for_a_bounded_time(
 def test_boxes_that_are_left_out_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     make().prepare()
     make().prepare()  # from the kept index as well
-    said = "1 of 4 boxes are left out, .* the first in 000000000007.jpg; 1 more lose over half"
+    said = (
+        "1 of 4 boxes are left out, .* the first in 000000000007.jpg; 1 more boxes lose over half"
+    )
     assert len(re.findall(said, caplog.text)) == 2
 
 
@@ -229,12 +233,14 @@ def test_a_picture_is_in_one_part_and_once(make: Make, tmp_path: Path) -> None:
         root / "annotations" / "instances_train2017.json",
         of("images", 1, file_name="000000000030.jpg"),
     )
-    with pytest.raises(ConfigError, match=r"000000000030.jpg: is in training and test, or twice"):
+    with pytest.raises(ConfigError, match=r"000000000030.jpg: occurs twice, in training and test"):
         make().load()
     for name in ("train2017", "annotations/instances_train2017.json"):
         (root / name).rename(root / f"{name}-old")
     (root / "train2017").symlink_to(root / "val2017")
     content = (root / "annotations" / "instances_val2017.json").read_text()
     (root / "annotations" / "instances_train2017.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"val2017/.*jpg and as .*train2017/.*is in training and"):
+    with pytest.raises(
+        ConfigError, match=r"val2017/.*jpg and as .*train2017/.*occurs twice, in training and"
+    ):
         make().load()

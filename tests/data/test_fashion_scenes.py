@@ -183,7 +183,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match=r"nothing can be kept .* set XDG_CACHE_HOME"):
+    with pytest.raises(ConfigError, match=r"cannot be written to .* set XDG_CACHE_HOME"):
         make().prepare()
 
 

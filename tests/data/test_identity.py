@@ -75,7 +75,7 @@ def test_a_picture_that_was_replaced_is_named(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "here", width=128, height=120)
     before = identity(photos, folder)
     picture(4, 300, 300).save(folder / "1.png")
-    assert difference(identity(photos, folder), before) == "1.png in train is another one"
+    assert difference(identity(photos, folder), before) == "1.png in train has changed"
 
 
 def test_other_annotations_are_other_data(tmp_path: Path, cache: Path) -> None:
@@ -83,7 +83,7 @@ def test_other_annotations_are_other_data(tmp_path: Path, cache: Path) -> None:
     before = identity(coco, root)
     path = root / "annotations" / "instances_train2017.json"
     path.write_text(path.read_text().replace("4.5", "4.6"))
-    assert difference(identity(coco, root), before) == "boxes in train is another one"
+    assert difference(identity(coco, root), before) == "boxes in train has changed"
 
 
 def test_other_pixels_are_other_data(tmp_path: Path) -> None:
@@ -92,5 +92,5 @@ def test_other_pixels_are_other_data(tmp_path: Path) -> None:
     path = root / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     now = identity(fashion, root)
-    assert difference(now, before) == "images in test is another one"
+    assert difference(now, before) == "images in test has changed"
     assert digest_of(now) != digest_of(before)

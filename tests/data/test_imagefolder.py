@@ -182,12 +182,12 @@ def cut_off(root: Path) -> None:
 
 WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     ("empty", lambda root: None, "root: has neither folders of classes nor a CSV file; put train/"),
-    ("no_train", lambda root: write_classes(root / "test", {"a": [1]}), "has test, and no train"),
+    ("no_train", lambda root: write_classes(root / "test", {"a": [1]}), "has test, but no train"),
     ("flat", lambda root: write_classes(root, {"train": [1, 2]}), "train: has no folders of cl"),
     (
         "one",
         lambda root: write_classes(root / "train", {"a": [1]}),
-        "train: has one class alone, a",
+        "train: has only one class, a",
     ),
     (
         "bare_class",
@@ -197,7 +197,7 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "other_class",
         lambda root: both(root, "test/c"),
-        "test: has the class c, which the training pictures have not; add c",
+        "test: has the class c, which the training pictures do not have; add c",
     ),
     (
         "class_lacking",
@@ -206,22 +206,22 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("text", lambda root: broken(root, "train/a/x.png", b"text"), "train/a/x.png: cannot be read"),
     ("nothing", lambda root: broken(root, "test/b/x.jpg", b""), "test/b/x.jpg: cannot be read"),
-    ("cut_off", cut_off, "test/a/cut.jpg: cannot be read as a picture .*; remove or mend it"),
+    ("cut_off", cut_off, "test/a/cut.jpg: cannot be read as a picture .*; remove or repair it"),
     (
         "csv_missing",
         lambda root: listed(root, "train/a/000.png,a\ntrain/a/7.png,b"),
-        "train.csv, line 2: there is no file .*/train/a/7.png; mend or remove the line",
+        "train.csv, line 2: there is no file .*/train/a/7.png; correct or remove the line",
     ),
     ("csv_folder", lambda root: listed(root, "train/a,a\n"), "train.csv, line 1: there is"),
     (
         "csv_label",
         lambda root: listed(root, "path,label\n\nx.png\n"),
-        "line 3: has not both",
+        "line 3: lacks a path or",
     ),
     (
         "csv_no_label",
         lambda root: listed(root, "x.png,"),
-        "line 1: has not both a path",
+        "line 1: lacks a path or",
     ),
     ("csv_empty", lambda root: listed(root, "path,label\n"), "train.csv: lists no pictures"),
     ("csv_quotes", lambda root: listed(root, 'a,"b"c\n'), "train.csv, line 1: "),
@@ -229,7 +229,7 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "csv_class",
         lambda root: listed(root, "train/a/000.png,c", "test"),
-        "test.csv: has the class c, which the training pictures have not",
+        "test.csv: has the class c, which the training pictures do not have",
     ),
     (
         "in_both",
@@ -337,7 +337,7 @@ def test_identity_is_names_and_sizes_wherever_the_files_are(
     assert moved.identity(None) == before
     plain(10, 99).save(tmp_path / "moved" / "train" / "a" / "000.png")
     other = make(root=str(tmp_path / "moved")).identity(None)
-    assert identity.difference(other, before) == "a in train is another one"
+    assert identity.difference(other, before) == "a in train has changed"
 
 
 @pytest.mark.parametrize("bytes_of", [4 << 30, 5000])

@@ -159,6 +159,6 @@ def test_what_imagenet_lacks_is_said(options: Options, tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     plain(3).save(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG")
     assert "sort its pictures into val/CLASS, as valprep.sh does" in line()
-    assert "data.crop_scale=(0.5, 0.1): is no range" in line(crop_scale=(0.5, 0.1))
+    assert "data.crop_scale=(0.5, 0.1): is not a range" in line(crop_scale=(0.5, 0.1))
     assert "data.middle_part=2" in line(middle_part=2)
     assert "data.loaders=0: is too small; give at least 1 or null" in line(loaders=0)

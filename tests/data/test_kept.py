@@ -113,7 +113,7 @@ def test_an_index_that_cannot_be_kept_is_done_without(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     given = options("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
     assert len(Voc(**given).load()["train"]) == 4  # type: ignore[arg-type]
-    assert "XDG_CACHE_HOME names another folder" in caplog.text
+    assert "set XDG_CACHE_HOME to another folder" in caplog.text
 
 
 def test_a_cache_for_pictures_that_cannot_be_written_is_named(

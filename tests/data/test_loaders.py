@@ -164,7 +164,7 @@ def test_a_loader_that_is_killed_ends_what_it_was_asked_for(files: list[str]) ->
         os.kill(number, signal.SIGSTOP)
         loading = started.begin([Wanted(files[0])])
         os.kill(number, signal.SIGKILL)
-        with pytest.raises(RunFailedError, match=r"a loader of data is gone .killed by SIGKILL"):
+        with pytest.raises(RunFailedError, match=r"a data loader is gone .killed by SIGKILL"):
             loading.images()
         with pytest.raises(RunFailedError, match="is gone"):
             started.begin([Wanted(files[0])])

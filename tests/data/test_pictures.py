@@ -206,10 +206,10 @@ def test_folders_that_are_missing_are_named(photos: Make, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": 5}, "data.scale=5: is no scale; choose 2, 3 or 4"),
+        ({"scale": 5}, "data.scale=5: is not supported; choose 2, 3 or 4"),
         ({"patch": 1}, "data.patch=1: is too small"),
         ({"tile": 6}, r"data.tile=6: is too small; give at least 7 \(more than twice"),
-        ({"mean": [0.5]}, r"data.mean=\[0.5\]: is no colour"),
+        ({"mean": [0.5]}, r"data.mean=\[0.5\]: is not a colour"),
         ({"longest_side": 0}, "data.longest_side=0: must be at least 1"),
         ({"val_fraction": 1.0}, "data.val_fraction=1.0: is out of range"),
         ({"eval_limit": 0}, "data.eval_limit=0: is too small"),

@@ -122,8 +122,8 @@ def test_the_root_is_only_read(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("<annotation>", r"is no annotation \(no element found"),
-        ("<annotation></annotation>", r"is no annotation \(it has no size/height\)"),
+        ("<annotation>", r"is not an annotation \(no element found"),
+        ("<annotation></annotation>", r"is not an annotation \(it has no size/height\)"),
         (voc_xml("x", [("unicorn", (1, 1, 9, 9), False)]), "there is no class 'unicorn'"),
         (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>one<"), "'one'"),
         (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>nan<"), "is nan"),
@@ -154,7 +154,7 @@ def test_a_wrong_annotation_is_named(
     [
         ("ImageSets/Main/test.txt", "test.txt: cannot be read; unpack the archives of http"),
         ("Annotations/test000001.xml", "test000001.xml: cannot be read; unpack"),
-        ("JPEGImages/test000001.jpg", "test000001.jpg: is missing, and test.txt names it; unpack"),
+        ("JPEGImages/test000001.jpg", "test000001.jpg: is missing, but test.txt lists it; unpack"),
     ],
 )
 def test_what_is_missing_is_named(make: Make, tmp_path: Path, name: str, problem: str) -> None:
@@ -243,7 +243,7 @@ def test_a_picture_is_on_one_list_and_once(make: Make, tmp_path: Path) -> None:
         before = (lists / f"{name}.txt").read_text()
         (lists / f"{name}.txt").write_text(before + more)
         with pytest.raises(
-            ConfigError, match=r"trainval00000\d.jpg: is in training and test, or twice"
+            ConfigError, match=r"trainval00000\d.jpg: occurs twice, in training and test"
         ):
             make(years="07").load()
         (lists / f"{name}.txt").write_text(before)

@@ -230,8 +230,8 @@ def text(content: str) -> Callable[[Path], None]:
         ("stage-0.safetensors", truncate, "stage-0.safetensors has"),
         ("stage-1.safetensors", truncate, "stage-1.safetensors has"),
         ("stage-0.safetensors", text(""), "stage-0.safetensors has 0 bytes instead of"),
-        ("stage-0.safetensors", flip, "stage-0.safetensors does not have its checksum"),
-        ("stage-1.safetensors", flip, "stage-1.safetensors does not have its checksum"),
+        ("stage-0.safetensors", flip, "stage-0.safetensors does not match its checksum"),
+        ("stage-1.safetensors", flip, "stage-1.safetensors does not match its checksum"),
         ("stage-1.safetensors", Path.unlink, "stage-1.safetensors is missing"),
         ("manifest.json", Path.unlink, "its manifest cannot be read"),
         ("manifest.json", truncate, "its manifest cannot be read"),
@@ -345,7 +345,7 @@ def test_nothing_is_saved_through_a_link(tmp_path: Path) -> None:
     victim.mkdir()
     unfinished.parent.mkdir(parents=True)
     unfinished.symlink_to(victim)
-    with pytest.raises(OSError, match="a link is in the place of a folder"):
+    with pytest.raises(OSError, match="a link is where a folder should be"):
         save(run_dir, 3, [NAMES])
     assert not [*victim.iterdir()]
     unfinished.unlink()

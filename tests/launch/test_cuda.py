@@ -51,7 +51,7 @@ def test_transports_carry_the_same_bits(
     assert "transport=ring" not in caplog.text
     monkeypatch.setattr(ring, "cannot_share", lambda: "a test says so")
     pinned = run("transport=ring", *case)
-    assert "transport=ring: a test says so; pinned host memory is used" in caplog.text
+    assert "transport=ring: a test says so; using pinned host memory instead" in caplog.text
     for other in (on_device, pinned):
         assert_same(other.tensors(), expected.tensors())
         assert other.summary["test"] == expected.summary["test"]

@@ -157,7 +157,10 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
         (["local=infopro"], "local=infopro: is for classification"),
         (["local=dgl"], "local=dgl: is for classification"),
         (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
-        (["fba=on", "fba.shared_head=false"], r"fba.shared_head=False: a pyramid's"),
+        (
+            ["fba=on", "fba.shared_head=false"],
+            r"fba.shared_head=False: does not apply to detection",
+        ),
         (["local=manpp", "local.loss=ce"], "local.loss=ce: is for classification"),
         (["model=resnet18"], "model=resnet18: is for classification"),
         (["model=edsr"], "model=edsr: is for super-resolution"),

@@ -109,7 +109,7 @@ def test_whatever_raises_in_a_worker_ends_the_run(
 
 def test_a_worker_without_memory_says_what_needs_less(run: Runner) -> None:
     with pytest.raises(
-        WorkerFailedError, match=r"; out of memory: a smaller batch_size, "
+        WorkerFailedError, match=r"; out of memory: try a smaller batch_size, "
     ) as failure:
         run("gpus=3", *faulty("second", "exhaust"))
     assert failure.value.report["stage"] == 1

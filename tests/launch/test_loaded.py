@@ -146,7 +146,7 @@ def test_weights_of_another_model_are_refused(run: Finished, tmp_path: Path) -> 
     del config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((run.folder / "model.safetensors").read_bytes())
-    with pytest.raises(ConfigError, match="this version builds its model in another way"):
+    with pytest.raises(ConfigError, match="this version builds the run's model differently"):
         load_run(tmp_path)
 
 

@@ -54,11 +54,11 @@ def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -
         (started.run_dir / "data-files.json").write_text('{"train": 1}')
     with pytest.raises(ConfigError) as error:
         resumed(started, "max_steps=6")
-    how = "images in train is another one" if known else "what differs is not recorded"
+    how = "images in train has changed" if known else "what differs is not recorded"
     problem = f"these are not the data that the run was started with: {how}"
     assert str(error.value) == (
-        f"data.root={tmp_path / 'work' / 'data'}: {problem}; give the place where those are, or "
-        "start a new run"
+        f"data.root={tmp_path / 'work' / 'data'}: {problem}; give the folder with the "
+        "original data, or start a new run"
     )
 
 

@@ -66,9 +66,13 @@ def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
     ("method", "change", "reason"),
     [
         # Linears had no biases, and where maps were no multiple of four they were narrower.
-        ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was mended"),
-        ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was mended"),
-        ("auglocal", cut_short(r"^auxiliary\.0\..*weight$"), "the units that they copy was mended"),
+        ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was corrected"),
+        ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was corrected"),
+        (
+            "auglocal",
+            cut_short(r"^auxiliary\.0\..*weight$"),
+            "the choice of copied units was corrected",
+        ),
     ],
 )
 def test_auxiliary_networks_of_before(
@@ -77,7 +81,7 @@ def test_auxiliary_networks_of_before(
     result = run(*RESNET, f"local={method}")
     rewrite(result.run_dir, change)
     message = refusal(result)
-    assert "because this version's auxiliary networks are others" in message
+    assert "because this version's auxiliary networks differ" in message
     assert reason in message
 
 
@@ -87,7 +91,7 @@ def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
     small = ["model=edsr", "model.depth=1", "model.width=4", "data.patches_per_epoch=16"]
     result = run(*small, *data, "schedule=bp", "gpus=1", "batch_size=4", "max_steps=2")
     rewrite(result.run_dir, without(r"\.levels$"))
-    assert "this version's model is another one: it computes in [0, 255] now" in refusal(result)
+    assert "this version's model differs: it computes in [0, 255] now" in refusal(result)
 
 
 def test_versions_that_losses_watch_are_there(run: Runner) -> None:
@@ -100,6 +104,6 @@ def test_what_has_no_reason_names_the_tensor(run: Runner) -> None:
     result = run(*RESNET, "local=greedy")
     rewrite(result.run_dir, cut_short(r"^model\.stem\.conv1\.weight$"))
     assert (
-        "it cannot go on: model.stem.conv1.weight has shape [1, 3, 3, 3], "
-        "and needs shape [16, 3, 3, 3]"
+        "it cannot go on: model.stem.conv1.weight has shape [1, 3, 3, 3] in its checkpoint, "
+        "but this version needs shape [16, 3, 3, 3]"
     ) in refusal(result)

@@ -72,7 +72,7 @@ def test_a_run_directory_that_is_gone_does_not_hide_the_root_cause(
     assert "something removed or moved it during the run" in str(caught.value)
     first, second = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert first.startswith(f"ppll-run: {caught.value}\n")
-    assert "nothing is left to go on with" in first
+    assert "the run cannot be resumed" in first
     assert second.startswith("  besides: ")
 
 
@@ -89,7 +89,7 @@ def spoil_manifest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (spoil_stage, "DamagedError: stage-0.safetensors does not have its checksum"),
+        (spoil_stage, "DamagedError: stage-0.safetensors does not match its checksum"),
         (spoil_manifest, "DamagedError: its manifest cannot be read"),
     ],
 )

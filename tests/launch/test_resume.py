@@ -156,7 +156,7 @@ def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None
 @pytest.mark.parametrize("value", ["2", "null"])
 def test_other_threads_are_told(folder: Path, caplog: pytest.LogCaptureFixture, value: str) -> None:
     assert differences(folder, f"threads={value}") == {"threads": json.loads(value)}
-    assert f"threads={value}: sums may be in another order than before" in caplog.text
+    assert f"threads={value}: sums may be computed in another order than before" in caplog.text
 
 
 def test_the_choice_of_a_group_follows(folder: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_later_format_is_refused(folder: Path, version: object) -> None:
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="resume='': names no folder; give a run directory"):
+    with pytest.raises(ConfigError, match="resume='': is empty; give a run directory"):
         recorded(["resume="])
     for name in ("nothing", "file"):
         with pytest.raises(ConfigError, match="there is no such folder; give a run directory"):
@@ -410,7 +410,7 @@ def test_where_results_go_is_settled(folder: Path, override: str) -> None:
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
-    assert str(error.value) == f"{key}={value}: resume says where results go; leave it out"
+    assert str(error.value) == f"{key}={value}: resume decides where results go; leave it out"
 
 
 NAMES = [
@@ -459,7 +459,7 @@ def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> 
     with pytest.raises(ConfigError) as error:
         change(folder)
     assert str(error.value) == (
-        f"{key}={EVIL}: a class that no option names is not taken from a run directory; "
+        f"{key}={EVIL}: a class of your own is not imported just because a run directory names it; "
         f"give {key}={EVIL} again on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
@@ -478,7 +478,9 @@ def test_a_class_that_is_not_used_any_more_is_not_asked_for(folder: Path) -> Non
 def test_nor_is_one_of_ours_that_its_option_does_not_name(folder: Path, target: object) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, model={**record["model"], "_target_": target})
-    with pytest.raises(ConfigError, match=r"^model\._target_=.*not taken from a run directory"):
+    with pytest.raises(
+        ConfigError, match=r"^model\._target_=.*not imported just because a run directory"
+    ):
         change(folder)
 
 
@@ -516,7 +518,7 @@ def test_a_tracker_is_told_only_where_it_is_named_again(
     config, choices = change(folder, "max_steps=9")
     assert config["tracker"] == {"_target_": "ppll_cli.observe.tracker.NoTracker"}
     assert choices["tracker"] == "none"
-    assert caplog.messages == [f"this run was tracked by {again} to go on there"]
+    assert caplog.messages == [f"this run was tracked by {again} to track it there again"]
     caplog.clear()
     config, choices = change(folder, *overrides)
     assert config["tracker"] == composed(*overrides)[0]["tracker"]

@@ -266,7 +266,7 @@ def flip(path: Path) -> None:
     ("file", "damage", "problem"),
     [
         ("stage-0.safetensors", truncate, "stage-0.safetensors has"),
-        ("stage-1.safetensors", flip, "stage-1.safetensors does not have its checksum"),
+        ("stage-1.safetensors", flip, "stage-1.safetensors does not match its checksum"),
     ],
 )
 def test_the_checkpoint_before_a_broken_one_is_used(

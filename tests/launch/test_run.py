@@ -151,8 +151,8 @@ def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ReadsLabel", "reads 'label', which nothing before it makes"),
-        ("Nested", "is a unit beside"),
+        ("ReadsLabel", "reads 'label', which no earlier unit writes"),
+        ("Nested", "clashes with the unit name"),
     ],
 )
 def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: str) -> None:
@@ -165,7 +165,7 @@ def test_a_run_without_room_in_shared_memory_is_refused(
 ) -> None:
     """It is found before a worker starts: memory that is not there would kill one later."""
     shared_memory(monkeypatch, 1000)
-    full = "transport=ring: its slots take 0 MiB, and /dev/shm has 0 MiB left; enlarge /dev/shm to"
+    full = "transport=ring: its slots take 0 MiB, but /dev/shm has 0 MiB left; enlarge /dev/shm to"
     with pytest.raises(ConfigError, match=full):
         run(*TINY)
 
@@ -222,9 +222,7 @@ def test_what_is_only_shown_cannot_fail_a_run(
     config, choices = compose_config([*TINY, "model.depth=2", "device=cpu", "threads=1"])
     run = Run(settings.parse(config), config, choices, tmp_path, changes=unknown)
     assert run.execute()["status"] == "completed"
-    assert "what differs from the defaults is not known: LookupError: no defaults are here" in (
-        caplog.text
-    )
+    assert "defaults could not be listed: LookupError: no defaults are here" in (caplog.text)
     assert run.objective == "test.accuracy"
     out = capsys.readouterr().out
     assert "output: " in out

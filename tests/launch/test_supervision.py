@@ -158,9 +158,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
     reason = (
         "the worker process is gone"
         if killed == "worker"
-        else (
-            "RunFailedError: a loader of data is gone (killed by SIGKILL; if nobody did, the system"
-        )
+        else ("RunFailedError: a data loader is gone (killed by SIGKILL; if nobody did, the system")
     )
     cause = session.printed().partition("ppll-run: ")[2]
     assert cause.startswith(f"stage 0 (cpu): {reason}")
@@ -265,7 +263,7 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
     session = start(training(folder, *model, "gpus=3", "checkpoint.every=2"))
     assert session.wait_until((folder / "checkpoints" / "step-2").exists), session.printed()
     session.signal(signal.SIGINT, session.pid)
-    assert session.wait_until(lambda: "once more to stop at once" in session.printed())
+    assert session.wait_until(lambda: "again to stop at once" in session.printed())
     session.signal(signal.SIGINT, session.pid)
     assert session.wait() == 128 + signal.SIGINT
     assert session.left() == []

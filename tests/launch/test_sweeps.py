@@ -60,15 +60,15 @@ def test_how_far_a_job_is(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("seed=5", "seed=5: the jobs of a sweep that goes on have their own overrides"),
-        ("gpus=1,2", "gpus=1,2: the jobs of a sweep"),
-        ("model={_target_:a.A,dim:3}", "model={_target_:a.A,dim:3}: the jobs of a sweep"),
-        ("experiment=mine", "experiment=mine: the jobs of a sweep"),
-        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: a search chooses its jobs by the results"),
-        ("hydra.sweeper.n_trials=9", "hydra.sweeper.n_trials=9: a search chooses its jobs"),
-        ("hydra.sweep.dir=there", "hydra.sweep.dir=there: resume says where results go"),
-        ("hydra.sweep.subdir=x", "hydra.sweep.subdir=x: resume says where results go"),
-        ("hydra.run.dir=there", "hydra.run.dir=there: resume says where results go"),
+        ("seed=5", "seed=5: the jobs of a resumed sweep keep their own overrides"),
+        ("gpus=1,2", "gpus=1,2: the jobs of a resumed sweep"),
+        ("model={_target_:a.A,dim:3}", "model={_target_:a.A,dim:3}: the jobs of a resumed sweep"),
+        ("experiment=mine", "experiment=mine: the jobs of a resumed sweep"),
+        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: a search chooses each job by the results"),
+        ("hydra.sweeper.n_trials=9", "hydra.sweeper.n_trials=9: a search chooses each job"),
+        ("hydra.sweep.dir=there", "hydra.sweep.dir=there: resume decides where results go"),
+        ("hydra.sweep.subdir=x", "hydra.sweep.subdir=x: resume decides where results go"),
+        ("hydra.run.dir=there", "hydra.run.dir=there: resume decides where results go"),
     ],
 )
 def test_other_overrides_are_refused_by_name(folder: Path, override: str, problem: str) -> None:
@@ -83,29 +83,29 @@ def test_other_overrides_are_refused_by_name(folder: Path, override: str, proble
         ({"format": 2}, r"has format 2, and this program knows 1; use the ppll-run"),
         (
             {"sweeper": "optuna"},
-            "its sweeper optuna is a search, which chooses its jobs by the",
+            "its sweeper optuna is a search, which chooses each job by the",
         ),
         ({"sweeper": None}, "its sweeper None is a search"),
         ({"jobs": JOBS[:1]}, "it does not list jobs and their folders"),
-        ({"jobs": [["seed=1"], "seed=2"]}, "the overrides of job 1 are none of a job"),
-        ({"jobs": [["seed=1"], [2]]}, "the overrides of job 1 are none of a job"),
-        ({"jobs": [["seed=["], []]}, "the overrides of job 0 are none of a job"),
-        ({"jobs": [["hydra.job_logging.x=1"], []]}, "the overrides of job 0 are none of a job"),
-        ({"jobs": [["+model@hydra.job=a"], []]}, "the overrides of job 0 are none of a job"),
-        ({"jobs": [["resume=elsewhere"], []]}, "the overrides of job 0 are none of a job"),
+        ({"jobs": [["seed=1"], "seed=2"]}, "job 1 has overrides that no job can have"),
+        ({"jobs": [["seed=1"], [2]]}, "job 1 has overrides that no job can have"),
+        ({"jobs": [["seed=["], []]}, "job 0 has overrides that no job can have"),
+        ({"jobs": [["hydra.job_logging.x=1"], []]}, "job 0 has overrides that no job can have"),
+        ({"jobs": [["+model@hydra.job=a"], []]}, "job 0 has overrides that no job can have"),
+        ({"jobs": [["resume=elsewhere"], []]}, "job 0 has overrides that no job can have"),
         ({"folders": ["0", None]}, r"only its launcher knows the folders of its jobs"),
-        ({"folders": ["0", 1]}, "the folder of job 1 is none below it"),
-        ({"folders": ["0", "../../precious"]}, "the folder of job 1 is none below it"),
-        ({"folders": ["0", "/precious"]}, "the folder of job 1 is none below it"),
-        ({"folders": ["0", "."]}, "the folder of job 1 is none below it"),
-        ({"folders": ["0", "sweep.json"]}, r"sweep\.json, where job 1 is, is no folder"),
-        ({"folders": ["0", "link"]}, "link, where job 1 is, is no folder; remove it"),
-        ({"folders": ["0", "link/1"]}, "link, where job 1 is, is no folder; remove it"),
-        ({"folders": ["0", "0"]}, "several of its jobs have one folder"),
-        ({"folders": ["0", "0/1"]}, "several of its jobs have one folder"),
-        ({"launcher": "../evil"}, "its launcher is no option"),
-        ({"launcher_settings": ["hydra.callbacks.x=1"]}, "the settings of its launcher are none"),
-        ({"launcher_settings": "none"}, "the settings of its launcher are none"),
+        ({"folders": ["0", 1]}, "the folder of job 1 is not inside the sweep"),
+        ({"folders": ["0", "../../precious"]}, "the folder of job 1 is not inside the sweep"),
+        ({"folders": ["0", "/precious"]}, "the folder of job 1 is not inside the sweep"),
+        ({"folders": ["0", "."]}, "the folder of job 1 is not inside the sweep"),
+        ({"folders": ["0", "sweep.json"]}, r"sweep\.json, on the path of job 1, is not a folder"),
+        ({"folders": ["0", "link"]}, "link, on the path of job 1, is not a folder; remove it"),
+        ({"folders": ["0", "link/1"]}, "link, on the path of job 1, is not a folder; remove it"),
+        ({"folders": ["0", "0"]}, "several of its jobs share a folder"),
+        ({"folders": ["0", "0/1"]}, "several of its jobs share a folder"),
+        ({"launcher": "../evil"}, "its launcher is not an option"),
+        ({"launcher_settings": ["hydra.callbacks.x=1"]}, "the settings of its launcher are not"),
+        ({"launcher_settings": "none"}, "the settings of its launcher are not"),
     ],
 )
 def test_a_record_that_was_edited_is_refused(
@@ -127,14 +127,14 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path, folder: Path) -> None:
     for name, problem in (
         ("nothing", "there is no such folder; give a sweep's folder"),
         ("empty", r"it holds no sweep\.json of a sweep \(that file cannot be read: no such file"),
-        ("run", "is for a single run; drop --multirun"),
+        ("run", "is the folder of a single run; remove --multirun"),
         ("swept", "that file is a link"),
     ):
         with pytest.raises(ConfigError, match=problem):
             recorded_sweep([f"resume={tmp_path / name}"])
     with pytest.raises(ConfigError, match="names several folders; give one"):
         recorded_sweep(["resume=a,b"])
-    with pytest.raises(ConfigError, match="names no folder"):
+    with pytest.raises(ConfigError, match="is empty"):
         recorded_sweep(["resume="])
 
 

@@ -60,5 +60,5 @@ def test_a_link_is_no_folder_to_write_in(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    with pytest.raises(OSError, match="a link is in the place of a folder"):
+    with pytest.raises(OSError, match="a link is where a folder should be"):
         make_folder(tmp_path / "link")

@@ -273,7 +273,7 @@ def test_units_that_cannot_be_copied_are_refused() -> None:
     with pytest.raises(ConfigError) as refusal:
         AugLocal(depth=1).criterion(site)
     assert str(refusal.value) == (
-        "local=auglocal: cannot copy 'embed', which takes [4, 8, 8], to features [4, 16, 16]; "
+        "local=auglocal: cannot copy 'embed', which takes [4, 8, 8], for features [4, 16, 16]; "
         "use local=greedy, or give the Unit `adapt`"
     )
     AugLocal(depth=2).criterion(site)  # with `strided` before it, it fits

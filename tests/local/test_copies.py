@@ -174,7 +174,7 @@ def test_a_unit_without_adapt_is_refused_where_features_differ() -> None:
     with pytest.raises(ConfigError) as refusal:
         units_of(site, [2], "test")
     assert str(refusal.value) == (
-        "local=test: cannot copy 'end', which takes [3, 8, 8], to features [3, 16, 16]; "
+        "local=test: cannot copy 'end', which takes [3, 8, 8], for features [3, 16, 16]; "
         "use local=greedy, or give the Unit `adapt`"
     )
 
@@ -206,7 +206,7 @@ def test_units_that_are_no_link_of_a_chain_are_refused(odd: Unit) -> None:
     with pytest.raises(ConfigError) as refusal:
         units_of(site, [1], "test")
     assert str(refusal.value) == (
-        "local=test: copies units with one input and one output, and 'odd' is another; "
+        "local=test: copies only units with one input and one output, unlike 'odd'; "
         "use local=greedy"
     )
 
@@ -225,6 +225,6 @@ def test_a_head_that_is_not_the_end_of_a_chain_is_refused(head: Unit) -> None:
     modules = (range(1), range(1, 2))
     site = Site(0, modules, [first, head], [spec] * 2, ImageSpec(3, 16, 16), TASK)
     with pytest.raises(
-        ConfigError, match=r"^local=test: copies units with one .*'head' is another"
+        ConfigError, match=r"^local=test: copies only units with one .*unlike 'head'"
     ):
         copies_of(site, [], "test")

@@ -272,7 +272,7 @@ def test_maps_of_whole_modules_can_be_asked_for() -> None:
 
 def test_first_features_are_for_heads_with_a_long_skip() -> None:
     method = FBA(bank=bank(features="first"))
-    message = "^fba.features=first: is the long skip of super-resolution, and this is another task"
+    message = "^fba.features=first: is the long skip of super-resolution, but this is another task"
     with pytest.raises(ConfigError, match=message):
         method.criterion(sites(RESNET)[1])
     at = picture_sites()[2]

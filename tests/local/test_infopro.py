@@ -431,8 +431,8 @@ def test_a_module_that_nothing_would_train_is_refused(given: list[float], module
     with pytest.raises(ConfigError) as caught:
         method.criterion(ends.pop(module))
     assert str(caught.value) == (
-        f"local.weights={given}: are both 0 at module {module}, which nothing would train; "
-        "give one that is above 0 at each end"
+        f"local.weights={given}: are both 0 at module {module}, so nothing would train it; "
+        "give at least one above 0 at each end"
     )
     for site in ends:
         method.criterion(site)

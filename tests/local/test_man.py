@@ -338,7 +338,7 @@ def test_in_front_of_the_head_there_is_nothing_to_copy() -> None:
     ("options", "problem"),
     [
         ({"loss": "mse"}, "local.loss=mse: is unknown; possible: infopro, dgl, ce, null"),
-        ({"lag": 0}, "local.lag=0: is no number of batches; give 1 or more"),
+        ({"lag": 0}, "local.lag=0: is not a valid number of batches; give 1 or more"),
         ({"momentum": 1.5}, "local.momentum=1.5: is out of range"),
         ({"momentum": float("nan")}, "local.momentum=nan: is out of range"),
         ({"weights": [1.0]}, "local.weights=[1.0]: has 1 numbers, not 4"),

@@ -70,7 +70,7 @@ def test_depth_falls_along_the_modules(depth: str, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("depth", ["2", "2-", "a-b", "-1-0", "2-1-0"])
 def test_what_is_no_schedule(depth: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no schedule; give FRONT-BACK, for example 2-0$"):
+    with pytest.raises(ConfigError, match=r"is not FRONT-BACK; give two numbers, for example 2-0$"):
         ViTBlocks(depth=depth)
 
 

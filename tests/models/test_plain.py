@@ -160,7 +160,9 @@ def test_several_predictions_come_as_a_tuple() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [("a", "a"), ("a", "a.b"), ("a.b", "a")])
 def test_names_that_collide(first: str, second: str) -> None:
-    with pytest.raises(ConfigError, match=f"^model={second}: is a unit beside '{first}'; "):
+    with pytest.raises(
+        ConfigError, match=f"^model={second}: clashes with the unit name '{first}'; "
+    ):
         PlainModel([Unit(first, _Sum), Unit(second, _Sum)])
 
 

@@ -167,19 +167,19 @@ def test_unknown_stem() -> None:
         (
             ResNet(depth=18, stem="imagenet"),
             28,
-            "model.stem=imagenet: needs images of at least 32 x 32 pixels, these have 28 x 40; "
+            "model.stem=imagenet: needs images of at least 32 x 32 pixels, but these have 28 x 40; "
             "model.stem=cifar needs 8 x 8",
         ),
         (
             ResNet(depth=18),
             7,
-            "model=resnet18: needs images of at least 8 x 8 pixels, these have 7 x 40; "
+            "model=resnet18: needs images of at least 8 x 8 pixels, but these have 7 x 40; "
             "choose a data set with larger images",
         ),
         (
             CifarResNet(depth=32),
             3,
-            "model=resnet32: needs images of at least 4 x 4 pixels, these have 3 x 40; "
+            "model=resnet32: needs images of at least 4 x 4 pixels, but these have 3 x 40; "
             "choose a data set with larger images",
         ),
     ],

@@ -69,10 +69,10 @@ def test_counters_that_old_files_lack_start_at_zero() -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("alexnet", "these begin with 'features.0.weight'"),
-        ("resnext50_32x4d", "these have 'layer1.0.conv1.weight' of shape"),
-        ("wide_resnet50_2", "these have 'layer1.0.conv1.weight' of shape"),
-        ("swin_t", "these begin with 'features.0.0.weight'"),
+        ("alexnet", "these weights are of no known model: they begin with 'features.0.weight'"),
+        ("resnext50_32x4d", "these weights have 'layer1.0.conv1.weight' of shape"),
+        ("wide_resnet50_2", "these weights have 'layer1.0.conv1.weight' of shape"),
+        ("swin_t", "these weights are of no known model: they begin with 'features.0.0.weight'"),
     ],
 )
 def test_other_models(name: str, problem: str) -> None:
@@ -87,7 +87,9 @@ def test_other_models(name: str, problem: str) -> None:
 
 
 def test_no_weights_at_all() -> None:
-    with pytest.raises(ConfigError, match="these begin with 'nothing'"):
+    with pytest.raises(
+        ConfigError, match="these weights are of no known model: they begin with 'nothing'"
+    ):
         from_torchvision({})
 
 
@@ -95,14 +97,14 @@ def test_another_number_of_residual_units() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.resnet18().state_dict()
     fewer = {key: value for key, value in theirs.items() if not key.startswith("layer2.1.")}
-    with pytest.raises(ConfigError, match=r"these have \(2, 1, 2, 2\) residual units"):
+    with pytest.raises(ConfigError, match=r"these weights have \(2, 1, 2, 2\) residual units"):
         from_torchvision(fewer)
 
 
 def test_a_missing_and_an_unknown_tensor() -> None:
     theirs = their_vit()
-    with pytest.raises(ConfigError, match="these have the unknown 'extra'"):
+    with pytest.raises(ConfigError, match="these weights have an unknown tensor 'extra'"):
         from_torchvision(theirs | {"extra": torch.zeros(1)})
     del theirs["class_token"]
-    with pytest.raises(ConfigError, match=r"these have no 'embed\.class_token'"):
+    with pytest.raises(ConfigError, match=r"these weights have no 'embed\.class_token'"):
         from_torchvision(theirs)

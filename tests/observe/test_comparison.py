@@ -116,8 +116,8 @@ def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Pat
     make(tmp_path / "ppll", "ppll", 120.0)
     notes = [note for note in compare([tmp_path]).notes if "flatters" in note]
     assert notes == [
-        "x bp flatters ppll (2 threads against 1): on a CPU, add a back-propagation that has all "
-        "the threads, schedule=bp gpus=1"
+        "x bp flatters ppll (2 threads against 1): for a fair comparison on a CPU, add "
+        "back-propagation with all the threads: schedule=bp gpus=1"
     ]
 
 
@@ -182,8 +182,8 @@ def test_the_baseline_is_named(tmp_path: Path) -> None:
     make(tmp_path / "fast", "bp", 100.0, gpus=1, threads=2)
     make(tmp_path / "ppll", "ppll", 150.0)
     first = compare([tmp_path]).notes[0]
-    said = "x bp: over the fastest back-propagation under the same conditions, fast (2 threads)"
-    assert first == said
+    said = "x bp: speed-up over the fastest back-propagation under the same conditions, fast (2"
+    assert first == f"{said} threads)"
 
 
 @pytest.mark.parametrize(

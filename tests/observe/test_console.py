@@ -248,7 +248,7 @@ def test_a_failing_display_is_told_once(
     console = Console(FACTS)
     monkeypatch.setattr(console._out, "print", lambda *_, **__: 1 / 0)
     show_everything(console)
-    expected = "the run is not shown any more: ZeroDivisionError: division by zero"
+    expected = "the display of the run has stopped: ZeroDivisionError: division by zero"
     assert caplog.messages == [expected]
 
 

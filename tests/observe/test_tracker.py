@@ -147,7 +147,7 @@ def test_a_tracker_that_hangs_is_left_and_ends_what_it_started(
     tracker = Hanging(lambda name: _break(released) if name == "metrics" else None)
     told_of_a_run(tracker, tmp_path)
     assert caplog.messages == [
-        "tracker=noted is lost: it is not done 0.1 s after the end; the run goes on without it"
+        "tracker=noted is lost: it has not finished 0.1 s after the end; the run goes on without it"
     ]
     assert [name for name, _ in tracker.told] == ["start", "metrics", "abandon"]
 
@@ -244,7 +244,10 @@ def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
     ("overrides", "complaint"),
     [
         (["tracker.name=x"], "tracker.name=x: ppll_cli.observe.tracker.NoTracker has no such"),
-        (["tracker._target_=fractions.Fraction"], "is of no use here: it has no 'start'; see ppll"),
+        (
+            ["tracker._target_=fractions.Fraction"],
+            "cannot be used here: it has no 'start'; see ppll",
+        ),
         (["tracker=wandb", "tracker.mode=on"], "tracker.mode=on: must be 'online', 'offline'"),
         (["tracker=wandb", "tracker.project=''"], "tracker.project='': must be a name without"),
         (["tracker=wandb", "tracker.project=a/b"], "tracker.project=a/b: must be a name without"),

@@ -206,7 +206,7 @@ def test_the_environment_of_older_programs_is_heeded(
     guarded.end(SUMMARY)
     assert not list(tmp_path.glob("wandb/*run-*"))
     assert messages(caplog) == [
-        "WANDB_DISABLED=true: wandb is told nothing; tracker.mode=online tells it"
+        "WANDB_DISABLED=true: nothing is sent to wandb; tracker.mode=online sends it"
     ]
     track(tmp_path, 1, mode="dryrun")  # as WANDB_MODE may say; what is given by hand counts first
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
@@ -309,7 +309,7 @@ def test_a_network_that_is_gone_at_the_end(
     assert [row["step"] for row in found.rows] == [1, 2]
     (folder,) = tmp_path.glob("wandb/run-*")
     sync = command("wandb", "sync", str(folder))
-    said = f"wandb was not done uploading after 1 s; for the rest: {sync}"
+    said = f"wandb had not finished uploading after 1 s; to upload the rest: {sync}"
     assert messages(caplog) == [said]
     assert services() == []
 
@@ -351,9 +351,9 @@ def test_a_process_of_wandb_that_hangs_is_ended(
     guarded.metrics(line(1))
     guarded.end(SUMMARY)
     lost, how = messages(caplog)
-    assert lost.startswith("tracker=wandb is lost: it is not done 3 s after the end")
+    assert lost.startswith("tracker=wandb is lost: it has not finished 3 s after the end")
     assert how.startswith(
-        f"what wandb was not told: {command('wandb', 'sync', str(tmp_path / 'wandb'))}"
+        f"to upload what wandb did not receive: {command('wandb', 'sync', str(tmp_path / 'wandb'))}"
     )
     assert services() == []
 

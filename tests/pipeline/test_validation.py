@@ -111,14 +111,14 @@ SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last
 THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 
 BAD: dict[str, tuple[Place, list[Any], str]] = {
-    "a word": (ALONE, ["forward"], "stage 0 runs forward, which is not for a schedule: it yields"),
-    "a class": (ALONE, [Forward], "which is not for a schedule"),
-    "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), which is not for a"),
-    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "which is not for a schedule"),
-    "a release": (ALONE, [F, Release(1, 0, "gradients")], "which is not for a schedule"),
-    "an average": (ALONE, [F, StartAverage(0)], "which is not for a schedule"),
-    "evaluation": (ALONE, [F, Measure(0, 0)], "which is not for a schedule"),
-    "a mark": (ALONE, [End(1)], "which is not for a schedule"),
+    "a word": (ALONE, ["forward"], "stage 0 runs forward, but a schedule yields only"),
+    "a class": (ALONE, [Forward], "but a schedule yields only"),
+    "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), but a schedule"),
+    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "but a schedule yields only"),
+    "a release": (ALONE, [F, Release(1, 0, "gradients")], "but a schedule yields only"),
+    "an average": (ALONE, [F, StartAverage(0)], "but a schedule yields only"),
+    "evaluation": (ALONE, [F, Measure(0, 0)], "but a schedule yields only"),
+    "a mark": (ALONE, [End(1)], "but a schedule yields only"),
     "no chunk of the model": (BOTH, [Forward(2, 0)], "the chunks of this stage are 0, 1"),
     "below the first chunk": (BOTH, [Forward(-1, 0)], "the chunks of this stage are 0, 1"),
     "a chunk of another stage": (
@@ -149,7 +149,7 @@ BAD: dict[str, tuple[Place, list[Any], str]] = {
     "a loss in the middle of a module": (
         BOTH,
         [F, L],
-        "Loss(chunk=0, micro_batch=0) on stage 0: a loss is for chunks that end a module: [1]",
+        "Loss(chunk=0, micro_batch=0) on stage 0: only chunks that end a module have a loss: [1]",
     ),
     "no loss": (ALONE, [F, B, S], "Loss(chunk=0, micro_batch=0) has to come before it"),
     "a backward before its forward": (SECOND, [Backward(1, 0)], "its Forward has to come before"),
@@ -259,7 +259,7 @@ def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
     [
         ([F], "stage 0 never runs Measure(chunk=0, micro_batch=0)"),
         ([Measure(0, 0), F], "Measure(chunk=0, micro_batch=0) on stage 0: its Forward has to come"),
-        ([F, L, Measure(0, 0)], "it yields Forward and Measure alone"),
+        ([F, L, Measure(0, 0)], "a schedule yields only Forward and Measure"),
     ],
 )
 def test_what_is_wrong_with_an_evaluation_is_said(stream: list[Any], said: str) -> None:

@@ -65,7 +65,7 @@ def test_a_damaged_file_is_replaced(
     kept = Kept(tmp_path)
     assert kept.read("x.json") == {}
     (line,) = caplog.messages
-    assert line.startswith(f"{path} has times that cannot be read, and is replaced: ")
+    assert line.startswith(f"the times kept in {path} cannot be read, and the file is replaced: ")
     assert "\n" not in line
     assert len(line) < 500
     kept.write("x.json", RECORDS)
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
     kept.write("x.json", RECORDS)
     kept.write("y.json", RECORDS)
     (line,) = caplog.messages
-    assert line.startswith("what was measured cannot be kept for the next time: ")
+    assert line.startswith("measured times cannot be kept for the next run: ")
 
 
 @pytest.mark.parametrize("damage", ["files", "folder"])

@@ -44,7 +44,7 @@ def prepared(*overrides: str) -> Prepared:
         (["local.cuts=8"], "local.cuts=8: must be a list of names of units, or the name of a "),
         (
             ["local.cuts=K4"],
-            "local.cuts=K4: is no partition of the model; this model has none; or give a list of ",
+            "local.cuts=K4: is not a partition of the model; this model has none; or give a list",
         ),
         (
             ["partition=manual", "partition.cuts=[head]", "gpus=3"],
@@ -85,11 +85,11 @@ def test_modules_of_a_partition_that_the_model_names() -> None:
     [
         (
             ["local.cuts=K9"],
-            "local.cuts=K9: is no partition of the model; the names are K2, K4, K8, K16, auglocal_",
+            "local.cuts=K9: is not a partition of the model; the names are K2, K4, K8, K16, augl",
         ),
-        (["local.cuts=k8"], "local.cuts=k8: is no partition of the model; the names are K2"),
+        (["local.cuts=k8"], "local.cuts=k8: is not a partition of the model; the names are K2"),
         (["model.depth=20", "local.cuts=K8"], "local.cuts=K8: .* this model has none; or give a"),
-        (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8; give one of"),
+        (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8 modules; give"),
         (["local.cuts=K2", "gpus=3"], "gpus=3: there are only 2 modules"),
         (
             ["local.cuts=K2", "partition=manual", "partition.cuts=[layer1.0]"],
@@ -149,7 +149,9 @@ def test_devices(
 @pytest.mark.parametrize("schedule", ["bp", "ll", "pp", "gpipe", "1f1b", "ppll"])
 def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
     notes = "\n".join(prepared(*SMALL, f"schedule={schedule}", "schedule.microbatches=2").notes)
-    assert ("this schedule takes 1, and 1 is used" in notes) == (schedule in ("ll", "pp", "ppll"))
+    assert ("this schedule does not split batches, so 1 is used" in notes) == (
+        schedule in ("ll", "pp", "ppll")
+    )
     assert ("this schedule uses one device" in notes) == (schedule in ("bp", "ll"))
     assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
 
@@ -191,7 +193,7 @@ def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_model_may_not_write_what_losses_read(name: str) -> None:
     """A target that units have made would have a gradient."""
-    with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', which losses read as"):
+    with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', the name of a loaded"):
         prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
 
 
@@ -223,7 +225,7 @@ class ExportsUnderAUnitsName(_Exports):
 @pytest.mark.parametrize(
     ("method", "problem"),
     [
-        (ExportsParameters, "local=more: what it exports, 'more', has parameters"),
+        (ExportsParameters, "local=more: its export 'more' has parameters"),
         (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
         (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
     ],
@@ -243,7 +245,7 @@ WATCHING = "local._target_=tests.watching.Watching"
         (["+local.unit=2"], f"{WATCHING}: module 1 watches 'blocks.1', which is in no later mod"),
         (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
         (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
-        (["+local.lag=0"], "local.lag=0: is no number of batches; give 1 or more"),
+        (["+local.lag=0"], "local.lag=0: is not a valid number of batches; give 1 or more"),
         (
             ["+local.lag=4097"],
             "local.lag=4097: keeps too many versions of a unit's weights; use at",
@@ -280,8 +282,8 @@ def test_ones_own_local_method_may_stand_in_the_place_of_greedy() -> None:
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [
-        (["fba=on", "gpus=2"], "fba=on: nothing reads a feature bank here; no module has an ea"),
-        (["fba=on", "schedule=bp"], "fba=on: nothing reads a feature bank here; it is for ll and"),
+        (["fba=on", "gpus=2"], "fba=on has no effect here: no auxiliary network has an ear"),
+        (["fba=on", "schedule=bp"], "fba=on has no effect here: only ll and ppll use"),
         (["fba=on", "gpus=3"], None),
         (["fba=on", "gpus=2", "fba.fusion=none"], None),
         (["local=fba", "gpus=2"], None),

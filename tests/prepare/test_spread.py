@@ -38,8 +38,8 @@ def test_stages_are_laid_over_machines_in_order(
     ("overrides", "there", "problem"),
     [
         (["gpus=8"], (2, 4), "gpus=8: there are 6 CUDA devices on 2 machines; use gpus=6 or"),
-        (["gpus=1"], (0, 0), r"gpus=1: leaves nothing for machine 1 \(host1\); use more gpus"),
-        (["gpus=2"], (2, 2), r"gpus=2: leaves nothing for machine 1 \(host1\)"),
+        (["gpus=1"], (0, 0), r"gpus=1: leaves no worker for machine 1 \(host1\); use more gpus"),
+        (["gpus=2"], (2, 2), r"gpus=2: leaves no worker for machine 1 \(host1\)"),
         (["device=cuda"], (0, 0), "device=cuda: no machine has a CUDA device"),
     ],
 )

@@ -71,15 +71,17 @@ class Hooked(nn.Linear):
 @pytest.mark.parametrize(
     ("build", "why"),
     [
-        (lambda: Own(_Counting), "gives other gradients"),
+        (lambda: Own(_Counting), "gives different gradients"),
         (lambda: Own(_Freeing), "fails: nothing is kept any more"),
-        (lambda: Hooked(3, 3), "gives other gradients"),
+        (lambda: Hooked(3, 3), "gives different gradients"),
     ],
     ids=["counting", "freeing", "hooked"],
 )
 def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], why: str) -> None:
     units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]
-    with pytest.raises(ConfigError, match=f"^schedule=mine: .* that of unit 'odd' {why}"):
+    with pytest.raises(
+        ConfigError, match=f"^schedule=mine: .* the split backward of unit 'odd' {why}"
+    ):
         check_halves(("schedule", "mine"), units, [SPECS, SPECS])
 
 
@@ -108,7 +110,7 @@ class Growing(nn.Linear):
 
 @pytest.mark.parametrize(
     ("build", "why"),
-    [(lambda: Turning(3, 3), "gives other gradients"), (lambda: Growing(3, 3), "fails: .*")],
+    [(lambda: Turning(3, 3), "gives different gradients"), (lambda: Growing(3, 3), "fails: .*")],
     ids=["turning", "growing"],
 )
 def test_a_unit_that_cannot_run_twice_is_refused(build: Callable[[], nn.Module], why: str) -> None:

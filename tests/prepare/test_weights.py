@@ -72,7 +72,8 @@ def test_what_does_not_fit_is_listed_and_refused_unless_it_may(tmp_path: Path) -
     file = saved(tmp_path, changed(tensors))
     told = (
         f"{len(tensors) - 2} tensors are taken, 1 missing (embed.class_token), "
-        "1 of another shape (head.fc.bias is [1000] and has to be [10]), 1 not used (extra)"
+        "1 of another shape (head.fc.bias is [1000] in the file, but [10] in the model), "
+        "1 not used (extra)"
     )
     with pytest.raises(ConfigError) as caught:
         prepared(*TINY, f"weights={file}")
@@ -112,7 +113,7 @@ def test_a_detector_begins_with_torchvision_s_backbone(
     case = ["model=retinanet", "model.width=8", "data=fashion_scenes", "schedule=bp"]
     case += [f"data.root={write_fashion(tmp_path / 'root')}", "batch_size=2"]
     case += ["data.pictures=2", "data.test_pictures=1", f"weights={tmp_path / 'r.pth'}"]
-    with pytest.raises(ConfigError, match="weights_partial=true takes what fits"):
+    with pytest.raises(ConfigError, match="weights_partial=true uses what fits"):
         prepared(*case)
     found = prepared(*case, "weights_partial=true").weights
     assert found is not None
@@ -128,9 +129,9 @@ def test_a_detector_begins_with_torchvision_s_backbone(
         ("weights=empty", "weights=empty: that folder holds no model.safetensors"),
         ("weights=text.safetensors", "weights=text.safetensors: cannot be read"),
         ("weights=text.pth", "weights=text.pth: cannot be read"),
-        ("weights=list.pth", "weights=list.pth: cannot be read: it is no dictionary of tensors"),
+        ("weights=list.pth", "weights=list.pth: cannot be read: it is not a dictionary of tensors"),
         ("weights=code.pth", "weights=code.pth: cannot be read"),
-        ("weights=''", "weights='': names no file"),
+        ("weights=''", "weights='': is empty"),
         ("weights_partial=true", "weights_partial=True: is for weights=FILE_OR_RUN_DIR"),
         ("weights=3", "weights=3: must be a valid string"),
     ],

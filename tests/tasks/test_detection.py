@@ -331,12 +331,12 @@ def test_what_is_for_another_task_is_refused() -> None:
     copies = Copies([], [(4, 8, 12)], nn.Identity())
     with pytest.raises(ConfigError, match=r"derive it from .*PyramidHead"):
         TASK.bank_network(copies, [], BANK)
-    with pytest.raises(ConfigError, match=r"fba.shared_head=False: a pyramid's"):
+    with pytest.raises(ConfigError, match=r"fba.shared_head=False: does not apply to detection"):
         TASK.bank_network(
             replace(copies, head=head_of(8)), [], BANK.model_copy(update={"shared_head": False})
         )
     for shape in ((16,), (8, 5, 7), (8, 64 // 3, 32)):
-        with pytest.raises(ConfigError, match="local=greedy: finds boxes in maps of an image of"):
+        with pytest.raises(ConfigError, match="local=greedy: finds boxes in maps that divide"):
             TASK.smallest_head(shape)
     with pytest.raises(ConfigError, match="model=retinanet: is for detection"):
         d.detection_of(Classification(3), "retinanet")

@@ -41,14 +41,14 @@ def test_memory_that_cannot_be_shared(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, found: str | None
 ) -> None:
     monkeypatch.setenv(variable, value)
-    reason = f"{variable} has {found}, and such CUDA memory cannot be shared"
+    reason = f"{variable} has {found}, so CUDA memory cannot be shared"
     assert devices.cannot_share() == (found and reason)
 
 
 def test_memory_without_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch asks whether the variable is there, and not what it says."""
     monkeypatch.setenv(devices.NO_CACHE_VARIABLE, "0")
-    reason = f"{devices.NO_CACHE_VARIABLE} is set, and such CUDA memory cannot be shared"
+    reason = f"{devices.NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     assert devices.cannot_share() == reason
 
 
@@ -74,7 +74,7 @@ def test_a_ring_without_room_gives_way_where_the_plain_transport_needs_none(
     assert isinstance(used, QueueTransport)
     assert used.depth == 3
     assert caplog.messages == [
-        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; queue is used"
+        "transport=ring: its slots take 5 MiB, but /dev/shm has 3 MiB left; using queue instead"
     ]
 
 
@@ -87,7 +87,7 @@ def test_without_room_in_shared_memory_a_run_on_cpu_is_refused(
     with pytest.raises(ConfigError) as refused:
         usable("it", transport, 9 << 20, ["cpu", "cpu"])
     assert str(refused.value) == (
-        "transport=it: its slots take 9 MiB, and /dev/shm has 3 MiB left; enlarge /dev/shm to 71 "
+        "transport=it: its slots take 9 MiB, but /dev/shm has 3 MiB left; enlarge /dev/shm to 71 "
         "MiB (docker run --shm-size=71m), or use a smaller batch_size"
     )
     assert usable("it", transport, 2 << 20, ["cpu", "cpu"]) is transport
@@ -104,7 +104,7 @@ def test_queue_without_memory_that_can_be_shared_is_refused(
 ) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     assert refusal("queue", QueueTransport(depth=1)) == (
-        "transport=queue: PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory "
+        "transport=queue: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "
         "cannot be shared; use transport=ring, or unset the variable"
     )
     alone = QueueTransport(depth=1)
@@ -117,9 +117,9 @@ def test_neither_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     shared_memory(monkeypatch, 3 << 20)
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
-        "transport=ring: its slots take 5 MiB, and /dev/shm has 3 MiB left; nor can queue be used: "
-        "PYTORCH_ALLOC_CONF has expandable_segments:True, and such CUDA memory cannot be shared; "
-        "make room there, or unset the variable"
+        "transport=ring: its slots take 5 MiB, but /dev/shm has 3 MiB left; queue "
+        "cannot be used either: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "
+        "cannot be shared; make room there, or unset the variable"
     )
 
 
@@ -177,8 +177,8 @@ def test_descriptors_of_the_parent(limits: Limits) -> None:
     with pytest.raises(ConfigError) as refused:
         check_descriptors("ring", transport, 109, chain(109, slots=3), tensors=2)
     assert str(refused.value) == (
-        "gpus=109: the parent process needs 1005 file descriptors, and may have 1000; allow more "
-        "(`ulimit -n 1005`, which may need an administrator) or use fewer gpus"
+        "gpus=109: the parent process needs 1005 file descriptors, but may open only 1000; "
+        "allow more (`ulimit -n 1005`, which may need an administrator) or use fewer gpus"
     )
 
 
@@ -189,8 +189,8 @@ def test_descriptors_of_a_worker(limits: Limits) -> None:
         check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=300), tensors=2)
     needed = OWN + 2 * (3 + 301 * 2)
     assert str(refused.value) == (
-        f"transport=queue: a worker needs {needed} file descriptors, and may have 1000; allow more "
-        f"(`ulimit -n {needed}`, which may need an administrator) or use transport=ring"
+        f"transport=queue: a worker needs {needed} file descriptors, but may open only 1000; "
+        f"allow more (`ulimit -n {needed}`, which may need an administrator) or use transport=ring"
     )
     check_descriptors("ring", RingTransport(depth=1), 3, chain(3, slots=300), tensors=2)
     limits.now = (100, 100)

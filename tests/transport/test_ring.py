@@ -154,7 +154,7 @@ def test_what_stands_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = RingTransport(depth=2)
     shared_memory(monkeypatch, 100 << 20)
     assert transport.obstacle(80 << 20, ["cpu", "cpu"]) is None
-    full = "its slots take 99 MiB, and /dev/shm has 100 MiB left"
+    full = "its slots take 99 MiB, but /dev/shm has 100 MiB left"
     assert transport.obstacle(99 << 20, ["cpu"]) == full
     monkeypatch.undo()
     monkeypatch.setattr(memory, "SHARED_MEMORY", Path("/not/there"))
@@ -167,7 +167,7 @@ def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ring, "cannot_share", lambda: None)
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: None)
     assert transport.obstacle(99 << 20, devices) is None
-    full = "its slots take 99 MiB, and /dev/shm has 100 MiB left"
+    full = "its slots take 99 MiB, but /dev/shm has 100 MiB left"
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "no way")
     assert transport.obstacle(99 << 20, devices) == full
     assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) is None
@@ -186,7 +186,7 @@ def test_why_host_memory_is_used_is_said_once(
         for source, target in (("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")):
             sender, _receiver = transport.channel(2, 100, source, target)
             assert sender.wait(0.0)  # its memory is there already
-    assert caplog.messages == ["transport=ring: there is no way; pinned host memory is used"]
+    assert caplog.messages == ["transport=ring: there is no way; using pinned host memory instead"]
 
 
 def test_memory_on_a_device_is_not_made_in_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,7 +285,12 @@ def _run(
     strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
     goes_on = before is not None or (sweep.before is not None and CONFIG_FILE in strangers)
     if strangers and not goes_on:
-        raise ConfigError("hydra.run.dir", run_dir, f"holds {strangers[0]}", "choose a new folder")
+        raise ConfigError(
+            "hydra.run.dir",
+            run_dir,
+            f"is not empty: it holds {strangers[0]}",
+            "choose a new folder",
+        )
     try:
         config = plain(cfg)
         if before is not None:
@@ -308,7 +313,7 @@ def _run(
     except Interrupted:
         if hydra_config.mode is RunMode.MULTIRUN:
             folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-            log.info("  the sweep until now: %s", command("ppll-compare", folder))
+            log.info("  to compare its runs so far: %s", command("ppll-compare", folder))
             if sweep.go_on is not None:
                 log.info(_to_go_on(sweep.go_on))
         raise
@@ -323,8 +328,8 @@ def _run(
         and run.objective.startswith(("test.", "test_ema."))
     ):
         log.warning(
-            "objective=%s: the sweeper tunes on the test set, whose results will be too good; "
-            "data.val_fraction=0.1 holds a part of the training set out",
+            "objective=%s: the sweeper tunes on the test set, so test results will be too good; "
+            "data.val_fraction=0.1 holds out a part of the training set to tune on",
             run.objective,
         )
     return value(run.objective, summary)

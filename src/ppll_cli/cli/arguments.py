@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
             "--config-dir",
             type=existing_folder,
             metavar="FOLDER",
-            help="with options of your own for the configuration groups",
+            help="folder with options of your own for the configuration groups",
         )
 
     def error(self, message: str) -> NoReturn:

@@ -29,10 +29,11 @@ and number of seeds. Interrupted and failed runs are listed with what is known o
 differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
-Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: for one
-folder that holds runs, into that folder, else into the current directory. The last line says where.
+Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: into the
+folder that was given, if it is one folder that holds runs; else into the current directory. The
+last line of the output says where they are.
 
-Exit status: 0 done; 2 the input is wrong, said in one line; 1 the table could not be printed.
+Exit status: 0 done; 2 the input is wrong (one line says how); 1 the table could not be printed.
 """
 
 
@@ -48,8 +49,8 @@ def _main(arguments: Sequence[str]) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for these files")
-    parser.add_argument("--each", action="store_true", help="show every run, and no groups")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for these files")
+    parser.add_argument("--each", action="store_true", help="show each run instead of groups")
     options = parser.parse_args(arguments)
     for folder in options.folders:
         if not os.path.isdir(folder):

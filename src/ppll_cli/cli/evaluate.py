@@ -27,15 +27,15 @@ FREE = ("batch_size", "data", "device", "threads")
 """Keys, and groups of keys, that an evaluation may change from the run's configuration."""
 
 DESCRIPTION = """\
-Evaluates the model that a run has trained: on the run's own data, where its last checkpoint gives
-the numbers of summary.json, or on other data of its task. Beside the metric it shows the accuracy
-of each class and a confusion matrix, the average precision of each class, or the PSNR of each
-picture. With --predict it says what the model makes of pictures of your own: labels, boxes, or
-enlarged pictures.
+Evaluates the model that a run has trained, on the run's own data or on other data for the same
+task. On its own data, the last checkpoint gives the numbers in summary.json. Besides the metric, it
+shows the accuracy of each class and a confusion matrix, the average precision of each class, or the
+PSNR of each picture. With --predict it shows what the model predicts for pictures of your own:
+labels, boxes, or enlarged pictures.
 """
 EPILOG = """\
-Whatever has a `=` is an override, as for ppll-run; data=OPTION, data.KEY, device, threads and
-batch_size may be given. A class of your own that the run used is named again, as for resume:
+Arguments with a `=` are overrides, as for ppll-run: data=OPTION, data.KEY, device, threads and
+batch_size can be set. If the run used a class of your own, name it again, as for resume:
 --config-dir=FOLDER, or model._target_=CLASS.
 
   ppll-eval outputs/DATE/TIME
@@ -43,7 +43,7 @@ batch_size may be given. A class of your own that the run used is named again, a
   ppll-eval outputs/DATE/TIME data=svhn device=cpu
   ppll-eval outputs/DATE/TIME --predict cat.jpg dog.jpg
 
-Exit status: 0 done; 2 the input is wrong, said in one line; 1 failed.
+Exit status: 0 done; 2 the input is wrong (one line says how); 1 failed.
 """
 
 
@@ -143,16 +143,21 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         type=_checkpoint,
         default="last",
         metavar="NAME",
-        help="best, last, or a number of optimizer steps; last by default",
+        help="best, last, or a number of optimizer steps (default: last)",
     )
     parser.add_argument(
-        "--ema", action="store_true", help="evaluate the averages that a run with optim.ema keeps"
+        "--ema",
+        action="store_true",
+        help="evaluate the averaged weights, which a run with optim.ema keeps",
     )
     parser.add_argument(
-        "--split", choices=("test", "val", "train"), help="test by default, if nothing is predicted"
+        "--split", choices=("test", "val", "train"), help="default: test, or none with --predict"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for results; by default RUN_DIR/evaluation"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the results (default: RUN_DIR/evaluation)",
     )
     parser.add_argument(
         "--predict",
@@ -160,7 +165,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         default=(),
         type=Path,
         metavar="FILE",
-        help="pictures of your own; the data set is evaluated as well where --split is given",
+        help="predict from pictures of your own; with --split, the data set is evaluated as well",
     )
     parser.add_config_dir()
     return parser.parse_args(arguments)
@@ -195,7 +200,9 @@ def _configured(
     given = [key_of(each) for each in overrides]
     for key in given:
         if key.split(".")[0] in ("hydra", "resume"):
-            raise ConfigError(key, "", "is for ppll-run", f"give {', '.join(FREE)} or data.KEY")
+            raise ConfigError(
+                key, "", "is only for ppll-run", f"ppll-eval takes {', '.join(FREE)} and data.KEY"
+            )
     register_resolvers()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -127,7 +127,9 @@ def _show(
     console = rich_console()
     other = [pair for pair in zip(asked.classes, run.classes, strict=False) if pair[0] != pair[1]]
     if other:
-        said = f"classes have other names than in the run: {other[0][1]!r} for {other[0][0]!r}"
+        said = (
+            f"class names differ from those in the run: {other[0][1]!r} instead of {other[0][0]!r}"
+        )
         console.print(printable(f"{asked.data}: {said}"), soft_wrap=True)
     for each in predictions:
         console.print(printable(_predicted(each)), soft_wrap=True)

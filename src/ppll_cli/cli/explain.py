@@ -68,7 +68,7 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
     if not key or not value or value.startswith(("[", "{")):
         return ConfigError("arguments", error.override, problem, f"see {ask_help}")
     example = word(setting(key, value))
-    remedy = f"text with such signs is quoted twice, for Hydra and for the shell: {example}"
+    remedy = f"quote text with such characters twice, for Hydra and for the shell: {example}"
     return ConfigError(key, value, problem, remedy)
 
 
@@ -78,7 +78,9 @@ def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
     key = next((key for key, value in given.items() if value == place), "hydra.run.dir")
     value = given.get(key, place)
     problem = str(error.strerror) if value == place else f"{place}: {error.strerror}"
-    return ConfigError(key, value, problem, "give hydra.run.dir=FOLDER, one that can be written")
+    return ConfigError(
+        key, value, problem, "give hydra.run.dir=FOLDER with a folder that you can write to"
+    )
 
 
 def _no_option(group: str, name: str) -> ConfigError:

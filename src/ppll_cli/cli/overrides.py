@@ -58,8 +58,8 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     if "resume" not in given or given["resume"].value() != "auto":
         return list(overrides)
     if sweep:
-        remedy = "drop --multirun, or give the folder of a sweep that is to go on"
-        raise ConfigError("resume", "auto", "is for a single run", remedy)
+        remedy = "remove --multirun, or give the folder of the sweep to resume"
+        raise ConfigError("resume", "auto", "works for a single run only", remedy)
     if RUN_DIR not in given:
         remedy = f"give {RUN_DIR}=FOLDER beside it"
         raise ConfigError("resume", "auto", "needs the folder that the run is in", remedy)
@@ -111,7 +111,7 @@ def check_links(run_dir: Path) -> None:
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
-            problem = f"{name} is a link, which is not written through"
+            problem = f"{name} is a symbolic link, and the run would write to the file behind it"
             raise ConfigError("resume", run_dir, problem, "remove the link")
 
 

@@ -33,20 +33,21 @@ FEW = 2
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
-second, bubble, speed-up over back-propagation on one device, memory, and what crosses the cuts.
+second, bubble, speed-up over back-propagation on one device, memory, and traffic between stages.
 """
 EPILOG = """\
-Overrides are those of ppll-run, with its configuration groups. `gpus`, `schedule` and `replicas`
-may be lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. Without
-`replicas`, tables show stages without replicas, and a line below each table names the fastest
-layout, a number of stages and of replicas of each. Devices beyond those of this machine are
-simulated as equal to them. Times are kept in the user's cache folder for the next plan.
+Overrides and configuration groups are those of ppll-run. `gpus`, `schedule` and `replicas` may be
+lists, as in `ppll-plan model=vit gpus=1,2,4,8,64 schedule=gpipe,ppll replicas=1,2`. Without
+`replicas`, the tables show stages without replicas, and a line below each table gives the fastest
+layout: the number of stages, and of replicas of each stage. Devices that this machine does not
+have are simulated as equal to its own. Measured times are kept in your cache folder, where the next
+plan finds them.
 
 Several machines, of 8 devices each, on a network of 25 Gbit/s:
 
   ppll-plan gpus=8,64 --bandwidth=50e9 --per-machine=8 --network=3.1e9 --network-latency=2e-5
 
-Exit status: 0 done; 2 the configuration or input is wrong, said in one line; 1 failed.
+Exit status: 0 done; 2 the configuration or input is wrong (one line says how); 1 failed.
 """
 
 
@@ -71,32 +72,38 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--bandwidth",
         type=_positive,
         metavar="BYTES",
-        help="of the link between two devices, per second each way; without it, messages are "
-        "copied as measured",
+        help="bytes per second of the link between two devices, in each direction (default: "
+        "messages take as long as copies measured here)",
     )
     parser.add_argument(
-        "--latency", type=_positive, metavar="SECONDS", help="of a message on that link"
+        "--latency", type=_positive, metavar="SECONDS", help="latency of a message on that link"
     )
     parser.add_argument(
-        "--per-machine", type=_count, metavar="N", help="devices of a machine; without it, all"
+        "--per-machine",
+        type=_count,
+        metavar="N",
+        help="devices of each machine (default: all devices)",
     )
     parser.add_argument(
         "--network",
         type=_positive,
         metavar="BYTES",
-        help="of a machine's link to the others, per second each way",
+        help="bytes per second of a machine's link to the others, in each direction",
     )
     parser.add_argument(
-        "--network-latency", type=_positive, metavar="SECONDS", help="of a message on that link"
+        "--network-latency",
+        type=_positive,
+        metavar="SECONDS",
+        help="latency of a message on that link",
     )
     parser.add_config_dir()
     options = parser.parse_intermixed_args(arguments)
     if options.latency is not None and options.bandwidth is None:
-        parser.error("--latency is of a link: give its --bandwidth as well")
+        parser.error("--latency needs the --bandwidth of the same link")
     if options.network_latency is not None and options.network is None:
-        parser.error("--network-latency is of a link: give its bandwidth as well, as --network")
+        parser.error("--network-latency needs --network, the bandwidth of the same link")
     if (options.network is None) != (options.per_machine is None):
-        parser.error("--network and --per-machine belong together")
+        parser.error("--network and --per-machine must be given together")
     return options
 
 
@@ -177,8 +184,8 @@ class Plan:
                 lists[override.key_or_group] = _values(override)
             elif override.is_sweep_override():
                 value = override.get_value_string()
-                problem = "only gpus, schedule and replicas may be lists here"
-                raise ConfigError(override.key_or_group, value, problem, "choose one")
+                problem = "ppll-plan takes lists only for gpus, schedule and replicas"
+                raise ConfigError(override.key_or_group, value, problem, "give one value")
             else:
                 given.append(text)
         for key in ("gpus", "replicas"):

@@ -136,14 +136,16 @@ class Planner:
         lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]
         if self.device == "cpu" and usable_cores() > threads:
             cores = usable_cores()
-            lines[0] += f" with {threads} thread(s), {self._bp(cores):.0f} with all {cores}"
+            lines[0] += f" with {threads} thread(s), {self._bp(cores):.0f} with all {cores} cores"
         beside = ", ".join(str(count) for count in sorted(self._beside - {0}))
-        measured = "units were measured alone"
+        measured = "times of units were measured with nothing else running"
         if beside:
-            measured += f" and, for stages that compute side by side, beside {beside} process(es)"
-        lines.append(f"{measured}; medians of training steps on copies")
+            measured += f" and, for stages that compute at once, beside {beside} other process(es)"
+        lines.append(f"{measured}; they are medians of training steps on copies of the units")
         if beyond := [str(count) for count in gpus if count > max(1, here)]:
-            lines.append(f"gpus={','.join(beyond)}: simulated as equal devices; here are {here}")
+            lines.append(
+                f"gpus={','.join(beyond)}: simulated as equal devices; this machine has {here}"
+            )
         split = {
             f"{name} into {schedule.microbatches}"
             for name in self.schedules
@@ -151,14 +153,14 @@ class Planner:
         }
         if split:
             lines.append(
-                f"batches are split by {', '.join(sorted(split))}: BatchNorm, if the model has "
-                "any, sees micro-batches, and so another model is trained"
+                f"some schedules split each batch ({', '.join(sorted(split))}): BatchNorm, if the "
+                "model has any, then sees micro-batches, so they do not train the same model"
             )
         if max(self.replicas or gpus) > 1:
             lines.append(
-                "replicas share each batch, and BatchNorm, if the model has any, sees a share; an "
-                "all-reduce takes as long as copying what a ring moves, or a link carries it while "
-                "the backward goes on"
+                "replicas share each batch, so BatchNorm, if the model has any, normalizes each "
+                "share alone; the predicted all-reduce takes as long as copying the bytes that a "
+                "ring sends, or, if a link's bandwidth is given, overlaps with the backward"
             )
         if any(self._schedule(name).local for name in self.schedules):
             lines.append("ll and ppll train modules by local losses, the others the whole model")
@@ -175,8 +177,8 @@ class Planner:
             shares = ", ".join(f"{(n - 1) / parts:.2f} for gpus={n}" for n in gpus if n > 1)
             if shares:
                 lines.append(
-                    f"on even stages ppll is ahead of {name} while auxiliary networks take less "
-                    f"than this share of a stage's other work: {shares}"
+                    f"with equal stages, ppll is ahead of {name} as long as auxiliary networks "
+                    f"take less than this share of a stage's other work: {shares}"
                 )
         return lines
 

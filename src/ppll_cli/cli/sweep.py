@@ -70,7 +70,7 @@ class CompareRuns(Callback):
         """Compare the runs, and tell the tracker of the sweep."""
         folder = Path(config.hydra.sweep.dir)
         if self._compare(folder):
-            with for_show("the tracker was not told of the sweep"):
+            with for_show("the sweep could not be reported to the tracker"):
                 tracker: Any = OmegaConf.to_container(config.tracker, resolve=True)
                 name = str(config.hydra.runtime.choices.tracker)
                 guarded(name, tracker).sweep(folder, sweep_name(folder))

@@ -246,10 +246,13 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
-            problem = f"job {number} of a sweep has run there, in {name}"
+            problem = f"job {number} of another sweep has run there, in {name}"
             go_on = command("ppll-run", "--multirun", setting("resume", str(folder)))
             raise ConfigError(
-                "hydra.sweep.dir", folder, problem, f"choose a new folder, or go on: {go_on}"
+                "hydra.sweep.dir",
+                folder,
+                problem,
+                f"choose a new folder, or go on with that sweep: {go_on}",
             )
 
 
@@ -257,7 +260,7 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
     """Refuse options outside this program's folders, which only the sweep's folder names."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
-            problem = f"the option {group}={name} of its job {number} is none"
+            problem = f"its job {number} has {group}={name}, which is not an option"
             raise ConfigError("resume", folder, problem, "start a new sweep")
 
 

@@ -30,7 +30,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
         if depth and re.fullmatch(r"(test|val)(_ema)?", names[depth - 1]) and not there:
             there = ["loss", metric]  # the results are null until they are measured
         if name not in there:
-            remedy = f"there are {', '.join(there)}" if there else "it is no group of keys"
+            remedy = f"there are {', '.join(there)}" if there else "it is not a group of keys"
             place = ".".join(names[:depth]) or "summary.json"
             raise ConfigError("objective", key, f"{place} has no {name!r}", remedy)
         if isinstance(node, Mapping):

@@ -117,7 +117,7 @@ class Settings(Section):
             raise ConfigError(
                 "optim.schedule",
                 optim.schedule,
-                "its last epoch has learning rate 0, and epochs=1 is no more than that",
+                "its last epoch has learning rate 0, and with epochs=1 there is no other epoch",
                 "use optim.schedule=cosine, or more epochs",
             )
         return self
@@ -127,7 +127,7 @@ class Settings(Section):
         if self.weights_partial and self.weights is None:
             raise ConfigError("weights_partial", True, "is for weights=FILE_OR_RUN_DIR")
         if self.weights == "":
-            raise ConfigError("weights", "''", "names no file", "give one, or null")
+            raise ConfigError("weights", "''", "is empty", "give a file, or null")
         return self
 
     @model_validator(mode="after")
@@ -138,7 +138,7 @@ class Settings(Section):
             raise ConfigError(
                 "replicas",
                 replicas,
-                f"gpus={devices} devices cannot hold that many copies of every stage",
+                f"gpus={devices} devices cannot be divided evenly among so many replicas",
                 f"use gpus={above}" + (f" or gpus={above - replicas}" if above > replicas else ""),
             )
         if self.sync_batchnorm and self.compile:
@@ -149,7 +149,7 @@ class Settings(Section):
             raise ConfigError(
                 "replicas",
                 replicas,
-                f"a batch of {self.batch_size} samples cannot be shared by so many",
+                f"a batch of {self.batch_size} samples cannot be shared among so many replicas",
                 f"use at most {self.batch_size}, or a larger batch_size",
             )
         return self
@@ -178,7 +178,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
         problem = f"the local method, {key}={value}, reads no feature bank"
         raise ConfigError("fba", "on", problem, "use local=fba")
     if settings.local.get("bank", config["fba"]) != config["fba"]:
-        raise ConfigError("local.bank", settings.local["bank"], "is not what `fba` says")
+        raise ConfigError("local.bank", settings.local["bank"], "differs from `fba`, which sets it")
     depth = settings.transport.get("depth")
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")

@@ -43,13 +43,13 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
     try:
         parameters, signature = parameters_of(target), inspect.signature(target)
     except ValueError as error:  # a class written in C may have no signature
-        raise ConfigError(f"{group}._target_", path, f"cannot be made: {error}") from None
+        raise ConfigError(f"{group}._target_", path, f"cannot be constructed: {error}") from None
     for key, value in arguments.items():
         if key not in parameters:
             remedy = meant(key, parameters) + f"it has {', '.join(parameters) or 'none'}"
             raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
         arguments[key] = _checked(f"{group}.{key}", value, parameters[key])
-    with blaming(f"{group}._target_", path, "making it"):
+    with blaming(f"{group}._target_", path, "constructing it"):
         try:
             signature.bind(**arguments)
             return target(**arguments)
@@ -101,7 +101,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
     nothing = object()
     for name in names:
         if inspect.getattr_static(made, name, nothing) is nothing and not hasattr(made, name):
-            raise ConfigError(key, path, f"is of no use here: it has no {name!r}", remedy)
+            raise ConfigError(key, path, f"cannot be used here: it has no {name!r}", remedy)
 
 
 def _is_theirs(file: str) -> bool:

@@ -32,7 +32,7 @@ def weights_file(given: str) -> Path:
         return place
     remedy = "give a file of weights, or a run directory"
     if not os.path.isdir(place):
-        problem = "is no regular file" if os.path.lexists(place) else "there is no such file"
+        problem = "is not a regular file" if os.path.lexists(place) else "there is no such file"
         raise ConfigError("weights", given, problem, remedy)
     if not os.path.isfile(place / MODEL_FILE):
         raise ConfigError("weights", given, f"that folder holds no {MODEL_FILE}", remedy)

@@ -37,7 +37,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
         raise ConfigError(
             "data.drop_last",
             "true",
-            f"leaves nothing: there are {samples} training samples and batch_size={batch_size}",
+            f"leaves no batch: there are {samples} training samples and batch_size={batch_size}",
             f"give data.drop_last=false or batch_size={samples} at most",
         )
     return samples // batch_size if drop_last else _batches(samples, batch_size)

@@ -81,7 +81,7 @@ class Classified(Files, ABC):
         for key in MIXED_BY:
             if not 0 <= (alpha := getattr(self, key)) < inf:
                 problem = "must be finite and not negative"
-                raise ConfigError(f"data.{key}", alpha, problem, "give 0 for none of it")
+                raise ConfigError(f"data.{key}", alpha, problem, "give 0 to turn it off")
 
     @property
     def mixed(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class Classified(Files, ABC):
             ConfigError: `pad` is too large.
         """
         if self.pad >= side:
-            raise ConfigError("data.pad", self.pad, f"images measure {side} pixels", "give less")
+            raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
     def form(self, batch_size: int, seed: int, device: "torch.device") -> "Form":
         """Return the settings that define how batches are made of images.
@@ -187,7 +187,7 @@ def check_normalisation(mean: list[float], std: list[float], channels: int) -> N
                 f"data.{key}",
                 values,
                 f"has {len(values)} values, the images have {channels} channels",
-                "give one value, or one a channel",
+                "give one value, or one per channel",
             )
         if not all(isfinite(value) for value in values):
             raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")

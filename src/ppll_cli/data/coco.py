@@ -53,7 +53,7 @@ class Coco(DetectionDataset):
         super().prepare()
         train, test = (self._indices[part].classes for part in PARTS)
         if train != test:
-            problem = f"its classes are not those of {self._annotations('train').name}"
+            problem = f"its classes differ from those of {self._annotations('train').name}"
             raise self.fault(self._annotations("test"), problem)
 
     def _annotations(self, part: Part) -> Path:
@@ -75,8 +75,8 @@ class Coco(DetectionDataset):
             try:
                 return parse(json.loads(path.read_bytes()))
             except (OSError, ValueError, RecursionError) as error:
-                problem = f"is no file of annotations ({one_line(error)})"
-                raise self.fault(path, problem, "mend or replace it") from error
+                problem = f"is not an annotation file ({one_line(error)})"
+                raise self.fault(path, problem, "repair or replace it") from error
 
         return kept_index(["coco", found], make)
 
@@ -95,7 +95,7 @@ def parse(content: Any) -> Index:
         ValueError: An entry is missing or wrong; the message names it.
     """
     if not isinstance(content, dict):
-        raise ValueError(f"it holds {shown(content)}, no object with images")
+        raise ValueError(f"it holds {shown(content)}, not an object with images")
     categories = _by_number(content, "categories")
     pictures = _by_number(content, "images")
     names = [entry.text("name") for entry in categories.values()]
@@ -149,7 +149,7 @@ class _Entry(NamedTuple):
         """Return a printable text, which is not empty."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.isprintable() or not value:
-            raise self.wrong(key, "it must be a text that can be printed")
+            raise self.wrong(key, "it must be printable text")
         return value
 
     def side(self, key: str) -> int:
@@ -181,10 +181,10 @@ class _Entry(NamedTuple):
 def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
     entries = content.get(key)
     if not isinstance(entries, list):
-        raise ValueError(f"its {key} are {shown(entries)}, no list")
+        raise ValueError(f"its {key} are {shown(entries)}, not a list")
     for position, values in enumerate(entries):
         if not isinstance(values, dict):
-            raise ValueError(f"{key}[{position}] is {shown(values)}, no object")
+            raise ValueError(f"{key}[{position}] is {shown(values)}, not an object")
         number = f" (id {shown(values['id'])})" if "id" in values else ""
         yield _Entry(f"{key}[{position}]{number}", values)
 

@@ -115,7 +115,7 @@ class ImageDataset(Classified):
         """
         train, test = self._checked("train"), self._checked("test")
         if train.images.shape[1:] != test.images.shape[1:]:
-            sizes = f"{test.images.shape[1:]}, the training images {train.images.shape[1:]}"
+            sizes = f"{test.images.shape[1:]}, but the training images {train.images.shape[1:]}"
             raise self.fault(test.source, f"its images are {sizes}")
         self.check_pad(min(train.images.shape[2:]))
         parts = {"train": train}

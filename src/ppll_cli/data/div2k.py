@@ -33,7 +33,7 @@ class Div2k(PictureDataset):
         for path in high:
             low = place / small / f"{path.stem}x{self.scale}.png"
             if not low.is_file():
-                raise self._missing(f"{path.name} has no {low}", place / small)
+                raise self._missing(f"{path.name} has no small picture {low}", place / small)
             found.append(Source(path, low))
         return found
 

@@ -28,7 +28,7 @@ def cache_root() -> Path:
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
-            "data.root", "null", "there is no home folder to keep data in", "set HOME, or a root"
+            "data.root", "null", "there is no home folder to keep data in", "set HOME or data.root"
         )
     return folder / "data"
 
@@ -118,7 +118,7 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
             "data.val_fraction",
             fraction,
             f"holds out {count} of {samples} training samples",
-            "give a fraction that leaves a sample on both sides, or 0 for no `val`",
+            "give a fraction that leaves samples in both parts, or 0 for no `val`",
         )
     held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
     return np.setdiff1d(np.arange(samples), held_out), held_out

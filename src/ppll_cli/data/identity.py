@@ -46,13 +46,15 @@ def difference(identity: Identity, before: Identity) -> str:
         if now == then:
             continue
         names, earlier = ({name for name, _ in each} for each in (now, then))
-        count = f"{len(now)} and not {len(then)} entries"
+        count = f"{len(now)} entries instead of {len(then)}"
         for problem, those in (("is new", names - earlier), ("is missing", earlier - names)):
             if those:
                 return f"{min(those)} {problem} in {split}, which has {count}"
-        changed = next((a for a, b in zip(now, then, strict=False) if a != b), ("the last", 0))
-        return f"{changed[0]} in {split} is another one"
-    return "what the run was started with is not known in detail"
+        changed = next(
+            (a for a, b in zip(now, then, strict=False) if a != b), ("the last entry", 0)
+        )
+        return f"{changed[0]} in {split} has changed"
+    return "the details of the original data are not recorded"
 
 
 def _digest(array: NDArray[Any]) -> str:

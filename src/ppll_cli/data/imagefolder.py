@@ -34,7 +34,7 @@ class ImageFolder(LabelledPictures):
             raise ConfigError(
                 "data.root",
                 "null",
-                "which pictures are meant?",
+                "needs the folder of your pictures",
                 "give data.root=FOLDER, with the folders train and test, or with a folder for each "
                 "class and data.val_fraction=0.2",
             )
@@ -45,7 +45,7 @@ class ImageFolder(LabelledPictures):
         if not sources:
             sources = {"train": self._whole()}
         if "train" not in sources:
-            problem = f"has {' and '.join(sources)}, and no train"
+            problem = f"has {' and '.join(sources)}, but no train"
             raise ListingError(self.folder, problem, "add the folder train, or train.csv")
         return arranged(sources, {part: self._read(part, at) for part, at in sources.items()})
 

@@ -47,7 +47,7 @@ class ImageNet(LabelledPictures):
             raise ConfigError(
                 "data.crop_scale",
                 self.crop_scale,
-                "is no range of areas",
+                "is not a range of areas",
                 "give 0 < low <= high <= 1",
             )
         if not 0 < self.middle_part <= 1:

@@ -43,8 +43,10 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 def unwritable(path: Path, error: OSError) -> ConfigError:
     """Return the error for a cache folder that cannot be written to."""
-    problem = f"nothing can be kept in the cache folder ({error.strerror})"
-    return ConfigError("data", path, problem, "set XDG_CACHE_HOME to a folder that can be written")
+    problem = f"the cache folder cannot be written to ({error.strerror})"
+    return ConfigError(
+        "data", path, problem, "set XDG_CACHE_HOME to a folder that you can write to"
+    )
 
 
 def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
@@ -96,8 +98,8 @@ def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) ->
         write_bytes(path, write(made))
     except OSError as error:
         log.warning(
-            "%s cannot be kept (%s): each process makes it anew; XDG_CACHE_HOME names another "
-            "folder",
+            "%s cannot be written to the cache (%s), so each process makes it again; set "
+            "XDG_CACHE_HOME to another folder",
             path,
             error.strerror,
         )
@@ -140,4 +142,4 @@ def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -
 
 
 def _say_damaged(path: Path, error: Exception) -> None:
-    log.warning("%s in the cache is damaged (%s): it is made anew", path, one_line(error))
+    log.warning("%s in the cache is damaged (%s): it is made again", path, one_line(error))

@@ -33,8 +33,8 @@ def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
     """
     mode = MODES.get(image.channels)
     if mode is None:
-        problem = f"the model takes images of {image.channels} channels"
-        raise ConfigError("picture", picture.size, problem, "give tensors to the model itself")
+        problem = f"the model takes images with {image.channels} channels"
+        raise ConfigError("picture", picture.size, problem, "pass tensors to the model itself")
     made, size = picture.convert(mode), (image.width, image.height)
     if made.size != size:
         made = ImageOps.fit(made, size, Image.Resampling.BILINEAR)

@@ -52,7 +52,7 @@ class Photos(PictureDataset):
             raise ConfigError(
                 "data.folders",
                 self._given,
-                f"has {len(paths)} pictures ({', '.join(SUFFIXES)}), of which the last "
+                f"has {len(paths)} pictures ({', '.join(SUFFIXES)}), too few to train on: the last "
                 f"{TEST_PICTURES} by name are for the test",
                 f"name folders with more, or install the default ones: {PACKAGES}",
             )

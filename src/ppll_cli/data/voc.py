@@ -25,7 +25,7 @@ YEARS: Mapping[str, Mapping[Part, Lists]] = {
 }
 """The lists of each part, by the value of data.years. No boxes were published for test of 2012."""
 
-_MEND = "mend or replace the annotation"
+_MEND = "correct or replace the annotation"
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -112,7 +112,7 @@ class Voc(DetectionDataset):
         for picture in pictures:
             if f"{picture}.jpg" not in there:
                 where = self.folder / _devkit(year) / "JPEGImages" / f"{picture}.jpg"
-                raise self.fault(where, f"is missing, and {path.name} names it", self._remedy)
+                raise self.fault(where, f"is missing, but {path.name} lists it", self._remedy)
         return pictures
 
     def _index(self, annotations: Sequence[str], files: tuple[str, ...]) -> Index:
@@ -121,7 +121,7 @@ class Voc(DetectionDataset):
             try:
                 found.append(parse(self.folder / name))
             except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
-                problem = f"is no annotation ({one_line(error)})"
+                problem = f"is not an annotation ({one_line(error)})"
                 raise self.fault(self.folder / name, problem, _MEND) from error
         try:
             return Index.of(CLASSES, files, found)

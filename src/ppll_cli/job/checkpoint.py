@@ -213,11 +213,11 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
-        raise ConfigError("resume", run_dir, "its checkpoints is no folder", "remove it")
+        raise ConfigError("resume", run_dir, "its `checkpoints` is not a folder", "remove it")
     for step, folder in reversed(_step_paths(run_dir)):
         try:
             if not os.path.isdir(folder):
-                raise DamagedError("it is no folder")
+                raise DamagedError("it is not a folder")
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             if manifest.step != step:

@@ -84,7 +84,7 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":
         raise ConfigError(
-            "precision", "tf32", "is for CUDA devices, and workers run on CPU", "use precision=fp32"
+            "precision", "tf32", "is for CUDA devices, but workers run on CPU", "use precision=fp32"
         )
     if settings.compile:
         _check_compiler(on_cpu)

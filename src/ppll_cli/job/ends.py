@@ -99,7 +99,7 @@ class Ends:
         doing = f"the auxiliary network of module {here.module}"
         if here.is_last:  # The model's own head is not made by the local method.
             key, value = "model", here.units[-1].name
-            doing = f"the loss of what it makes of {specs[here.feature].shape}"
+            doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):
             criterion, cost = measure(build, partial(_run_criterion, specs))
         if not isinstance(criterion, Criterion):
@@ -146,7 +146,7 @@ class Ends:
             for index in indices:
                 before.append(dict(specs))
                 specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
-            with blaming(*self._method, f"what module {module} exports"):
+            with blaming(*self._method, f"making the exports of module {module}"):
                 exports = module_exports(self.method, here)
                 made_of = trace(exports, specs)
             for unit, made in zip(exports, made_of, strict=True):
@@ -159,7 +159,7 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
     """Check one export of a local method: it has no parameters, and its names are new."""
     problem = ""
     if made.cost.params:
-        problem = f"what it exports, {unit.name!r}, has parameters, which nothing would train"
+        problem = f"its export {unit.name!r} has parameters, which nothing would train"
     elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
         problem = f"it exports {clash[0]!r}, which the model has already"
     if problem:
@@ -174,7 +174,7 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
-        raise ConfigError(*method, f"module {module} watches {watch!r}, which is no Watch")
+        raise ConfigError(*method, f"module {module} watches {watch!r}, which is not a Watch")
     check_lag(watch.lag)
     if isinstance(watch.unit, bool) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"

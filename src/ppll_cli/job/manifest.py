@@ -86,14 +86,14 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise DamagedError(f"its manifest cannot be read: {problem_of(error)}") from None
     if not isinstance(content, dict):
-        raise DamagedError("its manifest cannot be read: it is no JSON object")
+        raise DamagedError("its manifest cannot be read: it is not a JSON object")
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
         problem = f"{folder.name} has format {version}, and this program knows {FORMAT}"
         raise LaterFormatError(problem)
     manifest = _parsed(content)
     if content.get("sha256") != digest_of({k: v for k, v in content.items() if k != "sha256"}):
-        raise DamagedError(f"{MANIFEST_FILE} does not have its checksum")
+        raise DamagedError(f"{MANIFEST_FILE} does not match its checksum")
     return manifest
 
 
@@ -114,7 +114,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for file in manifest.files:
         if not _STAGE_FILE.fullmatch(file.name):
-            raise DamagedError(f"{file.name} is no name of a stage's file")
+            raise DamagedError(f"{file.name} is not the name of a stage's file")
         path = folder / file.name
         try:
             with regular(path) as opened:
@@ -123,7 +123,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                     problem = f"has {size_bytes} bytes instead of {file.size_bytes}"
                     raise DamagedError(f"{file.name} {problem}")
                 if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                    raise DamagedError(f"{file.name} does not have its checksum")
+                    raise DamagedError(f"{file.name} does not match its checksum")
         except FileNotFoundError:
             raise DamagedError(f"{file.name} is missing") from None
         except OSError as error:

@@ -200,4 +200,6 @@ def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
     """
     for step, flag in zip(steps, flags.tolist(), strict=True):
         if flag:
-            log.warning("step %d of module %d is skipped", step, module)
+            log.warning(
+                "step %d of module %d is skipped: its gradient norm is not finite", step, module
+            )

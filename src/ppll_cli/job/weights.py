@@ -94,7 +94,7 @@ def _saved_by_torch(file: Path) -> Mapping[str, Tensor]:
     except OSError:
         raise
     except Exception:  # torch raises many kinds, and its messages are pages of advice
-        raise ValueError("it holds something else than safetensors or tensors alone") from None
+        raise ValueError("it holds something other than tensors") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError("it is no dictionary of tensors, as model.state_dict() is")
+        raise ValueError("it is not a dictionary of tensors, such as model.state_dict()")
     return {str(name): tensor for name, tensor in found.items()}

@@ -80,7 +80,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
         f"data.{key}",
         data.get(key),
         f"these are not the data that the run was started with: {how}",
-        "give the place where those are, or start a new run",
+        "give the folder with the original data, or start a new run",
     )
 
 
@@ -96,8 +96,9 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
     """
     then = before.weights
     if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
-        problem = "this is not the file that the run was started with: its digest is another one"
-        raise ConfigError("weights", weights["file"], problem, "put that back, or start a new run")
+        problem = "this is not the file that the run was started with: its digest differs"
+        remedy = "restore the original file, or start a new run"
+        raise ConfigError("weights", weights["file"], problem, remedy)
 
 
 def finished(
@@ -136,7 +137,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
         steps: Optimizer steps of the whole run.
     """
     if start is None:
-        log.warning("no checkpoint is there: the run starts again at step 0")
+        log.warning("there is no checkpoint: the run starts again at step 0")
     else:
         log.info("going on after step %d, from %s", start.step, short(start.folder))
     step = start.step if start else 0

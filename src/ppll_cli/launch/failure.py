@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 REMEDIES = {
     errno.ENOSPC: "a disk is full: make room; `df -h {quoted} /dev/shm` shows which",
     errno.EDQUOT: "your share of the disk is used up: make room",
-    errno.EFBIG: "files may not get so large here: see `ulimit -f`",
+    errno.EFBIG: "the file would exceed the size limit: see `ulimit -f`",
     errno.EROFS: "the disk is read-only: make {run_dir} writable",
     errno.EACCES: "make {run_dir} writable",
     errno.EPERM: "make {run_dir} writable",
@@ -98,4 +98,4 @@ def _remedy(number: int, run_dir: Path) -> str:
 def _to_go_on(run_dir: Path, go_on: str) -> str:
     if (run_dir / CONFIG_FILE).exists():
         return f"  to go on: {go_on}"
-    return f"  nothing is left to go on with: {run_dir / CONFIG_FILE} is not there"
+    return f"  the run cannot be resumed: {run_dir / CONFIG_FILE} is missing"

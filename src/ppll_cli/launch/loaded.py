@@ -131,7 +131,7 @@ class LoadedRun:
         method = getattr(self.data.dataset, name, None)
         if method is None:
             path = self.settings.data.get("_target_")
-            problem = f"has no method {name!r}, which makes pictures of your own ready"
+            problem = f"has no method {name!r}, which prepares pictures of your own"
             raise ConfigError("data._target_", path, problem, "see ppll_cli.data.source.Dataset")
         return method
 
@@ -181,8 +181,8 @@ def loaded(
     except ConfigError as error:
         if other_data is None:
             raise
-        problem = f"is not for the run's model: {error}"
-        raise ConfigError("data", other_data, problem, "give data of the run's own task") from None
+        problem = f"does not fit the run's model: {error}"
+        raise ConfigError("data", other_data, problem, "give data for the run's task") from None
     model = PlainModel(units, settings.seed)
     _check_fit(model, tensors, run_dir, other_data)
     model.load_state_dict(tensors)
@@ -222,10 +222,10 @@ def _check_fit(
     there = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in (*needed, *there):
         if needed.get(name) != there.get(name):
-            has, needs = (shapes.get(name, "no such tensor") for shapes in (there, needed))
-            what = f"{name} of the run is {has}, and would have to be {needs}"
+            has, needs = (shapes.get(name, "missing") for shapes in (there, needed))
+            what = f"{name} is {has} in the run, but {needs} in the model"
             if other_data is None:
-                problem = f"this version builds its model in another way: {what}"
+                problem = f"this version builds the run's model differently: {what}"
                 raise ConfigError("RUN_DIR", run_dir, problem)
             problem = f"its images or classes do not fit the run's model: {what}"
             raise ConfigError("data", other_data, problem)
@@ -236,9 +236,9 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:
-            problem = "a class of your own is not taken from a run directory"
+            problem = "a class of your own is not imported just because a run directory names it"
             name = target.rpartition(".")[2]
-            remedy = f"import it, and give load_run(..., classes=[{name}])"
+            remedy = f"import it, and pass it: load_run(..., classes=[{name}])"
             raise ConfigError(key, target, problem, remedy)
 
 

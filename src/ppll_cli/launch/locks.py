@@ -62,6 +62,8 @@ def _lock(file: int, key: str, folder: Path, problem: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConfigError(key, folder, problem, "wait for its end, or end it") from None
+        raise ConfigError(key, folder, problem, "wait until it ends, or stop it") from None
     except OSError as error:  # the file system has no locks
-        log.warning("%s cannot be locked (%s): let only one process run there", folder, error)
+        log.warning(
+            "%s cannot be locked (%s): make sure that only one process runs there", folder, error
+        )

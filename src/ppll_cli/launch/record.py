@@ -55,7 +55,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise no_run(run_dir, f"that file cannot be read: {problem_of(error)}") from None
     if not isinstance(record, dict):
-        raise no_run(run_dir, "that file is no JSON object")
+        raise no_run(run_dir, "that file is not a JSON object")
     _check_digest(run_dir, record)
     return record
 
@@ -103,8 +103,10 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
     if version == 1 and DIGEST not in record:  # an older program wrote no digest
         return
     if record.get(DIGEST) != digest_of({k: v for k, v in record.items() if k != DIGEST}):
-        problem = f"its {CONFIG_FILE} does not have its checksum: it was changed, or damaged"
-        remedy = "put back what the run wrote, or start a new run with what you want"
+        problem = f"its {CONFIG_FILE} does not match its checksum: it was changed or damaged"
+        remedy = (
+            "restore the file that the run wrote, or start a new run with the settings you want"
+        )
         raise ConfigError("resume", run_dir, problem, remedy)
 
 
@@ -130,11 +132,11 @@ def check_kinds(run_dir: Path) -> None:
             except OSError:  # a dangling link, or a circle of links
                 is_right = False
             if not is_right:
-                raise ConfigError("resume", run_dir, f"its {name} is no {kind}", "remove it")
+                raise ConfigError("resume", run_dir, f"its {name} is not a {kind}", "remove it")
     for name in ("last", "best"):
         path = run_dir / "checkpoints" / name
         if os.path.lexists(path) and not path.is_symlink():
-            problem = f"its checkpoints/{name} is no link to a checkpoint"
+            problem = f"its checkpoints/{name} is not a link to a checkpoint"
             raise ConfigError("resume", run_dir, problem, "remove it, or give it another name")
 
 

@@ -131,7 +131,8 @@ class Recorded:
             self._tell_of_tracker()
         if (threads := config.get("threads")) != self.config.get("threads"):
             log.warning(
-                "threads=%s: sums may be in another order than before, and so have other bits",
+                "threads=%s: sums may be computed in another order than before, so the weights may "
+                "differ in their last bits",
                 _shown(threads),
             )
         config["resume"] = str(self.run_dir)
@@ -191,7 +192,7 @@ class Recorded:
         if path != NO_TRACKER:
             named = name != "none"
             again = setting("tracker", name) if named else setting("tracker._target_", path)
-            said = "this run was tracked by %s; add %s to go on there"
+            said = "this run was tracked by %s; add %s to track it there again"
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
@@ -224,12 +225,12 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
         return None
     name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
     if not name:
-        raise ConfigError("resume", "''", "names no folder", "give a run directory")
+        raise ConfigError("resume", "''", "is empty", "give a run directory")
     run_dir = Path(name).expanduser()
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
             value = text(given[key]).partition("=")[2]
-            raise ConfigError(key, value, "resume says where results go", "leave it out")
+            raise ConfigError(key, value, "resume decides where results go", "leave it out")
     return _recorded_in(run_dir)
 
 
@@ -260,7 +261,7 @@ def _recorded_in(run_dir: Path) -> Recorded:
         raise ConfigError("resume", run_dir, problem, remedy)
     if os.path.lexists(run_dir / SWEEP_FILE) and not os.path.lexists(run_dir / CONFIG_FILE):
         problem = "is the folder of a sweep"
-        remedy = "give one of its runs, or go on with it by ppll-run --multirun resume=FOLDER"
+        remedy = "give one of its runs, or go on with the sweep: ppll-run --multirun resume=FOLDER"
         raise ConfigError("resume", run_dir, problem, remedy)
     record = read_record(run_dir)
     found = _found(run_dir, record)
@@ -279,19 +280,19 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     for group in GROUPS:
         choice = choices.get(group)
         if not isinstance(choice, str) or not OPTION.fullmatch(choice):
-            raise no_run(run_dir, f"its choice of {group} is no option")
+            raise no_run(run_dir, f"its choice of {group} is not an option")
         if not isinstance(config.get(group), dict):
-            raise no_run(run_dir, f"it has no settings of {group}")
+            raise no_run(run_dir, f"it has no settings for {group}")
     if cuts is not None and not _is_list_of_names(cuts):
-        raise no_run(run_dir, "its cuts are no names of units")
+        raise no_run(run_dir, "its cuts are not names of units")
     if config["tracker"] == {"name": "none"}:  # an older program recorded it like this
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
     classes = config.pop("classes", [])
     if not _is_list_of_names(classes):
-        raise no_run(run_dir, "its classes are no names")
+        raise no_run(run_dir, "its classes are not names")
     if not isinstance(weights, dict | None):
-        raise no_run(run_dir, "what it says of its weights is no object")
+        raise no_run(run_dir, "its record of the weights is not an object")
     return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256, weights, tuple(classes))
 
 
@@ -310,7 +311,7 @@ def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> No
             raise ConfigError(
                 key,
                 target,
-                "a class that no option names is not taken from a run directory",
+                "a class of your own is not imported just because a run directory names it",
                 f"give {key}={target} again on the command line",
             )
 
@@ -340,7 +341,7 @@ def refused(
         key,
         given,
         f"the run was started with {_shown(before)}" + (reason and f", {reason}"),
-        "leave it as it is, or start a new run; free to change are " + ", ".join(sorted(free)),
+        "keep that value, or start a new run; free to change are " + ", ".join(sorted(free)),
     )
 
 

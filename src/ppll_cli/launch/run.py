@@ -235,12 +235,12 @@ class Run:
         if self._fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
-        with for_show("no command to try next is known"):
+        with for_show("the command to try next could not be found"):
             return advice.comparison(*known, resumed=self.before is not None)
         return None
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
-        with for_show("what differs from the defaults is not known"):
+        with for_show("the settings that differ from the defaults could not be listed"):
             self.changes = self._find_changes()  # meanwhile the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(short(self.run_dir))

@@ -24,7 +24,7 @@ def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
     """
     if until_s is not None and time.monotonic() >= until_s and not stop.value:
         stop.value = signal.SIGTERM
-        log.warning("max_minutes are over: stopping after the batch in hand")
+        log.warning("max_minutes have passed: stopping after the current batch")
 
 
 @contextmanager
@@ -41,7 +41,9 @@ def stop_on_signal(stop: StopFlag) -> Iterator[None]:
         if stop.value:
             raise Interrupted(number)
         stop.value = number
-        log.warning("stopping after the batch in hand; once more to stop at once")
+        log.warning(
+            "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
+        )
 
     previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
     try:

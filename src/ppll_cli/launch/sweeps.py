@@ -147,12 +147,12 @@ def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
         raise ConfigError("resume", value, "names several folders", "give one")
     name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
     if not name:
-        raise ConfigError("resume", "''", "names no folder", "give a sweep's folder")
+        raise ConfigError("resume", "''", "is empty", "give a sweep's folder")
     folder = Path(name).expanduser().absolute()
     if not os.path.isdir(folder):
         raise ConfigError("resume", folder, "there is no such folder", "give a sweep's folder")
     if not os.path.lexists(folder / SWEEP_FILE) and os.path.lexists(folder / CONFIG_FILE):
-        raise ConfigError("resume", folder, "is for a single run", "drop --multirun")
+        raise ConfigError("resume", folder, "is the folder of a single run", "remove --multirun")
     for override in given.values():
         _check_override(override)
     return read_sweep(folder)
@@ -198,16 +198,16 @@ def _check_override(override: Override) -> None:
     """Refuse overrides of a resumed sweep that would change its jobs or where results go."""
     key, value = override.key_or_group, text(override).partition("=")[2]
     if re.match(r"hydra[./]sweeper\b", key):
-        problem = "a search chooses its jobs by the results of others, and cannot go on"
-        raise ConfigError(key, value, problem, "leave it out: resume is for the basic sweeper")
+        problem = "a search chooses each job by the results of earlier ones, so it cannot go on"
+        raise ConfigError(key, value, problem, "leave it out: only the basic sweeper can resume")
     if key in _WHERE or key == "hydra.mode":
-        raise ConfigError(key, value, "resume says where results go", "leave it out")
+        raise ConfigError(key, value, "resume decides where results go", "leave it out")
     given = [key]
     if not override.is_sweep_override():
         given = list(keys(key, override.value()))
     if re.match(r"(resume|hydra|tracker)\b", key) or all(k.endswith("._target_") for k in given):
         return
-    problem = "the jobs of a sweep that goes on have their own overrides"
+    problem = "the jobs of a resumed sweep keep their own overrides"
     raise ConfigError(key, value, problem, "leave it out, or resume a single run with it")
 
 
@@ -255,22 +255,22 @@ def read_sweep(folder: Path) -> RecordedSweep:
     except (OSError, ValueError) as error:
         raise _no_sweep(folder, f"that file cannot be read: {problem_of(error)}") from None
     if not isinstance(record, dict) or (folder / SWEEP_FILE).is_symlink():
-        raise _no_sweep(folder, "that file is a link, or no JSON object")
+        raise _no_sweep(folder, "that file is a link, or not a JSON object")
     if record.get("format") != SWEEP_FORMAT:
         version = record.get("format")
         problem = f"its {SWEEP_FILE} has format {version}, and this program knows {SWEEP_FORMAT}"
         raise ConfigError("resume", folder, problem, "use the ppll-run that wrote it")
     if record.get("sweeper") != BASIC:
         problem = (
-            f"its sweeper {record.get('sweeper')} is a search, which chooses its jobs by the "
-            "results of others, and cannot go on"
+            f"its sweeper {record.get('sweeper')} is a search, which chooses each job by the "
+            "results of earlier ones, so it cannot go on"
         )
         raise ConfigError("resume", folder, problem, "resume its runs one by one, without -m")
     jobs, folders = record.get("jobs"), record.get("folders")
     if not isinstance(jobs, list) or not isinstance(folders, list) or len(jobs) != len(folders):
         raise _no_sweep(folder, "it does not list jobs and their folders")
     if None in folders:
-        problem = "only its launcher knows the folders of its jobs, by hydra.sweep.subdir"
+        problem = "only its launcher knows the folders of its jobs, because of hydra.sweep.subdir"
         raise ConfigError("resume", folder, problem, "resume its runs one by one, without -m")
     places = zip(jobs, folders, strict=True)
     found = [_job(folder, n, overrides, name) for n, (overrides, name) in enumerate(places)]
@@ -280,15 +280,15 @@ def read_sweep(folder: Path) -> RecordedSweep:
 
 def _job(sweep: Path, number: int, overrides: Any, name: Any) -> SweptJob:
     if not _are_overrides(overrides, r"(?!hydra\b|resume\b)"):
-        raise _no_sweep(sweep, f"the overrides of job {number} are none of a job")
+        raise _no_sweep(sweep, f"job {number} has overrides that no job can have")
     if not isinstance(name, str) or not inside(name):
-        raise _no_sweep(sweep, f"the folder of job {number} is none below it")
+        raise _no_sweep(sweep, f"the folder of job {number} is not inside the sweep's folder")
     folder = sweep / name
     for path in (folder, *folder.parents):
         if path == sweep:
             break
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            problem = f"{path.relative_to(sweep)}, where job {number} is, is no folder"
+            problem = f"{path.relative_to(sweep)}, on the path of job {number}, is not a folder"
             raise ConfigError("resume", sweep, problem, "remove it")
     return SweptJob(number, overrides, folder)
 
@@ -298,7 +298,7 @@ def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
     folders = [job.folder for job in jobs]
     above = {path for folder in folders for path in folder.parents}
     if len({*folders}) < len(folders) or above & {*folders}:
-        problem = "several of its jobs have one folder, by hydra.sweep.subdir"
+        problem = "several of its jobs share a folder, because of hydra.sweep.subdir"
         raise ConfigError("resume", sweep, problem, "resume its runs one by one, without -m")
 
 
@@ -306,9 +306,9 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
     """Return the overrides that say how jobs are launched."""
     name, settings = record.get("launcher"), record.get("launcher_settings", [])
     if not isinstance(name, str) or not OPTION.fullmatch(name):
-        raise _no_sweep(sweep, "its launcher is no option")
+        raise _no_sweep(sweep, "its launcher is not an option")
     if not _are_overrides(settings, LAUNCHER.pattern):
-        raise _no_sweep(sweep, "the settings of its launcher are none")
+        raise _no_sweep(sweep, "the settings of its launcher are not launcher overrides")
     return [f"hydra/launcher={name}", *settings]
 
 
@@ -327,5 +327,7 @@ def _are_overrides(texts: Any, key: str) -> bool:
 def _no_sweep(folder: Path, reason: str) -> ConfigError:
     """Return the error for a folder that is not a sweep's."""
     problem = f"it holds no {SWEEP_FILE} of a sweep ({reason})"
-    remedy = "give the folder of a sweep; an older program wrote none: resume its runs one by one"
+    remedy = (
+        "give a sweep's folder; older versions wrote no such file: resume their runs one by one"
+    )
     return ConfigError("resume", folder, problem, remedy)

@@ -79,9 +79,9 @@ def regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReade
 
 def _check_regular(path: Path, status: os.stat_result, most_bytes: int | None) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "is a folder and no file", str(path))
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     if most_bytes is not None and status.st_size > most_bytes:
         problem = f"has {status.st_size} bytes, more than {most_bytes}"
         raise OSError(errno.EFBIG, problem, str(path))
@@ -138,7 +138,7 @@ def make_folder(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
-        raise OSError(errno.ELOOP, "a link is in the place of a folder", str(folder))
+        raise OSError(errno.ELOOP, "a link is where a folder should be", str(folder))
 
 
 def share(path: Path) -> None:

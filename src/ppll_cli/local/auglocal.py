@@ -35,7 +35,7 @@ class AugLocal(LocalMethod):
             they are the levels of the stride of the last copied unit's output.
     """
 
-    changed = "the choice of the units that they copy was mended, and a single copy has a BatchNorm"
+    changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"
 
     def __init__(
         self, *, depth: int = 2, tau: float = 0.5, detection_head: DetectionHead | None = None

@@ -65,7 +65,7 @@ def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn
     if shape == own and len(unit.reads) == 1:
         return unit.build()
     if unit.adapt is None:
-        problem = f"cannot copy {unit.name!r}, which takes {list(own)}, to features {list(shape)}"
+        problem = f"cannot copy {unit.name!r}, which takes {list(own)}, for features {list(shape)}"
         raise ConfigError("local", method, problem, "use local=greedy, or give the Unit `adapt`")
     return unit.adapt(shape, site.features[index].shape)
 
@@ -78,7 +78,7 @@ def _check_chained(site: Site, index: int, method: str) -> None:
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
     if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:
-        problem = f"copies units with one input and one output, and {unit.name!r} is another"
+        problem = f"copies only units with one input and one output, unlike {unit.name!r}"
         raise ConfigError("local", method, problem, "use local=greedy")
 
 

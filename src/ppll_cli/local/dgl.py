@@ -71,7 +71,7 @@ class DGL(LocalMethod):
             the module's channels if the map has at least 5 x 5 positions.
     """
 
-    changed = "their pooling was mended"
+    changed = "their pooling was corrected"
 
     def __init__(self, *, hidden: int | None = None) -> None:
         if hidden is not None:

@@ -113,7 +113,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     takes = getattr(task, "long_skips", False)
     skips = len(units[-1].reads) > 1
     if bank.enabled and bank.features == "first" and not (takes and skips):
-        what = "and the model's head reads no long skip" if takes else "and this is another task"
+        what = "but the model's head reads no long skip" if takes else "but this is another task"
         problem = f"is the long skip of super-resolution, {what}"
         raise ConfigError("fba.features", "first", problem, "use fba.features=every")
     return bank.resolved(first=takes and skips)

@@ -92,8 +92,8 @@ class InfoPro(LocalMethod):
             raise ConfigError(
                 "local.weights",
                 self.weights,
-                f"are both 0 at module {site.module}, which nothing would train",
-                "give one that is above 0 at each end",
+                f"are both 0 at module {site.module}, so nothing would train it",
+                "give at least one above 0 at each end",
             )
         channels, _, _ = map_shape(site.spec.shape)
         decoder = Decoder(channels, site.image, self.decoder_width) if weights[0] else None

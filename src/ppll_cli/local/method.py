@@ -152,7 +152,7 @@ def check_lag(lag: int) -> None:
         ConfigError: It is not an integer, less than 1, or above `MOST_LAG`.
     """
     if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
-        raise ConfigError("local.lag", lag, "is no number of batches", "give 1 or more")
+        raise ConfigError("local.lag", lag, "is not a valid number of batches", "give 1 or more")
     if lag > MOST_LAG:
         problem = "keeps too many versions of a unit's weights"
         raise ConfigError("local.lag", lag, problem, f"use at most {MOST_LAG}")

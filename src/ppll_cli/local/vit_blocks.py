@@ -66,6 +66,6 @@ def _schedule(depth: str) -> tuple[int, int]:
     front, dash, back = depth.partition("-")
     if not (dash and front.isdecimal() and back.isdecimal()):
         raise ConfigError(
-            "local.depth", depth, "is no schedule", "give FRONT-BACK, for example 2-0"
+            "local.depth", depth, "is not FRONT-BACK", "give two numbers, for example 2-0"
         )
     return int(front), int(back)

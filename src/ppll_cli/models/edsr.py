@@ -101,7 +101,7 @@ class EDSR:
         ConfigError: An option is out of range.
     """
 
-    changed: ClassVar[str] = "it computes in [0, 255] now, as its authors' code, and not in [0, 1]"
+    changed: ClassVar[str] = "it computes in [0, 255] now, like its authors' code, not in [0, 1]"
 
     depth: int = 16
     width: int = 64
@@ -129,8 +129,8 @@ class EDSR:
         scale = wanted.scale
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel
         if wanted.overlap < least:
-            problem = f"edsr and SSIM look {least} pixels far: pictures evaluated in tiles would "
-            problem += "not be what they are as a whole"
+            problem = f"edsr and SSIM look {least} pixels far, so pictures evaluated in tiles "
+            problem += "would differ from whole pictures"
             raise ConfigError(
                 "data.overlap", wanted.overlap, problem, f"use data.overlap={least}, or more"
             )

@@ -311,6 +311,6 @@ def _too_small(key: str, value: str, image: ImageSpec, least: int, remedy: str) 
     """Return the error for images so small that the last layers would convolve only padding."""
     problem = (
         f"needs images of at least {least} x {least} pixels, "
-        f"these have {image.height} x {image.width}"
+        f"but these have {image.height} x {image.width}"
     )
     return ConfigError(key, value, problem, remedy)

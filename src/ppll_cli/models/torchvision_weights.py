@@ -51,7 +51,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             shapes = f"{tuple(ours[key].shape)}, not {tuple(value.shape)}"
             raise _refusal(f"have {key!r} of shape {shapes}")
     if unknown := sorted(ours.keys() - expected.keys()):
-        raise _refusal(f"have the unknown {unknown[0]!r}")
+        raise _refusal(f"have an unknown tensor {unknown[0]!r}")
     return ours
 
 
@@ -64,7 +64,7 @@ def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     elif {"embed.conv_proj.weight", "embed.pos_embedding", "head.fc.weight"} <= ours.keys():
         model, image = _vit(ours)
     else:
-        raise _refusal(f"begin with {next(iter(ours), 'nothing')!r}")
+        raise _refusal(f"are of no known model: they begin with {next(iter(ours), 'nothing')!r}")
     return _built(model, image, Classification(len(ours["head.fc.weight"])))
 
 
@@ -124,6 +124,6 @@ def _refusal(problem: str) -> ConfigError:
     return ConfigError(
         "weights",
         "torchvision",
-        f"these {problem}",
+        f"these weights {problem}",
         "possible: ResNet-18, 34, 50, 101 or 152, a VisionTransformer, or a RetinaNet",
     )

@@ -85,7 +85,7 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
         outputs = result if isinstance(result, tuple) else (result,)
         if len(outputs) != len(unit.writes):
             writes = ", ".join(unit.writes)
-            raise ValueError(f"{unit.name!r} writes {writes}, and returned {len(outputs)} value(s)")
+            raise ValueError(f"{unit.name!r} writes {writes}, but returned {len(outputs)} value(s)")
         traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced

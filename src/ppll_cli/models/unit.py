@@ -129,7 +129,10 @@ def check_names(names: Sequence[str]) -> None:
         other = next((each for each in (*folders, name) if each in taken), inside.get(name))
         if other is not None:
             raise ConfigError(
-                "model", name, f"is a unit beside {other!r}", "give each a name of its own"
+                "model",
+                name,
+                f"clashes with the unit name {other!r}",
+                "give each unit a name of its own",
             )
         taken.add(name)
         for folder in folders:

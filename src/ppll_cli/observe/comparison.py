@@ -179,7 +179,7 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
             f"s to {comparison.metric} {comparison.target:.4g}: seconds of training, evaluation "
-            "included, until an evaluation reached the lowest value that a comparable run "
+            "included, until an evaluation reached this value, the lowest that a comparable run "
             "completed with"
         )
     if not each:
@@ -188,10 +188,10 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     for group in groups:
         if group.first.unequal:
             differences = ", ".join(
-                f"{key} is {shown(mine)} and not {shown(theirs)}"
+                f"{key} is {shown(mine)} instead of {shown(theirs)}"
                 for key, (mine, theirs) in group.first.unequal.items()
             )
-            yield f"* {group.names} is not comparable to most: {differences}"
+            yield f"* {group.names} is not comparable to most runs: {differences}"
     for row in comparison.rows:
         if row.run.error:
             yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"
@@ -206,7 +206,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
     }
     if baselines:
         named = ", ".join(f"{bp.name} ({_size(bp)})" for bp in baselines.values())
-        yield f"x bp: over the fastest back-propagation under the same conditions, {named}"
+        yield f"x bp: speed-up over the fastest back-propagation under the same conditions, {named}"
     short = []
     for group in groups:
         if group.over_bp is None or group.first.run.get("device") != "cpu":
@@ -216,13 +216,13 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
             short.append(f"{group.names} ({counted(wanted, 'thread')} against {most})")
     if short:
         yield (
-            f"x bp flatters {', '.join(short)}: on a CPU, add a back-propagation that has all the "
-            "threads, schedule=bp gpus=1"
+            f"x bp flatters {', '.join(short)}: for a fair comparison on a CPU, add "
+            "back-propagation with all the threads: schedule=bp gpus=1"
         )
     if any(group.over_ll is not None for group in groups):
         yield (
-            "x ll: over sequential local learning under the same conditions; for ll and ppll, that "
-            "of the same local method and modules"
+            "x ll: speed-up over sequential local learning under the same conditions; for ll and "
+            "ppll, also with the same local method and modules"
         )
 
 
@@ -230,25 +230,25 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
     """Yield notes that say what the mark of noise means, and which groups cannot be judged."""
     ran = [group for group in groups if group.first.run.status == "completed"]
     if any(group.seeds > 1 for group in ran):
-        yield "± is the standard deviation over the seeds, whose number follows in brackets"
+        yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
     judged = [g for g in ran if g.seeds > 1 and g.reference and g.reference.seeds > 1]
     names = dict.fromkeys(
         g.reference.name for g in judged if g.reference and not g.is_same(g.reference)
     )
     if names:
         yield (
-            f"{NOISE} differs from {' or '.join(names)} by no more than noise explains (Welch's "
-            "t-test, 5 %); in x bp and x ll, from their baselines"
+            f"{NOISE} marks a difference from {' or '.join(names)} that noise can explain (Welch's "
+            "t-test, 5 %); in x bp and x ll, a difference from their baselines"
         )
     alone = [group.names for group in ran if group.seeds == 1]
     if len(ran) > 1 and len(alone) == len(ran):
         yield (
-            "one seed gives no estimate of noise, so small differences may mean nothing: "
-            "seed=0,1,2 gives one"
+            "one seed gives no estimate of noise, so small differences may mean nothing; "
+            "several seeds, such as seed=0,1,2, give one"
         )
     elif len(ran) > 1 and alone:
         named = ", ".join(alone)
-        yield f"one seed gives no estimate of noise, so differences of {named} are not judged"
+        yield f"one seed gives no estimate of noise, so differences of {named} are not tested"
 
 
 def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
@@ -264,7 +264,10 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         if group.repeated:
             which = ", ".join(map(str, group.repeated))
-            yield f"{group.names}: runs with the same seed ({which}) are averaged first, as one"
+            yield (
+                f"{group.names}: runs with the same seed ({which}) are averaged first, and count "
+                "as one"
+            )
 
 
 def _size(group: Group) -> str:

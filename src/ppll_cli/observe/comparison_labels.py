@@ -110,7 +110,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
             "points: its runs"
         )
     if any(note.startswith(NOISE) for note in comparison.notes):
-        yield f"{NOISE} is within noise, comparison.md says of what"
+        yield f"{NOISE}: the difference is within noise, comparison.md says from what"
     if any(group.first.unequal for group in comparison.groups):
         yield "* is not comparable to most runs, comparison.md says why"
     if any(note.startswith("x bp flatters") for note in comparison.notes):

@@ -110,7 +110,9 @@ class Console:
         except (Exception, SystemExit) as error:  # rich exits if a pipe is broken
             if not self.lost:
                 self.lost = True
-                log.warning("the run is not shown any more: %s: %s", type(error).__name__, error)
+                log.warning(
+                    "the display of the run has stopped: %s: %s", type(error).__name__, error
+                )
 
     @_for_show
     def settings(self, changes: Sequence[str]) -> None:
@@ -240,7 +242,7 @@ class Console:
     def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
         """Print that the run is complete and that nothing is left to do."""
         done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
-        self._say(f"{done}; more epochs, or a larger max_steps, make it longer")
+        self._say(f"{done}; to train longer, give more epochs or a larger max_steps")
         self._result(summary, run_dir)
 
     def _result(self, summary: Line, run_dir: Path) -> None:

@@ -58,7 +58,7 @@ def workspace(
         query={"summaryTable": {"tableKey": "comparison_groups"}},
         chart_name="wandb/bar/v0",
         chart_fields={"label": "label", "value": "speed_up_over_bp_mean"},
-        chart_strings={"title": "speed-up over bp, of a sweep's groups of seeds"},
+        chart_strings={"title": "speed-up over bp by group of a sweep"},
     )
     sections = {
         "Speed": [
@@ -101,10 +101,11 @@ def workspace(
         ],
         "Memory": [
             over_time(
-                "bytes of each stage", *(f"stage_{k}/memory_bytes" for k in range(STAGES_SHOWN))
+                "memory of each stage, bytes",
+                *(f"stage_{k}/memory_bytes" for k in range(STAGES_SHOWN)),
             ),
             wr.BarPlot(
-                title="most bytes of each stage",
+                title="peak memory of each stage, bytes",
                 metrics=[f"stages.{k}.peak_memory_bytes" for k in range(STAGES_SHOWN)],
             ),
         ],
@@ -140,10 +141,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""))
     parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ppll-run"))
     parser.add_argument("--name", default="ppll-run: speed")
+    parser.add_argument("--metric", help=f"the metric to show (default: {', '.join(METRICS)})")
     parser.add_argument(
-        "--metric", help=f"the task's (default: those of the runs, of {', '.join(METRICS)})"
+        "--baseline", metavar="RUN_ID", help="the wandb run with which the others are compared"
     )
-    parser.add_argument("--baseline", metavar="RUN_ID", help="a wandb run to show differences to")
     parser.add_argument("--dry-run", action="store_true", help="print the page as JSON")
     given = parser.parse_args(arguments)
     try:
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str]) -> None:
         if not wandb.login(prompt=False):
             login = command("wandb", "login")
             remedy = f"{login}, or set WANDB_API_KEY; --dry-run needs none"
-            raise ConfigError("wandb_dashboard", "", "no key of wandb is configured", remedy)
+            raise ConfigError("wandb_dashboard", "", "no API key of wandb is configured", remedy)
         given.entity = given.entity or wandb.Api().default_entity
     metrics = [given.metric] if given.metric else METRICS
     page = workspace(given.entity, given.project, given.name, metrics, given.baseline)

@@ -63,7 +63,7 @@ class Shown:
         """Log the failure, once."""
         if self.failure is not None and not self._told:
             self._told = True
-            log.info("%s gets nothing: %s", self._name, reason(self.failure))
+            log.info("nothing more is written to %s: %s", self._name, reason(self.failure))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

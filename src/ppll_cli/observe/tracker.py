@@ -210,7 +210,7 @@ class Guarded:
         self._calls.put(None)
         self._thread.join(self._limit_s)
         if self._thread.is_alive():
-            self._lose(f"it is not done {self._limit_s:g} s after the end")
+            self._lose(f"it has not finished {self._limit_s:g} s after the end")
             with suppress(Exception):
                 if abandon := getattr(self._tracker, "abandon", None):
                     abandon()

@@ -207,7 +207,7 @@ class WandbTracker:
         connection._cleanup()
         connection._proc._process.kill()
         connection._proc._process.wait()
-        log.warning("what wandb was not told: %s", self._how_to_sync())
+        log.warning("to upload what wandb did not receive: %s", self._how_to_sync())
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
         """Begin a wandb run, offline if an online one cannot be had in time."""
@@ -267,7 +267,7 @@ class WandbTracker:
             if offline:
                 log.info("to upload what wandb recorded: %s", self._how_to_sync())
         except TimeoutError:
-            said = "wandb was not done uploading after %g s; for the rest: %s"
+            said = "wandb had not finished uploading after %g s; to upload the rest: %s"
             log.warning(said, self._finish_s, self._how_to_sync())
         finally:
             wandb.teardown()  # otherwise its process stays until the program ends
@@ -296,7 +296,7 @@ def _mode(given: str | None) -> Mode | None:
     disabled = os.environ.get("WANDB_DISABLED", "").lower()
     if disabled in ("", "0", "false", "no", "off"):
         return None
-    log.info("WANDB_DISABLED=%s: wandb is told nothing; tracker.mode=online tells it", disabled)
+    log.info("WANDB_DISABLED=%s: nothing is sent to wandb; tracker.mode=online sends it", disabled)
     return "disabled"
 
 

@@ -108,8 +108,8 @@ class _Checker:
         if not isinstance(instruction, self._allowed):
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
-                f"stage {self.place.stage} runs {instruction}, which is not for a schedule: it "
-                f"yields {', '.join(names)} and {last} alone"
+                f"stage {self.place.stage} runs {instruction}, but a schedule yields only "
+                f"{', '.join(names)} and {last}"
             )
         chunks, chunk = self.place.chunks, instruction.chunk
         if isinstance(chunk, bool) or chunk not in chunks:
@@ -165,7 +165,7 @@ class _Checker:
     def _check_loss(self, instruction: Loss) -> None:
         if not self._layout.chunks[instruction.chunk].ends_module:
             ends = [c for c in self.place.chunks if self._layout.chunks[c].ends_module]
-            raise self._error(instruction, f"a loss is for chunks that end a module: {ends}")
+            raise self._error(instruction, f"only chunks that end a module have a loss: {ends}")
         self._count_after_forward(instruction, self._losses)
 
     def _check_inputs(self, instruction: Backward | BackwardInput) -> None:

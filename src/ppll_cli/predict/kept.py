@@ -51,14 +51,16 @@ class Kept:
         try:
             if not path.is_file():  # opening a FIFO could wait for ever
                 if path.exists():
-                    raise ValueError("it is no file")
+                    raise ValueError("it is not a file")
                 return {}
             return _records(path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
             problem = " ".join(str(error).split()) or type(error).__name__
-            log.warning("%s has times that cannot be read, and is replaced: %s", path, problem)
+            log.warning(
+                "the times kept in %s cannot be read, and the file is replaced: %s", path, problem
+            )
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
@@ -73,7 +75,7 @@ class Kept:
             write_json(path, records)
         except OSError as error:
             self._writable = False  # one warning is enough
-            log.warning("what was measured cannot be kept for the next time: %s", error)
+            log.warning("measured times cannot be kept for the next run: %s", error)
 
 
 def _records(path: Path) -> dict[str, Record]:
@@ -90,10 +92,10 @@ def _records(path: Path) -> dict[str, Record]:
         raise ValueError("it is too large")
     found = json.loads(content.decode())
     if not isinstance(found, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it holds no JSON object")
     for key, record in found.items():
         if not _is_record(key, record):
-            raise ValueError(f"{key[:80]!r} is not as it was written")
+            raise ValueError(f"{key[:80]!r} is damaged")
     return found
 
 

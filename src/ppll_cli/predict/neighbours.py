@@ -67,7 +67,7 @@ def _hear(link: Connection, limit_s: float) -> None:
     Raises:
         WorkerFailedError: The neighbour failed, or sent nothing within `limit_s` seconds.
     """
-    error, report = f"nothing was heard of it for {START_S:.0f} s", {}
+    error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:
             report = link.recv()
@@ -77,7 +77,12 @@ def _hear(link: Connection, limit_s: float) -> None:
             if not report:
                 return
     raise WorkerFailedError(
-        {"name": "a process beside what is measured", "device": "cpu", "error": error, **report}
+        {
+            "name": "a process that computes beside the measured one",
+            "device": "cpu",
+            "error": error,
+            **report,
+        }
     )
 
 

@@ -295,7 +295,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)
     measured = profile.at(samples, others)
-    where = f"beside {others} other process(es) that compute" if others else "with nothing beside"
+    where = f"while {others} other process(es) compute" if others else "with nothing else running"
     lines = [
         f"partition=profile, milliseconds for {samples} samples, measured {where}:",
         f"  {'unit':<14}{'forward':>9}{'backward':>10}{'step':>8}  stage",
@@ -312,7 +312,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         micro_batches = whole / job.replicas / samples
         losses = 1000 * micro_batches * sum(end.forward_s + end.backward_s for end in ends)
         total = 1000 * prediction.stage_s[stage]
-        lines.append(f"  stage {stage}: {total:.3f} a batch, of which losses {losses:.3f}")
+        lines.append(f"  stage {stage}: {total:.3f} per batch, of which losses take {losses:.3f}")
     speed_up = bp_batch_s(len(names), profile.at(whole)) / (whole / prediction.samples_per_second)
     lines.append(
         f"  predicted: {prediction.samples_per_second:.0f} samples/s, {speed_up:.2f} x the speed "

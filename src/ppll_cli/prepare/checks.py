@@ -27,7 +27,7 @@ def check_passes(job: Job) -> None:
             raise ConfigError(
                 "sync_batchnorm",
                 True,
-                f"of a batch of {samples} samples replicas would make different numbers of "
+                f"replicas would split a batch of {samples} samples into different numbers of "
                 "micro-batches",
                 "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
             )
@@ -44,7 +44,7 @@ def check_shares(course: Course, replicas: int) -> None:
         raise ConfigError(
             "replicas",
             replicas,
-            f"the last batch of an epoch has {smallest} sample(s), not one for each of them",
+            f"the last batch of an epoch has {smallest} sample(s), fewer than one for each replica",
             "use data.drop_last=true, another batch_size or fewer replicas",
         )
 
@@ -60,8 +60,8 @@ def check_instructions(job: Job, subject: Subject) -> None:
     """
     key, path = as_typed("schedule", job.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
-        problem = "its method held() is not called any more: slots are counted"
-        raise ConfigError(key, path, problem, "remove it, and yield compute instructions alone")
+        problem = "its method held() is no longer called: the program counts slots itself"
+        raise ConfigError(key, path, problem, "remove it, and yield only compute instructions")
     try:
         with blaming(key, path, "its instructions"):
             _ = job.channels  # makes, checks and simulates all streams
@@ -80,7 +80,9 @@ def check_backwards(job: Job) -> None:
     """Refuse what backwards in halves exclude: they pass parts of the forward's graph twice."""
     for key, asked in (("compile", job.compiled), ("recompute", job.recompute)):
         if asked and job.halves:
-            problem = f"this schedule runs backwards in halves, which {key}=true excludes"
+            problem = (
+                f"this schedule splits each backward into halves, which {key}=true does not allow"
+            )
             raise ConfigError(key, True, problem, f"use {key}=false, or another schedule")
 
 
@@ -115,8 +117,8 @@ def check_batch_norm(
         raise ConfigError(
             "batch_size",
             job.course.batch_size,
-            f"leaves a micro-batch of one sample, of which {layers[0]} (BatchNorm) would see one "
-            "value a channel",
+            f"leaves a micro-batch of one sample, in which {layers[0]} (BatchNorm) would see only "
+            "one value per channel",
             "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
             + (" or replicas, or sync_batchnorm=true" if last else ""),
         )

@@ -40,7 +40,7 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
         raise ConfigError(
             "schedule.microbatches",
             schedule.microbatches,
-            f"a batch of {settings.batch_size} samples cannot be split into more parts",
+            f"a batch of {settings.batch_size} samples cannot be split into so many micro-batches",
             f"use at most {settings.batch_size}, or a larger batch_size",
         )
     return Course(

@@ -137,7 +137,7 @@ def cut(
     if len(stage_of) > len(names):
         raise ConfigError(
             *as_typed("schedule", settings.schedule["_target_"]),
-            f"needs {len(stage_of)} runs of units, and the model has only {len(names)} units",
+            f"needs {len(stage_of)} chunks, but the model has only {len(names)} units",
             "use fewer gpus or a smaller schedule.chunks",
         )
     if asked > len(atoms):
@@ -170,14 +170,19 @@ def _fixed_modules(
             raise ConfigError("local.cuts", given, problem)
         if count is not None and count != len(cuts) + 1:
             raise ConfigError(
-                "local.modules", count, f"local.cuts makes {len(cuts) + 1}", "give one of the two"
+                "local.modules",
+                count,
+                f"local.cuts makes {len(cuts) + 1} modules",
+                "give one of the two",
             )
         return cut_at(names, cuts, "local.cuts")
     if count is None:
         return None
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
         raise ConfigError(
-            "local.modules", count, f"must be a whole number from 1 to {len(names)}, the units"
+            "local.modules",
+            count,
+            f"must be a whole number from 1 to {len(names)}, the number of units",
         )
     return _even(len(names), count)
 
@@ -187,7 +192,7 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
     if name not in partitions:
         names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
         remedy = f"{names}; or give a list of names of units"
-        raise ConfigError("local.cuts", name, "is no partition of the model", remedy)
+        raise ConfigError("local.cuts", name, "is not a partition of the model", remedy)
     return list(partitions[name])
 
 
@@ -223,7 +228,7 @@ def _manual(
     """
     cuts = settings.partition.cuts
     assert cuts is not None
-    what = "stages" if stages == settings.stages_asked else "runs of units"
+    what = "stages" if stages == settings.stages_asked else "chunks"
     if len(cuts) != stages - 1:
         raise ConfigError(
             "partition.cuts",

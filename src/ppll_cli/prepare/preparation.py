@@ -89,7 +89,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
         raise ConfigError(
             "schedule._target_",
             settings.schedule["_target_"],
-            "is no Schedule",
+            "is not a Schedule",
             f"derive it from {Schedule.__module__}.Schedule",
         )
     _note_schedule(settings, schedule, notes)
@@ -243,8 +243,12 @@ def assemble(
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
-        reason = "it is for ll and ppll" if not schedule.local else "no module has an earlier one"
-        notes.append(f"fba=on: nothing reads a feature bank here; {reason}")
+        reason = (
+            "no auxiliary network has an earlier module to read from"
+            if schedule.local
+            else "only ll and ppll use a feature bank"
+        )
+        notes.append(f"fba=on has no effect here: {reason}")
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if job.sync_batchnorm:
         check_passes(job)
@@ -285,25 +289,27 @@ def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
 def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:
     asked = settings.schedule["microbatches"]
     if asked != schedule.microbatches:
-        notes.append(f"schedule.microbatches={asked}: this schedule takes 1, and 1 is used")
+        notes.append(
+            f"schedule.microbatches={asked}: this schedule does not split batches, so 1 is used"
+        )
     replicas = settings.replicas
     if schedule.one_stage and settings.stages_asked > 1:
         where = "one device" if replicas == 1 else "one device for each replica"
-        what = f"the same modules as for ppll are trained, on {where}" if schedule.local else ""
+        what = "it trains the same modules as ppll" if schedule.local else ""
         notes.append(
             f"gpus={settings.devices_asked}: this schedule uses {where}" + (what and f"; {what}")
         )
     if replicas > 1:
         norm = "" if settings.sync_batchnorm else "BatchNorm, if the model has any, and "
         notes.append(
-            f"replicas={replicas}: {norm}losses that compare the samples of a batch see each "
-            "replica's share alone"
+            f"replicas={replicas}: {norm}losses that compare the samples of a batch see only "
+            "their own replica's share"
         )
     stages = settings.stages_asked
     if len(placed(schedule, stages)) > stages > schedule.microbatches:
         notes.append(
-            f"schedule.microbatches={schedule.microbatches}: fewer than the "
-            f"{stages} stages, so stages wait for one another more than with as many"
+            f"schedule.microbatches={schedule.microbatches}: fewer than the {stages} stages, so "
+            f"stages wait for each other more than with {stages} micro-batches"
         )
     if schedule.microbatches > 1:
         notes.append(

@@ -64,7 +64,7 @@ def spread(
     if idle := sorted({*range(len(machines))} - {*homes}):
         name = f"machine {idle[0]} ({machines[idle[0]].host})"
         remedy = f"use more gpus, or {len(machines) - len(idle)} machines"
-        raise ConfigError("gpus", workers, f"leaves nothing for {name}", remedy)
+        raise ConfigError("gpus", workers, f"leaves no worker for {name}", remedy)
     return devices, homes
 
 

@@ -231,7 +231,7 @@ def examine(settings: Settings) -> Subject:
         raise ConfigError(
             "local._target_",
             local["_target_"],
-            "is no LocalMethod",
+            "is not a LocalMethod",
             f"derive it from {LocalMethod.__module__}.LocalMethod",
         )
 
@@ -265,7 +265,7 @@ def _traced(
     for unit in units:
         recipe = recipe_of(unit, specs)
         if recipe not in known:
-            with blaming(*model, f"following a sample through {unit.name!r}"):
+            with blaming(*model, f"running a sample through {unit.name!r}"):
                 (known[recipe],) = trace([unit], specs)
         traced.append(known[recipe])
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
@@ -300,11 +300,14 @@ def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -
         if missing:
             raise ConfigError(
                 *model,
-                f"unit {unit.name!r} reads {missing[0]!r}, which nothing before it makes",
-                f"there are {', '.join(sorted(known))}",
+                f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes",
+                f"it can read {', '.join(sorted(known))}",
             )
         for name in unit.writes:
             if name == IMAGE or name in task.targets:
-                problem = f"unit {unit.name!r} writes {name!r}, which losses read as it was loaded"
+                problem = (
+                    f"unit {unit.name!r} writes {name!r}, the name of a loaded tensor that losses "
+                    "read"
+                )
                 raise ConfigError(*model, problem, "use another name")
         known.update(unit.writes)

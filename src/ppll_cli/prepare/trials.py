@@ -51,7 +51,9 @@ def check_halves(
     """
     if found := _first_unfit(_in_halves, units, before):
         name, why = found
-        problem = f"it runs backwards in two halves; that of unit {name!r} {why}"
+        problem = (
+            f"it splits backwards into two halves, and the split backward of unit {name!r} {why}"
+        )
         raise ConfigError(*schedule, problem, "use schedule=1f1b")
 
 
@@ -70,7 +72,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
     """
     if found := _first_unfit(_recomputed, units, before):
         name, why = found
-        problem = f"the forward runs twice; with that the backward of unit {name!r} {why}"
+        problem = f"with a second forward, the backward of unit {name!r} {why}"
         raise ConfigError("recompute", True, problem, "use recompute=false")
 
 
@@ -87,7 +89,7 @@ def _first_unfit(
         inputs = [batch_like(specs[n], SAMPLES, torch.device("cpu")) for n in unit.reads]
         try:
             if not _same(_gradients(unit, inputs, _whole), _gradients(unit, inputs, way)):
-                return unit.name, "gives other gradients"
+                return unit.name, "gives different gradients"
         except RuntimeError as error:
             return unit.name, f"fails: {' '.join(str(error).split())}"
     return None

@@ -92,7 +92,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
         sha256,
         missing=[n for n in needed if n not in names and not n.endswith(COUNTER)],
         unfit=[
-            f"{n} is {there[key]} and has to be {needed[n]}"
+            f"{n} is {there[key]} in the file, but {needed[n]} in the model"
             for n, key in names.items()
             if n in needed and n not in fitting
         ],
@@ -102,6 +102,6 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
         problem = f"nothing in it fits the model: {found.told()}"
         raise ConfigError("weights", given, problem, "give weights of the same model")
     if (found.missing or found.unfit or found.unused) and not partial:
-        remedy = "weights_partial=true takes what fits, and draws the rest from the seed"
+        remedy = "weights_partial=true uses what fits, and initializes the rest from the seed"
         raise ConfigError("weights", given, f"does not fit the model: {found.told()}", remedy)
     return found

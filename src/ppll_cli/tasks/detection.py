@@ -219,7 +219,7 @@ class Detection:
         """
         head = pyramid_head(copies.head, "local", "fba", "use local=greedy")
         if not bank.shared_head:
-            problem = "a pyramid's convolutions are what joins maps to the head"
+            problem = "does not apply to detection, where a pyramid joins maps to the head"
             raise ConfigError("fba.shared_head", False, problem, "leave it out")
         own = [(self.stride("local", "fba", shape), shape[0]) for shape in copies.shapes]
         earlier = [(self.stride("local", "fba", shape), shape[0]) for shape in banked]
@@ -257,8 +257,10 @@ class Detection:
             stride = self.height // shape[1]
             if self.width == stride * shape[2] and stride & (stride - 1) == 0:
                 return stride
-        problem = f"finds boxes in maps of an image of {self.height}x{self.width}, and a module "
-        problem += f"ends in {list(shape)}"
+        problem = (
+            f"finds boxes in maps that divide {self.height}x{self.width} pixels evenly, but a "
+        )
+        problem += f"module ends in {list(shape)}"
         raise ConfigError(key, value, problem, "use model=retinanet")
 
 

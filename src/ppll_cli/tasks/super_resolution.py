@@ -210,8 +210,10 @@ def _mean(numbers: Sequence[float]) -> float:
 
 def _check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
-        problem = f"makes pictures from maps [C, H, W], and a module ends in {list(shape)}"
-        raise ConfigError(key, value, problem, "use a model whose modules end in maps, as edsr")
+        problem = f"makes pictures from maps [C, H, W], but a module ends in {list(shape)}"
+        raise ConfigError(
+            key, value, problem, "use a model whose modules end in maps, such as edsr"
+        )
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:

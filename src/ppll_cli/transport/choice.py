@@ -31,7 +31,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     queues = QueueTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     other = queues.obstacle(size, devices)
     if other is None:
-        log.warning("transport=%s: %s; queue is used", name, obstacle)
+        log.warning("transport=%s: %s; using queue instead", name, obstacle)
         return queues
     if "cpu" in devices:  # both transports need shared memory then
         raise ConfigError("transport", name, other, more_room(size))
@@ -40,6 +40,6 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     raise ConfigError(
         "transport",
         name,
-        f"{obstacle}; nor can queue be used: {other}",
+        f"{obstacle}; queue cannot be used either: {other}",
         "make room there, or unset the variable",
     )

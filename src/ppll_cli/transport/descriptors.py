@@ -73,7 +73,7 @@ def check_descriptors(
     needed = max(parent, worker)
     if needed <= limit:
         return
-    problem = f"needs {needed} file descriptors, and may have {limit:.0f}"
+    problem = f"needs {needed} file descriptors, but may open only {limit:.0f}"
     remedy = f"allow more (`ulimit -n {needed}`, which may need an administrator)"
     if worker <= limit:
         remedy += " or use fewer gpus"

@@ -20,11 +20,11 @@ _UNSHARED = re.compile(r"expandable_segments\s*:\s*True|backend\s*:\s*cudaMalloc
 def cannot_share() -> str | None:
     """Return why CUDA memory cannot be shared with another process; None if it can."""
     if NO_CACHE_VARIABLE in os.environ:
-        return f"{NO_CACHE_VARIABLE} is set, and such CUDA memory cannot be shared"
+        return f"{NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     for variable in ALLOCATOR_VARIABLES:
         found = _UNSHARED.search(os.environ.get(variable, ""))
         if found is not None:
-            return f"{variable} has {found[0]}, and such CUDA memory cannot be shared"
+            return f"{variable} has {found[0]}, so CUDA memory cannot be shared"
     return None
 
 

@@ -149,7 +149,7 @@ def no_room(size: int) -> str | None:
         return None
     if size <= USED_AT_MOST * there.free:
         return None
-    return f"its slots take {size >> 20} MiB, and {SHARED_MEMORY} has {there.free >> 20} MiB left"
+    return f"its slots take {size >> 20} MiB, but {SHARED_MEMORY} has {there.free >> 20} MiB left"
 
 
 def more_room(size: int) -> str:

@@ -182,7 +182,7 @@ class RingTransport:
         aside = obstacle is not None or source != target
         orders = CudaOrder(source, target, aside), CudaOrder(target, source, aside)
         if obstacle is not None:
-            self._tell(f"{obstacle}; pinned host memory is used")
+            self._tell(f"{obstacle}; using pinned host memory instead")
             return ring(slots, size, _on_host(slots * size, pinned=True), orders, target)
         there = DeviceMemory(slots * size, target), DeviceMemory(slots * size, target)
         return ring(slots, size, there, orders)

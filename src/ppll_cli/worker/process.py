@@ -94,8 +94,8 @@ def _said(error: Exception) -> str:
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if out_of_memory or "can't allocate memory" in str(error):
         said += (
-            "; out of memory: a smaller batch_size, more schedule.microbatches where the schedule "
-            "splits batches, precision=bf16 or more gpus need less on each device"
+            "; out of memory: try a smaller batch_size, more schedule.microbatches where the "
+            "schedule splits batches, precision=bf16 or more gpus"
         )
     return said
 

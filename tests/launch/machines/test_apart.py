@@ -146,7 +146,7 @@ def test_what_comes_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
     sessions = apart.start(*COMMON, "gpus=2", f"hydra.run.dir={folder}", program=program)
     assert ended(sessions, 120) == [1, 1], [session.printed() for session in sessions]
     name = f"machine 1 ({socket.gethostname()})"
-    problem = f"cannot be taken from {name}: it came damaged: "
+    problem = f"cannot be received from {name}: it arrived damaged: "
     for session in sessions:
         assert problem in session.printed()
     assert problem in result_of(folder).summary["error"]

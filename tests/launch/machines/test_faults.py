@@ -143,7 +143,7 @@ def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
     arguments = [*LONG, f"hydra.run.dir={folder}"]
     sessions = start(*arguments, machines=3, absent=[1], environment=limit)
     assert ended(sessions, 60) == [2, 2], printed(sessions)
-    said = "ppll-run: nnodes=3: machine 1 did not come within 10 s\n"
+    said = "ppll-run: nnodes=3: machine 1 did not join within 10 s\n"
     assert printed(sessions) == [said, said]
     assert not folder.exists()
 
@@ -155,7 +155,7 @@ def test_machine_0_never_comes(start: Start, folder: Path) -> None:
     assert ended(sessions, 60) == [2], printed(sessions)
     (line,) = sessions[0].printed().splitlines()
     assert line.startswith("ppll-run: MASTER_ADDR=127.0.0.1:")
-    assert "machine 0, which has the store, did not come in 2 s" in line
+    assert "machine 0, which runs the store, did not join within 2 s" in line
 
 
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

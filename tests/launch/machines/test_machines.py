@@ -110,8 +110,8 @@ spread.__version__ = "0.0"
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["gpus=1"], "gpus=1: leaves nothing for machine 1"),
-        (["gpus=4"], "ppll-run=0.0: is what machine 1"),
+        (["gpus=1"], "gpus=1: leaves no worker for machine 1"),
+        (["gpus=4"], "ppll-run=0.0: is the version on machine 1"),
     ],
     ids=["configuration", "versions"],
 )

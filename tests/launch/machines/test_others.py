@@ -92,8 +92,8 @@ def test_what_follows_a_file_waits_for_it_and_a_failure_does_not(job: Job, tmp_p
 
 def test_a_file_that_cannot_be_taken_fails_the_run(job: Job) -> None:
     parcels = OneAway()
-    parcels.problem = "it came damaged"
-    with pytest.raises(RunFailedError, match="it came damaged"):
+    parcels.problem = "it arrived damaged"
+    with pytest.raises(RunFailedError, match="it arrived damaged"):
         list(leader(job, [], parcels).news(lambda *_: None))
 
 

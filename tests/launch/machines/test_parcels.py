@@ -120,7 +120,7 @@ def test_the_store_never_holds_much(pair: Pair, store: Shelf, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"other", "it came damaged: 5 bytes with SHA-256 "), (b"longer", "damaged: 6 bytes with")],
+    [(b"other", "it arrived damaged: 5 bytes with SHA-256 "), (b"longer", "damaged: 6 bytes with")],
 )
 def test_a_damaged_file_is_told(pair: Pair, tmp_path: Path, content: bytes, problem: str) -> None:
     first, second = pair
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_told(pair: Pair, tmp_path: Path, content: bytes, prob
     there = first.take(file, tmp_path / "there")
     second.send(tmp_path / "stage-1")
     found = problem_of(first)
-    assert found.startswith(f"{tmp_path}/there/stage-1 cannot be taken from machine 1 (b): ")
+    assert found.startswith(f"{tmp_path}/there/stage-1 cannot be received from machine 1 (b): ")
     assert problem in found
     assert f"instead of 5 with {file.sha256}" in found
     assert not there.is_set()
@@ -160,6 +160,6 @@ def test_both_give_up_when_they_are_closed(pair: Pair, store: Shelf, tmp_path: P
     wait_for(lambda: not store.held)
     second.close()
     for one in pair:
-        assert problem_of(one).endswith(": it was given up")
+        assert problem_of(one).endswith(": the transfer was given up")
     assert not sent.is_set()
     assert not there.is_set()

@@ -47,11 +47,20 @@ def test_one_machine(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
-        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, "nproc-per-node=2: one launcher runs on a machine"),
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: one launcher runs on a machine"),
+        (
+            {**TORCHRUN, "LOCAL_WORLD_SIZE": "2"},
+            "nproc-per-node=2: a machine takes only one launcher",
+        ),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: a machine takes only one launcher"),
         ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "says where the machines meet"),
-        ({**SRUN, "PPLL_MEETING_S": "soon"}, "PPLL_MEETING_S=soon: is no number of seconds from 1"),
-        ({**SRUN, "PPLL_MEETING_S": "nan"}, "PPLL_MEETING_S=nan: is no number of seconds from 1"),
+        (
+            {**SRUN, "PPLL_MEETING_S": "soon"},
+            "PPLL_MEETING_S=soon: is not a number of seconds from 1",
+        ),
+        (
+            {**SRUN, "PPLL_MEETING_S": "nan"},
+            "PPLL_MEETING_S=nan: is not a number of seconds from 1",
+        ),
     ],
 )
 def test_refused(environment: dict[str, str], problem: str) -> None:

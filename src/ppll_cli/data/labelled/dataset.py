@@ -226,7 +226,7 @@ class LabelledPictures(Classified):
         if val is not None and test is not None and self.val_fraction:
             raise self.fault(
                 self.folder,
-                f"has a part val, and data.val_fraction={self.val_fraction:g}",
+                f"has a part val, so data.val_fraction={self.val_fraction:g} cannot make one",
                 "give data.val_fraction=0",
             )
         if test is None:
@@ -236,7 +236,7 @@ class LabelledPictures(Classified):
                 raise self.fault(
                     self.folder,
                     "has neither test nor val",
-                    "add one, or give data.val_fraction=0.2: that part of the pictures is the test",
+                    "add one, or give data.val_fraction=0.2 to test on that part of the pictures",
                 )
             kept, held_out = hold_out(len(train), self.val_fraction)
             chosen = train.of(held_out)

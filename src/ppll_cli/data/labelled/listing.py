@@ -98,7 +98,7 @@ def arranged(sources: Mapping[str, Path], parts: Mapping[str, Classes]) -> Found
     """
     classes = in_order(parts["train"])
     if len(classes) < 2:
-        problem, remedy = f"has one class alone, {classes[0]}", "give two classes at least"
+        problem, remedy = f"has only one class, {classes[0]}", "give at least two classes"
         raise ListingError(sources["train"], problem, remedy)
     for part, found in parts.items():
         _check_classes(sources[part], found, classes)
@@ -148,8 +148,8 @@ def from_folders(folder: Path, *, empty: bool = False) -> Classes:
             raise ListingError(
                 inner,
                 "this class has no pictures",
-                f"put some there, or remove the folder; pictures end in {', '.join(SUFFIXES[:5])} "
-                "and the like",
+                "put some there, or remove the folder; names of pictures end in "
+                f"{', '.join(SUFFIXES[:5])} or similar",
             )
     if not found:
         raise ListingError(
@@ -189,7 +189,7 @@ def from_csv(
             continue
         where = f"{file}, line {number}"
         if len(cells) <= max(path_at, label_at) or not cells[path_at] or not cells[label_at]:
-            problem = f"has not both a path and a label: {','.join(cells)}"
+            problem = f"lacks a path or a label: {','.join(cells)}"
             raise ListingError(where, problem, "write path,label, or remove the line")
         path, label = meant(cells[path_at], cells[label_at])
         places = [folder / os.path.expanduser(path) for folder in folders]
@@ -198,7 +198,7 @@ def from_csv(
             raise ListingError(
                 where,
                 f"there is no file {places[0]}",
-                f"mend or remove the line; paths begin in {folders[0]}",
+                f"correct or remove the line; paths are relative to {folders[0]}",
             )
         found.setdefault(label, []).append(str(there))
     if not found:
@@ -222,7 +222,7 @@ def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> 
     """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
-        problem = f"has the class {new[0]}, which the training pictures have not"
+        problem = f"has the class {new[0]}, which the training pictures do not have"
         raise ListingError(source, problem, f"add {new[0]} to them, or remove it here")
     if lacking and source.is_dir():
         problem = f"lacks the class {lacking[0]}, which the training pictures have"
@@ -236,7 +236,7 @@ def _reading(source: Path) -> Iterator[None]:
         yield
     except (OSError, UnicodeDecodeError) as error:
         problem = f"cannot be read ({problem_of(error)})"
-        raise ListingError(source, problem, "mend it, or let it be read") from error
+        raise ListingError(source, problem, "repair it, or make it readable") from error
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -275,4 +275,4 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             if any(stripped):
                 yield rows.line_num, stripped
     except csv.Error as error:
-        raise ListingError(f"{file}, line {rows.line_num}", str(error), "mend it") from error
+        raise ListingError(f"{file}, line {rows.line_num}", str(error), "correct it") from error

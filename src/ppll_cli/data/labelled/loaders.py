@@ -249,7 +249,7 @@ class _Loader:
         """Return the error for a loader that has ended."""
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
-        return RunFailedError(f"a loader of data is gone ({fate(self.process.returncode)})")
+        return RunFailedError(f"a data loader is gone ({fate(self.process.returncode)})")
 
     def end(self) -> None:
         """Kill the process, and wait up to `END_S` seconds for its end."""
@@ -278,12 +278,12 @@ class _Loader:
             stopped_s = stopped_s + passed_s if is_stopped(self.process.pid) else 0.0
             if stopped_s > STOPPED_LIMIT_S:
                 self.end()
-                raise RunFailedError("a loader of data was stopped (SIGSTOP)")
+                raise RunFailedError("a data loader was stopped (SIGSTOP)")
             if waited_s > ANSWER_LIMIT_S:
                 self.end()
-                where = f"{request.wanted[0].path} and what follows it"
+                where = f"{request.wanted[0].path} and the files after it"
                 raise RunFailedError(
-                    f"a loader of data did not answer for {waited_s:.0f} s, over {where}"
+                    f"a data loader did not answer for {waited_s:.0f} s while it read {where}"
                 )
 
 

@@ -90,7 +90,7 @@ def kept(
             lambda there: _read(there, len(sources), scale, measured),
         )
     except OSError as error:
-        problem = f"decoded pictures cannot be kept there ({error.strerror})"
+        problem = f"decoded pictures cannot be written there ({error.strerror})"
         raise ConfigError("data.cache", folder, problem, "name another folder") from error
 
 
@@ -141,7 +141,7 @@ def _pair(
         return high, high.resize(size, Image.Resampling.BICUBIC)
     low = decoded(source.low)
     if low.size[0] < size[0] or low.size[1] < size[1]:
-        problem = f"measures {low.size}, and {source.high.name} divided by {scale} {size}"
+        problem = f"measures {low.size}, but {source.high.name} divided by {scale} measures {size}"
         raise ConfigError("data.scale", scale, f"{source.low} {problem}")
     return high, low.crop((0, 0, *size))
 
@@ -159,7 +159,7 @@ def _read(place: Path, count: int, scale: int, measured: bool) -> Pictures:
     if len(low) != count or len(quality) != count * measured:
         raise ValueError(f"it holds {len(low)} pictures, not {count}")
     if [each.shape[:2] for each in high] != wanted:
-        raise ValueError("its large and small pictures do not fit")
+        raise ValueError("its large and small pictures do not match")
     return Pictures(high, low, quality if measured else None)
 
 

@@ -70,13 +70,13 @@ class PictureDataset(Files, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale not in (2, 3, 4):
-            raise ConfigError("data.scale", self.scale, "is no scale", "choose 2, 3 or 4")
+            raise ConfigError("data.scale", self.scale, "is not supported", "choose 2, 3 or 4")
         for key, least in (("patch", 8), ("patches_per_epoch", 1), ("overlap", 0)):
             check_at_least(key, getattr(self, key), least)
         check_at_least("tile", self.tile, 2 * self.overlap + 1, "(more than twice data.overlap)")
         if len(self.mean) != 3 or not all(0 <= value <= 1 for value in self.mean):
             raise ConfigError(
-                "data.mean", self.mean, "is no colour", "give three numbers in [0, 1]"
+                "data.mean", self.mean, "is not a colour", "give three numbers in [0, 1]"
             )
 
     def prepare(self) -> None:
@@ -144,7 +144,9 @@ class PictureDataset(Files, ABC):
             size = f"{width}x{height} pixels after division by {self.scale}"
             need = f"data.patch={self.patch}" if trained else "SSIM"
             whole = f"{least * self.scale}x{least * self.scale}"
-            problem = f"has {size}, too few for {need}; it needs at least {whole} before that"
+            problem = (
+                f"has {size}, too few for {need}; before the division it needs at least {whole}"
+            )
             then = "remove it, or give a smaller data.patch" if trained else "remove it"
             raise ConfigError("data", file, problem, then)
 

@@ -108,7 +108,7 @@ def unreadable(path: Path, error: Exception) -> ConfigError:
     """Return the error for a file that cannot be read as a picture."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     problem = f"cannot be read as a picture ({' '.join(reason.split())})"
-    return ConfigError("data", path, problem, "remove or mend it")
+    return ConfigError("data", path, problem, "remove or repair it")
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
     try:
         path.stat()  # raises an error with the reason, where is_file() only returns False
         if not path.is_file():  # opening a named pipe would wait for its writer
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with _QUIET, warnings.catch_warnings():
             # PIL's warnings (corrupt EXIF, very large) do not name the file.
             warnings.simplefilter("ignore")
@@ -149,10 +149,10 @@ def _in_colour(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;"):
         greys = np.asarray(image)
         if greys.min() < 0 or greys.max() > _MOST_16_BIT:
-            raise ValueError("its greys have more than 16 bits")
+            raise ValueError("its grey values have more than 16 bits")
         # convert() would clip all values above 255.
         return Image.fromarray((greys >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its greys are floating-point numbers, whose range is not known")
+        raise ValueError("its grey values are floating-point numbers, whose range is not known")
     image.info.pop("transparency", None)  # for a palette, convert() would warn and drop it
     return image.convert("RGB")

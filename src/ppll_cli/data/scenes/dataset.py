@@ -101,7 +101,9 @@ class DetectionDataset(Files, ABC):
             log.warning(remark)
         for name, scenes in splits.items():
             if not scenes.asked_for:
-                then = "nothing is learnt but that" if name == "train" else "ap will be null"
+                then = (
+                    "the model cannot learn to find any" if name == "train" else "ap will be null"
+                )
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
@@ -137,7 +139,7 @@ class DetectionDataset(Files, ABC):
                 assert isinstance(file, Path)
                 real = f"{real_folder(file.parent)}/{file.name}"
                 if real in seen:
-                    problem = "is in training and test, or twice in one of them"
+                    problem = "occurs twice, in training and test or in one of them"
                     where = f" and as {seen[real]}" if seen[real] != file else ""
                     raise self.fault(f"{file}{where}", problem, "list each picture once")
                 seen[real] = file

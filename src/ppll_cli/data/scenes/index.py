@@ -129,7 +129,7 @@ class Index:
         """
         check_objects(self.objects, len(self.files), len(self.classes))
         if self.sizes.shape != (len(self.files), 2):
-            raise ValueError("it has not one size for each picture")
+            raise ValueError("it does not have one size for each picture")
 
 
 class Scene(NamedTuple):
@@ -271,7 +271,7 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(f"its {name} are {array.dtype} {array.shape}, not {shape}")
     if starts[0] != 0 or starts[-1] != count or (np.diff(starts) < 0).any():
-        raise ValueError("its pictures do not share the boxes out")
+        raise ValueError("its boxes are not divided among its pictures")
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"it has labels from {labels.min()} to {labels.max()}")
 
@@ -301,9 +301,9 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
         return ""
     first = f", the first in {files[int((lost > 0).argmax())]}" if missing else ""
     return (
-        f"{missing} of {total} boxes are left out, since they lie outside of their pictures or "
-        f"are thinner than a pixel{first}; {outside - missing} more lose over half of their area "
-        "at the border"
+        f"{missing} of {total} boxes are left out, because they lie outside of their pictures "
+        f"or are thinner than a pixel{first}; {outside - missing} more boxes lose over half of "
+        "their area at the border"
     )
 
 

@@ -223,7 +223,7 @@ def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
     """
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
-        lines.append(("ignored", "true box that is not asked for"))
+        lines.append(("ignored", "true box that evaluation ignores"))
     if any(mark.colour for mark in placed):
         lines.append(("found", f"found box, with class and score ({LEAST_SCORE:g} or more)"))
     else:

@@ -33,8 +33,8 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     if size == found.size:
         return _turned(boxes, found)
     width, height = found.upright
-    problem = f"measures {width}x{height} pixels, and its annotation says {size[0]}x{size[1]}"
-    raise ConfigError("data", path, problem, "mend the annotation (width x height)")
+    problem = f"measures {width}x{height} pixels, but its annotation says {size[0]}x{size[1]}"
+    raise ConfigError("data", path, problem, "correct the annotation (width x height)")
 
 
 def _turned(boxes: Boxes, found: Header) -> Boxes:

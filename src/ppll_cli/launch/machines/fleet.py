@@ -186,7 +186,9 @@ class Fleet:
         except RuntimeError as error:
             problem = "no store could be reached there"
             if not (self.first or where.hosted):
-                problem = f"machine 0, which has the store, did not come in {where.limit_s:g} s"
+                problem = (
+                    f"machine 0, which runs the store, did not join within {where.limit_s:g} s"
+                )
             problem = f"{problem}: {_first_line(error)}"
         raise ConfigError("MASTER_ADDR", place, problem)
 
@@ -218,7 +220,7 @@ class Fleet:
         own = {**vars(Machine.here()), "word": secrets.token_hex(8)}
         welcome = self._welcome(own, until_s) if self.first else self._hello(own, until_s)
         if None in welcome:
-            raise self._missing(f"machine {welcome.index(None)} did not come")
+            raise self._missing(f"machine {welcome.index(None)} did not join")
         found = [
             Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome if each
         ]
@@ -228,9 +230,9 @@ class Fleet:
                     raise ConfigError(
                         name,
                         version,
-                        f"is what machine {rank} ({other.host}) has, and machine 0 "
+                        f"is the version on machine {rank} ({other.host}), but machine 0 "
                         f"({found[0].host}) has {found[0].versions.get(name)}",
-                        "install the same on all machines",
+                        "install the same version on all machines",
                     )
         return found
 
@@ -265,7 +267,9 @@ class Fleet:
                     store.set(f"{self._session}/seen/{self.rank}", "")
                     return welcome
             time.sleep(0.1)
-        raise self._missing("not all machines came" if self._session else "machine 0 did not come")
+        raise self._missing(
+            "not all machines joined" if self._session else "machine 0 did not join"
+        )
 
     def _comes(self, key: str, until_s: float) -> bool:
         """Wait for a key in the store until `until_s`; return whether it came."""

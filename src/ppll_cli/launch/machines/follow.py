@@ -63,7 +63,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         mark.unlink(missing_ok=True)
     fleet.tell({"kind": "go"})
     if apart := [fleet.name(machine) for machine in sorted(fleet.parcels)]:
-        told = "%s is not shared with %s: what is saved there is sent to %s"
+        told = "%s is not shared with %s: files saved there are sent to %s"
         log.info(told, run_dir, " and ".join(apart), fleet.name(0))
 
 
@@ -230,8 +230,8 @@ def _check_weights(prepared: Prepared, message: Message) -> None:
     """Refuse a file of weights that differs from machine 0's file of the same path."""
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
-        problem = "is another file here than on machine 0: their digests differ"
-        raise ConfigError("weights", used["file"], problem, "copy it to all machines")
+        problem = "is not the same file here as on machine 0: the digests differ"
+        raise ConfigError("weights", used["file"], problem, "copy the same file to all machines")
 
 
 def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:

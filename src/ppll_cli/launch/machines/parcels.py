@@ -118,12 +118,12 @@ class Parcels:
                 os.fsync(written.fileno())
             if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.sha256):
                 raise _ParcelError(
-                    f"it came damaged: {size_bytes} bytes with SHA-256 {digest.hexdigest()} "
+                    f"it arrived damaged: {size_bytes} bytes with SHA-256 {digest.hexdigest()} "
                     f"instead of {file.size_bytes} with {file.sha256}"
                 )
             there.set()
 
-        self._tasks.put((f"{path} cannot be taken from {self._name}", task))
+        self._tasks.put((f"{path} cannot be received from {self._name}", task))
         return there
 
     def check(self) -> None:
@@ -177,7 +177,7 @@ class Parcels:
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
-                raise _ParcelError("it was given up")
+                raise _ParcelError("the transfer was given up")
             now_s = time.monotonic()
             waited_s += min(now_s - looked_s, 1.0)  # time while this machine slept does not count
             looked_s = now_s

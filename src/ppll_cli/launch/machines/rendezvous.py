@@ -58,16 +58,23 @@ class Rendezvous:
             local, rank, machines = given("LOCAL_WORLD_SIZE", "1"), given("RANK"), "WORLD_SIZE"
             if local != "1":
                 remedy = "give torchrun --nproc-per-node=1; gpus=N is the number of workers"
-                raise ConfigError("nproc-per-node", local, "one launcher runs on a machine", remedy)
+                raise ConfigError(
+                    "nproc-per-node", local, "a machine takes only one launcher", remedy
+                )
             count = int(given(machines, "1"))
         elif "SLURM_STEP_NUM_TASKS" in environment:
             count, rank = int(given("SLURM_STEP_NUM_TASKS", "1")), given("SLURM_PROCID")
             if count > int(given("SLURM_STEP_NUM_NODES", str(count))):
                 remedy = "give srun --ntasks-per-node=1; gpus=N is the number of workers"
-                raise ConfigError("ntasks", count, "one launcher runs on a machine", remedy)
+                raise ConfigError("ntasks", count, "a machine takes only one launcher", remedy)
             if count > 1 and not ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
                 remedy = "see docs/machines.md for a batch file"
-                raise ConfigError("MASTER_ADDR", "", "says where the machines meet", remedy)
+                raise ConfigError(
+                    "MASTER_ADDR",
+                    "",
+                    "this and MASTER_PORT must say where the machines meet",
+                    remedy,
+                )
         else:
             return None
         if count == 1:
@@ -86,4 +93,4 @@ def _limit_s(given: str) -> float:
     with suppress(ValueError):
         if 1 <= (limit_s := float(given)) <= DAY_S:
             return limit_s
-    raise ConfigError(MEETING, given, f"is no number of seconds from 1 to {DAY_S}")
+    raise ConfigError(MEETING, given, f"is not a number of seconds from 1 to {DAY_S}")

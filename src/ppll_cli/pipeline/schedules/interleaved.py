@@ -38,7 +38,7 @@ class Interleaved(Schedule):
     def __init__(self, *, microbatches: int = 1, chunks: int = 2) -> None:
         super().__init__(microbatches=microbatches)
         if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
-            raise ConfigError("schedule.chunks", chunks, "must be a whole number, 1 at least")
+            raise ConfigError("schedule.chunks", chunks, "must be a whole number, at least 1")
         self.chunks = chunks
 
     def layout(self, stages: int) -> Sequence[int]:
