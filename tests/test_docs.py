@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli import evaluate, plan
+from ppll_cli.cli import compare, evaluate, plan
 from ppll_cli.config import settings
+from ppll_cli.errors import ConfigError
 from scripts.benchmarks.__main__ import NAMES
 from tests.conftest import compose_config
 from tests.program import ppll_run
@@ -109,6 +111,22 @@ def test_evaluations_are_understood(command: str) -> None:
     assert str(options.run_dir).startswith("outputs/")
     assert {word.split("=")[0].split(".")[0] for word in given} <= {*evaluate.FREE}
     compose_config(given)
+
+
+COMPARISONS = [
+    command
+    for page in PAGES
+    for command in re.findall(
+        r"^\$ (?:\.venv/bin/)?ppll-compare(.*)$", page.read_text(), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize("command", COMPARISONS)
+def test_comparisons_are_understood(tmp_path: Path, command: str) -> None:
+    """All that is wrong with a command is that its folders are not here."""
+    with chdir(tmp_path), pytest.raises(ConfigError, match=r"outputs/.*: there is no such folder"):
+        compare._main(shlex.split(command))
 
 
 def _chosen(word: str, choice: int) -> str:

@@ -131,6 +131,28 @@ def test_speeds_are_those_that_were_measured() -> None:
     assert (soak["detected"], soak["recovered"], soak["leaks"]) == (soak["runs"], soak["runs"], 0)
 
 
+def test_the_guide_to_schedules_has_the_bounds_of_ppll_plan() -> None:
+    page = (DOCS / "which_schedule.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (0\.\d\d) \| (0\.\d\d) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for stages, parts, *bounds in rows:
+        share = (int(stages) - 1) / int(parts)
+        assert bounds == [f"{share:.2f}", f"{share / 3:.2f}"]
+
+
+def test_the_guide_to_schedules_has_the_shares_that_were_counted() -> None:
+    page = (DOCS / "which_schedule.md").read_text()
+    measured = json.loads((DOCS / "benchmarks" / "accuracy.json").read_text())["rows"]
+    methods = re.findall(r"`(\w+)`", next(re.finditer(r"^\| modules \|.*$", page, re.M))[0])
+    rows = re.findall(r"^\| (\d) \|((?: \d+% \|)+)$", page, re.MULTILINE)
+    assert [modules for modules, _ in rows] == ["2", "4", "8"]
+    for modules, cells in rows:
+        for method, cell in zip(methods, re.findall(r"\d+%", cells), strict=True):
+            name = "fba off" if method == "fba" else method
+            found = measured[f"{name} {modules} trained"]
+            assert cell == f"{found['aux_flops'] / found['flops']:.0%}", (method, modules)
+
+
 def test_what_a_slow_link_leaves_is_what_was_measured() -> None:
     """README's first table, and the speeds on one machine below it."""
     measured = json.loads((DOCS / "benchmarks" / "network.json").read_text())["models"]
@@ -174,6 +196,14 @@ def masked(output: str) -> list[str]:
     return [line for line in lines if line and " left" not in line]
 
 
+def first_run(page: str) -> str:
+    return page.split("\n$ scripts/run\n")[1].split("```")[0]
+
+
+def test_the_tutorial_shows_the_first_run_as_readme_does() -> None:
+    assert masked(first_run((DOCS / "tutorial.md").read_text())) == masked(first_run(README))
+
+
 def test_the_output_of_the_first_run_is_todays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,5 +213,4 @@ def test_the_output_of_the_first_run_is_todays(
     with start(cwd=tmp_path) as process:
         out, errors = process.communicate(timeout=350)
     assert process.returncode == 0, errors
-    shown = README.split("\n$ scripts/run\n")[1].split("```")[0]
-    assert masked(shown) == [*masked(errors), *masked(out)]
+    assert masked(first_run(README)) == [*masked(errors), *masked(out)]
