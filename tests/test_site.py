@@ -1,0 +1,78 @@
+"""The site that `scripts/docs` builds of docs/ has every page, picture and class that it should."""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SITE = (ROOT / "mkdocs.yml").read_text()
+GALLERY = (DOCS / "gallery.md").read_text()
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in DOCS.rglob("*.md")}
+REFERENCE = [
+    (page, name)
+    for page, text in PAGES.items()
+    for name in re.findall(r"^::: ppll_cli\.(\S+)$", text, re.MULTILINE)
+]
+
+
+def test_every_page_has_one_place_in_the_navigation() -> None:
+    nav = re.findall(r"^ +- .+: (\S+\.md)$", SITE[SITE.index("\nnav:") :], re.MULTILINE)
+    assert sorted(nav) == sorted(PAGES)
+
+
+def test_every_picture_is_in_the_gallery_above_its_command() -> None:
+    shown = re.findall(r"^!\[[^]]+\]\(pictures/(\S+)\)$(.*?)(?=^!|^#|\Z)", GALLERY, re.M | re.S)
+    pictures = [path.name for path in (DOCS / "pictures").iterdir()]
+    assert sorted(name for name, _ in shown) == sorted(pictures)
+    for name, below in shown:
+        assert re.search(r"^\$ scripts/", below, re.MULTILINE), name
+
+
+def test_the_gallery_has_the_commands_of_other_pages() -> None:
+    """The detector's is in the record of the benchmark that trained it."""
+    rows = json.loads((DOCS / "benchmarks" / "beyond.json").read_text())["rows"]
+    given = {*rows["detection fba on 4 trained"]["overrides"]}
+    commands = re.findall(r"^\$ (.+)$", GALLERY, re.MULTILINE)
+    others = [text for page, text in PAGES.items() if page != "gallery.md"]
+    made_here = [command for command in commands if not any(command in text for text in others)]
+    (detector,) = (command.removeprefix("scripts/run ") for command in made_here)
+    assert {*detector.split()} == given - {"transport=ring"}  # the default
+
+
+@pytest.mark.parametrize(("page", "name"), REFERENCE)
+def test_the_reference_names_what_there_is(page: str, name: str) -> None:
+    """A module, or what a module defines; and the page names the file for other viewers."""
+    *folders, last = f"ppll_cli.{name}".split(".")
+    try:
+        module = import_module(f"ppll_cli.{name}")
+    except ModuleNotFoundError:
+        module = import_module(".".join(folders))
+        assert last in vars(module)
+    file = Path(module.__file__ or "")
+    assert f"`{file.relative_to(ROOT)}`" in PAGES[page] or f"`{file.name}`" in PAGES[page]
+
+
+def test_the_reference_has_what_examples_import() -> None:
+    """A class or function of each example in the pages, or the whole module."""
+    known = {name for _, name in REFERENCE}
+    last = {name.rpartition(".")[2] for name in known}
+    imports = [
+        (module, name)
+        for text in PAGES.values()
+        for module, names in re.findall(r"^from ppll_cli\.(\S+) import (.+)$", text, re.MULTILINE)
+        for name in names.split(", ")
+    ]
+    assert len(imports) > 10
+    assert [name for module, name in imports if module not in known and name not in last] == []
+
+
+def test_the_search_of_the_site_needs_no_network() -> None:
+    """The plugin `offline` links a script on the network, unless one of this name is given."""
+    (script,) = re.findall(r"^ +polyfills: \[(\S+)\]", SITE, re.MULTILINE)
+    assert "iframe-worker" in script
+    assert (DOCS / script).is_file()
+    assert re.search(r"^ +font: false", SITE, re.MULTILINE)
