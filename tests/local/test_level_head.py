@@ -187,7 +187,7 @@ def test_convolutions_begin_as_the_authors_code_has_them() -> None:
     for layer in convolutions:
         assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.15)
         assert layer.bias is not None
-        rare = layer is head.head.classification_head.cls_logits  # type: ignore[union-attr]
+        rare = layer is head.head.classification_head.cls_logits
         expected = torch.full_like(layer.bias, -math.log(0.99 / 0.01) if rare else 0)
         torch.testing.assert_close(layer.bias, expected)
 

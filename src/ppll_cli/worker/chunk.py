@@ -82,7 +82,7 @@ class HeldChunk(Networks):
         self._weight_halves: dict[int, WeightHalf] = {}
         self.average: Average | None = None
         if replicas is not None:
-            early = not job.sync_batchnorm
+            early = not job.settings.sync_batchnorm
             self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
         # Reading a tensor on CUDA would make the host wait for all queued work.
         self._reads_at_once = device.type == "cpu"
@@ -133,7 +133,7 @@ class HeldChunk(Networks):
                 run: Callable[..., Any] = network
                 if training:
                     seed = partial(self._reseed, micro_batch, seeding.unit_forward, unit.name)
-                    if self.job.recompute:
+                    if self.job.settings.recompute:
                         run = partial(recomputed, network, seed)
                     else:
                         seed()
@@ -178,7 +178,7 @@ class HeldChunk(Networks):
                 measures = self.job.task.measure(prediction, values, training=True)
         self._add("train", loss, micro_batch, measures)
         # On other devices the loss is checked when it is reported.
-        if self._reads_at_once and self.job.optim.nonfinite == "stop":
+        if self._reads_at_once and self.job.settings.optim.nonfinite == "stop":
             self.nonfinite = self.nonfinite or not bool(loss.isfinite())
         if loss.requires_grad:  # otherwise nothing is trained here
             (loss if share == 1 else loss * share).backward()
@@ -286,7 +286,7 @@ class HeldChunk(Networks):
             self.ema.update(step)
 
     def _optimize(self, optimizer: FusedOptimizer, total: Tensor | None) -> None:
-        optim, step = self.job.optim, self._batch.step
+        optim, step = self.job.settings.optim, self._batch.step
         nonfinite = None
         if total is not None and optim.nonfinite == "skip":
             nonfinite = total.isfinite().logical_not().float()
@@ -337,7 +337,8 @@ class HeldChunk(Networks):
         # Networks may draw on the CPU as well as on their device. torch.manual_seed would seed
         # every device, and format a stack trace in each call.
         batch = self._batch
-        seed = seed_of(self.job.seed, owner, batch.step, batch.first_micro_batch + micro_batch)
+        seed, number = self.job.settings.seed, batch.first_micro_batch + micro_batch
+        seed = seed_of(seed, owner, batch.step, number)
         for generator in self._generators:
             generator.manual_seed(seed)
 

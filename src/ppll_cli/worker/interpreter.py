@@ -128,8 +128,9 @@ class Interpreter:
 
     def execute(self, stream: Iterable[do.Instruction]) -> None:
         """Execute instructions one after another."""
-        limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
-        if self.job.sync_batchnorm:
+        settings = self.job.settings
+        limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
+        if settings.sync_batchnorm:
             # BatchNorm waits for the other replicas in each pass, and one of them may be hanging.
             limit_s = None
         for instruction in stream:

@@ -53,7 +53,7 @@ class Networks:
         replicas: Replicas | None = None,
     ) -> None:
         self.job, self.place, self.device = job, place, device
-        seed = job.seed
+        settings, seed = job.settings, job.settings.seed
         units = [site.units[index] for index in self.place.units]
         self.units = [(unit, build_unit(unit, seed)) for unit in units]
         self.exports: list[tuple[Unit, nn.Module]] = []
@@ -64,14 +64,15 @@ class Networks:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.auxiliary_weights(seed, self.place.module))
                 self.criterion = module_criterion(method, site)
-        if job.sync_batchnorm and replicas is not None:
+        if settings.sync_batchnorm and replicas is not None:
             self.units = [(unit, synced(network, replicas)) for unit, network in self.units]
             if self.criterion is not None:
                 synced(self.criterion, replicas)
         for network in self.networks:
-            placed(network, self.device, job.compiled)
-        self.optimizer = FusedOptimizer(job.optim, self.parameters) if self.parameters else None
-        self.ema = None if job.optim.ema is None else Ema(self.units, job.optim.ema)
+            placed(network, self.device, settings.compile)
+        optim = settings.optim
+        self.optimizer = FusedOptimizer(optim, self.parameters) if self.parameters else None
+        self.ema = None if optim.ema is None else Ema(self.units, optim.ema)
         self.versions: dict[int, Versions] = {}
         for index, (unit, network) in zip(self.place.units, self.units, strict=True):
             lags = [watch.lag for watch in job.routes.watches.values() if watch.unit == index]
