@@ -99,7 +99,7 @@ class Worker:
     @property
     def item(self) -> Item | None:
         """The batch or mark that the stage handles now."""
-        return self.interpreter.item
+        return self.interpreter.mail.item
 
     @property
     def instruction(self) -> do.Instruction | None:
@@ -114,8 +114,8 @@ class Worker:
             end.open()
         self.report("ready")
         self.interpreter.send_ahead()
-        for item in upcoming(self.job, self.seat, self.links, self.interpreter.wait):
-            self.interpreter.item = item
+        for item in upcoming(self.job, self.seat, self.links, self.interpreter.mail.wait):
+            self.interpreter.mail.item = item
             self.links.pulse.take(str(item))
             if isinstance(item, TrainBatch):
                 self._train(item)
