@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 from ppll_cli.config import settings
 from ppll_cli.config.composition import own_choices, register_resolvers
 from ppll_cli.config.options import conf_dir
+from ppll_cli.job.job import Job
 from ppll_cli.launch.resume import recorded
 from ppll_cli.launch.run import Run
 from ppll_cli.prepare.preparation import Prepared, prepare
@@ -175,6 +176,11 @@ def resumed(before: Result, *overrides: str) -> Result:
     config, choices = recording.changed(*compose_config(recording.arguments(given)), given)
     continued = Run(settings.parse(config), config, choices, before.run_dir, recording)
     return Result(continued.execute(), before.run_dir)
+
+
+def with_settings(job: Job, **changed: object) -> Job:
+    """A job with other settings."""
+    return replace(job, settings=job.settings.model_copy(update=changed))
 
 
 def own_model(name: str, **options: object) -> list[str]:

@@ -1,13 +1,11 @@
 """A task that is not classification."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.tasks.task import CopiedNetwork, Copies
 
 
 class OtherTask:
@@ -32,13 +30,3 @@ class OtherTask:
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """A number for each sample."""
         return nn.Linear(shape[0], 1)
-
-    def banked(self, shape: tuple[int, ...]) -> nn.Module:
-        """As it is."""
-        return nn.Identity()
-
-    def bank_network(
-        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
-    ) -> nn.Module:
-        """Without the bank."""
-        return CopiedNetwork(copies.units, copies.head)

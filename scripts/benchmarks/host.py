@@ -151,7 +151,7 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
     """A training step of the stage as one would write it by hand, on networks of its own."""
     chunk = HeldChunk(job, CHUNK, job.site(job.units()), device)
     assert chunk.criterion is not None
-    criterion, optim = chunk.criterion, job.optim
+    criterion, optim = chunk.criterion, job.settings.optim
     networks = [network for _, network in chunk.units]
     name = chunk.units[0][0].reads[0]
     parameters = [p for network in (*networks, criterion) for p in network.parameters()]

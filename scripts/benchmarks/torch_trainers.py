@@ -151,7 +151,7 @@ class PipelineTrainer:
         losses: list[Tensor] | None = [] if self._last else None
         self._schedule.step(*images, target=labels, losses=losses, return_outputs=False)
         for optimizer in self._optimizers:
-            optimizer.step(self._job.optim.lr)
+            optimizer.step(self._job.settings.optim.lr)
             optimizer.zero_grad()
         return torch.stack(losses).detach().mean() if losses else None
 
@@ -209,7 +209,7 @@ class DataParallelTrainer:
         batch = _batch(self._batches, step * self._ranks + self._rank)
         loss = self._job.task.loss(self._model(batch[IMAGE]), batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step(self._job.optim.lr)
+        self._optimizer.step(self._job.settings.optim.lr)
         self._optimizer.zero_grad()
         return loss.detach()
 
@@ -241,8 +241,8 @@ def _example(job: Job, spec: ValueSpec, travels: bool) -> Tensor:
 
 
 def _batches(job: Job, device: torch.device, size: int) -> BatchMaker:
-    dataset: Dataset = make("data", job.data)
-    return dataset.batches(dataset.load(), size, job.seed, device)
+    dataset: Dataset = make("data", job.settings.data)
+    return dataset.batches(dataset.load(), size, job.settings.seed, device)
 
 
 def _batch(batches: BatchMaker, number: int) -> dict[str, Tensor]:

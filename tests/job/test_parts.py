@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ppll_cli.launch.summary import GIT_LIMIT_S, _git_commit
 from ppll_cli.leaves.files import digest_of
 from ppll_cli.pipeline.instructions import Forward
 from ppll_cli.prepare.preparation import Prepared
-from tests.conftest import Result, Runner, prepared, resumed
+from tests.conftest import Result, Runner, prepared, resumed, with_settings
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=37", "data.test_samples=7"]
 DATA += ["batch_size=8", "model.dim=16", "model.depth=2", "model.heads=2", "local.modules=2"]
@@ -78,7 +77,7 @@ def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
 def test_speeds_with_and_without_recompute_are_kept_apart(job: Prepared) -> None:
     mine = [counted(1, 1.0), counted(1, 1.0)]
     kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
-    again = Parts(replace(job.job, recompute=True), "ring", job.units, (), kept)
+    again = Parts(with_settings(job.job, recompute=True), "ring", job.units, (), kept)
     assert again.alike(mine) == mine
     (part,) = again.listed(7, 2.5, mine)
     assert part["recompute"] is True

@@ -174,7 +174,7 @@ def test_slots_fit_the_larger_of_patches_and_tiles(data: list[str]) -> None:
     job = prepared(*EDSR, *data, "gpus=2", "batch_size=4").job
     (room,) = job.channels.values()
     assert job.course.evaluation_size == 1
-    assert job.course.samples == {"train": 10, "test": len(tiles(job.data))}
+    assert job.course.samples == {"train": 10, "test": len(tiles(job.settings.data))}
     pixels = 30 * 31  # the pictures are 30 and 29 high
     least = 4 * pixels * (4 + 4 + 3 * 4)  # x, first, target
     assert least <= room.size < least + 5 * 512  # each is aligned

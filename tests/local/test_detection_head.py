@@ -15,15 +15,16 @@ from ppll_cli.local.auglocal import AugLocal
 from ppll_cli.local.detection_head import DetectionHead
 from ppll_cli.local.fba import FBA
 from ppll_cli.local.greedy import Greedy
+from ppll_cli.local.level_head import LevelHead
 from ppll_cli.local.man import MAN, MANPlus, Mixture
 from ppll_cli.local.method import LocalMethod, Site
+from ppll_cli.local.pyramid_bank import BankedPyramid
 from ppll_cli.models.retinanet import RetinaNet
 from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.detection import Detection
-from ppll_cli.tasks.level_head import LevelHead
-from ppll_cli.tasks.pyramid import BankedPyramid, PyramidHead, SmallestHead
+from ppll_cli.tasks.pyramid import PyramidHead, SmallestHead
 from tests.other_task import OtherTask
 
 TASK = Detection(("a", "b"), boxes=2, height=64, width=64, anchor=16)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.copies import CopiedNetwork
 from ppll_cli.local.fba import FBA
 from ppll_cli.local.method import Site, module_exports
 from ppll_cli.models.edsr import EDSR, Tail
@@ -21,7 +22,6 @@ from ppll_cli.models.vit import Block, Embed, ViT
 from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.tasks.classification import Classification, Pool
 from ppll_cli.tasks.super_resolution import SuperResolution
-from ppll_cli.tasks.task import CopiedNetwork
 from tests.other_task import OtherTask
 
 TASK = Classification(5)
@@ -187,12 +187,18 @@ def test_a_head_that_does_not_say_where_it_pools_is_refused() -> None:
         FBA(bank=bank()).criterion(site)
 
 
-def test_what_a_bank_keeps_is_the_tasks_affair() -> None:
+def test_another_task_has_a_bank_if_the_head_says_where_it_pools() -> None:
     at = sites(RESNET)
-    other = Site(0, at[0].modules, at[0].units, at[0].features, at[0].image, OtherTask())
+    other = replace(at[1], task=OtherTask())
     (unit,) = module_exports(FBA(bank=bank()), other)
-    x = torch.randn(2, 16, 12, 12)
-    assert torch.equal(unit.build()(x), x)
+    assert unit.build()(torch.randn(2, 16, 12, 12)).shape == (2, 16)
+    criterion = FBA(bank=bank()).criterion(other)
+    assert criterion.reads == ("x", "bank.0", "target")
+    criterion.head(torch.randn(2, 16, 12, 12), torch.randn(2, 16))
+    plain = replace(other, units=[*other.units[:-1], Unit("head", _PlainHead)])
+    with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, does not say"):
+        FBA(bank=bank()).criterion(plain)
+    FBA(bank=OFF).criterion(plain)
 
 
 def test_depth_must_be_positive() -> None:

@@ -1,6 +1,5 @@
 """Predictions of what links between devices and machines cost."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ from ppll_cli.predict import costs
 from ppll_cli.predict.interconnect import Interconnect, Link
 from ppll_cli.predict.speed import predict
 from ppll_cli.transport.averages import BUCKET_BYTES
+from tests.conftest import with_settings
 from tests.predict.given import TOKENS, UNITS, Source, batch_s, job
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -28,7 +28,7 @@ def test_a_link_carries_while_stages_compute() -> None:
 
 def test_latency_costs_where_too_few_messages_are_underway() -> None:
     """A channel of two slots, of which one is held, has two messages in 100 s and a bit."""
-    made = replace(job("ppll", 2), depth=1)
+    made = with_settings(job("ppll", 2), transport={"depth": 1})
     found = batch_s(predict(made, Source(), Interconnect(Link(1e12, latency_s=100.0))))
     assert 50.0 < found < 50.0 + 9.0
 

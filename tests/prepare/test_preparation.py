@@ -1,6 +1,7 @@
 """What is refused before a worker starts, and what a job is made of."""
 
 import logging
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
         prepared(*SMALL, "compile=true")
     monkeypatch.setattr("shutil.which", lambda name: name if name == "my-compiler" else None)
     monkeypatch.setenv("CXX", "my-compiler")
-    assert prepared(*SMALL, "compile=true").job.compiled
+    assert prepared(*SMALL, "compile=true").job.settings.compile
 
 
 def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +181,15 @@ def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared(*SMALL, "schedule=bp", "gpus=1").job.threads == 8
     assert prepared(*SMALL, "gpus=6").job.threads == 1
     assert prepared(*SMALL, "gpus=6", "threads=3").job.threads == 3
+
+
+def test_a_worker_on_other_cores_has_the_threads_that_were_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "usable_cores", lambda: 8)
+    job = prepared(*SMALL, "gpus=2").job
+    monkeypatch.setattr(settings, "usable_cores", lambda: 2)
+    assert pickle.loads(pickle.dumps(job)).threads == 4
 
 
 def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,6 @@ from math import exp, log
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
@@ -13,8 +12,6 @@ from ppll_cli.tasks.classification import (
     OTHER_LABEL,
     SHARE,
     Classification,
-    ClassifierHead,
-    FusedHead,
     Pool,
     class_shares,
     classes_of,
@@ -160,52 +157,3 @@ def test_a_model_for_classification_refuses_another_task() -> None:
     assert classes_of(TASK, "vit") == 3
     with pytest.raises(ConfigError, match=r"^model=vit: is for classification; choose a data set"):
         classes_of(OtherTask(), "vit")
-
-
-class _Head(ClassifierHead):
-    """Width 4, three classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 3)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-
-def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
-    head = _Head()
-    fused = FusedHead(head, [2, 5], fusion="add", shared_head=True)
-    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
-    vector = head.pooled(x)
-    for projection, b in zip(fused.projections, banked, strict=True):
-        vector = vector + projection(b).clamp(min=0)
-    torch.testing.assert_close(fused(x, *banked), head.fc(vector))
-
-
-@pytest.mark.parametrize("shared_head", [True, False])
-def test_concatenate_joins_them(shared_head: bool) -> None:
-    head = _Head()
-    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=shared_head)
-    assert head.fc.in_features == (4 if shared_head else 12)
-    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
-    projected = [p(b).clamp(min=0) for p, b in zip(fused.projections, banked, strict=True)]
-    vector = torch.cat([head.pooled(x), *projected], dim=1)
-    if shared_head:
-        assert fused.mix is not None
-        nn.init.normal_(fused.mix.weight)
-        vector = fused.mix(vector)
-    torch.testing.assert_close(fused(x, *banked), head.fc(vector))
-
-
-def test_fusion_begins_with_the_head_alone() -> None:
-    head = _Head()
-    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=True)
-    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
-    torch.testing.assert_close(fused(x, *banked), head(x))
-
-
-def test_a_bank_keeps_vectors() -> None:
-    x = torch.randn(2, 3, 4, 5)
-    assert torch.equal(TASK.banked((3, 4, 5))(x), Pool(3)(x))
-    assert not list(TASK.banked((3, 4, 5)).parameters())

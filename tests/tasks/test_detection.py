@@ -2,34 +2,29 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher, encode_boxes
 from torchvision.ops import box_iou
 
 from ppll_cli.config.commands import pip_install
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import empty
 from ppll_cli.tasks import detection as d
 from ppll_cli.tasks.boxes import BACKGROUND, matched
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.precision import COLUMNS
-from ppll_cli.tasks.pyramid import BankedPyramid, PyramidHead, SmallestHead, split_prediction
-from ppll_cli.tasks.task import Copies
+from ppll_cli.tasks.pyramid import PyramidHead, SmallestHead, split_prediction
 from tests.no_waiting import NoWaiting
 from tests.tasks import one_picture
 
 TASK = d.Detection(("a", "b", "c"), boxes=4, height=64, width=96, anchor=16)
-BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
-OFF = FeatureBank(enabled=False)
 
 
 def batch(boxes: list[list[float]], labels: list[int], **changes: Tensor) -> dict[str, Tensor]:
@@ -293,48 +288,7 @@ def test_the_smallest_head(stride: int) -> None:
     assert isinstance(head, SmallestHead)
 
 
-def network(copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank) -> BankedPyramid:
-    made = TASK.bank_network(copies, banked, bank)
-    assert isinstance(made, BankedPyramid)
-    return made
-
-
-@pytest.mark.parametrize(("fusion", "width"), [("concatenate", 8), ("add", 4)])
-def test_banked_maps_are_a_pyramids_finer_ones(fusion: str, width: int) -> None:
-    """A module of stride 16 behind one of 8 and another of 16; a copied unit makes stride 32."""
-    unit = nn.Conv2d(4, 5, 3, stride=2, padding=1)
-    copies = Copies([unit], [(4, 4, 6), (5, 2, 3)], head_of(8, 16, 32))
-    banked = [(6, 8, 12), (4, 4, 6)]
-    made = network(copies, banked, BANK.model_copy(update={"fusion": fusion}))
-    assert made.head.channels == {8: 6, 16: width, 32: 5}
-    x, early = maps_of(16, 16)
-    finer = torch.randn(1, 6, 8, 12)
-    prediction = made(x, finer, early.detach())
-    assert not torch.equal(prediction, made(x, torch.zeros_like(finer), early.detach()))
-    TASK.loss(prediction, batch(BOXES, [2, 0])).backward()  # type: ignore[no-untyped-call]
-    assert all(parameter.grad is not None for parameter in made.parameters())
-
-
-def test_without_a_bank_finer_maps_come_from_coarser_ones() -> None:
-    unit = nn.Conv2d(4, 5, 3, stride=2, padding=1)
-    copies = Copies([unit], [(4, 4, 6), (5, 2, 3)], head_of(8, 16, 32))
-    made = network(copies, [], OFF)
-    assert made.head.channels == {16: 4, 32: 5}
-
-
-def test_maps_that_no_pyramid_reads_are_not_banked() -> None:
-    assert TASK.banked((64, 16, 24)) is None
-    assert isinstance(TASK.banked((64, 8, 12)), nn.Identity)
-
-
 def test_what_is_for_another_task_is_refused() -> None:
-    copies = Copies([], [(4, 8, 12)], nn.Identity())
-    with pytest.raises(ConfigError, match=r"derive it from .*PyramidHead"):
-        TASK.bank_network(copies, [], BANK)
-    with pytest.raises(ConfigError, match=r"fba.shared_head=False: does not apply to detection"):
-        TASK.bank_network(
-            replace(copies, head=head_of(8)), [], BANK.model_copy(update={"shared_head": False})
-        )
     for shape in ((16,), (8, 5, 7), (8, 64 // 3, 32)):
         with pytest.raises(ConfigError, match="local=greedy: finds boxes in maps that divide"):
             TASK.smallest_head(shape)

@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.classification import classes_of
 from ppll_cli.tasks.picture_heads import (
-    FusedPictureHead,
-    PictureHead,
     ToLevels,
     ToPictures,
     Upsampler,
@@ -24,21 +21,9 @@ from ppll_cli.tasks.super_resolution import (
     SuperResolution,
     super_resolution_of,
 )
-from ppll_cli.tasks.task import CopiedNetwork, Copies
 
 TASK = SuperResolution(scale=2, patch=8, mean=(0.4, 0.5, 0.6), overlap=4)
 SIDE = 40
-
-
-class Head(PictureHead):
-    """The map as it is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.upsampler = Upsampler(4, 2, TASK.mean)
-
-    def mapped(self, x: Tensor) -> Tensor:
-        return x
 
 
 def whole(picture: int, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
@@ -185,55 +170,9 @@ def test_tiles_shave_the_pictures_border_and_not_the_cuts() -> None:
     assert TASK.score(torch.cat(parts)) == pytest.approx(one)
 
 
-BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
-
-
-def bank_head(head: nn.Module, banked: list[tuple[int, ...]], bank: FeatureBank) -> nn.Module:
-    """The head of an auxiliary network without copied units."""
-    network = TASK.bank_network(Copies([], [(4, 5, 7)], head), banked, bank)
-    assert isinstance(network, CopiedNetwork)
-    return network.head
-
-
-def test_a_concatenated_bank_begins_without_effect() -> None:
-    head = Head()
-    fused = bank_head(head, [(4, 5, 7), (6, 5, 7)], BANK)
-    x = torch.rand(2, 4, 5, 7)
-    bank = (torch.rand(2, 4, 5, 7), torch.rand(2, 6, 5, 7))
-    torch.testing.assert_close(fused(x, *bank), head(x))
-    fused(x, *bank).sum().backward()
-    assert isinstance(fused, FusedPictureHead)
-    assert fused.mix is not None
-    assert fused.mix.weight.grad is not None
-    assert fused.mix.weight.grad.all()
-
-
-def test_an_added_bank_is_the_long_skip() -> None:
-    """Upsampler(SLM(x) + x_0), with no parameters besides where the channels are the same."""
-    head = Head()
-    fused = bank_head(head, [(4, 5, 7)], BANK.model_copy(update={"fusion": "add"}))
-    x, first = torch.rand(2, 4, 5, 7), torch.rand(2, 4, 5, 7)
-    torch.testing.assert_close(fused(x, first), head.upsampler(x + first))
-    count = sum(parameter.numel() for parameter in head.parameters())
-    assert sum(parameter.numel() for parameter in fused.parameters()) == count
-
-
-def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
-    fused = bank_head(Head(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
-    assert isinstance(fused, FusedPictureHead)
-    assert fused.mix is None
-    assert fused.head.upsampler.channels == 8
-    x = torch.rand(2, 4, 5, 7)
-    assert fused(x, x).shape == (2, 3, 10, 14)
-
-
 def test_what_is_for_another_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="local=greedy: makes pictures from maps"):
         TASK.smallest_head((8,))
-    with pytest.raises(ConfigError, match="fba=on: makes pictures from maps"):
-        TASK.banked((16, 8))
-    with pytest.raises(ConfigError, match=r"derive it from .*PictureHead"):
-        bank_head(nn.Identity(), [(4, 5, 7)], BANK)
     with pytest.raises(ConfigError, match="local=dgl: is for classification"):
         classes_of(TASK, "dgl", key="local")
     assert super_resolution_of(TASK, "edsr") is TASK

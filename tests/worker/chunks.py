@@ -91,6 +91,6 @@ def trained(job: Job, number: int, split: bool = False) -> tuple[dict[str, Tenso
                 if into.gradients:
                     sent += chunk.take_input_gradients(m).values()
         sent += [p.grad.clone() for p in chunk.parameters if p.grad is not None]
-        chunk.step(None)
+        chunk.step(step, None)
         chunk.end()
     return tensors_of([chunk]), sent

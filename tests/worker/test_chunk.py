@@ -88,7 +88,7 @@ def train(chunks: list[HeldChunk], steps: int) -> None:
             assert not chunk.job.routes.into[number].gradients
             chunk.loss(0)
             chunk.backward(0)
-            chunk.step(None)
+            chunk.step(step, None)
         for chunk in chunks:
             chunk.end()
 
@@ -250,7 +250,7 @@ def test_a_step_reads_nothing_where_that_would_stop_the_host(
             chunk.backward(0)
             if job.place(0, 1).norms:
                 norms.add()
-            chunk.step(norms.total())
+            chunk.step(step, norms.total())
             chunk.end()
             norms.end()
     assert reads.count == 0

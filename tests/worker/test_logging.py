@@ -55,7 +55,7 @@ def test_a_report_is_of_the_steps_since_the_one_before(tmp_path: Path) -> None:
 
 def test_the_learning_rate_is_that_of_the_last_step(tmp_path: Path) -> None:
     found = inside(tmp_path, "gpus=3", "log_every=2")
-    course, optim = found.job.course, found.job.optim
+    course, optim = found.job.course, found.job.settings.optim
     for (step, _), report in found.train.items():
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         assert report["last_step"] == {"lr": rate}

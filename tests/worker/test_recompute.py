@@ -1,14 +1,13 @@
 """`recompute=true` changes no bit, whatever is trained by whichever schedule."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import assert_same, own_model
+from tests.conftest import assert_same, own_model, with_settings
 from tests.worker.cases import DATA, RESNET, SGD, VIT
 from tests.worker.chunks import MODELS, job_of, kinds, trained
 from tests.worker.inside import Outcome, run_inside
@@ -64,7 +63,7 @@ def test_every_schedule_ends_with_the_same_bits(
     """Weights, the optimizer's state, BatchNorm's statistics, and what is evaluated."""
     same, how = SHAPES[shape]
     found = inside(tmp_path, "recompute=true", *how, *CASES[name])
-    assert found.job.recompute
+    assert found.job.settings.recompute
     assert_same(found.tensors, expected(name, same).tensors)
     assert found.test == expected(name, same).test
     assert found.test
@@ -103,7 +102,7 @@ def test_every_unit_has_the_same_gradients(
     job = job_of(tmp_path, files, model, "precision=bf16")
     for number in kinds(job):
         expected, sent = trained(job, number)
-        found, again = trained(replace(job, recompute=True), number)
+        found, again = trained(with_settings(job, recompute=True), number)
         assert_same(found, expected)
         assert len(sent) == len(again)
         assert all(map(torch.equal, again, sent))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ppll_cli.config.sections import Optim
+from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
@@ -59,11 +59,9 @@ class Job:
     """Everything that a worker needs to know about the run.
 
     Attributes:
-        model: Configuration of the model's class.
-        data: Configuration of the data set's class.
-        local: Configuration of the local method's class.
-        schedule: Configuration of the schedule's class.
-        optim: Settings of the optimizer.
+        settings: The configuration. Only `threads` is resolved; what was found for other keys that
+            were left open is in the fields below.
+        local: Configuration of the local method's class, with the defaults of its feature bank.
         course: The plan of batches, evaluations and checkpoints.
         image: The images that the model is built for.
         task: The task that the model learns.
@@ -71,59 +69,55 @@ class Job:
         specs: For each chunk, shape (without the batch dimension) and dtype of each named tensor
             that enters it.
         features: Shape and dtype of the first output of each unit.
-        depth: Slots of each channel beyond those that the schedule needs.
         devices: The device of each worker, in the order of `seats`.
-        threads: CPU threads of each worker.
-        seed: Seed of all random numbers.
-        numerics: Precision and determinism.
-        compiled: Whether networks are compiled by torch.compile.
-        progress_limit_s: Seconds that an instruction may take; None for no limit.
         run_dir: The run directory.
-        traced: Whether some batches of the steady state are traced, for a timeline.
         start: Number of optimizer steps done before.
         checkpoint: The checkpoint from which the run goes on; None at step 0.
         evaluation_specs: `specs` of evaluation batches; None if they are equal to `specs`.
-        replicas: How many workers hold each stage. Each computes its share of every batch.
-        sync_batchnorm: Whether BatchNorm uses the statistics of all replicas' shares.
-        recompute: Whether units keep only their inputs for the backward, which runs them again.
         homes: Number of the machine of each worker, in the order of `seats`; empty if there is one
             machine.
         weights: Weights from a file with which units begin at step 0; None to draw all from the
             seed.
         watched: The units that losses watch, by their index in the model.
-        log_grad_norm: Report the norm of the gradient, even if nothing else needs it.
     """
 
-    model: Mapping[str, Any]
-    data: Mapping[str, Any]
+    settings: Settings
     local: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    optim: Optim
     course: Course
     image: ImageSpec
     task: Task
     routes: Routes
     specs: tuple[Mapping[str, ValueSpec], ...]
     features: tuple[ValueSpec, ...]
-    depth: int
     devices: tuple[str, ...]
-    threads: int
-    seed: int
-    numerics: Numerics
-    compiled: bool
-    progress_limit_s: float | None
     run_dir: str
-    traced: bool = False
     start: int = 0
     checkpoint: Path | None = None
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
-    replicas: int = 1
-    sync_batchnorm: bool = False
-    recompute: bool = False
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
-    log_grad_norm: bool = False
+
+    @property
+    def replicas(self) -> int:
+        """How many workers hold each stage. Each computes its share of every batch."""
+        return self.settings.replicas
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker."""
+        return self.settings.threads_per_worker
+
+    @property
+    def depth(self) -> int:
+        """Slots of each channel beyond those that the schedule needs."""
+        depth: int = self.settings.transport["depth"]
+        return depth
+
+    @cached_property
+    def numerics(self) -> Numerics:
+        """Precision and determinism."""
+        return Numerics(self.settings.precision, self.settings.deterministic)
 
     @property
     def layout(self) -> Layout:
@@ -187,9 +181,9 @@ class Job:
     @property
     def needs_norm(self) -> bool:
         """Whether the norm of the gradient is computed before each step."""
-        optim = self.optim
+        optim = self.settings.optim
         used = optim.clip_norm is not None or optim.nonfinite == "skip"
-        return used or self.log_grad_norm
+        return used or self.settings.log_grad_norm
 
     def place(self, stage: int, microbatches: int) -> Place:
         """Return the place of a stage, for training batches of `microbatches` micro-batches."""
@@ -277,12 +271,12 @@ class Job:
 
     def make_schedule(self) -> Schedule:
         """Make the schedule from its configuration."""
-        schedule: Schedule = make("schedule", self.schedule)
+        schedule: Schedule = make("schedule", self.settings.schedule)
         return schedule
 
     def units(self) -> list[Unit]:
         """Make the model from its configuration, and return its units."""
-        model: Model = make("model", self.model)
+        model: Model = make("model", self.settings.model)
         return list(model.units(self.image, self.task))
 
     def site(self, units: Sequence[Unit]) -> Site:

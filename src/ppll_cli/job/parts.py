@@ -109,7 +109,7 @@ class Parts:
             "transport": transport,
             "stages": [units[cut] for cut in job.layout.cuts()],
         }
-        if job.recompute:
+        if job.settings.recompute:
             self._conditions["recompute"] = True
         self._others: list[Counted] = []
         self._alike: list[Counted] = []

@@ -125,11 +125,11 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
         devices_here(settings, workers, [])
         if schedule.microbatches > settings.batch_size:
             return False
-        settings = settings.model_copy(update={"local": local})
-        layout = cut(settings, schedule, prepared.units, {}, Weights([1.0] * len(prepared.units)))
         keys = {"_target_": class_path(type(schedule)), "microbatches": schedule.microbatches}
+        settings = settings.model_copy(update={"local": local, "schedule": keys})
+        layout = cut(settings, schedule, prepared.units, {}, Weights([1.0] * len(prepared.units)))
         routes = replace(job.routes, layout=layout)
-        job = replace(job, schedule=keys, routes=routes)
+        job = replace(job, settings=settings, routes=routes)
         auxiliary = prepared.auxiliary_costs if schedule.local else ()
         check_batch_norm(job, prepared.units, prepared.unit_costs, auxiliary)
     except ConfigError:

@@ -23,7 +23,7 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
     Raises:
         ConfigError: A tensor is missing, or has another shape.
     """
-    model, method = make("model", job.model), make("local", job.local)
+    model, method = make("model", job.settings.model), make("local", job.local)
     with SavedTensors(start.folder) as saved:
         known = {name: saved.shape(name) for name in saved.names}
     for key, shape in _needed(job, method):
@@ -45,7 +45,7 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
     """Yield the name and shape of each tensor that a checkpoint must hold."""
     for prefix, network in _networks(job, method):
         kind, _, owner = prefix.partition(".")
-        averaged = job.optim.ema is not None and kind == "model"
+        averaged = job.settings.optim.ema is not None and kind == "model"
         for name, tensor in network.state_dict().items():
             yield f"{prefix}.{name}", tuple(tensor.shape)
             if averaged and tensor.is_floating_point():

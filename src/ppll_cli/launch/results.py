@@ -50,7 +50,7 @@ def write_results(
     has_model = False
     with _noted(problems, run_dir, MODEL_FILE):
         has_model = _write_model(run_dir, needed=status == "completed")
-    if has_model and job.optim.ema is not None:
+    if has_model and job.settings.optim.ema is not None:
         with _noted(problems, run_dir, EMA_FILE):
             checkpoint.write_model(_last(run_dir), run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)

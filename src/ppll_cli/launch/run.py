@@ -149,8 +149,7 @@ class Run:
         self.console = Console(facts(self.prepared))
         if self.before is not None:
             beginning.go_back(self.run_dir, start, self.metrics, job.course.steps)
-        kept, cuts = self.settings.checkpoint, self.prepared.cuts
-        self._saving = Saving(job, kept, cuts, self.metrics, self.parts)
+        self._saving = Saving(self.prepared, self.metrics, self.parts)
         self.tracker.start(self._tracked())
         with self.metrics, closing(self.console):
             told = self._on_report, self._on_start
@@ -184,7 +183,7 @@ class Run:
 
     def _summarise(self, **known: Any) -> dict[str, Any]:
         """Return what `summary.json` would hold now."""
-        run = self.settings, self.choices, self.prepared, self.metrics, self.parts
+        run = self.choices, self.prepared, self.metrics, self.parts
         return summarise(*run, **known)
 
     def _tell(self, error: PpllError) -> None:

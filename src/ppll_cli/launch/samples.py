@@ -13,10 +13,10 @@ from ppll_cli.models.plain import PlainModel
 
 def write_samples(job: Job, run_dir: Path) -> None:
     """Replace `samples/` by pictures of the final model, if the data set can draw any."""
-    draw = getattr(make("data", job.data), "draw_samples", None)
+    draw = getattr(make("data", job.settings.data), "draw_samples", None)
     if draw is None:
         return
-    model = PlainModel(job.units(), job.seed)
+    model = PlainModel(job.units(), job.settings.seed)
     model.load_state_dict(load_file(run_dir / "model.safetensors"))
     model.eval()
     folder = run_dir / "samples"

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppll_cli.config.sections import CheckpointSettings
 from ppll_cli.job import checkpoint
-from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.job import Seat
 from ppll_cli.job.manifest import Manifest, SavedFile
 from ppll_cli.job.parts import Parts, Report, Worker, worker
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.prepare.preparation import Prepared
 
 
 @dataclass
@@ -26,22 +26,13 @@ class Saving:
     """Makes the checkpoints of a run.
 
     Args:
-        job: The run.
-        settings: Which checkpoints are kept.
-        cuts: Names of the units that start modules 2 to k.
+        prepared: The run.
         metrics: The run's metrics file, whose state goes into the checkpoint.
         parts: The parts of the run.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        settings: CheckpointSettings,
-        cuts: tuple[str, ...],
-        metrics: Metrics,
-        parts: Parts,
-    ) -> None:
-        self._job, self._settings, self._cuts = job, settings, cuts
+    def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
+        self._job, self._cuts = prepared.job, prepared.cuts
         self._metrics, self._parts = metrics, parts
         self._passing: dict[int, _Passing] = {}
 
@@ -77,8 +68,9 @@ class Saving:
             tuple(self._parts.listed(step, seconds, workers)),
             tuple(self._parts.counted(workers)),
         )
-        best = self._settings.best and self._is_best(step)
-        checkpoint.finish(job.run_dir, manifest, self._settings.keep, best)
+        kept = job.settings.checkpoint
+        best = kept.best and self._is_best(step)
+        checkpoint.finish(job.run_dir, manifest, kept.keep, best)
 
     def _is_best(self, step: int) -> bool:
         """Return whether this step's evaluation beats that of the best checkpoint so far."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ppll_cli
-from ppll_cli.config.settings import Settings
 from ppll_cli.job.parts import Parts, Worker, is_steady, rate, worker
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.pipeline.instructions import Instruction
@@ -23,7 +22,6 @@ GIT_LIMIT_S = 5.0
 
 
 def summarise(
-    settings: Settings,
     choices: Mapping[str, str],
     prepared: Prepared,
     metrics: Metrics,
@@ -35,7 +33,6 @@ def summarise(
     """Return what is known of a run, as `summary.json` holds it.
 
     Args:
-        settings: The configuration.
         choices: The option chosen in each group.
         prepared: The job and the cost of its parts.
         metrics: The run's metrics file.
@@ -47,7 +44,7 @@ def summarise(
             evaluations and checkpoints.
     """
     job = prepared.job
-    course = job.course
+    course, settings = job.course, job.settings
     step = reports[-1]["step"] if reports else metrics.last_step
     counted = [worker(report) for report in reports]
     listed = parts.listed(step, seconds, counted)
@@ -69,7 +66,7 @@ def summarise(
         "emulated": prepared.emulated,
         "threads": job.threads,
         "modules": len(job.layout.modules),
-        "seed": job.seed,
+        "seed": settings.seed,
         "weights": prepared.weights,
         "epochs": course.epochs,
         "steps": step,

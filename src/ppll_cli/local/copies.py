@@ -1,13 +1,42 @@
 """Copies units of the backbone, with fresh weights, for auxiliary networks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.method import Site
-from ppll_cli.tasks.task import Copies
+from ppll_cli.tasks.task import Shape
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies of a model's parts, with fresh weights, from which an auxiliary network is made.
+
+    Attributes:
+        units: Copies of units after a module, in order; may be empty.
+        shapes: Shapes of the module's features and of each copy's output, in order.
+        head: A copy of the model's head, which reads the output of the last copy.
+    """
+
+    units: Sequence[nn.Module]
+    shapes: Sequence[Shape]
+    head: nn.Module
+
+
+class CopiedNetwork(nn.Module):
+    """Copied units one after another, and a head, which may read banked features as well."""
+
+    def __init__(self, units: Sequence[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.units, self.head = nn.Sequential(*units), head
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Return the prediction for a module's features and banked features."""
+        prediction: Tensor = self.head(self.units(x), *bank)
+        return prediction
 
 
 def later_units(site: Site) -> range:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from ppll_cli.local.method import Site
+from ppll_cli.local.parts import head_of
 
 DetectionHead = Literal["pyramid", "level"]
 """`pyramid`: train on all levels. `level`: on the levels of the stride of the head's input."""
@@ -24,12 +25,16 @@ def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """
     if chosen is None:
         return site
-    from ppll_cli.tasks.detection import detection_of, pyramid_head  # torchvision's detectors
+    from ppll_cli.local.level_head import LevelDetection  # torchvision's detectors
+    from ppll_cli.tasks.detection import detection_of
+    from ppll_cli.tasks.pyramid import PyramidHead
 
     key = "local.detection_head"
     task = detection_of(site.task, chosen, key)
     if chosen == "pyramid":
         return site
     with torch.device("meta"):
-        head = pyramid_head(site.units[-1].build(), key, chosen, f"use {key}=pyramid")
-    return replace(site, task=replace(task, level_heads=head.style))
+        built = site.units[-1].build()
+    reads, other = "how it reads a pyramid", f"use {key}=pyramid"
+    head = head_of(built, PyramidHead, reads, (key, chosen), other)
+    return replace(site, task=LevelDetection(**{**vars(task), "style": head.style}))

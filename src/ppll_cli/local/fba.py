@@ -12,11 +12,12 @@ from torch import nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
+from ppll_cli.local.bank import bank_of
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.task import Shape, Task
 
 
 class FBA(LocalMethod):
@@ -27,10 +28,10 @@ class FBA(LocalMethod):
     of units whose outputs have the same shape; a module in the last stage is trained through the
     head alone. If a model has only one stage, as a ViT, the units after the module are copied.
 
-    The bank holds the features of earlier modules, detached, in the form that the task keeps: for
-    classification, pooled to vectors. It travels forward with the activations. For super-resolution
-    it holds by default the network's first features, which the model's own head reads through its
-    long skip.
+    The bank holds the features of earlier modules, detached, in a form that `bank_of` the task
+    says: for classification, pooled to vectors. It travels forward with the activations. For
+    super-resolution it holds by default the network's first features, which the model's own head
+    reads through its long skip.
 
     Args:
         depth: Number of units copied from each later resolution stage, 1 or more. If the model has
@@ -55,7 +56,7 @@ class FBA(LocalMethod):
             read = _long_skips(site) if bank.fusion != "none" else {}
         else:
             read = {bank_name(m): site.at(m).spec.shape for m in self._banked(site)}
-        network = site.task.bank_network(copies, list(read.values()), bank)
+        network = bank_of(site.task).network(copies, list(read.values()), bank)
         return Criterion(network, (site.feature, *read), site.task)
 
     def exports(self, site: Site) -> Sequence[Unit]:
@@ -64,7 +65,7 @@ class FBA(LocalMethod):
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
         name = bank_name(site.module)
-        return (Unit(name, partial(_keeper, site.task, site.spec.shape), (site.feature,), (name,)),)
+        return (Unit(name, partial(_form, site.task, site.spec.shape), (site.feature,), (name,)),)
 
     def _copied(self, site: Site) -> list[int]:
         """Return the indices of the units that the Simple Local Module copies."""
@@ -86,8 +87,8 @@ class FBA(LocalMethod):
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none" or bank.features == "first":
             return []
-        kept = site.task.banked
-        earlier = [m for m in range(site.module) if kept(site.at(m).spec.shape) is not None]
+        form = bank_of(site.task).form
+        earlier = [m for m in range(site.module) if form(site.at(m).spec.shape) is not None]
         if bank.features == "every":
             return earlier
         if bank.features == "stage_ends":
@@ -97,11 +98,11 @@ class FBA(LocalMethod):
         return earlier[-bank.features :]
 
 
-def _keeper(task: Task, shape: tuple[int, ...]) -> nn.Module:
+def _form(task: Task, shape: Shape) -> nn.Module:
     """Build the network that converts features to their banked form."""
-    keeper = task.banked(shape)
-    assert keeper is not None
-    return keeper
+    network = bank_of(task).form(shape)
+    assert network is not None
+    return network
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
@@ -110,7 +111,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     Raises:
         ConfigError: `fba.features=first` is set, but there is no long skip with first features.
     """
-    takes = getattr(task, "long_skips", False)
+    takes = bank_of(task).long_skips
     skips = len(units[-1].reads) > 1
     if bank.enabled and bank.features == "first" and not (takes and skips):
         what = "but the model's head reads no long skip" if takes else "but this is another task"
@@ -119,7 +120,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     return bank.resolved(first=takes and skips)
 
 
-def _long_skips(site: Site) -> dict[str, tuple[int, ...]]:
+def _long_skips(site: Site) -> dict[str, Shape]:
     """Return names and shapes of the head's further inputs that exist at the module's end."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}

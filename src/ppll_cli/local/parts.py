@@ -5,9 +5,14 @@ Legend: B batch, T tokens, D width, C channels, H height, W width of a map.
 
 from contextlib import nullcontext
 from math import isqrt
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+
+Head = TypeVar("Head", bound=nn.Module)
 
 
 class AsMap(nn.Module):
@@ -75,3 +80,18 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return network
+
+
+def head_of(
+    head: nn.Module, kind: type[Head], says: str, setting: tuple[str, object], other: str
+) -> Head:
+    """Return the model's head if it is of a kind, which says of itself what a setting needs.
+
+    Raises:
+        ConfigError: The head is another one, of a user's own model.
+    """
+    if isinstance(head, kind):
+        return head
+    problem = f"the model's head, {type(head).__name__}, does not say {says}"
+    remedy = f"derive it from {kind.__module__}.{kind.__qualname__}, or {other}"
+    raise ConfigError(*setting, problem, remedy)

@@ -228,7 +228,7 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
         units = [profile.unit(unit) for unit in job.layout.units(stage)]
         params = sum(part.params for part in (*units, *ends))
         kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
-        if job.optim.ema is not None:
+        if job.settings.optim.ema is not None:
             kept += 4 * sum(unit.params for unit in units)
         result.append(kept)
     return result

@@ -58,7 +58,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
     Raises:
         ConfigError: The schedule is wrong, or splits backwards that cannot be split.
     """
-    key, path = as_typed("schedule", job.schedule["_target_"])
+    key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
         problem = "its method held() is no longer called: the program counts slots itself"
         raise ConfigError(key, path, problem, "remove it, and yield only compute instructions")
@@ -70,7 +70,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
         raise ConfigError(key, path, " ".join(str(error).split())) from None
     check_backwards(job)
     before = subject.at_ends(job.layout.modules)[1]
-    if job.recompute:
+    if job.settings.recompute:
         check_recompute(subject.units, before)
     if job.halves:
         check_halves((key, path), subject.units, before)
@@ -78,8 +78,8 @@ def check_instructions(job: Job, subject: Subject) -> None:
 
 def check_backwards(job: Job) -> None:
     """Refuse what backwards in halves exclude: they pass parts of the forward's graph twice."""
-    for key, asked in (("compile", job.compiled), ("recompute", job.recompute)):
-        if asked and job.halves:
+    for key in ("compile", "recompute"):
+        if getattr(job.settings, key) and job.halves:
             problem = (
                 f"this schedule splits each backward into halves, which {key}=true does not allow"
             )
@@ -103,7 +103,7 @@ def check_batch_norm(
     Raises:
         ConfigError: A micro-batch of one sample gives a BatchNorm layer one value per channel.
     """
-    if job.sync_batchnorm and job.replicas > 1:
+    if job.settings.sync_batchnorm and job.replicas > 1:
         return  # each layer sees at least one sample of every replica
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})

@@ -213,11 +213,8 @@ def assemble(
     evaluation = subject.evaluation
 
     job = Job(
-        model=settings.model,
-        data=settings.data,
+        settings=settings.model_copy(update={"threads": settings.threads_per_worker}),
         local=subject.local,
-        schedule=settings.schedule,
-        optim=settings.optim,
         course=course,
         image=subject.image,
         task=subject.task,
@@ -227,19 +224,8 @@ def assemble(
         evaluation_specs=_specs(routes, evaluation.ends.specs(layout.modules))
         if evaluation
         else None,
-        depth=settings.transport["depth"],
         devices=devices,
-        threads=settings.threads_per_worker,
-        seed=settings.seed,
-        numerics=Numerics(settings.precision, settings.deterministic),
-        compiled=settings.compile,
-        progress_limit_s=settings.progress_limit,
         run_dir=run_dir,
-        traced=settings.timeline,
-        replicas=settings.replicas,
-        sync_batchnorm=settings.sync_batchnorm,
-        log_grad_norm=settings.log_grad_norm,
-        recompute=settings.recompute,
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
@@ -250,7 +236,7 @@ def assemble(
         )
         notes.append(f"fba=on has no effect here: {reason}")
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
-    if job.sync_batchnorm:
+    if settings.sync_batchnorm:
         check_passes(job)
     return job, auxiliary
 

@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.config.sections import FeatureBank
-from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.details import Details, by_class
-from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, fused, only_for
+from ppll_cli.tasks.task import Task, only_for
 
 LABEL = "label"
 """Name of a batch's labels, int64 [B]. Of a mixed image it is the label with the larger share."""
@@ -91,48 +89,6 @@ class ClassifierHead(nn.Module):
         return logits
 
 
-class FusedHead(nn.Module):
-    """A head that fuses its vector with a feature bank (arXiv 2406.00446; the details are ours).
-
-    Linear and ReLU project each banked vector to the head's width D. `add` sums these and the
-    head's own vector. `concatenate` concatenates them, and a Linear layer reduces the result to
-    width D, so that the classifier after it has the shape of the model's. At first this layer
-    returns the head's own vector and ignores the bank; training gives the bank its influence.
-
-    Args:
-        head: A copy of the model's head, of width D.
-        widths: Widths of the banked vectors.
-        fusion: `concatenate` or `add`.
-        shared_head: Whether the classifier has the shape of the model's; otherwise it reads the
-            concatenated vectors.
-    """
-
-    def __init__(
-        self, head: ClassifierHead, widths: Sequence[int], fusion: str, shared_head: bool
-    ) -> None:
-        super().__init__()
-        self.head, self.fusion = head, fusion
-        width, joined = head.fc.in_features, head.fc.in_features * (1 + len(widths))
-        self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
-        self.mix: nn.Linear | None = None
-        if fusion == "concatenate" and shared_head:
-            self.mix = nn.Linear(joined, width)
-            nn.init.eye_(self.mix.weight)
-            nn.init.zeros_(self.mix.bias)
-        if not shared_head:
-            head.fc = nn.Linear(joined, head.fc.out_features)
-
-    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return logits [B, classes] for features and banked vectors [B, width]."""
-        vectors = [self.head.pooled(x)]
-        vectors += [F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True)]
-        vector = fused(vectors, self.fusion)
-        if self.mix is not None:
-            vector = self.mix(vector)
-        logits: Tensor = self.head.fc(vector)
-        return logits
-
-
 @dataclass(frozen=True)
 class Classification:
     """Predictions are logits [B, classes]; the loss is cross-entropy, the metric accuracy.
@@ -195,28 +151,6 @@ class Classification:
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Return a pool and a Linear layer."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
-
-    def banked(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a pool; banked features are vectors, so that little data travels."""
-        return Pool(len(shape))
-
-    def bank_network(
-        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
-    ) -> nn.Module:
-        """Return copied units and the head, in a `FusedHead` if there is a bank."""
-        head = copies.head
-        if not banked:
-            return CopiedNetwork(copies.units, head)
-        if not isinstance(head, ClassifierHead):
-            raise ConfigError(
-                "fba",
-                "on",
-                f"the model's head, {type(head).__name__}, does not say where it pools",
-                "derive it from ppll_cli.tasks.classification.ClassifierHead, or use fba=off",
-            )
-        widths = [pooled_width(shape) for shape in banked]
-        fused = FusedHead(head, widths, bank.joined, bank.shared_head)
-        return CopiedNetwork(copies.units, fused)
 
 
 def with_smoothing(task: Task, amount: float) -> Task:

@@ -6,18 +6,17 @@ Legend: B batch, N most boxes of a picture, A anchors of a picture, C classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli.config.commands import pip_install
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.boxes import BACKGROUND, Detections, best_detections, matched, offsets
 from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.focal_loss import FocalLoss
-from ppll_cli.tasks.level_head import LevelHead
 from ppll_cli.tasks.precision import (
     COLUMNS,
     FOUND,
@@ -27,15 +26,10 @@ from ppll_cli.tasks.precision import (
     precisions_by_class,
 )
 from ppll_cli.tasks.pyramid import (
-    STRIDES,
-    BankedPyramid,
-    HeadStyle,
-    Maps,
-    PyramidHead,
     SmallestHead,
     split_prediction,
 )
-from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
+from ppll_cli.tasks.task import Task, only_for
 
 BOXES = "boxes"
 """Name of each box's left, top, right and bottom in pixels of the images, float32 [B, N, 4]."""
@@ -81,8 +75,7 @@ class Detection:
         width: Width in pixels of the widest images, a multiple of 32.
         anchor: Side in pixels of the smallest anchors, those of maps of stride 8.
         crowds: Whether ignored boxes are crowds, as COCO counts them, or single difficult objects.
-        level_heads: If modules are trained only on the levels of their own maps, the style of the
-            model's head; None if they are trained on all levels.
+        forced: Whether each box gets anchors, even if no anchor overlaps it enough.
         metric: Name of the metric.
     """
 
@@ -92,8 +85,8 @@ class Detection:
     width: int
     anchor: int
     crowds: bool = False
-    level_heads: HeadStyle | None = None
     metric: str = "ap"
+    forced: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if find_spec("pycocotools") is None:
@@ -133,8 +126,7 @@ class Detection:
         """Return the loss of each picture, [B]."""
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
-        # A box that fits none of a module's own levels is left to other modules.
-        which = matched(boxes, wanted, anchors, forced=self.level_heads is None)
+        which = matched(boxes, wanted, anchors, self.forced)
         found, given = which >= 0, which.clamp(min=0)
         numbers = torch.arange(len(self.classes), device=labels.device)
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
@@ -197,49 +189,9 @@ class Detection:
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a `SmallestHead`, or with `level_heads` a `LevelHead` over the map."""
-        if self.level_heads is not None:
-            stride = self.stride("local.detection_head", "level", shape)
-            return self._level_head([(stride, shape[0])], self.level_heads)
+        """Return a `SmallestHead`."""
         stride = self.stride("local", "greedy", shape)
         return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
-
-    def banked(self, shape: tuple[int, ...]) -> nn.Module | None:
-        """Return the identity for maps that a pyramid reads, and None for others."""
-        return nn.Identity() if self.stride("fba", "on", shape) in STRIDES else None
-
-    def bank_network(
-        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
-    ) -> nn.Module:
-        """Return a pyramid over banked maps, the module's map and the maps of copied units.
-
-        With `level_heads` return a `LevelHead` over the module's map and banked maps. Copied
-        units lead there as long as their maps are no coarser than its finest level; other copies
-        are dropped.
-        """
-        head = pyramid_head(copies.head, "local", "fba", "use local=greedy")
-        if not bank.shared_head:
-            problem = "does not apply to detection, where a pyramid joins maps to the head"
-            raise ConfigError("fba.shared_head", False, problem, "leave it out")
-        own = [(self.stride("local", "fba", shape), shape[0]) for shape in copies.shapes]
-        earlier = [(self.stride("local", "fba", shape), shape[0]) for shape in banked]
-        if self.level_heads is None:
-            return BankedPyramid(copies.units, head, own, earlier, bank.joined)
-        coarsest = max(STRIDES[0], own[0][0])
-        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never fall
-        head_over = self._level_head([own[last], *earlier], self.level_heads, bank.joined)
-        return CopiedNetwork(copies.units[:last], head_over)
-
-    def _level_head(self, maps: Maps, style: HeadStyle, fusion: str = "concatenate") -> LevelHead:
-        """Return a head for the levels of the first map's stride.
-
-        Raises:
-            ConfigError: The map is coarser than stride 32.
-        """
-        if maps[0][0] > STRIDES[-1]:
-            problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
-            raise ConfigError("local.detection_head", "level", problem, "use pyramid")
-        return LevelHead(maps, style, len(self.classes), self.anchor, fusion)
 
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
         """Return the stride of a map: pixels of the image from one position to the next.
@@ -293,22 +245,3 @@ def detection_of(task: Task, name: str, key: str = "model") -> Detection:
     """
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
     return only_for(Detection, task, key, name, "detection", data)
-
-
-def pyramid_head(head: nn.Module, key: str, value: str, other: str) -> PyramidHead:
-    """Return the model's head if it is a `PyramidHead`, which `key=value` needs.
-
-    Args:
-        head: The head.
-        key: The key that needs it.
-        value: The chosen value of this key.
-        other: Another remedy, for the message.
-
-    Raises:
-        ConfigError: The head is another one, of a user's own model.
-    """
-    if isinstance(head, PyramidHead):
-        return head
-    problem = f"the model's head, {type(head).__name__}, does not say how it reads a pyramid"
-    remedy = f"derive it from ppll_cli.tasks.pyramid.PyramidHead, or {other}"
-    raise ConfigError(key, value, problem, remedy)

@@ -9,8 +9,6 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.tasks.task import fused
-
 
 class _Levels(nn.Module):
     """Converts between pictures in [0, 1] and levels from 0 to 255 less their mean.
@@ -96,57 +94,4 @@ class PictureHead(nn.Module):
         for skip in skips:
             y = y + skip
         pictures: Tensor = self.upsampler(y)
-        return pictures
-
-
-class FusedPictureHead(nn.Module):
-    """A head that fuses its map with a feature bank (arXiv 2406.00446; the details are ours).
-
-    Our reading: the bank is the backbone's long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)),
-    where x_0 are the network's first features. The public code of Local-SR also passes x_0,
-    detached, to its local networks, but computes the sum with it without using the result. With
-    other values of `fba.features` the bank holds maps of earlier modules in the place of x_0
-    (ours).
-
-    A 1x1 convolution projects maps that have another number of channels than the head's. `add`
-    sums these and the head's own map. `concatenate` concatenates them, and a 1x1 convolution
-    reduces the result to the head's channels. At first this convolution returns the head's own map;
-    training gives the bank its influence.
-
-    Args:
-        head: A copy of the model's head.
-        channels: Channels of the banked maps, which get no gradient.
-        fusion: `concatenate` or `add`.
-        shared_head: Whether the upsampler has the shape of the model's; otherwise it reads the
-            concatenated maps.
-    """
-
-    def __init__(
-        self, head: PictureHead, channels: Sequence[int], fusion: str, shared_head: bool
-    ) -> None:
-        super().__init__()
-        self.head, self.fusion = head, fusion
-        old = head.upsampler
-        width, joined = old.channels, old.channels * (1 + len(channels))
-        self.projections = nn.ModuleList(
-            nn.Identity() if banked == width else nn.Conv2d(banked, width, 1) for banked in channels
-        )
-        self.mix: nn.Conv2d | None = None
-        if fusion == "concatenate" and shared_head:
-            self.mix = nn.Conv2d(joined, width, 1)
-            nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
-            with torch.no_grad():
-                self.mix.weight.copy_(torch.eye(width, joined)[:, :, None, None])
-        elif fusion == "concatenate":
-            head.upsampler = Upsampler(joined, old.scale, old.mean)
-
-    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return pictures [B, 3, sH, sW] for features and banked maps [B, C', H, W]."""
-        maps = [self.head.mapped(x)]
-        # First features may come from the module itself, so they are detached here.
-        maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
-        joined = fused(maps, self.fusion)
-        if self.mix is not None:
-            joined = self.mix(joined)
-        pictures: Tensor = self.head.upsampler(joined)
         return pictures

@@ -15,8 +15,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from ppll_cli.tasks.task import fused
-
 STRIDES = (8, 16, 32)
 """Strides of the maps from which a pyramid is made; it adds maps of stride 64 and 128."""
 
@@ -215,59 +213,3 @@ class SmallestHead(nn.Module):
 
 RARE = -4.59512
 """The logit of 0.01, RetinaNet's initial probability of a class."""
-
-Maps = Sequence[tuple[int, int]]
-"""Stride and channels of each of several maps."""
-
-
-class BankedPyramid(nn.Module):
-    """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
-
-    Our reading: the pyramid of a module's auxiliary network is made from the detached maps of
-    earlier modules, from the module's own map, and from the maps that copies of later units compute
-    from it. From these own maps the last one of each stride is taken, as in the model. If there are
-    several maps of one stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution
-    brings them to its width; `add` sums those that have the own map's number of channels.
-
-    Args:
-        units: Copies of later units, in order.
-        head: A copy of the model's head. A new head with its settings is made for the maps.
-        own: Stride and channels of the module's map and of each copy's output.
-        banked: Stride and channels of the maps of earlier modules.
-        fusion: `concatenate` or `add`.
-
-    Attributes:
-        plan: By stride, the indices of the maps to fuse; banked maps come before own maps.
-    """
-
-    def __init__(
-        self, units: Sequence[nn.Module], head: PyramidHead, own: Maps, banked: Maps, fusion: str
-    ) -> None:
-        super().__init__()
-        self.units, self.fusion = nn.ModuleList(units), fusion
-        maps = [*banked, *own]
-        last = {stride: len(banked) + number for number, (stride, _) in enumerate(own)}
-        self.plan: dict[int, list[int]] = {}
-        channels = {}
-        for stride in STRIDES:
-            chosen = [number for number, (at, _) in enumerate(banked) if at == stride]
-            chosen += [last[stride]] if stride in last else []
-            wide = [maps[number][1] for number in chosen]
-            if fusion == "add":
-                chosen = [number for number in chosen if maps[number][1] == wide[-1]]
-            if chosen:
-                self.plan[stride] = chosen
-                channels[stride] = wide[-1] if fusion == "add" else sum(wide)
-        self.head = head.over(channels)
-
-    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return the prediction [B, A, 9 + C] for the module's map and banked maps."""
-        maps = [*bank, x]
-        for unit in self.units:
-            maps.append(unit(maps[-1]))
-        joined = {
-            stride: fused([maps[number] for number in chosen], self.fusion)
-            for stride, chosen in self.plan.items()
-        }
-        prediction: Tensor = self.head(*(joined[at] for at in sorted(joined, reverse=True)))
-        return prediction

@@ -5,19 +5,17 @@ Legend: B batch, C channels, s scale, H height, W width (pixels of the small pic
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.tasks.details import Details
-from ppll_cli.tasks.picture_heads import FusedPictureHead, PictureHead, ToPictures
+from ppll_cli.tasks.picture_heads import ToPictures
 from ppll_cli.tasks.picture_quality import RADIUS, eight_bits, luma, psnr, ssim_map
-from ppll_cli.tasks.task import CopiedNetwork, Copies, Task, only_for
+from ppll_cli.tasks.task import Task, only_for
 
 TARGET = "target"
 """Name of a batch's large pictures, float [B, 3, sH, sW] in [0, 1]."""
@@ -60,10 +58,7 @@ class SuperResolution:
         overlap: Pixels of small pictures by which evaluation tiles exceed the pixels that count.
         metric: Name of the metric.
         reference: Name of the enlargement with which the model is compared.
-        long_skips: True: a feature bank is by default the long skip of the model's head.
     """
-
-    long_skips: ClassVar[bool] = True
 
     scale: int
     patch: int
@@ -141,32 +136,9 @@ class SuperResolution:
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Return a convolution to 3 s^2 channels and a pixel shuffle."""
-        _check_map("local", "greedy", shape)
+        check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
         return nn.Sequential(convolution, nn.PixelShuffle(self.scale), ToPictures(self.mean))
-
-    def banked(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return the identity: a pooled map would lose the picture's details."""
-        _check_map("fba", "on", shape)
-        return nn.Identity()
-
-    def bank_network(
-        self, copies: Copies, banked: Sequence[tuple[int, ...]], bank: FeatureBank
-    ) -> nn.Module:
-        """Return copied units and the head, in a `FusedPictureHead` if there is a bank."""
-        head = copies.head
-        if not banked:
-            return CopiedNetwork(copies.units, head)
-        if not isinstance(head, PictureHead):
-            raise ConfigError(
-                "fba",
-                "on",
-                f"the model's head, {type(head).__name__}, does not say where skips are added",
-                "derive it from ppll_cli.tasks.picture_heads.PictureHead, or use fba=off",
-            )
-        channels = [shape[0] for shape in banked]
-        fused = FusedPictureHead(head, channels, bank.joined, bank.shared_head)
-        return CopiedNetwork(copies.units, fused)
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
@@ -208,7 +180,8 @@ def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
-def _check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
+def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
+    """Check that features are maps, from which `key=value` makes pictures."""
     if len(shape) != 3:
         problem = f"makes pictures from maps [C, H, W], but a module ends in {list(shape)}"
         raise ConfigError(

@@ -1,51 +1,15 @@
 """The interface of tasks, and parts that tasks share."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 
 Shape = tuple[int, ...]
 """Shape of features, without the batch dimension."""
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Copies of a model's parts, with fresh weights, from which an auxiliary network is made.
-
-    Attributes:
-        units: Copies of units after a module, in order; may be empty.
-        shapes: Shapes of the module's features and of each copy's output, in order.
-        head: A copy of the model's head, which reads the output of the last copy.
-    """
-
-    units: Sequence[nn.Module]
-    shapes: Sequence[Shape]
-    head: nn.Module
-
-
-def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
-    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels."""
-    return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=1)
-
-
-class CopiedNetwork(nn.Module):
-    """Copied units one after another, and a head, which may read banked features as well."""
-
-    def __init__(self, units: Sequence[nn.Module], head: nn.Module) -> None:
-        super().__init__()
-        self.units, self.head = nn.Sequential(*units), head
-
-    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return the prediction for a module's features and banked features."""
-        prediction: Tensor = self.head(self.units(x), *bank)
-        return prediction
 
 
 class Task(Protocol):
@@ -55,9 +19,6 @@ class Task(Protocol):
 
     `reference` is the name of something untrained with which the metric is compared. If `score`
     returns REFERENCE_METRIC, such as `bicubic_psnr`, the last line of a run shows it.
-
-    `long_skips` is true if a feature bank holds by default what the model's head reads beside its
-    input.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
     are the names of classes, or of the pictures' files. `rows` are those of all batches that
@@ -101,26 +62,6 @@ class Task(Protocol):
 
     def smallest_head(self, shape: Shape) -> nn.Module:
         """Return the smallest network that makes a prediction from features of a shape."""
-        ...
-
-    def banked(self, shape: Shape) -> nn.Module | None:
-        """Return a module without parameters that converts features to their banked form.
-
-        None means that features of this shape are of no use to later modules.
-        """
-        ...
-
-    def bank_network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return an auxiliary network, which is called with a module's and banked features.
-
-        Args:
-            copies: The parts from which it is made.
-            banked: Shapes of the features whose banked form it reads; empty without a bank.
-            bank: How the features are fused.
-
-        Raises:
-            ConfigError: The model's head cannot be used in this way.
-        """
         ...
 
 

@@ -9,23 +9,18 @@ so autograd stops at them.
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from math import inf, isnan
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.course import Batch, Version
 from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
-from ppll_cli.job.learning_rate import learning_rate
-from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
 from ppll_cli.job.recompute import recomputed
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
-from ppll_cli.transport.averages import Average
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
@@ -43,15 +38,8 @@ class HeldChunk(Networks):
 
     Attributes:
         sums: Losses and metrics that are not reported yet, by split: "train" in training.
-        nonfinite: Whether a loss of the current batch is known to be infinite or NaN.
-        skipped: Flags of the steps since the last report, by step, under `optim.nonfinite=skip` on
-            CUDA. Each flag is a scalar on the device, 1 if the step was skipped and else 0.
-        average: Averages the gradients over the replicas; None if the stage has only one.
-        squared_norm: Squared gradient norm of the last step before clipping, a scalar on the
-            device. Under local learning it is the module's norm, otherwise the model's. None if
-            nothing needs it.
 
-    See `Networks` for the networks and the optimizer.
+    See `Networks` for the networks, and how they are averaged and stepped.
     """
 
     def __init__(
@@ -68,9 +56,6 @@ class HeldChunk(Networks):
         after = chunks[number + 1].stage if number + 1 < len(chunks) else None
         self._next_is_here = after == self.place.stage
         self.sums: dict[str, Sums] = {}
-        self.nonfinite = False
-        self.skipped: dict[int, Tensor] = {}
-        self.squared_norm: Tensor | None = None
         self._batch = Batch([])
         self._training: bool | None = None
         self._averaged = False
@@ -80,12 +65,6 @@ class HeldChunk(Networks):
         self._outputs: dict[int, dict[str, Tensor]] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
         self._weight_halves: dict[int, WeightHalf] = {}
-        self.average: Average | None = None
-        if replicas is not None:
-            early = not job.sync_batchnorm
-            self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
-        # Reading a tensor on CUDA would make the host wait for all queued work.
-        self._reads_at_once = device.type == "cpu"
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
@@ -105,12 +84,6 @@ class HeldChunk(Networks):
             self.ema.swap()
             self._averaged = averaged
 
-    def end(self) -> None:
-        """Free all tensors of the batch."""
-        for kept in (self._values, self._leaves, self._outputs, self._gradients):
-            kept.clear()
-        self._weight_halves.clear()
-
     def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
         """Take a micro-batch's inputs by name; those that need gradients become detached leaves."""
         values = dict(tensors)
@@ -120,6 +93,12 @@ class HeldChunk(Networks):
             values.update(leaves)
             self._leaves[micro_batch] = leaves
         self._values[micro_batch] = values
+
+    def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
+        """Show the criterion a version of the weights that it watches, by parameter name."""
+        assert self.criterion is not None
+        with torch.no_grad():
+            self.criterion.see(weights, version.steps)
 
     def forward(self, micro_batch: int) -> None:
         """Run the units of the chunk on a micro-batch.
@@ -133,7 +112,7 @@ class HeldChunk(Networks):
                 run: Callable[..., Any] = network
                 if training:
                     seed = partial(self._reseed, micro_batch, seeding.unit_forward, unit.name)
-                    if self.job.recompute:
+                    if self.job.settings.recompute:
                         run = partial(recomputed, network, seed)
                     else:
                         seed()
@@ -178,7 +157,7 @@ class HeldChunk(Networks):
                 measures = self.job.task.measure(prediction, values, training=True)
         self._add("train", loss, micro_batch, measures)
         # On other devices the loss is checked when it is reported.
-        if self._reads_at_once and self.job.optim.nonfinite == "stop":
+        if self._reads_at_once and self.job.settings.optim.nonfinite == "stop":
             self.nonfinite = self.nonfinite or not bool(loss.isfinite())
         if loss.requires_grad:  # otherwise nothing is trained here
             (loss if share == 1 else loss * share).backward()
@@ -197,7 +176,7 @@ class HeldChunk(Networks):
         if outputs:
             torch.autograd.backward(outputs, gradients)
             self._own_input_gradients(micro_batch, gradients)
-        self._complete_average()
+        self.complete_average()
 
     def backward_input(self, micro_batch: int) -> None:
         """Compute only the gradients of the inputs from those of the outputs."""
@@ -213,7 +192,15 @@ class HeldChunk(Networks):
         """Compute the gradients of the parameters from what `backward_input` has kept."""
         if (half := self._weight_halves.pop(micro_batch, None)) is not None:
             half.run()
-        self._complete_average()
+        self.complete_average()
+
+    def take_input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
+        """Return the gradients of the inputs, zeros if unused, and keep them no longer."""
+        leaves = self._leaves.pop(micro_batch)
+        return {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in leaves.items()
+        }
 
     def _roots(
         self, values: Mapping[str, Tensor], micro_batch: int
@@ -233,84 +220,6 @@ class HeldChunk(Networks):
             if leaf.grad is not None and _storage(leaf.grad) in slots:
                 leaf.grad = leaf.grad.clone()
 
-    def take_input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
-        """Return the gradients of the inputs, zeros if unused, and keep them no longer."""
-        leaves = self._leaves.pop(micro_batch)
-        return {
-            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            for name, leaf in leaves.items()
-        }
-
-    def shapes(self) -> dict[str, list[int]]:
-        """Return the shapes of the batch's tensors by name, for the report of a failure."""
-        kept = self._values.values()
-        return {name: list(t.shape) for values in kept for name, t in values.items()}
-
-    def start_average(self) -> None:
-        """Begin to average gradients over the replicas of the stage in the next backward."""
-        assert self.average is not None
-        self.average.start()
-
-    def finish_average(self) -> None:
-        """Wait for the averages and put them in the place of the gradients."""
-        assert self.average is not None
-        self.nonfinite = self.average.finish() or self.nonfinite
-
-    def _complete_average(self) -> None:
-        if self.average is not None:
-            self.average.complete()
-
-    def step(self, total: Tensor | None) -> None:
-        """Clip the gradients and step the optimizer.
-
-        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
-
-        Args:
-            total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
-                norm of its own gradients where it needs one.
-
-        Raises:
-            NonFiniteError: A loss is not finite, under `optim.nonfinite=stop`.
-        """
-        step = self._batch.step
-        if self.nonfinite:
-            norms = [float(p.grad.norm()) for p in self.parameters if p.grad is not None]
-            largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
-            raise NonFiniteError(step, self.place.module, largest)
-        if total is None and self.optimizer is not None and self.job.needs_norm:
-            total = squared_norm(self.optimizer.parameters)
-        self.squared_norm = total
-        if self.optimizer is not None:
-            self._optimize(self.optimizer, total)
-        if self.ema is not None:
-            self.ema.update(step)
-
-    def _optimize(self, optimizer: FusedOptimizer, total: Tensor | None) -> None:
-        optim, step = self.job.optim, self._batch.step
-        nonfinite = None
-        if total is not None and optim.nonfinite == "skip":
-            nonfinite = total.isfinite().logical_not().float()
-            if self.criterion is None:
-                pass  # the chunk at the module's end reports the skipped step
-            elif self._reads_at_once:
-                warn_of_skipped(self.place.module, [step], nonfinite[None])
-            else:
-                self.skipped[step] = nonfinite
-        for versions in self.versions.values():
-            versions.before_step()
-        if total is not None and optim.clip_norm is not None:
-            clip(optimizer.parameters, optim.clip_norm, total)
-        course = self.job.course
-        rate = learning_rate(optim, step, course.steps_per_epoch, course.epochs)
-        optimizer.step(rate, nonfinite)
-        optimizer.zero_grad()
-
-    def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
-        """Show the criterion a version of the weights that it watches, by parameter name."""
-        assert self.criterion is not None
-        with torch.no_grad():
-            self.criterion.see(weights, version.steps)
-
     def measure(self, micro_batch: int, split: str) -> None:
         """Add up the loss and metrics of an evaluation micro-batch, and free its tensors.
 
@@ -325,6 +234,17 @@ class HeldChunk(Networks):
             measures = self.job.task.measure(prediction, values, training=False)
         self._add(split, loss, micro_batch, measures)
 
+    def end(self) -> None:
+        """Free all tensors of the batch."""
+        for kept in (self._values, self._leaves, self._outputs, self._gradients):
+            kept.clear()
+        self._weight_halves.clear()
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Return the shapes of the batch's tensors by name, for the report of a failure."""
+        kept = self._values.values()
+        return {name: list(t.shape) for values in kept for name, t in values.items()}
+
     def _add(self, split: str, loss: Tensor, micro_batch: int, measures: Tensor) -> None:
         self.sums.setdefault(split, Sums()).add(loss, self._batch.sizes[micro_batch], measures)
 
@@ -337,7 +257,8 @@ class HeldChunk(Networks):
         # Networks may draw on the CPU as well as on their device. torch.manual_seed would seed
         # every device, and format a stack trace in each call.
         batch = self._batch
-        seed = seed_of(self.job.seed, owner, batch.step, batch.first_micro_batch + micro_batch)
+        seed, number = self.job.settings.seed, batch.first_micro_batch + micro_batch
+        seed = seed_of(seed, owner, batch.step, number)
         for generator in self._generators:
             generator.manual_seed(seed)
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
-from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, Version
+from ppll_cli.job.course import Batch, EvaluationBatch, TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Header, Links
+from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import COMPILING_LIMIT_S
 from ppll_cli.pipeline import instructions as do
-from ppll_cli.pipeline import rules
-from ppll_cli.transport.channel import Receiver, Sender
 from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.norms import Norms
 from ppll_cli.worker.recorder import Recorder
 
@@ -52,7 +51,7 @@ class Interpreter:
         marks: The function that handles each kind of mark.
 
     Attributes:
-        item: The batch or mark that the stage handles now.
+        mail: The stage's ends of its channels, and the batch or mark that it handles now.
         instruction: The instruction that is executed now.
     """
 
@@ -66,35 +65,35 @@ class Interpreter:
         recorder: Recorder,
         marks: Mapping[type, Callable[[Any], None]],
     ) -> None:
-        self.job, self.index, self.links = job, seat.stage, links
-        self.chunks, self.batches, self.recorder = chunks, batches, recorder
-        self.device = torch.device(job.device(seat))
-        self.item: Item | None = None
+        self.job, self.links, self.recorder = job, links, recorder
+        self.chunks, self.batches = chunks, batches
+        device = torch.device(job.device(seat))
+        self.mail = Mail(seat.stage, links, device, recorder)
         self.instruction: do.Instruction | None = None
         self._batch, self._first_sample = Batch([]), 0
-        self._norms = Norms(len(job.features), chunks.values(), self.device)
+        self._norms = Norms(len(job.features), chunks.values(), device)
         self._table: dict[type, Callable[[Any], None]] = {
             **marks,
             do.NextBatch: self._next_batch,
+            do.ReceiveWeights: self._receive_weights,
+            do.ReadWeights: self._read_weights,
             do.ReceiveActivations: self._receive_activations,
-            do.SendActivations: self._send_activations,
-            do.ReceiveGradients: self._receive_gradients,
-            do.SendGradients: self._send_gradients,
-            do.Release: self._release,
             do.Forward: self._forward,
+            do.SendActivations: self._send_activations,
             do.Loss: self._loss,
+            do.ReceiveGradients: self._receive_gradients,
             do.Backward: self._backward,
             do.BackwardInput: self._backward_input,
             do.BackwardWeight: self._backward_weight,
-            do.Step: self._step,
+            do.SendGradients: self._send_gradients,
+            do.Release: self.mail.release,
             do.StartAverage: self._start_average,
             do.FinishAverage: self._finish_average,
             do.AddNorms: self._add_norms,
             do.ReceiveNorms: self._receive_norms,
             do.SendNorms: self._send_norms,
-            do.ReceiveWeights: self._receive_weights,
+            do.Step: self._step,
             do.SendWeights: self._send_weights,
-            do.ReadWeights: self._read_weights,
             do.Measure: self._measure,
             do.ReceiveMark: self._receive_mark,
             do.SendMark: self._send_mark,
@@ -128,8 +127,9 @@ class Interpreter:
 
     def execute(self, stream: Iterable[do.Instruction]) -> None:
         """Execute instructions one after another."""
-        limit_s = COMPILING_LIMIT_S if self.job.compiled else self.job.progress_limit_s
-        if self.job.sync_batchnorm:
+        settings = self.job.settings
+        limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
+        if settings.sync_batchnorm:
             # BatchNorm waits for the other replicas in each pass, and one of them may be hanging.
             limit_s = None
         for instruction in stream:
@@ -148,25 +148,9 @@ class Interpreter:
             with self.recorder.working(counts_as, instruction):
                 self._table[kind](instruction)
 
-    def wait(self, end: Sender | Receiver, kind: str) -> None:
-        """Wait until a channel is ready.
-
-        There is no limit, because another stage may be hanging: the parent ends this process if
-        another worker fails, and a thread of this process ends it if the parent is gone.
-
-        Args:
-            end: This worker's end of the channel.
-            kind: What the time counts as, "starved" or "blocked".
-        """
-        with self.recorder.waiting(kind):
-            while not end.wait(timeout_s=1.0):
-                self.links.pulse.get_on()
-
-    # Data
-
     def _next_batch(self, instruction: do.NextBatch) -> None:
         assert self.batches is not None
-        item, sizes, course = self.item, self._batch.sizes, self.job.course
+        item, sizes, course = self.mail.item, self._batch.sizes, self.job.course
         if isinstance(item, TrainBatch):
             batch = self.batches.train(item.epoch, item.batch)
             if self.job.replicas > 1:
@@ -183,124 +167,23 @@ class Interpreter:
         for micro_batch, tensors in enumerate(found):
             self.chunks[0].take_inputs(micro_batch, tensors)
 
-    # Channels
-
-    def _receive_activations(self, instruction: do.ReceiveActivations) -> None:
-        tensors = self._receive(instruction)
-        self.links.pulse.received += 1
-        self.chunks[instruction.chunk].take_inputs(instruction.micro_batch, tensors)
-
-    def _send_activations(self, instruction: do.SendActivations) -> None:
-        chunk = self.chunks[instruction.chunk]
-        self._send(instruction, chunk.take_outputs(instruction.micro_batch))
-        self.links.pulse.sent += 1
-
-    def _receive_gradients(self, instruction: do.ReceiveGradients) -> None:
-        chunk = self.chunks[instruction.chunk]
-        chunk.take_gradients(instruction.micro_batch, self._receive(instruction))
-
-    def _send_gradients(self, instruction: do.SendGradients) -> None:
-        chunk = self.chunks[instruction.chunk]
-        self._send(instruction, chunk.take_input_gradients(instruction.micro_batch))
-
-    def _receive_norms(self, instruction: do.ReceiveNorms) -> None:
-        self._norms.take(self._receive(instruction)["norms"])
-        self._release(instruction)
-
-    def _send_norms(self, instruction: do.SendNorms) -> None:
-        self._send(instruction, {"norms": self._norms.vector})
-
     def _receive_weights(self, instruction: do.ReceiveWeights) -> None:
         lag = self.job.routes.watches[instruction.chunk].lag
         version = Version.read_by(self._batch.step, lag)
-        weights = self._receive(instruction, version)
+        weights = self.mail.receive(instruction, version)
         with self.recorder.working("auxiliary", instruction):
             self.chunks[instruction.chunk].see(weights, version)
-        self._release(instruction)
-
-    def _send_weights(self, instruction: do.SendWeights) -> None:
-        step = self._batch.step
-        self._send_version(instruction, step + instruction.ahead, step + 1)
-
-    def _send_version(self, instruction: do.SendWeights, step: int, done: int) -> None:
-        """Send the weights that a batch reads, unless the run ends before that batch.
-
-        Args:
-            instruction: The instruction, which names the watching chunk.
-            step: Number of optimizer steps done before that batch.
-            done: Number of optimizer steps done now.
-        """
-        if step < self.job.course.steps:
-            version = Version.read_by(step, self.job.routes.watches[instruction.chunk].lag)
-            weights = self._kept(instruction.chunk, done - version.steps)
-            self._send(instruction, weights, version)
+        self.mail.release(instruction)
 
     def _read_weights(self, instruction: do.ReadWeights) -> None:
         chunk, step = instruction.chunk, self._batch.step
         version = Version.read_by(step, self.job.routes.watches[chunk].lag)
         self.chunks[chunk].see(self._kept(chunk, step - version.steps), version)
 
-    def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """Return the weights that a chunk watches, from a unit of this stage, by parameter name.
-
-        Args:
-            watcher: Number of the watching chunk.
-            age: How many optimizer steps ago the unit had these weights.
-        """
-        routes = self.job.routes
-        holder = self.chunks[routes.watched(watcher)]
-        return holder.versions[routes.watches[watcher].unit].of_age(age)
-
-    def _receive_mark(self, instruction: do.ReceiveMark) -> None:
-        self._receive(instruction)
+    def _receive_activations(self, instruction: do.ReceiveActivations) -> None:
+        tensors = self.mail.receive(instruction)
         self.links.pulse.received += 1
-        self._release(instruction)
-
-    def _send_mark(self, instruction: do.SendMark) -> None:
-        self._send(instruction, {})
-        self.links.pulse.sent += 1
-
-    def _release(self, instruction: do.Instruction) -> None:
-        channel = rules.gives_back(self.index, instruction)
-        assert channel is not None
-        self.links.receivers[channel].release()
-
-    def _receive(
-        self, instruction: do.Instruction, item: Item | Version | None = None
-    ) -> dict[str, Tensor]:
-        found = rules.receives(self.index, instruction)
-        assert found is not None
-        channel, message = found
-        receiver = self.links.receivers[channel]
-        self.wait(receiver, "starved")
-        # On CUDA the stream waits here for the sender's queued work; this process does not.
-        kind = "starved" if self.device.type == "cuda" else "transfer"
-        with self.recorder.working(kind, instruction):
-            header, tensors = receiver.receive()
-            expected = Header(item or self._current(), message.micro_batch, channel.chunk)
-            assert header == expected, f"expected {expected} of {channel}, got {header}"
-            return {name: tensor.to(self.device) for name, tensor in tensors.items()}
-
-    def _send(
-        self,
-        instruction: do.Instruction,
-        tensors: Mapping[str, Tensor],
-        item: Item | Version | None = None,
-    ) -> None:
-        found = rules.sends(self.index, instruction)
-        assert found is not None
-        channel, message = found
-        sender = self.links.senders[channel]
-        self.wait(sender, "blocked")
-        with self.recorder.working("transfer", instruction):
-            header = Header(item or self._current(), message.micro_batch, channel.chunk)
-            sender.send(header, tensors)
-
-    def _current(self) -> Item:
-        assert self.item is not None
-        return self.item
-
-    # Computing
+        self.chunks[instruction.chunk].take_inputs(instruction.micro_batch, tensors)
 
     def _forward(self, instruction: do.Forward) -> None:
         number, micro_batch = instruction.chunk, instruction.micro_batch
@@ -309,8 +192,17 @@ class Interpreter:
             chunk.take_inputs(micro_batch, self.chunks[number - 1].take_outputs(micro_batch))
         chunk.forward(micro_batch)
 
+    def _send_activations(self, instruction: do.SendActivations) -> None:
+        chunk = self.chunks[instruction.chunk]
+        self.mail.send(instruction, chunk.take_outputs(instruction.micro_batch))
+        self.links.pulse.sent += 1
+
     def _loss(self, instruction: do.Loss) -> None:
         self.chunks[instruction.chunk].loss(instruction.micro_batch)
+
+    def _receive_gradients(self, instruction: do.ReceiveGradients) -> None:
+        chunk = self.chunks[instruction.chunk]
+        chunk.take_gradients(instruction.micro_batch, self.mail.receive(instruction))
 
     def _backward(self, instruction: do.Backward) -> None:
         self._with_gradients(instruction).backward(instruction.micro_batch)
@@ -330,8 +222,9 @@ class Interpreter:
             chunk.take_gradients(micro_batch, gradients)
         return chunk
 
-    def _step(self, instruction: do.Step) -> None:
-        self.chunks[instruction.chunk].step(self._norms.total())
+    def _send_gradients(self, instruction: do.SendGradients) -> None:
+        chunk = self.chunks[instruction.chunk]
+        self.mail.send(instruction, chunk.take_input_gradients(instruction.micro_batch))
 
     def _start_average(self, instruction: do.StartAverage) -> None:
         self.chunks[instruction.chunk].start_average()
@@ -342,7 +235,54 @@ class Interpreter:
     def _add_norms(self, instruction: do.AddNorms) -> None:
         self._norms.add()
 
+    def _receive_norms(self, instruction: do.ReceiveNorms) -> None:
+        self._norms.take(self.mail.receive(instruction)["norms"])
+        self.mail.release(instruction)
+
+    def _send_norms(self, instruction: do.SendNorms) -> None:
+        self.mail.send(instruction, {"norms": self._norms.vector})
+
+    def _step(self, instruction: do.Step) -> None:
+        self.chunks[instruction.chunk].step(self._batch.step, self._norms.total())
+
+    def _send_weights(self, instruction: do.SendWeights) -> None:
+        step = self._batch.step
+        self._send_version(instruction, step + instruction.ahead, step + 1)
+
+    def _send_version(self, instruction: do.SendWeights, step: int, done: int) -> None:
+        """Send the weights that a batch reads, unless the run ends before that batch.
+
+        Args:
+            instruction: The instruction, which names the watching chunk.
+            step: Number of optimizer steps done before that batch.
+            done: Number of optimizer steps done now.
+        """
+        if step < self.job.course.steps:
+            version = Version.read_by(step, self.job.routes.watches[instruction.chunk].lag)
+            weights = self._kept(instruction.chunk, done - version.steps)
+            self.mail.send(instruction, weights, version)
+
+    def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
+        """Return the weights that a chunk watches, from a unit of this stage, by parameter name.
+
+        Args:
+            watcher: Number of the watching chunk.
+            age: How many optimizer steps ago the unit had these weights.
+        """
+        routes = self.job.routes
+        holder = self.chunks[routes.watched(watcher)]
+        return holder.versions[routes.watches[watcher].unit].of_age(age)
+
     def _measure(self, instruction: do.Measure) -> None:
-        assert isinstance(self.item, EvaluationBatch)
+        assert isinstance(self.mail.item, EvaluationBatch)
         chunk = self.chunks[instruction.chunk]
-        chunk.measure(instruction.micro_batch, self.item.split)
+        chunk.measure(instruction.micro_batch, self.mail.item.split)
+
+    def _receive_mark(self, instruction: do.ReceiveMark) -> None:
+        self.mail.receive(instruction)
+        self.links.pulse.received += 1
+        self.mail.release(instruction)
+
+    def _send_mark(self, instruction: do.SendMark) -> None:
+        self.mail.send(instruction, {})
+        self.links.pulse.sent += 1

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from math import inf, isnan
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.config.targets import make
+from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.job import Job
-from ppll_cli.job.optimizer import FusedOptimizer
+from ppll_cli.job.learning_rate import learning_rate
+from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
 from ppll_cli.job.placing import placed
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.pipeline.layout import Chunk
+from ppll_cli.transport.averages import Average
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.ema import Ema
 from ppll_cli.worker.synced_norm import synced
@@ -42,6 +46,13 @@ class Networks:
         optimizer: Steps all parameters; None if there are none.
         versions: The last weights of each unit that losses watch, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
+        nonfinite: Whether a loss of the current batch is known to be infinite or NaN.
+        skipped: Flags of the steps since the last report, by step, under `optim.nonfinite=skip` on
+            CUDA. Each flag is a scalar on the device, 1 if the step was skipped and else 0.
+        average: Averages the gradients over the replicas; None if the stage has only one.
+        squared_norm: Squared gradient norm of the last step before clipping, a scalar on the
+            device. Under local learning it is the module's norm, otherwise the model's. None if
+            nothing needs it.
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class Networks:
         replicas: Replicas | None = None,
     ) -> None:
         self.job, self.place, self.device = job, place, device
-        seed = job.seed
+        settings, seed = job.settings, job.settings.seed
         units = [site.units[index] for index in self.place.units]
         self.units = [(unit, build_unit(unit, seed)) for unit in units]
         self.exports: list[tuple[Unit, nn.Module]] = []
@@ -64,14 +75,24 @@ class Networks:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.auxiliary_weights(seed, self.place.module))
                 self.criterion = module_criterion(method, site)
-        if job.sync_batchnorm and replicas is not None:
+        if settings.sync_batchnorm and replicas is not None:
             self.units = [(unit, synced(network, replicas)) for unit, network in self.units]
             if self.criterion is not None:
                 synced(self.criterion, replicas)
         for network in self.networks:
-            placed(network, self.device, job.compiled)
-        self.optimizer = FusedOptimizer(job.optim, self.parameters) if self.parameters else None
-        self.ema = None if job.optim.ema is None else Ema(self.units, job.optim.ema)
+            placed(network, self.device, settings.compile)
+        optim = settings.optim
+        self.optimizer = FusedOptimizer(optim, self.parameters) if self.parameters else None
+        self.ema = None if optim.ema is None else Ema(self.units, optim.ema)
+        self.nonfinite = False
+        self.skipped: dict[int, Tensor] = {}
+        self.squared_norm: Tensor | None = None
+        # Reading a tensor on CUDA would make the host wait for all queued work.
+        self._reads_at_once = device.type == "cpu"
+        self.average: Average | None = None
+        if replicas is not None:
+            early = not settings.sync_batchnorm
+            self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
         self.versions: dict[int, Versions] = {}
         for index, (unit, network) in zip(self.place.units, self.units, strict=True):
             lags = [watch.lag for watch in job.routes.watches.values() if watch.unit == index]
@@ -124,3 +145,63 @@ class Networks:
             yield f"model.{unit.name}", network
         if self.criterion is not None:
             yield f"auxiliary.{self.place.module}", self.criterion
+
+    def start_average(self) -> None:
+        """Begin to average gradients over the replicas of the stage in the next backward."""
+        assert self.average is not None
+        self.average.start()
+
+    def finish_average(self) -> None:
+        """Wait for the averages and put them in the place of the gradients."""
+        assert self.average is not None
+        self.nonfinite = self.average.finish() or self.nonfinite
+
+    def complete_average(self) -> None:
+        """Average what remains after a backward, if an average has been started before it."""
+        if self.average is not None:
+            self.average.complete()
+
+    def step(self, step: int, total: Tensor | None) -> None:
+        """Clip the gradients and step the optimizer.
+
+        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
+
+        Args:
+            step: Number of optimizer steps done before.
+            total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
+                norm of its own gradients where it needs one.
+
+        Raises:
+            NonFiniteError: A loss is not finite, under `optim.nonfinite=stop`.
+        """
+        if self.nonfinite:
+            norms = [float(p.grad.norm()) for p in self.parameters if p.grad is not None]
+            largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
+            raise NonFiniteError(step, self.place.module, largest)
+        if total is None and self.optimizer is not None and self.job.needs_norm:
+            total = squared_norm(self.optimizer.parameters)
+        self.squared_norm = total
+        if self.optimizer is not None:
+            self._optimize(self.optimizer, step, total)
+        if self.ema is not None:
+            self.ema.update(step)
+
+    def _optimize(self, optimizer: FusedOptimizer, step: int, total: Tensor | None) -> None:
+        optim = self.job.settings.optim
+        nonfinite = None
+        if total is not None and optim.nonfinite == "skip":
+            nonfinite = total.isfinite().logical_not().float()
+            if self.criterion is None:
+                pass  # the chunk at the module's end reports the skipped step
+            elif self._reads_at_once:
+                warn_of_skipped(self.place.module, [step], nonfinite[None])
+            else:
+                self.skipped[step] = nonfinite
+        for versions in self.versions.values():
+            versions.before_step()
+        if total is not None and optim.clip_norm is not None:
+            clip(optimizer.parameters, optim.clip_norm, total)
+        course = self.job.course
+        rate = learning_rate(optim, step, course.steps_per_epoch, course.epochs)
+        optimizer.step(rate, nonfinite)
+        optimizer.zero_grad()

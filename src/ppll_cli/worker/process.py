@@ -62,18 +62,19 @@ def main(job: Job, seat: Seat, links: Links) -> None:
 
 
 def _set_up(job: Job, seat: Seat) -> None:
+    settings = job.settings
     torch.set_num_threads(job.threads)
     device = torch.device(job.device(seat))
     job.numerics.apply(device)
-    if job.compiled:
+    if settings.compile:
         prepare_compiler()
-    if job.recompute:
+    if settings.recompute:
         import_module("torch._dynamo")  # else the first recomputed unit imports it, in a batch
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code seeds before it draws. This makes a user's code draw the same in each run.
-    random.seed(job.seed)
-    torch.manual_seed(job.seed)
+    random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
 
 
 def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:

@@ -43,6 +43,7 @@ class Worker:
 
     def __init__(self, job: Job, seat: Seat, links: Links) -> None:
         self.job, self.seat, self.links = job, seat, links
+        settings = job.settings
         self.index, self.replica = index, _ = seat
         self.device = torch.device(job.device(seat))
         self.memory = PeakMemory(self.device)
@@ -61,15 +62,16 @@ class Worker:
             begin_with(self.chunks.values(), job.weights)
         self.batches: Ahead | None = None
         if 0 in self.chunks:
-            dataset: Dataset = make("data", job.data)
-            batches = dataset.batches(dataset.load(), job.course.batch_size, job.seed, self.device)
+            dataset: Dataset = make("data", settings.data)
+            size, seed = job.course.batch_size, settings.seed
+            batches = dataset.batches(dataset.load(), size, seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
         buffered = job.depth * (job.stages - 1)
         clock = clock_of(self.device)
         self.reports = Reports(
             clock,
             job.task,
-            stop=job.optim.nonfinite == "stop",
+            stop=settings.optim.nonfinite == "stop",
             tell=self.report if self.replica == 0 else None,
             get_on=links.pulse.get_on,
         )
@@ -80,7 +82,7 @@ class Worker:
             warmup=job.warmup,
             skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
-            traced=TRACED + buffered if job.traced else 0,
+            traced=TRACED + buffered if settings.timeline else 0,
         )
         self._reported = 0  # the step of the last report of training
         self._training = False
@@ -97,7 +99,7 @@ class Worker:
     @property
     def item(self) -> Item | None:
         """The batch or mark that the stage handles now."""
-        return self.interpreter.item
+        return self.interpreter.mail.item
 
     @property
     def instruction(self) -> do.Instruction | None:
@@ -112,8 +114,8 @@ class Worker:
             end.open()
         self.report("ready")
         self.interpreter.send_ahead()
-        for item in upcoming(self.job, self.seat, self.links, self.interpreter.wait):
-            self.interpreter.item = item
+        for item in upcoming(self.job, self.seat, self.links, self.interpreter.mail.wait):
+            self.interpreter.mail.item = item
             self.links.pulse.take(str(item))
             if isinstance(item, TrainBatch):
                 self._train(item)
@@ -244,8 +246,8 @@ class Worker:
 
     def _report_training(self, step: int, complete: bool) -> None:
         """Begin to report training up to a step; see `Reports.take`."""
-        course = self.job.course
-        rate = learning_rate(self.job.optim, step - 1, course.steps_per_epoch, course.epochs)
+        course, optim = self.job.course, self.job.settings.optim
+        rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 

@@ -2,24 +2,20 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
+from ppll_cli.local.level_head import LevelDetection, LevelHead
 from ppll_cli.tasks import detection as d
-from ppll_cli.tasks.level_head import LevelHead
 from ppll_cli.tasks.pyramid import HeadStyle, PyramidHead, split_prediction
-from ppll_cli.tasks.task import CopiedNetwork, Copies
 
 HEIGHT, WIDTH, CLASSES, ANCHOR = 64, 96, 3, 16
 TASK = d.Detection(("a", "b", "c"), boxes=4, height=HEIGHT, width=WIDTH, anchor=ANCHOR)
-LEVEL = replace(TASK, level_heads=HeadStyle(6))
-BANK = FeatureBank(enabled=True)
+LEVEL = LevelDetection(**vars(TASK), style=HeadStyle(6))
 
 
 def map_of(stride: int, channels: int = 4) -> Tensor:
@@ -191,13 +187,13 @@ def test_convolutions_begin_as_the_authors_code_has_them() -> None:
     for layer in convolutions:
         assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.15)
         assert layer.bias is not None
-        rare = layer is head.head.classification_head.cls_logits  # type: ignore[union-attr]
+        rare = layer is head.head.classification_head.cls_logits
         expected = torch.full_like(layer.bias, -math.log(0.99 / 0.01) if rare else 0)
         torch.testing.assert_close(layer.bias, expected)
 
 
 def test_norms_are_those_of_the_models_head() -> None:
-    with_norms = replace(TASK, level_heads=HeadStyle(64, groups=32)).smallest_head((4, 8, 12))
+    with_norms = replace(LEVEL, style=HeadStyle(64, groups=32)).smallest_head((4, 8, 12))
     norms = [layer for layer in with_norms.modules() if isinstance(layer, nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [32] * 4
     assert not any(isinstance(layer, nn.GroupNorm) for layer in head_of(8).modules())
@@ -214,55 +210,3 @@ def test_a_map_that_is_too_coarse_is_refused() -> None:
     message = r"^local.detection_head=level: has levels for maps of stride 8, 16 and 32, not 64"
     with pytest.raises(ConfigError, match=message):
         replace(LEVEL, width=64).smallest_head((4, 1, 1))
-
-
-def copies_at(stride: int) -> Copies:
-    """Two copied units to stride 8 from 4, one to 16 and one to 32."""
-    strides = [stride, *(s for s in (8, 8, 16, 32) if s > stride)]
-    shapes = [(s, HEIGHT // s, WIDTH // s) for s in strides]  # as many channels as the stride
-    units = [nn.Conv2d(a[0], b[0], 3, stride=a[1] // b[1], padding=1) for a, b in pairwise(shapes)]
-    return Copies(units, shapes, PyramidHead({8: 8, 16: 16, 32: 32}, 6, CLASSES, ANCHOR))
-
-
-def network_at(stride: int, banked: list[int], **bank: str) -> CopiedNetwork:
-    """Banked maps have twice as many channels as their stride."""
-    shapes = [(2 * s, HEIGHT // s, WIDTH // s) for s in banked]
-    made = LEVEL.bank_network(copies_at(stride), shapes, BANK.model_copy(update=bank))
-    assert isinstance(made, CopiedNetwork)
-    return made
-
-
-@pytest.mark.parametrize(("stride", "units", "level"), [(4, 2, 8), (8, 0, 8), (16, 0, 16)])
-def test_a_local_module_goes_down_to_the_finest_level_and_no_further(
-    stride: int, units: int, level: int
-) -> None:
-    network = network_at(stride, [])
-    assert isinstance(network.head, LevelHead)
-    assert (len(network.units), network.head.stride) == (units, level)
-    assert network(map_of(stride, stride)).shape[1] == 9 * (HEIGHT // level) * (WIDTH // level)
-
-
-def test_banked_maps_are_averaged_down_to_the_level() -> None:
-    network, x, bank = network_at(16, [8, 16]), map_of(16, 16), (map_of(8, 16), map_of(16, 32))
-    head = network.head
-    assert isinstance(head, LevelHead)
-    assert head.project.in_channels == 16 + 16 + 32
-    seen: list[Tensor] = []
-    head.project.register_forward_hook(lambda _, given, __: seen.append(given[0]))
-    network(x, *bank)
-    fine = bank[0].reshape(2, 16, HEIGHT // 16, 2, WIDTH // 16, 2).mean(dim=(3, 5))
-    torch.testing.assert_close(seen[0], torch.cat((x, fine, bank[1]), dim=1))
-
-
-def test_added_maps_have_as_many_channels() -> None:
-    """A banked map of stride 8 has the 16 channels of the module's map, that of stride 16 not."""
-    network, x, bank = (
-        network_at(16, [8, 16], fusion="add"),
-        map_of(16, 16),
-        (map_of(8, 16), map_of(16, 32)),
-    )
-    head = network.head
-    assert isinstance(head, LevelHead)
-    assert head.joined == [0, 1]
-    expected = head(x + F.avg_pool2d(bank[0], 2), torch.zeros_like(bank[0]), bank[1])
-    torch.testing.assert_close(network(x, *bank), expected)

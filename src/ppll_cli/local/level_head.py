@@ -1,13 +1,22 @@
-"""A detection head for the pyramid levels of one map, used to train modules on their own levels.
+"""Detection in which modules are trained only on the pyramid levels of their own maps.
 
 Legend: B batch, W width (channels) of the head, A anchors of a picture, C classes.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.tasks.pyramid import LEVELS, STRIDES, Anchors, HeadStyle, Maps
-from ppll_cli.tasks.task import fused
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.bank import fused
+from ppll_cli.tasks.detection import Detection
+from ppll_cli.tasks.pyramid import LEVELS, STRIDES, Anchors, HeadStyle
+from ppll_cli.tasks.task import Shape
+
+Maps = Sequence[tuple[int, int]]
+"""Stride and channels of each of several maps."""
 
 CONVOLUTIONS = 2
 """Number of convolutions in each branch before the predicting one; the model's head has four."""
@@ -90,3 +99,30 @@ class LevelHead(nn.Module):
         found = self.head(levels)
         prediction: Tensor = self.anchors(levels, found["bbox_regression"], found["cls_logits"])
         return prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelDetection(Detection):
+    """Detection whose modules are trained only on the levels of their own maps.
+
+    Attributes:
+        style: The style of the model's head.
+    """
+
+    style: HeadStyle
+    forced = False  # a box that fits none of a module's own levels is left to other modules
+
+    def smallest_head(self, shape: Shape) -> LevelHead:
+        """Return a `LevelHead` over the map."""
+        return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
+
+    def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
+        """Return a head for the levels of the first map's stride.
+
+        Raises:
+            ConfigError: The map is coarser than stride 32.
+        """
+        if maps[0][0] > STRIDES[-1]:
+            problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
+            raise ConfigError("local.detection_head", "level", problem, "use pyramid")
+        return LevelHead(maps, self.style, len(self.classes), self.anchor, fusion)

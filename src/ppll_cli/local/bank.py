@@ -1,0 +1,181 @@
+"""What the feature bank of each task holds, and the networks that read it (arXiv 2406.00446)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppll_cli.config.sections import FeatureBank
+from ppll_cli.local.copies import CopiedNetwork, Copies
+from ppll_cli.local.parts import head_of
+from ppll_cli.tasks.classification import Classification, ClassifierHead, Pool, pooled_width
+from ppll_cli.tasks.picture_heads import PictureHead, Upsampler
+from ppll_cli.tasks.super_resolution import SuperResolution, check_map
+from ppll_cli.tasks.task import Shape, Task
+
+
+class Bank:
+    """The bank of classification and of users' own tasks: vectors, which heads that pool can read.
+
+    Attributes:
+        long_skips: Whether it holds by default what the model's head reads beside its input.
+    """
+
+    long_skips = False
+
+    def form(self, shape: Shape) -> nn.Module | None:
+        """Return a module without parameters that converts features to their banked form.
+
+        None means that features of this shape are of no use to later modules.
+        """
+        return Pool(len(shape))  # little data travels
+
+    def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """Return an auxiliary network, which is called with a module's and banked features.
+
+        Args:
+            copies: The parts from which it is made.
+            banked: Shapes of the features whose banked form it reads; empty without a bank.
+            bank: How the features are fused.
+
+        Raises:
+            ConfigError: The model's head cannot be used in this way.
+        """
+        head = self.head(copies.head, banked, bank) if banked else copies.head
+        return CopiedNetwork(copies.units, head)
+
+    def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """Return a head that reads banked features as well."""
+        own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
+        widths = [pooled_width(shape) for shape in banked]
+        return FusedHead(own, widths, bank.joined, bank.shared_head)
+
+
+class MapBank(Bank):
+    """The bank of super-resolution: maps, because pooling would lose the picture's details."""
+
+    long_skips = True
+
+    def form(self, shape: Shape) -> nn.Module:
+        """Return the identity."""
+        check_map("fba", "on", shape)
+        return nn.Identity()
+
+    def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """Return a `FusedPictureHead`."""
+        own = head_of(head, PictureHead, "where skips are added", ("fba", "on"), "use fba=off")
+        channels = [shape[0] for shape in banked]
+        return FusedPictureHead(own, channels, bank.joined, bank.shared_head)
+
+
+def bank_of(task: Task) -> Bank:
+    """Return the kind of bank that suits a task."""
+    if isinstance(task, Classification):
+        return Bank()
+    if isinstance(task, SuperResolution):
+        return MapBank()
+    from ppll_cli.local.pyramid_bank import PyramidBank  # torchvision's detectors
+    from ppll_cli.tasks.detection import Detection
+
+    return PyramidBank(task) if isinstance(task, Detection) else Bank()
+
+
+def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
+    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels."""
+    return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=1)
+
+
+class FusedHead(nn.Module):
+    """A head that fuses its vector with a feature bank (arXiv 2406.00446; the details are ours).
+
+    Linear and ReLU project each banked vector to the head's width D. `add` sums these and the
+    head's own vector. `concatenate` concatenates them, and a Linear layer reduces the result to
+    width D, so that the classifier after it has the shape of the model's. At first this layer
+    returns the head's own vector and ignores the bank; training gives the bank its influence.
+
+    Args:
+        head: A copy of the model's head, of width D.
+        widths: Widths of the banked vectors.
+        fusion: `concatenate` or `add`.
+        shared_head: Whether the classifier has the shape of the model's; otherwise it reads the
+            concatenated vectors.
+    """
+
+    def __init__(
+        self, head: ClassifierHead, widths: Sequence[int], fusion: str, shared_head: bool
+    ) -> None:
+        super().__init__()
+        self.head, self.fusion = head, fusion
+        width, joined = head.fc.in_features, head.fc.in_features * (1 + len(widths))
+        self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
+        self.mix: nn.Linear | None = None
+        if fusion == "concatenate" and shared_head:
+            self.mix = nn.Linear(joined, width)
+            nn.init.eye_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
+        if not shared_head:
+            head.fc = nn.Linear(joined, head.fc.out_features)
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Return logits [B, classes] for features and banked vectors [B, width]."""
+        vectors = [self.head.pooled(x)]
+        vectors += [F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True)]
+        vector = fused(vectors, self.fusion)
+        if self.mix is not None:
+            vector = self.mix(vector)
+        logits: Tensor = self.head.fc(vector)
+        return logits
+
+
+class FusedPictureHead(nn.Module):
+    """A head that fuses its map with a feature bank (arXiv 2406.00446; the details are ours).
+
+    Our reading: the bank is the backbone's long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)),
+    where x_0 are the network's first features. The public code of Local-SR also passes x_0,
+    detached, to its local networks, but computes the sum with it without using the result. With
+    other values of `fba.features` the bank holds maps of earlier modules in the place of x_0
+    (ours).
+
+    A 1x1 convolution projects maps that have another number of channels than the head's. `add`
+    sums these and the head's own map. `concatenate` concatenates them, and a 1x1 convolution
+    reduces the result to the head's channels. At first this convolution returns the head's own map;
+    training gives the bank its influence.
+
+    Args:
+        head: A copy of the model's head.
+        channels: Channels of the banked maps, which get no gradient.
+        fusion: `concatenate` or `add`.
+        shared_head: Whether the upsampler has the shape of the model's; otherwise it reads the
+            concatenated maps.
+    """
+
+    def __init__(
+        self, head: PictureHead, channels: Sequence[int], fusion: str, shared_head: bool
+    ) -> None:
+        super().__init__()
+        self.head, self.fusion = head, fusion
+        old = head.upsampler
+        width, joined = old.channels, old.channels * (1 + len(channels))
+        self.projections = nn.ModuleList(
+            nn.Identity() if banked == width else nn.Conv2d(banked, width, 1) for banked in channels
+        )
+        self.mix: nn.Conv2d | None = None
+        if fusion == "concatenate" and shared_head:
+            self.mix = nn.Conv2d(joined, width, 1)
+            nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
+            with torch.no_grad():
+                self.mix.weight.copy_(torch.eye(width, joined)[:, :, None, None])
+        elif fusion == "concatenate":
+            head.upsampler = Upsampler(joined, old.scale, old.mean)
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Return pictures [B, 3, sH, sW] for features and banked maps [B, C', H, W]."""
+        maps = [self.head.mapped(x)]
+        # First features may come from the module itself, so they are detached here.
+        maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
+        joined = fused(maps, self.fusion)
+        if self.mix is not None:
+            joined = self.mix(joined)
+        pictures: Tensor = self.head.upsampler(joined)
+        return pictures

@@ -1,0 +1,105 @@
+"""The feature bank of detection: maps, from which the pyramids of later modules are made.
+
+Legend: B batch, A anchors of a picture, C classes.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ppll_cli.config.sections import FeatureBank
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.bank import Bank, fused
+from ppll_cli.local.copies import CopiedNetwork, Copies
+from ppll_cli.local.level_head import LevelDetection, Maps
+from ppll_cli.local.parts import head_of
+from ppll_cli.tasks.detection import Detection
+from ppll_cli.tasks.pyramid import STRIDES, PyramidHead
+from ppll_cli.tasks.task import Shape
+
+
+class PyramidBank(Bank):
+    """The bank of detection: the maps that a pyramid reads."""
+
+    def __init__(self, task: Detection) -> None:
+        self.task = task
+
+    def form(self, shape: Shape) -> nn.Module | None:
+        """Return the identity for maps that a pyramid reads, and None for others."""
+        return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
+
+    def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """Return a pyramid over banked maps, the module's map and the maps of copied units.
+
+        For `LevelDetection` return a `LevelHead` over the module's map and banked maps. Copied
+        units lead there as long as their maps are no coarser than its finest level; other copies
+        are dropped.
+        """
+        reads = "how it reads a pyramid"
+        head = head_of(copies.head, PyramidHead, reads, ("local", "fba"), "use local=greedy")
+        if not bank.shared_head:
+            problem = "does not apply to detection, where a pyramid joins maps to the head"
+            raise ConfigError("fba.shared_head", False, problem, "leave it out")
+        own, earlier = self._maps(copies.shapes), self._maps(banked)
+        if not isinstance(self.task, LevelDetection):
+            return BankedPyramid(copies.units, head, own, earlier, bank.joined)
+        coarsest = max(STRIDES[0], own[0][0])
+        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never fall
+        level = self.task.level_head([own[last], *earlier], bank.joined)
+        return CopiedNetwork(copies.units[:last], level)
+
+    def _maps(self, shapes: Sequence[Shape]) -> Maps:
+        return [(self.task.stride("local", "fba", shape), shape[0]) for shape in shapes]
+
+
+class BankedPyramid(nn.Module):
+    """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
+
+    Our reading: the pyramid of a module's auxiliary network is made from the detached maps of
+    earlier modules, from the module's own map, and from the maps that copies of later units compute
+    from it. From these own maps the last one of each stride is taken, as in the model. If there are
+    several maps of one stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution
+    brings them to its width; `add` sums those that have the own map's number of channels.
+
+    Args:
+        units: Copies of later units, in order.
+        head: A copy of the model's head. A new head with its settings is made for the maps.
+        own: Stride and channels of the module's map and of each copy's output.
+        banked: Stride and channels of the maps of earlier modules.
+        fusion: `concatenate` or `add`.
+
+    Attributes:
+        plan: By stride, the indices of the maps to fuse; banked maps come before own maps.
+    """
+
+    def __init__(
+        self, units: Sequence[nn.Module], head: PyramidHead, own: Maps, banked: Maps, fusion: str
+    ) -> None:
+        super().__init__()
+        self.units, self.fusion = nn.ModuleList(units), fusion
+        maps = [*banked, *own]
+        last = {stride: len(banked) + number for number, (stride, _) in enumerate(own)}
+        self.plan: dict[int, list[int]] = {}
+        channels = {}
+        for stride in STRIDES:
+            chosen = [number for number, (at, _) in enumerate(banked) if at == stride]
+            chosen += [last[stride]] if stride in last else []
+            wide = [maps[number][1] for number in chosen]
+            if fusion == "add":
+                chosen = [number for number in chosen if maps[number][1] == wide[-1]]
+            if chosen:
+                self.plan[stride] = chosen
+                channels[stride] = wide[-1] if fusion == "add" else sum(wide)
+        self.head = head.over(channels)
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Return the prediction [B, A, 9 + C] for the module's map and banked maps."""
+        maps = [*bank, x]
+        for unit in self.units:
+            maps.append(unit(maps[-1]))
+        joined = {
+            stride: fused([maps[number] for number in chosen], self.fusion)
+            for stride, chosen in self.plan.items()
+        }
+        prediction: Tensor = self.head(*(joined[at] for at in sorted(joined, reverse=True)))
+        return prediction

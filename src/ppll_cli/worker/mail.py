@@ -1,0 +1,89 @@
+"""Receives and sends the messages of a stage's instructions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ppll_cli.job.course import Item, Version
+from ppll_cli.job.links import Header, Links
+from ppll_cli.pipeline import rules
+from ppll_cli.pipeline.instructions import Instruction
+from ppll_cli.transport.channel import Receiver, Sender
+from ppll_cli.worker.recorder import Recorder
+
+
+class Mail:
+    """The ends of a stage's channels.
+
+    Args:
+        stage: Number of the stage.
+        links: Connections to the other stages and to the parent.
+        device: The stage's device.
+        recorder: Measures the time of waits and copies.
+
+    Attributes:
+        item: The batch or mark that the stage handles now, which its messages are about.
+    """
+
+    def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
+        self._stage, self._links = stage, links
+        self._device, self._recorder = device, recorder
+        self.item: Item | None = None
+
+    def wait(self, end: Sender | Receiver, kind: str) -> None:
+        """Wait until a channel is ready.
+
+        There is no limit, because another stage may be hanging: the parent ends this process if
+        another worker fails, and a thread of this process ends it if the parent is gone.
+
+        Args:
+            end: This worker's end of the channel.
+            kind: What the time counts as, "starved" or "blocked".
+        """
+        with self._recorder.waiting(kind):
+            while not end.wait(timeout_s=1.0):
+                self._links.pulse.get_on()
+
+    def receive(
+        self, instruction: Instruction, version: Version | None = None
+    ) -> dict[str, Tensor]:
+        """Receive an instruction's message, which may be about a version of weights."""
+        found = rules.receives(self._stage, instruction)
+        assert found is not None
+        channel, message = found
+        receiver = self._links.receivers[channel]
+        self.wait(receiver, "starved")
+        # On CUDA the stream waits here for the sender's queued work; this process does not.
+        kind = "starved" if self._device.type == "cuda" else "transfer"
+        with self._recorder.working(kind, instruction):
+            header, tensors = receiver.receive()
+            expected = self._header(version, message.micro_batch, channel.chunk)
+            assert header == expected, f"expected {expected} of {channel}, got {header}"
+            return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+
+    def release(self, instruction: Instruction) -> None:
+        """Give back the slot of the message that an instruction frees."""
+        channel = rules.gives_back(self._stage, instruction)
+        assert channel is not None
+        self._links.receivers[channel].release()
+
+    def send(
+        self,
+        instruction: Instruction,
+        tensors: Mapping[str, Tensor],
+        version: Version | None = None,
+    ) -> None:
+        """Send an instruction's message, which may be about a version of weights."""
+        found = rules.sends(self._stage, instruction)
+        assert found is not None
+        channel, message = found
+        sender = self._links.senders[channel]
+        self.wait(sender, "blocked")
+        with self._recorder.working("transfer", instruction):
+            sender.send(self._header(version, message.micro_batch, channel.chunk), tensors)
+
+    def _header(self, version: Version | None, micro_batch: int, chunk: int) -> Header:
+        about = version or self.item
+        assert about is not None
+        return Header(about, micro_batch, chunk)

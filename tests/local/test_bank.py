@@ -1,0 +1,130 @@
+"""What feature banks hold, and the networks that read them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.config.sections import FeatureBank
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.bank import FusedHead, FusedPictureHead, bank_of
+from ppll_cli.local.copies import CopiedNetwork, Copies
+from ppll_cli.tasks.classification import Classification, ClassifierHead, Pool
+from ppll_cli.tasks.picture_heads import PictureHead, Upsampler
+from ppll_cli.tasks.super_resolution import SuperResolution
+from ppll_cli.tasks.task import Shape, Task
+from tests.other_task import OtherTask
+
+TASK = Classification(3)
+PICTURES = SuperResolution(scale=2, patch=8, mean=(0.4, 0.5, 0.6), overlap=4)
+
+
+class _Head(ClassifierHead):
+    """Width 4, three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
+    head = _Head()
+    fused = FusedHead(head, [2, 5], fusion="add", shared_head=True)
+    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
+    vector = head.pooled(x)
+    for projection, b in zip(fused.projections, banked, strict=True):
+        vector = vector + projection(b).clamp(min=0)
+    torch.testing.assert_close(fused(x, *banked), head.fc(vector))
+
+
+@pytest.mark.parametrize("shared_head", [True, False])
+def test_concatenate_joins_them(shared_head: bool) -> None:
+    head = _Head()
+    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=shared_head)
+    assert head.fc.in_features == (4 if shared_head else 12)
+    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
+    projected = [p(b).clamp(min=0) for p, b in zip(fused.projections, banked, strict=True)]
+    vector = torch.cat([head.pooled(x), *projected], dim=1)
+    if shared_head:
+        assert fused.mix is not None
+        nn.init.normal_(fused.mix.weight)
+        vector = fused.mix(vector)
+    torch.testing.assert_close(fused(x, *banked), head.fc(vector))
+
+
+def test_fusion_begins_with_the_head_alone() -> None:
+    head = _Head()
+    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=True)
+    x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
+    torch.testing.assert_close(fused(x, *banked), head(x))
+
+
+@pytest.mark.parametrize("task", [TASK, OtherTask()])
+def test_a_bank_keeps_vectors(task: Task) -> None:
+    """For a task of a user's own as well."""
+    x, form = torch.randn(2, 3, 4, 5), bank_of(task).form((3, 4, 5))
+    assert form is not None
+    assert torch.equal(form(x), Pool(3)(x))
+    assert not list(form.parameters())
+
+
+class _PictureHead(PictureHead):
+    """The map as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upsampler = Upsampler(4, 2, PICTURES.mean)
+
+    def mapped(self, x: Tensor) -> Tensor:
+        return x
+
+
+BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_head=True)
+
+
+def bank_head(head: nn.Module, banked: list[Shape], bank: FeatureBank) -> nn.Module:
+    """The head of an auxiliary network without copied units."""
+    network = bank_of(PICTURES).network(Copies([], [(4, 5, 7)], head), banked, bank)
+    assert isinstance(network, CopiedNetwork)
+    return network.head
+
+
+def test_a_concatenated_bank_begins_without_effect() -> None:
+    head = _PictureHead()
+    fused = bank_head(head, [(4, 5, 7), (6, 5, 7)], BANK)
+    x = torch.rand(2, 4, 5, 7)
+    bank = (torch.rand(2, 4, 5, 7), torch.rand(2, 6, 5, 7))
+    torch.testing.assert_close(fused(x, *bank), head(x))
+    fused(x, *bank).sum().backward()
+    assert isinstance(fused, FusedPictureHead)
+    assert fused.mix is not None
+    assert fused.mix.weight.grad is not None
+    assert fused.mix.weight.grad.all()
+
+
+def test_an_added_bank_is_the_long_skip() -> None:
+    """Upsampler(SLM(x) + x_0), with no parameters besides where the channels are the same."""
+    head = _PictureHead()
+    fused = bank_head(head, [(4, 5, 7)], BANK.model_copy(update={"fusion": "add"}))
+    x, first = torch.rand(2, 4, 5, 7), torch.rand(2, 4, 5, 7)
+    torch.testing.assert_close(fused(x, first), head.upsampler(x + first))
+    count = sum(parameter.numel() for parameter in head.parameters())
+    assert sum(parameter.numel() for parameter in fused.parameters()) == count
+
+
+def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
+    fused = bank_head(_PictureHead(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
+    assert isinstance(fused, FusedPictureHead)
+    assert fused.mix is None
+    assert fused.head.upsampler.channels == 8
+    x = torch.rand(2, 4, 5, 7)
+    assert fused(x, x).shape == (2, 3, 10, 14)
+
+
+def test_features_that_are_no_maps_and_other_heads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="fba=on: makes pictures from maps"):
+        bank_of(PICTURES).form((16, 8))
+    with pytest.raises(ConfigError, match=r"derive it from .*PictureHead, or use fba=off"):
+        bank_head(nn.Identity(), [(4, 5, 7)], BANK)
