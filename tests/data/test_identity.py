@@ -65,8 +65,8 @@ def test_a_picture_that_was_added_is_named(tmp_path: Path) -> None:
     before = identity(photos, folder)
     picture(3, 130, 130).save(folder / "2b.png")
     now = identity(photos, folder)
-    assert difference(now, before) == "2b.png is new in train, which has 4 and not 3 entries"
-    assert difference(before, now) == "2b.png is missing in train, which has 3 and not 4 entries"
+    assert difference(now, before) == "2b.png is new in train, which has 4 entries instead of 3"
+    assert difference(before, now) == "2b.png is missing in train, which has 3 entries instead of 4"
     (folder / "2b.png").rename(folder / "9.png")
     assert difference(identity(photos, folder), before).startswith("3.png is new in train")
 

@@ -91,7 +91,7 @@ def test_something_else_may_not_be_where_checkpoints_are(
 ) -> None:
     shutil.rmtree(checkpoints)
     kind(checkpoints)
-    with pytest.raises(ConfigError, match="its checkpoints is no folder; remove it"):
+    with pytest.raises(ConfigError, match="its `checkpoints` is not a folder; remove it"):
         newest(checkpoints.parent)
 
 

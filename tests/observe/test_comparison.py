@@ -124,15 +124,15 @@ def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Pat
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"config": {"batch_size": 32}}, "batch_size is 32 and not 64"),
-        ({"config": {"epochs": 9}}, "epochs is 9 and not 2"),
-        ({"config": {"precision": "bf16"}}, "precision is bf16 and not fp32"),
-        ({"config": {"model": {"depth": 8}}}, "model.depth is 8 and not 4"),
-        ({"choices": {"data": "svhn"}}, "data is svhn and not digits"),
-        ({"device": "cuda"}, "device is cuda and not cpu"),
-        ({"emulated": True}, "emulated is true and not false"),
-        ({"config": {"compile": True}}, "compile is true and not false"),
-        ({"steps": 40}, "steps is 40 and not 20"),
+        ({"config": {"batch_size": 32}}, "batch_size is 32 instead of 64"),
+        ({"config": {"epochs": 9}}, "epochs is 9 instead of 2"),
+        ({"config": {"precision": "bf16"}}, "precision is bf16 instead of fp32"),
+        ({"config": {"model": {"depth": 8}}}, "model.depth is 8 instead of 4"),
+        ({"choices": {"data": "svhn"}}, "data is svhn instead of digits"),
+        ({"device": "cuda"}, "device is cuda instead of cpu"),
+        ({"emulated": True}, "emulated is true instead of false"),
+        ({"config": {"compile": True}}, "compile is true instead of false"),
+        ({"steps": 40}, "steps is 40 instead of 20"),
     ],
 )
 def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
@@ -143,7 +143,7 @@ def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
     make(tmp_path / "2", "bp", 1000.0, gpus=1, accuracies=(0.1,), **other)
     found = compare([tmp_path])
     assert [row.name for row in found.rows] == ["0", "1", "2*"]
-    assert f"* 2 is not comparable to most: {said}" in found.notes
+    assert f"* 2 is not comparable to most runs: {said}" in found.notes
     assert found.rows[1].over_bp == 1.5
     assert found.target == 0.5
     assert [row["comparable"] for row in rows(tmp_path)] == ["True", "True", "False"]
@@ -225,7 +225,8 @@ def test_another_metric_is_not_timed_against_this_one(tmp_path: Path) -> None:
     found = compare([tmp_path])
     assert (found.metric, found.target) == ("test accuracy", 0.75)
     assert [row.seconds_to_target for row in found.rows] == [4.0, 2.0, None]
-    assert "* 2 is not comparable to most: metric is test psnr and not test accuracy" in found.notes
+    said = "metric is test psnr instead of test accuracy"
+    assert f"* 2 is not comparable to most runs: {said}" in found.notes
 
 
 def test_settings_that_differ_are_shown(tmp_path: Path) -> None:

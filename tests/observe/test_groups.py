@@ -176,7 +176,7 @@ def test_without_back_propagation_groups_are_set_against_the_best(tmp_path: Path
             number += 1
     found = compare([tmp_path])
     assert [cell[-1] for cell in cells(found, "best test accuracy")] == [")", "~", ")"]
-    assert any(note.startswith("~ differs from 6-8 ") for note in found.notes)
+    assert any(note.startswith("~ marks a difference from 6-8 ") for note in found.notes)
     assert cells(found, "settings") == ["local=greedy", "local=dgl", "local=predsim"]
 
 

@@ -73,7 +73,7 @@ def test_the_first_failure_is_the_last_try_and_is_logged_once(
     sys.stdout.write("two\n")
     tell_failures()
     assert broken.tries == 1
-    assert caplog.messages == ["stdout gets nothing: Input/output error"]
+    assert caplog.messages == ["nothing more is written to stdout: Input/output error"]
     assert output_failure() == "Input/output error"
 
 

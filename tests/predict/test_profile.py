@@ -248,11 +248,11 @@ def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 2)
     dictated.units = {"blocks.0": 2.0}
     notes = prepared("gpus=2").notes
-    title = "partition=profile, milliseconds for 8 samples, measured beside 1 other process(es)"
+    title = "partition=profile, milliseconds for 8 samples, measured while 1 other process(es)"
     assert any(line.startswith(title) for line in notes)
     assert "  blocks.0          0.667     1.333   0.000  0" in notes
-    assert "  stage 0: 5.000 a batch, of which losses 1.000" in notes
-    assert "  stage 1: 5.000 a batch, of which losses 1.000" in notes
+    assert "  stage 0: 5.000 per batch, of which losses take 1.000" in notes
+    assert "  stage 1: 5.000 per batch, of which losses take 1.000" in notes
     # bp takes 7 ms for the units and 1 ms for the loss, the slower stage 5 ms.
     line = "  predicted: 1600 samples/s, 1.60 x the speed of bp on one device, bubble 0.0000"
     assert line in notes

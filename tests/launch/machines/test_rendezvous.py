@@ -52,7 +52,7 @@ def test_one_machine(environment: dict[str, str]) -> None:
             "nproc-per-node=2: a machine takes only one launcher",
         ),
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: a machine takes only one launcher"),
-        ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "says where the machines meet"),
+        ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "must say where the machines meet"),
         (
             {**SRUN, "PPLL_MEETING_S": "soon"},
             "PPLL_MEETING_S=soon: is not a number of seconds from 1",
