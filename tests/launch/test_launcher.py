@@ -124,7 +124,6 @@ def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_worker_that_is_stopped_ends_the_run(run: Runner) -> None:
     with pytest.raises(

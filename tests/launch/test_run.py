@@ -184,7 +184,6 @@ def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(run: Runner) -> None:
     case = [*DIGITS, "batch_size=64", "epochs=6", "eval_every=1", "optim.lr=0.02"]
     result = run(*case, "checkpoint.best=true", "checkpoint.keep=1", "checkpoint.every=1000")

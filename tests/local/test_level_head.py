@@ -1,7 +1,8 @@
 """The head for a map's own levels, against layers, anchors and losses that are typed anew here."""
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.level_head import LevelDetection, LevelHead
+from ppll_cli.local.level_head import LevelHead, with_levels
 from ppll_cli.tasks import detection as d
 from ppll_cli.tasks.pyramid import HeadStyle, PyramidHead, split_prediction
 
 HEIGHT, WIDTH, CLASSES, ANCHOR = 64, 96, 3, 16
 TASK = d.Detection(("a", "b", "c"), boxes=4, height=HEIGHT, width=WIDTH, anchor=ANCHOR)
-LEVEL = LevelDetection(**vars(TASK), style=HeadStyle(6))
+LEVEL = with_levels(TASK, HeadStyle(6))
 
 
 def map_of(stride: int, channels: int = 4) -> Tensor:
@@ -210,3 +211,25 @@ def test_a_map_that_is_too_coarse_is_refused() -> None:
     message = r"^local.detection_head=level: has levels for maps of stride 8, 16 and 32, not 64"
     with pytest.raises(ConfigError, match=message):
         replace(LEVEL, width=64).smallest_head((4, 1, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(d.Detection):
+    """A user's own detection."""
+
+    weight: float = 1.0
+
+    def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        return self.weight * super().loss(prediction, values)
+
+
+def test_a_task_of_ones_own_keeps_its_class_and_values() -> None:
+    own = Weighted(**{**vars(TASK), "weight": 3.0})
+    made = with_levels(own, HeadStyle(6))
+    assert isinstance(made, Weighted)
+    assert isinstance(made.smallest_head((4, 8, 12)), LevelHead)
+    head, x = head_of(8), map_of(8)
+    boxes = torch.tensor([[[8.0, 8.0, 24.0, 24.0]] * 4] * 2)
+    values = {"boxes": boxes, "labels": torch.ones(2, 4, dtype=torch.int64)}
+    values |= {"ignored": torch.zeros(2, 4, dtype=torch.bool), "count": torch.tensor([1, 1])}
+    torch.testing.assert_close(made.loss(head(x), values), 3 * LEVEL.loss(head(x), values))

@@ -292,7 +292,7 @@ def test_ones_own_local_method_may_stand_in_the_place_of_greedy() -> None:
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [
-        (["fba=on", "gpus=2"], "fba=on has no effect here: no auxiliary network has an ear"),
+        (["fba=on", "gpus=2"], "fba=on is the same as local=fba here: no auxiliary"),
         (["fba=on", "schedule=bp"], "fba=on has no effect here: only ll and ppll use"),
         (["fba=on", "gpus=3"], None),
         (["fba=on", "gpus=2", "fba.fusion=none"], None),

@@ -195,7 +195,7 @@ class BasicSweeper(Sweeper):
 
 
 class _Numbers(int):
-    """The numbers of the jobs in a batch, which may have gaps in a resumed sweep.
+    """The numbers of the jobs in a batch. In a resumed sweep, some numbers may be missing.
 
     A launcher gets the number of the first job, and adds each job's place in the batch to it.
     """
@@ -213,7 +213,7 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Have `${hydra:KEY}` resolve in a configuration that Hydra does not run yet."""
+    """Make `${hydra:KEY}` resolve inside the block, though Hydra does not run this job yet."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # a copy, because this makes a part read-only

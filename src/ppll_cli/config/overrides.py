@@ -36,7 +36,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(key: str, value: Any) -> Iterator[str]:
-    """Yield the keys that an override sets; Hydra merges a dictionary, so its keys count."""
+    """Yield the keys that an override sets; for a dictionary, all keys in it (Hydra merges it)."""
     if not isinstance(value, dict):
         yield key
         return

@@ -155,7 +155,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Training batches between interruptions: an epoch's, or `checkpoint_every` if smaller."""
+        """Number of training batches in a row: an epoch's, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _Start = tuple[GradientEdge, Tensor]
-"""A point of the graph from which a backward starts, and the gradient there."""
+"""A point of the graph where a backward pass starts, and the gradient at this point."""
 
 
 class _Call(NamedTuple):

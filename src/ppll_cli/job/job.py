@@ -60,7 +60,7 @@ class Job:
 
     Attributes:
         settings: The configuration. Only `threads` is resolved; what was found for other keys that
-            were left open is in the fields below.
+            were left open is in the fields below. For the local method read `local` instead.
         local: Configuration of the local method's class, with the defaults of its feature bank.
         course: The plan of batches, evaluations and checkpoints.
         image: The images that the model is built for.
@@ -186,7 +186,7 @@ class Job:
         return used or self.settings.log_grad_norm
 
     def place(self, stage: int, microbatches: int) -> Place:
-        """Return the place of a stage, for training batches of `microbatches` micro-batches."""
+        """Return the `Place` of a stage for a training batch of `microbatches` micro-batches."""
         norms = self.needs_norm and not self.local_learning
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 

@@ -69,7 +69,7 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 
 
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
-    """Return the failure of a run in whose parent process an exception was raised.
+    """Return a RunFailedError for an exception that was raised in a run's parent process.
 
     Args:
         error: The exception.

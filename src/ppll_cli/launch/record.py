@@ -20,7 +20,7 @@ CONFIG_FORMAT = 2
 """Format number of `config.json`. A newer format is refused; from 2 on the file has a digest."""
 
 DIGEST = "sha256"
-"""The key in `config.json` of the file's own digest."""
+"""The key under which `config.json` stores the file's own digest."""
 
 PATHS = ("root", "cache", "folders")
 """Keys of a data set whose values are folders, which are recorded as absolute paths."""

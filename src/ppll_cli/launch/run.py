@@ -126,7 +126,7 @@ class Run:
             raise
 
     def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
-        """Execute the run; put the lock of a new run's directory into `held`."""
+        """Execute the run. If it is new, lock its directory; `held` keeps the lock."""
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job

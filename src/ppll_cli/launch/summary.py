@@ -154,7 +154,7 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 
 
 def _bubble(workers: Sequence[Worker]) -> float | None:
-    """Return the share of their steady state for which the stages waited."""
+    """Return the share of steady-state time in which the stages waited."""
     if not workers or not all(map(is_steady, workers)):
         return None
     waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]

@@ -25,7 +25,7 @@ def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """
     if chosen is None:
         return site
-    from ppll_cli.local.level_head import LevelDetection  # torchvision's detectors
+    from ppll_cli.local.level_head import with_levels  # torchvision's detectors
     from ppll_cli.tasks.detection import detection_of
     from ppll_cli.tasks.pyramid import PyramidHead
 
@@ -37,4 +37,4 @@ def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
         built = site.units[-1].build()
     reads, other = "how it reads a pyramid", f"use {key}=pyramid"
     head = head_of(built, PyramidHead, reads, (key, chosen), other)
-    return replace(site, task=LevelDetection(**{**vars(task), "style": head.style}))
+    return replace(site, task=with_levels(task, head.style))

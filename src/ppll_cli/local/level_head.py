@@ -4,7 +4,7 @@ Legend: B batch, W width (channels) of the head, A anchors of a picture, C class
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -126,3 +126,14 @@ class LevelDetection(Detection):
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
             raise ConfigError("local.detection_head", "level", problem, "use pyramid")
         return LevelHead(maps, self.style, len(self.classes), self.anchor, fusion)
+
+
+def with_levels(task: Detection, style: HeadStyle) -> LevelDetection:
+    """Return the task as a `LevelDetection` that keeps what a user's own class adds to it."""
+    if isinstance(task, LevelDetection):
+        return task
+    bases = LevelDetection, type(task)
+    kind = make_dataclass(LevelDetection.__name__, [], bases=bases, frozen=True, kw_only=True)
+    values = {field.name: getattr(task, field.name) for field in fields(task)}
+    made: LevelDetection = kind(**values, style=style)
+    return made

@@ -106,7 +106,7 @@ def tell_failures() -> None:
 
 
 def output_failure() -> str | None:
-    """Return why a program's result could not be printed; None if it was, or nobody reads it."""
+    """Return why a program's result could not be printed; None if printed, or nobody reads it."""
     stream = sys.stdout
     if not isinstance(stream, Shown):
         return None

@@ -309,7 +309,7 @@ class Profile:
         return kinds
 
     def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
-        """Return the key of an auxiliary network's record, and which names take gradients there."""
+        """Return the record key of an auxiliary network, and the names that get gradients there."""
         if (modules, module) not in self._criteria:
             build, specs = self.ends.criterion(modules, module)
             with torch.device("meta"):

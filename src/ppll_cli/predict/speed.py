@@ -247,7 +247,7 @@ def _watched_bytes(job: Job, stage: int) -> int:
 
 
 def _averaged_bytes(job: Job, profile: Source) -> int:
-    """Return the bytes of gradients that a replica sends, at the stage with the most."""
+    """Return the bytes of gradients that one replica sends, for the stage that sends most."""
     if job.replicas == 1:
         return 0
     gradients = (

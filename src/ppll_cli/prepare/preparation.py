@@ -229,12 +229,12 @@ def assemble(
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
-        reason = (
-            "no auxiliary network has an earlier module to read from"
+        notes.append(
+            "fba=on is the same as local=fba here: no auxiliary network has an earlier module to "
+            "read from"
             if schedule.local
-            else "only ll and ppll use a feature bank"
+            else "fba=on has no effect here: only ll and ppll use a feature bank"
         )
-        notes.append(f"fba=on has no effect here: {reason}")
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if settings.sync_batchnorm:
         check_passes(job)

@@ -62,7 +62,7 @@ class Subject:
         model: The model, which makes the units.
         method: The local method.
         local: Configuration of the local method's class.
-        ends: Finds what follows each module's last unit; it also has the units.
+        ends: Finds what follows each module's last unit, and holds the model's units.
         identity: The identity of the data; None if the data set gives none.
         evaluation: Evaluation batches, if their shapes differ from those of training batches.
         classes: Names of the classes in the order of their labels; empty if the data set gives

@@ -1,4 +1,4 @@
-"""Classification: one label for each image, or two labels with shares if images are mixed."""
+"""Classification: each image has one label, or two labels with their shares if it is mixed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +113,8 @@ class Classification:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross-entropy, in float32 also under autocast.
 
-        If gradients are computed, targets are class shares, and smoothed. Otherwise they are the
-        labels, so that evaluation losses of all runs can be compared.
+        In training the targets are smoothed, and are class shares if images are mixed. In
+        evaluation they are plain labels, so that losses of all runs can be compared.
         """
         learning = torch.is_grad_enabled()
         smoothing = self.label_smoothing if learning else 0.0

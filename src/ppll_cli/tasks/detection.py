@@ -210,9 +210,9 @@ class Detection:
             if self.width == stride * shape[2] and stride & (stride - 1) == 0:
                 return stride
         problem = (
-            f"finds boxes in maps that divide {self.height}x{self.width} pixels evenly, but a "
+            f"finds boxes in maps [C, H, W] whose stride in {self.height}x{self.width} pixels is a "
+            f"power of 2, but a module ends in {list(shape)}"
         )
-        problem += f"module ends in {list(shape)}"
         raise ConfigError(key, value, problem, "use model=retinanet")
 
 

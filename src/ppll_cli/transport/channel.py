@@ -72,8 +72,8 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        The caller may change and free the tensors afterwards. On CUDA, work that is queued
-        afterwards may change them.
+        The caller may change and free the tensors after this call. On CUDA this holds for work
+        that is queued on the device after the call.
         """
         ...
 

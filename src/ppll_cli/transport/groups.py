@@ -158,7 +158,7 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, because torch warns otherwise. Threads still use gloo's groups."""
+        """Destroy NCCL's groups, because torch warns otherwise. Keep gloo's: threads use them."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

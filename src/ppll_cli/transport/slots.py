@@ -42,7 +42,7 @@ class Slots:
         """Return the next slot's index, and views of the slot for the tensors of a layout.
 
         Args:
-            number: A number that identifies the layout, under which the views are kept.
+            number: A number that identifies the layout; the views are cached by this number.
             layout: The layout.
         """
         slot, self._next = self._next, (self._next + 1) % self.count

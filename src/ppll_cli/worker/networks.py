@@ -123,7 +123,7 @@ class Networks:
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit and of the criterion. Exports get no gradients."""
+        """The parameters of each unit and of the criterion, which get gradients; exports do not."""
         criterion = [] if self.criterion is None else [self.criterion]
         networks = [network for _, network in self.units] + criterion
         return [list(network.parameters()) for network in networks]

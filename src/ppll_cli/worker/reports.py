@@ -208,7 +208,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def _training_s(self) -> float:
-        """Return the seconds of training since its last complete report; its time is paused."""
+        """Return the seconds of training since the last complete report; call `pause` first."""
         for first, last in self._spans.pop("train", []):
             self._clock.wait(last)
             self._before_s["train"] += self._clock.seconds(first, last)

@@ -107,7 +107,10 @@ class Worker:
         return self.interpreter.instruction
 
     def run(self) -> None:
-        """Execute the instructions of all batches and marks until the end of the run."""
+        """Execute the instructions of all batches and marks until the end of the run.
+
+        A mark is an `Evaluate`, a `Checkpoint` or an `End`.
+        """
         if self.links.groups is not None:
             self.links.groups.open(self.device)
         for end in self.links.ends():

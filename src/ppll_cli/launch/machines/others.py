@@ -197,7 +197,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
-        """Hear whether machine 0 ends the job; yields nothing.
+        """Check whether machine 0 has ended the job. As a generator, it never yields a report.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
