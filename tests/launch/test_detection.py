@@ -174,7 +174,7 @@ def test_what_makes_no_sense_is_refused(
         prepared(*model, *data, "gpus=2", "batch_size=4", *overrides)
 
 
-@pytest.mark.parametrize("modules", [2, 10])
+@pytest.mark.parametrize("modules", [pytest.param(2, marks=pytest.mark.slow), 10])
 @pytest.mark.parametrize("head", ["pyramid", "level"])
 @pytest.mark.parametrize(
     "method", ["local=greedy", "local=fba", "fba=on", "local=auglocal", "local=manpp"]

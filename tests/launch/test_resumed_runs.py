@@ -140,8 +140,12 @@ def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -
 
 @pytest.mark.parametrize(
     ("name", "stop"),
-    [("bp", 22), ("ll", 10), ("gpipe", 10), ("ppll", 22)],
-    ids=["bp, middle", "ll, epoch", "gpipe, epoch", "ppll, middle"],
+    [
+        pytest.param("bp", 22, id="bp, middle"),
+        pytest.param("ll", 10, id="ll, epoch", marks=pytest.mark.slow),
+        pytest.param("gpipe", 10, id="gpipe, epoch", marks=pytest.mark.slow),
+        pytest.param("ppll", 22, id="ppll, middle"),
+    ],
 )
 def test_resuming_is_as_if_never_stopped(
     unbroken: Callable[[str], Result], tmp_path: Path, name: str, stop: int
@@ -153,7 +157,14 @@ def test_resuming_is_as_if_never_stopped(
     assert_as_if_unbroken(resumed(stopped, "max_steps=null"), unbroken(name))
 
 
-@pytest.mark.parametrize("name", ["ll, modules as stages", "gpipe", "ppll", "bank"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("ll, modules as stages", "gpipe")),
+        "ppll",
+        "bank",
+    ],
+)
 def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path, name: str) -> None:
     """The modules stay, whatever the stages are; it stops twice, and has other stages twice."""
     start, change = CASES[name]

@@ -86,6 +86,7 @@ def status_of(folder: Path) -> object:
     return json.loads((folder / "summary.json").read_text())["status"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["start-up", "training"])
 def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, moment: str) -> None:
     session = start(training(folder, *VIT, "gpus=2"))

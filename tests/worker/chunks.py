@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -34,6 +35,10 @@ MODELS = {
     "skipping": own_model("Skipping"),
     "idle": own_model("Idle"),
 }
+LARGE = ("resnet18", "resnet50", "retinanet group")
+CASES = [pytest.param(m, marks=pytest.mark.slow) if m in LARGE else m for m in MODELS]
+"""The models as cases of a test, of which the large ones are slow."""
+
 CPU = torch.device("cpu")
 SIZES = [2, 1]
 """Samples of each micro-batch."""

@@ -89,6 +89,7 @@ def test_a_resumed_run_reports_what_an_unbroken_one_does(
     assert_same(after.tensors, expected.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [VIT, [*RESNET, *SGD]], ids=["vit", "resnet"])
 def test_norms_are_equal_where_gradients_are(tmp_path: Path, model: list[str]) -> None:
     """Of each module under local learning, else of the model, over all stages."""
@@ -106,6 +107,7 @@ def test_norms_are_equal_where_gradients_are(tmp_path: Path, model: list[str]) -
         assert all(norm > 0 for norm in norms.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ppll", "pp", "gpipe"])
 def test_clipping_gives_the_norm_for_nothing(tmp_path: Path, schedule: str) -> None:
     """It is that before clipping; a limit that nothing reaches trains the same without it."""

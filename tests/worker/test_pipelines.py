@@ -68,7 +68,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
 @pytest.mark.parametrize(
     ("name", "schedule", "gpus", "chunks", "microbatches"),
     [
-        (name, *shape, microbatches)
+        pytest.param(name, *shape, microbatches, marks=[pytest.mark.slow] * (microbatches == 3))
         for name in CASES
         for shape in SHAPES
         for microbatches in SPLITS.get(name, [5])

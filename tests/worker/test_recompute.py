@@ -9,7 +9,8 @@ import torch
 
 from tests.conftest import assert_same, own_model, with_settings
 from tests.worker.cases import DATA, RESNET, SGD, VIT
-from tests.worker.chunks import MODELS, job_of, kinds, trained
+from tests.worker.chunks import CASES as UNITS_OF
+from tests.worker.chunks import job_of, kinds, trained
 from tests.worker.inside import Outcome, run_inside
 
 CASES = {
@@ -90,7 +91,7 @@ def test_replicas_average_the_same_gradients(tmp_path: Path, case: list[str]) ->
     assert found.test == kept.test
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", UNITS_OF)
 def test_every_unit_has_the_same_gradients(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

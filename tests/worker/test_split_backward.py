@@ -11,13 +11,13 @@ from ppll_cli.pipeline.passes import whole_backwards
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
 from tests.conftest import assert_same, compose_config
-from tests.worker.chunks import CPU, DATA, MODELS, SIZES, job_of, kinds, trained
+from tests.worker.chunks import CASES, CPU, DATA, MODELS, SIZES, job_of, kinds, trained
 
 
 @pytest.mark.parametrize(
     "how", [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]], ids=" ".join
 )
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CASES)
 def test_halves_have_the_gradients_of_the_whole(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
