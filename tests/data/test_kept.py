@@ -120,7 +120,7 @@ def test_a_cache_for_pictures_that_cannot_be_written_is_named(
     photos: Callable[..., Photos], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"data.cache=.*file: decoded pictures cannot be kept"):
+    with pytest.raises(ConfigError, match=r"data.cache=.*file: decoded pictures cannot be written"):
         photos(cache=str(tmp_path / "file")).load()
 
 

@@ -395,7 +395,7 @@ def test_a_completed_run_is_left_as_it_is(
     assert resumed(completed, *change).summary == unbroken("ppll").summary
     assert contents(completed.run_dir) == before
     said, last = capsys.readouterr().out.splitlines()[-2:]
-    assert said.startswith("the run is complete after 25 steps: there is nothing to do; more epo")
+    assert said.startswith("the run is complete after 25 steps: there is nothing to do; to train")
     assert last.startswith("test accuracy ")
     assert last.endswith(f" in {completed.run_dir}")
 
