@@ -189,7 +189,8 @@ def test_a_loader_that_does_not_answer_is_given_up(
     monkeypatch.setattr(loaders, "is_stopped", lambda _: False)
     with Loaders(1, SIDE) as started:
         os.kill(started.processes[0].pid, signal.SIGSTOP)
-        with pytest.raises(RunFailedError, match=rf"did not answer for 0 s while it read {files[0]}"):
+        message = rf"did not answer for 0 s while it read {files[0]}"
+        with pytest.raises(RunFailedError, match=message):
             started.begin([Wanted(files[0])]).images()
 
 
