@@ -1,7 +1,7 @@
-"""ppll-run: compose and check the configuration, launch the run, report its result.
+"""ppll-run: compose and check the configuration, launch the run, report the run's result.
 
-Slow imports come where they are needed: `--help`, `--cfg job` and the refusal of a wrong
-configuration import no torch.
+Slow imports are inside the functions that need them: `--help`, `--cfg job` and the refusal of a
+wrong configuration import no torch.
 """
 
 import gc
@@ -55,21 +55,21 @@ log = logging.getLogger(__name__)
 BEGAN_S = time.monotonic()
 """When this process began, on the clock of `time.monotonic`.
 
-Jobs of a sweep that a launcher runs in other processes have other values.
+If a launcher runs jobs of a sweep in other processes, each process has its own value.
 """
 
 _in_hand: "list[Sweep]" = []
 """The sweep that this process runs, if it runs one."""
 
 _stopped: list[Interrupted] = []
-"""Signals that ended jobs in this process, if it runs jobs of another process's sweep."""
+"""Interrupts that ended jobs in this process, if another process runs the sweep."""
 
 
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. It is the same
-    whether or not anybody reads the output.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. The status does
+    not depend on whether anybody reads the output.
     """
     streams.guard()
     for number in forkserver.heeded():
@@ -79,7 +79,7 @@ def main() -> NoReturn:
     except ConfigError as error:
         _complain(str(error))
         sys.exit(2)
-    except (WorkerFailedError, RunFailedError):  # the code that caught it first has shown it
+    except (WorkerFailedError, RunFailedError):  # the error has been shown already
         sys.exit(1)
     except Interrupted as error:
         _complain(str(error))
@@ -90,9 +90,9 @@ def main() -> NoReturn:
 
 
 def _leave(number: int, _: "FrameType | None") -> NoReturn:
-    """End at once; this handles signals while there are no workers.
+    """End the process at once; this handles signals while there are no workers.
 
-    An exception could interrupt any line, even an import, and be swallowed or shown there.
+    It raises no exception, which any line could swallow or print, even an import.
     """
     forkserver.kill()
     scratch.remove()
@@ -116,7 +116,7 @@ def _main(arguments: list[str]) -> None:
         return
     overrides = [at_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
-    # Hydra's parser wants all overrides together; users write them on both sides of an option.
+    # Hydra's parser needs all overrides together, but users write some before and after an option.
     sys.argv[1:] = overrides + options
 
     where = Rendezvous.of(os.environ)
@@ -134,7 +134,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
-    """Be one of several launchers: machine 0 composes the configuration, the others follow."""
+    """Act as one of several launchers: machine 0's composes the configuration, others follow it."""
     from ppll_cli.launch.machines.fleet import Fleet
 
     fleet = Fleet(where)
@@ -164,7 +164,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
 
 
 def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
-    """Have Hydra compose the configuration, and run the jobs with it."""
+    """Have Hydra compose the configuration of each job, and run the jobs."""
     import argparse
 
     import hydra
@@ -189,7 +189,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     failures: list[PpllError] = []
 
     def task(cfg: "DictConfig") -> float | None:
-        # Hydra would report an exception in its own words, and drop a sweep's results.
+        # If this raised, Hydra would print its own message, and drop the results of a sweep.
         nonlocal began
         began = True
         streams.guard()  # a launcher may run the job in another process
@@ -204,7 +204,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             _note_refusal(error)
             failures.append(error)
         except Interrupted as error:
-            if os.getpid() != sweep.process:  # only a job's return value reaches its launcher
+            if os.getpid() != sweep.process:  # no exception reaches that process
                 _stopped.append(error)
                 return None
             failures.insert(0, error)
@@ -225,7 +225,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             sys.argv[1:] = sweep.before.arguments(overrides) + options
         elif (before := recorded(overrides)) is None:
             made = check_run_dir(overrides)
-        elif {"-c", "--cfg"} & {*arguments}:  # Hydra shows only what the command line says
+        elif {"-c", "--cfg"} & {*arguments}:  # Hydra shows only the command line's values
             problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
             raise ConfigError("resume", before.run_dir, problem, f"see {there}")
         else:
@@ -239,7 +239,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     except KeyboardInterrupt:
         if not failures:
             raise
-    except Exception as error:  # by Hydra, OmegaConf, a parser or the file system
+    except Exception as error:  # raised by Hydra, OmegaConf, a parser or the file system
         if began:
             raise
         raise explain(error, arguments) from None
@@ -266,7 +266,7 @@ def _run(
     made: set[Path] | None,
     fleet: "Fleet | None",
 ) -> float | None:
-    """Run one job that Hydra has composed, and return its objective for a sweeper."""
+    """Run one job with its composed configuration, and return its objective for a sweeper."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
@@ -336,7 +336,7 @@ def _run(
 
 
 def _note_refusal(error: ConfigError) -> None:
-    """Record a refused job of a sweep, which may have no folder of its own."""
+    """If the refused job belongs to a sweep, record it in the sweep's folder."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -355,5 +355,5 @@ def _refuse_arguments(_: object, message: str) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    """Write an error as one line, whatever a wrong value contains."""
+    """Write an error as one line, even if it contains line breaks."""
     sys.stderr.write(f"ppll-run: {printable(' '.join(message.splitlines()))}\n")

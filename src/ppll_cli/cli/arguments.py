@@ -1,4 +1,4 @@
-"""Command lines of the programs other than ppll-run. Imports no torch."""
+"""Parses command lines and runs the programs other than ppll-run. Imports no torch."""
 
 import argparse
 import os
@@ -14,11 +14,11 @@ from ppll_cli.observe import streams
 
 
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a program whose result is its output, and end with its exit status.
+    """Run a program that prints its result, and exit with a status: 0, 1, 2, or 130 on Ctrl-C.
 
     Args:
         program: The program's name, with which error messages begin.
-        main: The program; it takes the arguments.
+        main: Runs the program with the command line's arguments.
     """
     streams.guard()
     try:
@@ -39,7 +39,7 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn a failure to write results into an error about `--output`.
+    """Turn an OSError of the body, which writes results, into an error about `--output`.
 
     Raises:
         ConfigError: The body raised an OSError.
@@ -64,20 +64,20 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override by which Hydra finds options in a user's folder."""
+    """Return the override by which Hydra finds options in a user's folder; empty without one."""
     if config_dir is None:
         return []
     return [setting("hydra.searchpath", [f"file://{config_dir.resolve()}"])]
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports wrong arguments like any wrong input: in one line, with exit status 2.
+    """An argument parser that reports wrong arguments in one line, with exit status 2.
 
     Args:
         prog: The program's name.
         description: What the program does; lines are kept as they are.
         epilog: The end of `--help`; lines are kept as they are.
-        usage: The usage line, if argparse's own is not good enough.
+        usage: The usage line; None for the one that argparse makes.
     """
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, usage, description, epilog, formatter_class=plain)
 
     def add_config_dir(self) -> None:
-        """Add `--config-dir`; pass its value to `searched`."""
+        """Add the option `--config-dir`, whose value `searched` turns into an override."""
         self.add_argument(
             "--config-dir",
             type=existing_folder,

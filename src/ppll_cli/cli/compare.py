@@ -1,6 +1,6 @@
-"""ppll-compare: compare runs, read from their directories.
+"""ppll-compare: compare runs by the files in their directories.
 
-It imports neither torch nor Hydra, and runs nothing.
+The program imports neither torch nor Hydra, and trains nothing.
 """
 
 import os
@@ -68,7 +68,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return where the files go: into a single folder of runs, else into the current directory."""
+    """Return the folder for the files: the given folder of runs, else the current directory."""
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
     return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
@@ -80,7 +80,7 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     If the picture cannot be drawn, this only logs a line.
 
     Returns:
-        The endings of the files' names, without that of comparison_groups.csv.
+        The suffixes of the files `comparison.*` that were written.
 
     Raises:
         OSError: A table cannot be written.
@@ -104,7 +104,7 @@ def show(
     Args:
         comparison: The comparison.
         folder: The folder of the files.
-        written: The endings of the files' names.
+        written: The suffixes of the files `comparison.*`, as `write` returns them.
         then: A command to suggest next.
     """
     from ppll_cli.observe.console import rich_console

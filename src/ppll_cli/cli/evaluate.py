@@ -1,7 +1,7 @@
 """ppll-eval: evaluate a finished run's model on its own data, other data, or a user's pictures.
 
-Slow imports come where they are needed: `--help` and the refusal of a wrong command line import no
-torch.
+Slow imports are inside the functions that need them: `--help` and the refusal of a wrong command
+line import no torch.
 """
 
 import argparse
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ppll_cli.launch.resume import Recorded
 
 FREE = ("batch_size", "data", "device", "threads")
-"""Keys, and groups of keys, that an evaluation may change from the run's configuration."""
+"""Keys, and groups of keys, of the run's configuration that an evaluation may change."""
 
 DESCRIPTION = """\
 Evaluates the model that a run has trained, on the run's own data or on other data for the same
@@ -59,12 +59,12 @@ class Asked:
     Attributes:
         run_dir: The run directory.
         config: The run's configuration, with the evaluation's changes.
-        settings: The same configuration, typed.
+        settings: The same configuration as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         ema: Whether averaged weights are evaluated.
         split: The split to evaluate; None: only predict.
         data: Name of the data set's option.
-        other_data: Name of that option if the run was trained on other data, else None.
+        other_data: The same as `data` if it differs from the run's own data, else None.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files to predict from.
         output: Folder for the results.
@@ -125,7 +125,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
 
 
 def _is_override(argument: str) -> bool:
-    """Return whether an argument is an override; the path of an existing file may contain `=`."""
+    """Return whether an argument contains `=` and is neither an option nor an existing path."""
     return "=" in argument and not argument.startswith("-") and not os.path.exists(argument)
 
 
@@ -182,10 +182,10 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data are preprocessed as the run's own, unless the command line says otherwise.
+    Other data are preprocessed like the run's own data, unless the command line says otherwise.
 
     Raises:
-        ConfigError: Hydra cannot compose it, or a key that may not change would change.
+        ConfigError: Hydra cannot compose the configuration, or a key would change that may not.
     """
     from hydra import initialize_config_dir
 
@@ -210,7 +210,7 @@ def _configured(
         config, chosen = run.with_changes(made, choices, overrides, check)
     except ConfigError:
         raise
-    except Exception as error:  # by Hydra or OmegaConf
+    except Exception as error:  # raised by Hydra or OmegaConf
         raise explain(error, overrides, "ppll-eval") from None
     for key in PREPROCESSING:
         before = run.config["data"]

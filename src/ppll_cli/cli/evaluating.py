@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
-"""Rows of a table; if there are more classes or pictures, those with the lowest results."""
+"""Largest number of rows of a table. If there are more, it shows those with the lowest metric."""
 
 MOST_LABELS = 3
-"""How many of a picture's most probable labels are printed; the file has all labels."""
+"""How many of a picture's most probable labels or boxes are printed; the file lists all."""
 
 
 def report(asked: "Asked") -> None:
@@ -39,7 +39,8 @@ def report(asked: "Asked") -> None:
         asked: What the command line asks for.
 
     Raises:
-        ConfigError: The device, checkpoint, data, split or a picture cannot be used.
+        ConfigError: The device, checkpoint, data, split, a picture or the output folder cannot be
+            used.
     """
     (device,), _ = devices_here(asked.settings, 1, [])
     run = loaded(
@@ -107,7 +108,7 @@ def _predictions(
 
 
 def _draw(found: Evaluated, run: LoadedRun, asked: "Asked") -> None:
-    """Draw the confusion matrix; a failure is only logged."""
+    """Draw the confusion matrix, if there is one; only log a failure."""
     if found.details is None or found.details.confusion is None:
         return
     with for_show("confusion.png could not be drawn"):
@@ -147,13 +148,13 @@ def _show(
 
 
 def _summary(found: Evaluated, run: LoadedRun) -> str:
-    """Return the split and the metric, as in a run's last line."""
+    """Return the split and its metric as text, as a run's last line shows them."""
     metric = run.task.metric
     return f"{found.split} {metric} {_number(found.result.get(metric))}"
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
-    """Return a table of the entries, or of the lowest results if there are many."""
+    """Return a table of the entries; if there are too many, of those with the lowest metric."""
     from rich.table import Table
 
     names = list(entries[0])
@@ -172,7 +173,7 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Tab
 
 
 def _number(value: Any) -> str:
-    """Return a count as it is, another number with four decimals, and a dash for None."""
+    """Return an integer as it is, another number with four decimals, and a dash for None."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"

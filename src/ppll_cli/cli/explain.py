@@ -1,4 +1,4 @@
-"""Turns errors of Hydra and OmegaConf into one line in this program's words."""
+"""Turns exceptions of Hydra and OmegaConf into this program's one-line errors."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,11 @@ from ppll_cli.leaves.names import meant
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
-    """Return the error that the user sees for an exception in composing the configuration.
+    """Return the error that the user sees when the configuration cannot be composed.
 
     Args:
-        error: What Hydra, OmegaConf or a parser raised; if it has a cause, that one is explained.
+        error: The exception of Hydra, OmegaConf or a parser. If it has a cause, the cause is
+            explained.
         arguments: The command line.
         program: The program to whose `--help` the message refers.
     """
@@ -59,7 +60,7 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
 
 
 def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
-    """Return the error for an override that Hydra cannot read; mostly, its value needs quotes."""
+    """Return the error for an override that Hydra cannot parse; usually its value needs quotes."""
     key, _, value = error.override.partition("=")
     found = re.search(
         r"(mismatched|extraneous|no viable).* input '[^']*'|missing EQUAL", str(error.message)
@@ -73,7 +74,7 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 
 
 def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
-    """Return the error for a folder or file for results that Hydra could not make."""
+    """Return the error for a folder or file of results that Hydra could not create."""
     place = str(error.filename)
     key = next((key for key, value in given.items() if value == place), "hydra.run.dir")
     value = given.get(key, place)
@@ -98,7 +99,7 @@ def _options(group: str) -> list[str]:
 
 
 def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
-    """Return the error for an unknown key; it suggests keys of the same group, then of others."""
+    """Return the error for an unknown key; it suggests keys of the same or of another group."""
     keys = _keys(given)
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
@@ -116,7 +117,7 @@ def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
 
 
 def _keys(given: Mapping[str, str]) -> list[str]:
-    """Return all keys of the configuration, with dots, for the options that are given."""
+    """Return all keys of the configuration, such as `optim.lr`, for the options given."""
     chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

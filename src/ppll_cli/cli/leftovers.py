@@ -1,4 +1,4 @@
-"""Removes folders that Hydra made for a run, or for the jobs of a sweep, that were refused."""
+"""Removes folders that Hydra has made for a run or a sweep that was then refused."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 
 
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
-    """Remove what Hydra made for a run that was refused, and the folders that are empty then.
+    """Remove what Hydra made for a run that was refused, then the folders that became empty.
 
     Args:
         run_dir: The run directory.
@@ -22,11 +22,11 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
 
 
 def remove_sweep(folder: Path, made: set[Path]) -> None:
-    """Remove the folder of a sweep whose jobs were all refused, and folders that are empty then.
+    """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
 
     Args:
-        folder: The folder of the sweep.
-        made: The folders that were made for the sweep. If it is not among them, it stays.
+        folder: The folder of the sweep. It is kept if it is not in `made`.
+        made: The folders that were made for the sweep.
     """
     if folder not in made or not folder.is_dir():
         return
@@ -38,12 +38,12 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 
 
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
-    """Remove a folder and its parents, as far as they are empty and were made for the run.
+    """Remove a folder and its parents, up to one that is not empty or was not made for the run.
 
     Args:
         folder: The folder.
-        made: The folders that were made for the run; None if unknown: then those below `outputs`,
-            where runs go by default, count as made for it.
+        made: The folders that were made for the run. None if unknown; then `folder`, and its
+            parents inside `outputs`, where runs are by default, count as made for the run.
     """
     outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):

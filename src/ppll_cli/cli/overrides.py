@@ -1,6 +1,6 @@
-"""The command line before Hydra reads it: overrides, where results go, and `resume=auto`.
+"""Checks the command line before Hydra reads it: overrides, run directory, and `resume=auto`.
 
-Slow imports come where they are needed.
+Slow imports are inside the functions that need them.
 """
 
 import os
@@ -33,23 +33,22 @@ def is_sweep(arguments: Sequence[str]) -> bool:
 
 
 def at_home(override: str) -> str:
-    """Expand `~` in an override that says where results go; Hydra would make a folder `~`."""
+    """Expand `~` in an override of the folder for results; Hydra would make a folder named `~`."""
     found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
     return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
 
 
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """Return the overrides with `resume=auto` replaced by what it stands for.
+    """Replace `resume=auto` in the overrides, to resume the run in `hydra.run.dir` or begin it.
 
-    A batch system can start the same command again and again: the command resumes the run in
-    `hydra.run.dir`, or begins it there.
+    With `resume=auto` a batch system can start the same command again and again.
 
     Args:
         overrides: The overrides on the command line.
         sweep: Whether the command line asks for a sweep.
 
     Raises:
-        ConfigError: `resume=auto` is given for a sweep, or without a folder.
+        ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
     """
     from ppll_cli.config.overrides import parsed, text
 
@@ -79,13 +78,17 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    A folder is accepted if it holds only what a start-up that died has left: nothing was trained.
+    A folder is accepted if it holds only files of a start-up that ended before any training.
 
     Args:
         overrides: The overrides on the command line.
 
     Returns:
-        The folders that Hydra will make; None if the command line does not name the directory.
+        The folders that Hydra will make; None if the command line does not name the directory, or
+        only Hydra can find its name.
+
+    Raises:
+        ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
     """
     from ppll_cli.config.overrides import parsed
 
@@ -105,9 +108,9 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
 
 def check_links(run_dir: Path) -> None:
-    """Refuse to resume a run if a file that will be appended to is a link.
+    """Refuse to resume a run if a file to which the run appends is a symbolic link.
 
-    Otherwise anybody who can write into the folder could have any of the user's files changed.
+    Otherwise anybody who can write into the folder could make the run change other files.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
@@ -116,10 +119,10 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if only Hydra can tell.
+    """Return the folder that `hydra.run.dir` names; None if only Hydra can find it.
 
     Raises:
-        ConfigError: Its value is not the name of a folder.
+        ConfigError: The value of `hydra.run.dir` is not the name of a folder.
     """
     from ppll_cli.config.overrides import text
 
@@ -132,13 +135,14 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Return the folder of a `hydra.run.dir` with an interpolation; None if only Hydra can tell."""
+    """Resolve the interpolations in `hydra.run.dir`; return None if only Hydra can find it."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Options in a user's folder are not found here. Most names refer to none of their keys.
+        # Options in a user's folder are not found here. Then try without all other overrides: most
+        # names of folders do not depend on them.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

@@ -1,7 +1,8 @@
-"""ppll-plan: predict what each schedule does on each number of devices, before any run.
+"""ppll-plan: predict speed and memory of each schedule on each number of devices, before any run.
 
-It measures the model's units once, then simulates each schedule's own instructions. Slow imports
-come where they are needed: `--help` and the refusal of a wrong configuration import no torch.
+The program measures the model's units once, then simulates each schedule's instructions. Slow
+imports are inside the functions that need them: `--help` and the refusal of a wrong configuration
+import no torch.
 """
 
 import argparse
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
 GPUS = (1, 2, 4, 8)
 LISTED = 4
-"""Up to this number, edges are shown one by one."""
+"""Largest number of edges (pairs of stages that exchange tensors) that get a line each."""
 
 FEW = 2
-"""Up to this number of stages or edges, each one's figure is shown; of more, only the largest."""
+"""Largest number of stages or edges whose figures are all shown; else only the largest figure is.
+"""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -134,7 +136,7 @@ class Plan:
 
     Attributes:
         gpus: The numbers of devices to plan for.
-        replicas: The numbers of replicas of each stage to plan for; None: find the fastest.
+        replicas: The numbers of replicas of each stage to plan for; None to find the fastest.
         configs: The configuration of each schedule, as plain data.
         choices: The option chosen in each configuration group.
     """
@@ -152,7 +154,7 @@ class Plan:
             overrides: The overrides on the command line.
 
         Raises:
-            ConfigError: It cannot be composed, or is wrong for any number of devices.
+            ConfigError: A configuration cannot be composed, or its settings are wrong.
         """
         from ppll_cli.cli.explain import explain
 
@@ -160,7 +162,7 @@ class Plan:
             plan = cls._compose(overrides)
         except ConfigError:
             raise
-        except Exception as error:  # by Hydra or OmegaConf
+        except Exception as error:  # raised by Hydra or OmegaConf
             raise explain(error, overrides, "ppll-plan") from None
         for name, config in plan.configs.items():
             for replicas in plan.replicas or (1,):
@@ -203,8 +205,8 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run, with the same number of threads for every `gpus`.
 
-        If the configuration does not give it, the cores are divided by the largest number of
-        devices for which there is a core each; more devices than that are simulated.
+        If the configuration does not give `threads`, it is the number of CPU cores divided by the
+        largest planned number of devices that have a core each. More devices are simulated.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -214,14 +216,14 @@ class Plan:
 
 
 def _values(override: "Override") -> tuple[Any, ...]:
-    """Return the values of an override whose value is single, a list, or a sweep."""
+    """Return the values of an override: a single value, or the elements of a list or sweep."""
     values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     values = values if isinstance(values, list) else [values]
     return tuple(dict.fromkeys(_number(value) for value in values))
 
 
 def _number(value: Any) -> Any:
-    """Turn a number that Hydra gives as text, as in some lists, into an integer."""
+    """Turn a number that Hydra returns as text, as in some lists, into an integer."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
@@ -290,7 +292,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
 
 
 def _told(row: "Row") -> Iterator[str]:
-    """Yield lines about a schedule's layout: speed, each edge's load, and what replicas send."""
+    """Yield lines about the fastest layout: speed, load of edges, and bytes that replicas send."""
     found = row.prediction
     assert found is not None
     layout = f"{row.stages} stage" + "s" * (row.stages > 1)
@@ -318,7 +320,7 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """Return the figure of each stage or edge or, if there are many, the largest."""
+    """Return the figure of each stage or edge or, if there are many, only the largest figure."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

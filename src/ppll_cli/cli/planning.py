@@ -20,13 +20,13 @@ from ppll_cli.prepare.subject import examine
 
 @dataclass(frozen=True)
 class Row:
-    """What is expected of a schedule on a number of devices.
+    """The prediction for a schedule on a number of devices, or why there is none.
 
     Attributes:
         schedule: The schedule's name.
         prediction: The prediction; None if an obstacle makes it impossible.
         speed_up: Speed relative to back-propagation on one device with the same threads.
-        obstacle: Why there is no prediction.
+        obstacle: Why there is no prediction; empty if there is one.
         stages: Number of stages.
         replicas: Number of replicas of each stage.
         machines: Number of machines.
@@ -42,19 +42,20 @@ class Row:
 
 
 class Planner:
-    """Measures the units of a model once, and predicts from that.
+    """Measures the units of a model once, and predicts many schedules from the measurements.
 
     It is a context manager: the process that measures ends with the body.
 
     Args:
-        settings: Gives the settings of a run, from its schedule's name, its number of devices and
-            its number of replicas.
+        settings: Returns the settings of a run, given the name of a schedule, the number of devices
+            and the number of replicas.
         schedules: Names of the schedules.
-        replicas: The numbers of replicas of each stage to predict for; None: tables have one, and
-            the search for the fastest layout tries every divisor of the number of devices.
+        replicas: The numbers of replicas of each stage to predict for. If None, tables have one
+            replica, and `fastest` tries every divisor of the number of devices.
         interconnect: The links that carry messages and gradients.
-        per_machine: Devices per machine; None: all are on one.
-        neighbours: How many other workers compute on a worker's CPU; None: those of its machine.
+        per_machine: Number of devices of each machine; None if one machine has all devices.
+        neighbours: Largest number of other workers that compute on a worker's CPU; None for the
+            workers of the same machine.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -96,7 +97,7 @@ class Planner:
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
-        """Return what is expected of each schedule, with each number of replicas asked for."""
+        """Return a row for each schedule and each number of replicas asked for, by row title."""
         return {
             name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
                 name, gpus, replicas
@@ -106,7 +107,7 @@ class Planner:
         }
 
     def fastest(self, gpus: int) -> Row | None:
-        """Return the fastest schedule and layout by prediction; None if none is possible."""
+        """Return the schedule and layout with the highest predicted speed; None if none fits."""
         layouts = self.replicas or [n for n in range(1, gpus + 1) if gpus % n == 0]
         rows = [self._row(name, gpus, n) for name in self.schedules for n in layouts]
         known = [row for row in rows if row.prediction is not None]
@@ -116,13 +117,13 @@ class Planner:
         """Refuse the plan if nothing could be predicted.
 
         Raises:
-            ConfigError: The first obstacle.
+            ConfigError: The error of the first schedule that could not be predicted.
         """
         if self._errors and not self._found:
             raise self._errors[0]
 
     def title(self, choices: Mapping[str, str]) -> str:
-        """Return a line that says what is planned, and on which device."""
+        """Return a line with the planned model, data set, batch size, precision and device."""
         base = self.base
         where = model_of(self.device)
         parts = [f"model={choices['model']} ({len(self.subject.units)} units)"]
@@ -130,7 +131,7 @@ class Planner:
         return f"{' '.join(parts)} on {where}, {base.threads_per_worker} thread(s) a worker"
 
     def notes(self, gpus: Sequence[int]) -> list[str]:
-        """Return how the tables were made, and how to read them."""
+        """Return notes on how the tables were computed, and how to read them, a line each."""
         threads = self.base.threads_per_worker
         here = usable_cores() // threads if self.device == "cpu" else torch.cuda.device_count()
         lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]
@@ -167,7 +168,7 @@ class Planner:
         return lines + self._bounds(gpus)
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return up to which cost of auxiliary networks ppll is ahead, if stages are even."""
+        """Return notes on how costly auxiliary networks may be for ppll to be ahead of others."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

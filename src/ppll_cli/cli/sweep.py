@@ -1,4 +1,4 @@
-"""A sweep's own records: its sweeper, the jobs that were refused, and the final comparison."""
+"""Writes the records of a sweep: its sweeper, the jobs that were refused, and the comparison."""
 
 import json
 import os
@@ -21,13 +21,13 @@ from ppll_cli.observe.tracker import guarded, sweep_name
 
 
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
-    """Record a job that was refused, which leaves no run directory.
+    """Record a refused job in the sweep's folder, because such a job has no run directory.
 
     Args:
         folder: The sweep's folder.
         job: The job's number.
         overrides: The job's overrides.
-        error: Why it was refused.
+        error: Why the job was refused.
     """
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
     # Several jobs may run at once, in their own processes, so a line is written in one piece.
@@ -42,10 +42,10 @@ class CompareRuns(Callback):
     """Ends a sweep with the comparison of its runs, in the sweep's folder.
 
     Attributes:
-        failed: How many jobs of the last sweep did not complete, whichever processes ran them.
-        interrupted: Whether one of these jobs was stopped.
+        failed: How many jobs of the last sweep did not complete, in this or in other processes.
+        interrupted: Whether one of these jobs was interrupted by a signal.
         folder: The last sweep's folder.
-        made: The folders, this one and those above it, that did not exist before.
+        made: Of `folder` and its parents, those that did not exist before the sweep.
     """
 
     failed: ClassVar[int] = 0
@@ -54,7 +54,7 @@ class CompareRuns(Callback):
     made: ClassVar[set[Path]] = set()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record which sweeper this is, so that `resume` can say why a search cannot go on."""
+        """Record the name of the sweeper, so that `resume` can say why a search cannot go on."""
         folder = Path(config.hydra.sweep.dir).absolute()
         places = (folder, *folder.parents)
         type(self).folder, type(self).made = folder, {p for p in places if not p.exists()}
@@ -67,7 +67,7 @@ class CompareRuns(Callback):
             write_json(file, {"format": SWEEP_FORMAT, "sweeper": name})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Compare the runs, and tell the tracker of the sweep."""
+        """Compare the runs, and report the sweep to the tracker."""
         folder = Path(config.hydra.sweep.dir)
         if self._compare(folder):
             with for_show("the sweep could not be reported to the tracker"):
@@ -76,7 +76,7 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Write and show the comparison; return False, without either, if all jobs were refused."""
+        """Write and show the comparison; if all jobs were refused, only return False."""
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)

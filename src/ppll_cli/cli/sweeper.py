@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper, with a record of its jobs from which a sweep can be resumed."""
+"""Replaces Hydra's basic sweeper by one that records its jobs, so that a sweep can be resumed."""
 
 import json
 import logging
@@ -40,10 +40,10 @@ class Sweep:
     """The sweep whose jobs this process runs.
 
     Attributes:
-        process: Number of the process that runs the sweep; a launcher may run jobs in others.
-        before: The sweep to be resumed, if there is one.
+        process: Id of the process that runs the sweep; a launcher may run jobs in other processes.
+        before: The record of the sweep to be resumed; None for a new sweep or a single run.
         overrides: The overrides on the command line.
-        go_on: The command that resumes the sweep, once that is possible.
+        go_on: The command that resumes the sweep; None until the sweep can be resumed.
     """
 
     before: RecordedSweep | None
@@ -56,8 +56,8 @@ class BasicSweeper(Sweeper):
     """Takes the place of Hydra's basic sweeper, and runs the same jobs.
 
     Args:
-        max_batch_size: How many jobs a launcher gets at a time; None: all.
-        params: The values to sweep over that the configuration gives, by their keys.
+        max_batch_size: How many jobs a launcher gets at a time; None for all.
+        params: The values to sweep over that the configuration gives, by key.
 
     Attributes:
         course: The sweep that this process runs.
@@ -71,7 +71,7 @@ class BasicSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take from Hydra what to run; Hydra calls this."""
+        """Store the configuration and make the launcher; Hydra calls this."""
         self._config, self._hydra = config, hydra_context
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -85,7 +85,7 @@ class BasicSweeper(Sweeper):
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs, or those that are left of a sweep to be resumed.
+        """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
 
         Args:
             arguments: The overrides on the command line, without those of Hydra's own keys.
@@ -134,7 +134,7 @@ class BasicSweeper(Sweeper):
         return [setting("hydra/launcher", str(name)), *settings]
 
     def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
-        """Prepare the jobs that are not complete; return their numbers and overrides."""
+        """Prepare a resumed sweep's jobs that are not complete; return numbers and overrides."""
         left = [job for job in sweep.jobs if job.status != "completed"]
         going_on = [job for job in left if job.began]
         ready = []
@@ -149,7 +149,7 @@ class BasicSweeper(Sweeper):
         for job in left:
             if not job.began:
                 remove(job.folder)
-        remove(sweep.folder / REFUSED_FILE)  # a job that is refused again is written again
+        remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
         with _hydra_config(self._config):
             options = options_given()
         given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
@@ -164,7 +164,7 @@ class BasicSweeper(Sweeper):
         return ready
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
-        """Have the launcher run jobs, as many at a time as it is to get."""
+        """Have the launcher run the jobs, at most `max_batch_size` at a time."""
         returned = []
         size = max(1, self._size or len(jobs))
         for start in range(0, len(jobs), size):
@@ -180,8 +180,8 @@ class BasicSweeper(Sweeper):
     ) -> str:
         """Return the command that resumes this sweep.
 
-        It repeats what `resume` takes from no folder: classes, a tracker, and a launcher's
-        commands.
+        The command repeats what `resume` does not accept from a folder: classes of the user, a
+        tracker, and a launcher's settings that may be executed.
         """
         with _hydra_config(self._config):
             options = options_given()
@@ -213,10 +213,10 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Make `${hydra:KEY}` resolve inside the block, though Hydra does not run this job yet."""
+    """Let `${hydra:KEY}` resolve while the body runs, though Hydra does not run this job yet."""
     known = HydraConfig.instance()
     before = known.cfg
-    known.set_config(deepcopy(config))  # a copy, because this makes a part read-only
+    known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only
     try:
         yield
     finally:
@@ -232,7 +232,7 @@ def _write(file: int, text: str) -> None:
 
 
 def _folder(config: DictConfig) -> str | None:
-    """Return a job's folder relative to the sweep's; None if only a launcher knows it."""
+    """Return a job's folder relative to the sweep's folder; None if only a launcher knows it."""
     try:
         with _hydra_config(config):
             name = str(config.hydra.sweep.subdir)
@@ -242,7 +242,7 @@ def _folder(config: DictConfig) -> str | None:
 
 
 def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
-    """Refuse to begin a sweep in the folder of another one, whose record would be lost."""
+    """Refuse to begin a sweep in the folder of another sweep, whose record would be lost."""
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
@@ -257,7 +257,7 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:
-    """Refuse options outside this program's folders, which only the sweep's folder names."""
+    """Refuse an option in the sweep's record whose name may lead outside this program's folders."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
             problem = f"its job {number} has {group}={name}, which is not an option"
@@ -267,7 +267,7 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
 def _classes(
     jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
 ) -> Mapping[str, list[str]]:
-    """Return the classes that no option of a group names, by their keys."""
+    """Return the classes, by key, that `resume` accepts only from the command line."""
     found: dict[str, list[str]] = {}
     for overrides, config in zip(jobs, configs, strict=True):
         choices = own_choices(config.hydra.runtime.choices)

@@ -1,1 +1,1 @@
-"""The parent of a run: it starts the workers, watches them and gathers what they report."""
+"""Code of a run's parent process, which starts and watches the workers and gathers reports."""

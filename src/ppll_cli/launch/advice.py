@@ -1,4 +1,4 @@
-"""Commands for the user to copy: go on with a run, or compare it with other schedules."""
+"""The commands shown to the user to resume a run, or to compare it with other schedules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from ppll_cli.prepare.cutting import Weights, cut
 from ppll_cli.prepare.preparation import Prepared
 
 MICROBATCHES = 4
-"""Micro-batches of gpipe; its option `schedule=gpipe` has the same number."""
+"""Number of micro-batches of gpipe in a comparison, as in the option `schedule=gpipe`."""
 
 COMPARED: Mapping[str, Schedule] = {
     "bp": BackPropagation(),
@@ -32,17 +32,17 @@ COMPARED: Mapping[str, Schedule] = {
     "gpipe": GPipe(microbatches=MICROBATCHES),
     "ppll": PPLL(),
 }
-"""The schedules with which a run is worth comparing, by the names of their options."""
+"""The schedules with which `comparison` compares a run, by their option of `schedule`."""
 
 OWN = ("schedule", "gpus", "objective", "max_minutes")
-"""Keys whose overrides the comparison leaves out.
+"""Keys whose overrides `comparison` leaves out.
 
-It sets `schedule` and `gpus` itself, only a sweeper needs `objective`, and `max_minutes` is meant
-for this run alone.
+`comparison` sets `schedule` and `gpus` itself, only a sweeper needs `objective`, and `max_minutes`
+limits this run alone.
 """
 
 LONGEST = 1000
-"""Longest command, in characters, that is shown without the user having asked for it."""
+"""Largest number of characters of a command that `comparison` returns."""
 
 
 def go_on(
@@ -52,25 +52,25 @@ def go_on(
     config: Mapping[str, Any],
     choices: Mapping[str, str],
 ) -> str:
-    """Return the command that goes on with a run.
+    """Return the command that resumes a run.
 
-    It repeats classes that are given as overrides, because `resume` imports no class that only
-    the run directory names.
+    The command repeats classes that are given as overrides, because `resume` imports no user's
+    class that only the run directory names.
 
     Args:
         run_dir: The run directory.
-        options: Options of the command line that say where configurations are.
-        changes: The overrides that turn the defaults into the configuration; None: unknown.
+        options: Options of the command line that name folders of configurations.
+        changes: The overrides that turn the defaults into the configuration; None if unknown.
         config: The run's configuration.
         choices: The option chosen in each group.
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
-        # `resume` does not compose a preset again, so the classes that it names are given.
+        # `resume` does not compose a preset again, so the command gives the preset's classes.
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
-    tracker = choices.get("tracker", "none")  # a resumed run is tracked only if asked for again
+    tracker = choices.get("tracker", "none")  # `resume` tracks a run only if asked for again
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
@@ -83,14 +83,17 @@ def comparison(
     *,
     resumed: bool,
 ) -> str | None:
-    """Return the sweep that compares a run with other schedules; None if fewer than two would run.
+    """Return the command of a sweep that compares a run with other schedules.
 
     Args:
         settings: Settings of the run.
         prepared: The run.
-        options: Options of the command line that say where configurations are.
+        options: Options of the command line that name folders of configurations.
         changes: The overrides that turn the defaults into the configuration.
         resumed: Whether the run was resumed.
+
+    Returns:
+        The command; None if fewer than two schedules fit the run, or if it is too long to show.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job
@@ -106,18 +109,18 @@ def comparison(
     if beside:
         given.append("device=cpu")
     fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
-    if resumed and job.local_learning and not fixed:  # it may have begun with other stages
+    if resumed and job.local_learning and not fixed:  # the run may have begun with other stages
         given.append(setting("local.cuts", list(prepared.cuts)))
     found = command("ppll-run", "--multirun", *options, *given)
     return found if len(found) <= LONGEST else None
 
 
 def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool:
-    """Return whether the run would start with another schedule and these devices."""
+    """Return whether the run would start with this schedule and the devices of `settings`."""
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # the setting may be a name
+    if local.get("cuts") is not None and job.local_learning:  # may be a partition's name
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

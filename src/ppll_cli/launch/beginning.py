@@ -1,4 +1,4 @@
-"""What is done with a run directory before training begins."""
+"""Write, check and clean up a run directory before training begins."""
 
 import json
 import logging
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 def record(
     run_dir: Path, config: Mapping[str, Any], choices: Mapping[str, str], prepared: Prepared
 ) -> None:
-    """Write what resuming a run needs: its configuration, and what identifies its data.
+    """Write the files that `resume` reads: the run's configuration, and the identity of its data.
 
     Raises:
-        ConfigError: Another run has written its record there.
+        ConfigError: The directory has the record of another run.
         OSError: A file cannot be written.
     """
     data = {k: absolute(v) if k in PATHS else v for k, v in config["data"].items()}
@@ -50,23 +50,23 @@ def record(
 
 
 def remove_record(run_dir: Path) -> None:
-    """Remove what `record` wrote, because the run does not begin."""
+    """Remove the files that `record` wrote, after the start of the run has failed."""
     for name in (CONFIG_FILE, DATA_FILES):
         (run_dir / name).unlink(missing_ok=True)
 
 
 def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | None) -> None:
-    """Refuse to go on with other data than the run was started with.
+    """Refuse to resume a run if the data have changed since it was started.
 
     Args:
-        before: The run, as it was recorded.
+        before: The record of the run.
         data: Configuration of the data set.
-        identity: What identifies the present data; None if the data set does not say.
+        identity: The identity of the present data; None if the data set gives none.
 
     Raises:
         ConfigError: The data differ.
     """
-    if before.data_sha256 is None or identity is None:  # an older program, or a user's data set
+    if before.data_sha256 is None or identity is None:  # old record, or user's data set
         return
     if digest_of(identity) == before.data_sha256:
         return
@@ -85,11 +85,12 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
 
 
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
-    """Refuse to start a run again with other initial weights than it was started with.
+    """Refuse to resume a run if its file of initial weights has changed since it was started.
 
     Args:
-        before: The run, as it was recorded.
-        weights: The file found now, with its digest; None: the run no longer needs it.
+        before: The record of the run.
+        weights: The present file, with its digest; None if the run does not need it, as when it
+            goes on from a checkpoint.
 
     Raises:
         ConfigError: The digests differ.
@@ -104,14 +105,14 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 def finished(
     run_dir: Path, start: Checkpoint | None, steps: int, metrics: Metrics, wanted: str
 ) -> dict[str, Any] | None:
-    """Return the summary of a run that has nothing left to do; None if something is left.
+    """Return the summary of a run that is complete with all results; None for any other run.
 
     Args:
         run_dir: The run directory.
-        start: The newest checkpoint.
-        steps: Optimizer steps of the whole run.
+        start: The newest checkpoint; None if there is none.
+        steps: Number of optimizer steps of the whole run.
         metrics: The run's metrics file.
-        wanted: The key of the summary whose number is the run's result.
+        wanted: The summary's key for the value that a sweeper optimizes.
     """
     if start is None or start.step < steps or not (run_dir / "model.safetensors").is_file():
         return None
@@ -122,19 +123,19 @@ def finished(
         objective.value(wanted, summary)
         if not all(isinstance(summary[key], dict) for key in ("train", "test")):
             return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):  # damaged: it is written anew
+    except (OSError, ValueError, KeyError, TypeError, IndexError):  # the summary is damaged
         return None
     return summary if metrics.written_until() <= start.step else None
 
 
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
-    """Bring the run directory back to the checkpoint from which the run goes on.
+    """Restore the run directory to its state at the checkpoint from which the run goes on.
 
     Args:
         run_dir: The run directory.
-        start: The checkpoint; None: the run starts again at step 0.
+        start: The checkpoint; None if the run starts again at step 0.
         metrics: The run's metrics file.
-        steps: Optimizer steps of the whole run.
+        steps: Number of optimizer steps of the whole run.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")
@@ -149,7 +150,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
 
 
 def short(path: Path) -> Path:
-    """Return a path relative to the current directory if it lies below it, else unchanged."""
+    """Return a path relative to the current directory if it is inside it, else unchanged."""
     try:
         here = Path.cwd()  # the run directory if hydra.job.chdir=true
     except OSError:  # somebody removed the current directory

@@ -1,4 +1,4 @@
-"""Evaluate a finished run: repeat the run's own numbers, or evaluate other data of its task."""
+"""Evaluate the model of a finished run, on its own data or on other data for the same task."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +26,8 @@ class Evaluated:
     Attributes:
         split: The split that was evaluated.
         samples: Number of samples in the split.
-        result: Loss, metric and what else the task reports, as `summary.json` has them.
-        details: Results by class or by picture; None if the task has none.
+        result: Loss, metric and other scores of the task, with the names of `summary.json`.
+        details: Results of each class or each picture; None if the task gives none.
     """
 
     split: str
@@ -42,7 +42,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     Args:
         run: The run.
         split: The split of the data set to evaluate.
-        batch_size: Samples per batch; None: as in the run's own evaluations.
+        batch_size: Samples per batch; None for the size in the run's own evaluations.
 
     Raises:
         ConfigError: The data set has no such split.
@@ -60,8 +60,8 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     size = _size(run, schedule, batch_size)
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
-    sums = [Sums() for _ in range(replicas)]  # one per replica: they evaluated batches in turn
-    rows: list[Tensor] = []  # input of the details, if the task has its own for them
+    sums = [Sums() for _ in range(replicas)]  # one per replica: replicas evaluate batches in turn
+    rows: list[Tensor] = []  # results of `task.detail`, from which details are computed
     detail = getattr(task, "detail", None)
     together = 1 if schedule is None else evaluated_together(run.settings, schedule)
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
@@ -121,7 +121,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Compute with this number of threads, as each worker did, so that sums have its order."""
+    """Set the number of CPU threads to that of a worker, so that sums have the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What the user is shown of a prepared run."""
+"""Collects the facts about a prepared run that the console shows."""
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.pipeline.rules import Channel

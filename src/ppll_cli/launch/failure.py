@@ -1,4 +1,4 @@
-"""Messages about a failed run: the root cause first, then how to go on."""
+"""Messages about a failed run: first the root cause, then the command that resumes the run."""
 
 import errno
 import logging
@@ -25,22 +25,24 @@ REMEDIES = {
     errno.ESTALE: "the network disk has lost it: check the disk",
     errno.EIO: "the disk has failed: check it",
 }
-"""What the user can do when results cannot be written, by the system's error number."""
+"""What the user can do when results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Errors that always concern a disk. Others do so only for a file in the run directory."""
+"""Error numbers that always concern a disk.
+
+The other keys of `REMEDIES` do so only for a file in the run directory."""
 
 _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-"""How messages of libraries, such as safetensors, quote the error number."""
+"""How an error number is written in messages of libraries such as safetensors."""
 
 
 def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
-    """Log why a run ended early, and how to go on.
+    """Log why a run ended early, and the command that resumes it.
 
     Args:
-        error: The reason.
+        error: The error that ended the run.
         run_dir: The run directory.
-        go_on: The command that goes on with the run.
+        go_on: The command that resumes the run.
     """
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows it when the program ends
@@ -74,7 +76,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
     Args:
         error: The exception.
         run_dir: The run directory.
-        doing: How the message begins: what could not be done.
+        doing: The start of the message, which says what could not be done.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         remedy: str | None = _remedy(error.errno or 0, run_dir)
@@ -86,7 +88,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return what helps if a message quotes an error number that always concerns a disk."""
+    """Return the remedy if a message contains an error number of `_ELSEWHERE`; None otherwise."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _ELSEWHERE), None)
 

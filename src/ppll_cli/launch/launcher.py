@@ -30,10 +30,10 @@ from ppll_cli.worker import process
 log = logging.getLogger(__name__)
 
 LEAVE_S = 5.0
-"""Seconds that a worker has to leave once it was told to."""
+"""Seconds to wait for the exit of a worker that was told to exit, was killed or has died."""
 
 SETTLE_S = 0.3
-"""Seconds to wait, after a failure, for the end of the process that may have caused it."""
+"""Seconds to wait after a failure, because the worker that caused it may end a little later."""
 
 FORGOTTEN = 255
 """Exit status that multiprocessing reports for a worker whose fork server is gone."""
@@ -43,7 +43,7 @@ Report = dict[str, Any]
 
 @dataclass(kw_only=True)
 class _Watched(Seen):
-    """A worker of this machine."""
+    """A worker of this machine, with its process and the pipe from which its reports are read."""
 
     process: ForkServerProcess
     reports: Connection
@@ -56,7 +56,7 @@ class Ending:
 
     Attributes:
         reports: The last report of each worker, in the order of the job's seats.
-        signal: The signal that asked for a stop, if one did.
+        signal: The signal that asked for a stop, SIGTERM if the time was up; None if neither.
     """
 
     reports: list[Report]
@@ -71,26 +71,26 @@ def launch(
     fleet: Fleet | None = None,
     until_s: float | None = None,
 ) -> Ending:
-    """Run a job to its end; with a fleet, the part of the job that is this machine's.
+    """Run a job to its end or, with a fleet, this machine's part of the job.
 
     Args:
         job: The job.
         transport: Makes the channels between the workers.
-        on_report: Called with each report of a worker except its last; machine 0 calls it for the
-            workers of all machines.
-        on_start: Called once the workers have been started, with what can be seen of each.
-        fleet: The machines of the run, if there are several.
-        until_s: The time, on the clock of `time.monotonic`, at which the run stops as if SIGTERM
-            had come; None: it runs to its end.
+        on_report: Called with each report of a worker, except messages for the log, failures and
+            the last report. Machine 0 calls it for the workers of all machines.
+        on_start: Called with the pulse of each worker, once the workers have been started.
+        fleet: The machines of the run; None if there is only one.
+        until_s: The time, on the clock of `time.monotonic`, at which the launcher stops the run as
+            at SIGTERM; None for no limit.
 
     Returns:
-        How the workers ended; on other machines than 0 without their reports.
+        How the workers ended. Only machine 0 has their last reports.
 
     Raises:
-        WorkerFailedError: A worker failed; all have been stopped.
+        WorkerFailedError: A worker failed; all workers have been stopped.
         RunFailedError: A process of multiprocessing itself is gone or stopped, or another machine
-            failed; the workers have been stopped.
-        Interrupted: A second signal came; all have been stopped.
+            failed; all workers have been stopped.
+        Interrupted: A second signal came; all workers have been stopped.
     """
     forkserver.start()
     context = forkserver.context()
@@ -104,7 +104,7 @@ def launch(
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
-        _telling(others, fleet),  # ends first: killing workers here makes workers elsewhere fail
+        _telling(others, fleet),  # exits first: killing workers makes other machines' workers fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -152,7 +152,7 @@ def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
 
 @contextmanager
 def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
-    """Tell the launchers of other machines how the body failed, and send no more files."""
+    """If the body fails, tell other machines' launchers why; at the end, close file transfers."""
     try:
         yield
     except WorkerFailedError as error:
@@ -175,14 +175,17 @@ def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[
 
 @contextmanager
 def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
-    """Give the address at which the workers meet, and the interface that connects them."""
+    """Yield the address at which workers meet, and the network interface that connects them.
+
+    Both are empty if the workers need not meet.
+    """
     if fleet is not None:
         yield fleet.store, fleet.interface
         return
     if not needs_groups(job):
         yield "", ""
         return
-    # All workers are on this machine, whose host name may lead to any address.
+    # All workers are on this machine. Its host name may resolve to any address, so use loopback.
     interface = "lo0" if sys.platform == "darwin" else "lo"
     with scratch() as folder:
         yield f"file://{folder}/store", interface
@@ -195,7 +198,12 @@ def _watch(
     on_report: Callable[[Report], None],
     others: Leader | Follower | None,
 ) -> None:
-    """Wait until something happens, and handle it."""
+    """Wait up to a second for reports and ends of workers, and handle them.
+
+    Raises:
+        WorkerFailedError: A worker failed, or a worker or machine gives no sign of life.
+        RunFailedError: A process of multiprocessing, a launcher or a transfer of files failed.
+    """
 
     def deal(seen: Seen, report: Report) -> None:
         if report["kind"] == "done":
@@ -232,11 +240,11 @@ def _watch(
 def _failures(
     job: Job, workers: list[_Watched], deal: Callable[[Seen, Report], None]
 ) -> list[Report]:
-    """Handle the reports that have come, and return those of failures."""
+    """Handle the workers' new reports, and return a report of each new failure."""
     failures: list[Report] = []
     ready = wait([watched.process.sentinel for watched in workers], timeout=0)
-    # multiprocessing learns of a worker's end from the fork server. If that is gone, all workers
-    # seem to be dead.
+    # The fork server tells multiprocessing when a worker ends. If the fork server is gone, all
+    # workers seem to be dead.
     forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
     if name := forkserver.gone(SETTLE_S if forgotten else 0):
         raise forkserver.lost(name)
@@ -255,7 +263,7 @@ def _failures(
 
 
 def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
-    """Yield the reports that have come; for a dead worker, up to the end of its pipe."""
+    """Yield the reports in a pipe, and those that arrive within `limit_s` seconds."""
     end_s = time.monotonic() + limit_s
     with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
         while reports.poll(max(0.0, end_s - time.monotonic())):
@@ -263,14 +271,14 @@ def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
 
 
 def _death(job: Job, watched: _Watched) -> Report:
-    """Return a report for a worker that ended without one."""
+    """Return a failure report for a worker that ended without sending one."""
     watched.process.join(LEAVE_S)
     how = forkserver.fate(watched.process.exitcode)
     return _failure(job, watched, f"the worker process is gone ({how})")
 
 
 def _failure(job: Job, watched: _Watched, error: str) -> Report:
-    """Return a failure report for a worker that reports none itself."""
+    """Return a failure report that a worker did not send itself."""
     doing, item = (
         text.decode(errors="replace") for text in (watched.pulse.doing, watched.pulse.item)
     )
@@ -288,7 +296,7 @@ def _failure(job: Job, watched: _Watched, error: str) -> Report:
 
 @contextmanager
 def _none_left(workers: list[_Watched]) -> Iterator[None]:
-    """Kill the workers that are left when the body ends, however it ends."""
+    """Kill all workers that still run when the body ends or raises."""
     try:
         yield
     finally:
@@ -304,14 +312,14 @@ def _none_left(workers: list[_Watched]) -> Iterator[None]:
 
 def _kill(watched: _Watched) -> None:
     watched.process.kill()
-    # Without the fork server multiprocessing takes every worker for dead, and sends no signal.
+    # Without the fork server, multiprocessing regards every worker as dead, and sends no signal.
     if watched.process.exitcode is not None and not _is_gone(watched, 0):
         assert watched.process.pid is not None
         os.kill(watched.process.pid, signal.SIGKILL)
 
 
 def _is_gone(watched: _Watched, limit_s: float) -> bool:
-    """Return whether a worker has closed its end of the pipe; drop what is left in the pipe."""
+    """Drop the reports left in a worker's pipe; return whether the worker has closed its end."""
     with suppress(EOFError, OSError):
         while watched.reports.poll(limit_s):
             watched.reports.recv_bytes()

@@ -1,4 +1,4 @@
-"""A finished run as an object: its model, its classes, and how pictures become its input."""
+"""Loads a trained run from its directory, prepares pictures for its model, and predicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OURS = "ppll_cli."
-"""How the paths of this program's own classes begin. A run directory may name only these."""
+"""Prefix of the paths of this program's own classes; a caller must pass a run's other classes."""
 
 BUILT = ("model", "data")
-"""The groups whose classes are built to load a run."""
+"""The configuration groups of which an object is made to load a run."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class LoadedRun:
     Attributes:
         run_dir: The run directory.
         settings: The run's settings; `data` is the data set to evaluate, which may be another one.
-        step: Optimizer steps behind the weights; None if unknown.
-        model: The model in evaluation mode: from images, as `preprocess` makes them, to a
-            prediction.
+        step: Number of optimizer steps that trained the weights; None if unknown.
+        model: The model in evaluation mode. It maps images from `preprocess` to a prediction.
         data: The data set, loaded.
         device: The device of the model.
     """
@@ -88,7 +87,7 @@ class LoadedRun:
             float32 [1, C, H, W] on the model's device.
 
         Raises:
-            ConfigError: The file is no picture, or the data set has no such method.
+            ConfigError: The file is no picture, or the data set cannot prepare a user's pictures.
         """
         return self._inputs(_opened(picture))[IMAGE]
 
@@ -103,7 +102,7 @@ class LoadedRun:
             picture with the boxes drawn; for super-resolution the enlarged picture.
 
         Raises:
-            ConfigError: The file is no picture, or the data set has no such method.
+            ConfigError: The file is no picture, or the data set cannot prepare a user's pictures.
         """
         predicted, opened = self._of_data("predicted"), _opened(picture)
         with self.numerics.applied(self.device):
@@ -122,7 +121,7 @@ class LoadedRun:
         return prediction
 
     def _inputs(self, picture: "Image.Image") -> dict[str, Tensor]:
-        """Return the inputs of a batch with this picture alone, without targets."""
+        """Return the input tensors of a batch of this one picture, without targets."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
 
@@ -163,11 +162,11 @@ def loaded(
 
     Args:
         run_dir: The run directory.
-        config: The configuration.
+        config: The run's configuration.
         name: Name of the checkpoint.
         device: Device for the model.
-        other_data: The override that names a data set on which the run was not trained, if any.
-        ema: Whether to take averaged weights.
+        other_data: The option of the data set, if the run was trained on another one; else None.
+        ema: Whether to load averaged weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
@@ -192,9 +191,9 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """Return the backbone's weights in a checkpoint, averaged or not, and the checkpoint's step.
+    """Return the model's weights in a checkpoint, averaged or not, and the checkpoint's step.
 
-    In a directory without checkpoints, `last` is the file of the whole model, whose step is
+    In a directory without checkpoints, `last` means the file of the final model, whose step is
     unknown.
     """
     whole = run_dir / (EMA_FILE if ema else MODEL_FILE)
@@ -232,7 +231,7 @@ def _check_fit(
 
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
-    """Refuse to import a user's class that only the run directory names."""
+    """Refuse to import a user's class that the run directory names, but not `classes`."""
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:
@@ -243,7 +242,7 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _opened(picture: "Image.Image | str | Path") -> "Image.Image":
-    """Return a picture; a path is opened and decoded."""
+    """Return a Pillow picture as it is; open and decode the picture at a path."""
     if not isinstance(picture, str | Path):
         return picture
     try:

@@ -1,4 +1,4 @@
-"""Locks that keep a run or a sweep to one process; a lock ends with the process that holds it."""
+"""Locks that let only one process work on a run or a sweep. A lock ends with its process."""
 
 import fcntl
 import logging
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run directory.
+    """Hold the lock of a run directory while the body runs.
 
     Raises:
-        ConfigError: Another process holds it.
+        ConfigError: Another process holds the lock.
     """
     with (run_dir / CONFIG_FILE).open() as file:
         _lock(file.fileno(), "resume", run_dir, "another process goes on with this run")
@@ -31,7 +31,7 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
 
     Args:
         folder: The sweep's folder.
-        begins: Whether the sweep begins, so that a missing file is created.
+        begins: Whether the sweep is new, so that a missing `sweep.json` is created.
 
     Raises:
         ConfigError: Another process holds the lock.
@@ -51,10 +51,10 @@ def _lock(file: int, key: str, folder: Path, problem: str) -> None:
     """Lock an open file until it is closed or the process ends.
 
     Args:
-        file: Its descriptor.
-        key: The key that names the folder, for the message.
+        file: Descriptor of the file.
+        key: The configuration key of the folder, for the error message.
         folder: The folder of the file.
-        problem: What another process does there if it holds the lock.
+        problem: The text of the error if another process holds the lock.
 
     Raises:
         ConfigError: Another process holds the lock.

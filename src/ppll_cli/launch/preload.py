@@ -1,4 +1,4 @@
-"""Imported only by the fork server: every worker inherits what this module sets up."""
+"""Sets up the fork server, which alone imports this module; every worker inherits the setup."""
 
 import ctypes
 import gc
@@ -10,18 +10,18 @@ from ppll_cli.leaves.forkserver import SAFE_PATH, STOPPING
 
 
 def _end_with_parent(number: int) -> None:
-    """Have the kernel send this signal to us when the thread that started us has ended."""
+    """Have the kernel send this process a signal when the thread that started it has ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-# Once the server listens, it notices by itself that its parent has ended; the imports before that
-# take seconds. The request ends with the imports (at the bottom of this file), because the thread
-# that started us may end before the program does.
+# Once the fork server listens, it notices by itself when its parent ends. The imports below take
+# seconds; until they are done, the kernel ends this process with its parent. The last line of this
+# file cancels this, because the thread that started the server may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
-# A terminal or a batch system signals the whole process group, but the parent decides what stops
-# and when. This comes before the imports, because they take seconds.
+# A terminal or a batch system signals the whole process group, but only the parent handles signals:
+# workers ignore them. This is set before the imports, because they take seconds.
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -32,8 +32,9 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# A backward imports this, which would cost every worker a second. torch's compiler and torchvision
-# are left to the workers that need them: each takes most of the time of importing torch.
+# The first backward pass imports this module, which would cost every worker a second. torch's
+# compiler and torchvision are imported only by workers that need them, because each takes most of
+# the time that torch itself takes.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401

@@ -48,7 +48,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     """Return the record of a run, after checking its digest if it has one.
 
     Raises:
-        ConfigError: There is no record, a later program wrote it, or it is damaged.
+        ConfigError: There is no record, a later version wrote it, or it was changed or damaged.
     """
     try:
         record = read_json(run_dir / CONFIG_FILE)
@@ -64,7 +64,7 @@ def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a run, with its digest, unless the directory has a record.
 
     Raises:
-        ConfigError: Another run has written its record there.
+        ConfigError: The directory has the record of another run.
         OSError: The record cannot be written; no part of it is left.
     """
     plain = json.loads(json.dumps({**record, "format": CONFIG_FORMAT}))
@@ -84,14 +84,14 @@ def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def no_run(run_dir: Path, reason: str) -> ConfigError:
-    """Return the error for a folder that is not a run's."""
+    """Return the error for a folder that is not a run directory."""
     problem = f"it holds no {CONFIG_FILE} of a run ({reason})"
     remedy = "give the folder that a run printed at its end"
     return ConfigError("resume", run_dir, problem, remedy)
 
 
 def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a record that a later program wrote, or that was changed."""
+    """Refuse a record that a later version wrote, or that was changed or damaged."""
     version = record.get("format", 1)
     if (
         not isinstance(version, int)
@@ -111,13 +111,13 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a directory in which a file or folder of a run is of another kind.
+    """Refuse a run directory in which something else has the name of a run's file, folder or link.
 
-    Opening a FIFO would wait for ever, and a folder in the place of a result would make the run
+    Opening a FIFO would wait for ever, and a folder with the name of a result would make the run
     fail at its very end.
 
     Raises:
-        ConfigError: Something there is of another kind.
+        ConfigError: Something else has one of these names.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),
@@ -141,7 +141,7 @@ def check_kinds(run_dir: Path) -> None:
 
 
 def absolute(value: Any) -> Any:
-    """Return a folder's path, or a list of them, as absolute paths; other values unchanged."""
+    """Make a folder's path, or each path of a list, absolute; return other values unchanged."""
     if isinstance(value, str):
         return os.path.abspath(os.path.expanduser(value))
     return [absolute(each) for each in value] if isinstance(value, list) else value

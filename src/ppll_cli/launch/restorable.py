@@ -1,4 +1,4 @@
-"""Check that a run can go on from a checkpoint, before workers start and fail because of it."""
+"""Check that a run can go on from a checkpoint, before workers start and would fail."""
 
 from collections.abc import Iterator
 
@@ -14,10 +14,10 @@ from ppll_cli.worker.versions import saved_name
 
 
 def check_restorable(job: Job, start: Checkpoint) -> None:
-    """Refuse a checkpoint of networks that this version builds in another way.
+    """Refuse a checkpoint whose tensors do not fit the networks that this version builds.
 
     Args:
-        job: The run; the message names its directory.
+        job: The job.
         start: The checkpoint from which the run is to go on.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The results that a run directory holds at the end: model, summary, timeline and samples."""
+"""Writes the results of a run into its directory: model, summary, timeline and sample pictures."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def write_results(
 
     Args:
         job: The run.
-        summarise: Makes the summary; takes the keyword `status`.
+        summarise: Returns the summary; takes the keyword `status`.
         tracker: Receives the summary.
         reports: The last report of each worker; empty for a run that failed.
         status: How the run ended; "failed" is recorded instead if the model cannot be written.
@@ -107,7 +107,7 @@ def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[s
 
 @contextmanager
 def _noted(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """Note a failure of the body, which writes a file, instead of raising it."""
+    """If the body, which writes a file, fails, append an error to `problems`; do not raise it."""
     try:
         yield
     except Interrupted:

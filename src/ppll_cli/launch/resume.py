@@ -1,8 +1,8 @@
-"""`resume=RUN_DIR`: what a run was configured with, and what may change when it goes on.
+"""`resume=RUN_DIR`: reads a run's configuration, and applies the changes that are allowed.
 
 The configuration comes from the run's own `config.json` alone, and only keys on the command line
 count as changes. Nothing that the folder names is executed: a class that is not this program's own
-must be named by the command line. Imports no torch.
+must also be on the command line. Imports no torch.
 """
 
 import json
@@ -68,15 +68,15 @@ FREE = {
 """Keys, and groups of keys, that may be changed because they do not change what is trained."""
 
 COMPARED = ("data.folders",)
-"""Keys of `FREE` that are free only if the run recorded what identifies its data."""
+"""Keys of `FREE` that may be changed only if the run has recorded the identity of its data."""
 
 BOUND = {"transport.wire_dtype"}
-"""Keys below those of `FREE` that do change what is trained, and so may not be changed."""
+"""Keys inside groups of `FREE` that may not be changed, because they change what is trained."""
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
 OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
-"""Names of options. Hydra takes other paths as well, and would read a file anywhere on the disk."""
+"""The form of an option's name. Hydra also accepts paths, and would read any file on the disk."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ class Recorded:
 
     Attributes:
         run_dir: The run directory.
-        config: The configuration that it was started with, resolved.
+        config: The configuration with which the run was started, with interpolations resolved.
         choices: The option chosen in each group.
         cuts: Names of the units that start modules 2 to k; None if an older program recorded none.
-        data_sha256: Digest of what identifies its data; None if not recorded.
-        weights: The record of the weights that it began with; None: initialised from the seed.
-        classes: Names of the classes that it learnt; empty if not recorded.
+        data_sha256: Digest of the identity of the data; None if not recorded.
+        weights: The record of the file of weights with which the run began; None if all were drawn
+            from the seed.
+        classes: Names of the classes that the run learnt; empty if not recorded.
     """
 
     run_dir: Path
@@ -102,7 +103,7 @@ class Recorded:
     classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return what Hydra is to compose: the recorded options and the command line's changes."""
+        """Return the overrides for Hydra: the recorded options, and those on the command line."""
         choices = dict(self.choices)
         if not _names_tracker(overrides):
             choices["tracker"] = "none"
@@ -113,18 +114,18 @@ class Recorded:
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the recorded configuration with the changes on the command line.
+        """Return the configuration of the resumed run, and log what the user should know.
 
         Args:
-            composed: What Hydra composed from `arguments`.
-            choices: The option of each group in it.
+            composed: The configuration that Hydra composed from the result of `arguments`.
+            choices: The option of each group in `composed`.
             overrides: The overrides on the command line.
 
         Returns:
-            The configuration, and the option of each group.
+            The recorded configuration with the command line's changes; the option of each group.
 
         Raises:
-            ConfigError: A change is not possible, or a class is not on the command line.
+            ConfigError: A change is not allowed, or a class is not on the command line.
         """
         config, chosen = self.with_changes(composed, choices, overrides, self._check_free)
         if not _names_tracker(overrides):
@@ -148,17 +149,17 @@ class Recorded:
         """Return the recorded configuration with the keys that the command line changes.
 
         Args:
-            composed: What Hydra composed from `arguments`.
-            choices: The option of each group in it.
+            composed: The configuration that Hydra composed from the result of `arguments`.
+            choices: The option of each group in `composed`.
             overrides: The overrides on the command line.
-            check: Takes a key, its override and its new value; raises if the change is not
-                possible.
+            check: Takes a changed key, its override and its new value; raises ConfigError if the
+                change is not allowed.
 
         Returns:
             The configuration, and the option of each group.
 
         Raises:
-            ConfigError: A change is not possible, or a class is not on the command line.
+            ConfigError: A change is not allowed, or a class is not on the command line.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
@@ -171,7 +172,7 @@ class Recorded:
             if key in choices and not isinstance(given, dict):  # an option of a group
                 if choices[key] == self.choices.get(key):
                     continue
-                if key not in GROUPS:  # an option of such a group, a preset, may set any key
+                if key not in GROUPS:  # other groups are presets, whose options set any key
                     raise refused(key, given, self.choices.get(key))
                 chosen[key] = choices[key]
             for inner in keys(key, given):
@@ -187,7 +188,7 @@ class Recorded:
         return config, chosen
 
     def _tell_of_tracker(self) -> None:
-        """Tell how to track the run again: a resumed run sends nothing anywhere unless asked to."""
+        """Log how to track the run again, because a resumed run is tracked only on request."""
         name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
         if path != NO_TRACKER:
             named = name != "none"
@@ -196,7 +197,7 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse to change what is trained, or to remove a key."""
+        """Refuse to change a key that changes what is trained, or to remove any key."""
         free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
         if key in COMPARED and self.data_sha256 is None:
             free = False
@@ -209,7 +210,7 @@ class Recorded:
             raise refused(key, given, self.choices.get(key, before))
 
     def recorded_as(self, key: str) -> Any:
-        """Return what the run was started with, for messages: a group's option or a key's value."""
+        """Return a group's option or a key's value when the run was started, for messages."""
         return self.choices.get(key, at(self.config, key))
 
 
@@ -217,8 +218,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     """Return the run that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: The folder is no run's, a later program wrote it, or another override says
-            where results go.
+        ConfigError: The folder is not a run directory, a later version wrote it, or another
+            override says where results go.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
@@ -235,14 +236,14 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:
-    """Return the run of a directory.
+    """Read the record of a run from its directory.
 
     Args:
-        run_dir: The directory.
-        key: What messages call it.
+        run_dir: The run directory.
+        key: The name of the argument for this directory, for error messages.
 
     Raises:
-        ConfigError: The directory is no run's, or a later program wrote it.
+        ConfigError: The folder is not a run directory, or a later version wrote it.
     """
     try:
         return _recorded_in(run_dir)
@@ -328,13 +329,13 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
 def refused(
     key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
 ) -> ConfigError:
-    """Return the error for a change that is not possible.
+    """Return the error for a change that is not allowed.
 
     Args:
         key: The key.
-        given: Its new value.
-        before: The value that the run was started with.
-        reason: Why it cannot be changed, if there is more to say.
+        given: The new value.
+        before: The value with which the run was started.
+        reason: A further reason why the key may not change; may be empty.
         free: The keys that may be changed.
     """
     return ConfigError(

@@ -1,4 +1,4 @@
-"""One run: from settings to a run directory with results."""
+"""Executes one run, from its settings to the results in its run directory."""
 
 import logging
 import time
@@ -57,16 +57,17 @@ class Run:
         config: The configuration as plain data, for the record.
         choices: The option chosen in each group.
         run_dir: The run directory, which exists and holds nothing of another run.
-        before: The run to be resumed, if there is one.
-        changes: Finds the overrides that turn the defaults into the configuration, to show them.
+        before: The record of the run to be resumed; None for a new run.
+        changes: Returns the overrides that turn the defaults into the configuration, which the user
+            is shown.
         fleet: The machines of the run, if there are several; this is machine 0.
-        options: Options of the command line that say where configurations are.
-        began_s: When the program began, on the clock of `time.monotonic`: `max_minutes` counts
-            from there; None: from now.
+        options: Options of the command line that name folders of configurations.
+        began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
+            of `time.monotonic`; None for now.
 
     Attributes:
-        objective: The key of the summary whose number is the run's result for a sweeper; set once
-            the run has been prepared.
+        objective: The summary's key for the value that a sweeper optimizes; set once the run has
+            been prepared.
     """
 
     def __init__(
@@ -92,17 +93,18 @@ class Run:
         self._told: PpllError | None = None
 
     def execute(self) -> dict[str, Any]:
-        """Prepare, train, and write the results.
+        """Prepare the run, train, and write the results.
 
-        If the run ends early, the reason is logged here, as soon as it is known.
+        If the run ends early, this method logs the reason as soon as it is known.
 
         Returns:
-            What `summary.json` holds.
+            The content of `summary.json`.
 
         Raises:
             ConfigError: The configuration is wrong; no worker was started.
             WorkerFailedError: A worker failed; the summary has been written.
-            RunFailedError: The run failed elsewhere; the summary has been written if possible.
+            RunFailedError: Something other than a worker failed; the summary has been written if
+                possible.
             Interrupted: A signal ended the run early; the summary has been written.
         """
         transport: Transport = make("transport", self.settings.transport)
@@ -126,7 +128,7 @@ class Run:
             raise
 
     def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
-        """Execute the run. If it is new, lock its directory; `held` keeps the lock."""
+        """Execute the run; lock the directory of a new run until `held` is closed."""
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
@@ -173,7 +175,11 @@ class Run:
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """Return the summary of a run that is complete, and tell the user; None otherwise."""
+        """If the run is complete already, tell the user and return its summary; else return None.
+
+        Raises:
+            ConfigError: The data have changed since the run was started.
+        """
         beginning.check_data(before, self.settings.data, self.prepared.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
@@ -182,12 +188,12 @@ class Run:
         return summary
 
     def _summarise(self, **known: Any) -> dict[str, Any]:
-        """Return what `summary.json` would hold now."""
+        """Return the content of `summary.json` for what is known so far."""
         run = self.choices, self.prepared, self.metrics, self.parts
         return summarise(*run, **known)
 
     def _tell(self, error: PpllError) -> None:
-        """Log why the run ended early, once."""
+        """Log why the run ended early, unless this error was the last one logged."""
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
@@ -208,7 +214,7 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job with its original modules, and its checkpoint if there is one."""
+        """Prepare the job. A resumed run keeps its modules; with a checkpoint it starts there."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
@@ -230,7 +236,7 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return the command that compares this run with other schedules, if there is one."""
+        """Return the command that compares this run with other schedules; None to show none."""
         if self._fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
@@ -273,11 +279,11 @@ class Run:
             self._saving.take(report, time.perf_counter() - self._started_s)
 
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
-        """Log the root cause of a run's end, then write what can still be written.
+        """Log why the run failed, then write the results that can still be written.
 
         Args:
-            error: The root cause.
-            cause: The exception that `error` was made from, if it was.
+            error: The root cause of the failure.
+            cause: The exception for which `error` was made, if there is one.
         """
         self._tell(error)
         if cause is not None:
@@ -291,7 +297,7 @@ class Run:
         """Write the results into the run directory.
 
         Returns:
-            What `summary.json` holds.
+            The content of `summary.json`.
 
         Raises:
             RunFailedError: The model or the summary could not be written.

@@ -1,4 +1,4 @@
-"""Makes checkpoints from the workers' reports; a mark in the schedule asks for each checkpoint."""
+"""Completes each checkpoint once workers have reported that they have written its files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ class _Passing:
 
 
 class Saving:
-    """Makes the checkpoints of a run.
+    """Completes the checkpoints of a run.
 
     Args:
-        prepared: The run.
+        prepared: The prepared job.
         metrics: The run's metrics file, whose state goes into the checkpoint.
         parts: The parts of the run.
     """
@@ -51,7 +51,7 @@ class Saving:
         else:
             passing.files[report["stage"]] = report["file"]
             passing.epoch = report["epoch"]
-            if report["stage"] == job.stages - 1:  # its metrics up to this step came before
+            if report["stage"] == job.stages - 1:  # it has sent all metrics up to this step
                 passing.metrics = self._metrics.state()
         if len(passing.files) == job.stages and len(passing.workers) == len(job.seats):
             self._finish(step, self._passing.pop(step), seconds)
@@ -73,7 +73,7 @@ class Saving:
         checkpoint.finish(job.run_dir, manifest, kept.keep, best)
 
     def _is_best(self, step: int) -> bool:
-        """Return whether this step's evaluation beats that of the best checkpoint so far."""
+        """Return whether this step's metric is better than that of the best checkpoint so far."""
         split = "val" if "val" in self._job.course.samples else "test"
         found = self._metrics.history(split)
         kept = checkpoint.best_step(self._job.run_dir)

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
-    """Stop the workers, as the first SIGTERM would, if the given time has come.
+    """Stop the workers, as the first SIGTERM does, if the time limit has been reached.
 
     Args:
         stop: The flag that workers read.
-        until_s: The time, on the clock of `time.monotonic`; None: no limit.
+        until_s: The time limit, on the clock of `time.monotonic`; None for no limit.
     """
     if until_s is not None and time.monotonic() >= until_s and not stop.value:
         stop.value = signal.SIGTERM
@@ -29,7 +29,7 @@ def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
 
 @contextmanager
 def stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """Stop the workers, after a checkpoint, at the first signal; at the second raise `Interrupted`.
+    """At the first signal, stop the workers after a checkpoint; at the second, raise `Interrupted`.
 
     Python handles signals only in the main thread; in another thread this does nothing.
     """

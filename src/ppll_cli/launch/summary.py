@@ -18,7 +18,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""Seconds that git may take to name the commit: it hangs if the network disk is gone."""
+"""Seconds that git may take to return the commit: it hangs if a network disk is gone."""
 
 
 def summarise(
@@ -30,14 +30,15 @@ def summarise(
     status: str = "running",
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Return what is known of a run, as `summary.json` holds it.
+    """Return the content of `summary.json` for what is known of a run.
 
     Args:
         choices: The option chosen in each group.
-        prepared: The job and the cost of its parts.
+        prepared: The job, and the costs of its units and auxiliary networks.
         metrics: The run's metrics file.
-        parts: The parts of the run. Speeds and shares of time cover the parts that ran under the
-            conditions of the present one.
+        parts: The parts of the run: what was trained between one start or resumption and the next.
+            Speeds and fractions of time are those of the present part and of all parts under the
+            same conditions.
         reports: The last report of each worker; empty for a run that failed or has not begun.
         status: "completed", "interrupted" or "failed"; "running" before the end.
         seconds: How long the workers have trained since the run was started or resumed, with
@@ -139,7 +140,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
 
 
 def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
-    """Yield what crossed from stage to stage, all routes between two stages together."""
+    """Yield for each pair of stages the tensors and bytes that the first sends to the second."""
     job = prepared.job
     for (source, target), names in job.crossing().items():
         own = workers[source * job.replicas : (source + 1) * job.replicas]
@@ -154,7 +155,7 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 
 
 def _bubble(workers: Sequence[Worker]) -> float | None:
-    """Return the share of steady-state time in which the stages waited."""
+    """Return the fraction of steady-state time in which workers waited for other stages."""
     if not workers or not all(map(is_steady, workers)):
         return None
     waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
@@ -174,7 +175,7 @@ def _prediction(prepared: Prepared, workers: Sequence[Worker]) -> Steady | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit that the program runs from; None outside a clone, or if git fails."""
+    """Return the commit of the program's source; None outside a clone, or if git fails."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

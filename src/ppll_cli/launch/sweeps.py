@@ -1,8 +1,8 @@
-"""`--multirun resume=SWEEP_DIR`: the jobs of a sweep, and how far each of them is.
+"""`--multirun resume=SWEEP_DIR`: reads the jobs of a sweep, and whether each has begun or ended.
 
-`sweep.json` is written before the first job. Somebody else may have written or edited the file
-that is read, so nothing that it names is executed unless the command line names it as well.
-Imports no torch.
+A sweep writes `sweep.json` before its first job. Somebody else may have edited this file before it
+is read, so nothing that it names is executed unless the command line names it as well. Imports no
+torch.
 """
 
 import os
@@ -29,10 +29,10 @@ SWEEP_FORMAT = 1
 """Format number of `sweep.json`. Other formats are refused."""
 
 BASIC = "basic"
-"""Hydra's own sweeper, which knows all its jobs before the first one runs."""
+"""The option of Hydra's own sweeper, which knows all jobs before the first one runs."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
-"""Keys of overrides that say how jobs are launched."""
+"""The form of the keys that say how jobs are launched."""
 
 _WHERE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
@@ -43,9 +43,9 @@ class SweptJob:
     """A job of a sweep.
 
     Attributes:
-        number: Its number, from 0.
-        overrides: Its overrides, without those of Hydra's own keys.
-        folder: Its run directory.
+        number: Number of the job, from 0.
+        overrides: The job's overrides, without those of Hydra's own keys.
+        folder: The job's run directory.
     """
 
     number: int
@@ -54,12 +54,12 @@ class SweptJob:
 
     @property
     def began(self) -> bool:
-        """Whether it has recorded its configuration, so that it can be resumed."""
+        """Whether the job has recorded its configuration, so that it can be resumed."""
         return os.path.lexists(self.folder / CONFIG_FILE)
 
     @property
     def status(self) -> str:
-        """Status of its run: completed, interrupted, failed, running, or missing."""
+        """Status of the job's run: completed, interrupted, failed, running, or missing."""
         run = read_run(self.folder)
         return "missing" if run is None else run.status
 
@@ -70,7 +70,7 @@ class RecordedSweep:
 
     Attributes:
         folder: The sweep's folder.
-        jobs: All its jobs, in the order of their numbers.
+        jobs: All jobs of the sweep, in the order of their numbers.
         launcher: The overrides that say how jobs are launched.
     """
 
@@ -79,7 +79,7 @@ class RecordedSweep:
     launcher: Sequence[str]
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return what Hydra is to compose before the jobs are known to it.
+        """Return the overrides for Hydra that apply to the whole sweep, without the jobs' own.
 
         Args:
             overrides: The overrides on the command line.
@@ -102,18 +102,19 @@ class RecordedSweep:
         choices: Mapping[str, str],
         overrides: Sequence[str],
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
-        """Return how a job goes on, or how it begins if it has not begun.
+        """Return the configuration with which a job is resumed, or started if it has not begun.
 
         Hydra must be initialised.
 
         Args:
             run_dir: The job's run directory.
-            config: What Hydra composed from the job's overrides.
-            choices: The option of each group in it.
+            config: The configuration that Hydra composed from the job's overrides.
+            choices: The option of each group in `config`.
             overrides: The overrides on the command line.
 
         Returns:
-            The run to be resumed, or None; the job's configuration; the option of each group.
+            The record of the run to be resumed, None if the job has not begun; the job's
+            configuration; the option of each group.
 
         Raises:
             ConfigError: The job's record is damaged, or a class is not on the command line.
@@ -181,13 +182,13 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Return whether a relative name leads to a folder below its base, and not to the base."""
+    """Return whether a path is relative and leads to a folder inside its base folder."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether the value of a launcher's setting is a number or a word, and so no command."""
+    """Return whether a launcher setting's value is a number or a word, so that it is no command."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -212,7 +213,7 @@ def _check_override(override: Override) -> None:
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
-    """Refuse to let a launcher execute what only the sweep's folder names."""
+    """Refuse settings from the sweep's folder that a launcher might execute."""
     for override in parsed(overrides[1:]):
         key, _, value = text(override).partition("=")
         if not is_plain(override):
@@ -325,7 +326,7 @@ def _are_overrides(texts: Any, key: str) -> bool:
 
 
 def _no_sweep(folder: Path, reason: str) -> ConfigError:
-    """Return the error for a folder that is not a sweep's."""
+    """Return the error for a folder that does not hold a sweep."""
     problem = f"it holds no {SWEEP_FILE} of a sweep ({reason})"
     remedy = (
         "give a sweep's folder; older versions wrote no such file: resume their runs one by one"

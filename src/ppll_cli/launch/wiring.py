@@ -15,12 +15,12 @@ from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_gro
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
-"""How many items the first replica of stage 0 may be ahead of the other replicas."""
+"""How many batches or marks replica 0 of stage 0 may be ahead of the stage's other replicas."""
 
 
 @dataclass
 class Ends:
-    """The ends of channels and groups that one worker holds; see `Links`."""
+    """The ends of channels that one worker has, and its process groups; see `Links`."""
 
     senders: dict[Channel, Sender] = field(default_factory=dict)
     receivers: dict[Channel, Receiver] = field(default_factory=dict)
@@ -40,8 +40,8 @@ class _Way:
         slots: How many messages it holds.
         size: Largest size of a message in bytes.
         schema: The form of its messages, as text.
-        channel: The channel between the stages that this one carries for one replica; None: the
-            first replica of stage 0 tells another one what comes next.
+        channel: The channel between two stages, for one replica of which this channel is made. None
+            if replica 0 of stage 0 tells another replica of the stage the next batch or mark.
     """
 
     source: Seat
@@ -53,24 +53,24 @@ class _Way:
 
     @property
     def name(self) -> str:
-        """Name of its process group."""
+        """Name of the channel's process group, if it has one."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
         what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
         return f"{what}, {' to '.join(ends)}"
 
 
 def needs_groups(job: Job) -> bool:
-    """Return whether the workers must meet over torch.distributed."""
+    """Return whether the workers need process groups of torch.distributed."""
     return job.replicas > 1 or len({*job.homes}) > 1
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport that a machine uses for the channels inside it.
+    """Choose the transport for the channels inside a machine.
 
     Args:
-        name: Name of the transport that was asked for.
-        transport: The transport that was asked for.
-        job: The run.
+        name: Name of the transport in the configuration.
+        transport: The transport in the configuration, which is chosen if it is usable.
+        job: The job.
         machine: Number of the machine, from 0.
 
     Raises:
@@ -102,17 +102,17 @@ def _inside(job: Job, way: _Way, machine: int) -> bool:
 def wire(
     job: Job, transport: Transport, store: str, interface: str, machine: int | None = None
 ) -> dict[Seat, Ends]:
-    """Make the ends of each worker.
+    """Make each worker's ends of channels, and its process groups.
 
-    A channel between two stages connects replicas of equal number. Channels inside a machine are
-    made by the transport; those between machines are slots over torch.distributed.
+    A channel between two stages connects replicas of equal number. The transport makes the channels
+    inside a machine; channels between machines use torch.distributed.
 
     Args:
-        job: The run.
-        transport: Makes the channels inside a machine, for the workers of this machine only.
-        store: Address at which the workers meet; not used if they need not meet.
-        interface: Network interface over which gloo and NCCL connect them.
-        machine: Make only the ends that the workers of this machine need; None: all.
+        job: The job.
+        transport: Makes the channels between workers of the same machine.
+        store: Address at which the workers meet; not used if they need no process groups.
+        interface: Network interface over which gloo and NCCL connect the workers.
+        machine: Number of the machine whose workers' channels are made; None for all channels.
     """
     ends = {seat: Ends() for seat in job.seats}
     groups = _groups(job)
@@ -182,7 +182,7 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """Return the process groups of a run by name: replicas of a stage, and ends of a channel."""
+    """Return all process groups by name: for each stage's replicas, and channels of machines."""
     found = {}
     if job.replicas > 1:
         for stage in range(job.stages):

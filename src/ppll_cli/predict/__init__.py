@@ -1,1 +1,1 @@
-"""Measures how long a model's units take, and predicts the speed of a run from that."""
+"""Measures how long a model's units take, and predicts the speed of a run from these times."""

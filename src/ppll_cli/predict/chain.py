@@ -1,8 +1,8 @@
-"""A chain of copies of a model's units, which trains step by step.
+"""A chain of copies of a model's units, which are trained one step after another.
 
-Profiles time the chain's units, and neighbours run the chain to keep cores busy. Units are timed
-inside a training step of the whole chain, because there tensors fill the caches, and memory is
-allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less.
+A profile times the chain's units; neighbours train the chain to keep other cores busy. Units are
+timed inside a training step of the whole chain, because there tensors fill the caches, and memory
+is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,11 +43,12 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """Bytes that a unit leaves in memory, its inputs left out.
+    """The bytes in memory that a unit's backward pass needs, without the unit's inputs.
 
     Attributes:
-        kept: From its forward to its backward.
-        recomputed: Beside these during its backward, which has computed them again.
+        kept: Bytes kept from the unit's forward pass to its backward pass.
+        recomputed: Bytes that the backward pass computes again, in addition to `kept`; 0 without
+            recomputation.
     """
 
     kept: int
@@ -69,8 +70,9 @@ class Work:
         threads: CPU threads.
         numerics: Precision and determinism.
         compiled: Whether networks are compiled by torch.compile.
-        split: Whether each backward runs in two halves, to the inputs and to the parameters.
-        recompute: Whether each backward runs the forward again first.
+        split: Whether each backward pass runs in two halves: gradients of the inputs, then of the
+            parameters.
+        recompute: Whether each backward pass first runs the forward pass again.
     """
 
     model: Mapping[str, Any]
@@ -87,7 +89,7 @@ class Work:
     split: bool = False
 
     def chain(self) -> "Chain":
-        """Make the chain, with weights of its own."""
+        """Make the chain, with new random weights."""
         if self.compiled:
             prepare_compiler()
         model: Model = make("model", self.model)
@@ -112,15 +114,15 @@ class Chain:
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
     def step(self) -> list[float]:
-        """Run one training step, and time its parts.
+        """Run one training step, and time each forward pass, backward pass and the optimizer.
 
-        A unit reads the outputs of earlier units of the chain. If the unit that makes one of its
-        inputs is not in the chain, it reads random numbers instead.
+        A unit reads the outputs of earlier units of the chain. If the chain lacks the unit that
+        makes an input, random numbers replace this input.
 
         Returns:
-            Seconds of each unit's forward, of each unit's backward from the last unit to the first,
-            and of the optimizer's step. With `split` each backward has two times, first that of
-            its half to the inputs.
+            Seconds of each unit's forward pass, of each unit's backward pass from the last unit to
+            the first, and of the optimizer's step. With `split`, each backward pass has two times:
+            first of the half for the inputs, then of the half for the parameters.
         """
         watch = Stopwatch(self.device)
         values: dict[str, Tensor] = {}
@@ -128,7 +130,7 @@ class Chain:
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
-            # The second pass may draw other random numbers; that does not change its time.
+            # The repeated forward pass may draw other random numbers, which take the same time.
             run = partial(recomputed, network, _no_seed) if self.work.recompute else network
             with self._autocast():
                 made = run(*leaves)
@@ -138,7 +140,7 @@ class Chain:
             passes.append((unit, leaves, outputs))
         gradients: dict[str, Tensor] = {}
         networks = list(self.networks)
-        while passes:  # frees a unit's outputs as soon as its backward has run
+        while passes:  # frees a unit's outputs as soon as its backward pass has run
             unit, leaves, outputs = passes.pop()
             weights = [p for p in networks.pop().parameters() if p.requires_grad]
             split = weights if self.work.split else None
@@ -153,10 +155,10 @@ class Chain:
         return watch.spans()
 
     def saved_bytes(self) -> list[Saved]:
-        """Return what each unit leaves in memory.
+        """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        Counted are its outputs and the tensors that autograd saves, except parameters, buffers and
-        inputs. Each storage counts once. Units that recompute keep only their outputs.
+        These are the unit's outputs and the tensors that autograd saves, except parameters, buffers
+        and inputs. Each storage counts once. With recomputation, units keep only their outputs.
         """
         values: dict[str, Tensor] = {}
         sizes = []
@@ -175,7 +177,7 @@ class Chain:
     def bytes_per_parameter(self) -> float:
         """Return the mean bytes of a parameter, its gradient and its optimizer state together.
 
-        The state exists only after a step.
+        Call this after a step, because the optimizer has no state before.
         """
         if self.optimizer is None:
             return 0.0
@@ -200,7 +202,7 @@ class Chain:
 
 
 def _no_seed() -> None:
-    """Seed nothing."""
+    """Do nothing, where `recomputed` wants a function that sets the random seed."""
 
 
 def _backward(
@@ -211,17 +213,17 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward, and mark its start and end; if it is split, those of each half.
+    """Run a unit's backward pass; mark the start and end of the pass, or of each half if split.
 
     Args:
         unit: The unit.
-        leaves: Its inputs.
-        outputs: Its outputs.
-        gradients: Gradients by name of the tensors that later units read. A random gradient
-            replaces a missing one. The gradients of this unit's inputs are added.
+        leaves: The unit's inputs.
+        outputs: The unit's outputs.
+        gradients: By name, the gradients of tensors that later units read. Random numbers replace a
+            missing gradient. The gradients of this unit's inputs are added to this mapping.
         watch: The stopwatch.
-        weights: The unit's trained parameters, to run the backward in two halves; None to run it
-            whole.
+        weights: The unit's trained parameters, to run the backward pass in two halves; None to run
+            it as a whole.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):

@@ -1,4 +1,4 @@
-"""Times of a job's instructions, and of the transfers that they start, from a profile."""
+"""Computes from a profile the times of a job's instructions, and of the transfers they start."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -30,7 +30,7 @@ from ppll_cli.transport.averages import BUCKET_BYTES, CUDA_BUCKET_BYTES
 
 
 class Source(Protocol):
-    """The measurements that predictions need; `Profile` describes them."""
+    """The measurements that predictions need; see the methods of the same names in `Profile`."""
 
     def at(self, samples: int, neighbours: int = 0) -> "Source": ...  # noqa: D102
     def unit(self, index: int, first: bool = False) -> Measured: ...  # noqa: D102
@@ -48,16 +48,16 @@ def instruction_times(
 ) -> list[Times]:
     """Return the seconds that each stage's instructions take.
 
-    Receiving takes no time, since stages read in place, nor does the next batch, which a thread
-    makes in the meantime.
+    Receiving takes no time, because stages read messages in place. Loading the next batch takes
+    none either, because a separate thread does it.
 
     Args:
         job: The job.
-        profile: The times for micro-batches of the largest size. Those of smaller micro-batches are
-            taken to be proportional to their samples.
+        profile: The times for the largest micro-batch. Times of smaller micro-batches are assumed
+            to be proportional to their numbers of samples.
         sizes: Number of samples of each micro-batch, the largest first.
-        carriers: The carriers of messages and averages. A message that a carrier inside the machine
-            carries takes its sender no time; any other message costs its sender a copy.
+        carriers: The connections of messages and averages. The sender spends no time on a message
+            over a connection inside a machine; it has to copy any other message.
 
     Returns:
         For each stage, seconds by instruction. Instructions that take no time are left out.
@@ -115,11 +115,11 @@ def journeys_of(
         job: The job.
         times: Seconds of each stage's instructions.
         sizes: Number of samples of each micro-batch, the largest first.
-        carriers: The carriers of messages and averages.
+        carriers: The connections of messages and averages.
         profile: The measurements.
 
     Returns:
-        For each stage, transfers by instruction; None for a message that its sender copies.
+        For each stage, transfers by instruction; None if the sender copies the message itself.
     """
     sent = sent_bytes(job)
     result = []
@@ -158,16 +158,16 @@ def journeys_of(
 
 
 def _losses_and_backwards(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
-    """Return the losses and backwards of a chunk in a stream."""
+    """Return the instructions of a stream that compute a chunk's losses and parameter gradients."""
     kinds = Loss | Backward | BackwardWeight
     return [each for each in stream if isinstance(each, kinds) and each.chunk == chunk]
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
-    """Return for each bucket of an average the fraction of the backward after which it is complete.
+    """Return the fraction of the backward pass after which each bucket of gradients is complete.
 
-    The estimate ignores that a bucket ends with a whole parameter and holds parameters of one unit
-    alone, and the forward of the loss.
+    The estimate assumes that a bucket may end inside a parameter and hold parameters of several
+    units, which real buckets do not. It ignores the forward pass of the loss.
     """
     limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]
@@ -203,14 +203,14 @@ class _ChunkTimes:
 
     @cached_property
     def halves_s(self) -> tuple[float, float]:
-        """Seconds of a split backward: the half to the inputs, and the half to the parameters."""
+        """Seconds of the two halves of a split backward pass: for the inputs and the parameters."""
         halves = [self._profile.halves(unit) for unit in self._chunk.units]
         input_s, weight_s = (sum(seconds) for seconds in zip(*halves, strict=True))
         return input_s, weight_s
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """Return the cost of the loss at a chunk's end, or zeros if the chunk does not end a module."""
+    """Return the cost of the loss after a chunk, or zeros if the chunk does not end a module."""
     if not chunk.ends_module:
         return Measured(0.0, 0.0, 0, 0)
     return profile.auxiliary(job.layout.modules, chunk.module)
@@ -223,14 +223,14 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
 
 
 class Sent(NamedTuple):
-    """Bytes per sample that a chunk sends to the next one, and of the gradients that come back."""
+    """Bytes per sample of the activations that a chunk sends, and of the gradients it receives."""
 
     activations: int
     gradients: int
 
 
 def sent_bytes(job: Job) -> list[Sent]:
-    """Return, for each chunk but the last, the bytes between it and the next chunk."""
+    """Return, for each chunk but the last, the bytes exchanged with the next chunk per sample."""
     return [
         Sent(
             bytes_of(specs[name] for name in route.names),

@@ -1,4 +1,4 @@
-"""Texts that identify what is measured: if they are equal, one measurement is enough."""
+"""Makes texts that identify networks and sources: with equal texts, one measurement is enough."""
 
 import hashlib
 import inspect
@@ -9,10 +9,10 @@ from torch import nn
 
 
 def structure(network: nn.Module) -> str:
-    """Describe a network's layers, their options, and names, shapes and dtypes of its tensors.
+    """Describe a network's layers with their options, and names, shapes and dtypes of tensors.
 
-    Two networks with the same text cost the same. Values of weights and addresses in memory are
-    left out.
+    Two networks with the same text take the same time and memory. The text contains no values of
+    weights and no addresses in memory.
     """
     lines = []
     for name, layer in network.named_modules():
@@ -29,6 +29,6 @@ def digest(*parts: object) -> str:
 
 
 def source_digest(*targets: object) -> str:
-    """Return a hash of the source files of the targets' classes, on which their times depend."""
+    """Return a hash of the source files of the targets' classes, on which measured times depend."""
     files = [inspect.getsourcefile(type(target)) for target in targets]
     return digest(*(Path(file).read_text() for file in files if file is not None))

@@ -22,8 +22,8 @@ class Interconnect:
     Attributes:
         within: The connection between two devices of a machine, which carries messages while the
             devices compute. None if senders copy messages in the machine's memory themselves.
-        between: A machine's connection to the others, shared by all messages that leave the
-            machine; None to use `within`.
+        between: The connection of a machine to other machines, shared by all messages that leave
+            the machine; None to use `within`.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 
@@ -35,13 +35,14 @@ class Interconnect:
 def ring_bytes(size: int, replicas: int) -> int:
     """Return the bytes that each replica sends in a ring all-reduce of `size` bytes.
 
-    The tensor is cut into one part per replica, and each replica sends all parts but one, twice.
+    The tensor is cut into one part per replica. In each of two rounds, a replica sends all parts
+    but one.
     """
     return size * 2 * (replicas - 1) // replicas
 
 
 class Carriers:
-    """The connections that carry the messages and averages of a job.
+    """Finds the connections that carry a job's messages, and its replicas' averages of gradients.
 
     Args:
         job: The job, whose `homes` gives the machine of each worker.
@@ -64,7 +65,8 @@ class Carriers:
     def of_edge(self, source: int, target: int) -> Link | None:
         """Return the connection between two stages; None if senders copy messages themselves.
 
-        A connection between machines is divided equally among the pairs of workers that share it.
+        If pairs of workers share a connection between machines, each gets an equal part of its
+        bandwidth.
         """
         if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within
@@ -78,7 +80,7 @@ class Carriers:
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
-        """Return the connection between the replicas of a stage; None if they copy themselves."""
+        """Return the connection between a stage's replicas; None if replicas copy themselves."""
         seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
         apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within
@@ -88,13 +90,13 @@ class Carriers:
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
-        """Return the transfer of a message; None if the sender copies it to its place itself.
+        """Return the transfer of a message; None if the sender copies the message itself.
 
         Args:
             source: The stage that sends.
             target: The stage that receives.
             size: Size of the message in bytes.
-            as_is: Whether it keeps its dtype between machines, as weights do.
+            as_is: Whether the message keeps its dtype between machines, as weights do.
         """
         link = self.of_edge(source, target)
         if link is None:
@@ -105,7 +107,7 @@ class Carriers:
     def average(self, stage: int, size: int) -> Journey | None:
         """Return the transfer of a ring all-reduce of `size` bytes over a stage's replicas.
 
-        None if there is no connection that carries it.
+        Return None if the replicas copy their gradients themselves.
         """
         link, replicas = self.of_average(stage), self._job.replicas
         if link is None:

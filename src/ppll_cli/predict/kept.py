@@ -1,7 +1,7 @@
 """Keeps measured times in files of the user's cache folder.
 
-This only saves time. So no problem with the folder or a file stops a program: if a file cannot be
-read, this program measures again; if it cannot be written, the next program does.
+The cache only saves time, so no problem with its folder or files stops a program: if a file cannot
+be read, this program measures again; if a file cannot be written, the next program measures again.
 """
 
 import json
@@ -17,7 +17,7 @@ from ppll_cli.leaves.files import write_json
 log = logging.getLogger(__name__)
 
 Record = dict[str, float]
-"""What was measured of one thing: seconds, bytes or counts by name."""
+"""The measurements of one unit, network or copy: seconds, bytes or counts by name."""
 
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
@@ -46,7 +46,7 @@ class Kept:
         self._folder, self._writable = folder, True
 
     def read(self, name: str) -> dict[str, Record]:
-        """Return the records of a file by key; none if there is no such file or it is damaged."""
+        """Return the records of a file by key; none if the file is missing or damaged."""
         path = self._folder / name
         try:
             if not path.is_file():  # opening a FIFO could wait for ever
@@ -64,7 +64,7 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file, and replace what has its name; log a warning if that fails."""
+        """Write a file, and replace a file or folder of its name; log a warning if this fails."""
         if not self._writable:
             return
         path = self._folder / name
@@ -84,7 +84,7 @@ def _records(path: Path) -> dict[str, Record]:
     Raises:
         OSError: The file cannot be read.
         ValueError: The file does not hold what `Kept.write` writes.
-        RecursionError: Its lists are nested too deeply for the parser.
+        RecursionError: The file's lists are nested too deeply for the parser.
     """
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
@@ -113,7 +113,7 @@ def _is_amount(value: Any) -> bool:
 
 
 def _put_aside(folder: Path) -> None:
-    """Remove a folder that is empty, else rename it, so that a file can get its name."""
+    """Remove a folder if it is empty, else rename it, so that a file can have its name."""
     with suppress(OSError):
         folder.rmdir()
         return

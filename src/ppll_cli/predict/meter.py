@@ -1,7 +1,7 @@
 """A separate process that measures.
 
-The parent lives as long as its workers. If it measured in its own process, the memory that
-measuring takes, on CUDA that of a context too, would be lost to the workers for the whole run.
+The parent process of a run exists as long as its workers. If it measured itself, the workers could
+not use the memory that measuring takes, on CUDA also that of a context, for the whole run.
 """
 
 import os
@@ -20,7 +20,7 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
 
 LIMIT_S = 1800.0
-"""Seconds that an answer may take; networks may have to be compiled for it."""
+"""Seconds that an answer may take; the process may have to compile networks for it."""
 
 LEAVE_S = 5.0
 """Seconds to wait for the end of a process that was killed."""
@@ -45,8 +45,8 @@ class Meter:
     """Starts the measuring process at the first request, sends it requests, and ends it.
 
     Args:
-        device: The device that is measured.
-        numerics: Precision and determinism, as workers have them.
+        device: The device on which to measure.
+        numerics: Precision and determinism, the same as in workers.
     """
 
     def __init__(self, device: str, numerics: Numerics) -> None:
@@ -58,7 +58,7 @@ class Meter:
         """Send a request to the process, and return the result.
 
         Raises:
-            WorkerFailedError: Measuring failed, the process died, or it took longer than `LIMIT_S`.
+            WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
             RunFailedError: The process cannot be started.
         """
         link = self._link or self._start()
@@ -108,9 +108,9 @@ class Meter:
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
-    """Answer requests until the parent closes its end of the pipe; the process runs this.
+    """Answer requests until the parent closes its end of the pipe; the measuring process runs this.
 
-    An answer is a pair: a report of the failure, empty if there was none, and the result.
+    An answer is a pair: a report of a failure, which is empty without one, and the result.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     ready = False
@@ -139,7 +139,7 @@ def _end_with_parent() -> None:
 
 
 def _set_up(device: torch.device, numerics: Numerics) -> None:
-    """Prepare this process as a worker prepares its own."""
+    """Prepare this process in the same way as a worker prepares itself."""
     torch.manual_seed(0)
     numerics.apply(device)
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Processes that keep other cores busy while something is measured on one of them.
+"""Processes that keep other CPU cores busy while the measuring process measures.
 
 Cores share caches, memory and often more, so a stage takes longer while other stages compute. To
-predict its time, units are measured while other processes train copies of the same units.
+predict this longer time, units are measured while other processes train copies of the same units.
 """
 
 import time
@@ -29,7 +29,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
     Args:
         work: The description of the chain.
-        count: Number of processes; all are ended after the body.
+        count: Number of processes; all are killed after the body.
 
     Raises:
         WorkerFailedError: A process failed.
@@ -62,7 +62,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message: it is empty if the neighbour trains, else a failure.
+    """Wait for a neighbour's message, which is empty if the neighbour trains, else an error.
 
     Raises:
         WorkerFailedError: The neighbour failed, or sent nothing within `limit_s` seconds.
@@ -87,7 +87,7 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 
 def _train(work: Work, parent: Connection) -> None:
-    """Train a chain until the process is killed or the parent is gone; a neighbour runs this."""
+    """Train a chain until this process is killed or the parent ends; a neighbour runs this."""
     torch.set_num_threads(work.threads)
     try:
         work.numerics.apply(torch.device(work.device))

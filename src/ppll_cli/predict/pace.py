@@ -1,4 +1,4 @@
-"""The pace of a pipeline in its steady state, and how much its stages' work overlaps."""
+"""Finds the pace of a pipeline in its steady state, and how much the work of stages overlaps."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -14,14 +14,14 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of batches after which the pace is measured, over as many batches.
+"""Number of simulated batches that fill the pipeline; the pace is taken over as many more batches.
 
-Whatever instructions cost, the pace does not change after the second batch. If each channel has two
-slots or more, the slowest stage determines it; if the pipeline is drained after each batch, the way
-through all stages does."""
+For any costs of instructions, the pace does not change after the second batch. If each channel has
+two slots or more, the slowest stage determines the pace. If the pipeline is drained after each
+batch, the time of a batch through all stages determines it."""
 
 Times = dict[Instruction, float]
-"""A number for each instruction of a stage in a batch; 0 for instructions that are left out."""
+"""A number, such as seconds, for each instruction of a stage in a batch; a missing one means 0."""
 
 _Spans = list[tuple[float, float]]
 """Starts and ends of intervals, in seconds."""
@@ -34,8 +34,8 @@ class Steady:
     Attributes:
         batch_s: Seconds from one batch to the next.
         events: For each stage, its instructions for one batch with their times.
-        peak_live: For each stage, the largest number of forwards that waited for their backward
-            at once.
+        peak_live: For each stage, the largest number of forward passes that waited for their
+            backward pass at the same time.
     """
 
     batch_s: float
@@ -44,18 +44,18 @@ class Steady:
 
     @property
     def busy_s(self) -> list[float]:
-        """For each stage, the seconds that it works for a batch."""
+        """For each stage, the seconds of work for a batch."""
         return [sum(event.end_s - event.start_s for event in events) for events in self.events]
 
     @property
     def bubble_fraction(self) -> float:
-        """The fraction of the stages' time in which they wait."""
+        """The fraction of time in which stages wait, over all stages."""
         total_s = self.batch_s * len(self.events)
         return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
 
 
 class Pipeline:
-    """The instructions of all stages for a training batch, which the pipeline repeats.
+    """A pipeline, described by the instructions of all stages for one training batch.
 
     Args:
         streams: The instructions of each stage.
@@ -76,8 +76,9 @@ class Pipeline:
         """Simulate batches until the pipeline is in its steady state.
 
         Args:
-            cost: Seconds that an instruction takes.
-            journeys: Time of the transfer that an instruction starts; by default none takes any.
+            cost: Returns the seconds that an instruction takes.
+            journeys: Returns the transfer that an instruction starts; by default transfers take no
+                time.
         """
         filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
         streams = [list(stream) * 2 * filled for stream in self.streams]
@@ -94,7 +95,7 @@ class Pipeline:
         )
 
     def _batches_held(self) -> int:
-        """Return how many batches a channel holds at most.
+        """Return the largest number of batches whose messages fit into a channel at once.
 
         If transfers take long, batches arrive in groups of this size.
         """
@@ -110,14 +111,14 @@ class Pipeline:
 def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> list[Times]:
     """Return how many other workers compute on average while each instruction runs.
 
-    Every stage repeats its batch at the pipeline's pace, so the times of all stages are taken
-    modulo `batch_s`. Replicas of a stage run the same instructions at the same time and wait for
-    the slowest one, so the machine with the most other workers counts.
+    All stages repeat their instructions every `batch_s` seconds, so times are taken modulo
+    `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
+    slowest replica, so the machine with the most other workers counts.
 
     Args:
         steady: The steady state of the pipeline.
         limit: The largest number of other workers that is counted.
-        crews: For each stage, its number of workers by machine.
+        crews: For each stage, the number of its workers by machine.
 
     Returns:
         For each stage, the mean number of other workers by instruction.
@@ -147,7 +148,7 @@ def _integral_of_others(
 
     Args:
         pieces: For each stage, the intervals in which its instructions run.
-        workers: For each stage, its number of workers on the machine.
+        workers: For each stage, the number of its workers on the machine.
         limit: The largest number of other workers that is counted.
         period_s: The end of all intervals.
 
@@ -175,7 +176,7 @@ def _integral_of_others(
 
 
 def _wrapped(event: Event, period_s: float) -> _Spans:
-    """Return an event's intervals modulo a period: two of them if it crosses the period's end."""
+    """Return an event's time modulo a period: two intervals if it crosses the period's end."""
     length_s = min(event.end_s - event.start_s, period_s)
     if length_s <= 0:
         return []

@@ -1,8 +1,7 @@
-"""Measures how long a model's units take on the device that will train them, and their memory.
+"""Measures time and memory of a model's units on the device that will train them.
 
-Everything is measured on copies with weights of their own, in a separate process (`meter`). So
-measuring changes neither weights, counters nor random numbers of the run, and its devices are free
-when it begins.
+A separate process (`meter`) measures copies of the units with other weights. So measuring changes
+neither weights, counters nor random numbers of the run, and leaves no memory of the devices in use.
 """
 
 import json
@@ -31,11 +30,12 @@ FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured, each in its place in the model. These are enough
-to fill caches as a stage does, and few enough for very deep models."""
+"""Largest number of equal units that are measured, in the model's order. This many units fill
+caches like a stage, and are few enough for very deep models."""
 
 LEAST_S = 1e-9
-"""Seconds that a unit's forward takes at least, even if the clock shows 0, to divide by it."""
+"""Least seconds of a unit's forward pass; without it, a clock that shows 0 causes a division by 0.
+"""
 
 
 class Measured(NamedTuple):
@@ -44,9 +44,9 @@ class Measured(NamedTuple):
     Attributes:
         forward_s: Seconds of the forward pass of a batch.
         backward_s: Seconds of the backward pass of a batch.
-        saved_bytes: Bytes kept in memory until the backward, without inputs.
+        saved_bytes: Bytes kept in memory until the backward pass, without inputs.
         params: Number of parameters.
-        recomputed_bytes: Bytes that the backward computes again, and has in memory beside those.
+        recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
     """
 
     forward_s: float
@@ -67,13 +67,13 @@ class Profile:
         optim: Settings of the optimizer.
         samples: Number of samples of a batch, or of a micro-batch.
         device: The device on which units are measured.
-        receiver: The device to which messages are copied: another one if there are several.
+        receiver: The device to which messages are copied; another device if there are several.
         threads: CPU threads, as many as a worker has.
-        numerics: Precision and determinism, as workers have them.
+        numerics: Precision and determinism, the same as in workers.
         compiled: Whether workers compile their networks by torch.compile.
-        recompute: Whether units run their forward again in the backward.
+        recompute: Whether the backward pass of a unit runs the forward pass again.
         conditions: All other conditions on which the times depend, for the name of the cache file.
-        kept: The cache, which keeps the times for the next program.
+        kept: The folder in which measured times are kept for the next program.
         meter: The process that measures.
         neighbours: How many other processes train copies of the model at the same time.
     """
@@ -115,7 +115,7 @@ class Profile:
         return self._family[key]
 
     def save(self) -> None:
-        """Write the times of this profile, and of those that `at` has made, to the cache."""
+        """Write the times of this profile, and of all profiles that `at` has made, to the cache."""
         for profile in (self, *self._family.values()):
             profile._write()
 
@@ -128,8 +128,8 @@ class Profile:
 
         Args:
             index: Index of the unit.
-            first: Whether it is the first unit of a module that is trained by a local loss, so that
-                its inputs take no gradients.
+            first: Whether the unit is the first of a module with a local loss, so that the unit's
+                inputs take no gradients.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -137,8 +137,8 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        They are measured without neighbours. With neighbours, their times are multiplied by
-        `slowdown`.
+        The two are measured together, without neighbours. With neighbours, the times are multiplied
+        by `slowdown`.
 
         Args:
             modules: The units of each module.
@@ -182,14 +182,14 @@ class Profile:
 
     @cached_property
     def _by_host(self) -> bool:
-        """Whether the ring has to copy between the two CUDA devices through host memory."""
+        """Whether the ring transport copies between the two CUDA devices through host memory."""
         if self.device == "cpu":
             return False
         return (cannot_share() or cannot_reach(self.device, self.receiver)) is not None
 
     @property
     def _way(self) -> str:
-        """How messages travel, as a suffix of a record's key; empty inside one device."""
+        """The route of a copied message, as a suffix of the record's key; empty inside a device."""
         to = f" to {model_of(self.receiver)}" if self.receiver != self.device else ""
         return to + (" by the host" if self._by_host else "")
 
@@ -207,7 +207,7 @@ class Profile:
 
     @cached_property
     def slowdown(self) -> float:
-        """The time of all units with neighbours, divided by their time without."""
+        """The time of all units with neighbours, divided by their time without neighbours."""
         if not self.neighbours:
             return 1.0
         alone = self.at(self.samples, 0, self.threads)
@@ -218,7 +218,7 @@ class Profile:
         return here / there if there else 1.0
 
     def halves(self, index: int) -> tuple[float, float]:
-        """Return the seconds of a unit's split backward: half to inputs, and half to parameters."""
+        """Return the seconds of a split backward pass's halves: for inputs and for parameters."""
         key = f"halves of {self._key(index, False)}"
         if key not in self._known:
             chosen = self._chosen()
@@ -235,7 +235,7 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
-        """Measure all kinds of units in one chain, unless all are known."""
+        """Measure all kinds of units in one chain, unless all have been measured before."""
         chosen = self._chosen()
         keys = [self._key(index, first) for index, first in chosen]
         if {"parameter", *keys} <= self._known.keys():
@@ -257,13 +257,19 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record; `first` does not matter if it reads data only."""
+        """Return the key of a unit's record.
+
+        Args:
+            index: Index of the unit.
+            first: Whether the unit is the first of a module. This does not matter if the unit reads
+                only the data of a batch.
+        """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Choose the chain's units: each by its index, and whether it is the first of a module."""
+        """Choose units to measure: the index of each, and whether it is first in its module."""
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):
@@ -297,7 +303,7 @@ class Profile:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """For each unit, a text that is equal for units that cost the same."""
+        """For each unit, a text that is equal for units with the same time and memory."""
         kinds = []
         specs = dict(self.ends.batch)
         for unit, made in zip(self.ends.site.units, self.ends.traced, strict=True):
@@ -309,7 +315,7 @@ class Profile:
         return kinds
 
     def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
-        """Return the record key of an auxiliary network, and the names that get gradients there."""
+        """Return the key of an auxiliary network's record, and names of tensors with gradients."""
         if (modules, module) not in self._criteria:
             build, specs = self.ends.criterion(modules, module)
             with torch.device("meta"):
@@ -333,12 +339,12 @@ class Profile:
 
     @cached_property
     def _known(self) -> dict[str, Record]:
-        """All records under these conditions, from the cache or measured now."""
+        """All records for the profile's conditions, from the cache or measured now."""
         return self.kept.read(self._file)
 
     @cached_property
     def _file(self) -> str:
-        """Name of the cache file for these conditions."""
+        """Name of the cache file for the profile's conditions."""
         own = {"samples": self.samples, "device": model_of(self.device), "threads": self.threads}
         own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
         own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}

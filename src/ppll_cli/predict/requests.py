@@ -1,4 +1,4 @@
-"""The requests to the measuring process (`meter`), each as plain data."""
+"""The requests that a profile sends to the measuring process (`meter`), each as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,18 +19,19 @@ from ppll_cli.tasks.task import Task
 
 
 class UnitTimes(NamedTuple):
-    """The cost of the units of a chain.
+    """The time and memory of the units of a chain.
 
     Attributes:
         forward_s: Seconds of each unit's forward pass.
-        backward_s: Seconds of each unit's backward pass; if backwards are split, of the half to
-            the inputs.
-        saved: What each unit leaves in memory.
+        backward_s: Seconds of each unit's backward pass; if it is split, of the half for the
+            inputs.
+        saved: The bytes in memory that each unit's backward pass needs.
         step_s: Seconds of the optimizer's step for all units.
         params: Number of parameters of all units.
         bytes_per_parameter: Mean bytes of a parameter, its gradient and its optimizer state
             together.
-        weight_s: If backwards are split, seconds of each half to the parameters; else empty.
+        weight_s: Seconds of each unit's half for the parameters; empty if backward passes are not
+            split.
     """
 
     forward_s: list[float]
@@ -134,7 +135,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Copy:
-    """Request to time the copy of a message from one device to another, as the ring copies it.
+    """Request to time the copy of a message to another device, as the ring transport copies it.
 
     Attributes:
         size: Size of the message in bytes.
@@ -151,7 +152,7 @@ class Copy:
     threads: int
 
     def measure(self) -> float:
-        """Return the seconds of the copy; through the host, those of both copies together."""
+        """Return the seconds of the copy; through the host, of both copies together."""
         source, target = torch.device(self.source), torch.device(self.target)
         sent = torch.ones(self.size, dtype=torch.uint8, device=source)
         landed = torch.ones(self.size, dtype=torch.uint8, device=target)

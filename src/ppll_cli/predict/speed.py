@@ -32,7 +32,7 @@ from ppll_cli.predict.interconnect import (
 from ppll_cli.predict.pace import Pipeline, Times, company
 
 ROUNDS = 8
-"""Largest number of iterations between times of instructions and overlap of stages."""
+"""Largest number of iterations in `predict`, each of which updates the overlap and the times."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class EdgeLoad:
     Attributes:
         stages: The two stages, the lower one first.
         bytes_per_batch: Bytes for a training batch.
-        between_machines: Whether any replica sends them from one machine to another.
-        busy_fraction: Fraction of the time in which the connection carries them, in the direction
-            with more bytes; None if senders copy messages themselves.
+        between_machines: Whether the two workers of any replica are on different machines.
+        busy_fraction: Fraction of time in which the connection is in use, in the direction with
+            more bytes; None if senders copy messages themselves.
     """
 
     stages: tuple[int, int]
@@ -60,15 +60,15 @@ class Prediction:
     Attributes:
         samples_per_second: Training speed in the steady state.
         batch_s: Seconds from one batch to the next.
-        bubble_fraction: Fraction of the stages' time in which they wait.
-        stage_s: For each stage, the seconds that it works for a batch.
-        activation_bytes: For each stage, the most bytes that it keeps for backwards at once:
-            inputs, outputs and what autograd saves.
-        parameter_bytes: For each stage, bytes of parameters, gradients and optimizer states, and of
-            watched weights: older versions and slots.
+        bubble_fraction: Fraction of time in which stages wait, over all stages.
+        stage_s: For each stage, the seconds of work for a batch.
+        activation_bytes: For each stage, the largest number of bytes kept for backward passes at
+            once: inputs, outputs and tensors that autograd saves.
+        parameter_bytes: For each stage, bytes of parameters, gradients and optimizer states,
+            averaged weights, and older versions and slots of weights that losses read.
         edges: The bytes that travel between stages, for each pair of stages.
-        averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage with
-            the most; 0 without replicas.
+        averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage that
+            sends most; 0 without replicas.
     """
 
     samples_per_second: float
@@ -89,18 +89,18 @@ def predict(
 ) -> Prediction:
     """Predict the speed and memory of a job.
 
-    On CPU, cores share much, so a stage takes longer while others compute. Therefore everything is
-    measured twice: alone, and beside as many processes as there will be other workers with cores of
-    their own. The time of each instruction is interpolated between the two by the number of workers
-    that compute while it runs. Times and overlap depend on each other, so both are found by
-    iteration.
+    CPU cores share caches and memory, so a stage takes longer while other stages compute. Therefore
+    every unit is measured twice: alone, and while as many other processes compute as there will be
+    other workers with cores of their own. The time of each instruction is interpolated between the
+    two measured times by the number of workers that compute while the instruction runs. Times and
+    overlap depend on each other, so both are found by iteration.
 
     Args:
         job: The job.
         profile: The measurements.
         interconnect: The connections that carry messages and gradients.
-        neighbours: The largest number of workers that compute beside one, if all are taken to be on
-            one machine; None for those on the worker's own machine, as `neighbours_of` says.
+        neighbours: Largest number of other workers that compute while a worker does, as if all were
+            on one machine; None for the workers of the same machine, as `neighbours_of` says.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -162,9 +162,9 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 
 
 def neighbours_of(job: Job) -> int:
-    """Return how many other workers of a CPU compute at the same time as one; 0 on other devices.
+    """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    These are the workers of the machine with most of them, as far as this machine has cores.
+    The machine with most workers counts. Workers for which this machine has no cores do not count.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
@@ -173,15 +173,15 @@ def neighbours_of(job: Job) -> int:
 
 
 def _cost(times: Sequence[Times]) -> Cost:
-    """Make a cost function for the simulator from times."""
+    """Return a function that returns an instruction's seconds, for the simulator."""
     return lambda stage, instruction: times[stage].get(instruction, 0.0)
 
 
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
-    """Return the bytes that each stage keeps for backwards at once, with its inputs.
+    """Return the bytes that each stage keeps for backward passes at once, its inputs included.
 
-    Under local learning these are the activations of its largest module, otherwise those of all
-    forwards that wait for their backward.
+    Under local learning a stage keeps the activations of its largest chunk, otherwise those of all
+    forward passes that wait for their backward pass.
     """
     image = ValueSpec((job.image.channels, job.image.height, job.image.width), torch.float32)
     first = bytes_of([image, *job.task.targets.values()])
@@ -193,7 +193,7 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
             *(_chunk_bytes(job, job.layout.chunks[number], profile) for number in numbers),
             strict=True,
         )
-        # The first stage loads a whole batch; the others receive only what they hold at once.
+        # The first stage loads a whole batch; other stages receive inputs into slots of channels.
         entering = job.course.batch_size * first if 0 in numbers else 0
         for channel, count in slots.items():
             if channel.target == stage and channel.kind == "activations":
@@ -208,10 +208,10 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
 
 
 def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
-    """Return the bytes that a chunk keeps until its backward, and the most that it has beside them.
+    """Return the bytes that a chunk keeps until its backward pass, and its largest extra memory.
 
-    Beside them it has the graph of its auxiliary network, which is gone before the backward begins,
-    or what the backward of a unit computes again.
+    The extra memory is the graph of the chunk's auxiliary network, which is freed before the
+    backward pass begins, or what the backward pass of a unit computes again.
     """
     units = [profile.unit(index) for index in chunk.units]
     ends = end_of(job, chunk, profile).saved_bytes
@@ -220,7 +220,7 @@ def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
 
 
 def _parameter_bytes(job: Job, profile: Source) -> list[int]:
-    """Return for each stage the bytes of parameters, gradients, optimizer and watched weights."""
+    """Return for each stage the bytes of `Prediction.parameter_bytes`."""
     result = []
     for stage in range(job.stages):
         chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
@@ -235,7 +235,7 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
 
 
 def _watched_bytes(job: Job, stage: int) -> int:
-    """Return the bytes that a stage keeps of watched weights: older versions and slots."""
+    """Return the bytes of watched weights on a stage: older versions, and slots of channels."""
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
         if job.layout.chunks[job.routes.watched(watcher)].stage == stage:
@@ -247,7 +247,7 @@ def _watched_bytes(job: Job, stage: int) -> int:
 
 
 def _averaged_bytes(job: Job, profile: Source) -> int:
-    """Return the bytes of gradients that one replica sends, for the stage that sends most."""
+    """Return the bytes of gradients that one replica sends for a batch, at the stage with most."""
     if job.replicas == 1:
         return 0
     gradients = (
@@ -290,7 +290,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         job: The job.
         names: Names of the model's units.
         profile: The measurements.
-        stages_are_modules: Whether the training depends on where the partition cuts.
+        stages_are_modules: Whether each stage is a module, so that training depends on the cuts.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

@@ -1,4 +1,4 @@
-"""Times a piece of training on a device, and counts the memory that it keeps."""
+"""Times steps of training on a device, and counts the memory that autograd keeps for them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,21 +17,20 @@ from ppll_cli.tasks.task import Task
 WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 """How often a step runs before it is timed, how often it is timed, and for how many seconds.
 
-When timing has taken `BUDGET_S`, it stops earlier, but not before three repetitions."""
+After `BUDGET_S` seconds, timing ends before `REPETITIONS`, but not before three repetitions."""
 
 CUDA_WARMUP_S = 0.5
-"""Seconds that a CUDA device is kept busy before timing, because it computes slowly after idling.
-"""
+"""Seconds that a CUDA device is kept busy before timing, because it is slow after an idle time."""
 
 
 class Stopwatch:
-    """Takes the times at which a device passes marks in its work.
+    """Measures the times between points of a device's work, which `mark` sets.
 
-    On CUDA, a mark is an event on the current stream of the current device, and reading the times
-    waits for the device.
+    On CUDA, `mark` records an event on the current stream of the current device, and `spans` waits
+    for the device.
 
-    On CPU with a single thread, the stopwatch counts the thread's own CPU time. So time that other
-    programs take from its core is not counted; the thread itself never waits here.
+    On CPU with a single thread, the stopwatch measures the thread's own CPU time. So it leaves out
+    the time in which other programs use the thread's core; the thread itself never waits here.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,17 +58,17 @@ class Stopwatch:
 
 
 def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]:
-    """Run a step several times after a warm-up, and return the median of each of its times.
+    """Run a step several times after a warm-up, and return the median of each measured time.
 
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. A step
     returns only when the device has finished it, so the warm-up is over when timing begins.
 
-    The median is used, not the minimum: in a run, steps are also sometimes slow, when memory is
-    allocated or when neighbours use the caches.
+    The median is used, not the minimum, because steps of a run are sometimes slow too: when memory
+    is allocated or when neighbours use the caches.
 
     Args:
-        step: Runs one step and returns its times in seconds.
-        device: The device on which it runs.
+        step: Runs one step, and returns measured times in seconds.
+        device: The device on which the step runs.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -84,7 +83,7 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
 
 def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
-    """Make a batch [samples, *spec.shape] of random numbers; of zeros for integer dtypes."""
+    """Make a batch [samples, *spec.shape] of random numbers, or of zeros for integer dtypes."""
     shape = (samples, *spec.shape)
     if not spec.dtype.is_floating_point:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
@@ -96,7 +95,7 @@ def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
     """Collect the storages that autograd saves while the body runs, except those of `others`.
 
     Yields:
-        The bytes of each storage by its address; filled while the body runs.
+        The bytes of each storage by address; filled while the body runs.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
@@ -127,11 +126,11 @@ def storage(tensor: Tensor) -> tuple[int, int]:
 def time_criterion(
     criterion: Criterion, values: Mapping[str, Tensor], task: Task, numerics: Numerics
 ) -> dict[str, float]:
-    """Measure the cost of an auxiliary network and its loss, the task's metric included.
+    """Measure the cost of an auxiliary network and its loss, including the task's metric.
 
     Args:
         criterion: The auxiliary network and loss, on the device and in training mode.
-        values: The tensors that it reads; those that the module makes take gradients.
+        values: The tensors that the network reads. Those that the module makes take gradients.
         task: The task, which computes the metric.
         numerics: Precision and determinism.
 

@@ -1,1 +1,1 @@
-"""Turns settings into a job, and checks all that can be checked without workers."""
+"""Turns settings into a job, and checks everything that can be checked without workers."""

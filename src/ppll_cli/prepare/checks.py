@@ -19,7 +19,7 @@ def check_passes(job: Job) -> None:
     micro-batch, so they need the same number of micro-batches.
 
     Raises:
-        ConfigError: There is such a batch.
+        ConfigError: Replicas would split a batch into different numbers of micro-batches.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
@@ -37,7 +37,7 @@ def check_shares(course: Course, replicas: int) -> None:
     """Refuse batches with fewer samples than there are replicas.
 
     Raises:
-        ConfigError: There is such a batch.
+        ConfigError: The last batch of an epoch has fewer samples than there are replicas.
     """
     smallest = min(course.batch_sizes())
     if smallest < replicas:
@@ -50,13 +50,14 @@ def check_shares(course: Course, replicas: int) -> None:
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
-    """Refuse a schedule that would deadlock, or would not train the model.
+    """Refuse a schedule that would deadlock, or would not train the model correctly.
 
-    Every stage's instructions are checked and simulated, for every number of micro-batches that a
-    replica's share of a batch can have.
+    This checks and simulates the instructions of all stages, for every number of micro-batches into
+    which a replica may split its samples of a batch.
 
     Raises:
-        ConfigError: The schedule is wrong, or splits backwards that cannot be split.
+        ConfigError: The schedule is wrong, or the model's units do not allow split backward passes
+            or recomputation.
     """
     key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
@@ -77,7 +78,13 @@ def check_instructions(job: Job, subject: Subject) -> None:
 
 
 def check_backwards(job: Job) -> None:
-    """Refuse what backwards in halves exclude: they pass parts of the forward's graph twice."""
+    """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
+
+    The two halves run parts of the forward pass's graph twice.
+
+    Raises:
+        ConfigError: One of these settings is true, and the schedule splits backward passes.
+    """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:
             problem = (

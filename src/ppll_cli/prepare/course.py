@@ -1,4 +1,4 @@
-"""The plan of a run's batches, evaluations and checkpoints."""
+"""Makes the plan of a run's batches, evaluations and checkpoints."""
 
 from ppll_cli.config.settings import Settings
 from ppll_cli.errors import ConfigError
@@ -16,7 +16,8 @@ def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
 def evaluated_together(settings: Settings, schedule: Schedule) -> int:
     """Return how many evaluation batches go through the pipeline of a replica together.
 
-    If a batch visits a stage more than once, it takes one batch per stage to keep all stages busy.
+    If a batch visits a stage more than once, as many batches as stages are needed to keep all
+    stages busy.
     """
     stages = 1 if schedule.one_stage else settings.stages_asked
     return stages if len(placed(schedule, stages)) > stages else 1
@@ -26,7 +27,8 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
     """Return the plan of batches, evaluations and checkpoints of a run.
 
     Raises:
-        ConfigError: The training set is too small for a batch, or a batch for its micro-batches.
+        ConfigError: The training set has fewer samples than a batch, or a batch has fewer samples
+            than micro-batches.
     """
     samples = subject.samples
     if settings.batch_size > samples["train"]:

@@ -1,7 +1,7 @@
 """Cuts a model into modules and stages, as the settings say.
 
-The configuration fixes the modules by `local.cuts` or `local.modules`. If it has neither, the
-stages that the partition cuts are the modules.
+Under local learning, `local.cuts` or `local.modules` fixes the modules. If neither is set, each
+stage that the partition cuts is a module.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,26 +22,28 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.predict.profile import Measured, Profile
 
 BACKWARD = 3
-"""Cost of forward and backward pass together, in forward passes: for each matrix product of the
-forward pass, the backward pass has two, one for the weights and one for the inputs."""
+"""Cost of a forward and backward pass together, divided by that of the forward pass alone.
+
+For each matrix product of the forward pass, the backward pass has two: one for the gradients of the
+weights and one for those of the inputs."""
 
 STEP_FLOPS = 10
 """Approximate floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Returns the cost of a module's auxiliary network, given the units of all modules."""
+"""Returns the cost of a module's auxiliary network, from all modules' units and its number."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that a partition balances, in any unit of measure.
+    """The costs that a partition balances, all in the same unit of measure.
 
     Attributes:
-        units: Weight of each unit of the model.
-        auxiliary: Returns the weight of a module's auxiliary network, given the units of all
-            modules and the module's number; None if it does not count.
-        copy: Returns the weight of sending what crosses the cut before a unit; None if it does not
-            count.
+        units: Cost of each unit of the model.
+        auxiliary: Returns the cost of a module's auxiliary network, given the units of all modules
+            and the module's number; None if auxiliary networks do not count.
+        copy: Returns the cost of sending the tensors that cross the cut before a unit; None if
+            sending does not count.
     """
 
     units: Sequence[float]
@@ -56,14 +58,14 @@ def weights(
     batch_size: float,
     profile: Profile | None,
 ) -> Weights:
-    """Return the weights that the chosen partition balances.
+    """Return the costs that the chosen partition balances.
 
     Args:
         partition: The settings of the partition.
-        units: Cost of each unit.
-        auxiliary: Returns the cost of an auxiliary network.
-        batch_size: Number of samples for which a worker makes one optimizer step.
-        profile: The measurements, for the partition `profile`; None for any other.
+        units: Number of operations and parameters of each unit.
+        auxiliary: Returns the number of operations and parameters of an auxiliary network.
+        batch_size: Number of samples that a worker processes for each optimizer step.
+        profile: The measurements, for the partition `profile`; None for other partitions.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -81,7 +83,7 @@ def weights(
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
-    """Return weights in seconds for the profile's samples, with their share of a step."""
+    """Return costs in seconds for the profile's samples, with their share of an optimizer step."""
 
     def seconds(part: Measured) -> float:
         step_s = part.params * profile.step_s * profile.samples / batch_size
@@ -89,7 +91,7 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
 
     @cache
     def copy(stop: int) -> float:
-        """Return the seconds to copy what unit `stop` reads, which crosses the cut before it."""
+        """Return the seconds to copy the tensors that unit `stop` reads to the unit's stage."""
         specs = profile.ends.before(stop)
         sizes = (
             prod(specs[name].shape) * specs[name].dtype.itemsize
@@ -118,10 +120,10 @@ def cut(
         schedule: The schedule.
         names: Names of the model's units.
         partitions: The model's own partitions: by name, the units that start modules 2 to k.
-        weights: The weights that the partition balances.
+        weights: The costs that the partition balances.
 
     Raises:
-        ConfigError: There are too few units or modules, or a cut cannot be where it is asked for.
+        ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
     """
     whole = range(len(names))
     asked = settings.stages_asked
@@ -197,11 +199,11 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def placed(schedule: Schedule, stages: int) -> list[int]:
-    """Return the stage of each run of units; under local learning each stage has one run.
+    """Return the stage of each run of consecutive units; in local learning each stage has one run.
 
     Raises:
-        ConfigError: The schedule gives a stage no run, or puts the first run on another stage than
-            0, which loads the batches.
+        ConfigError: The schedule leaves a stage without units, or does not assign the first run to
+            stage 0, which loads the batches.
     """
     if schedule.local:
         return [*range(stages)]
@@ -217,14 +219,16 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
 def _manual(
     settings: Settings, names: Sequence[str], atoms: Sequence[range], stages: int
 ) -> list[range]:
-    """Cut at `partition.cuts`.
+    """Cut the model at `partition.cuts`, and return the units of each stage or chunk.
 
     Args:
         settings: The configuration.
         names: Names of the model's units.
-        atoms: The units of each atom; a cut must not be inside an atom.
-        stages: How many runs of units there must be: one for each stage, or for each chunk if the
-            schedule gives stages several.
+        atoms: Runs of units that no cut may divide: fixed modules or single units.
+        stages: Number of stages, or of chunks if the schedule assigns several to a stage.
+
+    Raises:
+        ConfigError: The number of cuts is wrong, or a cut divides a module.
     """
     cuts = settings.partition.cuts
     assert cuts is not None
@@ -252,7 +256,7 @@ def _manual(
 def _grouped(
     weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
 ) -> list[range]:
-    """Group units, or fixed modules with their auxiliary networks, into `stages` balanced runs."""
+    """Group atoms (single units or fixed modules) into `stages` runs of balanced cost."""
     costs = [sum(weights.units[index] for index in atom) for atom in atoms]
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
@@ -264,7 +268,10 @@ def _grouped(
 
 
 def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
-    """Cut stages that are modules too; the cost of an auxiliary network depends on the cuts."""
+    """Cut the model into stages of balanced cost, each of which is a module.
+
+    The cost of an auxiliary network depends on the cuts.
+    """
     count = len(weights.units)
     if weights.auxiliary is None:
         even = len(set(weights.units)) == 1
@@ -273,7 +280,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
     @cache
     def at_end(module: int, stop: int) -> float:
-        # The cost may depend a little on the other modules, which are assumed to be even.
+        # The cost may depend a little on the other modules; assume that these have equal sizes.
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
             return float("inf")  # no partition can end the module there
@@ -289,7 +296,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """Cut items of equal cost as `balance` does, without its search, slow for deep models."""
+    """Group items of equal cost like `balance`, but without its search, slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

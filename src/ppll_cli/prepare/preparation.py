@@ -40,7 +40,7 @@ from ppll_cli.prepare.weights import find_weights
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job, and what was found while it was prepared.
+    """A job, and facts that the program found while it prepared the job.
 
     Attributes:
         job: The job, which all workers are given.
@@ -50,8 +50,8 @@ class Prepared:
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
         identity: The identity of the data; None if the data set gives none.
-        weights: The record of the file of weights with which the run began; None if all were drawn
-            from the seed.
+        weights: The record of the file of weights with which the run began; None if all weights
+            were drawn from the seed.
         classes: Names of the classes in the order of their labels; empty if the data set gives
             none.
     """
@@ -73,7 +73,7 @@ class Prepared:
 
 
 def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
-    """Prepare the job.
+    """Prepare the job that the settings describe.
 
     Args:
         settings: The configuration.
@@ -138,7 +138,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
-    """Make the profile that measures the subject's units on a device, for whole batches."""
+    """Make a profile that measures the model's units on a device, with whole batches."""
     numerics = Numerics(settings.precision, settings.deterministic)
     return Profile(
         ends=subject.ends,
@@ -180,7 +180,7 @@ def assemble(
         devices: The device of each worker.
         profile: The measurements for partition=profile; not used for other partitions.
         run_dir: The run directory.
-        notes: Notes for the user are added here.
+        notes: A list to which notes for the user are appended.
 
     Returns:
         The job, and the cost of each module's auxiliary network.
@@ -242,7 +242,7 @@ def assemble(
 
 
 def _reads_bank(end: ModuleEnd) -> bool:
-    """Return whether an auxiliary network reads more than its own module's features."""
+    """Return whether a module's auxiliary network reads features of earlier modules too."""
     criterion = end.follows[-1]
     return isinstance(criterion, Criterion) and len(criterion.features) > 1
 
@@ -250,24 +250,24 @@ def _reads_bank(end: ModuleEnd) -> bool:
 def _specs(
     routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[Mapping[str, ValueSpec], ...]:
-    """Return for each chunk the shape and dtype of each tensor that enters it.
+    """Return for each chunk the shape and dtype of each tensor that enters it, by name.
 
     Args:
-        routes: The chunks and their routes.
-        before: For each unit, shape and dtype of each tensor that exists before it.
+        routes: The chunks, and the tensors that travel between them.
+        before: For each unit, shape and dtype of each tensor that exists before it, by name.
     """
     chunks = zip(routes.layout.chunks, routes.into, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether the partition has anything to decide."""
+    """Return whether the result of the partition matters for this run."""
     several = settings.stages_asked > 1
     return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether the stages that the partition cuts are the modules as well."""
+    """Return whether each stage that the partition cuts is a module."""
     fixed = settings.local.get("modules") is not None or settings.local.get("cuts") is not None
     return schedule.local and not fixed
 

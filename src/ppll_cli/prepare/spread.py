@@ -1,4 +1,4 @@
-"""Distributes workers over several machines, in order, by the devices that each machine has."""
+"""Distributes workers over several machines in their order, by the devices of each machine."""
 
 import platform
 import socket
@@ -16,10 +16,10 @@ class Machine:
     """A machine of a run.
 
     Attributes:
-        host: Its host name.
+        host: The machine's host name.
         devices: Number of CUDA devices.
         cores: Number of usable CPU cores.
-        versions: Versions by name of the software that must be equal on all machines.
+        versions: By name, the versions of software that must be equal on all machines.
     """
 
     host: str
@@ -42,10 +42,10 @@ def spread(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Choose the device and the machine of each worker.
 
-    On CPU the machines' numbers of workers differ by at most one.
+    On CPU, the numbers of workers on two machines differ by at most one.
 
     Returns:
-        The device of each worker, and the number of its machine.
+        The device of each worker, and the number of each worker's machine.
 
     Raises:
         ConfigError: There are too few devices, or so many machines that one would have no worker.
@@ -69,6 +69,6 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the CPU threads per worker: as many as the most crowded machine has for each."""
+    """Return the CPU threads per worker: as set, else the least cores per worker of any machine."""
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -1,4 +1,4 @@
-"""The subject of a run, independent of its schedule: data set, model and local method."""
+"""The subject of a run, independent of the schedule: data set, model and local method."""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ DATA_SET = (
 """The attributes that a data set must have."""
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
-"""The end of each module; for each unit, shape and dtype of each tensor that exists before it."""
+"""The end of each module; for each unit, shape and dtype by name of each tensor before it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Evaluation:
 
     Attributes:
         samples: Largest number of samples of an evaluation batch.
-        ends: Finds what follows each module's last unit, for evaluation batches.
+        ends: Finds the exports and loss after each module's last unit, for evaluation batches.
     """
 
     samples: int
@@ -62,9 +62,9 @@ class Subject:
         model: The model, which makes the units.
         method: The local method.
         local: Configuration of the local method's class.
-        ends: Finds what follows each module's last unit, and holds the model's units.
+        ends: Finds the exports and loss after each module's last unit; holds the model's units.
         identity: The identity of the data; None if the data set gives none.
-        evaluation: Evaluation batches, if their shapes differ from those of training batches.
+        evaluation: Evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if the data set gives
             none.
     """
@@ -115,15 +115,15 @@ class Subject:
         """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or exports or watches
-                something that it must not.
+            ConfigError: The local method does not apply to the model, or exports a tensor or
+                watches a unit that it must not.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
         return self._found[modules]
 
     def watched(self, index: int) -> WatchedUnit:
-        """Return name and parameter shapes of a unit that a loss watches."""
+        """Return name, parameter shapes and dtypes of a unit whose weights a loss reads."""
         unit = self.units[index]
         with torch.device("meta"):
             parameters = dict(unit.build().named_parameters())
@@ -140,7 +140,7 @@ class LoadedData:
         splits: The loaded splits by name.
         image: Shape and normalisation of training images.
         task: The task that is learnt from the data.
-        form: Shapes of evaluation batches, if they differ from those of training batches.
+        form: Shapes of evaluation batches; None if they equal those of training batches.
     """
 
     dataset: Dataset
@@ -172,7 +172,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
         config: Configuration of the data set's class.
 
     Raises:
-        ConfigError: The class is not one of a data set, or its files cannot be used.
+        ConfigError: The class is not that of a data set, or its files cannot be used.
     """
     key, path = as_typed("data", config.get("_target_"))
     dataset: Dataset = make("data", config)
@@ -197,7 +197,7 @@ def make_units(
         task: The task that the model learns.
 
     Raises:
-        ConfigError: The class is not one of a model, or does not fit the images or the task.
+        ConfigError: The class is not that of a model, or does not fit the images or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
     model: Model = make("model", config)
@@ -222,9 +222,9 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    if local.get("detection_head") is None:  # a user's own class may get greedy's keys
+    if local.get("detection_head") is None:  # a user's class may get keys of `greedy`
         local.pop("detection_head", None)
-    if settings.fba.enabled and "bank" in local:  # with its defaults, so that they are recorded
+    if settings.fba.enabled and "bank" in local:  # with the bank's defaults, to record them
         local["bank"] = bank_for(settings.fba, task, units).model_dump()
     method = make("local", local)
     if not isinstance(method, LocalMethod):
@@ -258,7 +258,7 @@ def examine(settings: Settings) -> Subject:
 def _traced(
     units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
-    """Trace a sample through the units; units that are built alike for equal inputs only once."""
+    """Trace a sample through the units; trace units with the same recipe only once."""
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
     traced = []
@@ -273,7 +273,7 @@ def _traced(
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value that is equal for units that are built alike for equal inputs.
+    """Return a value that is equal for two units with the same construction and equal inputs.
 
     Args:
         unit: The unit.
@@ -289,7 +289,7 @@ def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -
     """Check the units that a model returns: their names, and what they read and write.
 
     Raises:
-        ConfigError: A unit is wrong.
+        ConfigError: There is no unit, or a unit's name, inputs or outputs are wrong.
     """
     if not units or not all(isinstance(unit, Unit) for unit in units):
         raise ConfigError(*model, "its units() must return a list of at least one Unit")

@@ -1,10 +1,10 @@
-"""Tries before a run whether units compute correct gradients in halves or when recomputed.
+"""Tests before a run whether units compute correct gradients in halves or with recomputation.
 
-Zero-bubble schedules run a backward in two halves, and both halves run the operations that use
-parameters. An operation that frees its saved tensors or counts its calls, or a hook that changes
-gradients, then computes something else. `recompute=true` runs the forward twice. A unit whose
-result changes with each call, without a buffer that holds this change, then computes something else
-in the second pass.
+Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
+parameters. If an operation frees its saved tensors or counts its calls, or a hook changes
+gradients, the result may be wrong. `recompute=true` runs the forward pass twice. If a unit's result
+changes with each call, and no buffer holds this change, the second forward pass gives another
+result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,13 @@ from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 
 SAMPLES = 2
-"""Number of samples in the batch on which units are tried."""
+"""Number of samples in the batch with which units are tested."""
 
 _Gradients = list[Tensor | None]
 """Gradients of a unit's inputs and parameters."""
 
 _Way = Callable[[nn.Module, Sequence[Tensor]], None]
-"""A way to run a network forward and backward on leaves, which sets the gradients of all leaves."""
+"""A function that runs a network forward and backward on leaves, and so sets all gradients."""
 
 
 def check_halves(
@@ -37,17 +37,17 @@ def check_halves(
     units: Sequence[Unit],
     before: Sequence[Mapping[str, ValueSpec]],
 ) -> None:
-    """Check that the two halves of each kind of unit's backward give the gradients of a whole one.
+    """Check that a backward pass in two halves gives the same gradients as a whole one.
 
-    Units are tried on random numbers, on the CPU.
+    Each kind of unit is tested with random inputs, on the CPU.
 
     Args:
-        schedule: Key and value by which the user chose the schedule, for the message.
+        schedule: Key and value by which the user chose the schedule, for the error message.
         units: The model's units.
         before: For each unit, shape and dtype of the tensors before it, by name.
 
     Raises:
-        ConfigError: The gradients of a unit differ, or its backward fails.
+        ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
     if found := _first_unfit(_in_halves, units, before):
         name, why = found
@@ -58,17 +58,16 @@ def check_halves(
 
 
 def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]) -> None:
-    """Check that each kind of unit has the right gradients after a second forward pass.
+    """Check that a unit's gradients are the same if its forward pass is run a second time.
 
-    Units are tried on random numbers, on the CPU.
+    Each kind of unit is tested with random inputs, on the CPU.
 
     Args:
         units: The model's units.
         before: For each unit, shape and dtype of the tensors before it, by name.
 
     Raises:
-        ConfigError: The gradients of a unit differ from those after a single forward pass, or its
-            backward fails.
+        ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
     if found := _first_unfit(_recomputed, units, before):
         name, why = found
@@ -79,7 +78,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """Return the first unit whose gradients are wrong this way, and why; None if all are right."""
+    """Return the first unit for which `way` gives wrong gradients, and the problem, or None."""
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)
@@ -103,7 +102,7 @@ def _same(these: _Gradients, those: _Gradients) -> bool:
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], way: _Way) -> _Gradients:
-    """Return the gradients of a unit, with equal weights and random numbers in each call."""
+    """Return a unit's gradients; each call uses the same initial weights and random state."""
     network = build_unit(unit, seed=0).train()
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
     with torch.random.fork_rng(devices=[]):
@@ -132,6 +131,6 @@ _seed = partial(torch.manual_seed, 0)
 
 
 def _starts(made: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the outputs from which a backward starts, and random gradients for them."""
+    """Return the outputs at which a backward pass starts, and a random gradient for each."""
     outputs = [x for x in (made if isinstance(made, tuple) else (made,)) if x.requires_grad]
     return outputs, [torch.randn_like(output) for output in outputs]

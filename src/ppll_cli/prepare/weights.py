@@ -1,4 +1,4 @@
-"""Finds the tensors of a file with which a model can begin, and reports the others."""
+"""Finds the tensors in a file of weights that fit a model, and reports tensors that do not."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class FoundWeights:
     """The result of comparing a file of weights with a model.
 
     Attributes:
-        weights: The tensors with which the model begins.
+        weights: The tensors of the file that fit the model.
         sha256: SHA-256 digest of the file.
         missing: Names of the model's tensors that the file lacks.
-        unfit: A text for each tensor of the model that has another shape in the file.
+        unfit: A line for each tensor of the model whose shape in the file differs.
         unused: Names in the file for which the model has no tensor.
     """
 
@@ -62,11 +62,13 @@ class FoundWeights:
 
 
 def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
-    """Compare a file of weights with a model. Names may be ours or torchvision's.
+    """Compare a file of weights with a model.
+
+    The names in the file may be those of this program or of torchvision.
 
     Args:
         given: The file, or a run directory.
-        partial: Whether some tensors may be missing, of another shape, or not used.
+        partial: Whether some tensors may be missing, have another shape, or be left unused.
         units: The model's units.
 
     Raises:

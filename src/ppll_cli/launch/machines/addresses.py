@@ -7,7 +7,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 BACKLOG = 2048
-"""Connections that may wait to be accepted by the store; each worker opens several at once."""
+"""How many connections may wait until the store accepts them; each worker opens several at once."""
 
 SIOCGIFADDR = 0x8915
 
@@ -15,22 +15,22 @@ SIOCGIFADDR = 0x8915
 def listening(host: str, port: int) -> int | None:
     """Return the descriptor of a socket that listens only at the given IP address.
 
-    Return None if there can be no such socket: then torch opens its own, on all interfaces. This
-    is so for a host name, which may resolve differently on other machines, and for an address that
-    this machine does not have, as behind network address translation.
+    Return None if there can be no such socket; then torch opens its own socket, on all interfaces.
+    There is none for a host name, which may resolve differently on other machines, nor for an
+    address that this machine does not have, as behind network address translation.
     """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG).detach()
-    except (ValueError, OSError):  # if the port is at fault, torch says so
+    except (ValueError, OSError):  # if the port is the problem, torch reports it
         return None
 
 
 def interface_to(host: str, port: int, hosts: int) -> str:
     """Return the network interface through which this machine reaches a host.
 
-    Return an empty string if it is not found, or if it is the loopback interface while there are
-    several hosts: a host's own name may lead there, but other hosts cannot be reached through it.
+    Return an empty string if no interface is found. With several hosts, do so for the loopback
+    interface too: a host's own name may resolve to it, but it does not reach other hosts.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]

@@ -1,10 +1,11 @@
 """The machines of a run, and the messages between their launchers.
 
-One launcher runs on each machine, started by torchrun or srun. They meet at a store of
-torch.distributed, where each updates a counter every half second as its sign of life. Machine 0's
-launcher composes the configuration and owns the run; the others do what it says and tell it what
-their workers report. All messages are JSON. A thread of its own talks to the store, because the
-store may become unreachable; the launcher itself then still notices which machine is gone.
+torchrun or srun starts one launcher on each machine. The launchers meet at a store of
+torch.distributed, where each one updates a counter every half second as its sign of life. Machine
+0's launcher composes the configuration and directs the run; the other launchers follow its messages
+and send it their workers' reports. All messages are JSON. In each launcher a separate thread uses
+the store, because a store that is unreachable may block it; the launcher itself then still notices
+which machine is gone.
 """
 
 import json
@@ -28,13 +29,13 @@ PREPARING_S = 900.0
 """Seconds that a machine may take to prepare a run: it may have to download data."""
 
 SILENT_S = 7.0
-"""Seconds without a sign of life after which a launcher, its machine or the network is gone."""
+"""Seconds without a sign of life after which a machine's launcher counts as gone."""
 
 OWN_GAP_S = 3.0
-"""Seconds between two looks of a launcher that show that the launcher itself was stopped."""
+"""Seconds between two calls of `silent` after which the calling launcher was itself stopped."""
 
 LEAVING_S = 10.0
-"""Seconds that machine 0 waits, at the end, for the others' goodbye: it may hold the store."""
+"""Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
 
 BEAT_S = 0.5
 
@@ -44,22 +45,22 @@ _T = TypeVar("_T")
 
 
 class Fleet:
-    """The launchers of a run, seen from one of them.
+    """Connects this machine's launcher with those of the run's other machines.
 
     Args:
         where: Where the launchers meet.
 
     Attributes:
         machines: Each machine's host, devices and versions.
-        interface: The network interface that leads to the others; empty if unknown.
-        jobs: How many jobs have been started.
+        interface: The network interface to the other machines; empty if unknown.
+        jobs: Number of the present job, from 1; 0 before the first job.
         parcels: The file transfers of the present job, by the other machine's number. Machine 0
-            has one for each machine that does not see the run directory; such a machine has one
+            has one for each machine that does not share the run directory; such a machine has one
             for machine 0.
-        remembered: The run directory of an earlier attempt, if there was one.
+        remembered: On machine 0, the run directory of an earlier attempt; None if there was none.
 
     Raises:
-        ConfigError: A machine does not come in time, or has other versions.
+        ConfigError: A machine does not join in time, or has other versions.
     """
 
     def __init__(self, where: Rendezvous) -> None:
@@ -79,7 +80,7 @@ class Fleet:
 
     @property
     def first(self) -> bool:
-        """Whether this is machine 0, which owns the run."""
+        """Whether this is machine 0, which directs the run."""
         return self.rank == 0
 
     @property
@@ -89,7 +90,7 @@ class Fleet:
         return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 
     def name(self, machine: int) -> str:
-        """Return how messages name a machine: by number and host."""
+        """Return a machine's name in messages: its number and host."""
         return f"machine {machine} ({self.machines[machine].host})"
 
     def tell(self, message: Message) -> None:
@@ -98,7 +99,7 @@ class Fleet:
         self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
-        """Tell that the present job, or any job, cannot be run; `refusal` reads the message."""
+        """Send the error that prevents the present job or all jobs; `refusal` reads the message."""
         told = (error.key, str(error.value), error.problem, error.remedy)
         self.tell({"kind": "refused", "job": self.jobs, "error": told})
 
@@ -112,21 +113,21 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 has given up without saying so.
+        """Return the error for a job that machine 0 has given up without a message about it.
 
         Args:
-            message: The message that shows this; `hear` returns it again, for what comes next.
+            message: The unexpected message that shows this. The next `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
 
     def messages(self) -> Iterator[Message]:
-        """Yield the messages that have come."""
+        """Yield the messages that have arrived."""
         while (message := self.hear()) is not None:
             yield message
 
     def silent(self) -> tuple[int, str] | None:
-        """Return a machine without a sign of life and what to say of it; None if all show one."""
+        """Return a machine that gives no sign of life, and an error text; None if there is none."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
             self._since_s = now  # this launcher was stopped: give all machines their time again
@@ -134,7 +135,7 @@ class Fleet:
         watched = range(1, len(self.machines)) if self.first else [0]
         for machine in watched:
             silent_s = now - max(self._heard_s[machine], self._since_s)
-            if silent_s > SILENT_S or self._lost:  # without the store nothing more will be heard
+            if silent_s > SILENT_S or self._lost:  # without the store no machine can be heard
                 return machine, (
                     f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
                     f"launcher or the network is gone{self._lost}"
@@ -142,7 +143,7 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Note the run directory in the store, for a later attempt."""
+        """Write the path of the run directory into the store, for a later attempt."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
@@ -159,12 +160,12 @@ class Fleet:
         return made
 
     def close_parcels(self) -> None:
-        """Close all transfers of files: the present job needs no more."""
+        """Close all transfers of files, at the end of the present job."""
         while self.parcels:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Say goodbye, and as machine 0 wait up to `LEAVING_S` seconds for the others' goodbye."""
+        """Leave; machine 0 waits up to `LEAVING_S` seconds until the other machines have left."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
@@ -177,7 +178,11 @@ class Fleet:
         self._thread.join(2.0)
 
     def _met(self) -> list[Machine]:
-        """Meet the others within the time limit."""
+        """Meet the other machines, and return what each says about itself.
+
+        Raises:
+            ConfigError: The store cannot be used, a machine is missing, or versions differ.
+        """
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
             return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
@@ -209,11 +214,11 @@ class Fleet:
         return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
     def _meet(self) -> list[Machine]:
-        """Agree on a session with all the others.
+        """Agree on a session with the other machines, and return what each says about itself.
 
-        The store may still hold entries of an earlier attempt. So machine 0 begins a session with
-        a new name, and each machine brings a random word; the welcome lists the words, by which a
-        machine recognises that it is meant itself.
+        The store may still hold entries of an earlier attempt. So machine 0 gives each session a
+        new name, and each machine sends a random word. The welcome of machine 0 repeats the words;
+        a machine accepts only a welcome that contains its own word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
@@ -237,7 +242,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """Return what each machine says about itself; None for a machine that has not come."""
+        """As machine 0, return what each machine says about itself; None for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -254,7 +259,7 @@ class Fleet:
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """Return what each machine says about itself, as machine 0 has gathered it."""
+        """As another machine, return what machine 0 has gathered about each machine."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
@@ -272,7 +277,7 @@ class Fleet:
         )
 
     def _comes(self, key: str, until_s: float) -> bool:
-        """Wait for a key in the store until `until_s`; return whether it came."""
+        """Wait until `until_s` for a key in the store; return whether it appeared."""
         while not self._everywhere.check([key]):
             if time.monotonic() > until_s:
                 return False
@@ -284,7 +289,7 @@ class Fleet:
         return ConfigError("nnodes", self._where.machines, f"{problem} {within}")
 
     def _work(self) -> None:
-        """Send signs of life and carry messages until the end, or until the store fails."""
+        """Send signs of life, and send and receive messages, until `close` or the store fails."""
         import torch.distributed as dist
 
         store = dist.PrefixStore(self._session, self._everywhere)  # type: ignore[attr-defined]
@@ -318,12 +323,14 @@ def _first_line(error: Exception) -> str:
 
 
 def refusal(message: Message) -> ConfigError:
-    """Return the error that `Fleet.refuse` told."""
+    """Return the error that `Fleet.refuse` sent."""
     return ConfigError(*message["error"])
 
 
 def _in_time(work: Callable[[], _T], limit_s: float) -> _T:
-    """Return the result of `work`, which may hang, as torch does with a store that is stopped.
+    """Run `work` in a thread, and return its result.
+
+    `work` may hang, as calls of torch do if the process with the store is stopped.
 
     Raises:
         TimeoutError: `work` has not ended within `limit_s` seconds.

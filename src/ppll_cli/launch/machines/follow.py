@@ -1,4 +1,4 @@
-"""Jobs on several machines: machine 0 announces a job, and the others follow."""
+"""Jobs on several machines: machine 0 announces a job, and the other machines run their parts."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""A file in the run directory that shows another machine whether it sees the same directory."""
+"""A file of machine 0 in the run directory. A machine that can read it shares the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
@@ -39,15 +39,15 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
     Args:
         fleet: The machines; this is machine 0.
         config: The configuration as plain data.
-        prepared: The job as it was prepared here.
+        prepared: The job as machine 0 has prepared it.
         run_dir: The run directory.
 
     Raises:
-        ConfigError: A machine cannot do its part.
+        ConfigError: A machine cannot run its part of the job.
         RunFailedError: A machine is gone, or takes too long.
     """
     fleet.remember(str(run_dir))
-    fleet.close_parcels()  # an earlier job that did not begin may have left them
+    fleet.close_parcels()  # an earlier job that did not begin may have left some open
     mark = run_dir / MARK
     write_text(mark, secrets.token_hex())
     try:
@@ -68,7 +68,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait for all machines; send the checkpoint to those that do not see the run directory."""
+    """Wait for all machines; send the checkpoint to those that do not share the run directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _start(job)]
     sent: list[Event] = []
@@ -100,7 +100,7 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
 def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
-    """Return the message that announces a job: the configuration with all decisions made here."""
+    """Return the message that announces a job: its configuration, with machine 0's decisions."""
     job, units = prepared.job, prepared.units
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
@@ -130,16 +130,16 @@ def _announcement(
 
 
 def _start(job: Job) -> list[SavedFile]:
-    """Return the files of the checkpoint from which the run goes on."""
+    """Return the files of the checkpoint from which the run goes on; none at step 0."""
     return [] if job.checkpoint is None else [*checkpoint.files(job.checkpoint)]
 
 
 def follow(fleet: Fleet) -> None:
-    """Do this machine's part of all jobs, until machine 0 says that there are no more.
+    """Run this machine's part of each job, until machine 0 says that there are no more jobs.
 
     Raises:
-        PpllError: Why a job did not complete: the last failure here, or else the first refusal by
-            machine 0.
+        PpllError: A job did not complete. The error is the last failure on this machine; without
+            one, it is the first refusal by machine 0.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
@@ -150,7 +150,7 @@ def follow(fleet: Fleet) -> None:
                 _do(fleet, message)
             except PpllError as error:
                 failure = error
-                if not isinstance(error, ConfigError | Interrupted):  # the program shows these last
+                if not isinstance(error, ConfigError | Interrupted):  # shown when the program ends
                     log.error("ppll-run: %s", error)
     if failure is not None:
         raise failure
@@ -171,7 +171,7 @@ def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
 
 
 def _check_not_given_up(fleet: Fleet, message: Message) -> None:
-    """Raise if machine 0 has given the job up before it began."""
+    """Raise an error if a message shows that machine 0 has given up the job before it began."""
     if message["kind"] == "refused":
         raise refusal(message)
     if message["kind"] == "end of job":
@@ -181,7 +181,7 @@ def _check_not_given_up(fleet: Fleet, message: Message) -> None:
 
 
 def _do(fleet: Fleet, message: Message) -> None:
-    """Do this machine's part of one job."""
+    """Run this machine's part of one job."""
     fleet.jobs = message["job"]
     with ExitStack() as held:
         try:
@@ -202,10 +202,10 @@ def _do(fleet: Fleet, message: Message) -> None:
 
 
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
-    """Return the job's message with folders that this machine sees.
+    """Return the job's message with folders that this machine can read and write.
 
-    If this machine does not see the run directory, it makes one of its own, which exists as long
-    as `held`, and fetches the checkpoint from which the run goes on.
+    If this machine does not share the run directory, make a temporary one, which exists until
+    `held` is closed, and fetch the checkpoint from which the run goes on.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):

@@ -1,8 +1,8 @@
 """How launchers of several machines work together while workers run.
 
-Machine 0's launcher leads: it hears the reports of all workers, and decides when they leave or
-stop. The others follow: they watch their own workers, pass their reports on, and end when machine 0
-says so or is no longer heard.
+Machine 0's launcher leads: it receives the reports of all workers, and decides when workers exit or
+stop. The other launchers follow: each watches the workers of its machine, passes on their reports,
+and ends when machine 0 says so or gives no more sign of life.
 """
 
 import signal
@@ -24,7 +24,7 @@ from ppll_cli.launch.machines.spelling import read, spelled
 Report = dict[str, Any]
 
 HEARING_S = 2.0
-"""Seconds to wait after an exception for a failure elsewhere that may have caused it."""
+"""Seconds to wait, after a worker's exception, for a failure that caused it on another machine."""
 
 VERDICT_S = 10.0
 """Seconds to wait until machine 0 says what caused a failure."""
@@ -32,13 +32,13 @@ VERDICT_S = 10.0
 
 @dataclass
 class Seen:
-    """A worker, as a launcher sees it.
+    """What a launcher knows about a worker.
 
     Attributes:
-        seat: Its stage and replica.
-        name: How messages name it, for example "1" for stage 1.
-        pulse: What it is doing, and how far it is.
-        done: Its last report, once that has come.
+        seat: The worker's stage and replica.
+        name: The worker's name in messages, for example "1" for stage 1.
+        pulse: The worker's present activity and progress.
+        done: The worker's last report; None until the launcher has it.
     """
 
     seat: Seat
@@ -48,12 +48,15 @@ class Seen:
 
 
 class Leader:
-    """Machine 0's side.
+    """Lets machine 0's launcher work with the other launchers.
 
     Args:
         fleet: The machines.
-        job: The run.
+        job: The job.
         stop: The flag that tells this machine's workers to stop.
+
+    Attributes:
+        away: The workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -67,10 +70,10 @@ class Leader:
         return False
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
-        """Handle what the other machines have told, and yield the failures among it.
+        """Handle the messages of other machines, and yield a report of each failure.
 
         Raises:
-            RunFailedError: A launcher on another machine failed, or a transfer of files.
+            RunFailedError: A launcher on another machine, or a transfer of files, failed.
         """
         for message in self._fleet.messages():
             match message["kind"]:
@@ -101,7 +104,7 @@ class Leader:
             yield self._gone(*silent)
 
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
-        """Wait for related failures on other machines, and return the one that is the cause.
+        """Wait for related failures on other machines, and return the failure that caused all.
 
         Raises:
             RunFailedError: A launcher on another machine failed, and the workers' failures only
@@ -134,7 +137,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:
-        """Handle a worker's reports in order, as far as the files that they name have come."""
+        """Handle a worker's reports in order, up to one that names a file still on its way."""
         waiting = self._waiting[seen.seat]
         while waiting and waiting[0][1].is_set():
             deal(seen, waiting.popleft()[0])
@@ -155,15 +158,16 @@ class Leader:
 
 
 class Follower:
-    """Another machine's side.
+    """Lets the launcher of another machine work with machine 0's launcher.
 
     Args:
         fleet: The machines.
-        job: The run.
+        job: The job.
         stop: The flag in which this machine's launcher notes a signal.
 
     Attributes:
-        ended: Machine 0's message that ends the job, once it has come.
+        away: The workers of other machines; empty, because only machine 0 needs them.
+        ended: Machine 0's message that ends the job; None until it has arrived.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -179,7 +183,7 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Tell machine 0, and send it the saved file if it does not see the folder."""
+        """Send a report to machine 0, and a saved file unless it is shared; return True."""
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
             folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
@@ -187,7 +191,7 @@ class Follower:
         return True
 
     def look(self, workers: Sequence[Seen]) -> None:
-        """Tell machine 0 of a signal at once, and once a second how far the workers are."""
+        """Report a signal to machine 0 at once, and the workers' progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
@@ -197,11 +201,11 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
-        """Check whether machine 0 has ended the job. As a generator, it never yields a report.
+        """Check whether machine 0 has ended the job. This generator yields no reports.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
-            RunFailedError: Something else failed, or nothing is heard of machine 0.
+            RunFailedError: Something else failed, or machine 0 gives no sign of life.
             Interrupted: A second signal came to machine 0.
         """
         for message in self._fleet.messages():
@@ -222,14 +226,14 @@ class Follower:
         yield from ()
 
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
-        """Tell machine 0 of failures here, and wait for what it says was the cause.
+        """Report this machine's failures to machine 0, and wait until it names the cause.
 
         Returns:
-            The cause among the failures here, if machine 0 does not answer.
+            The cause among this machine's failures, if machine 0 names none.
 
         Raises:
             WorkerFailedError: Machine 0 names the worker whose failure was the cause.
-            RunFailedError: Machine 0 names another cause, or nothing is heard of it.
+            RunFailedError: Machine 0 names another cause, or gives no sign of life.
             Interrupted: A second signal came to machine 0.
         """
         for failure in failures:
@@ -241,7 +245,7 @@ class Follower:
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
     def end(self, **how: Any) -> None:
-        """Tell machine 0 that the job cannot go on here."""
+        """Tell machine 0 why the job cannot go on here, unless a worker's report has done so."""
         if "report" not in how:
             number = how.get("signal")
             told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")
@@ -249,11 +253,12 @@ class Follower:
 
 
 def cause(failures: Sequence[Report]) -> Report:
-    """Return the failure that caused the others.
+    """Return the failure that caused all others.
 
-    A worker that ended without an exception comes first; then one whose exception is not about a
-    lost connection, because a connection is lost when the worker at its other end fails; then the
-    earliest. Time comes last because the clocks of machines differ.
+    This is a failure without an exception, if there is one. Otherwise it is a failure whose
+    exception is not about a lost connection, because a connection is lost when the worker at its
+    other end fails. Among several such failures it is the earliest. Times are compared last because
+    the clocks of machines differ.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
@@ -263,7 +268,7 @@ def cause(failures: Sequence[Report]) -> Report:
 
 
 def _lost_connection(failure: Report) -> bool:
-    """Return whether a worker failed because it lost a connection, so because another ended."""
+    """Return whether a worker failed because it lost its connection to another worker."""
     words = failure.get("traceback", "")
     return any(each in words for each in ("torch/distributed/", "transport/network.py"))
 

@@ -2,9 +2,10 @@
 
 A file travels in pieces, as raw bytes, through the store at which the launchers meet. Pieces are
 numbered across all files, and an empty piece ends each file. Both machines start the transfers in
-the same order, whichever of them sends. The receiver deletes each piece that it has read, and the
-sender stays only a few pieces ahead, so that the store never holds much. A thread with its own
-connection to the store does this, so that signs of life need not wait behind a file.
+the same order, no matter which of the two sends. The receiver deletes each piece that it has read,
+and the sender is at most a few pieces ahead, so that the store never holds much. A separate thread
+with its own connection to the store transfers the files, so that signs of life need not wait for
+them.
 """
 
 import hashlib
@@ -24,10 +25,10 @@ PIECE_BYTES = 1 << 20
 """Size of a piece in bytes; the store of torch.distributed takes up to 8 MiB at once."""
 
 AHEAD = 8
-"""How many pieces of a sender may be in the store."""
+"""How many pieces that the receiver has not read yet may be in the store."""
 
 STALLED_S = 120.0
-"""Seconds that the other machine may take for a piece while it lives: its disk may be slow."""
+"""Seconds that the other machine may take to send or read a piece: its disk may be slow."""
 
 LOOK_S = 0.01
 
@@ -53,11 +54,11 @@ class Store(Protocol):
 
 
 class Parcels:
-    """Sends files to another machine and takes files from it, one after another.
+    """Sends files to another machine and receives files from it, one after another.
 
     Args:
         connect: Opens a connection to the store, with keys that only these two machines use.
-        name: How messages name the other machine.
+        name: The other machine's name in messages.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
@@ -74,7 +75,7 @@ class Parcels:
 
         Args:
             path: The file.
-            remove: Whether to remove the file once it was sent.
+            remove: Whether to remove the file after it has been sent.
 
         Returns:
             An event that is set once all of the file has been put into the store.
@@ -94,14 +95,14 @@ class Parcels:
         return sent
 
     def take(self, file: SavedFile, folder: Path) -> Event:
-        """Take the next file that the other machine sends.
+        """Receive the next file that the other machine sends.
 
         Args:
-            file: The size and digest that it must have.
-            folder: Where it is written; created if missing.
+            file: Name of the file, and the size and digest that it must have.
+            folder: The folder into which the file is written; created if missing.
 
         Returns:
-            An event that is set once the file is written and its digest was found correct.
+            An event that is set once the file is written and its size and digest are correct.
         """
         path, there = folder / Path(file.name).name, Event()
 
@@ -127,10 +128,10 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise what has gone wrong, if anything.
+        """Raise an error if a transfer has failed.
 
         Raises:
-            RunFailedError: A file could not be sent or taken; later files are not transferred.
+            RunFailedError: A file could not be sent or received; later files are not transferred.
         """
         if self._problem:
             raise RunFailedError(self._problem)
@@ -150,7 +151,7 @@ class Parcels:
             try:
                 store = store or self._connect()
                 task(store)
-            except Exception as error:  # by the file system, the store or the other machine
+            except Exception as error:  # raised by the file system, the store or this class
                 said = str(error) or repr(error)
                 self._problem = f"{failing}: {said.splitlines()[0]}"
                 return
@@ -163,7 +164,7 @@ class Parcels:
         self._piece += 1
 
     def _pieces(self, store: Store) -> Iterator[bytes]:
-        """Yield the pieces of the next file, and the empty one that ends it."""
+        """Yield the pieces of the next file, including the empty piece that ends the file."""
         piece = b"some"
         while piece:
             self._wait(store, self._piece, there=True)
@@ -173,7 +174,7 @@ class Parcels:
             yield piece
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
-        """Wait until the store has a piece, or (`there` is False) no longer has it."""
+        """Wait until the store has a piece or, if `there` is False, no longer has it."""
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):

@@ -10,11 +10,11 @@ from ppll_cli.errors import ConfigError
 MEETING = "PPLL_MEETING_S"
 """The environment variable that limits how long machines wait to meet, in seconds.
 
-No setting can: machines meet before there is a configuration.
+It is not a setting, because the machines meet before the configuration is composed.
 """
 
 MEETING_S = 300.0
-"""Default of that limit, in seconds."""
+"""Default of `PPLL_MEETING_S`, in seconds."""
 
 DAY_S = 86400
 
@@ -28,7 +28,7 @@ class Rendezvous:
         machines: Number of machines.
         host: Host of the store.
         port: Port of the store.
-        hosted: Whether the store is kept by another program, such as torchrun.
+        hosted: Whether another program, such as torchrun, runs the store.
         limit_s: How long the machines wait for one another, in seconds.
     """
 
@@ -41,13 +41,13 @@ class Rendezvous:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
-        """Read what torchrun or srun has put into the environment.
+        """Read where the launchers meet from the variables that torchrun or srun has set.
 
         Args:
             environment: Environment variables.
 
         Returns:
-            Where the launchers meet; None if the run has only one machine.
+            Where the launchers meet; None if there is only one launcher.
 
         Raises:
             ConfigError: Several launchers were started on a machine, or a value is missing or

@@ -17,7 +17,7 @@ def spelled(value: Any) -> Any:
     """Turn a report, or a part of one, into plain data that `read` understands.
 
     Raises:
-        TypeError: It holds a value of a type that reports do not have.
+        TypeError: The report holds a value of a type that `read` does not understand.
     """
     if isinstance(value, Span):
         return {"is": "Span", "of": [spelled(part) for part in value]}
@@ -33,7 +33,7 @@ def spelled(value: Any) -> Any:
 
 
 def read(plain: Any) -> Any:
-    """Return the report that `spelled` turned into plain data; its tuples are now lists."""
+    """Return the report that `spelled` turned into plain data, with lists instead of tuples."""
     if isinstance(plain, list):
         return [read(part) for part in plain]
     if not isinstance(plain, dict):
