@@ -71,7 +71,7 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN, before an optimizer step writes it into the weights.
+    """Raised when a loss is infinite or NaN; on CUDA, perhaps some optimizer steps later.
 
     Args:
         step: Number of optimizer steps done before the batch; None if not known exactly.

@@ -35,7 +35,7 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option. Initialise Hydra before."""
+    """Return the resolved configuration and each group's option. Hydra must be initialised."""
     from hydra import compose
     from omegaconf import OmegaConf
 

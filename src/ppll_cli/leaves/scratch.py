@@ -138,7 +138,7 @@ def _own(place: Path) -> Path:
 def _base(place: Path) -> Path:
     """Return a folder inside `place` that only this user can read and write; create it if needed.
 
-    If another user has taken its usual name, the function creates a folder of another name.
+    If another user already has something with this name, the function uses another name.
     """
     base = place / f"ppll-run-{os.getuid()}"
     with suppress(FileExistsError):

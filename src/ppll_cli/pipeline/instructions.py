@@ -92,7 +92,7 @@ class ReceiveActivations:
 
 @dataclass(frozen=True, slots=True)
 class SendActivations:
-    """Send all tensors that later chunks read to the stage of the next chunk."""
+    """Send to the stage of the next chunk all tensors that later chunks read."""
 
     peer: int
     chunk: int
@@ -119,7 +119,7 @@ class SendGradients:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free the oldest slot in use of the channel from a peer to a chunk."""
+    """Free the oldest used slot of the channel from a peer to a chunk."""
 
     peer: int
     chunk: int

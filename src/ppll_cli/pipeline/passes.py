@@ -1,4 +1,4 @@
-"""Passes: functions that complete a schedule's compute instructions to all instructions of a stage.
+"""Passes: functions that add the other instructions to a schedule's compute instructions.
 
 A schedule decides the order in which a stage computes. Each pass adds one kind of instruction, in
 the same way for every schedule. `training` and `evaluation` run the passes in the right order.
@@ -147,7 +147,7 @@ def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Add instructions that receive inputs right before, and send outputs right after computing."""
+    """Add a receive right before each computation that needs it, and a send right after."""
     layout, routes = place.routes.layout, place.routes
     found: Stream = []
     for instruction in stream:

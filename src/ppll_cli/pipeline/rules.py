@@ -85,7 +85,7 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 
 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
-    """Return the channel of which an instruction frees the oldest slot in use; None if none."""
+    """Return the channel whose oldest used slot an instruction frees; None if it frees none."""
     match instruction:
         case Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)

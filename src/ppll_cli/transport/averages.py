@@ -94,7 +94,7 @@ class _Bucket:
 
         Args:
             counts: For each parameter, the number of replicas that have a gradient of it. If it is
-                0, the parameter keeps having no gradient. None if this replica has all gradients.
+                0, the parameter's gradient stays None. None if this replica has all gradients.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):

@@ -147,7 +147,7 @@ class Groups:
                 self.ahead_s = (asked_s + answered_s) / 2 - float(clock_s)
 
     def of(self, name: str) -> ProcessGroup:
-        """Return one of this worker's groups. Call `open` before."""
+        """Return one of this worker's groups. Call `open` first."""
         return self._made[name]
 
     def carrier(self, name: str, device: torch.device) -> torch.device:

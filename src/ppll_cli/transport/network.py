@@ -46,7 +46,7 @@ HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds from the loss of a connection to the error: so launchers can report the cause before."""
+"""Seconds between a lost connection and the error, so that launchers report the cause first."""
 
 STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
@@ -155,7 +155,7 @@ class _End:
     def _open(self, slots: int) -> None:
         """Create the slots and, if these are on a CUDA device, a stream for the thread.
 
-        NCCL waits for all work on the current stream of its thread; on the new stream is none.
+        NCCL waits for all work on the current stream of its thread; the new stream has none.
         """
         carrier = self._groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)

@@ -224,7 +224,7 @@ class HeldChunk(Networks):
     def measure(self, micro_batch: int, split: str) -> None:
         """Compute and add the loss and metrics of an evaluation micro-batch, and free its tensors.
 
-        Only a chunk at the end of a module does this. Auxiliary networks have no averaged weights,
+        Only a chunk at the end of a module has a loss. Auxiliary networks have no averaged weights,
         so with averaged weights only the last module, which has the model's own head, is measured.
         """
         values = self._values.pop(micro_batch)

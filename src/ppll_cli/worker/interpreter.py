@@ -215,7 +215,7 @@ class Interpreter:
         self.chunks[instruction.chunk].backward_weight(instruction.micro_batch)
 
     def _with_gradients(self, instruction: do.Backward | do.BackwardInput) -> HeldChunk:
-        """Return a chunk, after giving it the next chunk's gradients if that is on this stage."""
+        """Return a chunk; first give it the next chunk's gradients, if both are on this stage."""
         number, micro_batch = instruction.chunk, instruction.micro_batch
         chunk = self.chunks[number]
         if number + 1 in self.chunks and not chunk.place.ends_module:

@@ -40,7 +40,7 @@ class Networks:
     Attributes:
         place: The chunk: its units and its module.
         units: The units and their networks, in order.
-        exports: Units that compute values for the losses of later modules, with their networks.
+        exports: Units (with their networks) that compute values for the losses of later modules.
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.

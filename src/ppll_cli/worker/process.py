@@ -69,9 +69,7 @@ def _set_up(job: Job, seat: Seat) -> None:
     if settings.compile:
         prepare_compiler()
     if settings.recompute:
-        import_module(
-            "torch._dynamo"
-        )  # otherwise the first recomputed unit would import it, within a batch
+        import_module("torch._dynamo")  # otherwise the first recomputed unit imports it, in a batch
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.

@@ -210,7 +210,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def _training_s(self) -> float:
-        """Return the seconds of training since the last complete report. Call `pause` before."""
+        """Return the seconds of training since the last complete report. Call `pause` first."""
         for first, last in self._spans.pop("train", []):
             self._clock.wait(last)
             self._before_s["train"] += self._clock.seconds(first, last)
