@@ -7,7 +7,7 @@ from ppll_cli.leaves.names import seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
 
 MOST = 600
-"""Most characters of a problem, and of a remedy, that a message shows."""
+"""Largest number of characters of a problem, and of a remedy, in a message."""
 
 
 class PpllError(Exception):

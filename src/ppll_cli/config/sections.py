@@ -120,7 +120,7 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The fusion of a resolved bank."""
+        """The value of `fusion`, which is not None after `resolved`."""
         assert self.fusion is not None
         return self.fusion
 

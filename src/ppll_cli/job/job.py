@@ -135,7 +135,7 @@ class Job:
 
     @property
     def seats(self) -> list[Seat]:
-        """The seats of all workers, stage by stage."""
+        """The stage and replica of every worker, ordered by stage."""
         return [Seat(s, r) for s in range(self.stages) for r in range(self.replicas)]
 
     def number(self, seat: Seat) -> int:

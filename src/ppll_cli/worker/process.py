@@ -78,7 +78,7 @@ def _set_up(job: Job, seat: Seat) -> None:
 
 
 def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:
-    """Give regular signs of life, and end this process when the parent is gone."""
+    """Renew the sign of life every second, and end this process when the parent is gone."""
     parent = parent_process()
     assert parent is not None
     pulse.beat()
