@@ -17,8 +17,8 @@ __all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
 
-# `python -m ppll_cli` puts the current directory first on `sys.path`: a `torch.py` that lies there
-# would be imported instead of torch. Python sets `-m` as the name while it looks for the module.
+# `python -m ppll_cli` puts the current directory first on `sys.path`. A file `torch.py` in it would
+# be imported instead of torch. While Python looks for the module, `sys.argv[0]` is "-m".
 if (
     getattr(sys, "argv", [])[:1] == ["-m"]
     and not sys.flags.safe_path
@@ -26,7 +26,8 @@ if (
 ):
     del sys.path[0]
 
-# Before anything imports torch's compiler, in whatever process: making an optimizer does.
+# This must run before anything imports torch's compiler, in every process. Creating an optimizer of
+# torch imports it.
 keep_compiled_code()
 
 
@@ -38,21 +39,21 @@ def load_run(
     device: "str | torch.device" = "cpu",
     classes: Sequence[Any] = (),
 ) -> "LoadedRun":
-    """Load the model of a run from its directory, with what belongs to it.
+    """Load the model of a run, and the data set on which it was trained, from the run directory.
 
-    The data set that it was trained on is loaded as well: it knows the images and the classes.
+    The data set describes the images and names the classes.
 
     Args:
         run_dir: The run directory.
-        checkpoint: Which weights: `last`, `best`, or a number of optimizer steps.
-        ema: Take the averages of the weights, which a run with `optim.ema` keeps.
-        device: Where the model is to be.
-        classes: Classes of your own that the run used, or their dotted paths. A class that only the
-            run directory names is not imported.
+        checkpoint: The checkpoint to load: `last`, `best`, or a number of optimizer steps.
+        ema: Whether to load the averages of the weights, which a run with `optim.ema` keeps.
+        device: The device on which to put the model.
+        classes: Classes of your own that the run used, or their dotted paths. The function imports
+            no class of a user that is missing here, even if the run directory names it.
 
     Raises:
-        ConfigError: The folder is no run, it lacks this checkpoint or averages, or the run used a
-            class of the user's own that is not among `classes`.
+        ConfigError: The folder is no run directory, the checkpoint or its averages are missing, or
+            the run used a class of the user's own that is not among `classes`.
     """
     from ppll_cli.launch.loaded import load_run as load  # torch takes seconds to import
 

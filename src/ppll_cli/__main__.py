@@ -1,4 +1,4 @@
-"""`python -m ppll_cli` is `ppll-run`."""
+"""Makes `python -m ppll_cli` do the same as the command `ppll-run`."""
 
 from ppll_cli.cli.app import main
 

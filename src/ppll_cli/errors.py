@@ -1,4 +1,4 @@
-"""The exceptions of the program; each has one meaning."""
+"""The exceptions that the program raises. Each class stands for one kind of failure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from ppll_cli.leaves.names import seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
 
 MOST = 600
-"""Most characters of a problem, and of a remedy, that a message shows."""
+"""Largest number of characters of a problem, and of a remedy, in a message."""
 
 
 class PpllError(Exception):
@@ -71,12 +71,12 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is not finite, before the optimizer step that would spread it.
+    """Raised when a loss is infinite or NaN; on CUDA, perhaps some optimizer steps later.
 
     Args:
-        step: Number of optimizer steps before the batch; None if it is not known exactly.
-        module: The module whose loss it is.
-        norm: The largest gradient norm of the module's parameters; None if unknown.
+        step: Number of optimizer steps done before the batch; None if not known exactly.
+        module: Number of the module that computed the loss.
+        norm: The largest gradient norm of a parameter of this module; None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -96,8 +96,8 @@ class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
     Args:
-        report: The worker's report of its failure; if the worker is dead, the launcher's. It
-            identifies the worker by `stage`, or else by `name`.
+        report: The report of the failure: from the worker itself, or from the launcher if the
+            worker's process is dead. It identifies the worker by `name`, or else by `stage`.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -114,11 +114,11 @@ class WorkerFailedError(PpllError):
 
 
 class RunFailedError(PpllError):
-    """Raised when the run failed outside its workers, which have been stopped (exit 1)."""
+    """Raised when the run failed outside its workers, after these have been stopped (exit 1)."""
 
 
 class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
-    """Raised when a signal ended the run at once.
+    """Raised when a signal ended the run early: after a checkpoint, or immediately if sent twice.
 
     Args:
         signal: Number of the signal.

@@ -1,16 +1,16 @@
 """Seeds for all random numbers.
 
-Each draw in the program has one of the purposes below. Its seed depends on the arguments of that
-function and on nothing else: not on the process, the stage or earlier draws. Therefore runs with
-other partitions and schedules can be bit-identical, and a resumed run equals one that was never
-stopped.
+Each function below returns the seed for one purpose. The seed depends only on the arguments of the
+function: not on the process, the stage or random numbers drawn before. Therefore two runs with
+different partitions and schedules can be bit-identical, and a resumed run equals a run that was
+never stopped.
 """
 
 from hashlib import blake2b
 
 
 def _seed(purpose: str, *parts: int | str) -> int:
-    """Return a seed in [0, 2**63), a hash of the purpose and its parts."""
+    """Return a seed in [0, 2**63): a hash of the purpose and of `parts`."""
     text = "\0".join([purpose, *(str(part) for part in parts)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -26,12 +26,12 @@ def auxiliary_weights(seed: int, module: int) -> int:
 
 
 def unit_forward(seed: int, unit: str, step: int, micro_batch: int) -> int:
-    """Return the seed for a unit's draws in a training forward, such as dropout."""
+    """Return the seed for a unit's random numbers in a training forward, such as dropout."""
     return _seed("unit forward", seed, unit, step, micro_batch)
 
 
 def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> int:
-    """Return the seed for an auxiliary network's draws in a training forward."""
+    """Return the seed for an auxiliary network's random numbers in a training forward."""
     return _seed("auxiliary forward", seed, module, step, micro_batch)
 
 
@@ -51,5 +51,5 @@ def mixing(seed: int, epoch: int, batch: int) -> int:
 
 
 def crop(seed: int, epoch: int, batch: int) -> int:
-    """Return the seed for the crops that a batch takes from its pictures."""
+    """Return the seed for the random crops of a batch's pictures."""
     return _seed("crop", seed, epoch, batch)

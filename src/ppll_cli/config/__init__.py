@@ -1,1 +1,1 @@
-"""Settings, composition of configurations, and objects made from `_target_`. No torch."""
+"""Composes and checks the configuration, and creates the objects it names. Imports no torch."""

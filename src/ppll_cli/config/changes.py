@@ -11,13 +11,13 @@ PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
 
 WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
-"""Keys that no override sets: `local.bank` is a copy of `fba`."""
+"""Keys for which `changes` returns no override. (`local.bank` is a copy of `fba`.)"""
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """Return the overrides that turn the defaults into this configuration, not quoted for a shell.
+    """Return the overrides that turn the defaults into this configuration.
 
-    Hydra must be initialised.
+    They are not quoted for a shell. Hydra must be initialised before the call.
 
     Args:
         config: The configuration, resolved.

@@ -1,4 +1,4 @@
-"""Commands that the program prints to be copied: which program they call, and their quoting.
+"""Builds the command lines that the program prints, so that users can copy them.
 
 Imports no torch.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED_AS = "PPLL_RUN_STARTED_AS"
-"""The environment variable in which `scripts/run` passes the path by which it was called."""
+"""Environment variable with the path by which the user called `scripts/run`; the script sets it."""
 
 MODULES = {
     "ppll-run": "ppll_cli",
@@ -24,7 +24,7 @@ MODULES = {
 """The module of each program, for `python -m`."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Text that Hydra's grammar reads as itself, with the exception of `_OTHERS`."""
+"""Text that Hydra's grammar reads as this text without quotes, except the words in `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
 """Words that Hydra's grammar does not read as text."""
@@ -34,26 +34,27 @@ def command(program: str, *arguments: str) -> str:
     """Return a command line, in one line and quoted for a shell.
 
     Args:
-        program: Name of one of this project's programs, or of another one in its environment. If
-            possible, it is called in the way in which the user called this program.
-        arguments: Its arguments, not quoted for a shell.
+        program: Name of a program of this project, or of another program in the same Python
+            environment. If possible, the command calls it in the way in which the user called the
+            current program.
+        arguments: Arguments of the program, not quoted for a shell.
     """
     return " ".join(map(word, [*_program(program), *arguments]))
 
 
 def setting(key: str, value: Any) -> str:
-    """Return an override, `key=value`, that Hydra reads as this value, not quoted for a shell."""
+    """Return an override, `key=value`, as Hydra reads it; it is not quoted for a shell."""
     return f"{key}={_hydra(value)}"
 
 
 def key_of(override: str) -> str:
-    """Return the key, or the group, of an override."""
+    """Return the configuration key or group that an override sets."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes of Hydra's grammar; interpolations in it stay interpolations."""
-    quote = "'" if '"' in text and "'" not in text else '"'  # prefer the one that needs no escape
+    """Return a text in quotes of Hydra's grammar. Interpolations such as `${key}` still work."""
+    quote = "'" if '"' in text and "'" not in text else '"'  # prefer a quote that needs no escape
     # A backslash stands for itself unless a quote follows.
     text = re.sub(rf"(\\*){quote}", rf"\1\1\\{quote}", text)
     text = re.sub(r"(\\+)$", r"\1\1", text)
@@ -61,14 +62,14 @@ def quoted(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """Quote a text as one word of a shell's command line, without a line break."""
+    """Return a text quoted as one word of a shell's command line, on one line."""
     if text.isprintable():
         return shlex.quote(text)
     return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this
 
 
 def short_path(path: Path) -> str:
-    """Return a path as an argument, relative to the current directory if it lies below it."""
+    """Return a path as an argument; a path below the current directory becomes relative to it."""
     try:
         here = Path.cwd()  # the run directory if hydra.job.chdir=true
     except OSError:  # somebody removed the current directory
@@ -78,12 +79,12 @@ def short_path(path: Path) -> str:
 
 
 def pip_install(what: str) -> str:
-    """Return the command that installs a package where this program finds it."""
+    """Return the command that installs a package into this program's Python environment."""
     return " ".join([word(sys.executable), "-m pip install", word(what)])
 
 
 def _program(name: str) -> list[str]:
-    """Return the words by which a shell calls a program."""
+    """Return the words with which a shell command calls a program."""
     wrapper = os.environ.get(STARTED_AS)
     if wrapper and name == "ppll-run":
         return [wrapper if "/" in wrapper else f"./{wrapper}"]
@@ -103,7 +104,7 @@ def _program(name: str) -> list[str]:
 
 
 def _python_with_module() -> list[str]:
-    """Return `python -m`, with Python's own options, if the program was started like this."""
+    """Return `python -m`, with Python's options, if the user started the program in this way."""
     given = sys.orig_argv
     for number, (option, module) in enumerate(pairwise(given)):
         if re.fullmatch(r"-[A-Za-z]*m", option) and module in MODULES.values():
@@ -112,7 +113,7 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """Return Python as the user called it if a shell finds this one so, else by its path."""
+    """Return `given` if a shell finds this Python by this name, else the path of this Python."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent

@@ -1,4 +1,4 @@
-"""Composes configurations by Hydra, as plain data. Imports Hydra only when needed."""
+"""Composes configurations with Hydra, as plain data. Imports Hydra only when needed."""
 
 import os
 import re
@@ -13,29 +13,29 @@ CONFIG = "config"
 """The name of the program's main configuration."""
 
 LONGEST_NAME = 100
-"""Up to this many characters of a run's name are part of its folder's name."""
+"""Largest number of characters of a run's name that its folder's name contains."""
 
 
 def register_resolvers() -> None:
     """Register with OmegaConf the resolvers that the configuration uses.
 
-    `pid` gives runs that start in the same second different folders; `named` turns a run's name
-    into the end of its folder's name.
+    `pid` returns the process ID, so that runs that start in the same second get different folders.
+    `named` converts a run's name to the end of its folder's name.
     """
     from omegaconf import OmegaConf
 
-    # The value is cached: a launcher's processes for a sweep's jobs must agree on its folder.
+    # The value is cached, because all processes of a sweep must use the same folder.
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("named", _named, replace=True)
 
 
 def _named(name: object) -> str:
-    """Return the end of a folder's name; Hydra makes the folder before a wrong name is refused."""
+    """Return the end of a folder's name. Characters that are not allowed become `_`."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option; Hydra must be initialised."""
+    """Return the resolved configuration and each group's option. Hydra must be initialised."""
     from hydra import compose
     from omegaconf import OmegaConf
 
@@ -47,7 +47,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _main_config() -> str:
-    """Return the name of the program's configuration; a user may choose another one."""
+    """Return the name of the main configuration, which the user may have chosen (--config-name)."""
     from hydra.core.hydra_config import HydraConfig
 
     name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
@@ -55,7 +55,7 @@ def _main_config() -> str:
 
 
 def options_given() -> list[str]:
-    """Return this command line's options on where configurations are, for another command line."""
+    """Return the options of this command line that say where configurations are, for reuse."""
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()
@@ -75,11 +75,11 @@ def options_given() -> list[str]:
 
 
 def overrides_of(hydra: Any, kind: str) -> list[str]:
-    """Return the overrides on a command line, with interpolations as they were given.
+    """Return the overrides of this command line, with interpolations not resolved.
 
     Args:
         hydra: Hydra's own configuration.
-        kind: `hydra` for overrides of Hydra's keys, `task` for the others.
+        kind: `hydra` for overrides of Hydra's keys, `task` for all other overrides.
     """
     from omegaconf import OmegaConf
 
@@ -88,5 +88,5 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the options chosen in this program's groups, without Hydra's own groups."""
+    """Return the chosen options of this program's groups, without those of Hydra's own groups."""
     return {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k)}

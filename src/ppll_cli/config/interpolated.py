@@ -1,4 +1,4 @@
-"""Reads numbers that an interpolation, such as `${oc.env:LR}`, gives as text."""
+"""Converts text from interpolations, such as `${oc.env:LR}`, to numbers where needed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ from ppll_cli.errors import ConfigError
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain data, resolved.
+    """Return a configuration as plain data, with interpolations resolved.
 
-    Text from an interpolation becomes the number, truth value or null that it would be on a command
-    line, if the key takes that and does not take text.
+    A text from an interpolation is converted to the number, truth value or null that Hydra would
+    read on a command line, if the key accepts this value and does not accept text.
     """
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found: dict[str, Any] = container
@@ -32,7 +32,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _interpolated(node: DictConfig, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the keys whose values are interpolations, each as a tuple; lists are left out."""
+    """Yield the keys whose values are interpolations, each as a tuple, but not keys in lists."""
     for key in node:
         inner = node._get_node(key)
         path = (*above, str(key))
@@ -49,12 +49,12 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
     try:
         wanted = TypeAdapter(_annotation(path, config))
     except (KeyError, TypeError, ConfigError, PydanticSchemaGenerationError):
-        return text  # the code that uses the key refuses it
+        return text  # the code that uses the key will report the error
     return value if _takes(wanted, value) and not _takes(wanted, text) else text
 
 
 def _spelled(text: str) -> Any:
-    """Return the value that a text has on a command line, if it is no text; else the text."""
+    """Return the number, truth value or null that Hydra reads from a text; else the text."""
     try:
         value = OverridesParser.create().parse_overrides([f"key={text}"])[0].value()
     except OverrideParseException:
@@ -71,7 +71,7 @@ def _takes(wanted: TypeAdapter[Any], value: Any) -> bool:
 
 
 def _annotation(path: tuple[str, ...], config: Mapping[str, Any]) -> Any:
-    """Return the type of a key: of a field of a section, or of a constructor's argument."""
+    """Return the type of a key, from the field of a section or the argument of a constructor."""
     known: Any = Settings
     node: Any = config
     for key in path:

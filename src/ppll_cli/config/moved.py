@@ -1,4 +1,4 @@
-"""Today's names for names in the `config.json` of older programs. Imports no torch.
+"""Replaces names in the `config.json` of older versions by current names. Imports no torch.
 
 If you move a class or rename an option, add a line here, so that older runs can be resumed.
 """
@@ -19,21 +19,21 @@ TARGETS = {
     **{f"ppll_cli.schedules.{name}": f"ppll_cli.pipeline.schedules.{name}" for name in _SCHEDULES},
     "ppll_cli.transport.naive.NaiveTransport": "ppll_cli.transport.queue.QueueTransport",
 }
-"""Today's values of `_target_`, by older ones."""
+"""Current value of `_target_`, by older value."""
 
 OPTIONS = {
     ("transport", "naive"): "queue",
 }
-"""Today's names of options, by group and older name."""
+"""Current name of an option, by group and older name."""
 
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with today's names of its classes."""
+    """Return a configuration in which all classes have their current names."""
     return {key: _now(key, value) for key, value in config.items()}
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the option of each group by today's name; values of a wrong type are kept."""
+    """Return the option of each group by its current name; keep values of a wrong type."""
     return {
         group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
         for group, name in choices.items()

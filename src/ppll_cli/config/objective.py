@@ -1,4 +1,4 @@
-"""The objective: the number in a run's summary that the run returns to a sweeper."""
+"""The objective: the number from a run's summary that the run returns to Hydra's sweeper."""
 
 import re
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ Summary = Mapping[str, Any]
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
-    """Return the key of the objective, after checking that the summary has it.
+    """Return the key of the objective, after checking that the summary has this key.
 
     Args:
-        key: The key asked for: names of keys and numbers of list items, joined by dots. None: the
-            metric of the held-out part if there is one, else the test set's.
-        summary: The content of `summary.json`; its numbers may still be null.
+        key: The key that the user chose: names of keys and indices of list items, joined by dots.
+            None for the metric of the split `val` if there is one, else of `test`.
+        summary: The content of `summary.json`; numbers in it may still be null.
         metric: Name of the task's metric.
 
     Raises:
@@ -43,7 +43,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 
 
 def value(key: str, summary: Summary) -> float | None:
-    """Return the objective's value in a summary; None if it was not measured."""
+    """Return the value of the objective in a summary; None if it was not measured."""
     node: Any = summary
     for name in key.split("."):
         if node is None:

@@ -1,4 +1,4 @@
-"""The configuration groups of this project, and the classes of their options. No torch."""
+"""Finds the configuration groups of this project, and their options' classes. No torch."""
 
 import re
 from functools import cache
@@ -10,22 +10,23 @@ _TARGET = re.compile(r"^_target_:\s*(\S+)", re.MULTILINE)
 
 
 def conf_dir() -> Path:
-    """Return the folder of configuration groups, in an installed package or at a clone's top."""
+    """Return the folder `conf`, in the installed package or at the top of the repository."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return the key and value by which users choose a class.
+    """Return the key and the value with which users choose a class.
 
     Args:
         group: The configuration group, for example "schedule".
         target: The class, or its dotted path, as `_target_` has it.
 
     Returns:
-        The group and its option (`schedule=interleaved`), if exactly one of this project's options
-        names the class; else the path (`schedule._target_=my.Schedule`).
+        If exactly one option of this project names the class: the group and this option, as in
+        `schedule=interleaved`. Else `_target_` and the path, as in
+        `schedule._target_=my.Schedule`.
     """
     if isinstance(target, type):
         target = class_path(target)
@@ -35,7 +36,7 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """Return the path of the class that each option of a group names."""
+    """Return for each option of a group the dotted path of its class."""
     found = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if match := _TARGET.search(path.read_text(encoding="utf-8")):

@@ -1,4 +1,4 @@
-"""Overrides as Hydra reads them, and the keys that they give. Imports no torch."""
+"""Parses overrides as Hydra does, and finds the keys that they set. Imports no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,26 +7,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 ABSENT = object()
-"""Stands for the value of a key that does not exist."""
+"""The value that `at` returns for a key that does not exist."""
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides as Hydra does.
 
     Raises:
-        OverrideParseException: One of them is not an override.
+        OverrideParseException: One of the texts is not an override.
     """
     found: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     return found
 
 
 def text(override: Override) -> str:
-    """Return an override as it stood on the command line."""
+    """Return an override as it was written on the command line."""
     return override.input_line or ""
 
 
 def at(config: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a key with dots; `ABSENT` if the key does not exist."""
+    """Return the value of a dotted key; `ABSENT` if the key does not exist."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -36,7 +36,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(key: str, value: Any) -> Iterator[str]:
-    """Yield the keys that an override sets; for a dictionary, all keys in it (Hydra merges it)."""
+    """Yield the keys that an override sets. For a dictionary, which Hydra merges: all its keys."""
     if not isinstance(value, dict):
         yield key
         return

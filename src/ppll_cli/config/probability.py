@@ -1,4 +1,4 @@
-"""Probabilities among the options of models. Imports no torch."""
+"""Checks options of models that are probabilities. Imports no torch."""
 
 from ppll_cli.errors import ConfigError
 
@@ -7,7 +7,7 @@ def check_probability(key: str, value: object) -> None:
     """Check that a value is a number in [0, 1).
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The value is no such number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(key, value, "must be a valid number", "give 0 <= p < 1")

@@ -22,7 +22,7 @@ Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: its keys and types are fixed, and it does not change."""
+    """A part of the configuration, with fixed keys and types. Objects are immutable."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -35,16 +35,19 @@ class Optim(Section):
         betas: Coefficients of AdamW.
         momentum: Momentum of SGD.
         nesterov: Whether SGD uses Nesterov momentum.
-        schedule: How the learning rate falls: not at all, by `gamma` at each of `milestones`
-            (epochs), or along a cosine to zero. `cosine` changes at each step and begins after the
-            warm-up; `cosine_by_epoch` changes once an epoch and counts the warm-up's epochs.
+        schedule: How the learning rate falls. `constant`: it does not. `step`: it is multiplied by
+            `gamma` at each of `milestones` (epochs). `cosine`: along a cosine to zero, which starts
+            after the warm-up and changes at each step. `cosine_by_epoch`: along a cosine to zero,
+            which starts in the first epoch and changes once per epoch.
         warmup_epochs: Epochs over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
-        label_smoothing: Part of each training target that is shared evenly among all classes.
-        ema: Share of the averages of the model's weights that a step keeps; None: no averages.
-        clip_norm: Largest gradient norm of a module; larger gradients are scaled down. None: never.
-        nonfinite: What happens when a loss is NaN or infinite: `stop` ends the run, `skip` leaves
-            out the steps with gradients that are not finite.
+        label_smoothing: Fraction of each training target that is distributed equally over all
+            classes.
+        ema: Decay factor of the averages of the model's weights; None for no averages.
+        clip_norm: Largest gradient norm, of a module under local learning, else of the model.
+            Larger gradients are scaled down. None for no clipping.
+        nonfinite: What to do when a loss is NaN or infinite: `stop` ends the run; `skip` skips
+            optimizer steps whose gradients are not finite.
     """
 
     name: Literal["sgd", "adamw"]
@@ -98,14 +101,16 @@ class FeatureBank(Section):
     """How the auxiliary networks of later modules use features of earlier modules.
 
     Attributes:
-        enabled: Whether they use them.
-        features: What a module reads: the features of `every` earlier module, of the earlier
-            modules that end a resolution stage (`stage_ends`), or of the last n modules; or the
-            network's `first` features, which skip to its head. None: the task's own, see
-            `resolved`. The records of older runs have no None; one without the key reads `every`.
-        fusion: How they are joined with the auxiliary network's own features; `none`: not at all.
-            None: `add` for first features, else `concatenate`.
-        shared_head: Whether the head that reads them is shaped like the model's.
+        enabled: Whether auxiliary networks use such features.
+        features: Which features a module's auxiliary network reads. `every`: of every earlier
+            module. `stage_ends`: of earlier modules that end a resolution stage. A number n: of the
+            last n modules. `first`: the network's first features, passed directly to the head.
+            None: the default of the task, see `resolved`. Records of older runs have no None;
+            without the key they mean `every`.
+        fusion: How these features are joined with the auxiliary network's own features; `none`:
+            they are not joined. None: `add` if `features` is `first` and `shared_head` is true,
+            else `concatenate`.
+        shared_head: Whether the head that reads the features has the same shape as the model's.
     """
 
     enabled: bool
@@ -115,15 +120,15 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The fusion of a resolved bank."""
+        """The value of `fusion`, which is not None after `resolved`."""
         assert self.fusion is not None
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
-        """Return the bank with its defaults filled in.
+        """Return a copy in which defaults replace None.
 
         Args:
-            first: Whether first features are the task's own.
+            first: Whether `first` is the task's default for `features`.
         """
         if not self.enabled:
             return self
@@ -143,7 +148,7 @@ class FeatureBank(Section):
 
 
 class CheckpointSettings(Section):
-    """When to save, how many of the newest checkpoints to keep, and whether to keep the best."""
+    """When to save checkpoints, how many of the newest to keep, and whether to keep the best."""
 
     every: Count | None
     keep: Count

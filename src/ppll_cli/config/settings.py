@@ -23,11 +23,11 @@ from ppll_cli.config.targets import describe
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
-Workers = Annotated[int, Field(ge=1, le=4096)]  # or threads; no machine has as many
+Workers = Annotated[int, Field(ge=1, le=4096)]  # also for threads; no machine has more
 Group = dict[str, Any]
 
 LONGEST_WORD = 100
-"""Longest name or tag in characters: a folder's name has room for 255 bytes."""
+"""Longest name or tag in characters. (A folder's name may have 255 bytes.)"""
 
 
 def _word(value: str) -> str:
@@ -42,7 +42,7 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 MOST_SLOTS = 1024
-"""Largest `transport.depth`: predictions may have to simulate as many batches."""
+"""Largest `transport.depth`. A prediction may have to simulate as many batches."""
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
@@ -91,7 +91,7 @@ class Settings(Section):
     log_grad_norm: bool = False
 
     def until_s(self, began_s: float) -> float | None:
-        """Return when `max_minutes` are over, in seconds on the clock of `began_s`; None: never."""
+        """Return the time when `max_minutes` end, on the clock of `began_s`; None for no limit."""
         return None if self.max_minutes is None else began_s + 60 * self.max_minutes
 
     @property
@@ -101,12 +101,12 @@ class Settings(Section):
 
     @property
     def stages_asked(self) -> int:
-        """Number of stages on these devices."""
+        """Number of stages: `devices_asked` divided by the number of replicas."""
         return self.devices_asked // self.replicas
 
     @property
     def threads_per_worker(self) -> int:
-        """Threads of each worker: `threads`, or by default its share of the usable cores."""
+        """Threads of each worker: `threads`, or by default an equal share of the usable cores."""
         return self.threads or max(1, usable_cores() // self.devices_asked)
 
     @model_validator(mode="after")
@@ -190,7 +190,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
 
 
 def _check_modules(count: Any, cuts: Any) -> None:
-    """Check the settings of modules, also for a schedule without modules."""
+    """Check the settings of modules, even if the schedule does not use modules."""
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise ConfigError("local.modules", count, "must be a whole number from 1 on, or null")
     names = cuts if isinstance(cuts, list) else [cuts]
@@ -200,14 +200,14 @@ def _check_modules(count: Any, cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check those of our own models here, where torch need not be imported for it."""
+    """Check probabilities of this program's models here, which needs no import of torch."""
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             check_probability(f"model.{name}", model[name])
 
 
 def _config_error(error: ValidationError) -> ConfigError:
-    """Return the first of pydantic's errors as the user sees it."""
+    """Convert the first of pydantic's errors to an error for the user."""
     detail, *others = error.errors()
     parts = _place(detail["loc"])
     if detail["type"] == "extra_forbidden":
@@ -216,8 +216,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # If a value may be of several types, pydantic reports an error for each, with the type's name
-    # at the end of the location.
+    # If a value may have several types, pydantic reports one error per type, with the name of the
+    # type at the end of the location.
     keys = [part for part in parts if part.isidentifier() or part.isdigit()]
     known: Any = Settings
     place: list[str] = []
@@ -245,7 +245,7 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, by its affinity and its container's quota."""
+    """Return the number of cores for this process, given its affinity and its container's quota."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

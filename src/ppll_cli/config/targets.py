@@ -1,4 +1,4 @@
-"""Makes the objects that a configuration names by `_target_`."""
+"""Creates the objects whose classes a configuration names by `_target_`."""
 
 import inspect
 import json
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def make(group: str, config: Mapping[str, Any]) -> Any:
-    """Call a configured class with the other keys of its group.
+    """Create the object of a configuration group: call its class with the other keys as arguments.
 
-    The arguments are checked strictly against the annotations of the class.
+    The function checks the arguments strictly against the annotations of the class.
 
     Args:
         group: Name of the configuration group, for messages.
@@ -35,7 +35,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
         The object.
 
     Raises:
-        ConfigError: The class cannot be imported, or does not take these arguments.
+        ConfigError: The class cannot be imported, or does not accept these arguments.
     """
     path = config.get("_target_")
     target = locate(f"{group}._target_", path)
@@ -62,12 +62,12 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
-    """Run code that a user may have written; blame its failure on the setting that named it.
+    """Run code that a user may have written; turn its exceptions into errors about a setting.
 
     Args:
-        key: The key that named the code.
-        value: The value of that key.
-        doing: What the code is run for, for the message.
+        key: The configuration key that named the code.
+        value: The value of this key.
+        doing: Says in the message what the code was doing.
 
     Raises:
         ConfigError: The code raised an exception that is not this program's own.
@@ -86,11 +86,11 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
 
 
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
-    """Check that an object has the attributes that are needed; properties are not evaluated.
+    """Check that an object has all required attributes, without evaluating properties.
 
     Args:
-        key: The key that named its class.
-        path: The value of that key.
+        key: The configuration key that named the object's class.
+        path: The value of this key.
         made: The object.
         names: The names of the attributes.
         remedy: The end of the message.
@@ -105,7 +105,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 
 
 def _is_theirs(file: str) -> bool:
-    """Return whether a user may have written a file: it is neither installed nor this program's."""
+    """Return whether a source file is the user's: not installed, and not part of this program."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 
@@ -117,12 +117,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _checked(key: str, value: Any, annotation: Any) -> Any:
-    """Return a value checked against an annotation, with lists made tuples if it wants tuples."""
+    """Check a value against an annotation, and return it; lists become tuples if needed."""
     if annotation is inspect.Parameter.empty:
         return value
     try:
         adapter = TypeAdapter(annotation)
-    except PydanticSchemaGenerationError:  # a class that only its own constructor can check
+    except PydanticSchemaGenerationError:  # pydantic cannot check this class; its constructor can
         return value
     try:
         return adapter.validate_json(json.dumps(value), strict=True)
@@ -132,21 +132,21 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
 
 
 def describe(message: str) -> str:
-    """Return a message of pydantic in words that fit into a sentence."""
+    """Return a message of pydantic, reworded to fit into a sentence."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("valid array", "valid list")
     return message[0].lower() + message[1:]
 
 
 def locate(key: str, path: object) -> Any:
-    """Import what a dotted path names.
+    """Import the class or function that a dotted path names.
 
     Args:
-        key: The key whose value the path is, for messages.
+        key: The configuration key of the path, for messages.
         path: The dotted path.
 
     Raises:
-        ConfigError: It cannot be imported, or cannot be called.
+        ConfigError: The path cannot be imported, or names something that cannot be called.
     """
     if not isinstance(path, str) or "." not in path or path.startswith("."):
         raise ConfigError(key, path, "is not the dotted path of a class")
@@ -170,10 +170,10 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Let Python look for a module that is not installed in the folder of the program's start.
+    """Let Python import a package from the folder where the program was started, if not installed.
 
-    The folder is added last and only when needed: otherwise a file in it could be imported in the
-    place of an optional dependency of an installed package. Workers get this process's `sys.path`.
+    The folder is added to `sys.path` last, and only when needed. Otherwise a file in it could be
+    imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.
     """
     folder = str(start_folder())
     with suppress(ValueError):  # a module made by hand, such as `__main__`, is already imported
@@ -182,7 +182,7 @@ def _make_findable(package: str) -> None:
 
 
 def start_folder() -> Path:
-    """Return the folder in which the program was started, also under hydra.job.chdir=true."""
+    """Return the folder in which the program was started, even with hydra.job.chdir=true."""
     if "hydra" in sys.modules:  # workers do not import it
         from hydra.core.hydra_config import HydraConfig
 
@@ -194,14 +194,14 @@ def start_folder() -> Path:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except Exception:  # names for type checkers only: the class must check its arguments itself
+    except Exception:  # annotations with unknown names: the class has to check its arguments
         return {}
 
 
 def parameters_of(target: Any) -> dict[str, Any]:
-    """Return the annotations of a class's arguments, by name.
+    """Return the annotation of each argument of a class, by the argument's name.
 
-    If the constructor takes `**`, arguments of the base classes' constructors are included.
+    If the constructor has a `**` argument, arguments of the base class are included.
     """
     functions = [target]
     if inspect.isclass(target):
@@ -229,7 +229,7 @@ def targets_in(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
     Args:
         node: The configuration, or a part of it.
-        key: The key of that part.
+        key: The key of this part; empty for the whole configuration.
     """
     if not isinstance(node, Mapping):
         return

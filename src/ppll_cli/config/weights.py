@@ -1,4 +1,4 @@
-"""The file that `weights=` names. Imports no torch."""
+"""Finds the file that the setting `weights=` names. Imports no torch."""
 
 import os
 from pathlib import Path
@@ -14,15 +14,15 @@ EMA_FILE = "model_ema.safetensors"
 
 
 def absolute_path(given: str) -> str:
-    """Return the place as an absolute path; a relative one starts where the program was started."""
+    """Return an absolute path; a relative one counts from the folder of the program's start."""
     return os.path.abspath(start_folder() / os.path.expanduser(given))
 
 
 def weights_file(given: str) -> Path:
-    """Return the file of weights that a run begins with.
+    """Return the file from which a run takes its initial weights.
 
     Args:
-        given: The file, or a run directory whose model is used.
+        given: The file, or a run directory whose `model.safetensors` is used.
 
     Raises:
         ConfigError: There is no such file.

@@ -1,1 +1,1 @@
-"""What the parent and the workers share: the job, its course of batches and marks, checkpoints."""
+"""Defines what parent and workers share: the job, its sequence of batches, and checkpoints."""

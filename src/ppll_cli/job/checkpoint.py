@@ -1,8 +1,8 @@
 """Saves and finds checkpoints.
 
-Each stage writes its own tensors under names that contain no stage, so that every partition of the
-same model can read them. A checkpoint exists only once the parent has added the manifest and
-renamed the folder::
+Each stage writes one file with its tensors. The names of tensors contain no stage number, so that
+every partition of the same model can read them. A checkpoint counts as finished when the parent has
+added the manifest and renamed the folder::
 
     checkpoints/step-40/stage-0.safetensors
                         stage-1.safetensors
@@ -43,13 +43,13 @@ from ppll_cli.leaves.files import make_folder, remove, share
 log = logging.getLogger(__name__)
 
 EMA = "ema."
-"""How the names of averaged weights begin in a checkpoint; a unit's name follows."""
+"""Prefix of the names of averaged weights in a checkpoint; a unit's name follows."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""What was measured in training since the last report: for each module, as plain data."""
+"""Training measurements since the last report: for each module, plain data."""
 
 UNREPORTED = "unreported"
-"""Key of these data, as JSON, in the metadata of a stage's file; missing if there are none."""
+"""Metadata key of `Unreported` (as JSON) in a stage's file. The key is missing if there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class Checkpoint:
 
 
 class SavedTensors:
-    """The tensors of all stages of a checkpoint; a context manager that opens and closes the files.
+    """The tensors of a checkpoint, from the files of all stages. Use it as a context manager.
 
     Args:
-        folder: The folder of the checkpoint. If it has no manifest, as a copy of the stages' files
-            has none, all files of stages in it are read.
+        folder: The folder of the checkpoint. If it has no manifest, because it is a copy of the
+            stages' files alone, all files `stage-*.safetensors` in it are read.
 
     Attributes:
-        unreported: What was measured in training and not reported until then.
+        unreported: Training measurements that had not been reported when the checkpoint was saved.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,14 +128,14 @@ def save_stage(
     tensors: Mapping[str, Tensor],
     unreported: Unreported | None = None,
 ) -> SavedFile:
-    """Write a stage's part of a checkpoint that is not finished yet.
+    """Write a stage's file of a checkpoint that is not finished yet.
 
     Args:
         run_dir: The run directory.
         step: Number of optimizer steps done.
         stage: Number of the stage.
         tensors: The stage's tensors by name.
-        unreported: What its modules have measured in training and not reported yet.
+        unreported: Training measurements of the stage's modules that are not reported yet.
 
     Returns:
         Name, size and digest of the file, for the manifest.
@@ -158,25 +158,26 @@ def save_stage(
 
 
 def unfinished_folder(run_dir: str | Path, step: int) -> Path:
-    """Return the folder of the stages' parts before the checkpoint is finished."""
+    """Return the folder into which stages write their files before a checkpoint is finished."""
     return Path(run_dir, "checkpoints", f".step-{step}.unfinished")
 
 
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
-    """Finish a checkpoint, whose parts the stages have written, and remove old checkpoints.
+    """Finish a checkpoint after all stages have written their files, and remove old checkpoints.
 
     Args:
         run_dir: The run directory.
         manifest: The manifest of the checkpoint.
-        keep: How many checkpoints to keep, 1 or more. The one that `best` names is kept as well.
-        best: Whether `best` is to name this checkpoint.
+        keep: Number of checkpoints to keep, 1 or more. The one to which the link `best` points is
+            kept as well.
+        best: Whether to point the link `best` to this checkpoint.
 
     Returns:
         The checkpoint's folder.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
-    if folder.is_dir():  # the run resumed from it and has made no step since: keep its files
+    if folder.is_dir():  # the run resumed from it and did no step: keep its files
         replace(manifest, files=tuple(files(folder))).write(folder)
         shutil.rmtree(unfinished)
     else:
@@ -209,7 +210,8 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         The checkpoint; None if there is no undamaged one.
 
     Raises:
-        ConfigError: A newer program wrote the newest undamaged one, or `checkpoints` is no folder.
+        ConfigError: A newer program wrote the newest readable manifest, or `checkpoints` is no
+            folder.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
@@ -242,10 +244,10 @@ def files(folder: Path) -> tuple[SavedFile, ...]:
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
-    """Remove all checkpoints that are later than `to`; for None, all checkpoints.
+    """Remove all checkpoints that are later than `to`; if `to` is None, remove all checkpoints.
 
-    They are damaged, and their steps will be trained again. Links `last` and `best` that then lead
-    nowhere are removed too.
+    The removed checkpoints are damaged, and the run will do their steps again. The links `last` and
+    `best` are removed too if their checkpoint is gone.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:
@@ -266,8 +268,9 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
         name: `last`, `best`, or a number of steps.
 
     Raises:
-        DamagedError: Its files do not match its manifest, or a newer program wrote the manifest.
-        FileNotFoundError: There is no such checkpoint; the message lists those that there are.
+        DamagedError: The checkpoint's files do not match its manifest, or a newer program wrote the
+            manifest.
+        FileNotFoundError: There is no such checkpoint; the message lists the existing ones.
     """
     place = Path(run_dir, "checkpoints")
     folder = place / (f"step-{name}" if name.isdecimal() else name)
@@ -284,7 +287,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
 
 
 def _point_link(name: str, folder: Path) -> None:
-    """Point the link `name` to a checkpoint, in one step."""
+    """Point the link `name` to a checkpoint, atomically."""
     link = folder.with_name(f"{name}.new")
     remove(link)
     link.symlink_to(folder.name)
@@ -292,7 +295,7 @@ def _point_link(name: str, folder: Path) -> None:
 
 
 def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return each path that has the name of a checkpoint with its step, sorted by step."""
+    """Return all paths named like a checkpoint (`step-N`), each after its step, sorted by step."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")
@@ -302,12 +305,12 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return each folder of a checkpoint with its step, sorted by step."""
+    """Return the folders of all checkpoints, each after its step, sorted by step."""
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 
 def has_unreported(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint holds measurements of training that were not reported."""
+    """Return whether a checkpoint holds training measurements that were not reported."""
     with SavedTensors(checkpoint.folder) as saved:
         return bool(saved.unreported)
 
@@ -323,9 +326,10 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 
     Args:
         checkpoint: The folder of the checkpoint.
-        ema: Whether to take their averages; buffers of integers have none.
+        ema: Whether to read averages instead. Integer buffers have no averages and are read as they
+            are.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # of two, the later one counts
+    prefixes = ("model.", EMA) if ema else ("model.",)  # with two, a name of the later one wins
     with SavedTensors(checkpoint) as saved:
         names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}
@@ -337,7 +341,7 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     Args:
         checkpoint: The folder of the checkpoint.
         path: The safetensors file to write.
-        ema: Whether to take their averages.
+        ema: Whether to write averages instead.
 
     Raises:
         DamagedError: The files of the checkpoint do not match its manifest.

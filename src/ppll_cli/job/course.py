@@ -1,7 +1,7 @@
-"""The sequence of batches and marks that flows through the pipeline.
+"""The sequence of items that flows through the pipeline.
 
-Stage 0 decides which item comes next; the other stages read it from the header of their next
-message.
+An item is a batch or a mark; a mark asks every stage to report, save or end. Stage 0 decides which
+item comes next. The other stages read the item from the header of the next message they receive.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from ppll_cli.observe.runs import SPLITS
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
 
 AVERAGED = "_ema"
-"""End of the name of a split on which averaged weights are evaluated, as in `test_ema`."""
+"""Suffix of a split's name if averaged weights are evaluated on the split, as in `test_ema`."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class TrainBatch:
     """A training batch.
 
     Attributes:
-        step: Number of optimizer steps done before it.
-        epoch: Number of its epoch, from 0.
-        batch: Index within the epoch, from 0.
+        step: Number of optimizer steps done before the batch.
+        epoch: Number of the epoch, from 0.
+        batch: Index of the batch within the epoch, from 0.
         samples: Number of samples.
     """
 
@@ -34,10 +34,10 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """A batch of a held-out split, or several that go through the pipeline together.
+    """A batch of a held-out split, or several batches that go through the pipeline together.
 
     Attributes:
-        split: Name of the split, "val" or "test"; with "_ema" behind it for averaged weights.
+        split: Name of the split, "val" or "test"; "val_ema" or "test_ema" for averaged weights.
         batch: Index of the first batch within the split, from 0.
         samples: Number of samples of all these batches.
     """
@@ -53,16 +53,16 @@ class EvaluationBatch:
 
     @property
     def data_split(self) -> str:
-        """The split of the data set."""
+        """Name of the split in the data set: `split` without "_ema"."""
         return self.split.removesuffix(AVERAGED)
 
 
 @dataclass(frozen=True)
 class Version:
-    """The version of watched weights that a message carries, in the place of an item.
+    """The version of the weights that a message carries, in its header instead of an item.
 
     Attributes:
-        steps: Number of optimizer steps that the weights have had; 0 or less for the initial
+        steps: Number of optimizer steps that have changed the weights; 0 or less for the initial
             weights.
     """
 
@@ -70,7 +70,7 @@ class Version:
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
-        """Return the version that the training batch after `step` optimizer steps reads."""
+        """Return the version that a batch reads, given the steps before it and the weights' lag."""
         return cls(step - lag + 1)
 
 
@@ -79,14 +79,14 @@ Item = TrainBatch | EvaluationBatch | Mark
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that a worker computes now: its replica's share, split into micro-batches.
+    """The batch that a worker computes now: the share of its replica, split into micro-batches.
 
     Attributes:
         sizes: Number of samples of each micro-batch of the share.
         training: Whether it is a training batch; otherwise it is for evaluation.
         step: Number of optimizer steps done before a training batch.
         samples: Number of samples of the whole batch, over all replicas.
-        first_micro_batch: How many micro-batches the replicas before this one have in all.
+        first_micro_batch: Total number of micro-batches of the replicas before this one.
         averaged: Whether averaged weights are evaluated.
     """
 
@@ -111,16 +111,16 @@ class Course:
         batch_size: Samples per training batch; the last batch of an epoch may have fewer.
         drop_last: Whether such a shorter last batch is left out.
         evaluation_size: Samples per evaluation batch; the last batch of a split may have fewer.
-        epochs: Number of epochs to train, also for the learning rate.
-        max_steps: Number of optimizer steps after which the run stops if `epochs` takes more; None
-            for no such limit.
+        epochs: Number of epochs to train; the learning rate's schedule ends with the last one.
+        max_steps: Largest number of optimizer steps; the run stops after them even if `epochs` are
+            not done. None for no limit.
         eval_every: Epochs between evaluations. The end of the run is always evaluated.
         checkpoint_every: Optimizer steps between checkpoints; None for one each epoch. The end of
             the run always has a checkpoint.
         checkpoint_best: Whether each evaluation is followed by a checkpoint as well.
-        evaluation_batches: How many evaluation batches go through the pipeline together.
+        evaluation_batches: Number of evaluation batches that go through the pipeline together.
         averages: Whether averaged weights are evaluated too, after the weights themselves.
-        log_every: Optimizer steps from one report of training to the next; an epoch ends with one.
+        log_every: Optimizer steps between training reports. Each epoch also ends with a report.
     """
 
     samples: Mapping[str, int]
@@ -138,7 +138,7 @@ class Course:
 
     @property
     def evaluated(self) -> list[str]:
-        """Names of what is evaluated, in order."""
+        """Names of the splits to evaluate, in order, with "_ema" for averaged weights."""
         found = [split for split in SPLITS if split in self.samples]
         return found + [split + AVERAGED for split in found if self.averages]
 
@@ -155,7 +155,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Number of training batches in a row: an epoch's, or `checkpoint_every` if smaller."""
+        """Number of training batches in a row: an epoch, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -172,8 +172,9 @@ class Course:
         """Yield all batches and marks in order.
 
         Args:
-            stop: Called before each batch; once it returns True, a checkpoint and the end follow.
-            start: Number of optimizer steps done before.
+            stop: Called before each batch. When it returns True, only a checkpoint and the end
+                follow.
+            start: Number of optimizer steps that earlier processes have done.
         """
         sizes = self.batch_sizes()
         step = start
@@ -203,7 +204,7 @@ class Course:
         return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
 
     def logs_after(self, step: int) -> bool:
-        """Return whether training is always reported after `step` optimizer steps."""
+        """Return whether the plan has a training report after `step` optimizer steps."""
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:
@@ -211,7 +212,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """Return each number of batches that an `EvaluationBatch` can hold."""
+        """Return the set of possible numbers of batches in an `EvaluationBatch`."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)
@@ -238,7 +239,7 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 
 
 def split_batch(samples: int, microbatches: int) -> list[int]:
-    """Split a batch into micro-batches as evenly as possible, none empty, larger ones first.
+    """Split a batch into micro-batches as equally as possible: none empty, larger ones first.
 
     Returns:
         The number of samples of each micro-batch; there are at most `samples` of them.
@@ -249,7 +250,7 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Split a replica's share of a batch into micro-batches; shares are as even as possible.
+    """Split a replica's share of a batch into micro-batches. Shares are as equal as possible.
 
     Args:
         samples: Number of samples of the batch, at least one per replica.

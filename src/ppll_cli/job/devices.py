@@ -1,4 +1,4 @@
-"""Chooses the devices of this machine's workers, and checks what the workers need of it."""
+"""Chooses devices for the workers on this machine, and checks that it has what they need."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def devices_here(
     Args:
         settings: The settings.
         workers: Number of workers of this machine.
-        notes: Receives a note for the user if workers fall back to the CPU.
+        notes: A list. The function appends a note for the user if workers fall back to the CPU.
 
     Returns:
         The device of each worker, and whether workers share a CUDA device.
@@ -52,7 +52,7 @@ def device_of(settings: Settings) -> str:
     """Choose the device of a single worker.
 
     Raises:
-        ConfigError: There is no such device, or the machine lacks what its worker needs.
+        ConfigError: There is no such device, or the machine lacks something the worker needs.
     """
     (device,), _ = devices_here(settings, 1, [])
     check_processors(settings, (device,), [])
@@ -65,18 +65,18 @@ def model_of(device: str) -> str:
 
 
 def receiver_of(device: str) -> str:
-    """Return the device of the next stage: another CUDA device if there is one, else this one."""
+    """Return a device for measuring transfers from `device`: another CUDA device if possible."""
     several = device == "cuda:0" and torch.cuda.device_count() > 1
     return "cuda:1" if several else device
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """Check that this machine has what workers on these devices need.
+    """Check that this machine has everything that workers on these devices need.
 
     Args:
         settings: The settings.
         devices: The device of each worker of this machine.
-        notes: Receives a note for the user if the workers have more threads than there are cores.
+        notes: A list. The function appends a note if there are more threads than cores.
 
     Raises:
         ConfigError: The machine lacks something.
@@ -101,8 +101,8 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 def _check_compiler(on_cpu: bool) -> None:
     """Check that torch.compile finds its compilers.
 
-    For CPU it needs a C++ compiler. For CUDA it needs Triton, which makes the kernels and compiles
-    a module in C that launches them.
+    For CPU it needs a C++ compiler. For CUDA it needs Triton, which generates the kernels, and a C
+    compiler, with which Triton compiles the code that launches them.
     """
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")

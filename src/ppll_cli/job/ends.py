@@ -1,4 +1,4 @@
-"""Finds what follows each module's last unit: its exports for later losses, and its own loss."""
+"""Finds what each module runs after its last unit: exports for later losses, and its own loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +25,14 @@ from ppll_cli.pipeline.routes import Access, Watch
 
 @dataclass(frozen=True)
 class ModuleEnd:
-    """What follows the last unit of a module.
+    """What a module runs after its last unit.
 
     Attributes:
-        follows: The module's exports and then its loss, in the order in which they run.
+        follows: First the module's exports (units that compute values for losses of later modules),
+            then its loss, in the order in which they run.
         cost: Cost of the module's auxiliary network.
-        watches: The later unit that the module's loss watches; None if it watches none.
+        watches: The unit of a later module whose weights the module's loss reads; None if it reads
+            none.
     """
 
     follows: tuple[Access, ...]
@@ -40,11 +42,11 @@ class ModuleEnd:
 
 @dataclass(frozen=True)
 class Ends:
-    """Finds what follows each module's last unit. Networks are built on the meta device.
+    """Finds what each module runs after its last unit. It builds networks on the meta device.
 
     Args:
         method: The local method.
-        site: The model; the modules of this site are ignored.
+        site: Describes the model; its modules are ignored.
         traced: Outputs and cost of each unit.
         batch: Shape and dtype of each tensor that a batch carries.
     """
@@ -55,17 +57,18 @@ class Ends:
     batch: Mapping[str, ValueSpec]
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return the end of each module, and the tensors that exist before each unit.
+        """Return the end of each module, and the tensors that are available to each unit.
 
         Args:
             modules: The units of each module.
 
         Returns:
-            The end of each module; for each unit, shape and dtype of each tensor before it.
+            The end of each module; and for each unit, shape and dtype of each tensor that exists
+            before the unit runs, by name.
 
         Raises:
-            ConfigError: The method does not apply to the model, or exports or watches something
-                that it must not.
+            ConfigError: The method cannot be applied to the model, or it exports tensors or reads
+                weights that are not allowed.
         """
         specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
@@ -79,7 +82,7 @@ class Ends:
         return found, before
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
-        """Return, for each unit, shape and dtype of each tensor that exists before it."""
+        """Return, for each unit, shape and dtype of each tensor that exists before it runs."""
         before: list[dict[str, ValueSpec]] = []
         for _ in self._walk(modules, dict(self.batch), before):
             pass
@@ -114,7 +117,7 @@ class Ends:
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """Return a function that builds one module's criterion, and the tensors it can read."""
+        """Return a function that builds a module's criterion, and the tensors it can read."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
         return partial(module_criterion, self.method, here), specs
@@ -136,9 +139,10 @@ class Ends:
 
         Args:
             modules: The units of each module.
-            specs: The tensors of a batch. When a module is yielded, this also has those that exist
-                at its end.
-            before: Receives, for each unit, the tensors that exist before it.
+            specs: The tensors of a batch. The function adds the outputs of units and exports: when
+                it yields a module, all tensors that exist at the module's end are in this dict.
+            before: A list to which the function appends, for each unit, the tensors that exist
+                before the unit runs.
         """
         units = self.site.units
         for module, indices in enumerate(modules):
@@ -156,7 +160,7 @@ class Ends:
 
 
 def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
-    """Check one export of a local method: it has no parameters, and its names are new."""
+    """Check that an export of a local method has no parameters, and only new names."""
     problem = ""
     if made.cost.params:
         problem = f"its export {unit.name!r} has parameters, which nothing would train"
@@ -167,10 +171,11 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
 
 
 def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
-    """Check that a loss watches a unit of a later module, with a lag of 1 or more.
+    """Check that a loss reads the weights of a later module's unit, with a lag of 1 or more.
 
-    When a module trains on a batch, later modules have not trained on it yet, so their weights are
-    at least one batch old. Earlier units have already stepped, under `ppll` perhaps several times.
+    When a module trains on a batch, later modules have not trained on this batch yet, so their
+    weights are at least one batch old. Earlier modules may already have trained on this batch and,
+    under the schedule `ppll`, on later batches.
     """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):

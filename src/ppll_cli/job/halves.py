@@ -1,17 +1,17 @@
-"""Splits a backward into two halves: gradients of the inputs now, of the parameters later.
+"""Splits a backward into two halves: first the gradients of inputs, later those of parameters.
 
-The first half, to the inputs, passes every operation between outputs and inputs. At each operation
-that has parameters, such as a convolution or a matrix product, it keeps the gradient that arrives.
-The second half, to the parameters, starts from these gradients, so it repeats nothing that the
-first half has computed::
+The first half goes through every operation between the outputs and the inputs. At each operation
+that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
+second half computes the gradients of the parameters from these stored gradients, so it repeats
+nothing that the first half has computed::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
                weights             weights                 WeightHalf.run
 
-Every operation gets the same numbers as in a whole backward. Contributions that a whole backward
-sums before it adds them to `.grad` are summed in one call of autograd here too. So the resulting
-gradients are bit-identical.
+The gradients are bit-identical to those of a whole backward, for two reasons. Every operation gets
+the same numbers. And where a whole backward sums several contributions to a parameter before it
+adds them to `.grad`, one call of autograd sums them here too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,8 +31,8 @@ class _Call(NamedTuple):
     """The arguments of one call of autograd.
 
     Attributes:
-        starts: Where the backward starts, with the gradients there.
-        weights: The leaves to whose `.grad` it adds.
+        starts: The points where the backward pass starts, with their gradients.
+        weights: The leaves whose `.grad` the call updates.
         retain: Whether a later call needs the graph again.
     """
 
@@ -44,14 +44,14 @@ class _Call(NamedTuple):
 class WeightHalf:
     """The second half of a backward, which computes the gradients of the weights.
 
-    It keeps the graph of the forward alive until it has run.
+    The object keeps the graph of the forward alive until `run` has been called.
     """
 
     def __init__(self, calls: Sequence[_Call] = ()) -> None:
         self._calls = calls
 
     def run(self) -> None:
-        """Add to `.grad` of the weights. Further calls do nothing."""
+        """Add the gradients to `.grad` of the weights. Further calls do nothing."""
         for starts, weights, retain in self._calls:
             edges, gradients = [edge for edge, _ in starts], [each for _, each in starts]
             torch.autograd.backward(edges, gradients, inputs=weights, retain_graph=retain)
@@ -64,13 +64,14 @@ def backward_to_inputs(
     inputs: Sequence[Tensor],
     weights: Iterable[Tensor],
 ) -> WeightHalf:
-    """Compute the gradients of the inputs, in one call of autograd: the first half of a backward.
+    """Run the first half of a backward, which adds the gradients of the inputs to `.grad`.
 
     Args:
         outputs: The tensors at which the backward starts.
         gradients: The gradient of each output, with the output's shape.
-        inputs: Leaves of the graph, to whose `.grad` this adds.
-        weights: Leaves of the graph, none of them an input.
+        inputs: The leaves of the graph whose gradients are computed.
+        weights: The leaves of the graph whose gradients the second half computes. No input may be
+            among them.
 
     Returns:
         The second half, which computes the gradients of the weights.
@@ -91,7 +92,7 @@ def backward_to_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-    # Calls that retain the graph come first, because the other calls free what they pass.
+    # Calls that retain the graph come first, because other calls free the graph as they go.
     calls = [_Call(starts, graph.tensors(group), True) for group in repeated]
     calls += [
         _Call(group.starts(), graph.tensors(group), False)
@@ -106,9 +107,9 @@ class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
     Attributes:
-        weights: The autograd nodes that add to the weights' `.grad`.
-        nodes: The operations that use the weights and lie on the way to the inputs.
-        given: Starts at outputs that depend on the weights but on no input.
+        weights: The autograd nodes that add to `.grad` of the weights.
+        nodes: The operations that use the weights and are on a path from the outputs to the inputs.
+        given: For outputs that depend on the weights but on no input: the start at this output.
     """
 
     weights: set[Node] = field(default_factory=set)
@@ -117,11 +118,11 @@ class _Group:
     _kept: dict[Node, Sequence[Tensor | None]] = field(default_factory=dict)
 
     def keep(self, node: Node, gradients: Sequence[Tensor | None]) -> None:
-        """Keep the gradients that arrive at one of the nodes; called by a hook of the node."""
+        """Store the gradients that arrive at a node. A hook of the node calls this."""
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Return where the call of autograd for this group starts."""
+        """Return the points where the call of autograd for this group starts."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes
@@ -132,7 +133,7 @@ class _Group:
 
 
 class _Graph:
-    """The autograd graph between outputs and leaves.
+    """The autograd graph from the outputs to the leaves.
 
     Args:
         roots: The nodes of the outputs.
@@ -146,7 +147,7 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        # The weights that each node reaches without passing another node that leads to an input.
+        # For each node, the weights it reaches without passing another node on a path to an input.
         self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():
@@ -162,7 +163,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Return the groups of weights, those nearest to the outputs first."""
+        """Return the groups of weights. Groups nearest to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:
@@ -184,15 +185,15 @@ class _Graph:
         return list(dict.fromkeys(of.values()))
 
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
-        """Return the groups in which one operation leads to another one of the same group.
+        """Return the groups in which one operation leads to another operation of the group.
 
         This happens if a unit applies a layer several times. A backward that starts at the first
-        operation also reaches the second one, so starting at both would count a part twice. The
-        call for such a group has to start at the outputs.
+        operation also reaches the second one. If calls started at both, a part of the gradient
+        would be counted twice. Therefore the call for such a group has to start at the outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
-        met: dict[Node, int] = {}  # for each node, the groups that it belongs or leads to
+        met: dict[Node, int] = {}  # for each node, a bit for each group that it is in or leads to
         found = 0
         for node, following in self._next.items() if many else ():
             behind = 0
@@ -208,9 +209,9 @@ class _Graph:
 
 
 def _walk(roots: Sequence[Node]) -> dict[Node, list[Node]]:
-    """Return all nodes that the roots lead to, each with the nodes that follow it.
+    """Return all nodes that can be reached from the roots, each with the nodes that follow it.
 
-    A node comes after all nodes that follow it.
+    In the order of the result, a node comes after all nodes that follow it.
     """
     found: dict[Node, list[Node]] = {}
     seen: set[Node] = set()

@@ -1,4 +1,4 @@
-"""The job: the plain data that all workers of a run are given."""
+"""The job: the plain data that describes a run to all its workers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,11 +36,11 @@ class Room(NamedTuple):
 
 
 class WatchedUnit(NamedTuple):
-    """A unit whose weights the loss of an earlier module watches.
+    """A unit whose weights the loss of an earlier module reads.
 
     Attributes:
         name: Name of the unit.
-        specs: Full shape and dtype of each parameter, by its name inside the unit.
+        specs: Full shape and dtype of each parameter, by the parameter's name inside the unit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class WatchedUnit(NamedTuple):
 
 
 class Seat(NamedTuple):
-    """A worker's place in the run: the numbers of its stage and of its replica, both from 0."""
+    """Identifies a worker by the numbers of its stage and its replica, both from 0."""
 
     stage: int
     replica: int = 0
@@ -59,26 +59,25 @@ class Job:
     """Everything that a worker needs to know about the run.
 
     Attributes:
-        settings: The configuration. Only `threads` is resolved; what was found for other keys that
-            were left open is in the fields below. For the local method read `local` instead.
-        local: Configuration of the local method's class, with the defaults of its feature bank.
+        settings: The configuration. For keys that the user left open, except `threads`, the fields
+            below have the chosen values. For the local method, read `local` instead.
+        local: Configuration of the local method's class, including defaults of its feature bank.
         course: The plan of batches, evaluations and checkpoints.
         image: The images that the model is built for.
         task: The task that the model learns.
         routes: The chunks of the model on their stages, and what travels between them.
-        specs: For each chunk, shape (without the batch dimension) and dtype of each named tensor
-            that enters it.
+        specs: For each chunk, shape (without the batch dimension) and dtype of each input tensor,
+            by name.
         features: Shape and dtype of the first output of each unit.
         devices: The device of each worker, in the order of `seats`.
         run_dir: The run directory.
-        start: Number of optimizer steps done before.
-        checkpoint: The checkpoint from which the run goes on; None at step 0.
-        evaluation_specs: `specs` of evaluation batches; None if they are equal to `specs`.
-        homes: Number of the machine of each worker, in the order of `seats`; empty if there is one
-            machine.
-        weights: Weights from a file with which units begin at step 0; None to draw all from the
-            seed.
-        watched: The units that losses watch, by their index in the model.
+        start: Number of optimizer steps done before this process.
+        checkpoint: The checkpoint from which the run resumes; None if it starts at step 0.
+        evaluation_specs: The same as `specs`, for evaluation batches; None if equal to `specs`.
+        homes: The machine number of each worker, in the order of `seats`; empty if there is only
+            one machine.
+        weights: Initial weights from a file; None to initialize all weights from the seed.
+        watched: The units whose weights losses of earlier modules read, by index in the model.
     """
 
     settings: Settings
@@ -100,7 +99,7 @@ class Job:
 
     @property
     def replicas(self) -> int:
-        """How many workers hold each stage. Each computes its share of every batch."""
+        """Number of workers of each stage. Each of them computes its share of every batch."""
         return self.settings.replicas
 
     @property
@@ -110,7 +109,7 @@ class Job:
 
     @property
     def depth(self) -> int:
-        """Slots of each channel beyond those that the schedule needs."""
+        """Number of slots of each channel in addition to those that the schedule needs."""
         depth: int = self.settings.transport["depth"]
         return depth
 
@@ -136,7 +135,7 @@ class Job:
 
     @property
     def seats(self) -> list[Seat]:
-        """The seats of all workers, stage by stage."""
+        """The stage and replica of every worker, ordered by stage."""
         return [Seat(s, r) for s in range(self.stages) for r in range(self.replicas)]
 
     def number(self, seat: Seat) -> int:
@@ -152,18 +151,18 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return how messages name a worker's device, with its machine if there are several."""
+        """Return the name of a worker's device for messages; it includes the machine if needed."""
         return device_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
-        """Return how messages name a worker after the word "stage": "1", or "1 replica 0"."""
+        """Return the text that names a worker after the word "stage": "1", or "1 replica 0"."""
         return seat_name(seat.stage, seat.replica, self.replicas)
 
     @property
     def warmup(self) -> int:
-        """Number of training batches before the steady state, which measurements leave out.
+        """Number of training batches before the steady state; speed is not measured in them.
 
-        If this process trains fewer than five batches, there is no steady state.
+        If this process trains fewer than five batches, all belong to the warm-up.
         """
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
@@ -195,7 +194,7 @@ class Job:
         return passes.training(self.place(stage, microbatches), self.make_schedule())
 
     def evaluation(self, stage: int, batches: int) -> list[Instruction]:
-        """Return the instructions of a stage for `batches` evaluation batches at once."""
+        """Return the instructions of a stage for `batches` evaluation batches together."""
         return passes.evaluation(Place(stage, self.routes, batches), self.make_schedule())
 
     def streams(self) -> list[list[Instruction]]:
@@ -205,17 +204,17 @@ class Job:
 
     @cached_property
     def halves(self) -> bool:
-        """Whether any stage runs a backward in two halves."""
+        """Whether any stage splits a backward into its two halves (inputs first, weights later)."""
         return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)
 
     def microbatch_counts(self) -> set[int]:
-        """Return each number of micro-batches that a replica's share of a batch can have."""
+        """Return the set of possible numbers of micro-batches in a replica's share of a batch."""
         sizes, replicas = {*self.course.batch_sizes()}, range(self.replicas)
         return {len(self.microbatches(size, replica)) for size in sizes for replica in replicas}
 
     @cached_property
     def channels(self) -> dict[Channel, Room]:
-        """The channels between stages, with number and size of their slots.
+        """The channels between stages, with the number and the size of their slots.
 
         Raises:
             DeadlockError: The stages would wait for one another for ever.
@@ -231,7 +230,7 @@ class Job:
         return {c: Room(n + self.depth, self._message_bytes(c)) for c, n in slots.items()}
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Return the names of the tensors that travel, by sending and receiving stage."""
+        """Return the names of the tensors that are sent, by sending and receiving stage."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):
@@ -248,11 +247,11 @@ class Job:
         return found
 
     def watched_specs(self, watcher: int) -> Mapping[str, ValueSpec]:
-        """Return full shape and dtype of each watched parameter, by its name inside the unit."""
+        """Return the full shape and dtype of each parameter that chunk `watcher` reads, by name."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
-        """Return the bytes of a channel's largest message, in training and in evaluation."""
+        """Return the size in bytes of a channel's largest message in training and evaluation."""
         samples = self.microbatch_size
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)

@@ -1,4 +1,4 @@
-"""Learning rates, as pure functions of the step and the number of epochs."""
+"""Learning rate schedules, as pure functions of the settings and the step."""
 
 from math import cos, pi
 
@@ -10,10 +10,9 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
     Args:
         optim: The settings of the optimizer.
-        step: Number of optimizer steps done before it.
+        step: Number of optimizer steps done before.
         steps_per_epoch: Number of steps of an epoch.
-        epochs: Number of epochs at the end of which the rate's course ends, even if the run stops
-            earlier.
+        epochs: Number of epochs over which the schedule extends, even if the run stops earlier.
     """
     if optim.schedule == "cosine_by_epoch":
         return _by_epoch(optim, step // steps_per_epoch + 1, epochs)
@@ -32,8 +31,8 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
     """Return the learning rate of an epoch, as InfoPro's code computes it (arXiv 2101.10832).
 
-    The cosine begins with the first epoch, so it runs during the warm-up as well, and reaches 0 in
-    the last epoch. During the warm-up the rate moves linearly from `warmup_lr` to the cosine.
+    The cosine starts in the first epoch, so it also falls during the warm-up. It reaches 0 in the
+    last epoch. During the warm-up the rate moves linearly from `warmup_lr` to the cosine.
 
     Args:
         optim: The settings of the optimizer.

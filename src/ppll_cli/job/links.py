@@ -1,4 +1,4 @@
-"""A worker's connections, and the sequence of items that it reads from them."""
+"""A worker's connections, and the sequence of batches and marks that it reads from them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
@@ -33,14 +33,15 @@ class Links:
     Attributes:
         senders: The ends of channels to other stages.
         receivers: The ends of channels from other stages.
-        parent: Connection to the parent. The worker sends its reports there, and waits there for
-            permission to exit.
+        parent: Connection to the parent, for the worker's reports and for the parent's permission
+            to exit.
         stop: Set by the parent to stop the run early.
-        pulse: Shared memory in which the worker shows that it lives and how far it is.
+        pulse: Shared memory in which the worker shows that it is alive, and its progress.
         groups: Process groups of torch.distributed; None if the run needs none.
         replicas: Connection to the other replicas of the stage; None if there are none.
-        followers: In replica 0 of stage 0, the senders to the stage's other replicas, by replica.
-        leader: In these other replicas, the receiver from replica 0.
+        followers: Only in replica 0 of stage 0: the senders to the stage's other replicas, by
+            replica number.
+        leader: Only in these other replicas: the receiver from replica 0.
     """
 
     senders: Mapping[Channel, Sender]
@@ -61,12 +62,12 @@ class Links:
 
 @dataclass(frozen=True)
 class Header:
-    """Data that every message carries, so that the receiver can check that it expects the message.
+    """Data in every message by which the receiver checks that the message is the expected one.
 
     Attributes:
         item: The batch or mark to which the message belongs, or the version of weights in it.
         micro_batch: Index of the micro-batch within its batch, from 0.
-        chunk: The chunk for which the message is.
+        chunk: Number of the chunk that receives the message.
     """
 
     item: Item | Version
@@ -79,7 +80,7 @@ class Header:
 
     @classmethod
     def read(cls, spelled: list[Any]) -> "Header":
-        """Make the header that `spelled` returned as plain data."""
+        """Return the header that `spelled` has turned into plain data."""
         name, values, micro_batch, chunk = spelled
         return cls(_ITEMS[name](*values), micro_batch, chunk)
 
@@ -87,18 +88,18 @@ class Header:
 def upcoming(
     job: Job, seat: Seat, links: Links, wait: Callable[[Sender | Receiver, str], None]
 ) -> Iterator[Item]:
-    """Yield every batch and mark that passes a worker, in order.
+    """Yield every batch and mark that a worker has to handle, in order.
 
-    Replica 0 of stage 0 decides which item comes next and tells the stage's other replicas, because
-    all must stop after the same batch. A worker of another stage reads the item from the next
-    message to its lowest chunk, and leaves the message in its channel.
+    Replica 0 of stage 0 decides which item comes next and sends it to the stage's other replicas,
+    because all must stop after the same batch. A worker of another stage reads the item from the
+    next message to its lowest chunk, without removing the message from the channel.
 
     Args:
         job: The job.
-        seat: The worker's seat.
+        seat: The worker's stage and replica.
         links: The worker's connections.
-        wait: Called with an end of a channel and the kind of the wait, "blocked" or "starved".
-            Returns when the end is ready.
+        wait: A function that waits for an end of a channel. It gets the end and the kind of time
+            to record: "blocked" (no free slot) or "starved" (no message).
     """
     if seat == Seat(0, 0):
         for decided in job.course.items(lambda: bool(links.stop.value), job.start):

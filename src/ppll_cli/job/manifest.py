@@ -14,7 +14,7 @@ from ppll_cli.job.parts import Counted, Part
 from ppll_cli.leaves.files import digest_of, problem_of, read_json, regular, write_json
 
 FORMAT = 1
-"""Version of the manifest's format. A program refuses a manifest of a later format."""
+"""Version of the manifest's format. The program refuses a manifest with a higher version."""
 
 MANIFEST_FILE = "manifest.json"
 
@@ -22,16 +22,16 @@ _STAGE_FILE = re.compile(r"stage-\d+\.safetensors")
 
 
 class DamagedError(Exception):
-    """Raised when a checkpoint is not as it was written; the message says what differs."""
+    """Raised when a checkpoint differs from what was written; the message says in what."""
 
 
 class LaterFormatError(Exception):
-    """Raised when a later program wrote the manifest; the message names the format."""
+    """Raised when a newer version of the program wrote the manifest in a newer format."""
 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file that a stage wrote: its name, its size and the SHA-256 of its contents."""
+    """Name, size and SHA-256 of a file that a stage wrote."""
 
     name: str
     size_bytes: int
@@ -45,11 +45,12 @@ class Manifest:
     Attributes:
         step: Number of optimizer steps done.
         epoch: The epoch of the last step, counted from 1.
-        cuts: Names of the units that start modules 2 to k; none under back-propagation.
-        metrics: The value of `Metrics.state` when the last stage had saved its part.
+        cuts: Names of the units that start modules 2 to k; empty under back-propagation.
+        metrics: The value of `Metrics.state` when the last stage had saved its file.
         files: The files that the stages wrote.
-        parts: The parts of the run until this step; none if an older program wrote the manifest.
-        counted: What the workers had counted until this step, for each set of conditions.
+        parts: The parts of the run until this step (see `parts.py`); empty if an older program
+            wrote the manifest.
+        counted: The workers' counts and times until this step, for each set of conditions.
     """
 
     step: int
@@ -79,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedError: The manifest cannot be read, or does not match its checksum.
-        LaterFormatError: A later program wrote the manifest.
+        LaterFormatError: A newer version of the program wrote the manifest.
     """
     try:
         content = read_json(folder / MANIFEST_FILE)
@@ -107,7 +108,7 @@ def _parsed(content: Mapping[str, Any]) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare a checkpoint's files with its manifest; this reads all files.
+    """Compare a checkpoint's files with its manifest. This reads every file completely.
 
     Raises:
         DamagedError: A file is missing, cannot be read, or does not match the manifest.

@@ -1,4 +1,4 @@
-"""Applies `precision` and `deterministic` to torch, in workers and in a parent that measures."""
+"""Applies the settings `precision` and `deterministic` to torch in this process."""
 
 import os
 import warnings
@@ -14,7 +14,7 @@ _memory: Any = torch.utils.deterministic  # type checkers do not see its propert
 
 
 class _Flags(NamedTuple):
-    """torch's own switches, which hold for the whole process; the last three concern CUDA only."""
+    """torch's global switches for a process. The last three concern only CUDA."""
 
     deterministic: bool
     fill_memory: bool
@@ -28,9 +28,8 @@ class Numerics:
     """The precision and determinism of a run's computations.
 
     Attributes:
-        precision: "fp32", "tf32" or "bf16" (by autocast). Operations in float32 use TF32 with
-            "tf32" only, whereas torch's default uses it for convolutions but not for matrix
-            products.
+        precision: "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only with
+            "tf32". (torch's own default uses TF32 for convolutions, but not for matrix products.)
         deterministic: Whether to use deterministic algorithms only.
     """
 
@@ -50,8 +49,8 @@ class Numerics:
             flags = flags._replace(
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
-                # A run has few shapes, so it pays to let cuDNN try all its algorithms on each. The
-                # fastest one varies by chance, and with it the bits of the result.
+                # A run has few input shapes, so let cuDNN try all its algorithms on each of them.
+                # Which one is fastest varies by chance, and the bits of results vary with it.
                 cudnn_benchmark=not self.deterministic,
             )
         _set(flags)
@@ -67,14 +66,14 @@ class Numerics:
             _set(before)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Return the context in which forward passes and losses run."""
+        """Return the context manager in which to run forward passes and losses."""
         if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return the switches that are set in this process now, as far as they concern a device."""
+    """Return which switches are on in this process now; CUDA's are False on other devices."""
     flags, cuda = _get(), device.type == "cuda"
     return {
         "deterministic": flags.deterministic,

@@ -1,4 +1,4 @@
-"""The fused optimizers, gradient norms and clipping."""
+"""Fused SGD and AdamW, gradient norms and gradient clipping."""
 
 import logging
 from collections import defaultdict
@@ -20,15 +20,15 @@ ADAM_EPSILON = 1e-8
 
 @dataclass
 class _Group:
-    """Parameters with gradients, on one device and of one dtype, that one kernel call steps.
+    """Parameters of one device and dtype that one kernel call updates.
 
     Attributes:
         indices: Index of each parameter among all parameters.
         parameters: The parameters.
-        states: For each name of a state tensor, that tensor of every parameter, in order.
-        counts: For AdamW, a vector with the step count of every parameter, of which the tensors in
-            `states["step"]` are views; None for SGD.
-        first: Whether the parameters have not been stepped yet; only SGD uses this.
+        states: By the name of a state tensor, such as "exp_avg": this tensor of every parameter.
+        counts: For AdamW, a vector with the step count of every parameter; the tensors in
+            `states["step"]` are views of it. None for SGD.
+        first: Whether no step of the parameters has been done yet; only SGD uses this.
     """
 
     indices: list[int]
@@ -39,20 +39,20 @@ class _Group:
 
 
 class FusedOptimizer:
-    """SGD or AdamW by torch's fused kernels. Each parameter's step is independent of the others.
+    """SGD or AdamW by torch's fused kernels. The update of a parameter depends on no other one.
 
     Results are bit-identical to those of `torch.optim` with `fused=True`, and states have the same
-    names and values. The kernels are called directly, because `torch.optim` collects and groups its
-    tensors in every step, which takes the host longer than the kernel itself. The functions are
-    private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
+    names and values. This class calls the kernels directly, because `torch.optim` collects and
+    groups its tensors in every step, which takes the host longer than the kernel itself. The kernel
+    functions are private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
 
     Args:
-        optim: The settings, which name the optimizer as well.
-        parameters: The parameters to step; one that is listed twice is stepped once.
+        optim: The settings, including the name of the optimizer.
+        parameters: The parameters to update; a parameter that is listed twice is updated once.
 
     Attributes:
         parameters: The parameters, each once.
-        state: The state tensors of each parameter that has been stepped, by name.
+        state: For each parameter that has been updated, its state tensors by name.
     """
 
     def __init__(self, optim: Optim, parameters: Iterable[nn.Parameter]) -> None:
@@ -63,18 +63,18 @@ class FusedOptimizer:
         self._grouped: list[bool] | None = None
 
     def restore(self, parameter: nn.Parameter, state: State) -> None:
-        """Set a parameter's state from a checkpoint; an empty state means it has none yet."""
+        """Set a parameter's state from a checkpoint; an empty `state` changes nothing."""
         if state:
             self.state[parameter] = state
             self._grouped = None
 
     def step(self, rate: float, nonfinite: Tensor | None = None) -> None:
-        """Step all parameters that have a gradient.
+        """Update all parameters that have a gradient.
 
         Args:
             rate: The learning rate.
-            nonfinite: A float32 scalar tensor on the parameters' device, 1 to skip the step and 0
-                to make it; None to make it. A skipped step changes no parameter, state or step
+            nonfinite: A float32 scalar tensor on the parameters' device: 1 to skip the step, 0 to
+                do it. None also means to do it. A skipped step changes no parameter, state or step
                 count. The kernel reads the value, so the host need not wait for it.
         """
         gradients = [parameter.grad for parameter in self.parameters]
@@ -153,7 +153,7 @@ class FusedOptimizer:
             self.state.update({parameter: self._first_state(parameter) for parameter in parameters})
         states = [self.state[parameter] for parameter in parameters]
         counts = None
-        if self._optim.name == "adamw":  # so that one addition increments all step counts
+        if self._optim.name == "adamw":  # one vector of step counts: one addition
             counts = torch.stack([state["step"] for state in states])
             for state, count in zip(states, counts.unbind(), strict=True):
                 state["step"] = count
@@ -161,7 +161,7 @@ class FusedOptimizer:
         return _Group(indices, [*parameters], columns, counts, first)
 
     def _first_state(self, parameter: nn.Parameter) -> State:
-        """Return the state before the first step, all zeros. A skipped first step leaves it so."""
+        """Return the state before the first step: zeros. A skipped first step keeps it."""
 
         def zeros() -> Tensor:
             return torch.zeros_like(parameter, requires_grad=False)
@@ -173,7 +173,7 @@ class FusedOptimizer:
 
 
 def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the squared norm of all gradients together, as a float64 scalar tensor."""
+    """Return the squared norm over all gradients together, as a float64 scalar tensor."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).double().square()
 
@@ -184,8 +184,8 @@ def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> N
     Args:
         parameters: The parameters whose gradients are scaled.
         limit: The largest norm allowed.
-        squared: The square of the norm to limit, which may include other parameters' gradients; a
-            float64 scalar tensor.
+        squared: The square of the norm to limit, a float64 scalar tensor. It may also cover
+            gradients of other parameters, for example of the whole model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 

@@ -1,7 +1,7 @@
-"""The parts of a run. A part is what was trained between one start or resumption and the next.
+"""The parts of a run. Each start or resumption of the run begins a new part.
 
-Each checkpoint contains the parts until its step. A resumed run takes them from its checkpoint, so
-steps that were trained after that checkpoint and are trained again count once.
+Each checkpoint records all parts until its step. A resumed run reads them from its checkpoint.
+Therefore steps that an earlier process did after that checkpoint are not counted twice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +20,14 @@ Number = TypeVar("Number", int, float)
 
 
 class Conditions(TypedDict):
-    """The conditions of a part. Times of parts are added up only if all these are equal."""
+    """Conditions of a part. Times of two parts are added only if all conditions are equal."""
 
     gpus: int
     devices: list[str]
     threads: int
     transport: str
     stages: list[str]  # the units that start stages 2 and up
-    recompute: NotRequired[bool]  # only where it is on: older programs have counted without it
+    recompute: NotRequired[bool]  # present only if true, because older programs did not record it
 
 
 Part = TypedDict(
@@ -49,20 +49,20 @@ Part = TypedDict(
 """A part of a run, as `train.parts` of summary.json lists it.
 
 Fields:
-    from: Number of optimizer steps before the part.
-    to: Number of optimizer steps after it.
-    seconds: How long the part took, evaluations and checkpoints included.
+    from: Number of optimizer steps done before the part.
+    to: Number of optimizer steps done at its end.
+    seconds: Duration of the part, including evaluations and checkpoints.
     samples: Number of training samples.
-    samples_per_second: Speed in the part's steady state; None if it had none.
+    samples_per_second: Speed in the part's steady state; None if there was no steady state.
 
 The other fields are those of `Conditions`."""
 
 
 class Worker(TypedDict):
-    """What a worker counted in its steady state (see `Totals`), as plain data for JSON.
+    """A worker's counts and times in the steady state (see `Totals`), as plain data for JSON.
 
-    Keys of JSON are strings: `instruction_s` has the `repr` of instructions as keys, `bytes_sent`
-    the numbers of the receiving stages as text.
+    JSON allows only strings as keys. The keys of `instruction_s` are the `repr` of instructions,
+    and the keys of `bytes_sent` are the numbers of the receiving stages.
     """
 
     batches: int
@@ -76,21 +76,21 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """The counts of all workers under the same conditions, in the order of the job's seats."""
+    """The counts of all workers under the same conditions, in the order of `Job.seats`."""
 
     conditions: Conditions
     workers: list[Worker]
 
 
 class Parts:
-    """The parts of a run: the one that is being trained, and those before it.
+    """The parts of a run: the current one and the earlier ones.
 
     Args:
         job: The job of the current part.
         transport: Name of the current part's transport.
         units: Names of the model's units.
         before: The earlier parts.
-        counted: What the workers counted in the earlier parts.
+        counted: The workers' counts and times in the earlier parts.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether all counted instructions are among the job's.
+        """Return whether the job has all counted instructions, by name.
 
-        Older programs named instructions otherwise.
+        Older versions of the program used other names for instructions.
         """
         job, names = self._job, set()
         for stage in range(job.stages):
@@ -129,12 +129,12 @@ class Parts:
         return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
-        """Return all parts; the current one only if it has made a step.
+        """Return all parts; the current part only if it has done a step.
 
         Args:
             step: Number of optimizer steps of the whole run until now.
-            seconds: How long the current part has trained, evaluations and checkpoints included.
-            workers: What its workers have counted until now; empty if that is unknown.
+            seconds: Duration of the current part until now, including evaluations and checkpoints.
+            workers: The workers' counts and times in this part; empty if unknown.
         """
         start, course = self._job.start, self._job.course
         if step <= start:  # nothing was trained
@@ -150,13 +150,13 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Add up what each worker counted in the current part and in those with equal conditions.
+        """Add up each worker's counts in the current part and in earlier ones of equal conditions.
 
         Args:
-            workers: What the workers have counted in the current part; empty if that is unknown.
+            workers: The workers' counts and times in the current part; empty if unknown.
 
         Returns:
-            The sums of each worker, in the order of the job's seats; empty if nothing is known.
+            The sums for each worker, in the order of `Job.seats`; empty if nothing is known.
         """
         counts = [each["workers"] for each in self._alike]
         if workers:
@@ -171,7 +171,7 @@ class Parts:
 
 
 def worker(report: Report) -> Worker:
-    """Return the counts in a worker's report."""
+    """Convert the counts and times in a worker's report to plain data for JSON."""
     return {
         "batches": report["batches"],
         "samples": report["samples"],
@@ -185,10 +185,10 @@ def worker(report: Report) -> Worker:
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
-    """Return the samples per second of all replicas of the last stage in the steady state.
+    """Return the samples per second of the steady state, summed over the last stage's replicas.
 
     Returns:
-        The speed; None if a replica had no steady state.
+        The speed; None if some replica had no steady state.
     """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):
@@ -202,7 +202,7 @@ def is_steady(worker: Worker) -> bool:
 
 
 def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
-    """Add up what the worker of one seat counted in several parts; of memory, take the largest."""
+    """Add up the counts of one worker in several parts. For memory, use the largest value."""
     return {
         "batches": sum(each["batches"] for each in counts),
         "samples": sum(each["samples"] for each in counts),

@@ -8,15 +8,16 @@ from torch import nn
 
 
 def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Module:
-    """Move a network to its device, in channels-last memory format, and set it to be compiled.
+    """Move a network to its device, in channels-last memory format, and set up torch.compile.
 
-    With channels-last weights, convolutions make channels-last feature maps. On CPU, ResNet-18 to
-    ResNet-50 were 1.1 to 1.2 times faster in this format. It applies to 4-dimensional weights only.
+    With channels-last weights, convolutions return channels-last feature maps. On CPU, ResNet-18 to
+    ResNet-50 were 1.1 to 1.2 times faster in this format. Only 4-dimensional weights get it.
 
     Args:
         network: The network, which is changed in place and returned.
         device: The device that computes it.
-        compiled: Whether torch.compile compiles it, at its first run and once for each new shape.
+        compiled: Whether torch.compile compiles the network, at the first run and once for each new
+            input shape.
     """
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled and any(True for _ in network.parameters()):
@@ -25,10 +26,11 @@ def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Modul
 
 
 def prepare_compiler() -> None:
-    """Set up torch.compile: raise its limits of recompilation, and start no further processes.
+    """Set up torch.compile: raise its limits of recompilation, and forbid compiler processes.
 
-    All units of a class share their code, and torch limits how often one piece of code is compiled.
-    Each unit has shapes of its own, in training and evaluation, for full and shorter last batches.
+    All units of a class share the code of `forward`, and torch limits how often one piece of code
+    is compiled. But each unit has other shapes, and so have training and evaluation, and full
+    batches and shorter last ones.
     """
     import torch._dynamo.config
     import torch._inductor.codecache
@@ -37,8 +39,8 @@ def prepare_compiler() -> None:
     torch._dynamo.config.recompile_limit = 256
     with suppress(AttributeError):
         torch._dynamo.config.accumulated_recompile_limit = 4096
-    torch._inductor.config.compile_threads = 1  # a pool would be processes that nobody watches
-    # torch puts precompiled headers into /tmp whatever its cache folder is, so set this as well.
+    torch._inductor.config.compile_threads = 1  # otherwise a pool of processes that nobody watches
+    # torch puts precompiled headers into /tmp even if its cache folder is elsewhere.
     headers = os.path.join(os.environ["TORCHINDUCTOR_CACHE_DIR"], "precompiled_headers")
     for name, folder in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", f"{headers}/locks")):
         if hasattr(torch._inductor.codecache, name):

@@ -1,13 +1,14 @@
-"""Shared memory in which each worker shows its parent that it lives, that it advances, and how far.
+"""Shared memory in which each worker shows its parent that it is alive, and its progress.
 
-Each worker keeps two timestamps. A separate thread renews its sign of life every second, unless the
-process is stopped. The main thread renews the time of its last progress with each instruction, and
-also while it waits for another stage, because a worker that waits is not the one that hangs. Both
-are read from the monotonic clock, which all processes of a machine share.
+Each worker keeps two timestamps. The first one is a sign of life: a separate thread of the worker
+renews it every second, unless the process is stopped (SIGSTOP). The second one is the time of the
+last progress: the main thread renews it with each instruction, and also while it waits for another
+stage, because then the other stage is the one that hangs. Both are times of the monotonic clock,
+which all processes of a machine share.
 
-The thread needs Python's global interpreter lock. While CUDA starts on a device, or maps the memory
-of another one, the main thread can hold this lock for many seconds. So the limit for signs of life
-is much longer until the first batch has ended, by when CUDA has done all such work.
+The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
+the memory of another device, the main thread can hold this lock for many seconds. All such work is
+done when the first batch has ended. Until then, the limit for signs of life is much longer.
 """
 
 import ctypes
@@ -17,45 +18,45 @@ from time import monotonic
 from ppll_cli.observe.progress import KINDS, Look
 
 ALIVE_LIMIT_S = 6.0
-"""Seconds without a sign of life after which a worker counts as stopped.
+"""Seconds without a sign of life after which the parent regards a worker as stopped.
 
-The parent must notice a stopped process within 10 s, even if it looks 3 s late. A worker of a
-machine that is far too busy can count as stopped as well."""
+The parent must notice a stopped process within 10 s, even if it checks 3 s late. On a machine that
+is far too busy, a running worker can also be regarded as stopped."""
 
 STARTING_ALIVE_LIMIT_S = 60.0
-"""The same limit in seconds until the process has ended its first batch."""
+"""The value of this limit, in seconds, until the worker has ended its first batch."""
 
 FORKED_LIMIT_S = 60.0
-"""Seconds that a new process may take until it runs the worker's code. Before that, it imports the
-modules that its job needs, and gives no sign of life."""
+"""Seconds from the start of a worker's process to its first sign of life, at most. In this time the
+process imports the modules that its job needs."""
 
 SCORING_LIMIT_S = 900.0
-"""Seconds that computing the metrics of a whole split may take; for detection this is much work."""
+"""Seconds that a worker may take to compute the metrics of a split; detection takes long."""
 
 STARTING_LIMIT_S = 900.0
 """Seconds that a worker may take to set up its networks, data and connections."""
 
 SAVING_LIMIT_S = 900.0
-"""Seconds that writing a stage's part of a checkpoint may take."""
+"""Seconds that a worker may take to write its file of a checkpoint."""
 
 COMPILING_LIMIT_S = 3600.0
-"""Seconds that one instruction may take if networks are compiled, since it may compile one."""
+"""Seconds that one instruction may take with `compile=true`, as it may compile a network."""
 
 BEAT_S = 1.0
 """Seconds between two signs of life."""
 
 _OWN_GAP_S = 3.0
-"""Seconds between two looks of the parent that count as time of the workers, at most.
+"""Seconds between two checks of the parent that count against the workers' limits, at most.
 
-The parent looks every second. After a longer gap, it was itself stopped, perhaps together with its
-workers, so it does not count the rest of the gap."""
+The parent checks every second. If a gap is longer, the parent itself was stopped, perhaps together
+with its workers. Then the rest of the gap is not counted."""
 
 _TEXT = 200
-"""Bytes of each text field, with the final zero."""
+"""Size of each text field in bytes, including the final zero."""
 
 
 class Pulse(ctypes.Structure):
-    """The state of a worker that its parent sees, in shared memory.
+    """The state of a worker in memory that its parent shares and reads.
 
     Attributes:
         alive_s: Monotonic time of the last sign of life; 0 before the first one.
@@ -63,13 +64,13 @@ class Pulse(ctypes.Structure):
         progress_s: Monotonic time of the main thread's last progress.
         limit_s: Seconds that the current activity may take; 0 for no limit.
         doing: Name of the current activity.
-        item: The batch or mark for which it is done.
+        item: The batch or mark to which the activity belongs.
         step: Number of optimizer steps done.
         sent: Number of messages sent to the next stage.
         received: Number of messages received from the stage before.
         memory_bytes: Memory that the worker uses; -1 if unknown.
-        counted_s: Seconds of the steady state so far that `spent_s` explains.
-        spent_s: Seconds of `counted_s` that were spent on each of `KINDS`.
+        counted_s: Seconds of the steady state so far.
+        spent_s: Seconds of `counted_s` spent on each kind in `KINDS`, in this order.
     """
 
     _fields_ = (
@@ -100,12 +101,12 @@ class Pulse(ctypes.Structure):
     spent_s: MutableSequence[float]
 
     def beat(self, memory_bytes: int | None = None) -> None:
-        """Give a sign of life, and record the memory that the process uses, if known."""
+        """Renew the sign of life, and record the memory that the process uses; None if unknown."""
         self.alive_s = monotonic()
         self.memory_bytes = -1 if memory_bytes is None else memory_bytes
 
     def get_on(self) -> None:
-        """Record that the main thread advances in its current activity."""
+        """Renew the time of the main thread's last progress, within the current activity."""
         self.progress_s = monotonic()
 
     def begin(self, doing: str, limit_s: float | None) -> None:
@@ -124,7 +125,7 @@ class Pulse(ctypes.Structure):
         self.item = item.encode()[: _TEXT - 1]
 
     def spend(self, counted_s: float, spent_s: Mapping[str, float]) -> None:
-        """Record how long the steady state has lasted, and how much of it each kind took."""
+        """Record the seconds of the steady state so far, and the seconds of each kind in it."""
         self.counted_s = counted_s
         for index, kind in enumerate(KINDS):
             self.spent_s[index] = spent_s.get(kind, 0.0)
@@ -146,7 +147,7 @@ class Pulse(ctypes.Structure):
 
 
 class Watch:
-    """Checks the timestamps of the workers in the parent.
+    """Checks the timestamps of all workers; the parent uses it.
 
     Args:
         pulses: The pulse of each worker.
@@ -155,13 +156,13 @@ class Watch:
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses
         self._looked_s = monotonic()
-        # For each worker, from when to count its silence and its lack of progress.
+        # For each worker: the times from which to count silence, and lack of progress.
         self._since_s = [(self._looked_s, self._looked_s) for _ in pulses]
 
     def late(self) -> Iterator[tuple[int, str]]:
         """Yield the index of each worker that is silent or stuck, and the problem in words."""
         now = monotonic()
-        stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # how long this process stood still
+        stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # how long this process was stopped
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
             turned_s = pulse.alive_s, pulse.progress_s

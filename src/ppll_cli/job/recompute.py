@@ -1,4 +1,4 @@
-"""Recomputes the forward in the backward to save memory, for `recompute=true`."""
+"""Recomputes a forward during the backward, to save memory (setting `recompute=true`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
-    """Run a network so that it keeps only its inputs, and runs again in the backward.
+    """Run a network so that only its inputs are kept; the backward then runs it again.
 
-    The first pass builds the graph, so gradients are bit-identical to those without recomputing.
-    The second pass draws the same random numbers as the first. It works on copies of the buffers
-    from before the first pass, so BatchNorm's running statistics move only once.
+    Gradients are bit-identical to those without recomputing. The second pass draws the same random
+    numbers as the first. It works on copies of the buffers from before the first pass, so
+    BatchNorm's running statistics are updated only once.
 
     Args:
         network: The network, in training mode.

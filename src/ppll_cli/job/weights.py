@@ -1,4 +1,4 @@
-"""Reads files of weights with which a run begins."""
+"""Reads the file of initial weights of a run (setting `weights=`)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a file with which a run begins.
+    """The tensors of a file from which a run takes initial weights.
 
     Attributes:
         file: The file.
-        names: The name in the file of each tensor that is used, by its name in
-            `model.safetensors`. Tensors of the model that are missing here are drawn from the seed.
+        names: For each tensor of the model that is in the file: its name in the file, by its name
+            in `model.safetensors`. Other tensors of the model are initialized from the seed.
     """
 
     file: Path
@@ -26,7 +26,7 @@ class Weights:
 
 
 class OpenedWeights(Protocol):
-    """The tensors of an open file; each is read when it is asked for, if the format allows it."""
+    """The tensors of an open file. If the format allows it, a tensor is read only when needed."""
 
     def shapes(self) -> dict[str, list[int]]:
         """Return the shape of each tensor, by its name."""
@@ -66,11 +66,11 @@ class _StateDict:
 def opened(file: Path) -> Iterator[OpenedWeights]:
     """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
 
-    torch's file is loaded with `weights_only`, so no code in it is executed.
+    torch.load gets `weights_only=True`, so it executes no code from the file.
 
     Raises:
         ValueError: The file holds something else.
-        Exception: The file cannot be read; torch and safetensors raise several kinds of exceptions.
+        Exception: The file cannot be read; torch and safetensors raise various exceptions.
     """
     if _is_safetensors(file):
         with safe_open(file, framework="pt") as found:
@@ -80,7 +80,7 @@ def opened(file: Path) -> Iterator[OpenedWeights]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Return whether a file begins with 8 bytes, the header's length, and a JSON object."""
+    """Return whether a file starts like safetensors: 8 bytes for a length, then `{` of JSON."""
     with file.open("rb") as content:
         return content.read(9)[8:] == b"{"
 

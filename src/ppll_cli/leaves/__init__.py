@@ -1,1 +1,1 @@
-"""Helpers that every other folder may use: files, text, the machine."""
+"""Small helpers for all other packages: files, text, processes and the machine."""

@@ -1,4 +1,4 @@
-"""The user's cache folder, and the code that torch compiles into it. Imports no torch."""
+"""Finds the user's cache folder, and makes torch keep compiled code there. Imports no torch."""
 
 import os
 from contextlib import suppress
@@ -8,7 +8,7 @@ INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def cache_folder() -> Path | None:
-    """Return the program's folder in the user's cache, which may not exist; None without a home."""
+    """Return the program's cache folder, which may not exist yet; None if the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification asks for relative paths to be ignored
         base = os.path.expanduser("~/.cache")
@@ -16,11 +16,11 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled_code() -> None:
-    """Have torch keep compiled code in the cache folder, unless the user has chosen another folder.
+    """Make torch keep compiled code in the cache folder, unless the user has chosen another folder.
 
-    By default torch makes a folder of a predictable name in /tmp as soon as an optimizer is made;
-    another user may have made it before. This function only names a folder, which torch makes when
-    it needs it. Processes that are started later inherit the choice.
+    By default, torch creates a folder with a predictable name in /tmp when the first optimizer is
+    created. Another user may have created this folder before. This function only sets the folder in
+    the environment; torch creates it when needed. Child processes inherit the setting.
     """
     if os.environ.get(INDUCTOR):
         return
@@ -28,16 +28,16 @@ def keep_compiled_code() -> None:
     if folder is not None and _can_be_made(folder / "inductor"):
         os.environ[INDUCTOR] = str(folder / "inductor")
         return
-    # Processes that this one starts inherit the choice, so the folder may go when this one ends.
+    # Only child processes inherit the setting, so the folder may be removed at this process's end.
     from ppll_cli.errors import ConfigError
     from ppll_cli.leaves.scratch import lasting_folder
 
-    with suppress(ConfigError):  # the code that needs temporary files reports the error
+    with suppress(ConfigError):  # code that really needs temporary files will report the error
         os.environ[INDUCTOR] = str(lasting_folder() / "inductor")
 
 
 def _can_be_made(folder: Path) -> bool:
-    """Return whether files can be made in a folder, which may not exist yet."""
+    """Return whether files can be created in a folder, which may not exist yet."""
     for place in (folder, *folder.parents):
         if place.exists():
             return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

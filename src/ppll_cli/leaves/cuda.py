@@ -1,7 +1,7 @@
-"""Asks the CUDA driver about devices without making a context.
+"""Asks the CUDA driver about devices without creating a CUDA context.
 
-A context takes some hundred MiB of a device's memory for as long as its process lives. The process
-that starts the workers computes nothing, so it makes no context: it must not call anything that
+A context takes some hundred MiB of a device's memory as long as its process lives. The process that
+starts the workers computes nothing, so it should have no context: it must not call anything that
 initialises `torch.cuda`.
 """
 
@@ -37,7 +37,7 @@ def can_access_peer(source: str, target: str) -> bool:
 
 @cache
 def _driver() -> Any:
-    """Return the driver's library; None if it cannot be loaded or used, as under ROCm."""
+    """Return the driver's library; None if it cannot be loaded or used, for example with ROCm."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -46,7 +46,7 @@ def _driver() -> Any:
 
 
 def _handle(driver: Any, device: str) -> ctypes.c_int:
-    """Return the driver's handle of a device; the driver counts devices as torch does."""
+    """Return the driver's handle of a device; driver and torch number devices in the same way."""
     handle = ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(handle), torch.device(device).index or 0))
     return handle

@@ -1,6 +1,6 @@
-"""Files that are replaced as a whole or not at all, and files that grow.
+"""Reads files safely, and writes them completely or not at all.
 
-A file that is read here may be damaged, or may be something else than a file. Imports no torch.
+Reading expects that a file may be damaged, or may be no regular file. Imports no torch.
 """
 
 import errno
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON_BYTES = 1 << 26
-"""Largest size in bytes of a file with one JSON value."""
+"""Largest accepted size in bytes of a JSON file."""
 
 DEEPEST_JSON = 64
-"""How deeply lists and objects of a JSON file may be nested."""
+"""Deepest accepted nesting of lists and objects in a JSON file."""
 
 TOO_DEEP = "its brackets are nested too deeply"
 
 MOST_LINES_BYTES = 1 << 30
-"""Largest size in bytes of a file of JSON lines."""
+"""Largest accepted size in bytes of a file of JSON lines."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write or replace a text file; after a crash it holds the old text or the new, never a part.
+    """Write or replace a text file; after a crash it has the old or the new text, never a part.
 
     Raises:
         OSError: The file cannot be written; its old content is still there.
@@ -44,7 +44,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.unlink(missing_ok=True)  # left by a killed process that had this number
+        unfinished.unlink(missing_ok=True)  # left by a killed process that had the same process ID
         with unfinished.open("xb") as file:  # "x" follows no link
             file.write(content)
             file.flush()
@@ -60,20 +60,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 def regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file for reading.
 
-    A FIFO or a device is refused before it is opened: opening it could wait for ever or have
-    effects.
+    The function refuses a FIFO or a device without opening it: opening could wait for ever or have
+    side effects.
 
     Args:
         path: The file, or a link to it.
-        most_bytes: Its largest size in bytes; None: any.
+        most_bytes: The largest accepted size in bytes; None for no limit.
 
     Raises:
-        OSError: The file is missing, no regular file, too large, or cannot be read.
+        OSError: The file is missing, is no regular file, is too large, or cannot be read.
     """
     _check_regular(path, os.stat(path), most_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        _check_regular(path, os.fstat(descriptor), most_bytes)  # it may just have been replaced
+        _check_regular(path, os.fstat(descriptor), most_bytes)  # it may have been replaced
         yield file
 
 
@@ -91,8 +91,8 @@ def read_json(path: Path) -> Any:
     """Return the JSON value in a file.
 
     Raises:
-        OSError: The file is missing, no regular file, too large, or cannot be read.
-        ValueError: It does not hold JSON, or is nested too deeply.
+        OSError: The file is missing, is no regular file, is too large, or cannot be read.
+        ValueError: The content is not JSON, or is nested too deeply.
     """
     with regular(path, MOST_JSON_BYTES) as file:
         value = parse_json(file.read())
@@ -101,7 +101,7 @@ def read_json(path: Path) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse a value nested so deeply that recursive functions could not process it."""
+    """Raise ValueError for a value that is nested too deeply for recursive functions."""
     inner = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST_JSON):
         lists = [each.values() if isinstance(each, dict) else each for each in inner]
@@ -124,17 +124,18 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def problem_of(error: Exception) -> str:
-    """Return why a file could not be read, in a few words that may follow its name."""
+    """Return why a file could not be read, in a few words that can follow the file's name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents if they are missing.
+    """Create a folder and its parents if they are missing.
 
     Raises:
-        OSError: The folder cannot be made, or is a link, through which nothing is written.
+        OSError: The folder cannot be created, or is a link; the program does not write through
+            links.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
@@ -142,9 +143,9 @@ def make_folder(folder: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file the mode that a new file beside it would have.
+    """Give a file the permissions that a new file in its folder would have.
 
-    Some libraries make files that only their owner can read, whatever the umask says.
+    Some libraries ignore the umask and create files that only their owner can read.
     """
     probe = path.with_name(f".{path.name}.mode")
     with suppress(OSError):  # some file systems have no modes
@@ -156,10 +157,10 @@ def share(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a file, one per line; skip other lines, and accept a missing file.
+    """Yield the JSON objects in a file of one per line; skip other lines. The file may be missing.
 
     Raises:
-        OSError: It is no regular file, is too large, or cannot be read.
+        OSError: The path is no regular file, is too large, or cannot be read.
     """
     try:
         with regular(path, MOST_LINES_BYTES) as file:
@@ -175,15 +176,15 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, independent of its layout and of the order of keys."""
+    """Return the SHA-256 of a JSON value, independent of white space and of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with its content; do nothing if there is none.
+    """Remove a file, a link, or a folder with its content; do nothing if the path does not exist.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: The path cannot be removed.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -192,7 +193,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all.
+    """Write a value as JSON, completely or not at all.
 
     Raises:
         OSError: The file cannot be written.

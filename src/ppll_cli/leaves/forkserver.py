@@ -1,4 +1,4 @@
-"""The process from which workers are forked: it imports torch once for all of them."""
+"""Controls the fork server, a process that imports torch once and from which workers are forked."""
 
 import multiprocessing
 import os
@@ -20,40 +20,42 @@ STOPPED_LIMIT_S = 6.0
 """Seconds that the fork server may be stopped (SIGSTOP) while it is asked to start a worker."""
 
 ANSWER_LIMIT_S = 600.0
-"""Seconds that it may take to start a worker: first it imports torch, perhaps from a slow disk."""
+"""Seconds that the fork server may take to start a worker. It imports torch first, perhaps from
+a slow disk."""
 
 LOOK_S = 0.5
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a program to end. A terminal or batch system sends them to all processes."""
+"""Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
-"""Name and value of a variable that keeps the current directory off a new Python's `sys.path`."""
+"""Name and value of an environment variable: Python then leaves the current directory off
+`sys.path`."""
 
 
 def context() -> ForkServerContext:
-    """Return how workers are started: a plain fork would copy the parent's threads and locks."""
+    """Return the context that starts workers. Plain `fork` would copy locks that threads hold."""
     return multiprocessing.get_context("forkserver")
 
 
 def start() -> None:
-    """Start the fork server, which imports what workers need while this process goes on.
+    """Start the fork server, which imports what workers need while this process continues.
 
-    This module imports no torch, so this can be called before this process imports it.
+    This module imports no torch, so a process can call this before it imports torch itself.
 
     Raises:
-        ConfigError: No folder can be made for the server's socket.
+        ConfigError: No folder can be created for the server's socket.
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # joblib's processes have a start method of joblib's own, which workers would try to use.
+        # joblib sets its own start method in its processes, and workers would try to use it.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
-    if here._config.get("tempdir") is None:  # or multiprocessing would make `pymp-*` in TMPDIR
+    if here._config.get("tempdir") is None:  # otherwise multiprocessing creates `pymp-*` in TMPDIR
         here._config["tempdir"] = str(socket_folder())
     context().set_forkserver_preload(["ppll_cli.launch.preload"])
     with _without_current_directory():
-        # The tracker ignores SIGINT and SIGTERM itself; it keeps SIGHUP blocked, as inherited.
+        # The tracker itself ignores SIGINT and SIGTERM. It inherits that SIGHUP is blocked.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
         with _blocked(*STOPPING):  # until `preload` ignores them
@@ -62,7 +64,7 @@ def start() -> None:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals in this thread and in processes it starts; here they come after the body."""
+    """Block signals in processes that the body starts, and here until the body has ended."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -72,9 +74,9 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Have Python leave the current directory out of `sys.path` in processes started meanwhile.
+    """Keep the current directory out of `sys.path` in processes that the body starts.
 
-    Otherwise they would import a user's `torch.py` there instead of torch.
+    Otherwise these processes would import a user's `torch.py` in this directory instead of torch.
     """
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # as in a clone's `src`
@@ -89,7 +91,7 @@ def _without_current_directory() -> Iterator[None]:
 
 
 def begin(worker: ForkServerProcess) -> None:
-    """Have the fork server start a worker.
+    """Make the fork server start a worker.
 
     Raises:
         RunFailedError: The fork server is gone, or is stopped.
@@ -130,13 +132,13 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 
 
 def _stopped() -> bool:
-    """Return whether the fork server is stopped; False if the system does not tell."""
+    """Return whether the fork server is stopped (SIGSTOP); False if unknown."""
     server: Any = forkserver._forkserver
     return is_stopped(server._forkserver_pid)
 
 
 def is_stopped(process_id: int) -> bool:
-    """Return whether a process is stopped (SIGSTOP); False if the system does not tell."""
+    """Return whether a process is stopped (SIGSTOP); False if unknown."""
     with suppress(OSError):
         status = Path(f"/proc/{process_id}/stat").read_text()
         return status.rpartition(") ")[2][:1] in ("T", "t")
@@ -144,7 +146,7 @@ def is_stopped(process_id: int) -> bool:
 
 
 def lost(name: str) -> RunFailedError:
-    """Return the error for a process of multiprocessing itself that is gone."""
+    """Return the error to raise when a helper process of multiprocessing is gone."""
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )
@@ -153,8 +155,8 @@ def lost(name: str) -> RunFailedError:
 def heeded() -> list[signal.Signals]:
     """Return the signals that end this program.
 
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored; then
-    this program goes on ignoring them.
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. Then
+    this program ignores them too.
     """
     ignorable = (signal.SIGINT, signal.SIGHUP)
     return [
@@ -165,7 +167,7 @@ def heeded() -> list[signal.Signals]:
 
 
 def stop() -> None:
-    """End the fork server at once; no worker is needed any more."""
+    """End the fork server immediately. Call this when no more workers are needed."""
     server: Any = forkserver._forkserver  # the library offers no way to end it
     if server._forkserver_pid is not None:
         kill()
@@ -173,7 +175,7 @@ def stop() -> None:
 
 
 def kill() -> None:
-    """Kill the fork server; a signal handler may call this if the program leaves right after."""
+    """Kill the fork server. A signal handler may call this if the program exits right after."""
     server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         with suppress(ProcessLookupError):
@@ -181,10 +183,10 @@ def kill() -> None:
 
 
 def lives() -> dict[int, str]:
-    """Return multiprocessing's own processes: their names, by descriptors.
+    """Return the names of multiprocessing's helper processes, by file descriptor.
 
-    Each descriptor is our end of a pipe that only this process reads, so that `wait` finds it
-    ready when the process has ended.
+    Each descriptor is our end of a pipe to the helper process. When this process has ended, `wait`
+    reports the descriptor as ready.
     """
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker
@@ -193,14 +195,18 @@ def lives() -> dict[int, str]:
 
 
 def gone(limit_s: float) -> str | None:
-    """Return the name of a process of multiprocessing itself that ends within `limit_s` seconds."""
+    """Wait up to `limit_s` seconds until a helper process of multiprocessing ends.
+
+    Returns:
+        The name of the ended process; None if all are still alive.
+    """
     servers = lives()
     ended = wait(list(servers), limit_s)
     return next((name for end, name in servers.items() if end in ended), None)
 
 
 def fate(code: int | None) -> str:
-    """Return how a process ended, from its exit status."""
+    """Describe how a process ended, given its exit status."""
     if code is None or code >= 0:
         return f"exit status {code}"
     known = {each.value: each.name for each in signal.Signals}

@@ -1,8 +1,8 @@
-"""Lets a parent know that the children of its workers are gone as well.
+"""Lets the parent notice when a worker and all processes that the worker started have ended.
 
-Each worker holds the only open end of a pipe to its parent, and the parent takes the worker for
-gone when the pipe ends. Processes that the worker starts hold the pipe open too, so the pipe ends
-with the last of them. Imports no torch.
+Each worker has a pipe to its parent. Processes that the worker starts also keep the worker's end of
+this pipe open. So the parent sees the end of the pipe only when the last of these processes has
+ended. Imports no torch.
 """
 
 from multiprocessing.connection import Connection
@@ -12,10 +12,10 @@ _PIPES: "WeakSet[Connection]" = WeakSet()
 
 
 def share(pipe: Connection) -> None:
-    """Have processes that this one starts hold a pipe open."""
+    """Make processes that this one starts later keep a pipe open."""
     _PIPES.add(pipe)
 
 
 def descriptors() -> tuple[int, ...]:
-    """Return the descriptors to give to a new process so that it holds the pipes open."""
+    """Return the file descriptors to pass to a new process, so that it keeps the pipes open."""
     return tuple(pipe.fileno() for pipe in _PIPES if not pipe.closed)

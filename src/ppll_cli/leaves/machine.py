@@ -16,7 +16,7 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Return the bytes of memory for this process: the machine's, or its container's if less."""
+    """Return this process's memory in bytes: the machine's, or its container's limit if less."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

@@ -1,17 +1,17 @@
-"""Names in messages: of workers and devices, and guesses at misspelt ones. Imports no torch."""
+"""Texts for messages: names of workers and devices, and hints on typos. Imports no torch."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """Return "did you mean NAME? " if a name is near to the misspelt one, else an empty text."""
+    """Return "did you mean NAME? " for the most similar name; empty if none is similar."""
     near = difflib.get_close_matches(name, [*names], n=1, cutoff=0.65)
     return f"did you mean {near[0]}? " if near and near[0] != name else ""
 
 
 def counted(number: int, what: str) -> str:
-    """Return a number of things in words: `1 run`, `2 runs`."""
+    """Return a number with its noun in singular or plural: `1 run`, `2 runs`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

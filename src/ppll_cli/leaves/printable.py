@@ -1,7 +1,7 @@
-"""Text that is safe to show, whatever a user's value contains. Imports no torch."""
+"""Makes text with a user's values safe to print. Imports no torch."""
 
 LONGEST = 200
-"""How many characters of a value a message shows."""
+"""Largest number of characters of a value that a message shows."""
 
 
 def printable(text: object, longest: int | None = None) -> str:
@@ -9,7 +9,7 @@ def printable(text: object, longest: int | None = None) -> str:
 
     Args:
         text: The text.
-        longest: If it has more characters than this, leave out its middle; None: show all.
+        longest: If the text has more characters, leave out its middle; None to show all.
     """
     whole = str(text)
     if longest is not None and len(whole) > longest:

@@ -1,8 +1,8 @@
-"""Temporary folders of this process, in a place where the next start removes leftovers.
+"""Temporary folders of this process. If the process is killed, a later process removes them.
 
-A process owns `TMPDIR/ppll-run-UID/HOST-RANDOM/` and locks the file `HOST-RANDOM.lock` beside it.
-The system drops the lock when the process ends, however it ends. So a later process recognises
-what a killed one has left: a folder whose lock nobody holds. Imports no torch.
+A process owns the folder `TMPDIR/ppll-run-UID/HOST-RANDOM/` and locks the file `HOST-RANDOM.lock`
+beside it. The system releases the lock when the process ends, even if it is killed. So a later
+process recognises a leftover: a folder whose lock no process holds. Imports no torch.
 """
 
 import fcntl
@@ -24,11 +24,12 @@ from ppll_cli.errors import ConfigError
 LONGEST_FOLDER = 85
 """Longest path, in bytes, of a folder for sockets.
 
-The path of a socket has at most 107 bytes on Linux and 103 on macOS; multiprocessing adds 18.
+The path of a socket may have at most 107 bytes on Linux and 103 on macOS, and multiprocessing adds
+18 bytes to the folder.
 """
 
 SHORT_PLACES = ("/tmp", "/var/tmp")
-"""Folders for sockets if the temporary folder's path is too long."""
+"""Folders to use for sockets if the path of the temporary folder is too long."""
 
 _ATTEMPTS = 10
 
@@ -40,7 +41,7 @@ class _Own:
     Attributes:
         folder: The folder.
         descriptor: The open lock file.
-        process_id: The owner; a forked child must not remove the folder.
+        process_id: Process ID of the owner, because a forked child must not remove the folder.
     """
 
     folder: Path
@@ -59,10 +60,10 @@ _OWN: dict[Path, _Own] = {}
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a folder for files, in `TMPDIR`, that exists while the body runs.
+    """Provide a folder for files, in `TMPDIR`, while the body of the with statement runs.
 
     Raises:
-        ConfigError: No temporary folder can be made.
+        ConfigError: No temporary folder can be created.
     """
     with tempfile.TemporaryDirectory(dir=_own(_place()), ignore_cleanup_errors=True) as folder:
         yield Path(folder)
@@ -72,7 +73,7 @@ def lasting_folder() -> Path:
     """Return a folder for files, in `TMPDIR`, that exists until this process ends.
 
     Raises:
-        ConfigError: No temporary folder can be made.
+        ConfigError: No temporary folder can be created.
     """
     return _own(_place())
 
@@ -81,7 +82,7 @@ def socket_folder() -> Path:
     """Return a folder with a path short enough for sockets; it exists until this process ends.
 
     Raises:
-        ConfigError: No such folder can be made.
+        ConfigError: No such folder can be created.
     """
     place = _place()
     for short in (place, *map(Path, SHORT_PLACES)):
@@ -97,7 +98,7 @@ def socket_folder() -> Path:
 def remove() -> None:
     """Remove the folders of this process.
 
-    A signal handler may call this if the program ends right after it.
+    A signal handler may call this if the program exits right after.
     """
     while _OWN:
         _, own = _OWN.popitem()
@@ -120,7 +121,7 @@ def _place() -> Path:
 
 
 def _own(place: Path) -> Path:
-    """Return the folder of this process in a temporary folder, made at the first call."""
+    """Return the folder of this process inside `place`; the first call creates it."""
     if (own := _OWN.get(place)) is None or own.process_id != os.getpid():
         try:
             own = _claim(place)
@@ -135,9 +136,9 @@ def _own(place: Path) -> Path:
 
 
 def _base(place: Path) -> Path:
-    """Return the user's folder, which nobody else can read or write.
+    """Return a folder inside `place` that only this user can read and write; create it if needed.
 
-    If somebody else has made something of that name, this process gets another folder.
+    If another user already has something with this name, the function uses another name.
     """
     base = place / f"ppll-run-{os.getuid()}"
     with suppress(FileExistsError):
@@ -151,7 +152,7 @@ def _base(place: Path) -> Path:
 
 
 def _claim(place: Path) -> _Own:
-    """Make a folder, locked before it exists, so that no other process takes it for a leftover."""
+    """Lock a file, then create its folder, so that no process regards the folder as a leftover."""
     for _ in range(_ATTEMPTS):
         base = _base(place)
         _clear(base)
@@ -172,7 +173,7 @@ def _claim(place: Path) -> _Own:
 
 
 def _clear(base: Path) -> None:
-    """Remove the folders of processes of this machine that have ended."""
+    """Remove folders that ended processes of this machine have left."""
     for lock in base.glob(f"{_host()}-*.lock"):
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
@@ -188,7 +189,7 @@ def _clear(base: Path) -> None:
 
 
 def _locked(descriptor: int) -> bool | None:
-    """Lock a file; return False if another process holds it, None if files cannot be locked."""
+    """Lock a file, and return True; False if another process has locked it; None if impossible."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -203,5 +204,5 @@ def _name() -> str:
 
 
 def _host() -> str:
-    """Return a short name of this machine: machines may share a temporary folder, but not locks."""
+    """Return a short name of this machine, because machines may share a folder but not locks."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"

@@ -1,4 +1,4 @@
-"""The form of the named tensors that units, tasks and channels pass on."""
+"""Describes the named tensors that units, tasks and channels exchange: shape and dtype."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class ValueSpec:
 
 
 def empty(spec: ValueSpec) -> Tensor:
-    """Return a batch of one sample on the meta device, which holds no data."""
+    """Return a tensor of one sample on the meta device, which stores no data."""
     return torch.empty(1, *spec.shape, dtype=spec.dtype, device="meta")
 
 
 def spec_of(tensor: Tensor) -> ValueSpec:
-    """Return the spec of one sample of a batch."""
+    """Return the spec of a batch: its shape without the batch dimension, and its dtype."""
     return ValueSpec(tuple(tensor.shape[1:]), tensor.dtype)

@@ -1,1 +1,1 @@
-"""Chunks, routes, schedules, passes and the simulator, all as plain data. Imports no torch."""
+"""Plans what each stage computes, and when: chunks, routes, schedules, simulator. No torch."""

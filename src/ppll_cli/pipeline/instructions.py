@@ -1,23 +1,24 @@
 """The instructions that a stage executes, as plain data.
 
 Fields that several instructions have:
-    chunk: Number of the chunk, counted through the whole model from 0. A chunk is a run of units
-        that is computed in one go.
+    chunk: Number of the chunk in the model, from 0. A chunk is a group of consecutive units that a
+        stage computes together.
     micro_batch: Index of the micro-batch within its batch, from 0.
     peer: Number of the stage at the other end of the channel.
 
 A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or its two halves) and
 `Step`. The passes (`ppll_cli.pipeline.passes`) add all other instructions.
 
-Marks travel through the same channels as the batches and in order with them. So every stage acts on
-a mark between the same two batches, and the pipeline is never drained.
+A mark asks every stage to report, save or end. Marks are sent through the same channels as batches,
+and in order with them. So every stage acts on a mark between the same two batches, and the stages
+need not stop for it.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["activations", "gradients", "norms", "weights"]
-"""What a channel carries."""
+"""The kind of messages that a channel carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,10 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Compute the loss at the end of a module, and its gradients for the chunk's outputs.
+    """Compute the loss of a module, and the gradients of the chunk's outputs.
 
-    The last module has the loss of the task, every other module a local loss. `Loss` includes the
-    backward pass of the module's auxiliary network.
+    The last module has the loss of the task; every other module has a local loss. `Loss` includes
+    the backward pass of the module's auxiliary network.
     """
 
     chunk: int
@@ -42,7 +43,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """Compute the gradients of a chunk's parameters and inputs from those of its outputs."""
+    """Compute gradients of a chunk's parameters and inputs from the gradients of its outputs."""
 
     chunk: int
     micro_batch: int
@@ -66,7 +67,7 @@ class BackwardWeight:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Run the optimizer's step for a chunk, after the backwards of all micro-batches."""
+    """Do the optimizer step of a chunk, after the backwards of all micro-batches."""
 
     chunk: int
 
@@ -77,12 +78,12 @@ Compute = Forward | Loss | Backward | BackwardInput | BackwardWeight | Step
 
 @dataclass(frozen=True, slots=True)
 class NextBatch:
-    """Take the next batch from the data and split it into micro-batches."""
+    """Load the next batch, and split it into micro-batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiveActivations:
-    """Wait for a chunk's inputs; the stage holds their slot until `Release`."""
+    """Wait for a chunk's inputs. The stage keeps their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -91,7 +92,7 @@ class ReceiveActivations:
 
 @dataclass(frozen=True, slots=True)
 class SendActivations:
-    """Copy all tensors that later chunks read into a slot and send it to the next chunk's stage."""
+    """Send to the stage of the next chunk all tensors that later chunks read."""
 
     peer: int
     chunk: int
@@ -100,7 +101,7 @@ class SendActivations:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveGradients:
-    """Wait for the gradients of a chunk's outputs; the stage holds their slot until `Release`."""
+    """Wait for the gradients of a chunk's outputs. The stage keeps their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -118,7 +119,7 @@ class SendGradients:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give back the oldest slot that the stage holds of the channel from a peer to a chunk."""
+    """Free the oldest used slot of the channel from a peer to a chunk."""
 
     peer: int
     chunk: int
@@ -129,7 +130,8 @@ class Release:
 class StartAverage:
     """Start averaging a chunk's gradients over the replicas of the stage.
 
-    This comes before the chunk's last backward: each gradient is sent as soon as it is complete.
+    This instruction comes before the chunk's last backward, so that this backward can send
+    gradients as soon as they are complete.
     """
 
     chunk: int
@@ -144,12 +146,12 @@ class FinishAverage:
 
 @dataclass(frozen=True, slots=True)
 class AddNorms:
-    """Write the squared gradient norms of the stage's units into the vector of all units' norms."""
+    """Write the squared gradient norms of the stage's units into the vector for all units."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiveNorms:
-    """Receive the vector of squared norms and give its slot back at once."""
+    """Receive the vector of squared norms, and free its slot immediately."""
 
     peer: int
 
@@ -163,13 +165,13 @@ class SendNorms:
 
 @dataclass(frozen=True, slots=True)
 class SendWeights:
-    """Send a unit's weights to a chunk of another stage that watches the unit.
+    """Send a unit's weights to a chunk on another stage whose loss reads ("watches") them.
 
     Attributes:
-        peer: The stage of the watching chunk.
-        chunk: The watching chunk.
-        ahead: Number of batches between sending the weights and reading them. The channel holds
-            this many messages before the first batch.
+        peer: Number of the stage of that chunk.
+        chunk: Number of that chunk.
+        ahead: Number of batches between sending the weights and reading them. This is also the
+            number of messages that are sent before the first batch.
     """
 
     peer: int
@@ -179,7 +181,7 @@ class SendWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveWeights:
-    """Receive the weights that a chunk watches and give their slot back at once."""
+    """Receive the weights that a chunk's loss reads, and free their slot immediately."""
 
     peer: int
     chunk: int
@@ -188,16 +190,16 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReadWeights:
-    """Read the weights that a chunk watches from a unit on its own stage."""
+    """Read the weights that a chunk's loss reads, from a unit on the same stage."""
 
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Compute a chunk's loss and metric on an evaluation batch.
+    """Compute the loss and the metrics of a chunk's module on an evaluation batch.
 
-    The last module is measured by the model's own head, every other one by its auxiliary network.
+    The last module uses the model's own head; every other module uses its auxiliary network.
     """
 
     chunk: int
@@ -206,7 +208,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveMark:
-    """Receive a mark from the channel of a chunk's inputs and give its slot back at once."""
+    """Receive a mark from the channel of a chunk's inputs, and free its slot immediately."""
 
     peer: int
     chunk: int
@@ -222,7 +224,7 @@ class SendMark:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Mark: all evaluation batches of a split have passed; report the results."""
+    """Mark: all evaluation batches of a split are done; report the results."""
 
     split: str
     step: int

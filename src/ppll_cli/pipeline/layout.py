@@ -1,4 +1,4 @@
-"""Chunks: which units they hold, on which stage they are, and to which module they belong."""
+"""Chunks: consecutive units of a model, each chunk with its stage and its module."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from ppll_cli.pipeline.solver import balance
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of units that a stage computes in one go.
+    """Consecutive units that a stage computes together.
 
     Attributes:
         units: Indices of the units in the model.
         stage: The stage that holds the chunk.
-        module: The module to which the chunk belongs. Under back-propagation the whole model is
-            one module.
-        ends_module: Whether the chunk is the last one of its module, and so has the module's loss.
+        module: Number of the module to which the chunk belongs. Under back-propagation, the whole
+            model is one module.
+        ends_module: Whether the chunk is the last one of its module; then it computes the loss.
     """
 
     units: range
@@ -36,9 +36,9 @@ class Layout:
 
     @classmethod
     def contiguous(cls, modules: Sequence[range], stages: Sequence[range]) -> Self:
-        """Make a layout in which each stage holds one run of units.
+        """Return a layout in which each stage has consecutive units.
 
-        A module that lies on several stages is cut into one chunk per stage.
+        A module that belongs to several stages is cut into one chunk per stage.
 
         Args:
             modules: The units of each module.
@@ -56,14 +56,14 @@ class Layout:
 
     @classmethod
     def spread(cls, runs: Sequence[range], stages: Sequence[int]) -> Self:
-        """Make each run of units a chunk on the stage given for it; all chunks are one module."""
+        """Return a layout with a chunk for each run of units, on the given stage, in one module."""
         last = len(runs) - 1
         found = enumerate(zip(runs, stages, strict=True))
         return cls(tuple(Chunk(run, stage, 0, number == last) for number, (run, stage) in found))
 
     @cached_property
     def stages(self) -> int:
-        """How many stages there are."""
+        """Number of stages."""
         return 1 + max(chunk.stage for chunk in self.chunks)
 
     @cached_property
@@ -81,13 +81,13 @@ class Layout:
         return [unit for chunk in self.chunks if chunk.stage == stage for unit in chunk.units]
 
     def runs(self, stage: int) -> list[int]:
-        """Return the length of each run of consecutive units on a stage."""
+        """Return the number of units in each group of consecutive units of a stage."""
         units = self.units(stage)
         starts = [n for n, unit in enumerate(units) if not n or units[n - 1] != unit - 1]
         return [end - start for start, end in pairwise([*starts, len(units)])]
 
     def modules_of(self, stage: int) -> list[int]:
-        """Return the numbers of the modules of which a stage holds at least a part."""
+        """Return the numbers of the modules that are at least partly on a stage."""
         found = (chunk.module for chunk in self.chunks if chunk.stage == stage)
         return list(dict.fromkeys(found))
 
@@ -96,7 +96,7 @@ class Layout:
         return next(n for n, chunk in enumerate(self.chunks) if unit in chunk.units)
 
     def cuts(self) -> list[int]:
-        """Return the first unit of each chunk whose preceding chunk is on another stage."""
+        """Return the index of the first unit behind each boundary between two stages."""
         pairs = pairwise(self.chunks)
         return [after.units.start for before, after in pairs if before.stage != after.stage]
 
@@ -108,12 +108,12 @@ class Layout:
 
 
 def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]:
-    """Cut the model's units into groups, the first of which begins at the first unit.
+    """Cut the model's units into groups. The first group begins at the first unit.
 
     Args:
         names: Names of all units, in the model's order.
         starts: Names of the units that begin the second and later groups.
-        key: The configuration key that an error names.
+        key: The configuration key for error messages.
 
     Returns:
         The indices of each group's units.
@@ -146,8 +146,8 @@ def group(
         atoms: The units of each atom.
         costs: The cost of each atom, in any unit.
         stages: Number of stages.
-        sent: For each atom, what a cut before it adds to the cost of the stage in front of the
-            cut. If empty, cuts cost nothing.
+        sent: For each atom, the cost that a cut before this atom adds to the stage before the cut.
+            If empty, cuts cost nothing.
 
     Returns:
         The units of each stage.

@@ -1,7 +1,7 @@
-"""Passes, which turn a schedule's compute instructions into a stage's whole instruction stream.
+"""Passes: functions that add the other instructions to a schedule's compute instructions.
 
-A schedule says in which order a stage computes. Each pass adds one kind of instruction, in the same
-way for every schedule. `training` and `evaluation` run the passes in their order.
+A schedule decides the order in which a stage computes. Each pass adds one kind of instruction, in
+the same way for every schedule. `training` and `evaluation` run the passes in the right order.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from ppll_cli.pipeline.validation import validate, validate_evaluation
 Stream = list[do.Instruction]
 Received = do.ReceiveActivations | do.ReceiveGradients
 Held = dict[tuple[int, int, str], Received]
-"""The message that holds a tensor, by chunk, micro-batch and name."""
+"""For a tensor, given as chunk, micro-batch and name: the instruction that received it."""
 
 
 def training(place: Place, schedule: Schedule) -> Stream:
@@ -32,7 +32,7 @@ def training(place: Place, schedule: Schedule) -> Stream:
 
 
 def evaluation(place: Place, schedule: Schedule) -> Stream:
-    """Return all instructions of a stage for evaluation batches that come together.
+    """Return all instructions of a stage for evaluation batches that are computed together.
 
     Each evaluation batch is treated as a micro-batch.
 
@@ -44,10 +44,10 @@ def evaluation(place: Place, schedule: Schedule) -> Stream:
 
 
 def mark(place: Place, what: do.Mark) -> Stream:
-    """Return the instructions of a stage for a mark.
+    """Return the instructions of a stage for a mark (evaluation, checkpoint or end).
 
-    A stage sends the mark on before it acts on it, so that the stages act on it in parallel. A mark
-    arrives on the route to the stage's lowest chunk, where the stage looks for its next item.
+    A stage first sends the mark on and then acts on it, so that the stages act in parallel. A stage
+    receives the mark from the channel to its lowest chunk, like its batches.
     """
     layout = place.routes.layout
     lowest = [min(layout.of(stage)) for stage in range(layout.stages)]
@@ -60,7 +60,7 @@ def mark(place: Place, what: do.Mark) -> Stream:
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Join the two halves of a backward if none of the chunk's inputs takes a gradient."""
+    """Join the two halves of a backward if no input of the chunk needs a gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
@@ -75,17 +75,17 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def take_batch(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Take each batch from the data on the stage that holds chunk 0."""
+    """Add `NextBatch` on the stage that has chunk 0."""
     return [*([do.NextBatch()] if 0 in place.chunks else []), *stream]
 
 
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Average each chunk's gradients over the replicas, overlapped with computing them.
+    """Add instructions that average each chunk's gradients over the replicas during the backward.
 
-    The average of a chunk starts before its last backward. If the loss comes right before that
-    backward, the average starts before the loss, because the loss completes the gradients of the
-    auxiliary network. If no chunk of the stage waits for another one's gradients, the step moves
-    behind the next chunk's backward, so that this backward hides the rest of the average.
+    The average of a chunk starts before the chunk's last backward. If the loss comes right before
+    that backward, the average starts before the loss, because the loss completes the gradients of
+    the auxiliary network. If every chunk of the stage computes its own loss, the step moves behind
+    the backward of the next chunk, so that the average finishes during this backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -109,7 +109,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each step behind the next backward of another chunk, or to the end if there is none."""
+    """Move each step behind the next backward of another chunk, or to the end."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:
@@ -125,11 +125,11 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 
 
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Exchange the squared gradient norms of all units before any step.
+    """Add instructions that exchange the squared gradient norms of all units before any step.
 
-    A vector with one element per unit travels down the stages, each of which writes the norms of
-    its own units. The full vector then travels back up. So every stage sums the same numbers in
-    the same order, that of the units.
+    A vector with one element per unit is sent from the first stage to the last. Each stage writes
+    the norms of its units into it. Then the complete vector is sent back. So every stage sums the
+    same numbers in the same order, the order of the units.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]
@@ -147,7 +147,7 @@ def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Receive each message right before it is needed, and send each one right after it is made."""
+    """Add a receive right before each computation that needs it, and a send right after."""
     layout, routes = place.routes.layout, place.routes
     found: Stream = []
     for instruction in stream:
@@ -174,9 +174,10 @@ def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Give each slot back after the last instruction that reads any tensor in it.
+    """Add a `Release` of each slot after the last instruction that reads any tensor in the slot.
 
-    A tensor that a chunk passes on unchanged to the next chunk of the same stage stays in its slot.
+    If a chunk passes a tensor on unchanged to the next chunk of the same stage, the tensor stays in
+    its slot.
     """
     ends: dict[do.Release, list[int]] = defaultdict(list)
     for received, last in _last_reads(place, stream).items():
@@ -191,9 +192,10 @@ def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def weights(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Send watched weights after each step, and receive them before the watching chunk's forward.
+    """Add instructions that send weights to losses of earlier modules, after each step.
 
-    Evaluation moves no weights: a loss evaluates with those that the last training batch gave it.
+    The chunk whose loss reads the weights receives them before the forward of its first
+    micro-batch. Evaluation sends no weights: the loss uses the weights of the last training batch.
     """
     chunks, watches = place.routes.layout.chunks, place.routes.watches
     holders = {watcher: place.routes.watched(watcher) for watcher in watches}
@@ -217,7 +219,7 @@ def weights(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received, int]:
-    """Return the index of the last instruction that reads each received message."""
+    """Return for each received message the index of the last instruction that reads it."""
     routes = place.routes
     last: dict[Received, int] = {}
     tensors: Held = {}
@@ -232,7 +234,7 @@ def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received
         held.update({new: held[old] for old, new in both if old in held})
 
     def through(chunk: int) -> frozenset[str]:
-        # If a chunk does not change a tensor, its gradient may be the received tensor itself.
+        # If a chunk does not change a tensor, its gradient may be the received gradient itself.
         return routes.passing(chunk) & {*routes.out_of(chunk).gradients}
 
     for index, instruction in enumerate(stream):

@@ -1,4 +1,4 @@
-"""Routes: which named tensors travel from each chunk to the next, and which weights travel back."""
+"""Routes: the named tensors sent from each chunk to the next, and the weights sent back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ class Access(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """The tensors that travel from a chunk to the next one.
+    """The tensors that a chunk sends to the next one.
 
     Attributes:
         names: Names of the tensors, sorted.
-        gradients: The names for which a gradient travels back, sorted.
+        gradients: Names of the tensors for which the next chunk sends back a gradient, sorted.
     """
 
     names: tuple[str, ...] = ()
@@ -32,11 +32,11 @@ class Route:
 
 @dataclass(frozen=True)
 class Watch:
-    """A later unit whose weights a module's loss reads, a fixed number of batches old.
+    """Says that a module's loss reads ("watches") the weights of a unit of a later module.
 
-    The forward of batch b reads the weights as they were after the step of batch b - lag, or the
-    initial weights if b < lag. So what is read depends neither on the schedule nor on the stages
-    of the two chunks.
+    For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
+    or the initial weights if b < lag. So its result depends neither on the schedule nor on the
+    stages of the two chunks.
 
     Attributes:
         unit: Index of the unit in the model; it belongs to a later module.
@@ -48,10 +48,10 @@ class Watch:
 
     @property
     def ahead(self) -> int:
-        """How many batches before their use the weights are sent, at most 2.
+        """Number of batches between sending the weights and reading them, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other; more would only cost slots. If `lag`
-        is larger, the sender keeps the weights until then.
+        With 2, neighbouring stages hardly wait for each other; more would only need more slots. If
+        `lag` is larger, the sender keeps the weights until it is time to send them.
         """
         return min(self.lag, 2)
 
@@ -62,11 +62,10 @@ class Routes:
 
     Attributes:
         layout: The chunks and their stages.
-        into: For each chunk, the route that leads to it. The route to chunk 0 has no names.
-        reads: For each chunk, the names of its inputs that its units or its loss read.
-        makes: For each chunk, the names that its units write, or what follows them at a module's
-            end.
-        watches: The watch of each chunk whose loss watches a unit, by the number of the chunk.
+        into: For each chunk, the route from the previous chunk. The route to chunk 0 is empty.
+        reads: For each chunk, the names of the inputs that its units, exports or loss read.
+        makes: For each chunk, the names that its units and exports write.
+        watches: For each chunk whose loss reads weights of a later unit, by number: its `Watch`.
     """
 
     layout: Layout
@@ -76,11 +75,11 @@ class Routes:
     watches: Mapping[int, Watch] = field(default_factory=dict)
 
     def watched(self, watcher: int) -> int:
-        """Return the number of the chunk that holds the unit which `watcher` watches."""
+        """Return the number of the chunk whose weights the loss of chunk `watcher` reads."""
         return self.layout.holder(self.watches[watcher].unit)
 
     def out_of(self, chunk: int) -> Route:
-        """Return the route from a chunk to the next one; after the last chunk it has no names."""
+        """Return the route from a chunk to the next one; for the last chunk, an empty route."""
         return self.into[chunk + 1] if chunk + 1 < len(self.into) else Route()
 
     def passing(self, chunk: int) -> frozenset[str]:
@@ -94,17 +93,17 @@ def find_routes(
     ends: Mapping[int, Sequence[Access]],
     watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
-    """Find the tensors that cross each cut, which are made before it and read behind it.
+    """Find the tensors that each chunk has to send: written before a cut, and read after it.
 
-    A gradient travels back for each tensor that an earlier unit of the same module makes.
+    A gradient is sent back for each tensor that an earlier unit of the same module writes.
 
     Args:
         layout: The chunks.
         units: The model's units.
-        ends: By the index of each module's last unit, what follows that unit, in order: units that
-            make values for later losses, and the module's own loss.
-        watches: By the index of a module's last unit, what the module's loss watches; modules
-            that watch nothing are left out.
+        ends: What each module runs after its last unit, by the index of this unit: first exports
+            (units that compute values for later losses), then the module's own loss.
+        watches: The `Watch` of each module whose loss has one, by the index of the module's last
+            unit.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -1,7 +1,7 @@
-"""Rules that say which instruction uses which channel, for the simulator and the workers.
+"""Rules for which instruction uses which channel; the simulator and the workers apply them.
 
-A channel belongs to one direction of a route. A message needs a free slot, and occupies it until
-the receiver gives the slot back. Messages are received in the order in which they were sent.
+A channel carries messages in one direction. A message needs a free slot, and occupies the slot
+until the receiver gives it back. Messages are received in the order in which they were sent.
 """
 
 from typing import NamedTuple
@@ -24,14 +24,14 @@ from ppll_cli.pipeline.instructions import (
 
 
 class Channel(NamedTuple):
-    """A channel between two stages, identified by what it carries.
+    """Identifies a channel between two stages.
 
     Attributes:
-        source: The stage that sends.
-        target: The stage that receives.
-        kind: What the channel carries.
-        chunk: The chunk that receives; 0 for norms, which belong to a stage.
-        ahead: How many messages the channel holds before the first batch.
+        source: Number of the stage that sends.
+        target: Number of the stage that receives.
+        kind: Kind of the messages.
+        chunk: Number of the chunk that receives; 0 for norms, which a whole stage receives.
+        ahead: Number of messages that are sent before the first batch.
     """
 
     source: int
@@ -42,14 +42,14 @@ class Channel(NamedTuple):
 
 
 class Message(NamedTuple):
-    """The identity of a message, by which a receiver's order is compared with the sender's."""
+    """Identifies a message, so that the simulator can compare sent and expected messages."""
 
     kind: str
     micro_batch: int = 0
 
 
 def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the message that an instruction sends and its channel; None if it sends none."""
+    """Return the channel and the message that an instruction sends; None if it sends nothing."""
     match instruction:
         case SendActivations(peer, chunk, micro_batch):
             channel = Channel(stage, peer, "activations", chunk + 1)
@@ -67,7 +67,7 @@ def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | Non
 
 
 def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the message that an instruction waits for and its channel; None if there is none."""
+    """Return the channel and the message that an instruction receives; None if it receives none."""
     match instruction:
         case ReceiveActivations(peer, chunk, micro_batch):
             channel = Channel(peer, stage, "activations", chunk)
@@ -85,7 +85,7 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 
 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
-    """Return the channel whose oldest held slot an instruction gives back, if there is one."""
+    """Return the channel whose oldest used slot an instruction frees; None if it frees none."""
     match instruction:
         case Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)

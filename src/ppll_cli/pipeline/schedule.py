@@ -1,4 +1,4 @@
-"""The base class of schedules. A schedule is the order in which each stage computes."""
+"""The base class of schedules. A schedule decides the order in which each stage computes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,15 @@ from ppll_cli.pipeline.routes import Routes
 
 @dataclass(frozen=True)
 class Place:
-    """The stage that executes a stream of instructions, and the pipeline around it.
+    """Describes a stage and the pipeline to which it belongs; input of schedules and passes.
 
     Attributes:
         stage: Number of the stage, from 0.
-        routes: The chunks of the model, and what travels between them.
+        routes: The chunks of the model, and the tensors that are sent between them.
         microbatches: Number of micro-batches of the batch.
         norms: Whether a step needs the gradient norm of the whole model.
-        replicas: How many workers hold the stage. Each computes its share of every batch, and all
-            execute the same stream.
+        replicas: Number of workers of the stage. Each of them computes its share of every batch,
+            and all execute the same instructions.
     """
 
     stage: int
@@ -43,7 +43,8 @@ class Schedule(ABC):
     """The order in which the stages compute.
 
     A schedule yields the instructions `Forward`, `Loss`, `Backward` (or `BackwardInput` and
-    `BackwardWeight`) and `Step`. What travels between stages, and when, follows from them.
+    `BackwardWeight`) and `Step`. The passes (`passes.py`) add the instructions that send and
+    receive.
 
     Args:
         microbatches: Number of micro-batches per batch. A batch with fewer samples has one
@@ -51,8 +52,8 @@ class Schedule(ABC):
 
     Attributes:
         local: Whether modules are trained by local losses, with no gradient between modules.
-        one_stage: Whether the whole model is on one device, whatever `gpus` says.
-        splits: Whether batches can be split. If not, `microbatches` is 1 whatever is given.
+        one_stage: Whether the whole model is always one stage, even if `gpus` is larger.
+        splits: Whether the schedule can split batches. If not, `microbatches` is always 1.
     """
 
     local: ClassVar[bool] = False
@@ -67,18 +68,19 @@ class Schedule(ABC):
         """Yield the compute instructions of one stage for one training batch, in order."""
 
     def layout(self, stages: int) -> Sequence[int]:
-        """Return the stage of each chunk. The partition cuts the model into as many chunks.
+        """Return the stage of each chunk, which also decides the number of chunks.
 
-        This is not used under local learning, where the chunks are the modules, and each stage
-        holds consecutive modules.
+        This is not used under local learning: there, each module is a chunk, and each stage has
+        consecutive modules.
         """
         return range(stages)
 
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
-        """Yield the instructions of one stage for evaluation batches that come together.
+        """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is treated as a micro-batch. As many batches as there are stages come
-        together if a batch visits a stage more than once, otherwise one.
+        Each evaluation batch is treated as a micro-batch. If a stage has several chunks, so that a
+        batch visits it several times, as many batches as stages are computed together; otherwise
+        one batch.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):
@@ -87,7 +89,7 @@ class Schedule(ABC):
 
 
 def forward(place: Place, chunk: int, micro_batch: int) -> Iterator[Compute]:
-    """Yield a forward, and then the loss if the chunk ends a module."""
+    """Yield a forward and, if the chunk is the last one of a module, the loss."""
     yield Forward(chunk, micro_batch)
     if place.routes.layout.chunks[chunk].ends_module:
         yield Loss(chunk, micro_batch)

@@ -1,9 +1,10 @@
-"""Run instruction streams on a clock instead of a device.
+"""Simulates when each stage runs its instructions, without computing anything.
 
-Stages share only channels, which are first in, first out, with one sender and one receiver each.
-So the time at which a stage runs an instruction depends only on when its messages arrive and its
-slots become free, not on the order in which the simulator visits the stages. The simulator advances
-a stage as far as possible, and visits it again when a message or a free slot arrives for it.
+Stages influence each other only through channels. A channel has one sender and one receiver, and
+keeps the order of messages. So the start of an instruction depends only on the times at which its
+message arrives or its slot becomes free, not on the order in which the simulator visits the stages.
+The simulator advances a stage until it has to wait, and visits it again when a message or a free
+slot arrives for it.
 """
 
 from collections import deque
@@ -25,16 +26,17 @@ from ppll_cli.pipeline.instructions import (
 from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
-"""Returns how long a stage takes for an instruction once it can run, in seconds."""
+"""A function that returns the seconds that a stage takes for an instruction, without waiting."""
 
 
 class Journey(NamedTuple):
-    """The time of a transfer that continues after its instruction: a message, or an average.
+    """The time of a transfer (a message, or an average over replicas) after its instruction.
 
     Attributes:
-        carried_s: Seconds for which it occupies its carrier. A channel carries one message at a
-            time; the connection between a stage's replicas carries one average at a time.
-        latency_s: Seconds from the time when the carrier is free again to the arrival.
+        carried_s: Seconds for which the transfer occupies its connection. A channel carries one
+            message at a time; the connection of a stage's replicas carries one average at a time.
+        latency_s: Seconds from the end of `carried_s`, when the connection is free again, to the
+            arrival.
     """
 
     carried_s: float = 0.0
@@ -42,17 +44,17 @@ class Journey(NamedTuple):
 
 
 Journeys = Callable[[int, Instruction], Journey | None]
-"""Returns the transfer that a stage's instruction starts; None if the transfer takes no time."""
+"""A function that returns the transfer that an instruction starts; None if it takes no time."""
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
-    """Return None: transfers take no time."""
+    """Return None, because transfers take no time."""
     return None
 
 
 @dataclass(frozen=True)
 class Event:
-    """An instruction with the start and end of its run, in seconds; waiting is not included."""
+    """An instruction with its start and end, in seconds. The start is after all waiting."""
 
     instruction: Instruction
     start_s: float
@@ -66,8 +68,8 @@ class Simulation:
     Attributes:
         events: For each stage, its instructions in order.
         peak_held: For each channel, the largest number of slots in use at once.
-        peak_live: For each stage, the largest number of forwards that waited for their backward
-            at once.
+        peak_live: For each stage, the largest number of forwards at once whose backward had not
+            run yet.
     """
 
     events: list[list[Event]]
@@ -81,12 +83,12 @@ class Simulation:
 
     @property
     def busy_s(self) -> list[float]:
-        """For each stage, the seconds that its instructions took in all."""
+        """For each stage, the total seconds of its instructions."""
         return [sum(event.end_s - event.start_s for event in events) for events in self.events]
 
     @property
     def bubble_fraction(self) -> float:
-        """The fraction of the stages' time in which they waited."""
+        """The fraction of time in which stages waited, over all stages."""
         total_s = len(self.events) * self.makespan_s
         return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
 
@@ -98,7 +100,7 @@ class _Carrier:
         self._free_s = 0.0
 
     def carry(self, start_s: float, journey: Journey | None) -> float:
-        """Return when a transfer arrives that is ready to leave at `start_s`."""
+        """Return the arrival time of a transfer that can start at `start_s`."""
         if journey is None:
             return start_s
         self._free_s = max(self._free_s, start_s) + journey.carried_s
@@ -106,11 +108,11 @@ class _Carrier:
 
 
 class _Channel(_Carrier):
-    """The messages of a channel, and the times at which its free slots became free.
+    """The messages in a channel, and the time at which each free slot became free.
 
     Args:
         slots: Number of slots.
-        ahead: How many slots hold a message from the start; only channels of weights have some.
+        ahead: Number of slots with a message at the start; not 0 only for channels of weights.
     """
 
     def __init__(self, slots: int, ahead: int) -> None:
@@ -130,7 +132,7 @@ class _Channel(_Carrier):
 
 
 class _Stage:
-    """A stage's position in its stream, and its clock."""
+    """A stage's position in its list of instructions, and its current time."""
 
     def __init__(self, number: int, stream: Iterable[Instruction]) -> None:
         self.number = number
@@ -157,16 +159,17 @@ def simulate(
     slots: Callable[[Channel], int],
     journeys: Journeys = at_once,
 ) -> Simulation:
-    """Run one stream per stage to its end.
+    """Simulate all instructions of all stages.
 
     Args:
-        streams: The instructions of each stage, with those of all batches one after another.
-        cost: Seconds that an instruction takes.
-        slots: Number of slots of a channel.
-        journeys: Time of the transfer that an instruction starts; by default none takes any.
+        streams: The instructions of each stage for all batches, one batch after another.
+        cost: Returns the seconds that an instruction takes.
+        slots: Returns the number of slots of a channel.
+        journeys: Returns the transfer that an instruction starts. By default, transfers take no
+            time.
 
     Raises:
-        DeadlockError: The stages wait for one another; the message says what each waits for.
+        DeadlockError: The stages wait for each other; the message says what each waits for.
     """
     stages = [_Stage(number, stream) for number, stream in enumerate(streams)]
     channels: dict[Channel, _Channel] = {}
@@ -193,7 +196,7 @@ def simulate(
 def _advance(
     stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost, journeys: Journeys
 ) -> set[int]:
-    """Run a stage until it waits, and return the stages that got a message or a free slot."""
+    """Run a stage until it waits; return the stages to which it gave a message or a free slot."""
     touched = set()
     while stage.next < len(stage.stream):
         instruction = stage.stream[stage.next]
@@ -233,7 +236,7 @@ def _advance(
 
 
 def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> list[Channel]:
-    """Return the channels of which a stage waits for a free slot."""
+    """Return the channels in which a stage waits for a free slot."""
     waiting = [stage for stage in stages if stage.next < len(stage.stream)]
     sent = [rules.sends(stage.number, stage.stream[stage.next]) for stage in waiting]
     return [each[0] for each in sent if each and not channel(each[0]).free]

@@ -1,4 +1,4 @@
-"""Finds how many slots each channel needs from the instructions of all stages."""
+"""Finds how many slots each channel needs, given the instructions of all stages."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,18 +11,18 @@ from ppll_cli.pipeline.simulate import simulate
 
 
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
-    """Return for each channel the number of slots with which the streams run without deadlock.
+    """Return for each channel a number of slots with which the stages do not deadlock.
 
-    A channel has at least as many slots as its receiver holds at once, and as many as the messages
-    that it holds before the first batch. If a stage has several channels, that may not be enough:
-    while the simulated streams deadlock, the first channel that has no free slot for its sender
-    gets one more.
+    A channel has at least as many slots as its receiver keeps in use at once, and as the messages
+    that are in the channel before the first batch. If a stage has several channels, this may not be
+    enough. Therefore the function simulates the streams. While they deadlock, it adds one slot to
+    the first channel whose sender waits for a free slot.
 
     Args:
-        streams: The instructions of each stage for one batch; two such batches are simulated.
+        streams: The instructions of each stage for one batch. Two such batches are simulated.
 
     Raises:
-        DeadlockError: The stages wait for one another with any number of slots.
+        DeadlockError: The stages wait for each other, however many slots there are.
     """
     slots: dict[Channel, int] = {}
     for stage, stream in enumerate(streams):
@@ -40,7 +40,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """Return the largest number that any of several mappings gives for each channel."""
+    """Return for each channel the largest number in several mappings."""
     result: dict[Channel, int] = {}
     for each in found:
         for channel, count in each.items():
@@ -49,9 +49,9 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return the most messages that a stage holds at once, for each channel into it.
+    """Return for each channel into a stage the largest number of slots that the stage uses at once.
 
-    A channel that begins with messages counts at least these.
+    The number is at least the number of messages in the channel before the first batch.
     """
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}

@@ -1,32 +1,33 @@
-"""Cuts a row of items into contiguous groups, none of them empty."""
+"""Cuts a list of items into contiguous groups of similar cost. No group is empty."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 Cost = Callable[[int, int, int], float]
-"""Returns the cost of a group, not negative and in any unit, given the group's number, its first
-item and the item behind its last."""
+"""A function that returns the cost of a group, given the group's number, the index of the first
+item, and the index after the last item. The cost is not negative; its unit does not matter."""
 
 
 def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range]:
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
-    Among the cuts that reach this least maximum, choose the one with the least sum of squared
-    costs, so that the other groups are even as well. Among several of these, choose the one whose
-    early groups are longest. Exact, by dynamic programming in O(groups * items**2).
+    Several solutions may have this smallest maximum. Among them, choose the one with the smallest
+    sum of squared costs, so that the other groups are balanced too; among several of these, the one
+    whose early groups are longest. The result is exact, by dynamic programming in
+    O(groups * items**2).
 
     Args:
-        cost: Cost of a group.
+        cost: Returns the cost of a group.
         items: Number of items.
         groups: Number of groups, from 1 to the number of items.
-        slack: How far a group's cost may exceed the least maximum, to allow for rounding.
+        slack: How much a group's cost may exceed the smallest maximum, because of rounding.
 
     Returns:
         The items of each group.
     """
     limit = _least_maximum(cost, items, groups) + slack
     infinity = float("inf")
-    # least[start]: the least sum of squares if the items from `start` on make the groups left.
+    # least[start]: the smallest sum of squares if items from `start` on form the remaining groups.
     least = [infinity] * items + [0.0]
     choices: list[list[int]] = []
     for group in range(groups - 1, -1, -1):
@@ -49,13 +50,13 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut items into groups by `solve`, where a group costs the sum of its items' costs.
+    """Cut items into groups by `solve`; the cost of a group is the sum of its items' costs.
 
     Args:
         costs: Cost of each item, not negative, in any unit.
         groups: Number of groups, from 1 to the number of items.
-        sent: For each item, what a cut before it adds to the cost of the group in front of the
-            cut. If empty, cuts cost nothing.
+        sent: For each item, the cost that a cut before this item adds to the group before the cut.
+            If empty, cuts cost nothing.
 
     Returns:
         The items of each group.
@@ -71,7 +72,7 @@ def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> 
 
 def _least_maximum(cost: Cost, items: int, groups: int) -> float:
     infinity = float("inf")
-    # best[stop]: the least maximum if the items before `stop` make the groups so far.
+    # best[stop]: the smallest maximum if items before `stop` form the groups so far.
     best = [0.0] + [infinity] * items
     for group in range(groups):
         best = [infinity] + [

@@ -14,17 +14,17 @@ from ppll_cli.pipeline.instructions import (
 )
 
 LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W", Step: "S"}
-"""The letter of each instruction that is drawn. A loss is drawn as part of its backward."""
+"""The letter for each drawn instruction. A `Loss` is drawn as part of its backward."""
 
 
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
-    """Draw what each stage computes, on a common clock.
+    """Draw the instructions of all stages on a common time axis.
 
-    Numbers count the instructions of a kind and chunk from 0. If a stage holds several chunks, a
-    letter tells them apart: `F2b` is the third forward of the stage's second chunk.
+    The number behind a letter counts the instructions of this kind and chunk, from 0. If a stage
+    has several chunks, a last letter names the chunk: `F2b` is the third forward of chunk b.
 
     Args:
-        rows: For each stage, its instructions with the tick (a whole number) at which each starts.
+        rows: For each stage, pairs of an instruction and the tick (a whole number) of its start.
 
     Returns:
         One line per stage.

@@ -1,8 +1,8 @@
 """Checks that a schedule's instructions train all chunks of a stage, and nothing else.
 
-A wrong schedule could silently train something else: it may never step a chunk, run the backward of
-the wrong micro-batch, or name another stage's chunk. `validate` refuses all of these before
-anything starts.
+A wrong schedule could silently train something else: it may never do the optimizer step of a chunk,
+run the backward of a wrong micro-batch, or name a chunk of another stage. `validate` raises an
+error in all these cases, before the run starts.
 """
 
 from collections import Counter
@@ -26,16 +26,16 @@ from ppll_cli.pipeline.schedule import Place
 _Kind = TypeVar("_Kind", bound=Compute | Measure)
 
 MOST_PER_MICRO_BATCH = 100
-"""Most instructions that are accepted per chunk and micro-batch. A user's generator may never end.
-"""
+"""Largest accepted number of instructions per chunk and micro-batch. It stops a user's generator
+that never ends."""
 
 
 def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
     """Check a schedule's instructions for a stage and one training batch.
 
-    Each chunk runs its forwards, losses and backwards once per micro-batch, in the order of the
-    micro-batches: the order in which gradients are summed decides their bits, and messages are
-    received in the order in which they were sent.
+    Each chunk must run its forwards, losses and backwards once per micro-batch, in the order of the
+    micro-batches. There are two reasons: the order of summing gradients decides their bits, and
+    messages are received in the order in which they were sent.
 
     Returns:
         The instructions.
@@ -50,9 +50,9 @@ def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
 def validate_evaluation(
     place: Place, instructions: Iterable[Forward | Measure]
 ) -> list[Forward | Measure]:
-    """Check a schedule's instructions for a stage and the evaluation batches that come together.
+    """Check a schedule's instructions for a stage and evaluation batches computed together.
 
-    Each chunk runs its forwards and measures once per batch, in the order of the batches.
+    Each chunk must run its forwards and measures once per batch, in the order of the batches.
 
     Returns:
         The instructions.
@@ -65,7 +65,7 @@ def validate_evaluation(
 
 
 def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
-    """Return the instructions after the checker has accepted all of them."""
+    """Let the checker check all instructions, and return them as a list."""
     place = checker.place
     most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
     found = list(islice(instructions, most + 1))
@@ -81,7 +81,7 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
 
 
 class _Checker:
-    """Counts what a stage has done so far, and refuses an instruction that is wrong at that point.
+    """Counts a stage's instructions so far, and raises an error for a wrong next instruction.
 
     Args:
         place: The stage.
@@ -91,16 +91,16 @@ class _Checker:
     def __init__(self, place: Place, allowed: tuple[type, ...]) -> None:
         self.place, self._allowed = place, allowed
         self._layout = place.routes.layout
-        # Each counter has, for each chunk, the number of micro-batches that are done.
+        # Each counter has, for each chunk, the number of micro-batches done.
         self._forwards: Counter[int] = Counter()
         self._losses: Counter[int] = Counter()
-        self._inputs: Counter[int] = Counter()  # backwards to the inputs, whole or half
-        self._weights: Counter[int] = Counter()  # backwards to the parameters, whole or half
+        self._inputs: Counter[int] = Counter()  # whole backwards, and halves for inputs
+        self._weights: Counter[int] = Counter()  # whole backwards, and halves for parameters
         self._measures: Counter[int] = Counter()
         self._stepped: set[int] = set()
 
     def check(self, instruction: Compute | Measure) -> None:
-        """Check the next instruction and count it.
+        """Check the next instruction, and count it.
 
         Raises:
             ScheduleError: The instruction is wrong at this point.
@@ -144,7 +144,7 @@ class _Checker:
         """Check that no instruction is missing.
 
         Raises:
-            ScheduleError: A chunk has no step, or in evaluation not all measures.
+            ScheduleError: A `Step` is missing or, in evaluation, a `Measure`.
         """
         for chunk in self.place.chunks:
             last: Measure | Step = Step(chunk)
@@ -184,7 +184,7 @@ class _Checker:
     def _count_after_forward(
         self, instruction: Loss | Backward | BackwardInput | Measure, done: Counter[int]
     ) -> None:
-        """Check that an instruction is for the chunk's next micro-batch and follows its forward."""
+        """Check that an instruction is for the next micro-batch, after its forward; count it."""
         self._count(instruction, done)
         if self._forwards[instruction.chunk] <= instruction.micro_batch:
             raise self._error(instruction, "its Forward has to come before it")

@@ -1,1 +1,1 @@
-"""Channels, which carry named tensors between stages, and groups of replicas."""
+"""Channels, which send named tensors between stages, and operations between replicas."""

@@ -1,11 +1,11 @@
 """Averages gradients over the replicas of a stage.
 
-A chunk's gradients are copied into flat all-reduce buckets. Each bucket is summed over the replicas
-as soon as its gradients are complete, while the backward goes on. Each replica weights its loss by
-its share of the batch, so the sum of the replicas' gradients is the gradient of the whole batch, as
-with micro-batches.
+The gradients of a chunk are copied into flat tensors, called buckets. As soon as the gradients of a
+bucket are complete, an all-reduce sums the bucket over the replicas, while the backward continues.
+Each replica weights its loss by its share of the batch, so the sum of the replicas' gradients is
+the gradient of the whole batch.
 
-On CUDA the host waits for the device in one case only, which `Average.finish` describes.
+On CUDA the host waits for the device in only one case; see `Average.finish`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,18 +24,18 @@ BUCKET_BYTES = 2**20
 CUDA_BUCKET_BYTES = 25 * 2**20
 """Size in bytes at which a bucket on CUDA is full, the default of torch's DistributedDataParallel.
 
-Launching an all-reduce costs more there than carrying 1 MiB."""
+On CUDA, launching an all-reduce costs more time than transferring 1 MiB."""
 
 
 class _Bucket:
     """An all-reduce bucket: parameters of one dtype, and the flat tensor that sums their gradients.
 
-    After the gradients, the flat tensor has counts that are summed with them: for each parameter
-    the number of replicas that have a gradient of it, and last the number of replicas that saw a
-    loss that is not finite.
+    Behind the gradients, the flat tensor has counts, which the same all-reduce sums: for each
+    parameter the number of replicas that have a gradient of it, and last the number of replicas
+    that had a loss that is not finite.
 
-    Each gradient lies in the bucket with the strides of its parameter, so that `_foreach_copy_`
-    can copy all of them at once.
+    In the bucket, each gradient has the strides of its parameter, so that `_foreach_copy_` can copy
+    all gradients at once.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -43,7 +43,7 @@ class _Bucket:
         self.missing = 0
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
-        # The strides of a copy: a parameter may have gaps or overlaps, as an expanded one has.
+        # Strides without gaps or overlaps, which a parameter may have, for example an expanded one.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
         self._parts: list[Tensor] = []  # for each parameter, its view of the flat tensor
         self._notes: Tensor | None = None
@@ -53,7 +53,7 @@ class _Bucket:
 
         Args:
             replicas: The replicas of the stage.
-            nonfinite: Whether this replica saw a loss that is not finite.
+            nonfinite: Whether this replica had a loss that is not finite.
         """
         parameters, like = self.parameters, self.parameters[0]
         values = sum(self._sizes)
@@ -79,8 +79,9 @@ class _Bucket:
         """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
 
         Returns:
-            The counts: for each parameter how many replicas have a gradient of it, and last how
-            many saw a loss that is not finite. A vector of the gradients' dtype.
+            The counts, a vector of the gradients' dtype: for each parameter the number of replicas
+            that have a gradient of it, and last the number of replicas that had a loss that is not
+            finite.
         """
         assert self._work is not None
         assert self._notes is not None
@@ -92,8 +93,8 @@ class _Bucket:
         """Copy the sums into the parameters' gradients.
 
         Args:
-            counts: For each parameter, how many replicas have a gradient of it. If none has, the
-                parameter stays without one. None if this replica has all gradients.
+            counts: For each parameter, the number of replicas that have a gradient of it. If it is
+                0, the parameter's gradient stays None. None if this replica has all gradients.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):
@@ -109,18 +110,18 @@ class _Bucket:
 
 
 class Average:
-    """Averages the gradients of some parameters over the replicas, batch after batch.
+    """Averages the gradients of some parameters over the replicas, in every batch.
 
-    All replicas start their buckets in the same fixed order, because a replica may lack some
-    gradients. No bucket holds parameters of two units: gloo's sum over three or more replicas
-    depends on what a bucket holds, and the units of a stage depend on the schedule.
+    All replicas start their buckets in the same fixed order, because some replicas may lack some
+    gradients. No bucket holds parameters of two units: gloo's rounding of sums over three or more
+    replicas depends on the contents of a bucket, but must not depend on which units a stage has.
 
     Args:
         replicas: The replicas of the stage. Each has the same parameters in the same order.
         units: The parameters of each unit or auxiliary network, in the order of the forward.
-        nonfinite: Returns whether this replica saw a loss that is not finite.
-        early: Whether buckets start during the backward. Otherwise they start at its end, so that
-            they do not mix with collective operations of the backward itself.
+        nonfinite: Returns whether this replica had a loss that is not finite.
+        early: Whether buckets start during the backward. Otherwise they start at the end of the
+            backward, so that they do not mix with collective operations of the backward itself.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ class Average:
             self._buckets += [_Bucket(each) for each in _filled(new[::-1])]
         self._begun = len(self._buckets)
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
-        # A parameter that several units share gets several gradients, and nothing tells which one
-        # is the last.
+        # A parameter that several units share gets several gradients, and a hook cannot know which
+        # one is the last.
         if early and not shared:
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
@@ -151,25 +152,25 @@ class Average:
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
-        """Prepare for the next backward, which completes the gradients."""
+        """Prepare the buckets. Call this before the backward that completes the gradients."""
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._begun = 0
 
     def complete(self) -> None:
-        """Start all remaining buckets after the backward; none if `start` was not called."""
+        """Start all remaining buckets after a backward; do nothing if `start` was not called."""
         while self._begun < len(self._buckets):
             self._begin_next()
 
     def finish(self) -> bool:
         """Wait for all sums, and put them into the parameters' gradients.
 
-        If this replica lacks a gradient, the host has to know whether another replica has it. It
-        then reads the counts from the device, once for all buckets, and waits for it.
+        If this replica lacks a gradient, the host has to know whether another replica has it. Only
+        then does it wait for the device and read the counts, once for all buckets.
 
         Returns:
-            Whether any replica saw a loss that is not finite. On other devices than the CPU always
-            False, because reading the count would wait for the device.
+            Whether any replica had a loss that is not finite. Always False on devices other than
+            the CPU, because reading the count would make the host wait for the device.
         """
         notes = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]
@@ -180,7 +181,7 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in notes)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a gradient that is complete, and start the buckets whose turn it is."""
+        """Count a complete gradient, and start buckets as far as they are complete, in order."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()
@@ -191,7 +192,7 @@ class Average:
 
 
 def _filled(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Fill buckets with parameters in order, each bucket with one dtype."""
+    """Yield the parameters of each bucket, in order; all parameters of a bucket have one dtype."""
     ordered = sorted(parameters, key=lambda parameter: str(parameter.dtype))
     for _, group in groupby(ordered, key=lambda parameter: parameter.dtype):
         bucket: list[nn.Parameter] = []
@@ -211,6 +212,6 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy each source into its target; on CUDA a few kernels copy all of them."""
+    """Copy each source into its target; on CUDA, few kernels copy all tensors."""
     if into := list(targets):
         torch._foreach_copy_(into, list(sources))

@@ -1,15 +1,16 @@
 """The interface of channels and transports.
 
-A channel has one sender and one receiver, is first in, first out, and has a fixed number of slots.
-A sender waits until a slot is free; a received message keeps its slot until the receiver releases
-it. Each message has a small header, plain data that the channel does not read, and named tensors,
-which arrive with the shapes, dtypes and strides with which they were sent.
+A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
+channel has a fixed number of slots, which store the tensors of messages: the sender waits until a
+slot is free, and a received message keeps its slot until the receiver releases it. A message has a
+small header, which the channel does not interpret, and named tensors, which arrive with the shapes,
+dtypes and strides with which they were sent.
 
 Waiting is a separate method with a time limit. So a worker can measure how long it waits, and do
 other things in between.
 
-The parent makes both ends and passes them to the workers as they start. `open` then makes in the
-worker whatever belongs to its process or device.
+The parent creates both ends of a channel and passes them to the workers at their start. In the
+worker, `open` then creates everything that belongs to this process or its device.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +22,15 @@ from torch import Tensor
 from ppll_cli.leaves.values import ValueSpec
 
 Header = object
-"""The header of a message: plain data that the channel does not read."""
+"""The header of a message: plain data that the channel does not interpret."""
 
 WireDtype = Literal["bf16"]
-"""The dtype to which float32 tensors can be converted while they cross a network."""
+"""The dtype to which float32 tensors can be converted for a network transfer."""
 
 ALIGNMENT = 512
-"""Alignment of a message's tensors in bytes, that of torch's own allocator on CUDA.
+"""Alignment of a message's tensors in bytes, equal to that of torch's own allocator on CUDA.
 
-For memory that is less aligned, kernels may take another path and compute other bits. On CPU 64
+With a smaller alignment, kernels may use another code path and compute different bits. On CPU 64
 would be enough."""
 
 
@@ -39,7 +40,7 @@ def aligned(size: int) -> int:
 
 
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
-    """Return the bytes of a slot that tensors take, at least `ALIGNMENT`.
+    """Return the number of bytes that tensors need in a slot, at least `ALIGNMENT`.
 
     Args:
         specs: Shape (without the batch dimension) and dtype of each tensor.
@@ -65,15 +66,15 @@ class Sender(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
 
-        There may be none until the receiver has opened its end.
+        Before the receiver has opened its end, there may be no free slot.
         """
         ...
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        The caller may change and free the tensors after this call. On CUDA this holds for work
-        that is queued on the device after the call.
+        After this call, the caller may change and free the tensors. On CUDA, work that the caller
+        queues on the device after this call may do so.
         """
         ...
 
@@ -99,15 +100,15 @@ class Receiver(Protocol):
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Receive the next message; call this only after `wait` returned True.
 
-        On CUDA the current stream waits until the tensors are complete, not the host.
+        On CUDA the current stream waits until the tensors are complete; the host does not wait.
 
         Returns:
-            The header, and the tensors by name. They are valid until the slot is released.
+            The header, and the tensors by name. The tensors are valid until `release`.
         """
         ...
 
     def release(self) -> None:
-        """Give back the slot of the oldest received message that still holds one.
+        """Free the slot of the oldest received message that is not released yet.
 
         On CUDA, work that is already queued on the current stream may still read the slot.
         """
@@ -115,12 +116,12 @@ class Receiver(Protocol):
 
 
 class Transport(Protocol):
-    """Makes channels in the parent process, whose ends are then passed to the workers.
+    """Creates channels in the parent process, which then passes their ends to the workers.
 
     Attributes:
-        depth: Slots of each channel beyond those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted while they cross a network;
-            None for no conversion.
+        depth: Number of slots of each channel in addition to those that the schedule needs.
+        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
+            for no conversion.
     """
 
     depth: int
@@ -130,29 +131,29 @@ class Transport(Protocol):
         """Return why the transport cannot work on this machine; None if it can.
 
         Args:
-            size: Bytes of all slots of all channels.
+            size: Total size of all slots of all channels, in bytes.
             devices: The device of each worker.
         """
         ...
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that an end of a channel takes.
+        """Return the largest number of file descriptors that one end of a channel needs.
 
         Args:
             slots: Number of slots of the channel.
-            tensors: Largest number of tensors of a message.
+            tensors: Largest number of tensors in a message.
         """
         ...
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[Sender, Receiver]:
-        """Make the two ends of a new channel.
+        """Create a new channel, and return its two ends.
 
         Args:
             slots: Number of slots.
-            size: Largest size of a message in bytes, where the size of each tensor is rounded up
-                to `ALIGNMENT`.
+            size: Largest size of a message in bytes: the sum over its tensors, with the size of
+                each tensor rounded up to a multiple of `ALIGNMENT`.
             source: The sender's device.
             target: The receiver's device.
         """

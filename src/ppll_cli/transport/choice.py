@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """Return the transport that was asked for, or queues if it cannot be used on this machine.
+    """Return the transport that the user chose, or queues if this machine cannot use it.
 
-    The reason why it cannot be used is logged as a warning.
+    The function logs the reason as a warning.
 
     Args:
         name: The name of the transport, as given by the user.
         transport: The transport of this name.
-        size: Bytes of all slots of all channels.
+        size: Total size of all slots of all channels, in bytes.
         devices: The device of each worker.
 
     Raises:

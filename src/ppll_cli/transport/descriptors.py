@@ -10,27 +10,27 @@ from typing import Protocol
 from ppll_cli.errors import ConfigError
 
 OWN = 128
-"""File descriptors that a process opens for anything else: files, libraries, CUDA's driver."""
+"""File descriptors of a process for all other purposes: files, libraries, the CUDA driver."""
 
 PER_WORKER = 3
-"""File descriptors that the parent opens for each worker: two that tell when either of the two
-processes has ended, and the connection for reports."""
+"""File descriptors that the parent opens for each worker: two pipes, by which the parent and the
+worker notice the end of the other process, and the connection for reports."""
 
 PER_CHANNEL = 5
-"""File descriptors that the parent opens for each channel and keeps while the workers live: the
-four ends of two pipes, and the shared memory."""
+"""File descriptors that the parent opens for each channel and keeps until the workers end: the four
+ends of two pipes, and the shared memory."""
 
 
 class Counts(Protocol):
     """The part of a transport that `check_descriptors` needs."""
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that an end of a channel takes."""
+        """Return the largest number of file descriptors that one end of a channel needs."""
         ...
 
 
 def raise_limit() -> float:
-    """Raise this process's limit of file descriptors as far as allowed; its children inherit it.
+    """Raise the limit of file descriptors of this process and its children as far as allowed.
 
     Returns:
         The limit.
@@ -55,8 +55,8 @@ def check_descriptors(
         name: Name of the transport.
         transport: The transport that makes the channels.
         workers: Number of workers.
-        channels: For each channel, the index of the sending and of the receiving worker, and the
-            number of slots.
+        channels: For each channel, the index of the sending worker, the index of the receiving
+            worker, and the number of slots.
         tensors: Largest number of tensors of a message.
 
     Raises:

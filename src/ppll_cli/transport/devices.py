@@ -1,4 +1,4 @@
-"""Tells whether CUDA memory can be shared between processes, and reached from another device."""
+"""Checks whether processes can share CUDA memory, and whether devices can access each other's."""
 
 import os
 import re
@@ -9,8 +9,8 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator: the new name and the old."""
 
 NO_CACHE_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
-"""Environment variable that turns torch's CUDA allocator off, whatever its value. torch can share
-only memory of this allocator."""
+"""Environment variable that turns torch's CUDA allocator off, with any value. torch can share only
+memory of this allocator."""
 
 # torch shares expandable segments by `pidfd_getfd`, which containers forbid (pytorch issue 165685).
 # It does not share memory of cudaMallocAsync at all ("does not yet support shareIpcHandle").

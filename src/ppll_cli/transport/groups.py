@@ -1,4 +1,4 @@
-"""Process groups of torch.distributed, by which workers find one another and connect.
+"""Creates the process groups of torch.distributed, and connects their workers.
 
 All workers create all groups in the same order, and connect them before training. If groups were
 connected at their first use, workers that use two groups in different orders could hang.
@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 ProcessGroup = Any
-"""torch's process group, for which torch's type stubs are incomplete."""
+"""Type of torch's process groups; `Any`, because torch's type stubs are incomplete."""
 
 FOR_EVER = timedelta(days=365)
-"""Timeout of operations, in effect none: the launcher stops workers that wait for a dead one."""
+"""Timeout of operations: practically none. The launcher stops workers that wait for a dead one."""
 
 JUDGES = (
     "TORCH_NCCL_ASYNC_ERROR_HANDLING",
@@ -29,25 +29,25 @@ JUDGES = (
 )
 """Environment variables that turn NCCL's watchdog off when they are 0.
 
-The watchdog could end a process before it or its launcher has reported the failure, or after all
-machines were suspended for a while."""
+The watchdog could end a process before the process or its launcher has reported the failure, or
+after all machines were suspended for a while."""
 
 CONNECTING = timedelta(minutes=5)
 """Time limit for connecting to the store."""
 
 ASKED = 10
-"""How many times a worker asks worker 0 for its time."""
+"""Number of times that a worker asks worker 0 for its time."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A process group before it is created.
+    """Describes a process group that is to be created.
 
     Attributes:
-        ranks: Ranks of its workers.
-        backend: "gloo", or "nccl", which needs a CUDA device of its own for each worker.
-        directed: Whether the group has two workers, of which the first sends to the second.
-            Otherwise all its workers take part in collective operations.
+        ranks: Ranks of the group's workers.
+        backend: "gloo" or "nccl". NCCL needs a separate CUDA device for each worker.
+        directed: True if the group has two workers, and the first sends to the second. False if
+            its workers do collective operations.
     """
 
     ranks: tuple[int, ...]
@@ -59,17 +59,18 @@ class Groups:
     """The process groups of a run, in one of its workers.
 
     Args:
-        store: Where the workers find one another: `file://PATH` of a file that does not exist yet,
-            in a folder that all workers see, or `tcp://HOST:PORT/PREFIX` of a store that is
-            running.
+        store: Address of the store by which the workers find one another: `file://PATH` of a file
+            that does not exist yet, in a folder that all workers can access, or
+            `tcp://HOST:PORT/PREFIX` of a running store.
         rank: Rank of this worker.
         workers: Number of workers.
         groups: All groups by name, in the same order in all workers.
-        interface: Network interface by which gloo and NCCL connect; if empty, they choose one.
-        apart: Whether the workers are on several machines, whose clocks differ.
+        interface: Network interface for gloo and NCCL; if empty, they choose one themselves.
+        apart: Whether the workers are on several machines, so that their clocks differ.
 
     Attributes:
-        ahead_s: Seconds by which this worker's clock is ahead of worker 0's; 0 until `open`.
+        ahead_s: Seconds by which this worker's clock is ahead of the clock of worker 0; 0 before
+            `open`.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Groups:
         self._made: dict[str, ProcessGroup] = {}
 
     def open(self, device: torch.device) -> None:
-        """Find the other workers, create all groups and connect those of this worker.
+        """Find the other workers, create all groups, and connect the groups that have this worker.
 
         Args:
             device: The device of this worker.
@@ -113,7 +114,7 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of its kind; NCCL connects for each kind separately."""
+        """Connect a group by one operation of its kind, because NCCL connects once per kind."""
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)
@@ -146,11 +147,11 @@ class Groups:
                 self.ahead_s = (asked_s + answered_s) / 2 - float(clock_s)
 
     def of(self, name: str) -> ProcessGroup:
-        """Return one of this worker's groups; only after `open`."""
+        """Return one of this worker's groups. Call `open` first."""
         return self._made[name]
 
     def carrier(self, name: str, device: torch.device) -> torch.device:
-        """Return the device whose tensors a group carries: the worker's with NCCL, else the CPU."""
+        """Return the device for tensors of a group: the worker's device with NCCL, else the CPU."""
         return device if self.groups[name].backend == "nccl" else torch.device("cpu")
 
     def ranks(self, name: str) -> Sequence[int]:
@@ -158,7 +159,7 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, because torch warns otherwise. Keep gloo's: threads use them."""
+        """Destroy NCCL's groups, or torch would warn. Keep gloo's groups: threads use them."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)
@@ -176,7 +177,7 @@ class Groups:
 
 
 def backend(places: Sequence[tuple[int, str]]) -> str:
-    """Choose the backend for a group: NCCL if each worker has a CUDA device of its own, else gloo.
+    """Choose the backend of a group: NCCL if each worker has a separate CUDA device, else gloo.
 
     Args:
         places: Machine and device of each worker.

@@ -1,4 +1,4 @@
-"""The memory in which the slots of a ring lie."""
+"""The memory of the slots of a ring."""
 
 import pickle
 import shutil
@@ -17,14 +17,14 @@ SHARED_MEMORY = Path("/dev/shm")
 """The folder in which Linux keeps shared memory."""
 
 USED_AT_MOST = 0.9
-"""Fraction of the free shared memory that a run may use; other programs need some as well."""
+"""Fraction of the free shared memory that a run may use. The rest is for other programs."""
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: pin the memory for every device that the process uses."""
 
 
 class Memory(Protocol):
-    """The memory of a ring at one of its ends.
+    """The memory of a ring, as one end sees it.
 
     Attributes:
         tensor: The memory, uint8 [bytes]; None until this end has it.
@@ -40,22 +40,22 @@ class Memory(Protocol):
         """Open the memory at the receiver's end.
 
         Returns:
-            What the sender needs to open it; empty if it needs nothing.
+            The data that the sender needs to open the memory; empty if it needs none.
         """
         ...
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory that the receiver has offered, at the sender's end."""
+        """Open at the sender's end the memory that the receiver has offered."""
         ...
 
 
 class HostMemory:
-    """Host memory that both processes share from their start.
+    """Host memory that both processes share from the start.
 
     Args:
         tensor: The memory, uint8 [bytes].
-        pinned: Whether to pin it for CUDA devices, which copy asynchronously only from and to
-            pinned memory.
+        pinned: Whether to pin the memory. CUDA devices copy asynchronously only from and to pinned
+            memory.
     """
 
     def __init__(self, tensor: Tensor, pinned: bool) -> None:
@@ -63,7 +63,7 @@ class HostMemory:
         self._pinned = pinned
 
     def open(self) -> None:
-        """Pin the memory in this process, if wanted, until this object is deleted."""
+        """Pin the memory in this process if `pinned` was set, until this object is deleted."""
         if self._pinned:
             assert self.tensor is not None
             if _pin(self.tensor):
@@ -71,7 +71,7 @@ class HostMemory:
                 weakref.finalize(self, _unpin, self.tensor).atexit = False
 
     def offer(self) -> bytes:
-        """Pin the memory in this process, if wanted; the sender needs nothing."""
+        """Pin the memory in this process if `pinned` was set; the sender needs no data."""
         self.open()
         return b""
 
@@ -83,7 +83,7 @@ class HostMemory:
 class DeviceMemory:
     """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
 
-    A process can also allocate it for itself only, by `make`.
+    With `make` alone, a process can also allocate such memory without sharing it.
 
     Args:
         size: Size in bytes.
@@ -95,14 +95,14 @@ class DeviceMemory:
         self._size, self._device = size, torch.device(device)
 
     def open(self) -> None:
-        """Do nothing: the sender gets the memory by `accept`."""
+        """Do nothing: the sender opens the memory in `accept`."""
 
     def make(self) -> None:
-        """Allocate the memory, so that other streams and processes may use it at once."""
+        """Allocate the memory, and wait until other streams and processes may use it."""
         self.tensor = torch.empty(self._size, dtype=torch.uint8, device=self._device)
         if self._device.type == "cuda":
-            # Work that is still queued here may use the memory for a tensor that had it before;
-            # other streams and processes do not wait for that work.
+            # Queued work may still use this memory for a tensor that has been freed. Other streams
+            # and processes do not wait for that work.
             torch.cuda.synchronize(self._device)
 
     def offer(self) -> bytes:
@@ -117,8 +117,8 @@ class DeviceMemory:
 
 
 def _pin(tensor: Tensor) -> bool:
-    """Pin host memory. Return False if it is pinned already, else True."""
-    if tensor.is_pinned():  # by the other end, if that is in the same process
+    """Pin host memory, and return True; if it is already pinned, only return False."""
+    if tensor.is_pinned():  # by the other end, if both ends are in the same process
         return False
     size = tensor.nbytes
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -165,8 +165,8 @@ def more_room(size: int) -> str:
 def remove_left(process_id: int) -> None:
     """Remove the files in shared memory that a worker left when it ended.
 
-    torch counts the users of shared CUDA memory in a file, which it removes when a process exits in
-    the usual way. Workers that are killed do not remove it.
+    torch counts the users of shared CUDA memory in a file. A process removes its file at a normal
+    exit, but not if it is killed.
     """
     for path in SHARED_MEMORY.glob(f"torch_{process_id}_*"):
         with suppress(OSError):  # a container that shares the folder may have the same process ID

@@ -1,18 +1,18 @@
-"""Channels between machines, whose messages torch.distributed sends point to point.
+"""Channels between machines, based on point-to-point messages of torch.distributed.
 
-Each channel has process groups of its own, so that messages of one channel never wait for those of
-another. The sender copies a message into one of its own slots, and a thread sends it. The thread of
-the receiver asks for the next message only when it has a free slot, and gloo sends nothing that was
-not asked for: this is the backpressure. A message is a head, which is JSON, and the tensors' bytes,
-exactly as many as the head says, so that the receiver never reads bytes of an earlier message. The
-sender first sends a schema of what it is going to send, which the receiver compares with its own.
+Each channel has separate process groups, so that messages of one channel never wait for messages of
+another channel. The sender copies a message into one of its own slots, and a thread sends it. The
+thread of the receiver requests the next message only when a slot is free, and gloo sends no message
+before the receiver requests it. This is the backpressure. A message consists of a head in JSON, and
+of exactly as many bytes of tensors as the head says. Before all messages, the sender sends a
+schema, which describes the tensors that will follow. The receiver compares it with its own schema.
 
-gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. NCCL
-sends the bytes from device memory to device memory, after gloo has sent the head. A transfer by
-NCCL occupies both devices until it ends, so transfers of several channels could wait for one
-another in a circle. Therefore no transfer starts before its bytes are complete at the sender and
-its slot is free at the receiver: the sender's thread waits for its device before it sends the head,
-the receiver's thread before it asks for one.
+gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
+NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
+transfer by NCCL occupies both devices until it ends, so transfers of several channels could wait
+for each other in a circle. Therefore a transfer starts only when its bytes are complete at the
+sender and its slot is free at the receiver: the sender's thread waits for its device before it
+sends the head, and the receiver's thread waits for its device before it requests a head.
 """
 
 import json
@@ -36,30 +36,30 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, layout_of
 
 HEAD = 1024
-"""Bytes of the first part of a head; the rest of a longer head is sent separately. A head has the
-message's header, and names, dtypes, shapes and strides of the tensors."""
+"""Size in bytes of the first part of a head; the rest of a longer head is sent separately. A head
+contains the message's header, and names, dtypes, shapes and strides of the tensors."""
 
 LENGTH = 8
-"""Number of decimal digits at the start of a head, which give the bytes of the text behind them."""
+"""Number of decimal digits at the start of a head, which give the length of its JSON in bytes."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
-"""The form of the head in a slot, before the tensors. If NCCL sends these, the room is unused."""
+"""The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds from the loss of a connection to the error here: launchers can report the cause first."""
+"""Seconds between a lost connection and the error, so that launchers report the cause first."""
 
 STAGED = 2
-"""Number of slots of a sender: one can be filled while another is sent."""
+"""Number of slots of a sender: the worker fills one while the thread sends the other."""
 
 Encode = Callable[[Any], Any]
 """Converts a header to data that JSON can hold, or back."""
 
 _Message = tuple[Header, Layout, Sequence[torch.dtype]]
-"""The header of a message, the layout of its tensors, and their dtypes at the sender."""
+"""The header of a message, the layout of its tensors, and the tensors' dtypes at the sender."""
 
 
 def bytes_group(name: str) -> str:
-    """Return the name of a channel's second group, which carries the bytes if NCCL does."""
+    """Return the name of a channel's second group, by which NCCL sends the bytes of tensors."""
     return f"{name}, bytes"
 
 
@@ -69,7 +69,7 @@ class _Slots(Slots):
     Args:
         count: Number of slots.
         size: Bytes of each slot, without the room for a head.
-        carrier: The device of the slots, whose memory the backend reads and writes.
+        carrier: The device of the slots; the backend sends from and receives into its memory.
         device: The device of the worker.
     """
 
@@ -87,30 +87,30 @@ class _Slots(Slots):
         self._numbers: dict[Layout, int] = {}
 
     def take(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the next slot's index, and views of it for the tensors of a layout."""
+        """Return the index of the next slot, and a view of the slot for each tensor of a layout."""
         return self.next(self._numbers.setdefault(layout, len(self._numbers)), layout)
 
     def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
-        """Return the bytes of a slot that a layout takes; without a layout, all bytes."""
+        """Return the bytes of a slot that a layout uses; without a layout, the whole slot."""
         assert self.memory.tensor is not None
         length = self.size if layout is None else layout_bytes(layout)
         return self.memory.tensor[slot * self.size :][:length]
 
 
 class _End:
-    """The common part of both ends.
+    """The common part of the sender and the receiver.
 
     Args:
         groups: The groups of the run.
-        name: Name of the channel's group, whose first rank sends to the second. If `groups` has a
-            group `bytes_group(name)`, it carries the tensors' bytes.
+        name: Name of the channel's group; the group's first rank sends to the second. If `groups`
+            has a group `bytes_group(name)`, the bytes of tensors are sent by that group.
         slots: Number of slots of the receiver.
         size: Largest size of a message in bytes.
         device: The device of the worker.
-        schema: Describes as text what the channel carries; both ends must have the same schema.
-        code: Converts headers to data for JSON at the sender, and back at the receiver.
-        wire_dtype: The dtype to which float32 tensors are converted while they are sent; None for
-            no conversion.
+        schema: Text that describes the channel's tensors; both ends must have the same schema.
+        code: At the sender, converts headers to data for JSON; at the receiver, converts them back.
+        wire_dtype: The dtype to which float32 tensors are converted for the transfer; None for no
+            conversion.
     """
 
     def __init__(
@@ -153,9 +153,9 @@ class _End:
             raise self._error
 
     def _open(self, slots: int) -> None:
-        """Make the slots, and for slots on a CUDA device a stream for the thread.
+        """Create the slots and, if these are on a CUDA device, a stream for the thread.
 
-        NCCL waits for the work on its thread's current stream; a stream of its own has none.
+        NCCL waits for all work on the current stream of its thread; the new stream has none.
         """
         carrier = self._groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)
@@ -164,7 +164,7 @@ class _End:
             self._side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to a group's worker with index `end`, or receive them; wait until done."""
+        """Send bytes to rank number `end` of a group, or receive them from it; wait until done."""
         if len(tensor):
             transfer(tensor, self._groups.ranks(name)[end], group=self._groups.of(name))
             Moment(tensor.device).wait()
@@ -176,7 +176,7 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Return the content of a head, whose first part may have been received already."""
+        """Receive a head, or its rest if `first` is given, and return its content."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self._name)
@@ -198,7 +198,7 @@ class NetworkSender(_End):
     bytes_sent = 0
 
     def open(self) -> None:
-        """Make the slots, and start the thread, which first sends the schema."""
+        """Create the slots, and start the thread, which first sends the schema."""
         self._open(STAGED)
         self._free: SimpleQueue[None] = SimpleQueue()
         self._filled: SimpleQueue[tuple[Tensor, Tensor, Moment]] = SimpleQueue()
@@ -217,7 +217,7 @@ class NetworkSender(_End):
         return self._is_free
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot, for the thread to send.
+        """Copy the tensors into the next slot; the thread then sends them.
 
         Raises:
             ValueError: The tensors do not fit into a slot.
@@ -259,7 +259,7 @@ class NetworkReceiver(_End):
     """The receiving end; see `channel.Receiver`."""
 
     def open(self) -> None:
-        """Make the slots, and start the thread, which asks for the first message."""
+        """Create the slots, and start the thread, which checks the schema and requests messages."""
         self._open(self._count)
         self._free: SimpleQueue[tuple[int, Moment]] = SimpleQueue()
         self._arrived: SimpleQueue[_Message] = SimpleQueue()
@@ -283,7 +283,7 @@ class NetworkReceiver(_End):
         return self._next[0]
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """Return the next message; its tensors are valid until `release` gives the slot back."""
+        """Return the next message. Its tensors are valid until `release` frees the slot."""
         assert self._next is not None
         (header, layout, dtypes), self._next = self._next, None
         slot, views = self._slots.take(layout)
@@ -294,7 +294,7 @@ class NetworkReceiver(_End):
         }
 
     def release(self) -> None:
-        """Give back the oldest slot that is held."""
+        """Free the oldest slot in use."""
         self._free.put((self._held.popleft(), Moment(self._device)))
 
     def _work(self) -> None:
@@ -307,7 +307,7 @@ class NetworkReceiver(_End):
             if self._apart:
                 header, spelled = self._receive_head()
             else:
-                self._receive(whole, self._name)  # may be shorter than the slot, as the head says
+                self._receive(whole, self._name)  # the head says how many bytes are used
                 header, spelled = self._receive_head(whole[:HEAD])
             layout = (HEAD_FORM, *(_form(*parts) for *parts, _ in spelled))
             dtypes = [_dtype(name) for *_, name in spelled]
@@ -318,10 +318,10 @@ class NetworkReceiver(_End):
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:
-    """Queue a copy of a tensor into a slot, and convert it to the dtype there."""
+    """Queue a copy of a tensor into a slot, and convert the tensor to the slot's dtype."""
     if view.device != tensor.device:
         tensor = tensor.to(view.dtype)
-        if tensor.stride() != view.stride():  # copies with gaps would not go straight to the host
+        if tensor.stride() != view.stride():  # a copy with gaps would not go directly to the host
             compact = torch.empty_strided(
                 view.shape, view.stride(), dtype=view.dtype, device=tensor.device
             )

@@ -1,25 +1,25 @@
-"""Orders how the two ends of a ring use a slot.
+"""Makes sure that the two ends of a ring use a slot one after the other.
 
-A token says that a slot was filled, or that it is given back. On CPU, this has happened when the
-token is sent. On CUDA, the work may still be queued, and CUDA does not order the work of two
-processes on shared memory. So each end has a CUDA event per slot. It records the event after its
-use of the slot and then sends the token. When the token has arrived, the stream of the other end,
-never its host, waits for the event:
+A token says that a slot was filled, or that it was given back (freed). On CPU, this has really
+happened when the token is sent. On CUDA, the work may still be queued, and CUDA does not order the
+work of two processes on shared memory. Therefore each end has one CUDA event per slot. After using
+the slot, the end records the event and then sends the token. When the token arrives at the other
+end, the stream of the other end waits for the event; the host never waits:
 
     sender       wait for `given back`, copy, record `filled`      token ->
     receiver                                                       wait for `filled`, compute,
                                                          <- token  record `given back`
 
-One event per slot and direction is enough. An end records its event again only on the slot's next
-turn. Before that, it has received a token that the other end sent after it had queued its wait. So
-a wait always refers to the record that was made before its token was sent. On a slot's first turn
-the sender has nothing to wait for. Streams only wait for work that was queued earlier, in either
-process, so they cannot wait for one another in a circle. The first token after an event was made
-carries the event's handle.
+One event per slot and direction is enough. An end records its event again only when it uses the
+slot again. Before that, it has received a token, which the other end sent after queueing its wait.
+So a wait always refers to the record that was made before the token was sent. When a slot is used
+for the first time, the sender has nothing to wait for. Streams only wait for work that was queued
+earlier, in either process, so they cannot wait for each other in a circle. The first token after an
+event was created contains the event's handle.
 
-An end records only its own events and waits only for those of the other end. A CUDA stream can wait
-for an event of any device, so each end opens the other end's events in the context of its own
-device: a context on the neighbour's device would take hundreds of MB there.
+An end records only its own events, and waits only for events of the other end. A CUDA stream can
+wait for an event of any device. So each end opens the other end's events in the context of its own
+device: a context on the other device would take hundreds of MB there.
 """
 
 import logging
@@ -36,7 +36,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class Moment:
-    """The work that is queued on a device's current stream now. On CPU it is done already.
+    """All work that is queued on a device's current stream now. On CPU this work is already done.
 
     Args:
         device: The device.
@@ -49,15 +49,16 @@ class Moment:
             self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Block the calling thread until the work is done, without using a core."""
+        """Block the calling thread until the work is done, without using CPU time meanwhile."""
         if self._event is not None:
             self._event.synchronize()
 
 
 def let_default_stream_wait(device: torch.device) -> None:
-    """Let a CUDA device's default stream wait for the work queued on the current stream.
+    """Make a CUDA device's default stream wait for the work queued on the current stream.
 
-    A new thread records events on the default stream, whatever stream this thread uses.
+    This is needed because another thread records events on the default stream, even if this thread
+    uses another stream.
     """
     if device.type == "cuda":
         current = torch.cuda.current_stream(device)
@@ -67,14 +68,14 @@ def let_default_stream_wait(device: torch.device) -> None:
 
 
 class Order(Protocol):
-    """Orders one end's use of a slot after that of the other end."""
+    """Makes one end's use of a slot wait for the other end's use of this slot."""
 
     def learn(self, handle: bytes) -> None:
-        """Store the other end's event for the next slot that has none yet."""
+        """Store the other end's event, for the next slot that has none yet."""
         ...
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into a slot once it was given back.
+        """Copy tensors into a slot after the receiver has given it back.
 
         Args:
             slot: Index of the slot.
@@ -82,25 +83,25 @@ class Order(Protocol):
             tensors: The tensors to copy.
 
         Returns:
-            The handle of the slot's event if it was made now, else empty.
+            The handle of the slot's event if this call created the event, else empty.
         """
         ...
 
     def take(self, slot: int) -> None:
-        """Let the work that follows wait until the slot is filled."""
+        """Make the work that is queued later wait until the slot is filled."""
         ...
 
     def give_back(self, slot: int) -> bytes:
-        """Record that the work so far was the last use of the slot on this turn.
+        """Record that this end has finished with the slot when the work queued so far is done.
 
         Returns:
-            The handle of the slot's event if it was made now, else empty.
+            The handle of the slot's event if this call created the event, else empty.
         """
         ...
 
 
 class HostOrder:
-    """The order on CPU: all work is done before its token is sent, so there are no events."""
+    """The order on CPU. Work is done before its token is sent, so there are no events."""
 
     def learn(self, handle: bytes) -> None:
         """Fail, because there are no events."""
@@ -113,21 +114,22 @@ class HostOrder:
         return b""
 
     def take(self, slot: int) -> None:
-        """Do nothing: the slot is filled."""
+        """Do nothing: the slot is already filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Do nothing: the work so far has ended."""
+        """Do nothing: the work so far is already done."""
         return b""
 
 
 class CudaOrder:
-    """The order of the streams of two CUDA devices, or of two processes on one, by events.
+    """The order between two CUDA devices, or between two processes on one device, by events.
 
     Args:
         device: This end's device.
         other: The other end's device.
-        aside: Whether copies of this end leave its device. They then run on a side stream, parallel
-            to the device's work. Copies inside one device would only slow that work down.
+        aside: Whether this end copies to another device or to the host. Such copies run on a side
+            stream, parallel to the device's work. Copies inside one device do not, because they
+            would only slow this work down.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:
@@ -138,7 +140,7 @@ class CudaOrder:
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open the other end's event for the next slot that has none yet."""
+        """Open the other end's event, for the next slot that has none yet."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:
@@ -158,17 +160,17 @@ class CudaOrder:
         return opened
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Queue the copies of tensors into a slot, after it was given back."""
+        """Queue copies of tensors into a slot; they start after the slot was given back."""
         current = torch.cuda.current_stream(self._device)
         if not self._aside:
             self._wait(slot, current)
             for name, tensor in tensors.items():
                 self._copy(views[name], tensor.detach())
             return self._record(slot, current)
-        # Work that is queued later may change the tensors, or give back a slot in which they lie.
-        # It must not wait for a copy that may itself wait for the other device. So the tensors are
-        # first copied on their own device, which is cheap. These snapshots have no gaps either:
-        # a copy of a tensor with gaps would go through memory that no event covers.
+        # Work that is queued later may change the tensors, or give back the slot they are in. It
+        # must not wait for a copy that itself may wait for the other device. So first copy the
+        # tensors on their own device, which is cheap. These snapshots also have no gaps: a copy of
+        # a tensor with gaps to another device would use temporary memory that no event protects.
         snapshots = {name: self._snapshot(tensor.detach()) for name, tensor in tensors.items()}
         if self._side is None:
             # High priority on this device, because the next stage waits for the copies.
@@ -182,11 +184,11 @@ class CudaOrder:
             return self._record(slot, self._side)
 
     def take(self, slot: int) -> None:
-        """Let the current stream wait until the slot is filled."""
+        """Make the current stream wait until the slot is filled."""
         self._wait(slot, torch.cuda.current_stream(self._device))
 
     def give_back(self, slot: int) -> bytes:
-        """Record that the current stream has used the slot for the last time on this turn."""
+        """Record on the current stream that this end has finished with the slot."""
         return self._record(slot, torch.cuda.current_stream(self._device))
 
     def _wait(self, slot: int, stream: torch.cuda.Stream) -> None:
@@ -209,5 +211,5 @@ class CudaOrder:
         view.copy_(tensor, non_blocking=True)
 
     def _keep(self, tensor: Tensor, stream: torch.cuda.Stream) -> None:
-        """Keep a tensor's memory from being reused before the stream has finished with it."""
+        """Prevent reuse of a tensor's memory before the stream has finished with it."""
         tensor.record_stream(stream)

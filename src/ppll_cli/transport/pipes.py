@@ -1,6 +1,7 @@
-"""The two pipes of a channel: one for messages, and one for slots that are given back.
+"""The two pipes of a channel: one for messages, and one by which the receiver frees slots.
 
-One sender and one receiver need no lock, so besides memory they share only these pipes.
+A channel has only one sender and one receiver, so they need no lock. Besides memory, they share
+only these two pipes.
 """
 
 import select
@@ -12,7 +13,7 @@ import torch.multiprocessing
 
 
 class Ends(NamedTuple):
-    """The connections of one end of a channel: for messages, and for slots that are given back."""
+    """The connections of one end of a channel: for messages, and for slots that become free."""
 
     messages: Connection
     returned: Connection
@@ -22,7 +23,7 @@ def open_pipes() -> tuple[Ends, Ends]:
     """Open the two pipes of a channel.
 
     Returns:
-        The connections of the sender, and those of the receiver.
+        The connections of the sender, and the connections of the receiver.
     """
     receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
     receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
@@ -30,14 +31,14 @@ def open_pipes() -> tuple[Ends, Ends]:
 
 
 class Inlet:
-    """The receiving end of a pipe, with a fast test whether it can be read."""
+    """The receiving end of a pipe, with a fast test for data to read."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._poll: select.poll | None = None  # made in the worker, because it cannot be pickled
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds until the pipe can be read, and return whether it can."""
+        """Wait up to `timeout_s` seconds for data in the pipe, and return whether there is some."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.connection.fileno(), select.POLLIN)
@@ -48,8 +49,8 @@ class FreeSlots:
     """Counts the slots that a sender may fill.
 
     Args:
-        returned: The pipe through which the receiver gives slots back.
-        count: Number of slots that are free at the start.
+        returned: The pipe through which the receiver reports freed slots.
+        count: Number of free slots at the start.
 
     Attributes:
         count: Number of free slots. The sender subtracts one for each message.
@@ -59,7 +60,7 @@ class FreeSlots:
         self._returned, self.count = Inlet(returned), count
 
     def wait(self, timeout_s: float, take: Callable[[bytes], int]) -> bool:
-        """Wait until a slot is free and return whether there is one.
+        """Wait for a free slot, and return whether there is one.
 
         Args:
             timeout_s: Seconds to wait if no slot is free.

@@ -1,12 +1,13 @@
 """The transport of the PPLL paper: a `torch.multiprocessing.Queue` per channel, and new tensors.
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
-moves them into shared memory (on CUDA it makes IPC handles) and writes what the receiver needs to
-map them into the queue's pipe. Slots come back through a pipe of their own, because the queue alone
-would count a message as gone once it is received, and not when it is released.
+moves the copies into shared memory (on CUDA it creates IPC handles). It then writes the data by
+which the receiver maps this memory into the queue's pipe. A second pipe reports released slots to
+the sender: the queue alone would regard a slot as free when its message is received, not when the
+message is released.
 
-If a sender's process ends, its messages are lost, because the receiver asks that process for the
-shared memory. Workers stay until the parent says that all are done, so nothing is lost.
+If a sender's process ended, its messages would be lost, because the receiver asks that process for
+the shared memory. Therefore workers do not exit before the parent has seen that all are done.
 """
 
 import multiprocessing
@@ -50,16 +51,17 @@ class _Lost(NamedTuple):
 
 
 class MessageQueue(AnyQueue):
-    """A queue that tells its receiver if a message could not be shared.
+    """A queue that informs its receiver if a message could not be shared.
 
-    The library only prints a traceback and drops the message, for which the receiver would wait.
+    Python's own queue only prints a traceback and drops the message. The receiver would then wait
+    for ever.
     """
 
     def __init__(self, slots: int) -> None:
         super().__init__(slots, ctx=multiprocessing.get_context("forkserver"))
 
     def _on_queue_feeder_error(self, error: Exception, message: object) -> None:
-        """Send the reason instead of the message; the library calls this in the feeder thread."""
+        """Send the reason instead of the message. Python's feeder thread calls this."""
         internals: Any = self
         # The feeder has already released the semaphore for the lost message, and the receiver will
         # release it again when it gets `_Lost`.
@@ -78,7 +80,7 @@ class QueueSender:
     def open(self) -> None:
         """Let this process exit without waiting for the feeder.
 
-        The feeder may hang in a full pipe that a dead neighbour no longer reads.
+        The feeder may hang while it writes to a full pipe whose reader is dead.
         """
         self._queue.cancel_join_thread()
 
@@ -122,7 +124,7 @@ class QueueReceiver:
         return self._next is not None
 
     def peek(self) -> Header:
-        """Return the header of the next message, whose tensors are mapped already."""
+        """Return the header of the next message. Its tensors are already mapped."""
         assert self._next is not None
         return self._next.header
 
@@ -133,7 +135,7 @@ class QueueReceiver:
         return message.header, message.tensors
 
     def release(self) -> None:
-        """Give a slot back. The memory is freed once nothing refers to its tensors."""
+        """Free a slot. The memory is freed when nothing refers to its tensors any more."""
         self._returned.send_bytes(b"")
 
 
@@ -141,9 +143,9 @@ class QueueTransport:
     """Channels that copy each tensor into new shared memory.
 
     Args:
-        depth: Slots of each channel beyond those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted while they cross a network;
-            None for no conversion.
+        depth: Number of slots of each channel in addition to those that the schedule needs.
+        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
+            for no conversion.
     """
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
@@ -156,17 +158,17 @@ class QueueTransport:
         return no_room(size) if "cpu" in devices else cannot_share()
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that an end of a channel takes.
+        """Return the largest number of file descriptors that one end of a channel needs.
 
-        They are both ends of the queue's pipe, one end of the pipe for slots, and those of tensors.
-        A tensor needs one while it is sent or held, and a second one while it is being shared.
+        These are both ends of the queue's pipe, one end of the pipe for slots, and one for each
+        tensor in a slot. While a message is being shared, each of its tensors needs a second one.
         """
         return 3 + (slots + 1) * tensors
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[QueueSender, QueueReceiver]:
-        """Make the two ends of a new channel."""
+        """Create a new channel, and return its two ends."""
         queue = MessageQueue(slots)
         receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
         return QueueSender(queue, receive_returned, slots), QueueReceiver(queue, send_returned)

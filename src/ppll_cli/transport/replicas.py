@@ -11,9 +11,9 @@ from ppll_cli.transport.groups import Groups, ProcessGroup
 
 
 class Replicas:
-    """The replicas of a stage, in one of them.
+    """Communication of one replica with the other replicas of its stage.
 
-    All replicas must call the same methods in the same order, after the groups are open.
+    All replicas must call the same methods in the same order, after `Groups.open`.
 
     Args:
         groups: The groups of the run.
@@ -32,20 +32,20 @@ class Replicas:
         return self._groups.ranks(self._name)
 
     def add(self, tensor: Tensor) -> dist.Work:
-        """Start an all-reduce, which replaces a tensor by its sum over all replicas.
+        """Start an all-reduce that replaces a tensor by the sum over all replicas.
 
         Args:
             tensor: A tensor of the same shape and dtype in each replica.
 
         Returns:
-            A handle whose `wait` waits for the sum; on CUDA the current stream waits, not the host.
+            A handle whose `wait` waits for the sum. On CUDA, only the current stream waits.
         """
         work = dist.all_reduce(tensor, group=self._group, async_op=True)
         assert work is not None
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with those of the first replica, by one broadcast per dtype."""
+        """Overwrite tensors with the first replica's values, by one broadcast per dtype."""
         ordered = sorted(tensors, key=lambda tensor: str(tensor.dtype))
         for _, same in groupby(ordered, key=lambda tensor: tensor.dtype):
             group = list(same)

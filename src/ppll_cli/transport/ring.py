@@ -1,16 +1,16 @@
 """The fast transport: a ring of slots in shared memory, allocated once and used for every message.
 
-A sender copies its tensors into a slot and sends a token through a pipe; the receiver computes on
-the slot in place. A token has the message's header and the number of its layout. A layout is the
-names, dtypes, shapes and strides of the tensors; the first token that uses a layout also carries
-the layout itself. Slots are used in turn and given back in the order in which they were received,
-so a token need not name its slot.
+A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
+the tensors in the slot, without a copy. A token contains the message's header and the number of a
+layout. A layout describes the names, dtypes, shapes and strides of the tensors; the first token
+with a layout also contains the layout itself. Both ends use the slots in turn, and the receiver
+frees them in the order of the messages, so a token need not name its slot.
 
-The devices decide where the slots are (`memory`) and how the two ends order their use (`order`).
-Between CPU workers, slots are in shared memory, and tokens alone order their use. Between CUDA
-workers, slots are on the receiver's device. If this memory cannot be shared between the processes,
-or the sender's device cannot reach it, slots are in pinned host memory instead, from which the
-receiver copies. In both cases CUDA events order their use.
+The devices of the two workers decide in which memory the slots are (`memory`), and how the two ends
+take turns in using a slot (`order`). If a worker is on CPU, slots are in shared host memory, and
+the tokens alone order the use. Between CUDA workers, slots are on the receiver's device. If the
+processes cannot share this memory, or the sender's device cannot access it, slots are in pinned
+host memory instead, and the receiver copies from there. In both cases CUDA events order the use.
 """
 
 import logging
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 _Token = tuple[int, Header, bytes, Layout | None]
-"""The layout's number, the header, the handle of the slot's event on its first turn (else empty),
-and the layout at its first use (else None)."""
+"""The number of the layout, the header, the handle of the slot's CUDA event when the slot is used
+for the first time (else empty), and the layout when it is used for the first time (else None)."""
 
 
 class RingSender:
@@ -47,7 +47,7 @@ class RingSender:
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Open the memory, unless the receiver's end will offer it."""
+        """Open the memory, unless the receiver will offer it."""
         self._slots.memory.open()
 
     def wait(self, timeout_s: float) -> bool:
@@ -55,10 +55,10 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
-        """Handle a message of the receiver: first its memory if there is none, then slots.
+        """Handle a message of the receiver: the offer of its memory, or a freed slot.
 
         Returns:
-            How many slots the message frees.
+            The number of slots that become free.
         """
         if self._slots.memory.tensor is None:
             self._slots.memory.accept(word)
@@ -86,14 +86,14 @@ class RingSender:
         self.bytes_sent += size
         self._free.count -= 1
         token: _Token = (number, header, handle, spelled_out)
-        # Not `Connection.send`, which makes a slower pickler that can also share tensors.
+        # Not `Connection.send`: it uses a slower pickler, which can also share tensors.
         self._messages.send_bytes(pickle.dumps(token, pickle.HIGHEST_PROTOCOL))
 
 
 class RingReceiver:
     """The receiving end; see `channel.Receiver`.
 
-    Received tensors are views of the slot, or copies on `device` if that is given.
+    Received tensors are views of the slot, or copies on `device` if it is not None.
     """
 
     def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
@@ -104,7 +104,7 @@ class RingReceiver:
         self._oldest = 0
 
     def open(self) -> None:
-        """Open the memory, and offer it to the sender if that does not have it."""
+        """Open the memory, and offer it to the sender if the sender does not have it yet."""
         offer = self._slots.memory.offer()
         if offer:
             self._returned.send_bytes(offer)
@@ -125,7 +125,7 @@ class RingReceiver:
         return self._token
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """Return the next message; its tensors are valid until `release` gives the slot back."""
+        """Return the next message. Its tensors are valid until `release` frees the slot."""
         number, header, handle, layout = self._peek()
         self._token = None
         if layout is not None:
@@ -140,7 +140,7 @@ class RingReceiver:
         return header, {name: view.to(device, non_blocking=True) for name, view in views.items()}
 
     def release(self) -> None:
-        """Give back the oldest slot that is held."""
+        """Free the oldest slot in use."""
         slot, self._oldest = self._oldest, (self._oldest + 1) % self._slots.count
         self._returned.send_bytes(self._order.give_back(slot))
 
@@ -149,9 +149,9 @@ class RingTransport:
     """Channels whose slots are allocated once and used for every message.
 
     Args:
-        depth: Slots of each channel beyond those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted while they cross a network;
-            None for no conversion.
+        depth: Number of slots of each channel in addition to those that the schedule needs.
+        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
+            for no conversion.
     """
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
@@ -159,7 +159,7 @@ class RingTransport:
         self._told: set[str] = set()
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why channels of `size` bytes in all cannot be made here; None if they can."""
+        """Return why channels with `size` bytes in total cannot be created; None if they can."""
         pairs = combinations(dict.fromkeys(devices), 2)
         on_cuda = "cpu" not in devices
         if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):
@@ -167,13 +167,13 @@ class RingTransport:
         return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return 3: an end of each of the two pipes, and the memory."""
+        """Return 3: one end of each of the two pipes, and the shared memory."""
         return 3
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[RingSender, RingReceiver]:
-        """Make the two ends of a new channel."""
+        """Create a new channel, and return its two ends."""
         size = max(ALIGNMENT, aligned(size))
         if "cpu" in (source, target):
             host = _on_host(slots * size, pinned=False)
@@ -200,13 +200,13 @@ def ring(
     orders: tuple[Order, Order],
     device: str | None = None,
 ) -> tuple[RingSender, RingReceiver]:
-    """Make the two ends of a new ring.
+    """Create a new ring, and return its two ends.
 
     Args:
         slots: Number of slots.
-        size: Bytes of each slot.
-        memories: The memory of the slots at the sender's end, and at the receiver's.
-        orders: How the sender, and the receiver, orders its use of slots after the other end's.
+        size: Size of each slot in bytes.
+        memories: The memory of the slots, as the sender sees it and as the receiver sees it.
+        orders: The `Order` of the sender, and the `Order` of the receiver.
         device: The device to which the receiver copies tensors; None to use them in the slot.
     """
     producer, consumer = open_pipes()

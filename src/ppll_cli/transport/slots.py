@@ -21,16 +21,16 @@ class TensorForm(NamedTuple):
 
 
 Layout = tuple[TensorForm, ...]
-"""The forms of a message's tensors, in the order in which they lie in a slot."""
+"""The forms of a message's tensors, in the order of their memory in a slot."""
 
 
 class Slots:
-    """The slots of a channel at one of its ends, which uses them in turn.
+    """The slots of a channel as one end sees them. The end uses them in turn.
 
     Args:
         memory: The memory of all slots.
         count: Number of slots.
-        size: Bytes of each slot.
+        size: Size of each slot in bytes.
     """
 
     def __init__(self, memory: Memory, count: int, size: int) -> None:
@@ -39,10 +39,10 @@ class Slots:
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def next(self, number: int, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the next slot's index, and views of the slot for the tensors of a layout.
+        """Return the index of the next slot, and a view of the slot for each tensor of a layout.
 
         Args:
-            number: A number that identifies the layout; the views are cached by this number.
+            number: The number of the layout, by which the views are cached.
             layout: The layout.
         """
         slot, self._next = self._next, (self._next + 1) % self.count
@@ -67,7 +67,7 @@ class Slots:
         """Check that the tensors of a layout fit into a slot.
 
         Raises:
-            ValueError: They do not fit.
+            ValueError: The tensors do not fit.
         """
         size = layout_bytes(layout)
         if size > self.size:
@@ -76,7 +76,7 @@ class Slots:
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
-    """Return the layout of copies of tensors in a slot."""
+    """Return the layout for copies of these tensors in a slot."""
     return tuple(
         TensorForm(name, tensor.dtype, tuple(tensor.shape), _strides(tensor))
         for name, tensor in tensors.items()
@@ -84,12 +84,12 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def layout_bytes(layout: Layout) -> int:
-    """Return the bytes of a slot that a layout takes."""
+    """Return the number of bytes of a slot that a layout needs."""
     return sum(aligned(prod(tensor.shape) * tensor.dtype.itemsize) for tensor in layout)
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return the strides of a copy: the tensor's own if its memory has no gaps or overlaps."""
+    """Return strides for a copy: the tensor's strides if these have no gaps or overlaps."""
     if tensor.is_contiguous():
         return tuple(tensor.stride())
     return tuple(torch.empty_like(tensor, device="meta").stride())

@@ -1,4 +1,4 @@
-"""A chunk on its worker: its networks, the tensors of the current batch, and the computations.
+"""Computes a chunk (units that one stage holds): forward, loss, backward and measurements.
 
 All chunks train by one mechanism. `forward` computes the outputs of the chunk. The gradients of the
 outputs come from the next chunk, or from the chunk's own `loss` if a module ends here. `backward`
@@ -27,7 +27,7 @@ from ppll_cli.worker.sums import Sums
 
 
 class HeldChunk(Networks):
-    """A chunk on the worker of its stage. It keeps its tensors by micro-batch and name.
+    """A chunk on a worker, with the tensors of the current batch, by micro-batch and name.
 
     Args:
         job: The run.
@@ -39,7 +39,7 @@ class HeldChunk(Networks):
     Attributes:
         sums: Losses and metrics that are not reported yet, by split: "train" in training.
 
-    See `Networks` for the networks, and how they are averaged and stepped.
+    See `Networks` for the networks, the average over replicas and the optimizer step.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class HeldChunk(Networks):
             self._generators.append(torch.cuda.default_generators[index])
 
     def begin(self, batch: Batch) -> None:
-        """Set the networks' mode for a batch, and use averaged weights if the batch needs them."""
+        """Prepare for a batch: set the networks' mode, and choose averaged or plain weights."""
         if batch.training != self._training:
             for network in self.networks:
                 network.train(batch.training)
@@ -79,13 +79,13 @@ class HeldChunk(Networks):
         self._batch, self._training = batch, batch.training
 
     def use_averages(self, averaged: bool) -> None:
-        """Compute with the averages of the weights from now on, or with the weights themselves."""
+        """From now on compute with the averages of the weights, or with the weights themselves."""
         if self.ema is not None and averaged != self._averaged:
             self.ema.swap()
             self._averaged = averaged
 
     def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
-        """Take a micro-batch's inputs by name; those that need gradients become detached leaves."""
+        """Store a micro-batch's inputs by name; inputs that need gradients become leaves."""
         values = dict(tensors)
         if self._training and self._into.gradients:
             names = self._into.gradients
@@ -95,7 +95,7 @@ class HeldChunk(Networks):
         self._values[micro_batch] = values
 
     def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
-        """Show the criterion a version of the weights that it watches, by parameter name."""
+        """Give the criterion a version of another module's weights, by parameter name."""
         assert self.criterion is not None
         with torch.no_grad():
             self.criterion.see(weights, version.steps)
@@ -103,7 +103,7 @@ class HeldChunk(Networks):
     def forward(self, micro_batch: int) -> None:
         """Run the units of the chunk on a micro-batch.
 
-        Exports, which make values for later modules' losses, run after them without gradients.
+        Then run the exports, without gradients: they compute values for losses of later modules.
         """
         values, training = self._values[micro_batch], self._batch.training
         inputs = set(map(_storage, values.values())) if self._next_is_here else set()
@@ -136,14 +136,15 @@ class HeldChunk(Networks):
         return outputs | {name: outputs[name].clone() for name in views}
 
     def take_outputs(self, micro_batch: int) -> dict[str, Tensor]:
-        """Return the detached outputs for the next chunk, and keep them no longer."""
+        """Remove the detached outputs for the next chunk from this chunk, and return them."""
         return self._outputs.pop(micro_batch)
 
     def loss(self, micro_batch: int) -> None:
         """Compute the loss and its gradients with respect to the chunk's outputs.
 
-        The criterion gets detached outputs. So the time of an auxiliary network can be measured
-        apart from the backbone's, and its graph is freed before the backbone's backward begins.
+        The criterion gets detached outputs. Thus the times of the auxiliary network and of the
+        chunk's units can be measured separately, and the auxiliary network's graph is freed before
+        the backward of the units begins.
         """
         assert self.criterion is not None
         values, share = self._values[micro_batch], self._batch.share(micro_batch)
@@ -159,18 +160,18 @@ class HeldChunk(Networks):
         # On other devices the loss is checked when it is reported.
         if self._reads_at_once and self.job.settings.optim.nonfinite == "stop":
             self.nonfinite = self.nonfinite or not bool(loss.isfinite())
-        if loss.requires_grad:  # otherwise nothing is trained here
+        if loss.requires_grad:  # otherwise no parameter here is trained
             (loss if share == 1 else loss * share).backward()
         self.take_gradients(
             micro_batch, {n: t.grad for n, t in outputs.items() if t.grad is not None}
         )
 
     def take_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
-        """Take the gradients of the chunk's outputs, by name."""
+        """Store the gradients of the chunk's outputs, by name."""
         self._gradients[micro_batch] = dict(gradients)
 
     def backward(self, micro_batch: int) -> None:
-        """Compute the gradients of parameters and inputs from those of the outputs, in one call."""
+        """Compute the gradients of parameters and inputs from the gradients of outputs."""
         outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
         self._gradients.pop(micro_batch, None)
         if outputs:
@@ -179,7 +180,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def backward_input(self, micro_batch: int) -> None:
-        """Compute only the gradients of the inputs from those of the outputs."""
+        """Compute only the gradients of the inputs, from the gradients of the outputs."""
         outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
         self._gradients.pop(micro_batch, None)
         if outputs:
@@ -195,7 +196,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def take_input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
-        """Return the gradients of the inputs, zeros if unused, and keep them no longer."""
+        """Return the inputs' gradients (zeros if unused), and remove them from this chunk."""
         leaves = self._leaves.pop(micro_batch)
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -205,26 +206,26 @@ class HeldChunk(Networks):
     def _roots(
         self, values: Mapping[str, Tensor], micro_batch: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the tensors from which a backward starts, and their gradients.
+        """Return the tensors at which a backward starts, and their gradients.
 
-        They are the chunk's outputs, among them inputs that it passes on to the next chunk.
+        The tensors are the chunk's outputs, including inputs that it passes on unchanged.
         """
         gradients = self._gradients.get(micro_batch, {})
         names = [name for name in gradients if values[name].requires_grad]
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def _own_input_gradients(self, micro_batch: int, received: Sequence[Tensor]) -> None:
-        """Copy the inputs' gradients that share memory with received ones, as views may make."""
+        """Copy each input's gradient that is a view of a received gradient."""
         slots = set(map(_storage, received))
         for leaf in self._leaves.get(micro_batch, {}).values():
             if leaf.grad is not None and _storage(leaf.grad) in slots:
                 leaf.grad = leaf.grad.clone()
 
     def measure(self, micro_batch: int, split: str) -> None:
-        """Add up the loss and metrics of an evaluation micro-batch, and free its tensors.
+        """Compute and add the loss and metrics of an evaluation micro-batch, and free its tensors.
 
-        Only a chunk at the end of a module measures. Auxiliary networks have no averaged weights,
-        so only the model's own head is measured on averaged weights.
+        Only a chunk at the end of a module has a loss. Auxiliary networks have no averaged weights,
+        so with averaged weights only the last module, which has the model's own head, is measured.
         """
         values = self._values.pop(micro_batch)
         if self.criterion is None or (self._averaged and not self._is_last):
@@ -241,7 +242,7 @@ class HeldChunk(Networks):
         self._weight_halves.clear()
 
     def shapes(self) -> dict[str, list[int]]:
-        """Return the shapes of the batch's tensors by name, for the report of a failure."""
+        """Return the shape of each tensor of the batch, by name, for a report of a failure."""
         kept = self._values.values()
         return {name: list(t.shape) for values in kept for name, t in values.items()}
 
@@ -254,8 +255,8 @@ class HeldChunk(Networks):
     def _reseed(
         self, micro_batch: int, seed_of: Callable[[int, Any, int, int], int], owner: str | int
     ) -> None:
-        # Networks may draw on the CPU as well as on their device. torch.manual_seed would seed
-        # every device, and format a stack trace in each call.
+        # Networks may draw random numbers on the CPU and on their device. torch.manual_seed would
+        # seed every device, and format a stack trace in each call.
         batch = self._batch
         seed, number = self.job.settings.seed, batch.first_micro_batch + micro_batch
         seed = seed_of(seed, owner, batch.step, number)

@@ -1,8 +1,8 @@
-"""Clocks that mark moments of a device's work and tell whether the device has reached them.
+"""Clocks that record moments in a device's work, and report whether the device has reached them.
 
-On CPU a call returns when its work is done. On CUDA a call returns when its work is queued, so a
-moment is an event in the queue. Its time is known once the device has passed it; asking whether the
-device has passed it does not block the host.
+On CPU a call returns when its work is done, so a moment is simply a time. On CUDA a call returns
+when its work is queued, so a moment is a CUDA event in the queue. The time of an event is known
+once the device has reached it. Asking whether the device has reached it does not block the host.
 """
 
 from time import perf_counter
@@ -12,7 +12,7 @@ import torch
 
 
 class Clock(Protocol):
-    """A device's clock. Moments are opaque to its users."""
+    """The clock of a device. Callers only pass its moments back to it, and never look inside."""
 
     def mark(self) -> Any:
         """Return the moment at which the device has done all work that it has been given so far."""
@@ -27,31 +27,31 @@ class Clock(Protocol):
         ...
 
     def seconds(self, first: Any, last: Any) -> float:
-        """Return the seconds between two moments, both of which the device has passed."""
+        """Return the seconds between two moments. The device must have reached both."""
         ...
 
     def free(self, moment: Any) -> None:
-        """Take back a moment that nobody uses any more."""
+        """Allow the clock to reuse a moment that the caller no longer needs."""
         ...
 
     def host_s(self, moment: Any) -> float:
-        """Return when a moment was, in seconds of `perf_counter`. Waits for the device."""
+        """Return the time of a moment, in seconds of `perf_counter`. Waits for the device."""
         ...
 
 
 class HostClock:
-    """The clock of a CPU. A moment is a time of `perf_counter`, in seconds."""
+    """The clock of a CPU. A moment is a value of `perf_counter`, in seconds."""
 
     def mark(self) -> float:
         """Return the present time."""
         return perf_counter()
 
     def passed(self, moment: float) -> bool:
-        """Return True: work on a CPU is done when it is marked."""
+        """Return True: on a CPU the work before `mark` is already done."""
         return True
 
     def wait(self, moment: float) -> None:
-        """Return at once: the moment has passed."""
+        """Return immediately, because every moment has passed."""
 
     def seconds(self, first: float, last: float) -> float:
         """Return the seconds between two moments."""
@@ -78,7 +78,7 @@ class StreamClock:
         self._free: list[Any] = []
 
     def mark(self) -> Any:
-        """Record and return an event behind all queued work."""
+        """Record an event behind all queued work, and return it."""
         event = self._free.pop() if self._free else self._backend.Event(enable_timing=True)
         event.record()
         return event
@@ -96,11 +96,11 @@ class StreamClock:
         return float(first.elapsed_time(last)) / 1000
 
     def free(self, moment: Any) -> None:
-        """Keep the event, to be recorded anew for another moment."""
+        """Keep the event for reuse by a later `mark`."""
         self._free.append(moment)
 
     def host_s(self, moment: Any) -> float:
-        """Return the event's time, by comparing both clocks after the device has done all work."""
+        """Wait until the device is idle, then convert the event's time to the host's clock."""
         now = self.mark()
         self.wait(now)
         now_s = perf_counter()

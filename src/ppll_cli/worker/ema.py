@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, which are evaluated beside the weights."""
+"""Exponential moving averages of weights. The run evaluates them in addition to the weights."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,12 +10,12 @@ from ppll_cli.models.unit import Unit
 
 
 class Ema:
-    """Averages of units' parameters and of their floating-point buffers.
+    """Averages of the parameters and of the floating-point buffers of units.
 
     After each optimizer step an average becomes `d * average + (1 - d) * value`. In the first steps
     d rises from 0.1 to `decay`, as `min(decay, (1 + step) / (10 + step))`, so that the averages
-    soon forget the initial weights. Buffers, such as BatchNorm's statistics, are averaged because
-    they belong to the weights.
+    soon forget the initial weights. Buffers, such as BatchNorm's statistics, are averaged too,
+    because weights and statistics must match.
 
     Args:
         units: The units and their networks.
@@ -30,25 +30,25 @@ class Ema:
             for name, tensor in network.state_dict(keep_vars=True).items()
             if tensor.is_floating_point()
         }
-        # By the tensors themselves: tied weights have one average.
+        # The keys are tensors, not names: a weight that two units share has one average.
         self._averages = {live: live.detach().clone() for live in self._live.values()}
 
     @property
     def buffers(self) -> list[Tensor]:
-        """The averages of the buffers."""
+        """The averages of buffers, without the averages of parameters."""
         pairs = self._averages.items()
         return [average for live, average in pairs if not isinstance(live, nn.Parameter)]
 
     def begin(self) -> None:
-        """Set the averages to the present weights of the units."""
+        """Set the averages to the current weights of the units."""
         with torch.no_grad():
             torch._foreach_copy_([*self._averages.values()], [*self._averages])
 
     def update(self, step: int) -> None:
-        """Move the averages towards the present weights of the units.
+        """Move the averages towards the current weights of the units.
 
         Args:
-            step: Number of optimizer steps done before the step that made these weights.
+            step: Number of optimizer steps done before the last one.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -63,11 +63,11 @@ class Ema:
             live.data, average.data = average.data, live.data
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the averages with their names in a checkpoint."""
+        """Yield the averages, each with its name in a checkpoint."""
         for name, live in self._live.items():
             yield name, self._averages[live]
 
     def restore(self, saved: SavedTensors) -> None:
-        """Take the averages from a checkpoint."""
+        """Load the averages from a checkpoint."""
         for name, live in self._live.items():
             self._averages[live].copy_(saved[name])

@@ -30,12 +30,12 @@ KINDS: dict[type, str] = {
     do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
-"""The kind of time that each instruction counts as. A loss counts as auxiliary time if its chunk
-has an auxiliary network, otherwise as compute. Receiving and sending count their waits and copies
-separately."""
+"""The kind of time that each instruction is recorded as. `Loss` is not listed: it is auxiliary time
+if its chunk has an auxiliary network, otherwise compute. Instructions that receive or send are not
+listed either: they record the times of waiting and of copying separately."""
 
 _name = lru_cache(maxsize=1024)(str)
-"""Return an instruction's name for the parent. Cached: every batch has the same instructions."""
+"""Return the text of an instruction. Cached, because all batches have the same instructions."""
 
 
 class Interpreter:
@@ -43,16 +43,17 @@ class Interpreter:
 
     Args:
         job: The run.
-        seat: The worker's stage and replica.
+        seat: The numbers of the worker's stage and replica.
         links: Connections to the other stages and to the parent.
         chunks: The stage's chunks, by their number in the model.
-        batches: Makes batches; None if the stage does not hold chunk 0.
+        batches: Loads and prepares batches; None if the stage does not hold chunk 0.
         recorder: Measures the time of instructions.
-        marks: The function that handles each kind of mark.
+        marks: For each kind of mark (evaluation, checkpoint, end), the function that handles it.
 
     Attributes:
-        mail: The stage's ends of its channels, and the batch or mark that it handles now.
-        instruction: The instruction that is executed now.
+        mail: Sends and receives the stage's messages, and knows the batch or mark that the stage
+            handles now.
+        instruction: The instruction that the stage executes now.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Interpreter:
         }
 
     def send_ahead(self) -> None:
-        """Send the weights that the first batches watch; to be called before the first batch."""
+        """Send the weights that losses of the first batches read. Call this before any batch."""
         start = self.job.start
         for channel in self.links.senders:
             if channel.kind == "weights":
@@ -115,7 +116,7 @@ class Interpreter:
         Args:
             stream: The instructions.
             batch: The batch.
-            first_sample: Number of samples of the whole batch that earlier replicas hold.
+            first_sample: Number of the batch's samples that replicas before this one compute.
         """
         self._batch, self._first_sample = batch, first_sample
         for chunk in self.chunks.values():
@@ -135,7 +136,7 @@ class Interpreter:
         for instruction in stream:
             self.instruction = instruction
             kind = type(instruction)
-            # No limit, as for channels: the parent sees which replica is late.
+            # Waiting for the other replicas has no time limit: the parent sees which one is late.
             waits = kind is do.FinishAverage
             self.links.pulse.begin(_name(instruction), None if waits else limit_s)
             counts_as = KINDS.get(kind)
@@ -214,7 +215,7 @@ class Interpreter:
         self.chunks[instruction.chunk].backward_weight(instruction.micro_batch)
 
     def _with_gradients(self, instruction: do.Backward | do.BackwardInput) -> HeldChunk:
-        """Return a chunk, with its outputs' gradients if the next chunk is on this stage."""
+        """Return a chunk; first give it the next chunk's gradients, if both are on this stage."""
         number, micro_batch = instruction.chunk, instruction.micro_batch
         chunk = self.chunks[number]
         if number + 1 in self.chunks and not chunk.place.ends_module:
@@ -250,11 +251,11 @@ class Interpreter:
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _send_version(self, instruction: do.SendWeights, step: int, done: int) -> None:
-        """Send the weights that a batch reads, unless the run ends before that batch.
+        """Send the weights that a later batch will read, unless the run ends before that batch.
 
         Args:
-            instruction: The instruction, which names the watching chunk.
-            step: Number of optimizer steps done before that batch.
+            instruction: The instruction; it names the chunk whose loss reads the weights.
+            step: Number of optimizer steps done before the batch that reads them.
             done: Number of optimizer steps done now.
         """
         if step < self.job.course.steps:
@@ -263,11 +264,14 @@ class Interpreter:
             self.mail.send(instruction, weights, version)
 
     def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """Return the weights that a chunk watches, from a unit of this stage, by parameter name.
+        """Return weights of a unit of this stage that the loss of another chunk reads.
 
         Args:
-            watcher: Number of the watching chunk.
+            watcher: Number of the chunk whose loss reads the weights.
             age: How many optimizer steps ago the unit had these weights.
+
+        Returns:
+            The unit's parameters by name.
         """
         routes = self.job.routes
         holder = self.chunks[routes.watched(watcher)]

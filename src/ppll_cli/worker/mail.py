@@ -14,7 +14,7 @@ from ppll_cli.worker.recorder import Recorder
 
 
 class Mail:
-    """The ends of a stage's channels.
+    """Sends and receives messages through this worker's ends of the channels between stages.
 
     Args:
         stage: Number of the stage.
@@ -23,7 +23,7 @@ class Mail:
         recorder: Measures the time of waits and copies.
 
     Attributes:
-        item: The batch or mark that the stage handles now, which its messages are about.
+        item: The batch or mark that the stage handles now; message headers carry it.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
@@ -34,12 +34,13 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a channel is ready.
 
-        There is no limit, because another stage may be hanging: the parent ends this process if
-        another worker fails, and a thread of this process ends it if the parent is gone.
+        The wait has no time limit, because the stage that hangs may be another one. If another
+        worker fails, the parent ends this process. If the parent is gone, a thread of this process
+        ends it.
 
         Args:
             end: This worker's end of the channel.
-            kind: What the time counts as, "starved" or "blocked".
+            kind: The kind of time to record: "starved" (no message) or "blocked" (no free slot).
         """
         with self._recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):
@@ -48,7 +49,7 @@ class Mail:
     def receive(
         self, instruction: Instruction, version: Version | None = None
     ) -> dict[str, Tensor]:
-        """Receive an instruction's message, which may be about a version of weights."""
+        """Receive the message of an instruction; `version` is set if it carries weights."""
         found = rules.receives(self._stage, instruction)
         assert found is not None
         channel, message = found
@@ -63,7 +64,7 @@ class Mail:
             return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def release(self, instruction: Instruction) -> None:
-        """Give back the slot of the message that an instruction frees."""
+        """Free the slot of a received message, so that the sender can reuse it."""
         channel = rules.gives_back(self._stage, instruction)
         assert channel is not None
         self._links.receivers[channel].release()
@@ -74,7 +75,7 @@ class Mail:
         tensors: Mapping[str, Tensor],
         version: Version | None = None,
     ) -> None:
-        """Send an instruction's message, which may be about a version of weights."""
+        """Send the message of an instruction; `version` is set if it carries weights."""
         found = rules.sends(self._stage, instruction)
         assert found is not None
         channel, message = found

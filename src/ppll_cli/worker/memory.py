@@ -10,10 +10,10 @@ import torch
 class PeakMemory:
     """The peak memory of the worker since the steady state began.
 
-    On CUDA, `read` gives the peak of what tensors had allocated, and `reserved` the peak of what
-    torch's allocator had taken from the device; papers report either. On CPU under Linux it is the
-    peak size of the process less its size when this object was made, before the model was built. On
-    other systems it is unknown.
+    On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory that torch's
+    allocator had taken from the device; some papers report the first, others the second. On CPU
+    under Linux, `read` returns the peak resident size of the process, minus its size when this
+    object was created, before the model was built. On other systems the peak is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class PeakMemory:
         self._before = _status("VmRSS")
 
     def reset(self) -> None:
-        """Begin to measure anew: the steady state begins."""
+        """Restart the measurement. Call this when the steady state begins."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif sys.platform == "linux":
@@ -46,11 +46,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 class CurrentMemory:
-    """The memory in use now.
+    """The memory that the worker uses now.
 
-    On CUDA it is what tensors have allocated; unknown until this process uses CUDA, which this
-    class never initializes. On CPU under Linux it is the growth of the process since this object
-    was made. On other systems it is unknown.
+    On CUDA it is the memory of tensors. It is unknown until the process uses CUDA; this class does
+    not initialize CUDA itself. On CPU under Linux it is the resident size of the process, minus its
+    size when this object was created. On other systems it is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,8 +69,8 @@ class CurrentMemory:
 def keep_freed_memory() -> None:
     """Make this process, and processes forked from it, keep freed memory for reuse.
 
-    By default glibc returns large pieces to the system and requests them again for the next batch,
-    page by page; this took about a twelfth of ResNet-32's time. Without glibc nothing happens.
+    By default glibc returns large blocks to the system and requests them again for the next batch,
+    page by page; this took about a twelfth of ResNet-32's time. Without glibc this does nothing.
     """
     # Other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""The networks of a chunk: its units, the criterion of a module's end, and their optimizer."""
+"""The networks of a chunk: its units, the criterion (loss) of its module, and their optimizer."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,8 +27,8 @@ from ppll_cli.worker.versions import Versions
 class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
-    Lists of parameters are cached, because networks keep their parameters and collecting them takes
-    longer than many kernels.
+    Lists of parameters are cached. A network's parameters never change, and collecting them would
+    take longer than many kernels.
 
     Args:
         job: The run.
@@ -40,18 +40,18 @@ class Networks:
     Attributes:
         place: The chunk: its units and its module.
         units: The units and their networks, in order.
-        exports: Units that make values for later modules' losses, with their networks.
+        exports: Units (with their networks) that compute values for the losses of later modules.
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
-        optimizer: Steps all parameters; None if there are none.
-        versions: The last weights of each unit that losses watch, by the unit's index.
+        optimizer: The optimizer of all parameters; None if there are no parameters.
+        versions: For each unit whose weights a loss reads, by the unit's index: its last weights.
         ema: Averages of the units' weights; None if the run keeps none.
         nonfinite: Whether a loss of the current batch is known to be infinite or NaN.
-        skipped: Flags of the steps since the last report, by step, under `optim.nonfinite=skip` on
-            CUDA. Each flag is a scalar on the device, 1 if the step was skipped and else 0.
+        skipped: With `optim.nonfinite=skip` on CUDA, one flag for each step since the last report,
+            by step. Each flag is a scalar on the device: 1 if the step was skipped, else 0.
         average: Averages the gradients over the replicas; None if the stage has only one.
-        squared_norm: Squared gradient norm of the last step before clipping, a scalar on the
-            device. Under local learning it is the module's norm, otherwise the model's. None if
+        squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
+            device. Under local learning it covers the module, otherwise the whole model. None if
             nothing needs it.
     """
 
@@ -123,7 +123,7 @@ class Networks:
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit and of the criterion, which get gradients; exports do not."""
+        """The parameters of each unit and of the criterion, but not of exports (no gradients)."""
         criterion = [] if self.criterion is None else [self.criterion]
         networks = [network for _, network in self.units] + criterion
         return [list(network.parameters()) for network in networks]
@@ -140,29 +140,29 @@ class Networks:
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
     def named_networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the networks that a checkpoint holds, with their names in it."""
+        """Yield the networks that a checkpoint saves, each with its name in the checkpoint."""
         for unit, network in self.units:
             yield f"model.{unit.name}", network
         if self.criterion is not None:
             yield f"auxiliary.{self.place.module}", self.criterion
 
     def start_average(self) -> None:
-        """Begin to average gradients over the replicas of the stage in the next backward."""
+        """Make the next backward average gradients over the replicas of the stage."""
         assert self.average is not None
         self.average.start()
 
     def finish_average(self) -> None:
-        """Wait for the averages and put them in the place of the gradients."""
+        """Wait for the averages, and replace the gradients by them."""
         assert self.average is not None
         self.nonfinite = self.average.finish() or self.nonfinite
 
     def complete_average(self) -> None:
-        """Average what remains after a backward, if an average has been started before it."""
+        """Average the remaining gradients after a backward, if `start_average` came before it."""
         if self.average is not None:
             self.average.complete()
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Clip the gradients and step the optimizer.
+        """Clip the gradients and do one optimizer step.
 
         Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
 
@@ -172,7 +172,7 @@ class Networks:
                 norm of its own gradients where it needs one.
 
         Raises:
-            NonFiniteError: A loss is not finite, under `optim.nonfinite=stop`.
+            NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
         """
         if self.nonfinite:
             norms = [float(p.grad.norm()) for p in self.parameters if p.grad is not None]

@@ -1,4 +1,4 @@
-"""The gradient norm of the whole model, which clipping, skipping and logs need before a step."""
+"""Computes the gradient norm of the whole model, for clipping, skipping steps and logs."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from ppll_cli.worker.networks import Networks
 class Norms:
     """A vector with the squared gradient norm of every unit of the model.
 
-    Each stage writes the elements of its own units.
+    Each stage writes the elements of its units, and sends the vector on.
 
     Args:
         units: Number of units of the model.
@@ -27,13 +27,13 @@ class Norms:
 
     @property
     def vector(self) -> Tensor:
-        """The vector, float64 [units]; zeros where no stage has written yet."""
+        """The vector, float64 [units]; an element is zero until a stage has written it."""
         if self._vector is None:
             self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
         return self._vector
 
     def take(self, received: Tensor) -> None:
-        """Continue with the vector that another stage has sent, float64 [units]."""
+        """Replace the vector by the one that another stage has sent, float64 [units]."""
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:

@@ -36,7 +36,7 @@ class _ReportHandler(logging.Handler):
 
 
 def main(job: Job, seat: Seat, links: Links) -> None:
-    """Run a worker; reports of its progress, its end or its failure go to the parent."""
+    """Run a worker, which reports its progress and its end or failure to the parent."""
     streams.guard()  # an error while a user's model prints must not stop the run
     lifeline.share(links.parent)
     links.pulse.begin("starting", STARTING_LIMIT_S)
@@ -56,7 +56,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     except Exception as error:
         try:
             links.parent.send(_failure(job, seat, worker, error))
-        except OSError:  # the parent is gone, which may be the only failure
+        except OSError:  # the parent is gone, and this may be what caused `error`
             remove_left(os.getpid())
         raise SystemExit(1) from None
 
@@ -69,27 +69,27 @@ def _set_up(job: Job, seat: Seat) -> None:
     if settings.compile:
         prepare_compiler()
     if settings.recompute:
-        import_module("torch._dynamo")  # else the first recomputed unit imports it, in a batch
+        import_module("torch._dynamo")  # otherwise the first recomputed unit imports it, in a batch
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Our own code seeds before it draws. This makes a user's code draw the same in each run.
+    # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
 
 
 def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:
-    """Give regular signs of life, and end this process when the parent is gone."""
+    """Renew the sign of life every second, and end this process when the parent is gone."""
     parent = parent_process()
     assert parent is not None
     pulse.beat()
     while not wait([parent.sentinel], timeout=BEAT_S):
         pulse.beat(memory.read())
-    remove_left(os.getpid())  # the parent would have done this
+    remove_left(os.getpid())  # normally the parent does this
     os._exit(1)
 
 
 def _said(error: Exception) -> str:
-    """Return the text of an exception, with a remedy if memory ran out."""
+    """Return the text of an exception, with advice if memory ran out."""
     said = f"{type(error).__name__}: {error}"
     # On CPU torch raises a RuntimeError with this text.
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -102,7 +102,7 @@ def _said(error: Exception) -> str:
 
 
 def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> dict[str, object]:
-    """Return the facts about an exception that the user needs, as plain data."""
+    """Return a report about an exception for the parent and the user, as plain data."""
     shapes: dict[str, list[int]] = {}
     for chunk in worker.chunks.values() if worker is not None else ():
         shapes |= chunk.shapes()

@@ -2,10 +2,10 @@
 
 A run consists of segments: training batches with no evaluation or checkpoint between them. The
 first batches of a process (warm-up) are not counted. The first batches of each segment are not
-counted either: earlier stages sent them while this stage evaluated or saved, so that it never waits
+counted either: their inputs arrived while this stage evaluated or saved, so the stage does not wait
 for them and would look faster than it is.
 
-The first batches counted can also be traced span by span, for a timeline.
+The first counted batches can also be traced span by span, for a timeline.
 """
 
 from collections import defaultdict, deque
@@ -21,12 +21,12 @@ from ppll_cli.worker.clock import Clock
 
 @dataclass
 class Totals:
-    """What a stage has counted in the steady state.
+    """Counts and times of a stage in the steady state.
 
     Attributes:
         batches: Number of training batches.
-        samples: Number of their samples.
-        wall_s: Seconds that they took together.
+        samples: Number of samples in these batches.
+        wall_s: Seconds that these batches took in total.
         spent_s: Seconds spent on each kind of `progress.KINDS`.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
@@ -43,9 +43,9 @@ class _Trace:
     """The trace of the first counted batches of a segment.
 
     Attributes:
-        since: The moment when they began.
+        since: The moment when the first of these batches began.
         batches: Number of batches.
-        spans: The spans of work and waiting, in seconds since that moment.
+        spans: The spans of work and waiting, in seconds since `since`.
     """
 
     since: Any
@@ -57,11 +57,11 @@ class _Queued(NamedTuple):
     """A span or a segment whose times are not read yet.
 
     Attributes:
-        kind: What the time counts as; None for a whole segment.
-        instruction: The instruction that is executed; None for waiting and for a segment.
-        first: The moment when it began.
+        kind: The kind of time, from `progress.KINDS`; None for a whole segment.
+        instruction: The executed instruction; None for waiting and for a segment.
+        first: The moment when the span or segment began.
         last: The moment when it ended.
-        step: Number of optimizer steps done before its batch.
+        step: Number of optimizer steps done before the batch.
         since: The moment when the counted part of the segment began.
         trace: The trace to which the span belongs; None if it is not traced.
     """
@@ -78,9 +78,9 @@ class _Queued(NamedTuple):
 class Recorder:
     """Measures a stage's time without waiting for the device in the steady state.
 
-    The recorder reads the moments of a span or segment once the device has passed them, at the end
-    of a later batch. `settle` waits for all moments; it is called where a mark waits for the device
-    anyway: at an evaluation's metrics, a checkpoint, and the end of the run.
+    The recorder reads the moments of a span or segment once the device has reached them, at the end
+    of a later batch. `settle` waits for all moments. The worker calls it where it waits for the
+    device anyway: when it reports an evaluation, saves a checkpoint, or ends the run.
 
     Args:
         clock: The clock of the stage's device.
@@ -90,10 +90,10 @@ class Recorder:
         traced: Number of consecutive batches to trace; fewer if every segment is shorter.
 
     Attributes:
-        totals: What was counted. Batches and samples are counted at once, times when they are read.
-        trace: The traced spans, on the host's clock, in the order in which they ended; set by
-            `settle`.
-        counted_s: Seconds of the steady state that `totals` describes.
+        totals: Counts and times of the steady state. Batches and samples are counted immediately,
+            times are added when their moments are read.
+        trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
+        counted_s: Seconds of the steady state whose times are already in `totals`.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class Recorder:
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
-        """Record that a training batch begins, whose header has arrived.
+        """Record that a training batch begins. Its header has arrived before.
 
         Args:
-            step: Number of optimizer steps done before it.
+            step: Number of optimizer steps done before the batch.
         """
         self._step = step
         if self._since is None and (
@@ -135,7 +135,7 @@ class Recorder:
         """Record that the training batch ends.
 
         Args:
-            samples: Number of its samples on this worker.
+            samples: Number of samples of the batch that this worker computed.
         """
         self._seen += 1
         self._in_segment += 1
@@ -149,7 +149,7 @@ class Recorder:
         self.collect()
 
     def end_segment(self) -> None:
-        """End the segment: something other than a training batch begins."""
+        """End the segment. Call this before an evaluation or a checkpoint."""
         if self._since is not None:
             self._end_trace()
             last = self._clock.mark()
@@ -160,7 +160,7 @@ class Recorder:
         self._in_segment = 0
 
     def waiting(self, kind: str) -> AbstractContextManager[None]:
-        """Measure a wait for another stage, in which the device has nothing to do."""
+        """Measure a wait for another stage. The device has nothing to do while it lasts."""
         return self._span(kind, None)
 
     def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
@@ -168,12 +168,12 @@ class Recorder:
         return self._span(kind, instruction)
 
     def collect(self) -> None:
-        """Add up the times of what the device has finished."""
+        """Add up the times of all spans and segments that the device has finished."""
         while self._unread and self._clock.passed(self._unread[0].last):
             self._read(self._unread.popleft())
 
     def settle(self) -> None:
-        """Wait for the device, add up everything, and finish the trace."""
+        """Wait for the device, add up all times, and finish the trace."""
         if self._unread:
             self._clock.wait(self._unread[-1].last)
         self.collect()
@@ -212,7 +212,7 @@ class Recorder:
         self._clock.free(last)
 
     def _end_trace(self) -> None:
-        """End the trace of this segment; keep it if it has more batches than every earlier one."""
+        """End the trace of this segment; keep it if it has more batches than all earlier traces."""
         if self._trace is not None and self._trace.batches > self._most_traced:
             self._longest, self._most_traced = self._trace, self._trace.batches
         self._trace = None

@@ -20,16 +20,16 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of one module; its tensors are valid once the copy to the host is done.
+    """Measurements of one module. The tensors are valid once their copy to the host is done.
 
     Attributes:
         module: Number of the module.
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
-        rows: What the task measured, [n, columns].
-        squared_norm: Squared gradient norm of the last step, a scalar; None if not computed.
-        skipped_steps: Steps that may have been skipped since the last report.
-        skipped: A flag for each of these steps, 1 if it was skipped and else 0.
+        rows: Results of the task's `measure`, [n, columns].
+        squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
+        skipped_steps: Numbers of the steps since the last report that may have been skipped.
+        skipped: For each of these steps, 1 if it was skipped, else 0.
     """
 
     module: int
@@ -46,15 +46,15 @@ class _Pending:
     """A report whose tensors are being copied to the host.
 
     Attributes:
-        split: The split that was measured.
+        split: Name of the split.
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
         complete: Whether no later report contains the same batches.
-        modules: What was measured of each module.
-        spans: First and last moment of each period that the batches took.
-        before_s: Seconds that the batches took outside these periods.
-        copied: The moment when everything is on the host.
+        modules: The measurements of each module.
+        spans: First and last moment of each period in which the batches ran.
+        before_s: Seconds in which batches ran before these periods.
+        copied: The moment when all tensors are on the host.
     """
 
     split: str
@@ -69,17 +69,19 @@ class _Pending:
 
 
 class Reports:
-    """Copies measurements to the host, and sends them to the parent in order once they are there.
+    """Copies measurements to the host, and then sends them to the parent in order.
 
-    On CPU they are there at once. On CUDA, waiting for them would leave the device without work;
-    therefore `send` is called after each step and leaves what has not arrived for a later call.
+    On CPU a copy is done immediately. On CUDA, waiting for a copy would leave the device without
+    work. Therefore the worker calls `send` after each step, and `send` leaves reports whose copies
+    are not done for a later call.
 
     Args:
         clock: The clock of the stage's device.
         task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
-        tell: Sends a report to the parent; None for all replicas of a stage but the first.
-        get_on: Called before the scores of each module are computed, which may take long.
+        tell: Sends a report to the parent; None in every replica of a stage except the first.
+        get_on: Called before the scores of each module are computed, to show that the worker
+            advances: computing scores may take long.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Reports:
         self._pending: deque[_Pending] = deque()
 
     def begin(self, split: str) -> None:
-        """Count time for a split from now on, unless it is counted already."""
+        """Start to count time for a split, unless it is already being counted."""
         if split not in self._since:
             self._since[split] = self._clock.mark()
 
@@ -119,13 +121,13 @@ class Reports:
         rate: float | None = None,
         complete: bool = True,
     ) -> None:
-        """Begin to copy what was measured on a split since its last complete report.
+        """Begin to copy the measurements of a split since its last complete report.
 
         Args:
             split: The split.
             step: Number of optimizer steps done.
             epoch: Number of epochs begun.
-            chunks: The stage's chunks; only those at a module's end have measured something.
+            chunks: The stage's chunks; only chunks at the end of a module have measurements.
             replicas: Sums over the replicas of the stage; None if the stage has only one.
             device: The stage's device.
             rate: Learning rate of the last step; None in evaluation.
@@ -149,10 +151,10 @@ class Reports:
         self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
-        """Send the reports that have arrived on the host.
+        """Send the reports whose tensors have arrived on the host.
 
         Args:
-            wait: Whether to wait for all of them.
+            wait: Whether to wait for all pending reports.
 
         Raises:
             NonFiniteError: A training loss is not finite, and `stop` is set.
@@ -165,7 +167,7 @@ class Reports:
     def unreported(
         self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
     ) -> dict[int, dict[str, Any]]:
-        """Return what each module has measured in training and not reported completely.
+        """Return the training measurements that no complete report contains yet.
 
         Waits for the device.
 
@@ -175,7 +177,7 @@ class Reports:
             device: The stage's device.
 
         Returns:
-            For each module with measurements, plain data that `go_on` accepts.
+            For each module with measurements, by module number: plain data that `go_on` accepts.
 
         Raises:
             NonFiniteError: A loss is not finite, and `stop` is set.
@@ -195,11 +197,11 @@ class Reports:
     def go_on(
         self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
     ) -> None:
-        """Continue the measurements that an earlier process had not reported.
+        """Continue measurements that an earlier process saved before it could report them.
 
         Args:
             chunks: The stage's chunks.
-            unreported: What `unreported` returned, by module.
+            unreported: The value that `unreported` returned in that process.
         """
         for chunk in chunks:
             if chunk.criterion is not None and chunk.place.module in unreported:
@@ -208,7 +210,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def _training_s(self) -> float:
-        """Return the seconds of training since the last complete report; call `pause` first."""
+        """Return the seconds of training since the last complete report. Call `pause` first."""
         for first, last in self._spans.pop("train", []):
             self._clock.wait(last)
             self._before_s["train"] += self._clock.seconds(first, last)
@@ -219,7 +221,7 @@ class Reports:
     def _send(self, report: _Pending) -> None:
         clock = self._clock
         seconds = report.before_s + sum(clock.seconds(*span) for span in report.spans)
-        if report.complete:  # otherwise a later report reads these moments again
+        if report.complete:  # otherwise a later report still needs these moments
             moments = [report.copied, *(moment for span in report.spans for moment in span)]
             for moment in {id(each): each for each in moments}.values():
                 clock.free(moment)
@@ -251,7 +253,7 @@ def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
-    """Return the learning rate and gradient norm of the last step; nothing in evaluation."""
+    """Return the learning rate and gradient norm of the last step; an empty dict in evaluation."""
     if report.rate is None:
         return {}
     found = {"lr": report.rate}
@@ -278,6 +280,6 @@ def _copied(chunk: HeldChunk, sums: Sums) -> _Measured:
 def _to_host(tensor: Tensor) -> Tensor:
     """Return a copy on the host, or the tensor itself if it is on the CPU.
 
-    A copy from CUDA is valid once the device has made it; torch makes it in pinned memory.
+    A copy from CUDA is valid once the device has done it. torch puts it into pinned memory.
     """
     return tensor.detach().to("cpu", non_blocking=True)

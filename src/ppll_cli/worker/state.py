@@ -4,8 +4,8 @@ Names in a checkpoint begin with
 
 - `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
 - `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
-- `ema.` and a unit's name: averages of its parameters and buffers;
-- `watched.`, a unit's name and an age: its parameters as they were that many steps ago.
+- `ema.` and a unit's name: averages of the unit's parameters and buffers;
+- `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from ppll_cli.worker.networks import Networks
 
 
 def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
-    """Return everything that a checkpoint holds of some chunks, by name."""
+    """Return all tensors of some chunks that a checkpoint saves, by name."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
         for prefix, network in chunk.named_networks():
@@ -37,7 +37,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
-    """Load the state of chunks from a checkpoint, whatever partition saved it."""
+    """Load the state of chunks from a checkpoint. The run that saved it may have cut elsewhere."""
     for chunk in chunks:
         for prefix, network in chunk.named_networks():
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
@@ -54,7 +54,7 @@ def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
-    """Load units' weights from a file; weights that are not taken from it keep their values."""
+    """Load weights of units from a file. Weights that the file lacks keep their values."""
     with opened(weights.file) as saved:
         for chunk in chunks:
             for unit, network in chunk.units:
@@ -68,9 +68,9 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """Return a state on its parameter's device.
+    """Return a saved optimizer state on the device of its parameter.
 
-    If it has the parameter's shape, it also gets the parameter's memory format.
+    If the state has the parameter's shape, it also gets the parameter's memory format.
     """
     if saved.shape != parameter.shape:
         return saved.to(parameter.device)

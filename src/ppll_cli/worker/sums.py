@@ -1,4 +1,4 @@
-"""Sums of what a chunk measures between two reports."""
+"""Sums the losses and collects the measurements of a chunk between two reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""Number of tensors of measures joined into one, because an epoch may pass between reports."""
+"""Number of measurement tensors to join into one; an epoch between two reports makes thousands."""
 
 
 @dataclass
 class Sums:
-    """Losses and metrics of some batches. They stay on the device: reading would block the host.
+    """Losses and metrics of some batches, kept on the device, because reading would block the host.
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
-        samples: Number of samples; a scalar on the device after a sum over replicas.
-        measures: What the task measured, tensors of shape [n, columns] in the order of batches.
+        samples: Number of samples; after a sum over replicas, a scalar tensor on the device.
+        measures: Results of the task's `measure`: tensors [n, columns], in the order of batches.
     """
 
     loss: Tensor | float = 0.0
@@ -31,9 +31,9 @@ class Sums:
         """Add a micro-batch.
 
         Args:
-            loss: Its mean loss, a scalar.
-            samples: Number of its samples.
-            measures: What the task measured of it, [n, columns].
+            loss: The mean loss of the micro-batch, a scalar.
+            samples: Number of samples in it.
+            measures: The result of the task's `measure` for it, [n, columns].
         """
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
@@ -43,11 +43,11 @@ class Sums:
 
     @property
     def rows(self) -> Tensor:
-        """What the task measured of all batches, [n, columns]; [0, 0] without batches."""
+        """The measurements of all batches, [n, columns]; [0, 0] if there are none."""
         return torch.cat(self.measures) if self.measures else torch.zeros(0, 0)
 
     def over(self, replicas: Replicas, device: torch.device) -> "Sums":
-        """Return the sums over all replicas, each of which has to call this."""
+        """Return the sums over all replicas. Every replica has to call this."""
         numbers = torch.zeros(2, dtype=torch.float64, device=device)
         numbers[0], numbers[1] = self.loss, self.samples
         replicas.add(numbers).wait()
@@ -66,7 +66,7 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """Return the sums from which `plain` made plain data."""
+        """Return the sums that `plain` has turned into plain data."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])

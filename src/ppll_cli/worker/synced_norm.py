@@ -1,8 +1,9 @@
 """BatchNorm over the replicas of a stage, normalising by the statistics of the whole batch.
 
-torch's `SyncBatchNorm` needs CUDA and counts the gradients of all replicas alike; ours are already
-weighted by the replica's share of the batch. This layer uses differentiable sums over the replicas,
-so gradients flow through the statistics to the samples of all replicas.
+torch's `SyncBatchNorm` is not used: it needs CUDA, and it gives the gradients of all replicas equal
+weight, while here each loss is already weighted by the replica's share of the batch. This layer
+sums over the replicas in a differentiable way, so gradients flow through the statistics to the
+samples of all replicas.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """A BatchNorm layer that shares its statistics in training; it evaluates as BatchNorm does."""
+    """A BatchNorm layer that normalises by statistics of all replicas in training."""
 
     replicas: Replicas
 
@@ -86,14 +87,14 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, part)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Accept every input: the original layer has been traced with inputs of this shape."""
+        """Accept every input: the original layer has already run on inputs of this shape."""
 
 
 def synced(network: nn.Module, replicas: Replicas) -> nn.Module:
-    """Replace all BatchNorm layers of a network, in place, by layers that share statistics.
+    """Replace all BatchNorm layers of a network, in place, by `SyncedBatchNorm` layers.
 
     Returns:
-        The network; if it is a BatchNorm layer itself, the layer that replaces it.
+        The network. If the network is itself a BatchNorm layer: the layer that replaces it.
     """
     if isinstance(network, _BatchNorm):
         return SyncedBatchNorm.of(network, replicas)

@@ -1,4 +1,4 @@
-"""Keeps a unit's weights of its last steps for the losses that watch the unit."""
+"""Keeps a unit's weights of the last steps, for losses of other modules that read them."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,14 @@ from ppll_cli.job.checkpoint import SavedTensors
 
 
 class Versions:
-    """The last versions of a unit's parameters, without its buffers.
+    """The weights of a unit after each of its last optimizer steps, without buffers.
 
     At first all versions are the initial weights.
 
     Args:
         unit: Name of the unit.
         network: The unit's network, on its device.
-        count: Number of versions to keep: the longest lag of the losses that watch the unit.
+        count: Number of versions to keep: the longest lag of the losses that read these weights.
     """
 
     def __init__(self, unit: str, network: nn.Module, count: int) -> None:
@@ -27,27 +27,27 @@ class Versions:
         self.begin()
 
     def begin(self) -> None:
-        """Set all versions to the present weights; to be called before the first step."""
+        """Set all versions to the current weights. Call this before the first step."""
         if self._count > 1:
             self._older.extend([_copy(self._now)] * (self._count - 1))
 
     def before_step(self) -> None:
-        """Keep the present version, which the next step changes."""
+        """Copy the current weights, because the next step changes them in place."""
         if self._count > 1:
             self._older.appendleft(_copy(self._now))
 
     def of_age(self, steps: int) -> Mapping[str, Tensor]:
-        """Return the parameters by name as they were `steps` steps ago."""
+        """Return the parameters by name, as they were `steps` optimizer steps ago."""
         return self._older[steps - 1] if steps else self._now
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the older versions with their names in a checkpoint."""
+        """Yield the tensors of older versions, each with its name in a checkpoint."""
         for age, version in enumerate(self._older, start=1):
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
 
     def restore(self, saved: SavedTensors) -> None:
-        """Take the older versions from a checkpoint."""
+        """Load the older versions from a checkpoint."""
         for age in range(1, self._count):
             version = _copy(self._now)
             for name, tensor in version.items():
@@ -56,10 +56,10 @@ class Versions:
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:
-    """Return the name in a checkpoint of a unit's parameter as it was `age` steps ago."""
+    """Return the checkpoint's name for a unit's parameter as it was `age` steps ago."""
     return f"watched.{unit}.{age}.{parameter}"
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies that have the strides of the originals."""
+    """Return copies of the tensors, with the same strides."""
     return {name: torch.clone(tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Takes batches and marks through one stage, or through one replica of it."""
+"""Runs one stage, or one replica of it: all its batches, evaluations and checkpoints."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
-"""Number of batches of the steady state that a timeline shows, besides those in the pipeline."""
+"""Number of steady-state batches in a timeline, besides those that the channels can buffer."""
 
 
 class Worker:
@@ -37,7 +37,7 @@ class Worker:
 
     Args:
         job: The run.
-        seat: The worker's stage and replica.
+        seat: The numbers of the worker's stage and replica.
         links: Connections to the other stages, to the other replicas and to the parent.
     """
 
@@ -98,18 +98,19 @@ class Worker:
 
     @property
     def item(self) -> Item | None:
-        """The batch or mark that the stage handles now."""
+        """The batch or mark that the stage handles now; for marks see `run`."""
         return self.interpreter.mail.item
 
     @property
     def instruction(self) -> do.Instruction | None:
-        """The instruction that is executed now."""
+        """The instruction that the stage executes now."""
         return self.interpreter.instruction
 
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run.
 
-        A mark is an `Evaluate`, a `Checkpoint` or an `End`.
+        A mark asks for something else than a batch: `Evaluate` for a report about an evaluated
+        split, `Checkpoint` for saving the weights, `End` for the end of the run.
         """
         if self.links.groups is not None:
             self.links.groups.open(self.device)
@@ -136,7 +137,7 @@ class Worker:
                 self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
-        """Return whether this replica evaluates a batch; replicas take turns."""
+        """Return whether this replica evaluates a batch. The replicas of a stage take turns."""
         turn = item.batch // self.job.course.evaluation_batches
         return turn % self.job.replicas == self.replica
 
@@ -161,12 +162,12 @@ class Worker:
             self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # All replicas end their training here, where they wait for each other. Later each of
-            # them evaluates its own batches, and waiting then could deadlock stages.
+            # `_end_training` makes the replicas wait for each other, so call it where all arrive.
+            # Later each replica evaluates other batches, and waiting then could deadlock stages.
             self._end_training()
 
     def _end_training(self) -> None:
-        """End a period of training, if any, and give all replicas the buffers of the first."""
+        """End a period of training, if any, and copy the first replica's buffers to the others."""
         if not self._training:
             return
         self._training = False
@@ -178,7 +179,7 @@ class Worker:
             self.links.replicas.take_from_first(buffers)
 
     def _stream(self, training: bool, count: int) -> list[do.Instruction]:
-        """Return the instructions for a number of micro-batches, which are made only once."""
+        """Return the instructions for `count` micro-batches, from a cache after the first call."""
         if (training, count) not in self._streams:
             make = self.job.training if training else self.job.evaluation
             self._streams[training, count] = make(self.index, count)
@@ -193,7 +194,7 @@ class Worker:
 
     def _checkpoint(self, mark: do.Checkpoint) -> None:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
-        self._settle()  # raises after a loss that is not finite, so that such a state is not saved
+        self._settle()  # raises if a loss was not finite: such a state must not be saved
         self._wait_for_replicas()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)
@@ -221,7 +222,7 @@ class Worker:
     # Reports
 
     def _counted(self) -> dict[str, Any]:
-        """Return what has been counted in the steady state until now."""
+        """Return counts and times of the steady state until now, bytes sent and peak memory."""
         totals = self.recorder.totals
         sent: Counter[int] = Counter()
         for channel, end in self.links.senders.items():
@@ -242,30 +243,30 @@ class Worker:
 
         Args:
             kind: The kind of report.
-            fields: Its contents, plain data.
+            fields: The contents of the report, plain data.
         """
         where = {"stage": self.index, "replica": self.replica}
         self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin to report training up to a step; see `Reports.take`."""
+        """Begin a report about training up to a step; see `Reports.take`."""
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin to report what was measured on a split since the last report."""
+        """Begin a report of the losses and metrics of a split since the last report."""
         self._wait_for_replicas()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
 
     def _wait_for_replicas(self) -> None:
-        """Tell the parent that what follows waits for the other replicas, without a limit."""
+        """Tell the parent that this worker waits for other replicas now, without a time limit."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
 
     def _settle(self) -> None:
-        """Wait for the device, as every mark does, and report all that was measured."""
+        """Wait until the device has done all its work, and send all pending reports."""
         self.reports.send(wait=True)
         self.recorder.settle()

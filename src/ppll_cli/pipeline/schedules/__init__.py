@@ -1,1 +1,1 @@
-"""The schedules, one file each. A schedule says only in which order a stage computes."""
+"""The schedules, one per file. A schedule decides only the order in which a stage computes."""

@@ -15,8 +15,8 @@ class GPipe(Schedule):
         stage 1 | .  F0 F1 F2 .  .  B0 B1 B2 S  .
         stage 2 | .  .  F0 F1 F2 B0 B1 B2 S  .  .
 
-    The paper runs the backwards in reverse order. Ours run in the order of the micro-batches, as
-    in every schedule here, because the order in which gradients are summed decides their bits.
+    The paper runs the backwards in reverse order. Here, every schedule runs them in the order of
+    the micro-batches: the order of summing gradients decides their bits, so it must be the same.
     """
 
     splits = True

@@ -11,18 +11,19 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 class Interleaved(Schedule):
     """1F1B with several chunks per stage: chunk c is on stage c mod K.
 
-    K = 2 stages, 2 chunks each, M = 4 micro-batches (F forward, B backward, S step; the letter at
-    the end names the stage's chunk)::
+    K = 2 stages, 2 chunks per stage, M = 4 micro-batches (F forward, B backward, S step; the last
+    letter is the chunk of the stage, a or b)::
 
         stage 0 | F0a F1a F0b F1b F2a B0b F3a B1b F2b B0a F3b B1a .   B2b .   B3b B2a B3a Sa  Sb
         stage 1 | .   F0a F1a F0b B0b F1b B1b F2a B0a F3a B1a F2b B2b F3b B3b B2a B3a Sa  Sb  .
 
-    A stage computes a round of micro-batches with one chunk after another. Megatron-LM requires
-    that M is a multiple of K. Here, rounds are as even as possible and have K to 2K - 1
-    micro-batches. With v chunks per stage and enough slots, the bubble is then that of Megatron-LM,
-    (K - 1) / (v M + K - 1), for every M >= K. With the default `transport.depth` this holds if M is
-    a multiple of K; otherwise the bubble was at most 0.044 larger (simulated for K up to 5, v up
-    to 4 and M up to 12).
+    The micro-batches are divided into rounds. A stage computes all micro-batches of a round with
+    one chunk, then with the next chunk. Megatron-LM has rounds of K micro-batches, so M must be a
+    multiple of K. Here, rounds are as equal as possible and have K to 2K - 1 micro-batches. With v
+    chunks per stage and enough slots, the fraction of idle time (bubble) is the same as in
+    Megatron-LM, (K - 1) / (v M + K - 1), for every M >= K. With the default `transport.depth` this
+    holds if M is a multiple of K; otherwise the bubble was at most 0.044 larger (simulated for K up
+    to 5, v up to 4 and M up to 12).
 
     Args:
         microbatches: Number of micro-batches per batch. A batch with fewer samples has one
@@ -30,7 +31,7 @@ class Interleaved(Schedule):
         chunks: Number of chunks per stage, 1 or more.
 
     Raises:
-        ConfigError: `chunks` is no whole number, or less than 1.
+        ConfigError: `chunks` is not a whole number, or is less than 1.
     """
 
     splits = True
@@ -74,7 +75,7 @@ class Interleaved(Schedule):
 
 
 def _rounds(place: Place) -> list[range]:
-    """Split the micro-batches into even rounds of K to 2K - 1; if M < K, one round of M."""
+    """Split the micro-batches into equal rounds of K to 2K - 1; if M < K, into one round of M."""
     count = max(1, place.microbatches // place.stages)
     size, larger = divmod(place.microbatches, count)
     starts = [number * size + min(number, larger) for number in range(count + 1)]

@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class OneFOneB(Schedule):
-    """Run each backward as early as possible, so that few micro-batches are alive at a time.
+    """Run each backward as early as possible, so that activations of few micro-batches are kept.
 
     K = 3 stages, M = 4 micro-batches (F forward, B backward, S step)::
 

@@ -4,9 +4,9 @@ from ppll_cli.pipeline.schedules.gpipe import GPipe
 
 
 class NaivePipeline(GPipe):
-    """One stage works at a time: GPipe with a single micro-batch.
+    """GPipe with a single micro-batch, so that only one stage works at a time.
 
-    ::
+    K = 3 stages (F forward, B backward, S step)::
 
         stage 0 | F0 .  .  .  .  B0 S
         stage 1 | .  F0 .  .  B0 S  .

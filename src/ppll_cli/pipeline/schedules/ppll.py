@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class PPLL(Schedule):
-    """Every stage trains its own modules by local losses; activations travel forward only.
+    """Each stage trains its modules by local losses. Stages send activations, but no gradients.
 
     K = 3 stages with one module each, batches 0 to 3 (F forward, B loss and backward, S step)::
 
@@ -15,9 +15,9 @@ class PPLL(Schedule):
         stage 1 | .  F0 B0 S  F1 B1 S  F2 B2 S  F3 B3 S  .
         stage 2 | .  .  F0 B0 S  F1 B1 S  F2 B2 S  F3 B3 S
 
-    A stage trains its modules one after another, so that only one module's activations are alive at
-    a time. It sends a module's outputs before it computes the loss, so that the next stage starts
-    as early as possible.
+    A stage trains its modules one after another, so that it keeps the activations of only one
+    module at a time. It sends a module's outputs before it computes the module's loss, so that the
+    next stage starts as early as possible.
     """
 
     local = True

@@ -7,20 +7,21 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class ZeroBubbleH1(Schedule):
-    """1F1B with split backwards: the gradients of weights are computed when a stage would wait.
+    """1F1B with split backwards: a stage computes gradients of weights while it would wait.
 
-    K = 3 stages, M = 4 micro-batches (F forward, B backward to the inputs, W to the weights, S
+    K = 3 stages, M = 4 micro-batches (F forward, B gradients of inputs, W gradients of weights, S
     step)::
 
         stage 0 | F0 F1 F2 .  .  B0 F3 B1 .  .  B2 .  B3 S  .
         stage 1 | .  F0 F1 .  B0 F2 B1 W0 F3 B2 W1 B3 W2 W3 S
         stage 2 | .  .  F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3 S
 
-    Stage k computes the gradients of the weights k micro-batches later than those of the inputs, so
-    that it holds no more micro-batches than stage 0 does. With F, B and W as the times for one
-    micro-batch, a batch takes M (F + B + W) + (K - 1) (F + B - W) if M >= K, W <= F and W <= B.
+    Stage k computes the gradients of weights k micro-batches later than the gradients of inputs.
+    With this delay, no stage keeps more micro-batches in memory than stage 0. If F, B and W are the
+    times for one micro-batch, a batch takes M (F + B + W) + (K - 1) (F + B - W), provided that
+    M >= K, W <= F and W <= B.
 
-    The inputs of the first stage take no gradient, so its backwards are not split.
+    The inputs of the first stage need no gradient, so the backwards of this stage are not split.
     """
 
     splits = True
