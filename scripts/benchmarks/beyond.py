@@ -47,12 +47,12 @@ class Case:
         overrides: Overrides for all rows.
         length: The configuration key for the number of samples per epoch, and this number.
         cuts: For each number of modules, the first units of all modules but the first. The last
-        module never has the head alone, because no local loss trains features for it.
+            module never has the head alone, because no local loss trains features for it.
         metrics: Heading and format of each metric. The first metric is compared with that of bp.
         reference: Name of a method without training, and its key in the results for each metric;
-        None if there is none.
+            None if there is none.
         brief: Further overrides of runs for speed and memory. They keep the evaluation smaller than
-        the training.
+            the training.
     """
 
     title: str

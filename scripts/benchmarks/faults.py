@@ -41,7 +41,7 @@ class Plan:
         stage: A random number that selects the worker, the file and the bit to damage.
         step: Number of optimizer steps after which the fault is injected.
         delay_s: Seconds between the moment and the fault. The moment of a fault in start-up is the
-        start of the process that the fault hits.
+            start of the process that the fault hits.
         place: Position of the damage in the file, as a fraction from 0 to 1.
     """
 

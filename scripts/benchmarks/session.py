@@ -35,7 +35,7 @@ class Process:
         pid: The process id.
         parent: The process id of the parent.
         started: The time when the process was started, in clock ticks since the machine was
-        started.
+            started.
         command: The command line.
     """
 

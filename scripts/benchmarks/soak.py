@@ -83,7 +83,7 @@ class Outcome:
         status: The exit status, or minus the number of the signal that killed the run.
         detected: Whether the run ended as documented.
         detection_s: Seconds from the fault to the end of the run. If the parent process was killed,
-        seconds to the end of its workers.
+            seconds to the end of its workers.
         left: Processes and shared memory that remained after the run.
         resumed_from: The step after which the run was continued; None if it was started again.
         recovered: Whether the weights equal those of the run without a fault.

@@ -67,8 +67,7 @@ class Probe:
         self.device, self.cuda = device, device.type == "cuda"
 
     def run(self) -> None:
-        """Measure and print all facts; print "failed" for a measurement that raises an
-        exception."""
+        """Measure and print all facts; print "failed" if a measurement raises an exception."""
         steps: list[Callable[[], None]] = [self.start, self.waits, self.calls]
         if self.cuda:
             steps += [self.full_queue, self.shared_events]

@@ -28,7 +28,7 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # of a file's data; the training images have less than a twentieth of it
+_MOST_BYTES = 1 << 30  # limit for a file's data, over 20 times the size of the training images
 
 
 class FashionMnist(ImageDataset):

@@ -29,7 +29,7 @@ class Point(NamedTuple):
     Attributes:
         seconds: Mean time in seconds that the runs had trained.
         value: Mean of the metric.
-            deviation: Standard deviation of the metric over the runs; 0 for one run.
+        deviation: Standard deviation of the metric over the runs; 0 for one run.
     """
 
     seconds: float

@@ -100,7 +100,7 @@ def cell(
         form: The format of a number.
         scale: The divisor of the numbers.
         against: The group to compare with. If the means of both groups differ by no more than
-        noise, the cell gets a mark.
+            noise, the cell gets a mark.
         judged: Returns the number of a run to test for noise; the default is `measure`.
     """
     found = group.spread(measure)

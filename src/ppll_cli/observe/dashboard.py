@@ -35,7 +35,7 @@ def workspace(
         name: The title of the page.
         metrics: The metrics to show.
         baseline: Id of the wandb run with which the list of runs compares the others; None for
-        none.
+            none.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws

@@ -17,7 +17,7 @@ class StageFacts:
         params: Number of parameters, including auxiliary networks.
         flops: FLOPs of the forward pass of one sample, including auxiliary networks.
         slots: Largest number of messages with activations that can wait for the stage; 0 for the
-        first stage.
+            first stage.
         runs: Number of units in each run of neighbouring units, if there are several runs.
     """
 
@@ -51,7 +51,7 @@ class RunFacts:
         replicas: Number of replicas of each stage.
         stages: The stages, or all replicas of the stages.
         reference: Name of a method without training whose metric is shown for comparison, such as
-        bicubic enlargement; None if there is none.
+            bicubic enlargement; None if there is none.
     """
 
     metric: str

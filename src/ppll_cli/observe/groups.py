@@ -12,7 +12,7 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
 
 LONGEST_NAMES = 24
-"""Longest list of a group's run names, in characters. A longer list is shortened to "first +3"."""
+"""Longest list of run names, in characters; a longer one becomes the first name and "+3"."""
 
 Measure = Callable[["Row"], float | None]
 """Returns a number of a run, such as its speed; None if unknown."""
@@ -26,7 +26,7 @@ class Row:
         run: The run, as found on disk.
         settings: The settings, besides schedule and gpus, in which the runs differ.
         unequal: The conditions in which this run differs from most runs, each with the value of
-        this run and the value of most runs.
+            this run and the value of most runs.
         samples_per_second: Speed in the steady state.
         bubble: Fraction of time in which stages waited.
         seconds_to_target: Training time in seconds until an evaluation reached the target.

@@ -119,9 +119,9 @@ class Metrics:
             step: Number of optimizer steps done at the checkpoint. 0 removes all results.
             state: What `state` returned after that step.
             evaluated: Whether to keep results of an evaluation at that step. If not, the evaluation
-            is repeated.
+                is repeated.
             incomplete: Whether the training lines at that step come from incomplete reports. If so,
-            they are dropped, because the next line will include these steps.
+                they are dropped, because the next line will include these steps.
         """
 
         def stays(line: Line) -> bool:

@@ -66,7 +66,7 @@ class Now:
         step: Optimizer steps done by the last stage.
         steps_per_second: Recent speed; None until known.
         left_s: Expected remaining time in seconds, if evaluations stay as frequent; None until
-        known.
+            known.
         stages: The stages, or all replicas of the stages.
     """
 
@@ -83,7 +83,7 @@ class Progress:
         start: Optimizer steps done before the run was resumed; 0 for a new run.
         steps: Optimizer steps at the end of the run.
         replicas: Number of replicas of each stage. They are next to one another in the list of
-        workers.
+            workers.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:

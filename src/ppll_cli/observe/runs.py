@@ -70,7 +70,7 @@ class FoundRun:
         name: The path of the run directory, relative to the folder that was searched.
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
-        ended.
+            ended.
         config: The configuration; empty if unknown.
         summary: The content of `summary.json`; empty if unknown, or if the run was resumed later.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.

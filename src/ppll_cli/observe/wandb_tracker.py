@@ -63,7 +63,7 @@ class WandbTracker:
         project: Project of wandb.
         entity: User or team of wandb; None for the account's default.
         mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set, otherwise online if
-        there is a key, otherwise offline.
+            there is a key, otherwise offline.
         name: Name of the wandb run; None for the user's name of the run, or else a description.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.

@@ -1,4 +1,4 @@
-"""Keeps the objects of all pictures of a data set in a few arrays, and these in a file.
+"""Keeps the objects of all pictures of a data set in a few arrays, which are saved in a file.
 
 Legend: P pictures, n objects of one picture, S objects of all pictures.
 """
@@ -157,7 +157,7 @@ class Scenes:
         objects: The objects of the P pictures.
         chosen: Indices of the pictures in the split, int64 [pictures of the split].
         sizes: Width and height of the P pictures in the annotations, in pixels, int64 [P, 2]; None
-            if they are not to be compared with the pictures.
+            if pictures are not compared with annotations.
         remark: The remark of the index.
     """
 
