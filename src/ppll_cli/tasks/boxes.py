@@ -29,7 +29,7 @@ CANDIDATES = 1000
 """Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""If two detections of a class overlap more (intersection over union), the worse one is dropped."""
+"""If detections of a class have a larger intersection over union, only the best one is kept."""
 
 MOST = 100
 """Largest number of detections of a picture, which is the number that COCO counts."""

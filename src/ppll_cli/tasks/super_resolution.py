@@ -114,8 +114,7 @@ class SuperResolution:
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return mean PSNR (dB) and SSIM of the model and of bicubic enlargement, and RGB's
-        PSNR."""
+        """Return mean PSNR (dB) and SSIM of model and bicubic enlargement, and `rgb_psnr`."""
         sums = [*_by_picture(rows).values()]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
         if all(each[3] for each in sums):
