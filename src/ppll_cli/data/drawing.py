@@ -20,7 +20,7 @@ TEXT_HEIGHT = 14
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of ground and text beside a picture, readable on light and on dark pages."""
+"""Colours of background and text beside a picture, readable on light and on dark pages."""
 
 _MIDDLE = 125  # dark text is more readable on grounds brighter than this (0 to 255)
 _STEP = 4  # pixels between places that are tried if none at the box is free
@@ -95,7 +95,7 @@ def free_place(
     Args:
         size: Width and height of the label, in pixels.
         box: The box that the label names.
-        frame: Width and height of the picture, in pixels; the place lies inside it.
+        frame: Width and height of the picture, in pixels. The place is inside the picture.
         taken: Places of other labels.
         below: Whether to try the box's lower border before its upper one.
 

@@ -80,7 +80,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, plain or `.gz`.
 
     Its header consists of two zero bytes, the code of the type, the number of dimensions, and the
-    size of each dimension as a big-endian 32-bit integer. Reading stops just behind the announced
+    size of each dimension as a big-endian 32-bit integer. Reading stops just after the announced
     length, so that a small `.gz` cannot fill the memory.
 
     Args:

@@ -1,6 +1,6 @@
 """RandAugment (arXiv 1909.13719): applies random operations of fixed strength to each image.
 
-The operations and their strengths are those of torchvision's RandAugment with its defaults: two
+The operations and their strengths are the defaults of torchvision's RandAugment: two
 operations of magnitude 9 out of 30. All arithmetic on pixels uses integers, so every device makes
 bit-identical images. Legend: B batch, C channels, H height, W width (pixels).
 """
@@ -157,7 +157,7 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
 
 
 # Operations on colours take pixels int32 [B, C, H, W] and factors int32 [B, 1, 1, 1], which are in
-# fixed point. They return pixels that may lie outside of 0 to 255.
+# fixed point. They return pixels that may be outside of 0 to 255.
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:

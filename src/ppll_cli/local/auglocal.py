@@ -27,8 +27,8 @@ class AugLocal(LocalMethod):
 
     Args:
         depth: d of the first module, 1 or more.
-        tau: How far d falls from `depth` towards 1, as a fraction from 0 to 1. It falls linearly
-            from the first module to the last module with an auxiliary network, rounded. With 0, all
+        tau: How far d falls from `depth` towards 1, as a fraction from 0 to 1. d falls linearly
+            between the first and the last module with an auxiliary network, rounded. With 0, all
             modules have the same d.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level`
             means the levels for the stride of the last copied unit's output.

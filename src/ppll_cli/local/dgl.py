@@ -42,7 +42,7 @@ class AdaptivePool(nn.Module):
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
     """Return a matrix [windows, size] whose row i averages over window i of a side.
 
-    The windows are those of adaptive average pooling.
+    The windows are the same as in adaptive average pooling.
     """
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)

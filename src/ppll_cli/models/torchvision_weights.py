@@ -38,7 +38,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Weights for `PlainModel.load_state_dict`, or, unit by unit, for the units' modules.
 
     Raises:
-        ConfigError: The weights are those of another model.
+        ConfigError: The weights belong to another model.
     """
     ours = {our_name(key): value for key, value in state_dict.items()}
     expected = _expected(ours)

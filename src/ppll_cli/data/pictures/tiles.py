@@ -9,9 +9,9 @@ class Span(NamedTuple):
 
     Attributes:
         start: First pixel of the piece.
-        stop: First pixel behind the piece.
+        stop: First pixel after the piece.
         first: First pixel that counts.
-        behind: First pixel behind those that count.
+        behind: First pixel after the pixels that count.
     """
 
     start: int
