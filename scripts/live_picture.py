@@ -1,7 +1,7 @@
-"""`scripts/live_picture [options] [KEY=VALUE ...]`: run ppll-run on a terminal, and draw that.
+"""`scripts/live_picture [options] [KEY=VALUE ...]`: draw the terminal during a run of ppll-run.
 
-The picture is the terminal at one moment of a real run: the program's own output, read from a
-pseudo-terminal. Nothing in it is made up. The SVG refers to no other file and to no address.
+The picture shows the terminal at one moment of a real run. The program's output is read from a
+pseudo-terminal and not changed. The SVG refers to no other file and to no address.
 """
 
 import argparse
@@ -30,10 +30,10 @@ FONT = re.compile(r"@font-face \{[^}]*\}\s*")
 
 
 class Screen:
-    """As much of a terminal as a live display needs: lines that are written and erased as a whole.
+    """Emulates the part of a terminal that a live display needs: lines that are written and erased.
 
     Attributes:
-        frames: The lines at each moment at which the display was complete and about to be redrawn.
+        frames: The lines of the screen each time before a complete display is redrawn.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Screen:
         self._row = 0
 
     def feed(self, text: str) -> None:
-        """Obey what a program has written."""
+        """Process the text and the control sequences that a program has written."""
         end = 0
         for found in CONTROL.finditer(text):
             self._lines[self._row] += text[end : found.start()]
@@ -67,7 +67,7 @@ class Screen:
 
 
 def progress(lines: Sequence[str]) -> float | None:
-    """How much of the run is done where a live display is complete; else None."""
+    """Return the fraction of steps that a complete live display shows; None if incomplete."""
     text = Text.from_ansi("\n".join(lines)).plain
     found = STEP.findall(text)
     complete = "█ compute" in text and "samples/s" in text and "not known yet" not in text
@@ -82,7 +82,7 @@ def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
         columns: Width of the terminal.
 
     Returns:
-        Its exit status, what the terminal showed, and all that was written.
+        The exit status of the command, the screen of the terminal, and all written text.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
@@ -93,7 +93,7 @@ def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
     ) as program:
         os.close(theirs)
         written = _read(ours, time.monotonic() + LIMIT_S)
-        os.close(ours)  # a program that still writes after the limit is hung up
+        os.close(ours)  # a program that still writes after the limit gets SIGHUP
         status = program.wait()
     screen = Screen()
     screen.feed(written)
@@ -116,12 +116,12 @@ def _read(ours: int, end_s: float) -> str:
 
 
 def chosen(frames: Sequence[Sequence[str]], at: float) -> Sequence[str]:
-    """The frame in which the share of steps that are done is nearest to `at`."""
+    """Return the frame whose fraction of steps done is nearest to `at`."""
     return min(frames, key=lambda lines: abs((progress(lines) or 0.0) - at))
 
 
 def as_svg(lines: Sequence[str], columns: int, title: str) -> str:
-    """A picture of a terminal, on an opaque dark ground, that needs no font from elsewhere."""
+    """Return an SVG of a terminal on an opaque dark background, without fonts to download."""
     console = Console(
         record=True, width=columns, file=io.StringIO(), force_terminal=True, legacy_windows=False
     )
@@ -131,7 +131,7 @@ def as_svg(lines: Sequence[str], columns: int, title: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the picture; the exit status is 0, or 1 where the run failed or had no display."""
+    """Write the picture; return 0, or 1 if the run failed or showed no display."""
     parser = argparse.ArgumentParser(prog="scripts/live_picture", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/live.svg"))
     parser.add_argument("--columns", type=int, default=100)

@@ -1,1 +1,1 @@
-"""Benchmarks: one file for each NAME of `scripts/benchmark NAME`."""
+"""Benchmarks: a module for each NAME of `scripts/benchmark NAME`, and parts that they share."""

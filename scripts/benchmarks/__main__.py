@@ -28,7 +28,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Run the benchmark that is named first."""
+    """Run the benchmark named by the first argument, with the other arguments as its options."""
     name, *arguments = sys.argv[1:] or [""]
     if name not in NAMES:
         possible = ", ".join(NAMES)

@@ -1,13 +1,13 @@
-"""`scripts/benchmark accuracy`: what each local method learns, and what it costs.
+"""`scripts/benchmark accuracy`: test accuracy and cost of each local method.
 
-ResNet-20, cut into 2, 4 and 8 modules, on a third of Fashion-MNIST's training set, so that all rows
-take a quarter of an hour on two cores (`--long` takes the whole set). Every row has the same
-budget. The last module always has a residual unit, and not the head alone, which no local loss
-prepares for.
-A row is trained under `ll`, which learns what `ppll` learns, bit for bit, and so several rows can
-be trained beside one another. Speed and memory come from a short run under `ppll` on two stages,
-one after another and with nothing beside it. Every worker has one thread; because that is not all
-that a machine can give back-propagation, `bp` stands there with all of them as well.
+Each method trains ResNet-20, cut into 2, 4 and 8 modules, on a third of Fashion-MNIST's training
+set. All rows take a quarter of an hour on two cores; `--long` uses the whole training set for 20
+epochs. All rows have the same number of training steps. The last module always has a residual unit.
+A last module with only the head would do worse, because no local loss trains features for it.
+Accuracy is measured under `schedule=ll`, which gives bit-identical weights to `ppll` but uses one
+process, so several rows are trained at the same time. Speed and memory are measured in short runs
+under `ppll` on two stages, one run at a time. Each worker has one thread. Back-propagation could
+use more, so the table also has a row for `bp` with all threads.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MODULES = {
     4: ["layer1.2", "layer2.1", "layer3.1"],
     8: [f"layer{unit}" for unit in ("1.0", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2")],
 }
-"""By how many modules there are, the units that start the second to the last."""
+"""For each number of modules, the first units of all modules but the first."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000"]
 LONG = ["epochs=20"]
@@ -47,13 +47,13 @@ SPEED_STEPS = 60
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """A line of the table.
 
     Attributes:
-        method: Key of `METHODS`, or bp.
+        method: Key of `METHODS`, "bp" or "bp, all threads".
         modules: Number of modules.
-        trained: What it learns; None where another row is the same training.
-        speed: What its speed and memory are measured with.
+        trained: The run that measures accuracy; None if another row has the same training.
+        speed: The run that measures speed and memory.
     """
 
     method: str
@@ -63,14 +63,14 @@ class Row:
 
 
 def _row(method: str, modules: int, trained: Sequence[str] | None, speed: Sequence[str]) -> Row:
-    """A row, given its overrides."""
+    """Make a row from the overrides of its two runs."""
     name = f"{method} {modules}"
     learning = None if trained is None else Trial(f"{name} trained", tuple(trained))
     return Row(method, modules, learning, Trial(f"{name} speed", tuple(speed)))
 
 
 def rows(budget: Sequence[str], methods: Sequence[str]) -> list[Row]:
-    """The rows of the table: back-propagation, and every method with every number of modules."""
+    """Return the rows: back-propagation, and each method with each number of modules."""
     trained = [*COMMON, *budget]
     short = [*trained, f"max_steps={SPEED_STEPS}", "data.eval_limit=64"]
     found = []
@@ -90,7 +90,7 @@ def rows(budget: Sequence[str], methods: Sequence[str]) -> list[Row]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what is missing, and print the table."""
+    """Run the trials without results, write the table, and print it."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark accuracy", description=__doc__)
     parser.add_argument("--long", action="store_true", help="20 epochs of the whole training set")
     parser.add_argument("--jobs", type=int, help="rows trained beside one another (default: cores)")
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown(trials: Trials, rows: Sequence[Row]) -> str:
-    """The table of what has been measured."""
+    """Return the table of all results so far, in Markdown."""
     columns = ["method", "modules", "test accuracy", "auxiliary parameters", "auxiliary FLOPs"]
     columns += ["samples/s", "peak memory per stage, MB"]
     lines = []

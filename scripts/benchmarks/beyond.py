@@ -1,16 +1,17 @@
-"""`scripts/benchmark beyond`: local learning past classification.
+"""`scripts/benchmark beyond`: local learning for detection and super-resolution.
 
-Three cases: a small RetinaNet finds clothes in scenes made of Fashion-MNIST, and a small EDSR
-enlarges photographs by 2 and by 4. Each is trained by back-propagation and, cut into 2 and 4
-modules, by local losses: the task's smallest head (greedy), the Simple Local Module alone (fba
-off), and the same with the feature bank (fba on). All rows of a case have the same budget. In
-detection with two modules there is no earlier one whose features a bank could have, so fba on is
-fba off there, and is run once.
+There are three cases: a small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a
+small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation and, cut
+into 2 and 4 modules, by local losses: the task's smallest head (greedy), the Simple Local Module
+alone (fba off), and the Simple Local Module with the feature bank (fba on). All rows of a case have
+the same number of training steps. In detection with two modules, no earlier module could put
+features into a bank. So fba on equals fba off there, and both rows share one run.
 
-A row is trained under `ll`, which learns what `ppll` learns, bit for bit, with one thread, so
-that several rows can be trained beside one another. Speed and memory come from short runs on two
-stages, one after another and with nothing beside them, one thread per worker; `bp` with all threads
-stands there as well. All takes about two hours on two cores, `--short` a tenth of the training.
+Metrics are measured under `schedule=ll` with one thread, which gives bit-identical weights to
+`ppll`, so several rows are trained at the same time. Speed and memory are measured in short runs,
+one at a time: local methods on two stages with one thread per worker, `bp` in one worker with one
+thread and with all threads. The benchmark takes about two hours on two cores; `--short` reduces the
+training to a tenth.
 """
 
 import argparse
@@ -34,22 +35,24 @@ TWO_STAGES = ("gpus=2", "partition=flops", "threads=1")
 SPEED_STEPS = 40
 
 Found = Mapping[str, Any]
-"""What was kept of a run."""
+"""The results kept from a run."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A task, a model, and how long it is trained.
+    """A model, its data, and the length of training.
 
     Attributes:
-        title: Heading of its table.
-        overrides: Of all rows.
-        length: The key that says how many samples an epoch has, and how many.
-        cuts: By number of modules, the units that start the second to the last; the last module
-            has more than the head, which no local loss prepares for.
-        metrics: Heading and format of each metric; the first one is compared with bp's.
-        reference: Name, and by metric the key, of what needs no training and is measured as well.
-        brief: Of runs for speed and memory: their evaluation must not be larger than the training.
+        title: Heading of the case's tables.
+        overrides: Overrides for all rows.
+        length: The configuration key for the number of samples per epoch, and this number.
+        cuts: For each number of modules, the first units of all modules but the first. The last
+            module never has the head alone, because no local loss trains features for it.
+        metrics: Heading and format of each metric. The first metric is compared with that of bp.
+        reference: Name of a method without training, and its key in the results for each metric;
+            None if there is none.
+        brief: Further overrides of runs for speed and memory. They keep the evaluation smaller than
+            the training.
     """
 
     title: str
@@ -61,17 +64,17 @@ class Case:
     brief: tuple[str, ...] = ("data.eval_limit=1",)
 
     def budget(self, short: bool) -> tuple[str, ...]:
-        """What all rows share."""
+        """Return the overrides that all rows share."""
         key, samples = self.length
         return (*COMMON, *self.overrides, f"{key}={samples // 10 if short else samples}")
 
 
 def super_resolution(scale: int, patch: int) -> Case:
-    """EDSR with 8 units of 32 channels.
+    """Return the case of EDSR with 8 residual units of 32 channels.
 
-    2,000 steps of back-propagation take about five minutes on one thread, and are well above
-    bicubic enlargement then: by 1.8 dB for x2. Patches for x4 are smaller, because many small ones
-    taught more than few large ones in the same time.
+    Back-propagation with 2,000 steps takes about five minutes on one thread. For x2 its PSNR is
+    then 1.8 dB above that of bicubic enlargement. Patches for x4 are smaller, because in the same
+    time many small patches gave a better PSNR than few large ones.
     """
     return Case(
         title=f"Super-resolution x{scale}",
@@ -84,7 +87,7 @@ def super_resolution(scale: int, patch: int) -> Case:
         cuts={2: ("body.4",), 4: ("body.2", "body.4", "body.6")},
         metrics={"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f")},
         reference=("bicubic", {"psnr": "bicubic_psnr", "ssim": "bicubic_ssim"}),
-        # Tiles as large as a batch of patches; the net and SSIM look 23 pixels far.
+        # A tile has as many pixels as a batch of patches. Network and SSIM need an overlap of 23.
         brief=("data.eval_limit=1", "data.overlap=23", "data.tile=68"),
     )
 
@@ -107,13 +110,13 @@ CASES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a case's table.
+    """A line of a case's table.
 
     Attributes:
-        method: Key of `METHODS`, or bp.
+        method: Key of `METHODS`, or "bp".
         modules: Number of modules.
-        trained: What it learns.
-        speed: What its speed and memory are measured with.
+        trained: The run that measures the metrics.
+        speed: The run that measures speed and memory.
     """
 
     method: str
@@ -123,7 +126,7 @@ class Row:
 
 
 def rows(name: str, short: bool) -> list[Row]:
-    """The rows of a case: back-propagation, and each method with each number of modules."""
+    """Return the rows of a case: back-propagation, and each method with each number of modules."""
     case = CASES[name]
     budget = case.budget(short)
     bp = (*budget, "schedule=bp", "gpus=1", "threads=1")
@@ -140,9 +143,9 @@ def rows(name: str, short: bool) -> list[Row]:
 
 
 def schedules(name: str, short: bool) -> dict[str, Trial]:
-    """What the speeds of the schedules are measured with, by name.
+    """Return the runs that measure the speed of each schedule, by name.
 
-    The local losses of `ll` and `ppll` are those of fba on, with two modules.
+    `ll` and `ppll` use fba on, with two modules.
     """
     brief = _brief(name, CASES[name].budget(short))
     one = ("gpus=1", "threads=1")
@@ -163,7 +166,7 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """The method that a row of a case is run with."""
+    """Return the method with the same training: fba off for detection with fba on and 2 modules."""
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 
@@ -173,7 +176,7 @@ def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what is missing, and print the tables."""
+    """Run the trials without results, write the tables, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark beyond", description=__doc__)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="only these")
     parser.add_argument("--short", action="store_true", help="a tenth of the training")
@@ -198,12 +201,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _begun(trials: Trials, name: str, short: bool) -> bool:
-    """Whether an earlier call has left something of a case."""
+    """Return whether an earlier call of the benchmark has left results of a case."""
     return any(trials.find(row.trained) or trials.find(row.speed) for row in rows(name, short))
 
 
 def markdown(trials: Trials, name: str, short: bool) -> str:
-    """The two tables of a case, of what has been measured."""
+    """Return the two tables of a case with all results so far, in Markdown."""
     case, lines = CASES[name], rows(name, short)
     bp = trials.find(lines[0].trained)
     headings = [heading for heading, _ in case.metrics.values()]
@@ -238,14 +241,14 @@ def _cells(case: Case, trials: Trials, row: Row, bp: Found | None) -> list[str]:
 
 
 def _reached(case: Case, found: Found, bp: Found | None) -> list[str]:
-    """The metrics, and by how much the first differs from bp's."""
+    """Return cells with the metrics, and with the difference of the first metric from bp."""
     cells = [format(found[key], form) for key, (_, form) in case.metrics.items()]
     key, (_, form) = next(iter(case.metrics.items()))
     return [*cells, format(found[key] - bp[key], f"+{form}") if bp else ""]
 
 
 def _pace(found: Found | None) -> tuple[str, str]:
-    """Samples per second and bubble."""
+    """Return cells with samples per second and the bubble."""
     if found is None:
         return "", ""
     rate, bubble = found["samples_per_second"], found["bubble_fraction"]

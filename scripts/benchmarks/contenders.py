@@ -1,4 +1,4 @@
-"""What `scripts/benchmark schedules` compares, made from overrides as users write them."""
+"""Makes the contenders that `scripts/benchmark schedules` compares, from users' overrides."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,7 +55,7 @@ OURS = {
     "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
     "bp_replicas": ["schedule=bp", "partition=uniform"],
 }
-"""Our own schedules by name, with what sets them apart. On one stage there is nothing to cut."""
+"""Rows of this program's schedules: the overrides of each by name."""
 
 TORCH: dict[str, tuple[str, MakeTrainer]] = {
     "torch_gpipe_m4": ("gpipe_m4", GPipeTrainer),
@@ -66,10 +66,11 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
     "torch_zero_bubble_m4": ("interleaved_m4", ZeroBubbleTrainer),
     "ddp": ("bp", DataParallelTrainer),
 }
-"""torch's own by name: whose stages and batches each has, and what trains a rank."""
+"""Rows of torch: for each name, the row of `OURS` with the same stages and batches, and the class
+that trains a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
-"""The stages of ppll without channels, and how they are measured."""
+"""Rows of ppll's stages without channels: by name, the class that measures them."""
 
 LONG = (
     *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),
@@ -78,38 +79,38 @@ LONG = (
     *("interleaved_m4", "torch_interleaved_m4", "zb_h1_m4", "torch_zero_bubble_m4"),
     *("pp", "ddp", "bp_replicas", "bp", "bp_all_threads"),
 )
-"""All names, in an order in which those that are compared with each other are near."""
+"""All rows. Rows that are compared with each other are measured shortly after one another."""
 
 SHORT = tuple(name for name in LONG if name not in ("torch_gpipe_m8", "torch_1f1b_m8"))
 
 
 class Contender(Protocol):
-    """Processes that train on command.
+    """Processes that train when they get an order, and rest in between.
 
     Attributes:
-        name: One of `LONG`.
+        name: Name of the row, one of `LONG`.
     """
 
     name: str
 
     def start(self) -> None:
-        """Start them, and wait until they are ready."""
+        """Start the processes, and wait until they are ready."""
         ...
 
     def warm_up(self) -> float:
-        """Train a few steps; their mean loss."""
+        """Train a few steps, and return their mean loss."""
         ...
 
     def measure(self, seconds: float) -> float:
-        """Train for about so long; samples per second."""
+        """Train for about this time, and return the speed in samples per second."""
         ...
 
     def finish(self) -> list[int | None]:
-        """End the training; each process's peak memory in bytes, null where it is unknown."""
+        """End the training, and return the peak memory of each process in bytes, if known."""
         ...
 
     def stop(self) -> None:
-        """Leave no process behind, in whatever state they are."""
+        """Kill all processes of the contender, in any state."""
         ...
 
 
@@ -118,11 +119,11 @@ class Case:
 
     Args:
         model: Key of `MODELS`.
-        gpus: How many stages.
-        overrides: For all contenders, behind those of the benchmark.
+        gpus: Number of stages.
+        overrides: Overrides for all contenders, in addition to those of the benchmark.
 
     Attributes:
-        overrides: What they have in common.
+        overrides: All overrides that the contenders share.
     """
 
     def __init__(self, model: str, gpus: int, overrides: Sequence[str]) -> None:
@@ -131,31 +132,31 @@ class Case:
         self._prepared: dict[str, tuple[Settings, Prepared]] = {}
 
     def prepared(self, name: str) -> tuple[Settings, Prepared]:
-        """The settings and the job of one of our own schedules."""
+        """Return the settings and the prepared job of a row of `OURS`; compute them only once."""
         if name not in self._prepared:
             own = [*OURS[name], *self._modules(name)]
-            if name == "bp_replicas":  # as many as there are devices
+            if name == "bp_replicas":  # one replica per device
                 own.append(f"replicas={self.gpus}")
             parsed = compose_settings([*self.overrides, *own])
             self._prepared[name] = parsed, prepare(parsed, run_dir="")
         return self._prepared[name]
 
     def job(self, name: str) -> Job:
-        """The job of one of our own schedules."""
+        """Return the job of a row of `OURS`."""
         return self.prepared(name)[1].job
 
     def contenders(self, names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
-        """Those of these names; and which of them cannot be here, with the reason."""
+        """Return contenders for these rows, and the reason for each row that cannot be measured."""
         skipped = {name: reason for name in names if (reason := self._obstacle(name))}
         return [self._contender(name) for name in names if name not in skipped], skipped
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Those of the stages."""
+        """The devices of the stages."""
         return self.job("ppll").devices
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """The stages of those of these rows that are ours, and what carries their tensors."""
+        """Return stages and transports of this program's rows, and devices, for the result file."""
         ours = [name for name in names if name in OURS]
         units = {name: self.prepared(name)[1].units for name in ours}
         return {
@@ -172,7 +173,7 @@ class Case:
         }
 
     def _obstacle(self, name: str) -> str | None:
-        """Why a row cannot be measured here."""
+        """Return why a row cannot be measured on this machine; None if it can."""
         on_gpus, batch_size = self.devices[0] != "cpu", self.job("ppll").course.batch_size
         if name == "bp_all_threads" and on_gpus:
             return "it is for CPUs"
@@ -191,7 +192,7 @@ class Case:
         return pipeline(name, self.job(name), self._transport(name))
 
     def _modules(self, name: str) -> list[str]:
-        """`ll` trains the modules that the profile makes for `ppll`."""
+        """Return overrides so that `ll` trains the same modules as `ppll`; none for other rows."""
         if name != "ll":
             return []
         units, layout = self.prepared("ppll")[1].units, self.job("ppll").layout
@@ -199,14 +200,14 @@ class Case:
         return [f"local.cuts=[{cuts}]"]
 
     def _transport(self, name: str) -> Transport:
-        """What is asked for, or what a run falls back to."""
+        """Return the configured transport, or the one that a run would use instead."""
         asked, job = self.prepared(name)[0].transport, self.job(name)
         size = sum(room.slots * room.size for room in job.channels.values())
         return usable(asked["_target_"], make("transport", asked), size, job.devices)
 
 
 def compose_settings(overrides: Sequence[str]) -> Settings:
-    """The settings that these overrides make on the command line."""
+    """Return the settings for overrides, as if they were given on the command line."""
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", list(overrides))

@@ -1,4 +1,4 @@
-"""Faults of the soak benchmark, done to a run from outside when their moment has come."""
+"""Injects the faults of the soak benchmark into a run, from another process."""
 
 import json
 import signal
@@ -18,30 +18,31 @@ KINDS = {
     "truncate": (signal.SIGKILL, 1),
     "flip": (signal.SIGKILL, 1),
 }
-"""Faults: the signal, and the status with which the run is to end.
+"""By fault: the signal, and the exit status with which the run must end.
 
-The last two kill a worker, and damage a file of the newest checkpoint after that.
+The last two faults kill a worker, and then a file of the newest checkpoint is damaged.
 """
 
 DAMAGES = ("truncate", "flip")
 TO_A_WORKER = ("kill worker", "stop worker", *DAMAGES)
 
 SEARCH_S = 0.05
-"""Between looks at all processes."""
+"""Seconds between two searches through all processes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, and its fault.
+    """A run and its fault.
 
     Attributes:
-        case: Key of `soak.CASES`; it ends with how many workers there are.
-        kind: Key of `KINDS`.
-        moment: In which part of the run.
-        stage: Which worker, of those that there are.
-        step: When so many steps are done.
-        delay_s: So long after that; in start-up, after what the fault is to hit was there.
-        place: Where in the checkpoint, from 0 to 1.
+        case: Key of `soak.CASES`, which ends with the number of workers.
+        kind: The fault, a key of `KINDS`.
+        moment: The phase of the run: start-up, training, evaluation or checkpoint.
+        stage: A random number that selects the worker, the file and the bit to damage.
+        step: Number of optimizer steps after which the fault is injected.
+        delay_s: Seconds between the moment and the fault. The moment of a fault in start-up is the
+            start of the process that the fault hits.
+        place: Position of the damage in the file, as a fraction from 0 to 1.
     """
 
     case: str
@@ -54,17 +55,21 @@ class Plan:
 
     @property
     def worker(self) -> int:
-        """The stage that the fault is to hit."""
+        """The stage that the fault hits."""
         return self.stage % int(self.case.split()[-1])
 
     def when(self) -> str:
-        """For the table."""
+        """Return the time of the fault as text for the table."""
         at = "" if self.moment == "start-up" else f" {self.step}"
         return f"{self.moment}{at} + {self.delay_s:.2f} s"
 
 
 def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
-    """Wait for the moment, and do it; the time then, or None if the moment did not come."""
+    """Wait for the moment of a fault, and inject the fault.
+
+    Returns:
+        The time of the fault on the monotonic clock; None if the run ended before it.
+    """
     target: int | None = None
 
     def found() -> bool:
@@ -72,7 +77,7 @@ def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
         target = _target(plan, session)
         return target is not None
 
-    # Once the fork server is there, signals are no longer Python's own business.
+    # Before the fork server exists, the program has not installed its own signal handlers.
     if not session.wait_until(lambda: session.server() is not None, look_s=SEARCH_S):
         return None
     if not session.wait_until(found, look_s=SEARCH_S) or target is None:
@@ -84,7 +89,7 @@ def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
 
 
 def _target(plan: Plan, session: Session) -> int | None:
-    """The process that the fault is to hit, if that is there yet."""
+    """Return the id of the process that the fault hits; None if it does not exist yet."""
     if plan.kind in TO_A_WORKER:
         workers = session.workers()
         return workers[plan.worker].pid if plan.worker < len(workers) else None
@@ -95,7 +100,7 @@ def _target(plan: Plan, session: Session) -> int | None:
 
 
 def _at(plan: Plan, run_dir: Path) -> bool:
-    """Whether the moment has come."""
+    """Return whether the run has reached the moment of the fault."""
     checkpoints = run_dir / "checkpoints"
     if plan.moment == "checkpoint" and (checkpoints / f".step-{plan.step}.unfinished").exists():
         return True
@@ -103,7 +108,7 @@ def _at(plan: Plan, run_dir: Path) -> bool:
 
 
 def _steps(run_dir: Path) -> int:
-    """Steps that a run has done, as far as its folder shows."""
+    """Return the largest step in a run's metrics and checkpoints; 0 if there is none."""
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
@@ -111,13 +116,13 @@ def _steps(run_dir: Path) -> int:
 
 
 def saved(run_dir: Path) -> list[int]:
-    """The steps of all checkpoints, in order."""
+    """Return the steps of all checkpoints of a run, in order."""
     names = (path.name for path in run_dir.glob("checkpoints/step-*"))
     return sorted(int(name.removeprefix("step-")) for name in names)
 
 
 def damage(plan: Plan, run_dir: Path) -> None:
-    """Damage a file of the newest checkpoint."""
+    """Truncate a file of the newest checkpoint, or flip a bit in it."""
     newest = run_dir / "checkpoints" / f"step-{saved(run_dir)[-1]}"
     files = sorted(newest.glob("stage-*.safetensors"))
     path = files[plan.stage % len(files)]

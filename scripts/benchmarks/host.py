@@ -1,15 +1,16 @@
-"""`scripts/benchmark host`: the worker's own time on the host, a stage and batch.
+"""`scripts/benchmark host`: time that the program adds to torch, per stage and batch.
 
-The middle one of three stages, four transformer blocks and a local loss, trains as it does in a
-run: `Worker.run` takes batch after batch. Its channels carry nothing: the same input is always
-there, and what is sent is dropped. Between blocks of such steps the same calls of torch (forward,
-loss, metric, backward, the optimizer's kernel) run in a bare loop on a second copy of the stage.
-The difference of the two medians is what the program adds to torch.
+`Worker.run` trains the middle one of three stages, which has four transformer blocks and a local
+loss. Its channels carry nothing: the same input is always available, and outputs are dropped. After
+each block of such steps, a bare loop makes the same calls of torch (forward, loss, metric,
+backward, the optimizer's kernel) on a second copy of the stage. The difference of the two median
+step times is the time that the program adds to torch.
 
-The blocks are narrow, so that on CPU the difference is not lost in the time of the arithmetic; the
-number of calls and parameters is that of wide ones. On CPU the clock is that of the thread, which
-stands still while other programs have the core. On CUDA backward has a thread of its own, so that
-the clock is the wall's: both loops queue their work, and wait for the device only between blocks.
+The transformer blocks are narrow, so that on CPU the difference is not small against the time for
+arithmetic. They make as many calls, and have as many parameter tensors, as wide blocks. On CPU the
+time of the thread is measured, which excludes time in which other programs use the core. On CUDA
+backward runs in another thread, so wall-clock time is measured. There both loops queue their work,
+and wait for the device only between blocks of steps.
 """
 
 import argparse
@@ -44,10 +45,10 @@ from scripts.benchmarks.unlinked import NoSender, random_values
 RESULT = Path("outputs/benchmark/host.json")
 STAGE, STAGES, BATCH_SIZE = 1, 3, 4
 CHUNK = STAGE
-"""The chunk of the stage: there is one on each."""
+"""The number of the stage's only chunk."""
 
 BLOCK = 50
-"""Steps of a block, which is an epoch."""
+"""Number of steps in a block of steps, which is an epoch of the worker."""
 
 OVERRIDES = ["model=vit", "model.dim=16", "model.heads=1", "model.depth=12", "data=synthetic"]
 OVERRIDES += ["data.size=8", f"data.train_samples={BLOCK * BATCH_SIZE}", "data.test_samples=1"]
@@ -70,7 +71,7 @@ Clock = Callable[[], float]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, write the result and print it."""
+    """Measure all optimizers, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark host", description=__doc__)
     parser.add_argument("--long", action="store_true", help="60 blocks of each instead of 12")
     parser.add_argument("overrides", nargs="*", help="for example device=cuda")
@@ -92,15 +93,17 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
-    """Time a stage's steps in the worker and in a bare loop, in turns.
+    """Time the steps of a stage in the worker and in a bare loop, alternating.
 
     Args:
-        overrides: The run's configuration.
-        blocks: How many blocks of `BLOCK` steps to time of each, after two that warm up.
+        overrides: The overrides of the run.
+        blocks: Number of blocks of `BLOCK` steps to time of each loop, after two blocks that warm
+            up.
 
     Returns:
-        Of a step, in milliseconds: the medians `worker_ms` and `torch_ms`, their difference
-        `own_ms`, and `worker_mean_ms`, in which the steps that report count as well.
+        Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference
+        `own_ms`, and the mean `worker_mean_ms`, which includes the slower steps that send reports;
+        and `steps`, the number of timed steps of the worker.
     """
     job = prepare(compose_settings(overrides), run_dir="").job
     job = replace(job, course=replace(job.course, epochs=blocks + 2, eval_every=10**6))
@@ -121,7 +124,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     bare = bare_step(job, device, inputs)
 
     def between() -> None:
-        """Time the bare loop while the worker waits for its next batch."""
+        """Time a block of the bare loop while the worker waits for its next batch."""
         wait()
         torch_s.extend(_timed(bare, BLOCK, clock))
         wait()
@@ -148,7 +151,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
 
 
 def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> Step:
-    """A training step of the stage as one would write it by hand, on networks of its own."""
+    """Return a training step of the stage, written by hand, with networks of its own."""
     chunk = HeldChunk(job, CHUNK, job.site(job.units()), device)
     assert chunk.criterion is not None
     criterion, optim = chunk.criterion, job.settings.optim
@@ -216,14 +219,14 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
 
 
 class _TimedReceiver:
-    """The consumer's end of a channel: the same batch again and again, and when each is asked for.
+    """A channel's receiving end that always provides the same batch, and times the worker's steps.
 
     Args:
-        job: Whose training batches come, and then the end.
-        inputs: What a batch brings.
-        between: Called before each block of steps.
-        times: Gets the seconds of each step.
-        clock: By which to time.
+        job: The job, which defines the sequence of batches.
+        inputs: The tensors of each batch, by name.
+        between: A function that is called before each block of steps.
+        times: The list to which the seconds of each step are appended.
+        clock: The clock, in seconds.
     """
 
     def __init__(
@@ -240,10 +243,10 @@ class _TimedReceiver:
         self._since: float | None = None
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Where a batch is done: note its time, and decide what comes next."""
+        """Record the time of a finished step, choose the next message, and return True."""
         if self._header is None:
             if self._since is not None:
                 self._times.append(self._clock() - self._since)
@@ -255,17 +258,17 @@ class _TimedReceiver:
         return True
 
     def peek(self) -> Header:
-        """The header of the next message."""
+        """Return the header of the next message."""
         assert self._header is not None
         return self._header
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """The next message; the mark at the end brings no tensors."""
+        """Return the next message. The message at the end of training has no tensors."""
         header, self._header = self.peek(), None
         return header, dict(self._inputs) if isinstance(header.item, TrainBatch) else {}
 
     def release(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _NoStop:
@@ -273,7 +276,7 @@ class _NoStop:
 
 
 def _items(job: Job) -> Iterator[Item]:
-    """The training batches, without what stands between them in a run."""
+    """Yield all training batches without evaluations, and then the end."""
     steps = job.course.steps
     each = job.course.steps_per_epoch
     yield from (TrainBatch(step, *divmod(step, each), BATCH_SIZE) for step in range(steps))

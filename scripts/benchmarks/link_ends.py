@@ -1,7 +1,8 @@
-"""One of two processes at the ends of a link, for `scripts/benchmark network`.
+"""A program that runs at each of the two ends of a link, for `scripts/benchmark network`.
 
-`ping` measures the link as channels use it. `ddp` trains by torch's `DistributedDataParallel`. They
-find one another in a file that both see, and the first prints what was found, as JSON.
+`ping` measures the link with messages of channels. `ddp` trains with torch's
+`DistributedDataParallel`. The two processes connect through a file that both can read. The first
+process prints the result as JSON.
 """
 
 import json
@@ -25,29 +26,33 @@ from scripts.benchmarks.ranks import serve
 from scripts.benchmarks.torch_trainers import DataParallelTrainer
 
 SIZES = (64, 2**22)
-"""Bytes of the messages that go there and back."""
+"""Sizes in bytes of the messages that are sent to the other end and back."""
 
 TIMES = 20
 
 
 class Once:
-    """What a rank is told to do: to train so many steps, and then as many that are timed."""
+    """The orders for a rank: one order with the numbers of steps to train, then an empty one.
+
+    Attributes:
+        answers: All answers of the rank.
+    """
 
     def __init__(self, steps: Sequence[int]) -> None:
         self._spans: Iterator[Sequence[int]] = iter([steps, ()])
         self.answers: list[Any] = []
 
     def recv(self) -> Sequence[int]:
-        """The next order."""
+        """Return the next order."""
         return next(self._spans)
 
     def send(self, answer: Any) -> None:
-        """Take an answer."""
+        """Keep an answer."""
         self.answers.append(answer)
 
 
 def ddp(rank: int, store: str, warm_up: int, steps: int, overrides: Sequence[str]) -> float:
-    """Train; samples per second."""
+    """Train a warm-up, then timed steps, and return the speed in samples per second."""
     job = prepare(compose_settings(overrides), run_dir="").job
     orders = Once((warm_up, steps))
     serve(DataParallelTrainer, replace(job, devices=("cpu", "cpu")), rank, store, orders)
@@ -56,7 +61,7 @@ def ddp(rank: int, store: str, warm_up: int, steps: int, overrides: Sequence[str
 
 
 def ping(rank: int, store: str) -> dict[str, float]:
-    """How long a message takes to the other end, and how many bytes pass each second."""
+    """Measure the link's latency in seconds and its speed in bytes per second."""
     torch.set_num_threads(1)
     names = {"there": Group((0, 1), "gloo"), "back": Group((1, 0), "gloo")}
     groups = Groups(f"file://{store}", rank, 2, names, os.environ.get("GLOO_SOCKET_IFNAME", ""))
@@ -66,7 +71,7 @@ def ping(rank: int, store: str) -> dict[str, float]:
     sender, receiver = NetworkSender(groups, out, *common), NetworkReceiver(groups, into, *common)
     sender.open()
     receiver.open()
-    # In turn: how busy the machine is may change.
+    # Sizes alternate, because the load of the machine may change.
     taken_s = [
         [_round_trip_s(sender, receiver, size, rank == 0) for size in SIZES] for _ in range(TIMES)
     ]
@@ -105,7 +110,7 @@ def _send(sender: NetworkSender, message: dict[str, Tensor]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what is asked for, as one of the two ends."""
+    """Run `ping` or `ddp` as one of the two ends, and print the result at the first end."""
     what, rank, store, *rest = arguments
     found: Any
     if what == "ping":

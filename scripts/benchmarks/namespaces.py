@@ -1,6 +1,6 @@
-"""Two network namespaces joined by a link: two machines on one, as far as the network goes.
+"""Makes two network namespaces joined by a link, which behave like two machines on a network.
 
-It takes Linux, the right to make them, and Debian's iproute2.
+This needs Linux, the permission to make namespaces, and Debian's package iproute2.
 """
 
 import os
@@ -13,15 +13,15 @@ ADDRESSES = ("10.78.0.1", "10.78.0.2")
 
 
 class NamespaceError(Exception):
-    """Raised when namespaces cannot be made here."""
+    """Raised when namespaces cannot be made on this machine."""
 
 
 class Namespaces:
-    """The namespaces, once they have been made.
+    """The two namespaces and their link.
 
     Attributes:
-        names: Of both.
-        links: The end of the link in each.
+        names: Names of the namespaces.
+        links: Names of the network interfaces at the two ends of the link.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Namespaces:
         self.links = [f"pv{os.getpid()}n{number}" for number in range(2)]
 
     def command(self, number: int, command: Sequence[str]) -> list[str]:
-        """What runs a command in one of them."""
+        """Return the command line that runs a command in namespace `number`."""
         return ["ip", "netns", "exec", self.names[number], *command]
 
     def shape(self, rate: str | None) -> None:
-        """Let so much pass each way, as in `200mbit`; None: as much as there is."""
+        """Limit the rate of the link in both directions, such as `200mbit`; None for no limit."""
         for name, link in zip(self.names, self.links, strict=True):
             queue = f"-n {name} qdisc"
             subprocess.run(
@@ -44,16 +44,16 @@ class Namespaces:
                 _do(["tc", *shaped.split()])
 
     def cut(self) -> None:
-        """Take the link down."""
+        """Interrupt the link."""
         _do(["ip", "-n", self.names[1], "link", "set", self.links[1], "down"])
 
 
 @contextmanager
 def namespaces() -> Iterator[Namespaces]:
-    """Namespaces with the addresses `ADDRESSES`, while the body runs.
+    """Provide namespaces with the addresses `ADDRESSES`, and delete them at the end.
 
     Raises:
-        NamespaceError: They cannot be made, with the reason.
+        NamespaceError: Namespaces cannot be made; the message has the reason.
     """
     made = Namespaces()
     if shutil.which("ip") is None or shutil.which("tc") is None:
@@ -81,7 +81,7 @@ def _do(command: Sequence[str]) -> None:
 
 
 def as_torchrun(rank: int, host: str, port: int | str, machines: int = 2) -> dict[str, str]:
-    """The environment that torchrun gives the launcher of one of several machines."""
+    """Return the environment variables that torchrun sets on one of several machines."""
     return {
         "TORCHELASTIC_RUN_ID": "several machines",
         "LOCAL_WORLD_SIZE": "1",

@@ -1,13 +1,14 @@
-"""`scripts/benchmark network`: what a link between two machines costs each schedule.
+"""`scripts/benchmark network`: how much a link between two machines slows down each schedule.
 
-Two machines are two network namespaces on one, joined by a link that is left as it is or shaped.
-Every row trains on two stages, or replicas, of one thread each: on one machine, and over each link,
-in turn, in several rounds; shown is the speed over a link relative to that on one machine, from the
-medians, beside the bytes that a batch sends over it. `bf16` rows round what crosses to 16 bits, and
-`ddp` is torch's `DistributedDataParallel` with its defaults. Beside them stands what `ppll-plan`
-predicts from one profile and from the latency and speed of each link, as a message finds them.
-`--accuracy` trains on real images instead, with and without rounding.
-Without options that is a ViT under three schedules, in seven minutes on two cores.
+Two network namespaces on this machine represent the two machines. A link with or without a limited
+rate joins them. Each row trains on two stages, or two replicas, with one thread each: first on one
+machine, then over each link, in one or more rounds. The table shows the median speed over each link
+relative to the median speed on one machine, and the bytes that are sent per batch. In `bf16` rows
+the sent tensors are rounded to 16 bits. `ddp` is torch's `DistributedDataParallel` with its
+defaults. The table also compares the measured speeds with predictions of `ppll-plan`, which are
+computed from one profile and from the measured latency and speed of each link. `--accuracy` instead
+compares the test accuracy with and without rounding, on data that its overrides choose.
+Without options the benchmark trains a ViT under three schedules, in seven minutes on two cores.
 """
 
 import argparse
@@ -63,11 +64,11 @@ HERE = "one machine"
 LIMIT_S = 300.0
 
 Speeds = dict[str, list[float]]
-"""Samples per second of each round, by link."""
+"""For each link, the samples per second of each round."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, write the result and print it."""
+    """Measure all rows, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark network", description=__doc__)
     parser.add_argument("--long", action="store_true", help="every model and row")
     parser.add_argument("--models", nargs="+", choices=MODELS)
@@ -101,12 +102,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
-    """What a row is run with, on one machine and on two."""
+    """Return the overrides of a row, which are the same on one machine and on two."""
     return (*COMMON, *MODELS[model], *ROWS[name], f"max_steps={steps}")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Tables of what was measured."""
+    """Return tables of the results, in Markdown."""
     parts = []
     for model, rows in result.get("models", {}).items():
         columns = [model, f"samples/s on {HERE}", *LINKS, "MB a batch"]
@@ -133,10 +134,10 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Samples per second that `ppll-plan` predicts of a row, by link.
+    """Return the samples per second that `ppll-plan` predicts for a row, by link.
 
-    The namespaces share this machine's cores and memory, so workers are not alone on theirs, as
-    those of real machines would be: they are predicted as if they were neighbours.
+    Both namespaces share this machine's cores and memory. So workers in different namespaces slow
+    each other down, unlike workers on two real machines, and are predicted as neighbours on one.
     """
     if name == DDP:
         return {}
@@ -164,7 +165,7 @@ def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -
 
 
 def _links(both: Namespaces, console: Console) -> dict[str, dict[str, float]]:
-    """How fast each link is, as a message finds it."""
+    """Measure the latency and speed of each link."""
     links = {}
     for link, rate in LINKS.items():
         both.shape(rate)
@@ -180,11 +181,11 @@ def _rows(
     options: argparse.Namespace,
     links: Mapping[str, Mapping[str, float]],
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What each row of each model reaches, on one machine and over each link."""
+    """Yield model, name and results of each row, measured on one machine and over each link."""
     cache = FOLDER / "network" / "cache"
     os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
     for model in models:
-        shutil.rmtree(cache, ignore_errors=True)  # times of another day are of another machine
+        shutil.rmtree(cache, ignore_errors=True)  # an old profile may not fit any more
         for name in names:
             row = {"predicted": predicted(model, name, links)}
             row |= _measure(both, model, name, options.rounds, options.steps)
@@ -192,7 +193,7 @@ def _rows(
 
 
 def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
-    """A row's speeds, by link; and what a batch sends over it."""
+    """Measure the speeds of a row by link, and the bytes that a batch sends over a link."""
     overrides, measure = overrides_of(model, name, steps), _ddp if name == DDP else _ours
     speeds: Speeds = {HERE: [], **{link: [] for link in LINKS}}
     sent = 0.0
@@ -206,17 +207,17 @@ def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -
 
 
 def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """Samples per second of a run on one machine or on both, and bytes that a batch sends."""
+    """Run ppll-run on one machine or both; return samples per second and bytes per batch."""
     folder = FOLDER / "network" / ("one" if both is None else "both")
     found = run(overrides, folder) if both is None else _run_on_both(both, overrides, folder)
     sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
-    if not found["edges"]:  # replicas: what each of two sends in a ring's all-reduce
+    if not found["edges"]:  # bytes that each of two replicas sends in a ring all-reduce
         sent = 4.0 * sum(module["params"] for module in found["per_module"])
     return found["train"]["samples_per_second"], sent
 
 
 def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """The same of torch's trainer, of which no bytes are known."""
+    """Run torch's trainer; return samples per second, and 0 for the bytes, which are unknown."""
     warm_up = min(10, steps // 5)
     return _at_ends(both, ["ddp", str(warm_up), str(steps - warm_up), *overrides]), 0.0
 
@@ -224,7 +225,7 @@ def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple
 def _learn(
     both: Namespaces, overrides: Sequence[str], rounds: int, console: Console
 ) -> dict[str, list[float]]:
-    """Test accuracies over the unshaped link, one for each round, which is the seed."""
+    """Train over the link without a limit; return the test accuracies by row, one per seed."""
     both.shape(None)
     found: dict[str, list[float]] = {name: [] for name in LEARNT}
     for seed in range(rounds):
@@ -237,7 +238,7 @@ def _learn(
 
 
 def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
-    """Run on both machines; what `summary.json` holds."""
+    """Run ppll-run on both machines, and return the content of `summary.json`."""
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "ppll_cli", *overrides]
     command.append(f"hydra.run.dir={run_dir.absolute()}")
@@ -248,7 +249,7 @@ def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> d
 
 
 def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
-    """What `link_ends` finds with these arguments, over the link or on one machine."""
+    """Run `link_ends` with these arguments, over the link or on one machine; return its result."""
     store = (FOLDER / "network" / "store").absolute()
     store.parent.mkdir(parents=True, exist_ok=True)
     store.unlink(missing_ok=True)
@@ -265,10 +266,10 @@ def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
 def _side_by_side(
     commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
 ) -> list[str]:
-    """Run programs at the same time; what each of them printed.
+    """Run programs at the same time, and return the output of each.
 
     Raises:
-        RunFailedError: One of them failed.
+        RunFailedError: A program failed, or did not end in time.
     """
     with ExitStack() as started:
         programs = []

@@ -1,9 +1,10 @@
-"""Real workers of a job that train when they are told to, and rest in between.
+"""Runs the real workers of a job, which train when they get an order, and rest in between.
 
-The course of such a job waits on a pipe for an order: lengths of spans of training batches, with a
-mark behind each span. A mark travels behind the batches like any other and makes each stage report;
-nothing is drained for it. So the time between two reports of the last stage is that of exactly so
-many periods of the running pipeline, whichever of its stages is the slowest one.
+The course of such a job waits on a pipe for an order, which is a list of lengths of spans of
+training batches. After each span the course sends a mark: an item that follows the batches through
+the pipeline and makes each stage report. The pipeline is not drained for a mark. So the time
+between the reports of the last stage for two marks is the time of the batches between them in the
+running pipeline, whichever stage is the slowest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,30 +25,32 @@ from ppll_cli.transport.channel import Transport
 from scripts.benchmarks.runs import RunFailedError
 
 LIMIT_S = 60.0
-"""How long anything may take that is waited for."""
+"""Time limit in seconds for each event that is waited for."""
 
 EPOCH = 50
-"""Steps of an epoch, and of `log_every`: workers report by themselves at its end alone."""
+"""Number of steps in an epoch, and value of `log_every`. Without marks, workers report only
+then."""
 
 WARM_UP = (3, 3)
-"""Steps before anything is measured: until memory is reused, and to see how long a step takes."""
+"""Lengths of two spans before the measurements: in the first one memory is allocated, in the second
+one the time of a step is estimated."""
 
 LEAST_STEPS = 3
-"""A measurement has so many at the least."""
+"""Smallest number of steps of a measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PacedCourse(Course):
-    """Training batches as they are ordered, with a mark behind each span.
+    """A course that yields training batches on order, with a mark after each span.
 
     Attributes:
-        orders: Where orders come from; an empty one ends the run.
+        orders: The connection from which orders are received. An empty order ends the run.
     """
 
     orders: Connection
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Everything that flows, in order."""
+        """Yield all training batches and marks, and the end, in order."""
         step, per_epoch = start, self.steps_per_epoch
         while spans := self._order():
             for batches in spans:
@@ -61,29 +64,29 @@ class PacedCourse(Course):
         try:
             spans: Sequence[int] = self.orders.recv()
         except EOFError:
-            raise SystemExit(1) from None  # nobody is left to give orders, or to be told so
+            raise SystemExit(1) from None  # the process that gives orders has ended
         return spans
 
 
 def paced(job: Job) -> tuple[Job, Connection]:
-    """The job with a paced course, and where its orders are to be sent."""
-    # Else a worker would report by itself, and not wait for a mark.
+    """Return the job with a paced course, and the connection to which its orders are sent."""
+    # Otherwise a worker would also report at other steps than the ends of such epochs.
     assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
-    # By field: `vars` would hold cached properties too.
+    # Fields are copied one by one, because `vars` would include cached properties.
     course = {field.name: getattr(job.course, field.name) for field in fields(job.course)}
     return replace(job, course=PacedCourse(**course, orders=received)), sent
 
 
 @dataclass
 class Line:
-    """Stages in a row that run on the same orders.
+    """Successive stages that follow the same orders.
 
     Attributes:
-        orders: What they are told to do.
-        last: The last of them, whose reports are listened to.
-        steps: How many have been ordered.
-        step_s: Seconds of a step when it was last measured.
+        orders: The connection to which orders are sent.
+        last: Number of the last of these stages, whose reports are timed.
+        steps: Number of steps that have been ordered so far.
+        step_s: Seconds per step in the latest measurement.
     """
 
     orders: Connection
@@ -92,10 +95,11 @@ class Line:
     step_s: float = 0.0
 
     def order(self, spans: Sequence[int]) -> list[int]:
-        """Order spans of batches; the number of steps that are done at the end of each."""
+        """Order spans of batches, and return the number of steps done at the end of each span."""
         lengths, ends = [], []
         for batches in spans:
-            # After such a step a worker reports by itself, and not when the mark comes.
+            # At the end of an epoch a worker reports before the mark, so the span gets another
+            # batch.
             length = batches + ((self.steps + batches) % EPOCH == 0)
             self.steps += length
             lengths.append(length)
@@ -105,13 +109,13 @@ class Line:
 
 
 class Workers:
-    """A job's workers, started by the launcher in a thread.
+    """The workers of a job. A thread calls the launcher, which starts them.
 
     Args:
-        name: Named in errors.
-        job: The run; its course, or what its channels bring, is paced.
-        transport: Makes the channels.
-        lines: Which stages run on which orders.
+        name: The name of the contender in errors.
+        job: The job. Its course is paced.
+        transport: The transport, which makes the channels between the workers.
+        lines: The groups of stages that follow the same orders.
     """
 
     def __init__(self, name: str, job: Job, transport: Transport, lines: Sequence[Line]) -> None:
@@ -122,35 +126,36 @@ class Workers:
         self._thread = Thread(target=self._launch, args=(transport,), name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the workers, and wait until each is ready."""
+        """Start the workers, and wait until each of them is ready."""
         self._others = set(active_children())
         self._thread.start()
         for _ in range(self.job.stages):
             self._hear()
 
     def warm_up(self) -> float:
-        """Train the first steps; the mean loss of the last `WARM_UP[1]` of them."""
+        """Train the first steps, and return the mean loss of the last `WARM_UP[1]` of them."""
         return self.time(self.lines, [WARM_UP] * len(self.lines))
 
     def measure(self, seconds: float) -> float:
-        """Samples per second, of the slowest line where there are several."""
+        """Train for about this time, and return the samples per second of the slowest line."""
         orders = [self.spans(line, seconds) for line in self.lines]
         self.time(self.lines, orders)
         return self.job.course.batch_size / max(line.step_s for line in self.lines)
 
     def spans(self, line: Line, seconds: float) -> list[int]:
-        """An order whose second span takes about so long, in a pipeline that is full throughout."""
+        """Return an order whose second span takes about this time, with a full pipeline."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
-        # What lies in the channels at the end of the span keeps only the later stages at work.
+        # At the end of the second span, the first stages would run out of work before the last
+        # ones.
         tail = self.job.depth * (self.job.stages - 1) if self.job.local_learning else 0
         return [fill, steps, tail] if tail else [fill, steps]
 
     def time(self, lines: Sequence[Line], orders: Sequence[Sequence[int]]) -> float:
-        """Have lines train, all at the same time, and time the second span of each.
+        """Send orders to lines at the same time, and measure the second span of each order.
 
         Returns:
-            The mean loss of that span, on the last line.
+            The mean loss of the second span on the last line.
         """
         ends = [line.order(spans) for line, spans in zip(lines, orders, strict=True)]
         waited = {(line.last, end) for line, each in zip(lines, ends, strict=True) for end in each}
@@ -164,7 +169,7 @@ class Workers:
         return loss
 
     def finish(self) -> list[int | None]:
-        """End the training; the peak memory of each worker, in bytes."""
+        """End the training, and return the peak memory of each worker, in bytes."""
         for line in self.lines:
             line.orders.send(())
         while not isinstance(event := self._hear(), Ending):
@@ -172,9 +177,9 @@ class Workers:
         return [report["peak_memory_bytes"] for report in event.reports]
 
     def stop(self) -> None:
-        """Leave no process behind, whatever state they are in; those started later are gone."""
+        """Kill all child processes that exist now but did not exist before `start`."""
         for child in set(active_children()) - self._others:
-            child.kill()  # the launcher notices, and reaps them all
+            child.kill()  # the launcher notices this and collects their statuses
         if self._thread.ident is not None:
             self._thread.join(LIMIT_S)
         for line in self.lines:
@@ -183,27 +188,27 @@ class Workers:
     def _launch(self, transport: Transport) -> None:
         try:
             self._events.put(launch(self.job, transport, self._report))
-        except Exception as error:  # of whatever kind, it is for the thread that waits
+        except Exception as error:  # `_hear` raises it in the waiting thread
             self._events.put(error)
 
     def _report(self, report: Report) -> None:
         self._events.put({**report, "heard_s": perf_counter()})
 
     def _note(self, event: Report | Ending) -> None:
-        """Keep when a stage reported what it had trained, and with which loss."""
+        """Record the time and the loss of a stage's report of training metrics."""
         if isinstance(event, Ending) or event["kind"] != "metrics":
             return
         stage = event["stage"]
-        # A stage reports each of its modules, in order.
+        # A stage sends a report for each of its modules, in order; the last one counts.
         if event["module"] == self.job.layout.modules_of(stage)[-1]:
             mark = event["heard_s"], event["loss"] / event["samples"]
             self._marks[stage, event["step"]] = mark
 
     def _hear(self) -> Report | Ending:
-        """The next event.
+        """Return the next event.
 
         Raises:
-            RunFailedError: It is a failure, or none comes.
+            RunFailedError: The event is a failure, or no event arrives within the time limit.
         """
         event: Report | Ending | Exception | None = None
         with suppress(Empty):
@@ -216,6 +221,6 @@ class Workers:
 
 
 def pipeline(name: str, job: Job, transport: Transport) -> Workers:
-    """A job as it is, on orders to its first stage."""
+    """Return the workers of a complete pipeline, whose first stage receives the orders."""
     job, orders = paced(job)
     return Workers(name, job, transport, [Line(orders, job.stages - 1)])

@@ -1,6 +1,6 @@
-"""Processes of `torch.distributed` that train when they are told to, and rest in between.
+"""Runs processes of `torch.distributed`, which train when they get an order, and rest in between.
 
-What is timed lies between two barriers: so many whole steps of all ranks.
+The timed steps begin and end with a barrier of all ranks.
 """
 
 import tempfile
@@ -27,26 +27,26 @@ from scripts.benchmarks.runs import RunFailedError
 from scripts.benchmarks.torch_trainers import Trainer
 
 LEAVE_S = 5.0
-"""How long a process may take to leave, or one that stumbled over another to say so."""
+"""Seconds for a process to exit, and for further ranks to report failures after the first one."""
 
 MakeTrainer = Callable[[Job, int], Trainer]
 
 
 class Orders(Protocol):
-    """Where orders come from, and answers go: a pipe, if it is another process that gives them."""
+    """The source of a rank's orders, which also takes the answers; usually a pipe."""
 
     def recv(self) -> Any:
-        """Lengths of the next spans."""
+        """Return the next order: lengths of spans of steps."""
         ...
 
     def send(self, obj: Any, /) -> None:
-        """Take an answer."""
+        """Send an answer."""
         ...
 
 
 @dataclass(frozen=True)
 class _Span:
-    """What a rank measured: seconds of all steps, and the mean loss where it knows it."""
+    """Measurements of a rank: seconds of all steps, and the mean loss, if the rank knows it."""
 
     seconds: float
     loss: float | None
@@ -54,18 +54,18 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What ended a rank."""
+    """The traceback of the exception that ended a rank."""
 
     traceback: str
 
 
 class Ranks:
-    """A rank for each of a job's devices.
+    """The processes that train a job with torch, one rank for each device.
 
     Args:
-        name: Named in errors.
-        job: What is trained.
-        make_trainer: Makes the trainer of a rank, in its process.
+        name: The name of the contender in errors.
+        job: The job to train.
+        make_trainer: Makes the trainer of a rank. It is called in the process of the rank.
     """
 
     def __init__(self, name: str, job: Job, make_trainer: MakeTrainer) -> None:
@@ -76,7 +76,7 @@ class Ranks:
         self._step_s = 0.0
 
     def start(self) -> None:
-        """Start the ranks, and wait until each has its model."""
+        """Start the ranks, and wait until each has built its model."""
         context, store = forkserver.context(), Path(self._folder.name, "store")
         for rank in range(len(self.job.devices)):
             here, there = context.Pipe()
@@ -92,16 +92,16 @@ class Ranks:
         self._gather()
 
     def warm_up(self) -> float:
-        """Train the first steps; the mean loss of the last `WARM_UP[1]` of them."""
+        """Train the first steps, and return the mean loss of the last `WARM_UP[1]` of them."""
         return self._train(WARM_UP)
 
     def measure(self, seconds: float) -> float:
-        """Samples per second."""
+        """Train for about this time, and return the speed in samples per second."""
         self._train((1, max(LEAST_STEPS, round(seconds / self._step_s))))
         return self.job.course.batch_size / self._step_s
 
     def finish(self) -> list[int | None]:
-        """End the training; the peak memory of each rank, in bytes."""
+        """End the training, and return the peak memory of each rank, in bytes."""
         self._order(())
         peaks = self._gather()
         for process in self._processes:
@@ -109,7 +109,7 @@ class Ranks:
         return peaks
 
     def stop(self) -> None:
-        """Leave no process behind, whatever state they are in."""
+        """Kill the processes of all ranks, in any state."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -129,10 +129,10 @@ class Ranks:
             pipe.send(spans)
 
     def _gather(self) -> list[Any]:
-        """What each rank says.
+        """Wait for an answer of each rank, and return the answers in the order of ranks.
 
         Raises:
-            RunFailedError: One failed, is gone or says nothing.
+            RunFailedError: A rank failed, ended, or did not answer within the time limit.
         """
         answers: dict[int, Any] = {}
         until = perf_counter() + LIMIT_S
@@ -142,7 +142,7 @@ class Ranks:
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 answers[waited[pipe]] = answer = self._receive(pipe)
-                if isinstance(answer, _Failure):  # the others may have one to add, or stumble soon
+                if isinstance(answer, _Failure):  # other ranks may fail too, soon after it
                     until = min(until, perf_counter() + LEAVE_S)
             if not ready:
                 break
@@ -161,14 +161,14 @@ class Ranks:
 
 
 def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Connection) -> None:
-    """A rank: it does what it is ordered to, and leaves with the process that gives orders.
+    """Run a rank: execute orders, and exit if the process that gives orders has ended.
 
     Args:
-        make_trainer: Makes its trainer.
-        job: What is trained.
-        rank: Its number.
-        store: A file that does not exist yet, where the ranks find one another.
-        orders: Lengths of spans come from there, and answers go there.
+        make_trainer: Makes the trainer of the rank.
+        job: The job to train.
+        rank: The number of the rank.
+        store: Path of a file, not yet existing, through which the ranks connect.
+        orders: The connection that receives orders and sends answers.
     """
     try:
         serve(make_trainer, job, rank, store, orders)
@@ -180,7 +180,7 @@ def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Con
 
 
 def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Orders) -> None:
-    """Train as ordered, until an order is empty; for the arguments see `main`."""
+    """Train as ordered until an order is empty. `main` describes the arguments."""
     device = torch.device(job.devices[rank])
     torch.set_num_threads(job.threads)
     memory = PeakMemory(device)
@@ -218,7 +218,7 @@ def _timed(trainer: Trainer, steps: range, device: torch.device) -> _Span:
 
 
 def _all_here(device: torch.device) -> float:
-    """The time when all ranks are here, and their devices have done what was asked of them."""
+    """Wait for the device and for all ranks, and return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Running ppll-run from a benchmark, and keeping what it found."""
+"""Runs ppll-run for benchmarks, and keeps the results in files."""
 
 import json
 import os
@@ -25,13 +25,13 @@ class RunFailedError(Exception):
 
 
 class Results:
-    """The results of a benchmark in a JSON file, written anew after each row.
+    """The results of a benchmark in a JSON file, which is rewritten after each row.
 
-    A row is found again as long as it was made with the same overrides, on the same machine and by
-    the same program; so a benchmark that was stopped goes on where it was.
+    A row is reused if it was measured with the same overrides, on the same machine and by the same
+    version of the program. So a benchmark that was stopped continues with the missing rows.
 
     Args:
-        path: The file; what it holds is read.
+        path: The file. If it exists, its rows are read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,13 +43,13 @@ class Results:
             self.rows = json.loads(path.read_text())["rows"]
 
     def find(self, name: str, overrides: Sequence[str]) -> dict[str, Any] | None:
-        """The row of this name, if it was made with these overrides."""
+        """Return the row with this name; None if it is missing, or was measured differently."""
         row = self.rows.get(name)
         wanted = {"overrides": list(overrides), **self.conditions}
         return row if row is not None and wanted.items() <= row.items() else None
 
     def add(self, name: str, overrides: Sequence[str], row: Mapping[str, Any]) -> None:
-        """Keep a row."""
+        """Add a row, and write all rows to the file."""
         with self._lock:
             self.rows[name] = {"overrides": list(overrides), **row, **self.conditions}
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,17 +57,17 @@ class Results:
 
 
 def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
-    """Run ppll-run in a process of its own.
+    """Run ppll-run in a new process.
 
     Args:
-        overrides: What it is given.
-        run_dir: Where its results go; what an earlier attempt left there is removed.
+        overrides: The overrides of the run.
+        run_dir: The run directory. An existing folder is removed first.
 
     Returns:
-        What `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
-        RunFailedError: It did not complete; what it printed is in the message.
+        RunFailedError: The run did not complete. The message contains its output.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "ppll_cli", *overrides, f"hydra.run.dir={run_dir}"]
@@ -80,7 +80,7 @@ def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
 
 
 def source() -> str:
-    """A hash of the program and its configuration."""
+    """Return a hash of the program's Python files and YAML files."""
     digest = sha256()
     program = Path(ppll_cli.__file__).parent.rglob("*.py")
     for path in sorted([*program, *conf_dir().rglob("*.yaml")]):
@@ -89,7 +89,7 @@ def source() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return facts about this machine for result files."""
     import torch
 
     found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

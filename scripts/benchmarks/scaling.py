@@ -1,10 +1,11 @@
-"""`scripts/benchmark scaling`: what every schedule makes of 2, 4, ... 1024 devices.
+"""`scripts/benchmark scaling`: predicted speed of every schedule on 2, 4, ... 1024 devices.
 
-From one profile of a vision transformer whose 1024 units can stand on as many devices: embedding,
-1022 equal transformer blocks, of which few are measured, and head. Beside the predictions stand
-medians of short runs of that very model, of as many stages as this machine has cores or GPUs for
-(`--long`: of every schedule, and up to 8 stages). It is narrow, so that a batch passes in seconds.
-A stage has whole units, as many as the others (partition=uniform), and one thread.
+The predictions come from one profile of a vision transformer with 1024 units: an embedding, 1022
+equal transformer blocks, of which only a few are measured, and a head. For comparison, the table
+has median speeds of short runs of the same model: `ppll` and `gpipe` on two stages or, with
+`--long`, every schedule on up to 8 stages, if this machine has as many cores or GPUs. The model is
+narrow, so that a batch takes only seconds. All stages have the same number of units
+(partition=uniform), and one thread each.
 """
 
 import argparse
@@ -34,7 +35,7 @@ Rows = list[dict[str, Any]]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Predict, measure, write the result and print it."""
+    """Measure and predict all rows, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark scaling", description=__doc__)
     parser.add_argument("--long", action="store_true", help="measure every schedule, and more")
     options = parser.parse_args(arguments)
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(schedules: Sequence[str], numbers: Sequence[int]) -> Mapping[tuple[int, str], float]:
-    """The median speed of runs that take turns, by number of stages and schedule."""
+    """Measure alternating runs; return the median speeds by number of stages and schedule."""
     cases = [(gpus, schedule) for gpus in numbers for schedule in schedules]
     rates: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
     for _ in range(REPETITIONS):
@@ -63,7 +64,7 @@ def measure(schedules: Sequence[str], numbers: Sequence[int]) -> Mapping[tuple[i
 
 
 def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
-    """A row for each number of stages and schedule, with what was measured of it."""
+    """Return a row for each number of stages and schedule, with the measured speed if known."""
     plan = Plan.compose([*MODEL, f"gpus={','.join(map(str, GPUS))}"])
     with Planner(plan.settings, SCHEDULES) as planner:
         predicted = {gpus: planner.rows(gpus) for gpus in plan.gpus}

@@ -1,27 +1,30 @@
-"""`scripts/benchmark schedules`: how fast each schedule trains, ours beside torch's own.
+"""`scripts/benchmark schedules`: speed of each schedule, of this program and of torch.
 
-ViT and ResNet-32 on synthetic images of 32 x 32, a batch of 64, on `--gpus` stages with one thread
-each. All contenders of a model are started once and stay alive; then rounds follow, in which each
-in turn trains for a few seconds while the others rest. What is shown are medians over the rounds.
+A ViT and ResNet-32 train on synthetic images of 32 x 32 pixels, in batches of 64, on `--gpus`
+stages with one thread each. All contenders of a model are started once and stay alive. Then, in
+each round, one contender after the other trains for a few seconds while the rest are idle. The
+table shows medians over the rounds.
 
-- `ppll` and `ppll_queue` (by transport) and `ll` train the same modules, the stages that
-  `partition=profile` cuts for `ppll`; `pp`, `gpipe_m4` and the like have the stages that it cuts
-  for them, and `torch_gpipe_m4` and the like those of `gpipe_m4` and the like. `ddp` is torch's
-  `DistributedDataParallel` with its defaults, each rank with its part of the batch, and
-  `bp_replicas` our `schedule=bp` with as many replicas.
-- `bp` and `ll` have one worker. On a CPU that is not all that the machine can give, so
-  `bp_all_threads` stands beside it.
-- `bound`: every stage of `ppll` loops on an input of its own at the same time, and nothing travels;
-  the slowest stage counts. `bound_in_turn`: the same work, one stage after another. How many times
-  faster the former is, is the `ceiling` of what `ppll` can gain over `ll` on this memory system.
+- `ppll`, `ppll_queue` (with another transport) and `ll` train the same modules: the stages that
+  `partition=profile` cuts for `ppll`. For `pp`, `gpipe_m4` and similar rows, `partition=profile`
+  cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`, and so on. `ddp` is torch's
+  `DistributedDataParallel` with its defaults, where each rank trains a part of the batch;
+  `bp_replicas` is `schedule=bp` with the same number of replicas.
+- `bp` and `ll` have one worker with one thread. On a CPU back-propagation could use more, so
+  the row `bp_all_threads` is measured too.
+- `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent;
+  the slowest stage determines the speed. `bound_in_turn`: the same stages train one after another.
+  The ratio of both speeds, `ceiling`, is the largest possible gain of `ppll` over `ll` on this
+  machine's memory system.
 
-What is timed: for ours, from one mark behind a batch to another one, as each reaches the last
-stage, in a pipeline that was filled before and is kept full until then; `gpipe` and the like drain
-with each step by themselves. For torch's, whole steps between two barriers. Batches are loaded and
-optimizers step within what is timed; only the last rank of torch's pipelines has its labels before.
-torch's ranks are no straw men: they come from our fork server, with its settings of the allocator,
-and their networks lie in memory as ours do. Peak memory is each process's, in its steady state and
-less its size before the model was built.
+For rows of this program, the timed interval begins when a mark after some batch reaches the last
+stage, and ends when a later mark does. The pipeline is full for the whole interval; only `gpipe`
+and similar schedules drain it in each step, by design. For rows of torch, whole steps between two
+barriers are timed. The time includes loading batches and the optimizer steps; only the last rank of
+torch's pipelines loads its labels before. For a fair comparison, torch's ranks are started by this
+program's fork server, with the same settings of the allocator, and their networks have the same
+memory layout. Peak memory is measured for each process in its steady state, minus its memory before
+the model was built.
 """
 
 import argparse
@@ -53,7 +56,7 @@ RATIOS = {
     "zb_h1_over_1f1b": ("zb_h1_m4", "1f1b_m4"),
     "replicas_over_ddp": ("bp_replicas", "ddp"),
 }
-"""By key, which row's samples per second over which other's."""
+"""For each key, two rows: the speed of the first one is divided by the speed of the second one."""
 
 TARGETS = {
     model: {
@@ -65,19 +68,19 @@ TARGETS = {
     }
     for model, over_torch in (("vit", 1.35), ("resnet32", 1.15))
 }
-"""What we aim at with two stages on two cores."""
+"""Target values of the ratios, with two stages on two cores."""
 
 SECONDS = 2.0
-"""Of one measurement, about."""
+"""Approximate length of one measurement, in seconds."""
 
 BUDGET_S = 270.0
-"""For a model on a number of stages: as many rounds are made as end within it."""
+"""Time limit in seconds for the rounds of a model on a number of stages."""
 
 LEAST_ROUNDS = 2
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, write the result and print it."""
+    """Measure all models, write the results, and print them."""
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark schedules",
         description=__doc__,
@@ -118,18 +121,18 @@ def measure(
 
     Args:
         case: The model and the number of stages.
-        names: Of the rows.
-        budget_s: When to end; there are `LEAST_ROUNDS` rounds anyhow.
-        say: Told how it goes.
+        names: Names of the rows.
+        budget_s: Time limit in seconds. At least `LEAST_ROUNDS` rounds are made.
+        say: Prints a text. It is called with messages about the progress.
 
     Returns:
-        What stands in the JSON file for it.
+        The results for the JSON file.
 
     Raises:
-        RunFailedError: A contender failed; it is named, and all have been stopped.
+        RunFailedError: A contender failed. The message names it, and all contenders are stopped.
     """
     until = perf_counter() + budget_s
-    forkserver.start()  # it imports torch while the profile is made
+    forkserver.start()  # it imports torch while the profile is measured
     contenders, skipped = case.contenders(names)
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     losses: dict[str, float] = {}
@@ -163,7 +166,7 @@ def measure(
 
 
 def ratios(speed: Mapping[str, float]) -> dict[str, float]:
-    """Those of `RATIOS` whose rows were measured."""
+    """Return those of `RATIOS` for which both rows were measured."""
     return {
         key: speed[name] / speed[other]
         for key, (name, other) in RATIOS.items()

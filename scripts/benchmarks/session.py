@@ -1,6 +1,7 @@
-"""A run in a session of its own, seen from outside: its processes, and what it leaves behind.
+"""Runs a program in its own session, and observes its processes and what remains after its end.
 
-Everything is read from /proc: multiprocessing gives workers no names that other processes see.
+All facts are read from /proc, because multiprocessing gives workers no names that other processes
+can read.
 """
 
 import os
@@ -18,23 +19,24 @@ from typing import Self
 from ppll_cli.transport.memory import SHARED_MEMORY
 
 LIMIT_S = 120.0
-"""How long anything may take that is waited for."""
+"""Time limit in seconds for each event that is waited for."""
 
 LEAVE_S = 10.0
-"""How long what a run leaves behind may take to be gone."""
+"""Seconds after the end of a program within which its processes and shared memory must be gone."""
 
 LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that exists.
+    """A running process.
 
     Attributes:
-        pid: Its number.
-        parent: Its parent's.
-        started: When it was started, in ticks since the machine was.
-        command: Its command line.
+        pid: The process id.
+        parent: The process id of the parent.
+        started: The time when the process was started, in clock ticks since the machine was
+            started.
+        command: The command line.
     """
 
     pid: int
@@ -44,15 +46,15 @@ class Process:
 
 
 class Session:
-    """A program in a session of its own; a context manager that leaves no process of it behind.
+    """A program in its own session. As a context manager, it kills all its processes at the end.
 
     Args:
         command: The program and its arguments.
-        output: The file that takes what it prints.
-        environment: Added to this process's.
+        output: The file to which the program's output is written.
+        environment: Environment variables, in addition to those of this process.
 
     Attributes:
-        started_s: When it was started, of the monotonic clock.
+        started_s: The time when the program was started, on the monotonic clock.
     """
 
     def __init__(
@@ -86,41 +88,41 @@ class Session:
 
     @property
     def pid(self) -> int:
-        """Of the program that was started."""
+        """The process id of the program."""
         return self._popen.pid
 
     @property
     def status(self) -> int | None:
-        """Its exit status, a signal's number below zero, or None while it runs."""
+        """The exit status, or minus the number of the signal that killed it; None while it runs."""
         return self._popen.poll()
 
     def printed(self) -> str:
-        """What it has printed so far."""
+        """Return the output of the program so far."""
         return self.output.read_text(errors="replace")
 
     def processes(self) -> list[Process]:
-        """All that live, in the order in which they were started."""
+        """Return the live processes of the session, in the order in which they were started."""
         return sorted(_of_session(self.pid), key=lambda process: (process.started, process.pid))
 
     def server(self) -> Process | None:
-        """The fork server."""
+        """Return the fork server of the program; None if there is none."""
         ours = (each for each in self.processes() if each.parent == self.pid)
         return next((each for each in ours if "multiprocessing.forkserver" in each.command), None)
 
     def workers(self) -> list[Process]:
-        """The workers, in the order of their stages: they are forked one after another."""
+        """Return the workers in the order of stages, which is the order of their start."""
         server = self.server()
         return [] if server is None else [p for p in self.processes() if p.parent == server.pid]
 
     def signal(self, number: signal.Signals, *pids: int) -> float:
-        """Send a signal to some of its processes; the time of the monotonic clock then."""
+        """Send a signal to processes, and return the time on the monotonic clock."""
         now = monotonic()
         for pid in pids:
             _send(pid, number)
         return now
 
     def wait(self, limit_s: float = LIMIT_S) -> int | None:
-        """Wait for its end; its exit status, or None if it has not ended by then."""
+        """Wait for the end of the program; return its exit status, or None after the time limit."""
         with suppress(subprocess.TimeoutExpired):
             return self._popen.wait(limit_s)
         return None
@@ -128,7 +130,7 @@ class Session:
     def wait_until(
         self, condition: Callable[[], bool], limit_s: float = LIMIT_S, look_s: float = LOOK_S
     ) -> bool:
-        """Wait until something is the case; whether it is before the program's end."""
+        """Wait for a condition; return False if the program or the time limit ends first."""
         end_s = monotonic() + limit_s
         while self.status is None and monotonic() < end_s:
             if condition():
@@ -137,30 +139,30 @@ class Session:
         return False
 
     def left(self) -> list[str]:
-        """What is still there some time after its end: processes, and names in shared memory."""
+        """Return processes and names in shared memory that remain `LEAVE_S` seconds later."""
         end_s = monotonic() + LEAVE_S
         while True:
             left = [f"process {each.pid}: {each.command}" for each in self.processes()]
             left += [f"{SHARED_MEMORY / name}" for name in _unused(self._before)]
             if not left or monotonic() > end_s:
                 return left
-            sleep(10 * LOOK_S)  # it reads all of /proc
+            sleep(10 * LOOK_S)  # longer, because each check reads all of /proc
 
 
 def ppll_run(*arguments: str) -> list[str]:
-    """The command that runs ppll-run with these arguments."""
+    """Return the command that runs ppll-run with these arguments."""
     return [sys.executable, "-m", "ppll_cli", *arguments]
 
 
 def names_in_shared_memory() -> set[str]:
-    """What is there, but semaphores: ours lose their names at once, joblib's belong to a sweep."""
+    """Return all names in shared memory but semaphores, which do not belong to a single run."""
     with suppress(OSError):
         return {name for name in os.listdir(SHARED_MEMORY) if not name.startswith("sem.")}
     return set()
 
 
 def _unused(before: set[str]) -> set[str]:
-    """New names in shared memory that no process uses: others may run beside this one."""
+    """Return new names in shared memory that no process uses, not even of other programs."""
     found = names_in_shared_memory() - before
     return found - _used(found) if found else found
 
@@ -168,16 +170,16 @@ def _unused(before: set[str]) -> set[str]:
 def _used(names: set[str]) -> set[str]:
     used = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # it has ended, or is somebody else's
+        with suppress(OSError):  # the process has ended, or belongs to another user
             text = maps.read_text(errors="replace")
             used |= {name for name in names if f"{SHARED_MEMORY}/{name}" in text}
     return used
 
 
 def _of_session(session: int) -> Iterator[Process]:
-    """Its processes; what has ended, and only waits to be reaped, is none."""
+    """Yield the processes of a session, without zombies."""
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             state, parent, its_session, started = fields[0], fields[1], fields[3], fields[19]
             if int(its_session) == session and state not in "ZX":

@@ -1,10 +1,10 @@
-"""`scripts/benchmark soak`: faults from outside, and whether a run gets over them.
+"""`scripts/benchmark soak`: injects faults into runs, and checks that runs recover from them.
 
-Short runs of small models over all schedules, each in a process of its own, with one fault each: a
-worker, the fork server or the run itself is killed, a worker is stopped, the run is told to end, or
-its newest checkpoint is damaged. When, and which worker, is drawn from `--seed`. The run must end
-as it is documented, leave no process and no shared memory behind, and go on with `resume` to the
-weights of a run without a fault, bit for bit. The status is 1 if any of that is not so.
+Each short run of a small model has one fault: a worker, the fork server or the parent process is
+killed, a worker is stopped, the run is asked to end, or its newest checkpoint is damaged. The time
+of the fault and the worker are chosen at random from `--seed`. The run must end as documented and
+leave no process and no shared memory behind. After `resume` it must reach bit-identical weights to
+those of a run without a fault. The exit status is 1 if any run fails one of these checks.
 """
 
 import argparse
@@ -37,9 +37,9 @@ LONG_RUNS = 100
 BATCHES = 12
 EPOCHS = 6
 EVALUATED = 2
-"""Epochs between evaluations."""
+"""Number of epochs between evaluations."""
 SAVED = 5
-"""Steps between checkpoints: some are in the midst of an epoch."""
+"""Number of steps between checkpoints, chosen so that some are in the middle of an epoch."""
 
 COMMON = ["data=synthetic", "data.size=8", "data.flip=true", "data.pad=1", "data.test_samples=256"]
 COMMON += [f"data.train_samples={16 * BATCHES}", "batch_size=16", f"epochs={EPOCHS}"]
@@ -57,7 +57,7 @@ CASES = {
     "resnet ppll 3": [*RESNET, "schedule=ppll", "gpus=3"],
     "resnet pp 2": [*RESNET, "schedule=pp", "gpus=2"],
 }
-"""What runs, by model, schedule and workers."""
+"""Overrides of each case, by model, schedule and number of workers."""
 
 FAULTS = [
     *[("kill worker", moment) for moment in ("start-up", "training", "evaluation", "checkpoint")],
@@ -67,27 +67,27 @@ FAULTS = [
     *[("terminate", moment) for moment in ("start-up", "training", "checkpoint")],
     *[(kind, "training") for kind in ("kill fork server", *DAMAGES)],
 ]
-"""Each is injected once in so many runs."""
+"""Faults and moments. Each pair is used once in `len(FAULTS)` runs."""
 
 DELAYS_S = {"start-up": 4.0, "training": 0.1, "evaluation": 0.05, "checkpoint": 0.0}
-"""How long after the moment has come a fault may come: training is seen at checkpoints only."""
+"""For each moment, the largest delay of the fault in seconds."""
 
 
 @dataclass
 class Outcome:
-    """What became of a run.
+    """The results of a run with a fault.
 
     Attributes:
         plan: The run and its fault.
-        injected: Whether the fault came before the run was over.
-        status: With which the run ended, a signal's number below zero.
-        detected: Whether it ended as it should.
-        detection_s: From the fault to the end of the run, and to that of its workers where it was
-            killed itself.
-        left: Processes and shared memory that were still there later.
-        resumed_from: The step after which it went on; None where it had to be started anew.
-        recovered: Whether it came to the weights of the run without a fault.
-        notes: What was not as it should be.
+        injected: Whether the fault was injected before the end of the run.
+        status: The exit status, or minus the number of the signal that killed the run.
+        detected: Whether the run ended as documented.
+        detection_s: Seconds from the fault to the end of the run. If the parent process was killed,
+            seconds to the end of its workers.
+        left: Processes and shared memory that remained after the run.
+        resumed_from: The step after which the run was continued; None if it was started again.
+        recovered: Whether the weights equal those of the run without a fault.
+        notes: Descriptions of all failed checks.
     """
 
     plan: Plan
@@ -101,12 +101,12 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """Return the outcome and its plan as a row of the JSON file."""
         return {**vars(self.plan), **{k: v for k, v in vars(self).items() if k != "plan"}}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run them all, write the result and print it."""
+    """Run all plans, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark soak", description=__doc__)
     parser.add_argument("--long", action="store_true", help=f"{LONG_RUNS} runs, not {RUNS}")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def plans(runs: int, seed: int) -> list[Plan]:
-    """So many runs: every fault once in `len(FAULTS)` of them, every case once in `len(CASES)`."""
+    """Draw plans: all faults occur equally often, and all cases occur equally often."""
     random = Random(seed)
     found: list[Plan] = []
     faults: list[tuple[str, str]] = []
@@ -140,7 +140,7 @@ def plans(runs: int, seed: int) -> list[Plan]:
         faults = faults or random.sample(FAULTS, len(FAULTS))
         cases = cases or random.sample(list(CASES), len(CASES))
         kind, moment = faults.pop()
-        # What is damaged is not to be the only checkpoint; and what is hit is not to be over.
+        # A damaged checkpoint must not be the only one, and the run must not end before the fault.
         least = 3 * SAVED if kind in DAMAGES else 1
         step = random.randint(least, (EPOCHS - 2) * BATCHES)
         if moment == "evaluation":
@@ -149,14 +149,14 @@ def plans(runs: int, seed: int) -> list[Plan]:
             step = random.randrange(SAVED, (EPOCHS - 2) * BATCHES, SAVED)
         longest_s = DELAYS_S[moment]
         if moment == "start-up" and kind in TO_A_WORKER:
-            longest_s /= 4  # it comes late
+            longest_s /= 4  # workers start late in the start-up
         stage, delay_s = random.randrange(3), random.uniform(0, longest_s)
         found.append(Plan(cases.pop(), kind, moment, stage, step, delay_s, random.random()))
     return found
 
 
 def soak(planned: Sequence[Plan], jobs: int, console: Console) -> list[Outcome]:
-    """Run them, some at a time; the folders of those that went well are removed."""
+    """Run plans, `jobs` at a time, and remove the folders of runs that pass all checks."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     cases = sorted({plan.case for plan in planned})
@@ -176,7 +176,7 @@ def soak(planned: Sequence[Plan], jobs: int, console: Console) -> list[Outcome]:
 
 
 def _reference(case: str) -> bytes:
-    """The weights of a case without a fault."""
+    """Run a case without a fault, and return the final weights."""
     folder = FOLDER / case.replace(" ", "-")
     with Session(*_start(case, folder)) as session:
         status = session.wait()
@@ -186,12 +186,12 @@ def _reference(case: str) -> bytes:
 
 
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
-    """One run, its fault, and what comes after it.
+    """Run a plan: start the run, inject the fault, resume the run, and check the results.
 
     Args:
         plan: The run and its fault.
-        folder: Does not exist yet; holds the run directory and what was printed.
-        reference: The weights without a fault.
+        folder: A new folder for the run directory and the output.
+        reference: The weights of a run without a fault.
     """
     outcome = Outcome(plan)
     with Session(*_start(plan.case, folder)) as session:
@@ -202,7 +202,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
         if plan.kind == "kill parent":
             end_s = monotonic()
         printed = session.printed()
-    # Its end may have come between the moment and the fault.
+    # The run may have ended between the moment and the fault.
     outcome.injected = fault_s is not None and outcome.status != 0
     if not outcome.injected or fault_s is None:
         outcome.notes.append("it was over before its fault")
@@ -220,14 +220,14 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
 
 
 def _start(case: str, folder: Path) -> tuple[list[str], Path]:
-    """The command that starts a run of a case, and where it prints to."""
+    """Return the command that starts a run of a case, and the file for its output."""
     folder.mkdir(parents=True, exist_ok=True)
     run_dir = f"hydra.run.dir={folder / 'run'}"
     return ppll_run(*COMMON, *CASES[case], run_dir), folder / "start.txt"
 
 
 def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[str]:
-    """What is not as it should be after the fault."""
+    """Return descriptions of everything that is wrong after the fault."""
     wrong = []
     _, status = KINDS[plan.kind]
     if outcome.status is None:
@@ -250,7 +250,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
 
 
 def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> None:
-    """Go on, or start anew where there is no run yet, and compare the weights."""
+    """Resume the run, or start it again if it has no `config.json`, and compare the weights."""
     command, run_dir = ppll_run(f"resume={folder / 'run'}"), folder / "run"
     anew = not (run_dir / "config.json").exists()
     if anew:
@@ -270,7 +270,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
 
 
 def _resumed_from(printed: str) -> int:
-    """The step after which a run went on."""
+    """Return the step after which a run was continued, from its output; 0 if it says none."""
     _, told, rest = printed.partition("going on after step ")
     return int(rest.split(",")[0]) if told else 0
 
@@ -284,7 +284,7 @@ def _weights(folder: Path) -> bytes:
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The numbers of all runs, and a row of each."""
+    """Return totals over all runs, and a row for each run."""
     injected = [outcome for outcome in outcomes if outcome.injected]
     times = [outcome.detection_s for outcome in injected if outcome.detection_s is not None]
     return {

@@ -1,8 +1,9 @@
-"""`scripts/benchmark startup`: how long a run takes to its first training step.
+"""`scripts/benchmark startup`: time from the start of a run to its first training step.
 
-From the start of the process until the first step of the default model, with a worker for each of
-two stages, stands in the run's metrics; beside it a bare `import torch`. An epoch is one batch
-here, because metrics are written at its end. Medians of interleaved repetitions.
+Measures the time from the start of the process until the metrics file contains the first step of
+the default model on two stages, and, for comparison, the time of `import torch` alone. An epoch has
+one batch, because metrics are written at the end of an epoch. The results are medians of
+alternating repetitions.
 """
 
 import argparse
@@ -37,7 +38,7 @@ OVERRIDES = [
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, write the result and print it."""
+    """Measure both times, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark startup", description=__doc__)
     parser.add_argument("--long", action="store_true", help="15 repetitions instead of 5")
     result = measure(15 if parser.parse_args(arguments).long else 5)
@@ -51,10 +52,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(repetitions: int) -> dict[str, float]:
-    """Time both.
+    """Measure both times repeatedly.
 
     Returns:
-        The medians `import_torch_s` and `first_step_s`, and `first_step_over_import_torch`.
+        The medians `import_torch_s` and `first_step_s`, and their ratio
+        `first_step_over_import_torch`.
     """
     imports, steps = [], []
     for _ in range(repetitions):

@@ -1,7 +1,7 @@
-"""The same units, trained by what torch itself offers: its pipeline schedules, and DDP.
+"""Trains the same units with torch's own pipeline schedules and DDP.
 
-A trainer is one rank's. Its networks and its optimizer are those that a `HeldChunk` makes for our
-own workers, and its batches come from the same `BatchMaker`.
+Each rank has a trainer. Its networks and its optimizer are made by `HeldChunk`, as for the workers
+of this program, and its batches come from the same `BatchMaker`.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -34,24 +34,24 @@ FLOAT = torch.float32
 
 
 class Trainer(Protocol):
-    """One rank of a training."""
+    """Trains one rank of a job."""
 
     def prepare(self, steps: range) -> None:
-        """Get ready to train these steps; this is not timed."""
+        """Prepare the training of these steps. This call is not timed."""
         ...
 
     def step(self, step: int) -> Tensor | None:
-        """Train one step; its loss, detached, where this rank knows it."""
+        """Train one step, and return its loss, detached; None if this rank does not know it."""
         ...
 
 
 class UnitsModule(nn.Module):
-    """A run of units as one module.
+    """Successive units as one module.
 
     Args:
         units: The units and their networks, in order.
-        reads: Names of what it takes.
-        writes: Names of what it returns, as a tuple where they are several.
+        reads: Names of the tensors that the module takes.
+        writes: Names of the tensors that it returns, as a tuple if there are several.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class UnitsModule(nn.Module):
         self.networks = nn.ModuleList(network for _, network in units)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What the units make of the inputs."""
+        """Return the outputs of the units."""
         values = dict(zip(self._reads, inputs, strict=True))
         for unit, network in zip(self._units, self.networks, strict=True):
             made = network(*(values[name] for name in unit.reads))
@@ -73,10 +73,10 @@ class UnitsModule(nn.Module):
 
 
 class BetweenRanks(nn.Module):
-    """A module whose inputs or outputs travel between ranks.
+    """A module whose inputs or outputs are sent between ranks.
 
-    What torch sends must be contiguous. Maps [B, C, H, W] travel as [B, H, W, C]: so they are where
-    convolutions keep channels last, and nothing is copied.
+    torch can send only contiguous tensors. Maps [B, C, H, W] are sent as [B, H, W, C], which is
+    their order in memory where convolutions keep channels last, so no copy is needed.
 
     Args:
         module: The module.
@@ -89,7 +89,7 @@ class BetweenRanks(nn.Module):
         self.module, self._receives, self._sends = module, receives, sends
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What the module makes of the inputs."""
+        """Return the outputs of the module."""
         if self._receives:
             inputs = tuple(x.permute(0, 3, 1, 2) if x.dim() == 4 else x for x in inputs)
         outputs: Tensor | tuple[Tensor, ...] = self.module(*inputs)
@@ -100,14 +100,15 @@ class BetweenRanks(nn.Module):
 
 
 class PipelineTrainer:
-    """A rank of one of torch's schedules, with the chunks that the job has on that stage.
+    """Trains a rank with one of torch's schedules, on the chunks of the job's stage.
 
-    The first rank loads its batch within the step, as ours does; the rank with the loss needs only
-    labels, and has them before. Shapes are given: torch would infer them from one more batch, which
-    BatchNorm would see.
+    The first rank loads its batch within the step, as the workers of this program do. The rank with
+    the loss needs only labels, which it loads before the timed steps. Shapes are given explicitly,
+    because torch would find them by running another batch, which would change BatchNorm's
+    statistics.
 
     Args:
-        job: Our own run with such a schedule.
+        job: The job of this program with the corresponding schedule.
         rank: Number of the stage.
     """
 
@@ -140,12 +141,12 @@ class PipelineTrainer:
         self._labels: deque[Tensor] = deque()
 
     def prepare(self, steps: range) -> None:
-        """The rank with the loss gets its labels."""
+        """Load the labels of the steps if this rank has the loss."""
         if self._last:
             self._labels.extend(_batch(self._batches, step)[LABEL] for step in steps)
 
     def step(self, step: int) -> Tensor | None:
-        """All micro-batches, and the optimizer's step."""
+        """Train all micro-batches of a batch, and step the optimizers."""
         images = (_batch(self._batches, step)[IMAGE],) if self._first else ()
         labels = self._labels.popleft() if self._last else None
         losses: list[Tensor] | None = [] if self._last else None
@@ -160,34 +161,34 @@ class PipelineTrainer:
 
 
 class GPipeTrainer(PipelineTrainer):
-    """torch's GPipe."""
+    """Trains a rank with torch's GPipe."""
 
     schedule = ScheduleGPipe
 
 
 class OneFOneBTrainer(PipelineTrainer):
-    """torch's 1F1B."""
+    """Trains a rank with torch's 1F1B."""
 
     schedule = Schedule1F1B
 
 
 class InterleavedTrainer(PipelineTrainer):
-    """torch's interleaved 1F1B."""
+    """Trains a rank with torch's interleaved 1F1B."""
 
     schedule = ScheduleInterleaved1F1B
 
 
 class ZeroBubbleTrainer(PipelineTrainer):
-    """torch's interleaved zero bubble, which has ZB-H1's order of the halves."""
+    """Trains a rank with torch's interleaved zero bubble, which orders backward halves as ZB-H1."""
 
     schedule = ScheduleInterleavedZeroBubble
 
 
 class DataParallelTrainer:
-    """A rank of `DistributedDataParallel`, with its defaults: the whole model on a part of a batch.
+    """Trains the whole model on a rank's part of each batch, with `DistributedDataParallel`.
 
     Args:
-        job: A run on one stage, with a device for each rank.
+        job: A job with one stage, and a device for each rank.
         rank: Number of the rank.
     """
 
@@ -202,10 +203,10 @@ class DataParallelTrainer:
         self._batches = _batches(job, device, job.course.batch_size // self._ranks)
 
     def prepare(self, steps: range) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self, step: int) -> Tensor:
-        """Forward and backward of the rank's part, and the optimizer's step."""
+        """Train the rank's part of a batch, and step the optimizer."""
         batch = _batch(self._batches, step * self._ranks + self._rank)
         loss = self._job.task.loss(self._model(batch[IMAGE]), batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -215,9 +216,9 @@ class DataParallelTrainer:
 
 
 def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """What crosses the cut before the chunk of this number: names, and examples.
+    """Return names and examples of the tensors that cross the cut before chunk number `cut`.
 
-    Targets are left out: torch's schedules have them where the loss is.
+    Targets are left out, because torch's schedules pass them directly to the rank with the loss.
     """
     if cut == 0:
         specs = {IMAGE: ValueSpec((job.image.channels, job.image.height, job.image.width), FLOAT)}
@@ -231,12 +232,12 @@ def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
 
 
 def _example(job: Job, spec: ValueSpec, travels: bool) -> Tensor:
-    """What a micro-batch of the tensor looks like."""
+    """Return a tensor on the meta device with the shape and dtype of a micro-batch."""
     shape = spec.shape
     if travels and len(shape) == 3:
         shape = (*shape[1:], shape[0])
     samples = job.microbatch_size
-    # A gradient travels back for what needs one.
+    # torch sends gradients back for tensors that require them.
     return torch.empty((samples, *shape), dtype=spec.dtype, device="meta", requires_grad=travels)
 
 
@@ -246,5 +247,5 @@ def _batches(job: Job, device: torch.device, size: int) -> BatchMaker:
 
 
 def _batch(batches: BatchMaker, number: int) -> dict[str, Tensor]:
-    """Training batch of this number, counted over all epochs."""
+    """Return the training batch with this number, counted over all epochs."""
     return batches.train(*divmod(number, batches.steps_per_epoch))

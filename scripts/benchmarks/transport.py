@@ -1,12 +1,13 @@
-"""`scripts/benchmark transport`: how long a message takes from one process to another.
+"""`scripts/benchmark transport`: time of a message from one process to another.
 
-A tensor goes from a worker to this process: the time runs from before `send` until `receive` has
-returned, by the clock that both share. After each message the producer computes, as a stage does.
-Beside it stands a copy of the same tensor inside one process. Medians of interleaved repetitions.
+Another process sends a tensor to this process. The time is measured from before `send` until
+`receive` has returned, on a clock that both processes share. After each message the sender
+computes, as a stage does. For comparison, the time to copy the same tensor within one process is
+measured. The results are medians of alternating repetitions.
 
-Where there are CUDA devices, the same from the first one to the last one. There one message is on
-its way at a time, and its time runs until the tensor is there on the device. Bulk is many messages,
-one behind the other without a pause, against as many copies.
+With CUDA devices, messages from the first device to the last one are measured too. There only one
+message is sent at a time, and its time ends when the tensor is on the device. In the row "bulk",
+many messages follow one another without a pause, and are compared with copies.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from scripts.benchmarks.runs import machine
 RESULT = Path("outputs/benchmark/transport.json")
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
 BULK = 256 << 20
-"""Bytes of a message on CUDA, where a host's part in a smaller one takes longer than the copy."""
+"""Bytes of a bulk message on CUDA. In smaller ones the host's work takes longer than the copy."""
 SLOTS = 3
 LIMIT_S = 60.0
 
@@ -41,7 +42,7 @@ Receivers = dict[str, Receiver]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, write the result and print it."""
+    """Measure all sizes, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark transport", description=__doc__)
     parser.add_argument("--long", action="store_true", help="200 repetitions instead of 40")
     options = parser.parse_args(arguments)
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
-    """Time messages of each size, in bytes, through each transport.
+    """Measure the time of messages of each size, in bytes, with each transport.
 
     Returns:
         For each size: `bytes`, the median seconds of `memcpy`, `ring` and `queue`, and the ratios
@@ -94,11 +95,12 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
 def measure_edge(
     source: str, target: str, sizes: Sequence[int], bulk: int, repetitions: int
 ) -> dict[str, Any]:
-    """Time messages from a device to another, or to another process on the same one.
+    """Measure the time of messages between processes on two devices, or on the same device.
 
     Returns:
-        The devices; for each size `bytes` and the median seconds of `copy`, from device to device,
-        `ring` and `queue`; and of `bulk` the same, a message, and `ring_speed_over_copy`.
+        The devices; `rows` with, for each size, `bytes` and the median seconds of `copy` (from
+        device to device), `ring` and `queue`; and `bulk`, a row with the seconds per message and
+        `ring_speed_over_copy`.
     """
     forkserver.start()
     single, singles = _channels(1, max(sizes), source, target)
@@ -131,7 +133,7 @@ def measure_edge(
 
 
 def _channels(slots: int, size: int, source: str, target: str) -> tuple[Senders, Receivers]:
-    """One of each transport; queue is left out where it cannot work."""
+    """Make a channel of each transport. The queue is left out if it cannot work here."""
     transports: dict[str, Transport] = {
         "ring": RingTransport(depth=slots),
         "queue": QueueTransport(depth=slots),
@@ -155,7 +157,7 @@ def _open(ends: Iterable[Sender | Receiver]) -> None:
 def _produce(
     senders: Mapping[str, Sender], sizes: Sequence[int], repetitions: int, ended: Connection
 ) -> None:
-    """The other process; it stays until all messages have been received."""
+    """Run the sending process of `measure`, until all messages have been received."""
     torch.set_num_threads(1)
     _open(senders.values())
     matrix = torch.rand(256, 256)
@@ -178,7 +180,7 @@ def _produce_edge(
     repetitions: int,
     go: Connection,
 ) -> None:
-    """The other process; it begins with each sender, and ends, when it is told to."""
+    """Run the sending process of `measure_edge`, which waits for a signal before each sender."""
     torch.set_num_threads(1)
     _open([*single.values(), *steady.values()])
     for size in sizes:
@@ -188,14 +190,14 @@ def _produce_edge(
             for _ in range(repetitions):
                 _synchronize(device)
                 _send(sender, tensor)
-                _wait(sender)  # for the only slot, which comes back when the tensor has arrived
+                _wait(sender)  # until the only slot is free, when the tensor has arrived
     tensor = torch.ones(bulk, dtype=torch.uint8, device=device)
     for sender in steady.values():
         _wait_for_word(go)
         _synchronize(device)
         for _ in range(repetitions):
             _send(sender, tensor)
-    _wait_for_word(go)  # what was sent is used for as long as this process lives
+    _wait_for_word(go)  # the sent memory is valid only while this process runs
 
 
 def _send(sender: Sender, tensor: Tensor) -> None:
@@ -215,7 +217,7 @@ def _wait_for_word(connection: Connection) -> None:
 
 
 def _receive(receiver: Receiver, device: str = "cpu") -> float:
-    """How long a message took, until its tensor is there."""
+    """Receive a message, and return its time in seconds from sending to arrival."""
     _wait(receiver)
     sent_s, tensors = receiver.receive()
     _synchronize(device)
@@ -226,7 +228,7 @@ def _receive(receiver: Receiver, device: str = "cpu") -> float:
 
 
 def _message_s(receiver: Receiver, messages: int, device: str) -> float:
-    """How long a message takes of many that follow one another."""
+    """Receive messages that follow one another, and return the mean seconds per message."""
     _receive(receiver, device)
     start = perf_counter()
     for _ in range(messages - 1):
@@ -238,12 +240,12 @@ def _message_s(receiver: Receiver, messages: int, device: str) -> float:
 
 
 def _copy_s(size: int, source: str, target: str) -> float:
-    """How long a copy takes, from one device's memory to the other's."""
+    """Return the seconds of a copy from one device's memory to the other's."""
     here = torch.ones(size, dtype=torch.uint8, device=source)
     there = torch.empty(size, dtype=torch.uint8, device=target)
     if source == "cpu":
         return _timed(lambda: there.copy_(here))
-    with torch.cuda.device(source):  # which makes the copy
+    with torch.cuda.device(source):  # this device makes the copy
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         first.record()
         there.copy_(here, non_blocking=True)
@@ -258,7 +260,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Without the first ones, which find memory that was never touched."""
+    """Return medians without the first fifth, in which memory is used for the first time."""
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 
@@ -286,7 +288,7 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Mapping[str, float], yardstick: str) -> list[str]:
-    """A size, and the times there are for it."""
+    """Return cells with a size and its times, empty if unknown."""
     names = (yardstick, "ring", "queue")
     times = [f"{1000 * row[name]:.3f} ms" if name in row else "" for name in names]
     return [f"{int(row['bytes']) >> 10} KiB", *times]

@@ -1,4 +1,4 @@
-"""Runs that the tables of a benchmark are made of: each is made once, and what it found is kept."""
+"""Makes the runs for the tables of a benchmark, each once, and keeps their results."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +11,16 @@ from scripts.benchmarks.runs import Results, run
 FOLDER = Path("outputs/benchmark")
 
 Summary = Mapping[str, Any]
-"""What `summary.json` of a run holds."""
+"""The content of a run's `summary.json`."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of ppll-run. Rows of a table may share it.
+    """A run of ppll-run for a benchmark. Several rows of a table may share it.
 
     Attributes:
-        name: Under which its result is kept, unique in the benchmark.
-        overrides: What ppll-run is given.
+        name: Name of the result in the file, unique in the benchmark.
+        overrides: The overrides of the run.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Trial:
 
 
 class Trials:
-    """The trials of a benchmark; a benchmark that was stopped goes on where it was.
+    """The trials of a benchmark. A benchmark that was stopped continues with the missing trials.
 
     Results are in `outputs/benchmark/NAME.json`, run directories in `outputs/benchmark/NAME/`.
 
     Args:
-        benchmark: Its name.
-        say: Told what each trial found.
+        benchmark: Name of the benchmark.
+        say: Prints a text. It is called with the results of each trial.
     """
 
     def __init__(self, benchmark: str, say: Callable[[str], None]) -> None:
@@ -47,15 +47,15 @@ class Trials:
         read: Callable[[Summary], dict[str, Any]],
         jobs: int = 1,
     ) -> None:
-        """Run those that are missing.
+        """Run the trials that have no result yet.
 
         Args:
-            trials: Which; those named twice are run once.
-            read: What is kept of a summary.
-            jobs: How many run beside one another.
+            trials: The trials. Equal trials are run once.
+            read: Returns the results to keep, given a run's summary.
+            jobs: Number of runs at the same time.
 
         Raises:
-            RunFailedError: One did not complete; those that ran beside it have ended.
+            RunFailedError: A run did not complete. No run is in progress any more.
         """
 
         def make(trial: Trial) -> None:
@@ -71,12 +71,12 @@ class Trials:
             list(pool.map(make, dict.fromkeys(trials)))
 
     def find(self, trial: Trial) -> dict[str, Any] | None:
-        """What was found, null where it has not been run."""
+        """Return the results of a trial; None if it has not been run."""
         return self._results.find(trial.name, trial.overrides)
 
 
 def learnt(summary: Summary) -> dict[str, Any]:
-    """What a run reached on the test part, and what its networks cost."""
+    """Return the test results of a run, and the parameters and FLOPs of its networks."""
     modules = summary["per_module"]
     counted = ("params", "aux_params", "flops", "aux_flops")
     return {
@@ -88,7 +88,7 @@ def learnt(summary: Summary) -> dict[str, Any]:
 
 
 def cost(summary: Summary) -> dict[str, Any]:
-    """What a run took, in its steady state."""
+    """Return speed, memory, time fractions and sent bytes of a run."""
     stages = summary["stages"]
     return {
         "samples_per_second": summary["train"]["samples_per_second"],
@@ -100,11 +100,11 @@ def cost(summary: Summary) -> dict[str, Any]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def megabytes(sizes: Iterable[int | None]) -> str:
-    """Of each stage, as a cell."""
+    """Return a cell with the sizes of all stages in MB, given in bytes."""
     return " / ".join("?" if size is None else f"{size / 1e6:.0f}" for size in sizes)

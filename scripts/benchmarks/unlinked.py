@@ -1,9 +1,9 @@
-"""The bound: every stage of PPLL loops on an input of its own, and nothing travels.
+"""Measures an upper bound of PPLL's speed: each stage trains on its own inputs, without channels.
 
-The workers are those of the real job, only their channels are not: a receiver always has the next
-batch, the same few tensors over and over, and a sender always has room. What is left out is all
-that a transport could cost, waiting for one another included; what two processes take from each
-other by working at the same time is still there.
+The workers are those of the real job, but their channels are replaced: a receiver always has a next
+batch, which consists of the same few tensors again and again, and a sender drops its messages. So
+the time excludes all costs of a transport, and the time that stages wait for one another. It still
+includes the slowdown of processes that share the machine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,30 +22,30 @@ from scripts.benchmarks.paced import Line, PacedCourse, Workers, paced
 
 
 class NoSender:
-    """The producer's end: what is sent is gone."""
+    """A channel's sending end that drops all messages."""
 
     bytes_sent = 0
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """There is always room."""
+        """Return True, because there is always room."""
         return True
 
     def send(self, header: channel.Header, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing."""
+        """Drop a message."""
 
 
 class Endless:
-    """The consumer's end: what is received was there from the beginning.
+    """A channel's receiving end whose messages always have the same tensors.
 
     Args:
-        course: What comes, and when.
-        specs: What a batch brings.
-        chunk: The chunk that it comes to.
-        device: Where its tensors are.
-        slots: How many batches there are, to be received in turn, as they would lie in a ring.
+        course: Yields the items of the messages, when they are ordered.
+        specs: Shape and dtype of the tensors of a batch, by name.
+        chunk: Number of the chunk that receives the messages.
+        device: The device of the tensors.
+        slots: Number of different batches, which are received in turn, as from the slots of a ring.
     """
 
     def __init__(
@@ -64,23 +64,23 @@ class Endless:
         """Nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for an order where the last one is done; then there is always a message."""
+        """Wait for the next order if the last one is done, and return True."""
         if self._header is None:
             self._header = Header(next(self._items), chunk=self._chunk)
         return True
 
     def peek(self) -> channel.Header:
-        """The header of the next message."""
+        """Return the header of the next message."""
         return self._header
 
     def receive(self) -> tuple[channel.Header, dict[str, Tensor]]:
-        """The next message; marks bring no tensors."""
+        """Return the next message. A mark has no tensors."""
         header, self._header = self._header, None
         assert header is not None
         return header, next(self._tensors) if isinstance(header.item, TrainBatch) else {}
 
     def release(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     @cached_property
     def _items(self) -> Iterator[Item]:
@@ -88,7 +88,7 @@ class Endless:
 
     @cached_property
     def _tensors(self) -> Iterator[dict[str, Tensor]]:
-        """Made in the worker, where they are used."""
+        """The endless sequence of tensors, made in the worker that uses them."""
         samples = self._course.batch_size
         return cycle(
             [
@@ -102,11 +102,11 @@ class Endless:
 
 
 class NoTransport:
-    """Channels through which nothing travels.
+    """A transport whose channels carry nothing.
 
     Args:
-        job: Whose channels they stand for.
-        courses: What comes to each stage but the first.
+        job: The job whose channels are replaced.
+        courses: The course of each stage but the first.
     """
 
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:
@@ -117,25 +117,25 @@ class NoTransport:
         self._ends = zip(courses, specs, lowest, job.devices[1:], strict=True)
 
     def obstacle(self, size: int, devices: Iterable[str]) -> str | None:
-        """Nothing is in its way."""
+        """Return None, because this transport always works."""
         return None
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """The pipe of the orders."""
+        """Return 1, for the pipe of the orders."""
         return 1
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[NoSender, Endless]:
-        """The ends of the next channel, in the order of the stages."""
+        """Return the ends of the next channel, in the order of the stages."""
         return NoSender(), Endless(*next(self._ends), slots)
 
 
 class InTurn(Workers):
-    """Workers of which one line trains after another."""
+    """Workers whose lines train one after the other."""
 
     def measure(self, seconds: float) -> float:
-        """Samples per second."""
+        """Train for about this time, and return the samples per second of all lines in turn."""
         for line in self.lines:
             fill, steps, *_ = self.spans(line, seconds / len(self.lines))
             self.time([line], [[fill, steps]])
@@ -143,12 +143,12 @@ class InTurn(Workers):
 
 
 def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
-    """The stages of a job of local learning, each on orders of its own.
+    """Return the workers of a local-learning job, in which each stage follows its own orders.
 
     Args:
-        name: Named in errors.
-        job: The run.
-        kind: How they are measured.
+        name: The name of the contender in errors.
+        job: The job.
+        kind: The class of the workers, which defines how they are measured.
     """
     paced_jobs, orders = zip(*(paced(job) for _ in range(job.stages)), strict=True)
     transport = NoTransport(job, [each.course for each in paced_jobs[1:]])
@@ -157,8 +157,8 @@ def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
 
 
 def random_values(spec: ValueSpec, samples: int) -> Tensor:
-    """A tensor that can stand for a value of so many samples, on the CPU."""
+    """Return random values for a number of samples, on the CPU."""
     shape = (samples, *spec.shape)
     if spec.dtype.is_floating_point:
         return torch.rand(shape, dtype=spec.dtype)
-    return torch.randint(2, shape, dtype=spec.dtype)  # there are two classes at the least
+    return torch.randint(2, shape, dtype=spec.dtype)  # there are at least two classes

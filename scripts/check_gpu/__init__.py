@@ -1,1 +1,1 @@
-"""What `scripts/check-gpu` runs: is the program right and fast on the GPUs of this machine?"""
+"""The steps of `scripts/check-gpu`, which checks this program on the GPUs of this machine."""

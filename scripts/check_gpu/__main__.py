@@ -17,11 +17,11 @@ GROUPS = "facts, exact, equal, users, numbers, equal numbers, tests, speed"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the check; the exit status is 0, 1 if a step failed, or 2 if it cannot run here."""
+    """Run the check; return 0, or 1 if a step failed, or 2 if the check cannot run here."""
     options = _options(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="check-gpu-") as work:
-        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"  # measured anew, and nothing left behind
+        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"  # uses no old profile, and leaves no file
         check = Check(
             report=Report(options.output),
             cuda=options.device == "cuda",
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             for group in needed([*groups(check)], options.only):
                 run_steps(check, group.steps, group.width)
-        finally:  # whatever happens, what was found is shown
+        finally:  # after an exception too, the results so far are shown
             print(f"\n{check.report.table()}", flush=True)  # noqa: T201
             print(f"written to {options.output}", flush=True)  # noqa: T201
     return 1 if check.report.failed() else 0

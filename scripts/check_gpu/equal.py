@@ -1,4 +1,4 @@
-"""Steps that compare the bits of two runs, or hurt a run and see whether it recovers them."""
+"""Steps that compare the weights of runs bit for bit, also after a fault and a resume."""
 
 import signal
 import sys
@@ -16,15 +16,16 @@ from scripts.check_gpu.report import Outcome, skipped, verdict
 from scripts.check_gpu.running import Check
 
 FOUND_S = 12.0
-"""A worker that is gone or stopped is found in 10 s; the rest is for processes to end."""
+"""Seconds within which a run with a dead or stopped worker must end: 10 s until the run notices the
+fault, and 2 s for its processes to end."""
 
 
 @dataclass(frozen=True)
 class Equal:
-    """Two runs whose last checkpoints have to be the same, bit for bit.
+    """A step that checks that the last checkpoints of two runs are equal, bit for bit.
 
     Attributes:
-        name: Of the step.
+        name: Name of the step.
         one: Name of a run.
         other: Name of the other run.
     """
@@ -34,7 +35,7 @@ class Equal:
     other: str
 
     def act(self, check: Check) -> Outcome:
-        """Compare them; skipped where one of the runs did not complete."""
+        """Compare the checkpoints. The step is skipped if one of the runs did not complete."""
         for run in (self.one, self.other):
             if not (check.folder(run) / "summary.json").exists():
                 return skipped(f"{run!r} did not complete")
@@ -43,12 +44,12 @@ class Equal:
 
 @dataclass(frozen=True)
 class Hurt:
-    """A run that loses a worker, ends with status 1, and is resumed.
+    """A step whose run loses a worker, must end with status 1, and is resumed.
 
     Attributes:
-        name: Of the step.
-        overrides: Of a run whose result is fixed by its number of steps.
-        signal: What the worker is hurt by: SIGKILL, or SIGSTOP, which makes it hang.
+        name: Name of the step.
+        overrides: Overrides of a run whose result depends only on its number of steps.
+        signal: The signal for the worker: SIGKILL, or SIGSTOP, which makes it hang.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Hurt:
     signal: signal.Signals
 
     def act(self, check: Check) -> Outcome:
-        """Hurt it after its first checkpoint, resume it, and train the same without a fault."""
+        """Send the signal after the first checkpoint, resume, and compare with an unhurt run."""
         start_s = monotonic()
         folder = check.folder(self.name)
         endless = [*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}"]
@@ -87,18 +88,18 @@ class Hurt:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run that is interrupted (Ctrl-C), saves a checkpoint and ends with status 130.
+    """A step whose run is interrupted (Ctrl-C), and must save a checkpoint and end with status 130.
 
     Attributes:
-        name: Of the step.
-        overrides: Of the run.
+        name: Name of the step.
+        overrides: Overrides of the run.
     """
 
     name: str
     overrides: Sequence[str]
 
     def act(self, check: Check) -> Outcome:
-        """Interrupt it after its first checkpoint."""
+        """Interrupt the run after its first checkpoint, and check how it ends."""
         start_s = monotonic()
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}")
@@ -113,7 +114,7 @@ class Interrupted:
 
 
 def compared(one: Path, other: Path) -> Outcome:
-    """Whether the last checkpoints of two run directories are the same, bit for bit."""
+    """Compare the last checkpoints of two run directories bit for bit."""
     ours, theirs = _tensors(one), _tensors(other)
     if not ours or ours.keys() != theirs.keys():
         names = sorted(ours.keys() ^ theirs.keys())[:5]
@@ -139,7 +140,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _started(session: Session, folder: Path, check: Check) -> bool:
-    """Wait for a checkpoint; where processes cannot be seen, as outside Linux, there is none."""
+    """Wait for a checkpoint; return False on time-out, or outside Linux, where /proc is missing."""
     last = folder / "checkpoints" / "last"
     limit_s = check.limited(90.0)
     return sys.platform == "linux" and session.wait_until(last.exists, limit_s, look_s=0.1)

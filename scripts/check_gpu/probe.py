@@ -1,8 +1,8 @@
-"""Facts about CUDA on this machine that the program's design relies on; prints one JSON line each.
+"""Measures facts about CUDA on which the program's design relies, and prints a JSON line for each.
 
-`python -m scripts.check_gpu.probe cuda` (or `cpu`, which tries the probe itself). Times named
-`_s`, `_ms` and `_us` are seconds, milliseconds and microseconds; those of the host are how long a
-call keeps Python, not how long the device works.
+Call it as `python -m scripts.check_gpu.probe cuda`, or with `cpu` to test the probe itself. Names
+that end in `_s`, `_ms` and `_us` are times in seconds, milliseconds and microseconds. Times of the
+host are the times until a call returns to Python, not the times that the device works.
 """
 
 import json
@@ -28,10 +28,10 @@ LIMIT_S = 20.0
 
 
 class Heartbeat:
-    """A thread that wakes up every 5 ms; the longest gap says how long somebody held the GIL.
+    """A thread that wakes up every 5 ms, to measure for how long other threads hold the GIL.
 
     Attributes:
-        gap_s: The longest gap so far.
+        gap_s: The longest time between two wake-ups so far.
     """
 
     def __enter__(self) -> Self:
@@ -57,17 +57,17 @@ class Heartbeat:
 
 
 class Probe:
-    """Asks one device.
+    """Measures the facts of one device.
 
     Args:
-        device: The device that is asked, "cuda:0" or "cpu".
+        device: The device, "cuda:0" or "cpu".
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
 
     def run(self) -> None:
-        """Find out everything; a fact that cannot be had is reported as failed."""
+        """Measure and print all facts; print "failed" if a measurement raises an exception."""
         steps: list[Callable[[], None]] = [self.start, self.waits, self.calls]
         if self.cuda:
             steps += [self.full_queue, self.shared_events]
@@ -79,9 +79,10 @@ class Probe:
                 say("failed", step=step.__name__, error=repr(error)[:300])
 
     def start(self) -> None:
-        """How long CUDA takes to start, and how long it keeps other threads from running.
+        """Measure how long CUDA takes to start, and for how long it blocks other threads.
 
-        A worker counts as stopped when its heartbeat is silent for 60 s while it starts.
+        This matters because a starting worker is regarded as stopped if it sends no heartbeat for
+        60 s.
         """
         with Heartbeat() as heartbeat:
             start_s = perf_counter()
@@ -96,7 +97,7 @@ class Probe:
         say("start", first_kernel_s=kernel_s, first_product_s=product_s, gil_gap_s=heartbeat.gap_s)
 
     def waits(self) -> None:
-        """Which calls wait for work that the device has queued: 0.3 s of it here."""
+        """Measure which calls of the host wait for queued work of the device (0.3 s of work)."""
         there = torch.arange(64)
         pinned = there.pin_memory() if self.cuda else there
         like, ones = torch.ones(3, device=self.device), [1.0] * 32
@@ -121,7 +122,7 @@ class Probe:
         say("waits_s", right=right, **found)
 
     def calls(self) -> None:
-        """How long the host takes for small calls."""
+        """Measure the host's time for small calls."""
         values = torch.ones(1024, device=self.device)
         weight = torch.ones(8, device=self.device, requires_grad=True)
 
@@ -144,7 +145,7 @@ class Probe:
         say("calls_us", **found)
 
     def full_queue(self) -> None:
-        """Whether launching into a full queue keeps other threads from running."""
+        """Measure whether launching kernels into a full queue blocks other threads."""
         values = torch.ones(8, device=self.device)
         self._synchronize()
         self._keep_busy(2.0)
@@ -157,7 +158,7 @@ class Probe:
         say("full_queue", launches=4000, host_s=host_s, gil_gap_s=heartbeat.gap_s)
 
     def shared_events(self) -> None:
-        """Whether one event a direction, recorded anew each turn, orders two processes."""
+        """Check that one event per direction, recorded each turn, synchronises two processes."""
         context = torch.multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         child = context.Process(target=_add_up, args=(theirs, str(self.device)))
@@ -186,7 +187,7 @@ class Probe:
         say("shared_events", right=total == TURNS * (TURNS + 1) / 2, turn_us=turn_us)
 
     def graphs(self) -> None:
-        """What a CUDA graph would save of a stage's step: is eager execution launch-bound?"""
+        """Measure a stage's step with and without a CUDA graph, to see if launches limit it."""
         sizes = {"a stage of a small ViT": (128, 4, 4, 65, 64 if self.cuda else 1, 100)}
         if self.cuda:
             sizes["half of ViT-Base"] = (768, 12, 6, 197, 128, 15)
@@ -204,7 +205,7 @@ class Probe:
             say("graphs", what=f"{name}, {samples} samples, bf16", **found)
 
     def _captured(self, step: Callable[[], None]) -> Callable[[], None]:
-        """The step as a CUDA graph."""
+        """Return a function that replays a step as a CUDA graph."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -217,7 +218,7 @@ class Probe:
         return graph.replay
 
     def _step_ms(self, step: Callable[[], None], repeated: int) -> tuple[float, float]:
-        """Milliseconds of a step, and of the host's part in it."""
+        """Return the milliseconds of a step, and the milliseconds of the host for its calls."""
         self._synchronize()
         start_s = perf_counter()
         for _ in range(repeated):
@@ -227,7 +228,7 @@ class Probe:
         return 1e3 * (perf_counter() - start_s) / repeated, 1e3 * host_s / repeated
 
     def _host_us(self, call: Callable[[], object], repeated: int = 2000) -> float:
-        """Microseconds of the host for a call: the best mean of five."""
+        """Return the host's microseconds for a call, the lowest mean of five blocks of calls."""
         best_s = float("inf")
         for _ in range(5):
             self._synchronize()
@@ -255,7 +256,7 @@ def say(fact: str, **found: object) -> None:
 def _stage_step(
     dim: int, heads: int, depth: int, tokens: int, samples: int, device: torch.device
 ) -> Callable[[], None]:
-    """A training step of some transformer blocks and a head, under bf16 autocast."""
+    """Return a training step of transformer blocks and a head, under bf16 autocast."""
     blocks = nn.Sequential(*[Block(dim, heads, 4 * dim, 0.0, 0.0) for _ in range(depth)]).to(device)
     head = nn.Linear(dim, 10).to(device)
     parameters = [*blocks.parameters(), *head.parameters()]
@@ -275,12 +276,12 @@ def _stage_step(
 
 
 def _sleep(cycles: int) -> None:
-    """Keep the device busy for so many cycles."""
+    """Queue work that keeps the device busy for a number of cycles."""
     torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """The other process: add the first number of the shared memory up, turn by turn."""
+    """Run the other process of `shared_events`: add up the first shared number of all turns."""
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

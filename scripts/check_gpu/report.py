@@ -1,4 +1,4 @@
-"""What a check found, step by step, and the table that comes last."""
+"""Records and prints the results of a check's steps."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 LOGGED_CHARACTERS = 6000
-"""So much of the end of a step's output is kept in `jobs.log` where the step failed."""
+"""Number of characters that `jobs.log` keeps from the end of a failed step's output."""
 
 SHOWN = (
     "samples_per_second",
@@ -22,18 +22,18 @@ SHOWN = (
     "last",
     "text",
 )
-"""Facts that the table shows; `results.json` has all."""
+"""Facts that the table shows; `results.json` contains all facts."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended.
+    """The result of a step.
 
     Attributes:
         state: "ok", "FAILED" or "skipped".
-        facts: What it found, as JSON knows it. A step that was skipped gives its `reason`.
-        output: What it printed.
-        seconds: How long it took.
+        facts: Measured facts as JSON values. For a skipped step, `reason` says why.
+        output: The output of the step's command.
+        seconds: Duration of the step in seconds.
     """
 
     state: str
@@ -43,20 +43,20 @@ class Outcome:
 
 
 def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -> Outcome:
-    """The outcome of a step that ran to its end."""
+    """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED"."""
     return Outcome("ok" if right else "FAILED", facts, output, seconds)
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
-    """The outcome of a step that could not run, or not to its end; it counts for nothing."""
+    """Return the outcome of a step that could not run or not finish. It is no failure."""
     return Outcome("skipped", {"reason": reason}, output, seconds)
 
 
 class Report:
-    """Keeps the outcomes in files and prints them as they come; steps may end at the same time.
+    """Writes outcomes to files, and prints each of them. Several threads may use it.
 
     Args:
-        folder: Takes `results.json`, `jobs.log` and `table.txt`.
+        folder: The folder for `results.json`, `jobs.log` and `table.txt`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,11 +68,11 @@ class Report:
 
     @property
     def passed_s(self) -> float:
-        """Seconds since the check began."""
+        """Seconds since the start of the check."""
         return monotonic() - self._started_s
 
     def add(self, name: str, outcome: Outcome) -> None:
-        """Record how a step ended."""
+        """Record and print the outcome of a step."""
         failed = outcome.state == "FAILED"
         said = outcome.output[-LOGGED_CHARACTERS:] if failed else outcome.output[-700:]
         with self._lock:
@@ -84,11 +84,11 @@ class Report:
             print(f"[{self.passed_s:4.0f} s] {_line(name, outcome)}", flush=True)  # noqa: T201
 
     def failed(self) -> list[str]:
-        """The names of the steps that failed."""
+        """Return the names of the failed steps."""
         return [name for name, each in self.outcomes.items() if each.state == "FAILED"]
 
     def table(self) -> str:
-        """All steps, and how many of them passed; it is written to `table.txt` as well."""
+        """Return a table of all steps with totals, and write it to `table.txt`."""
         states = [outcome.state for outcome in self.outcomes.values()]
         counts = ", ".join(
             f"{states.count(state)} {word}"
@@ -119,7 +119,7 @@ def _line(name: str, outcome: Outcome) -> str:
 
 
 def _short(value: Any) -> str:
-    """A fact as the table shows it."""
+    """Return the value of a fact as short text for the table."""
     if isinstance(value, list):
         return "/".join(map(_short, value))
     if isinstance(value, float):

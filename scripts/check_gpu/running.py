@@ -1,4 +1,4 @@
-"""Running commands within the time that the check has, and training runs among them."""
+"""Runs the commands of the check's steps within time limits."""
 
 import json
 import os
@@ -16,21 +16,21 @@ from scripts.benchmarks.session import Session, ppll_run
 from scripts.check_gpu.report import Outcome, Report, skipped, verdict
 
 STOP_S = 15.0
-"""A run that is told to stop ends its batch and saves a checkpoint; after this time it hangs."""
+"""Seconds after SIGTERM within which a run must finish its batch, save a checkpoint and end."""
 
 LEAST_S = 8.0
-"""A step is not begun with less time left than this."""
+"""Seconds that must be left of the check's time for another step to begin."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended.
+    """The result of a command.
 
     Attributes:
-        status: Its exit status; None if it had to be killed.
-        late: Its time ran out, and it was told to stop.
-        output: What it printed.
-        seconds: How long it took.
+        status: The exit status; None if the command had to be killed.
+        late: Whether the time limit was exceeded, so that the command got SIGTERM.
+        output: The output of the command.
+        seconds: Duration in seconds.
     """
 
     status: int | None
@@ -41,15 +41,15 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Where and how the steps of a check run.
+    """The settings of a check, and functions that its steps share.
 
     Attributes:
-        report: Takes the outcomes.
-        cuda: Train on CUDA, else on the CPU.
-        quick: Tiny models and few steps, to try the check itself.
+        report: The report to which outcomes are added.
+        cuda: Whether runs use CUDA; otherwise they use the CPU.
+        quick: Whether models are tiny and runs have few steps, to test the check itself.
         work: A folder for runs and data.
-        limit_s: Seconds that the check has in all.
-        patience: Multiplies the limits of single steps.
+        limit_s: Time limit of the whole check, in seconds.
+        patience: Factor for the time limits of single steps.
     """
 
     report: Report
@@ -60,19 +60,19 @@ class Check:
     patience: float = 1.0
 
     def left_s(self) -> float:
-        """Seconds that are left of the whole check."""
+        """Return the seconds that are left of the whole check."""
         return self.limit_s - self.report.passed_s
 
     def limited(self, limit_s: float) -> float:
-        """A step's limit in seconds: its own, or what is left of the whole check."""
+        """Return the time limit of a step in seconds, at most the rest of the check's time."""
         return min(self.patience * limit_s, self.left_s())
 
     def folder(self, name: str) -> Path:
-        """The run directory of the run with this name."""
+        """Return the run directory of the run with this name."""
         return self.work / "runs" / file_name(name)
 
     def session(self, name: str, command: Sequence[str], **environment: str) -> Session:
-        """Start a command; what it prints goes to a file in `work`."""
+        """Start a command in its own session, with its output in a file in `work`."""
         return Session(command, self.work / f"{file_name(name)}.out", environment)
 
     def command(
@@ -82,7 +82,7 @@ class Check:
         limit_s: float,
         environment: Mapping[str, str] | None = None,
     ) -> Ended:
-        """Run a command; when its time has run out, ask it to stop, and kill it if it does not."""
+        """Run a command. After the time limit, send SIGTERM, and kill it if it does not end."""
         start_s = monotonic()
         with self.session(name, command, **(environment or {})) as session:
             status = session.wait(self.limited(limit_s))
@@ -94,28 +94,28 @@ class Check:
 
 
 class Step(Protocol):
-    """Something that a check finds out."""
+    """A step of the check."""
 
     @property
     def name(self) -> str:
-        """How the table names it."""
+        """Name of the step in the table."""
         ...
 
     def act(self, check: Check) -> Outcome:
-        """Find it out."""
+        """Run the step, and return its outcome."""
         ...
 
 
 @dataclass(frozen=True)
 class Train:
-    """A run of ppll-run that has to end with status 0.
+    """A step that runs ppll-run, which must end with status 0.
 
     Attributes:
-        name: Of the step, and of the run for steps that compare runs.
-        overrides: For ppll-run.
-        limit_s: How long it may take.
-        environment: Variables for this run.
-        stops: It ends soon after SIGTERM. A run that compiles does not.
+        name: Name of the step. Steps that compare runs refer to it.
+        overrides: Overrides of the run.
+        limit_s: Time limit in seconds.
+        environment: Environment variables for the run.
+        stops: Whether the run can end soon after SIGTERM. A run that compiles cannot.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Train:
     stops: bool = True
 
     def act(self, check: Check) -> Outcome:
-        """Train. A run that is slow is skipped; one that does not even stop has failed."""
+        """Train. A run that is too slow is skipped; one that ignores SIGTERM has failed."""
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
@@ -137,13 +137,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Program:
-    """A Python module that has to end with status 0.
+    """A step that runs a Python program, which must end with status 0.
 
     Attributes:
-        name: Of the step.
-        arguments: For the interpreter.
-        limit_s: How long it may take.
-        log: A file in the report's folder to which what it prints is appended.
+        name: Name of the step.
+        arguments: Arguments of the interpreter.
+        limit_s: Time limit in seconds.
+        log: Name of a file in the report's folder to which the output is appended; "" for none.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Program:
     log: str = ""
 
     def act(self, check: Check) -> Outcome:
-        """Run it; one whose time runs out is skipped."""
+        """Run the program. If it exceeds the time limit, the step is skipped."""
         ended = check.command(self.name, [sys.executable, *self.arguments], self.limit_s)
         if self.log:
             with (check.report.folder / self.log).open("a") as log:
@@ -166,7 +166,7 @@ class Program:
 
 
 def run_steps(check: Check, steps: Sequence[Step], width: int) -> None:
-    """Run steps, so many at a time; an exception in one of them is that step's failure."""
+    """Run steps, `width` at a time. A step that raises an exception has failed."""
 
     def act(step: Step) -> None:
         if check.left_s() < LEAST_S:
@@ -183,12 +183,12 @@ def run_steps(check: Check, steps: Sequence[Step], width: int) -> None:
 
 
 def file_name(name: str) -> str:
-    """A step's name without what Hydra or a file system reads another way."""
+    """Return a step's name without characters that Hydra or a file system interprets."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name)
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """What the table shows of a run's `summary.json`."""
+    """Return the facts of a run's `summary.json` that are known."""
     summary = read_json(folder / "summary.json") or {}
     stages = summary.get("stages") or []
     found = {
@@ -206,12 +206,12 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def any_known(value: Any) -> bool:
-    """Whether a value, or one of a list's, is known."""
+    """Return whether a value is no list, or a list with a value that is not None."""
     return not isinstance(value, list) or any(each is not None for each in value)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None if there is none that can be read."""
+    """Return the content of a JSON file; None if it cannot be read."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -220,6 +220,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def usable_width(cuda: bool) -> int:
-    """How many runs of two workers, a parent and a fork server this machine takes at a time."""
+    """Return how many runs, of two workers each, this machine can run at the same time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return max(1, min(5 if cuda else 2, cores // 3))

@@ -1,6 +1,6 @@
-"""The steps of the check, in groups: what each group has to show, and how many run at a time.
+"""Defines the steps of the check, in groups.
 
-Where there are fewer devices than stages, workers share devices, and NCCL is not used between them.
+If there are fewer devices than stages, workers share devices, and do not use NCCL.
 """
 
 import json
@@ -24,17 +24,18 @@ from scripts.check_gpu.running import Check, Program, Step, Train, read_json, us
 PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "-q", "-rfE"]
 TWO = ["local.modules=2"]
 PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""No process can share device memory of this allocator, so rings are in pinned host memory."""
+"""Environment of runs whose rings are in pinned host memory, because processes cannot share device
+memory of this allocator."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Steps that may run side by side.
+    """Steps that may run at the same time.
 
     Attributes:
-        name: For `--only`.
-        steps: In the order in which they begin.
-        width: How many run at a time.
+        name: Name of the group for `--only`.
+        steps: The steps, in the order in which they begin.
+        width: Number of steps that run at the same time.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine is: cards, driver, versions, compilers."""
+    """A step that records facts about this machine: GPUs, driver, versions and compilers."""
 
     name: str = "machine"
 
     def act(self, check: Check) -> Outcome:
-        """Ask torch, and nvidia-smi where it is there."""
+        """Collect the facts from torch and, if it is installed, nvidia-smi."""
         cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         compilers = [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)]
@@ -70,12 +71,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the CUDA runtime does here, where the program's design relies on it."""
+    """A step that measures facts about the CUDA runtime on which the program's design relies."""
 
     name: str = "facts"
 
     def act(self, check: Check) -> Outcome:
-        """Run `probe.py`; its facts go to `probe.json`."""
+        """Run `probe.py`, and write its facts to `probe.json`."""
         program = Program(self.name, ["-m", "scripts.check_gpu.probe", _device(check)], 100.0)
         outcome = program.act(check)
         lines = [line for line in outcome.output.splitlines() if line.startswith('{"fact"')]
@@ -90,12 +91,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of `scripts/benchmark`.
+    """A step that runs a benchmark of `scripts/benchmark`.
 
     Attributes:
-        name: Of the step.
-        benchmark: Which one, and its options.
-        limit_s: How long it may take.
+        name: Name of the step.
+        benchmark: Name of the benchmark, and its options.
+        limit_s: Time limit in seconds.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Benchmark:
     limit_s: float
 
     def act(self, check: Check) -> Outcome:
-        """Run it in this checkout, and copy the file that it writes."""
+        """Run the benchmark in this checkout, and copy its result file to the report."""
         arguments = ["-m", "scripts.benchmarks", *self.benchmark]
         outcome = Program(self.name, arguments, self.limit_s).act(check)
         found = read_json(Path("outputs/benchmark") / f"{self.benchmark[0]}.json")
@@ -113,7 +114,7 @@ class Benchmark:
 
 
 def groups(check: Check) -> Iterator[Group]:
-    """All groups, the most important ones first: time may run out."""
+    """Yield all groups, the most important ones first, because time may run out."""
     width = usable_width(check.cuda)
     yield Group("facts", [Machine(), Facts()])
     yield Group("exact", exact(check), width)
@@ -127,7 +128,7 @@ def groups(check: Check) -> Iterator[Group]:
 
 
 def exact(check: Check) -> list[Step]:
-    """Runs with `deterministic=true` whose weights have to agree bit for bit."""
+    """Return runs with `deterministic=true`, whose weights `equal` compares bit for bit."""
     base = _exact(check)
     ppll = [*base, *TWO, "schedule=ppll", "gpus=2"]
     steps: list[Step] = [
@@ -149,7 +150,7 @@ def exact(check: Check) -> list[Step]:
 
 
 def equal(check: Check) -> list[Step]:
-    """What has to agree among these runs."""
+    """Return the comparisons of the runs of `exact`."""
     steps: list[Step] = [
         Equal("ll = ppll", "ll", "ppll"),
         Equal("ring = queue", "ppll", "ppll by queue"),
@@ -166,7 +167,7 @@ def equal(check: Check) -> list[Step]:
 
 
 def users(check: Check) -> list[Step]:
-    """What users do: other tasks, replicas, losing a worker, Ctrl-C."""
+    """Return runs as users make them: other tasks, replicas, a lost worker, Ctrl-C."""
     base, write = _base(check), write_data(check.work)
     endless = [*_exact(check), *TWO, "schedule=ppll", "gpus=2", "checkpoint.every=20"]
     endless += ["epochs=100000", "eval_every=100000", "data=synthetic", "data.test_samples=64"]
@@ -194,7 +195,7 @@ def users(check: Check) -> list[Step]:
 
 
 def numbers(check: Check) -> list[Step]:
-    """Other precisions, compiled units, and the local methods."""
+    """Return runs with other precisions, with compiled units, and with other local methods."""
     exact_base, base = _exact(check), _base(check)
     few = f"max_steps={2 if check.quick else 6}"
     small = ["data=synthetic", "data.train_samples=256", "data.test_samples=64", few]
@@ -227,7 +228,7 @@ def numbers(check: Check) -> list[Step]:
 
 
 def equal_numbers(check: Check) -> list[Step]:
-    """What has to agree among these runs."""
+    """Return the comparisons of the runs of `numbers`."""
     steps: list[Step] = [Equal("bf16: ll = ppll", "bf16 ll", "bf16 ppll")]
     if not check.quick:
         steps.append(Equal("compiled: ll = ppll", "compiled ll", "compiled ppll"))
@@ -235,7 +236,7 @@ def equal_numbers(check: Check) -> list[Step]:
 
 
 def tests(check: Check) -> list[Step]:
-    """The suite's tests of CUDA; those that take more devices than there are skip."""
+    """Return the test suite's CUDA tests. Tests that need more devices are skipped."""
     several = ["--timeout=150", "-n", str(usable_width(check.cuda))]
     log = "pytest.log"
     channels = ["tests/transport", "-k", "cuda or Cuda or device or pinned or channel"]
@@ -246,7 +247,7 @@ def tests(check: Check) -> list[Step]:
 
 
 def speed(check: Check) -> list[Step]:
-    """What is timed, one step at a time; workers that share a device are emulated stages."""
+    """Return steps that measure speed, to run one at a time."""
     device = _device(check)
     steps: list[Step] = []
     if not check.quick:
@@ -279,7 +280,7 @@ def speed(check: Check) -> list[Step]:
 
 
 def write_data(folder: Path) -> Mapping[str, Path]:
-    """Small data sets of noise in the layouts that the program reads: nothing is downloaded."""
+    """Write small data sets of noise, so that nothing must be downloaded; return their folders."""
     from tests.data.scene_files import write_fashion
 
     fashion, photos = folder / "fashion", folder / "photos"
@@ -294,7 +295,7 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """The groups that `--only` names, and those whose runs they compare."""
+    """Return the groups that `--only` names, and the groups that belong to them."""
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
         names |= {"numbers", "equal numbers"}
@@ -304,14 +305,14 @@ def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
 
 
 def unavailable(check: Check) -> str | None:
-    """Why the check cannot run here; None if it can."""
+    """Return why the check cannot run on this machine; None if it can."""
     if check.cuda and not torch.cuda.is_available():
         return "there is no CUDA device; DEVICE=cpu tries the check itself on the CPU"
     return None
 
 
 def _several(check: Check) -> bool:
-    """Whether stages are on devices of their own, so that sharing one can be compared."""
+    """Return whether there are several GPUs, so that stages need not share one."""
     return check.cuda and torch.cuda.device_count() > 1
 
 
@@ -335,7 +336,7 @@ def _tiny() -> list[str]:
 
 
 def _said(*command: str) -> str:
-    """What a command prints; nothing if it is not there or fails."""
+    """Return the output of a command; "" if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

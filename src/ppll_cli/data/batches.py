@@ -44,7 +44,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
 
 
 def _batches(samples: int, size: int) -> int:
-    """Return the number of batches of at most `size` samples that hold all samples."""
+    """Return the number of batches of at most `size` samples each, for all samples."""
     return -(-samples // size)
 
 
@@ -189,7 +189,7 @@ class ImageBatches(ABC):
         return self.form.mixing.unmixed(named) if self.form.mixing.on else named
 
     def evaluation_batches(self, split: str, size: int) -> int:
-        """Return the number of batches of at most `size` samples of a split."""
+        """Return the number of evaluation batches of a split, with at most `size` samples each."""
         return _batches(self.samples[split], size)
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -228,7 +228,7 @@ class Batches(ImageBatches):
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and the event behind the work that makes it; on CPU there is no event."""
+"""A batch, and an event that is recorded after the work that makes it; None on CPU."""
 
 
 class Ahead:
@@ -239,7 +239,7 @@ class Ahead:
 
     Args:
         batches: Makes the batches.
-        threads: Number of CPU threads for torch in the new thread; its default is all cores.
+        threads: Number of CPU threads that torch may use for work of the new thread.
         device: The device on which `batches` makes them.
     """
 
@@ -252,7 +252,7 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch. If it follows the previous one, the thread has already begun it.
+        """Return a training batch, which the thread has begun already if it follows the last one.
 
         Any exception that occurred while the batch was made is raised here.
 

@@ -37,11 +37,12 @@ class Classified(Files, ABC):
         pad: Largest shift of a training image by the random crop, in pixels; 0 for no crop.
         pad_mode: How images are padded for the crop: `zeros` or `reflect` (mirrored pixels).
         flip: Whether each training image is mirrored from left to right with probability 1/2.
-        augment: `basic` for random crop and flip, as `pad` and `flip` say; `randaugment` for these,
-            then RandAugment; `none` for no augmentation, whatever `pad` and `flip` say.
+        augment: `basic` for random crop and flip, with `pad` and `flip` as settings; `randaugment`
+            for crop, flip and then RandAugment; `none` for no augmentation, and `pad` and `flip`
+            are ignored.
         mixup: Alpha of Mixup, which blends the images of a training batch in pairs; 0 for no Mixup.
-        cutmix: Alpha of CutMix, which replaces a box of each image by that of another image; 0 for
-            no CutMix.
+        cutmix: Alpha of CutMix, which replaces a box of each image by the same box of another
+            image; 0 for no CutMix.
     """
 
     mean: list[float]
@@ -49,7 +50,7 @@ class Classified(Files, ABC):
     pad: int
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
-    # These keys have defaults, because older runs, which lack them, can be resumed.
+    # These keys have defaults, so that older runs without these keys can be resumed.
     augment: Literal["basic", "randaugment", "none"] = "basic"
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -166,7 +167,7 @@ class Classified(Files, ABC):
         Args:
             predict: Takes images and returns the model's prediction.
             picture: The picture.
-            inputs: What `inputs` returned for it.
+            inputs: The result of `inputs` for this picture.
         """
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE

@@ -1,4 +1,4 @@
-"""Downloads the files of data sets. A download without progress is given up with one error."""
+"""Downloads the files of data sets. A download without progress is stopped with an error."""
 
 import os
 import socket
@@ -33,17 +33,17 @@ def provide(
 ) -> None:
     """Make sure that files exist under a data set's folder; download missing ones if allowed.
 
-    They are downloaded into a temporary folder inside that folder, and moved to their places when
-    they are complete. So an interrupted download leaves no incomplete data, and two runs that
-    download at the same time do not disturb each other.
+    Files are downloaded into a temporary folder inside the data set's folder, and moved from there
+    when all are complete. So an interrupted download leaves no incomplete data, and two runs can
+    download at the same time.
 
     Args:
         dataset: The data set. Its keys say which folder is used and whether downloads are allowed.
         files: Paths relative to the folder.
         url: The URL where a person finds the files.
         fetch: Downloads at least the missing files into a folder.
-        everything: Whether all other files that were downloaded are moved too. They are moved
-            before `files`, so that the existence of `files` means that the download is complete.
+        everything: Whether other downloaded files are moved too. They are moved before `files`, so
+            that the existence of `files` shows that the download was complete.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -78,10 +78,10 @@ def provide(
 
 
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
-    """Run a download in a daemon thread, and return why it failed; None if it succeeded.
+    """Run a download in a daemon thread; return the exception if it failed, None if it succeeded.
 
-    If the thread hangs, it is left behind, because a DNS query cannot be interrupted. A daemon
-    thread does not delay the exit of the process.
+    If the thread hangs, this function returns while the thread goes on, because a DNS query cannot
+    be interrupted. A daemon thread does not delay the exit of the process.
     """
     failures: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""Draws readable labels on the pictures of `samples/`, on opaque grounds that do not overlap.
+"""Draws labels on sample pictures, with opaque backgrounds, and so that labels do not overlap.
 
 A rectangle is (left, top, right, bottom) in pixels; it excludes column `right` and row `bottom`.
 """
@@ -20,7 +20,7 @@ TEXT_HEIGHT = 14
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of ground and text beside a picture, readable on light and on dark pages."""
+"""Colours of background and text beside a picture, readable on light and on dark pages."""
 
 _MIDDLE = 125  # dark text is more readable on grounds brighter than this (0 to 255)
 _STEP = 4  # pixels between places that are tried if none at the box is free
@@ -55,7 +55,7 @@ def shortened(text: str, font: Font, size: int, width: int) -> str:
 def draw_label(
     draw: ImageDraw.ImageDraw, place: Rectangle, text: str, font: Font, ground: Colour
 ) -> None:
-    """Draw a filled rectangle with a text in its middle, dark or light for contrast."""
+    """Draw a filled rectangle with a text in its middle. The text is dark or light for contrast."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=ground)
     middle = ((left + right) / 2, (top + bottom) / 2)
@@ -90,17 +90,17 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a place for a label that covers no other label: at its box, or as near as possible.
+    """Find a place for a label, at its box or as near as possible, where it covers no other label.
 
     Args:
         size: Width and height of the label, in pixels.
         box: The box that the label names.
-        frame: Width and height of the picture, in pixels; the place lies inside it.
+        frame: Width and height of the picture, in pixels. The place is inside the picture.
         taken: Places of other labels.
         below: Whether to try the box's lower border before its upper one.
 
     Returns:
-        The place; None if the picture has no room.
+        The place; None if no place is free.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height
@@ -120,7 +120,7 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Return top left corners of places at a box: above and below it, in its corners, beside it."""
+    """Return top left corners for a label at a box: above, below, in its corners, and beside it."""
     (width, height), (left, top, right, bottom) = size, box
     above = [(left, top - height), (right - width, top - height)]
     under = [(left, bottom), (right - width, bottom)]

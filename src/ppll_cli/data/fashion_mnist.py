@@ -28,7 +28,7 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # of a file's data; the training images have less than a twentieth of it
+_MOST_BYTES = 1 << 30  # limit for a file's data, over 20 times the size of the training images
 
 
 class FashionMnist(ImageDataset):
@@ -80,7 +80,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, plain or `.gz`.
 
     Its header consists of two zero bytes, the code of the type, the number of dimensions, and the
-    size of each dimension as a big-endian 32-bit integer. Reading stops just behind the announced
+    size of each dimension as a big-endian 32-bit integer. Reading stops just after the announced
     length, so that a small `.gz` cannot fill the memory.
 
     Args:

@@ -106,8 +106,9 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
         fraction: The fraction of them to hold out.
 
     Returns:
-        The numbers of the samples that are kept, in order, and of those that are held out. The
-        latter are in random order, so their first n are a fair sample too.
+        The indices of the kept samples, in ascending order, and the indices of the held-out
+        samples. Held-out indices are in random order, so that any first n of them are a random
+        sample.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.

@@ -1,4 +1,4 @@
-"""Keeps what is derived from a data set's files in the cache folder, and replaces damaged files."""
+"""Keeps data derived from a data set's files in the cache folder, and replaces damaged files."""
 
 import json
 import logging
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: str, recipe: object) -> Path:
-    """Return the path in the cache folder of something derived.
+    """Return the path in the cache folder for derived data.
 
     Args:
-        folder: Name of the folder for all things of this kind.
-        recipe: Everything that determines its content, as data that JSON can represent.
+        folder: Name of the folder for all data of this kind.
+        recipe: Everything that determines the derived data, as values that JSON can represent.
     """
     written = json.dumps([_VERSION, recipe]).encode()
     return cache_root() / folder / blake2b(written, digest_size=12).hexdigest()
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
-    """Return path, size in bytes and modification time in ns of a file, to detect new content.
+    """Return a file's path, size in bytes and modification time in ns, to detect changed content.
 
     Raises:
         OSError: The file does not exist or cannot be reached.
@@ -79,7 +79,7 @@ def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path
 
 
 def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) -> T:
-    """Make something, and keep it in a file; only log a warning if the file cannot be written.
+    """Make an object, and keep it in a file; only log a warning if the file cannot be written.
 
     Args:
         path: The file. A file, link or folder at this path is replaced.
@@ -126,7 +126,7 @@ def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Move a new folder to its place, unless another run has put an undamaged one there."""
+    """Move a new folder to its final path, unless another run has put an undamaged one there."""
     if os.path.lexists(folder):
         try:
             read(folder)

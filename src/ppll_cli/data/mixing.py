@@ -1,8 +1,8 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
-Image i of a batch is mixed with image i - 1, and the first one with the last. These pairs are
-random, because samples come in random order. Random numbers are drawn on the CPU, once per batch,
-before the batch is split into shares of replicas and micro-batches.
+Image i of a batch is mixed with image i - 1, and the first image with the last one. These pairs are
+random, because the order of samples is random. Random numbers are drawn on the CPU, once per batch,
+before the batch is divided among replicas and micro-batches.
 Legend: B batch, C channels, H height, W width (pixels).
 """
 
@@ -24,8 +24,8 @@ class Mixing:
     If both are on, each batch is mixed by one of them, chosen with probability 1/2.
 
     Attributes:
-        mixup: Alpha of Mixup; an image's share of the mixture is drawn from Beta(alpha, alpha). 0
-            turns Mixup off.
+        mixup: Alpha of Mixup. The share of an image in its mixture is drawn from Beta(alpha,
+            alpha). 0 turns Mixup off.
         cutmix: Alpha of CutMix; the share is drawn from Beta(alpha, alpha). 0 turns CutMix off.
     """
 
@@ -60,12 +60,12 @@ class Mixing:
         return {**batch, **targets(labels, others, share)}
 
     def unmixed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give an evaluation batch the names of a mixed one; each image's own label has share 1."""
+        """Add the targets of a mixed batch to an evaluation batch; each label has share 1."""
         return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
-    """Return the targets of a mixed batch by name: both labels, and the first one's share.
+    """Return the targets of a mixed batch by name: both labels, and the share of the first label.
 
     Args:
         labels: The label of each image with share `share`, int64 [B].
@@ -99,11 +99,11 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
     Args:
         images: float32 [B, C, H, W], changed in place.
-        share: Fraction of the image that a box that is not clipped leaves, in [0, 1].
+        share: Fraction of the image outside the box, in [0, 1], if the box is not clipped.
         place: Centre of the box, as fractions of height and width in [0, 1).
 
     Returns:
-        Fraction of the image that the clipped box leaves.
+        Fraction of the image outside the clipped box.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))
@@ -127,7 +127,7 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
     T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
     This method needs no rejection of draws, and does not overflow for any alpha above 0.
     """
-    logarithm = log1p(-u) / alpha  # 1 - u stands for the formula's u, because u may be 0
+    logarithm = log1p(-u) / alpha  # 1 - u is used as the formula's u, because u may be 0
     cosine = cos(2 * pi * v)
     squared = -expm1(logarithm) * cosine**2
     return (1 + copysign(sqrt(squared / (exp(logarithm) + squared)), cosine)) / 2

@@ -1,6 +1,6 @@
 """RandAugment (arXiv 1909.13719): applies random operations of fixed strength to each image.
 
-The operations and their strengths are those of torchvision's RandAugment with its defaults: two
+The operations and their strengths are the defaults of torchvision's RandAugment: two
 operations of magnitude 9 out of 30. All arithmetic on pixels uses integers, so every device makes
 bit-identical images. Legend: B batch, C channels, H height, W width (pixels).
 """
@@ -17,7 +17,7 @@ OPERATIONS = 2
 """Number of operations that are applied to each image, one after the other."""
 
 STRENGTH = 9 / 30
-"""Magnitude of the operations, as a fraction of the greatest one."""
+"""Magnitude of the operations, as a fraction of the largest magnitude."""
 
 _ONE = 1 << 16
 """The number 1 in fixed-point arithmetic, which has 16 fractional bits."""
@@ -30,7 +30,7 @@ SHIFT = 150 / 331 * STRENGTH
 ANGLE = 30 / 180 * pi * STRENGTH
 """Angle of a rotation, in radians."""
 ENHANCED = 0.9 * STRENGTH
-"""Change of brightness, colour, contrast and sharpness: their factor is 1 plus or minus this."""
+"""Brightness, colour, contrast and sharpness are changed by a factor of 1 plus or minus this."""
 SOLARISED_FROM = round(255 * (1 - STRENGTH))
 """Smallest pixel value that is inverted."""
 KEPT_BITS = 8 - round(4 * STRENGTH)
@@ -95,7 +95,7 @@ the first pixel is at (1/2, 1/2).
 
 
 def _map(a: float, b: float, d: float, e: float, centre: tuple[float, float]) -> Map:
-    """Return the map with these coefficients that leaves the point (column, row) in its place."""
+    """Return the map with these coefficients that keeps the point `centre` (column, row) fixed."""
     x, y = centre
     c, f = x - a * x - b * y, y - d * x - e * y
     numbers = [round(_ONE * each) for each in (a, b, c, d, e, f)]
@@ -134,7 +134,7 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
-    """Transform images by affine maps: nearest neighbour, black for pixels from outside.
+    """Transform images by affine maps, with the nearest pixel, or black outside of the image.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -157,7 +157,7 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
 
 
 # Operations on colours take pixels int32 [B, C, H, W] and factors int32 [B, 1, 1, 1], which are in
-# fixed point. They return pixels that may lie outside of 0 to 255.
+# fixed point. They return pixels that may be outside of 0 to 255.
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:

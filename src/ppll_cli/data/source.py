@@ -21,7 +21,8 @@ PREPROCESSING = (
 )
 """Keys of data sets that define how pictures are prepared for a model and how it is applied.
 
-They belong to a trained model: its own values are also used when it is evaluated on other data.
+Their values belong to a trained model. When a model is evaluated on other data, the values from the
+model's training are used.
 """
 
 
@@ -61,8 +62,8 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. It depends only on the run's seed, the epoch and the batch.
 
-        This is called in a thread of its own, which has its own stream on CUDA. Copy tensors to the
-        device with `ppll_cli.data.staging.to_device`, which does not wait for the device.
+        A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
+        `ppll_cli.data.staging.to_device`, which does not wait for the device.
 
         Args:
             epoch: Number of the epoch, from 0.

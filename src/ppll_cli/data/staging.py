@@ -13,10 +13,10 @@ CPU = torch.device("cpu")
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for that device.
 
-    On CUDA the tensor is first copied to pinned memory, which the device reads by itself. The
-    caller need not keep or wait for anything: when the pinned memory is freed, torch's caching
-    allocator records an event behind the non-blocking copy, and reuses the memory only after the
-    event. In the steady state no memory is allocated or freed.
+    On CUDA the tensor is first copied to pinned memory, which the device can read without the host.
+    The caller need not keep the pinned memory or wait for the copy: torch's caching allocator
+    reuses the memory only after the copy has finished. In the steady state no memory is allocated
+    or freed.
 
     Args:
         tensor: A tensor, usually in host memory. Pinned memory is not copied to other pinned memory
@@ -56,7 +56,7 @@ class SideStream:
             torch.cuda.set_stream(self._stream)
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return an event behind all work queued on the side stream so far; None on CPU."""
+        """Return an event recorded after all work queued on the side stream so far; None on CPU."""
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -66,12 +66,12 @@ class SideStream:
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
-        The allocator would let the side stream reuse their memory as soon as they are freed. So
-        this method records that the current stream uses them too.
+        When the tensors are freed, the allocator would let the side stream reuse their memory at
+        once. So this method records that the current stream uses the tensors too.
 
         Args:
             tensors: The tensors by name.
-            made: The event behind the work that makes them; None on CPU.
+            made: The event that `mark` returned after the tensors were made; None on CPU.
         """
         if made is None:
             return

@@ -11,28 +11,27 @@ from ppll_cli.tasks.classification import ClassifierHead
 
 
 class AugLocal(LocalMethod):
-    """Trains each module through copies of later units and of the model's head.
+    """Trains each module through copies of d later units and of the model's head.
 
-    d of the units between a module and the head are copied, with fresh weights. They are evenly
-    spaced, so that features are prepared for the whole rest of the model: after unit j, the
-    module's last, they are the units round(j + i (L - j) / d) for i from 1 to d, where L is the
-    last unit before the head. Halves are rounded to the even index. If there are at most d units,
-    all are copied. If d is 1, BatchNorm is placed between the pooled vector and the Linear layer.
-    All this, and He's rule for convolutions, follows the paper's code
-    (github.com/ChenxiangMA/AugLocal).
+    The copies have fresh weights. The copied units are evenly spaced between the module and the
+    head, so that the module prepares features for the whole rest of the model. If j is the module's
+    last unit and L the last unit before the head, units round(j + i (L - j) / d) are copied, for i
+    from 1 to d. Halves are rounded to the even index. If there are at most d such units, all are
+    copied. If d is 1, BatchNorm is placed between the pooled vector and the Linear layer. All this,
+    and He's rule for convolutions, follows the paper's code (github.com/ChenxiangMA/AugLocal).
 
-    The paper's head is a mean over positions and a Linear layer. A model with another head has its
-    own head copied, and tokens get no BatchNorm (both ours). In the paper's code the last module
-    has d + 1 units: its "K=16" of ResNet-32 is 16 - d modules, the model's partitions
-    `auglocal_d3` and so on.
+    The paper's head is a mean over positions and a Linear layer. For a model with another head,
+    that head is copied, and for tokens no BatchNorm is added (both ours). In the paper's code the
+    last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules. The model has
+    these partitions under the names `auglocal_d3` and so on.
 
     Args:
         depth: d of the first module, 1 or more.
-        tau: The fraction, from 0 to 1, of the way to 1 that d has fallen at the last module with an
-            auxiliary network. With 0 all modules have the same d. In between d falls linearly,
-            rounded.
-        detection_head: For detectors, the pyramid levels on which a module is trained. With `level`
-            they are the levels of the stride of the last copied unit's output.
+        tau: How far d falls from `depth` towards 1, as a fraction from 0 to 1. d falls linearly
+            between the first and the last module with an auxiliary network, rounded. With 0, all
+            modules have the same d.
+        detection_head: For detectors, the pyramid levels on which a module is trained. `level`
+            means the levels for the stride of the last copied unit's output.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"
@@ -70,7 +69,7 @@ class AugLocal(LocalMethod):
         return [round(end + i * (last - end) / depth) for i in range(1, depth + 1)]
 
     def _depth(self, site: Site) -> int:
-        """Return d of a module: how many units its auxiliary network copies at most."""
+        """Return d of a module: the largest number of units to copy."""
         fallen = self.tau * site.progress
         return max(1, round(self.depth * (1 - fallen) + fallen))
 

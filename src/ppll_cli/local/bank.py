@@ -1,4 +1,7 @@
-"""What the feature bank of each task holds, and the networks that read it (arXiv 2406.00446)."""
+"""Defines the contents of the feature bank for each task, and networks that read the bank.
+
+The feature bank holds detached features of earlier modules (FBA, arXiv 2406.00446).
+"""
 
 from collections.abc import Sequence
 
@@ -16,28 +19,30 @@ from ppll_cli.tasks.task import Shape, Task
 
 
 class Bank:
-    """The bank of classification and of users' own tasks: vectors, which heads that pool can read.
+    """The bank for classification and for tasks that users wrote: it holds pooled vectors.
 
     Attributes:
-        long_skips: Whether it holds by default what the model's head reads beside its input.
+        long_skips: Whether the bank holds by default the tensors of the model's long skips, which
+            the model's head reads besides its input.
     """
 
     long_skips = False
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return a module without parameters that converts features to their banked form.
+        """Return a module without parameters that converts features to the form kept in the bank.
 
-        None means that features of this shape are of no use to later modules.
+        Return None if later modules cannot use features of this shape.
         """
-        return Pool(len(shape))  # little data travels
+        return Pool(len(shape))  # vectors keep messages between stages small
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return an auxiliary network, which is called with a module's and banked features.
+        """Return an auxiliary network that takes a module's features and banked features.
 
         Args:
-            copies: The parts from which it is made.
-            banked: Shapes of the features whose banked form it reads; empty without a bank.
-            bank: How the features are fused.
+            copies: The copied units and head from which the network is made.
+            banked: Shapes of the earlier modules' features, before they are banked; empty without a
+                bank.
+            bank: The settings of the bank, such as the kind of fusion.
 
         Raises:
             ConfigError: The model's head cannot be used in this way.
@@ -46,31 +51,31 @@ class Bank:
         return CopiedNetwork(copies.units, head)
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a head that reads banked features as well."""
+        """Return the head extended by inputs for banked features."""
         own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank.joined, bank.shared_head)
 
 
 class MapBank(Bank):
-    """The bank of super-resolution: maps, because pooling would lose the picture's details."""
+    """The bank for super-resolution: it holds maps, because pooling would lose details."""
 
     long_skips = True
 
     def form(self, shape: Shape) -> nn.Module:
-        """Return the identity."""
+        """Return the identity, so that the bank holds unchanged maps."""
         check_map("fba", "on", shape)
         return nn.Identity()
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a `FusedPictureHead`."""
+        """Return the head extended by inputs for banked maps, a `FusedPictureHead`."""
         own = head_of(head, PictureHead, "where skips are added", ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank.joined, bank.shared_head)
 
 
 def bank_of(task: Task) -> Bank:
-    """Return the kind of bank that suits a task."""
+    """Return the bank for a task."""
     if isinstance(task, Classification):
         return Bank()
     if isinstance(task, SuperResolution):
@@ -89,17 +94,18 @@ def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
 class FusedHead(nn.Module):
     """A head that fuses its vector with a feature bank (arXiv 2406.00446; the details are ours).
 
-    Linear and ReLU project each banked vector to the head's width D. `add` sums these and the
-    head's own vector. `concatenate` concatenates them, and a Linear layer reduces the result to
-    width D, so that the classifier after it has the shape of the model's. At first this layer
-    returns the head's own vector and ignores the bank; training gives the bank its influence.
+    A Linear layer and ReLU project each banked vector to the head's width D. `add` sums the
+    projections and the head's own vector. `concatenate` concatenates them, and a Linear layer
+    reduces the result to width D, so that the classifier after it has the shape of the model's
+    classifier. With its initial weights this layer returns the head's own vector; it learns to use
+    the bank in training.
 
     Args:
         head: A copy of the model's head, of width D.
         widths: Widths of the banked vectors.
         fusion: `concatenate` or `add`.
-        shared_head: Whether the classifier has the shape of the model's; otherwise it reads the
-            concatenated vectors.
+        shared_head: Whether the classifier has the shape of the model's classifier. Otherwise it
+            reads the concatenated vectors.
     """
 
     def __init__(
@@ -131,23 +137,23 @@ class FusedHead(nn.Module):
 class FusedPictureHead(nn.Module):
     """A head that fuses its map with a feature bank (arXiv 2406.00446; the details are ours).
 
-    Our reading: the bank is the backbone's long skip, Upsampler(SLM_j(x_j) + stop-gradient(x_0)),
-    where x_0 are the network's first features. The public code of Local-SR also passes x_0,
-    detached, to its local networks, but computes the sum with it without using the result. With
-    other values of `fba.features` the bank holds maps of earlier modules in the place of x_0
-    (ours).
+    Our reading: the bank holds x_0, the network's first features, as in the backbone's long skip.
+    Module j is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is the Simple
+    Local Module. The public code of Local-SR also passes the detached x_0 to its local networks,
+    but does not use the sum with x_0. With other values of `fba.features`, the bank holds maps of
+    earlier modules instead of x_0 (ours).
 
-    A 1x1 convolution projects maps that have another number of channels than the head's. `add`
-    sums these and the head's own map. `concatenate` concatenates them, and a 1x1 convolution
-    reduces the result to the head's channels. At first this convolution returns the head's own map;
-    training gives the bank its influence.
+    A 1x1 convolution projects each banked map with another number of channels than the head's map.
+    `add` sums the banked maps and the head's own map. `concatenate` concatenates them, and a 1x1
+    convolution reduces the result to the head's number of channels. With its initial weights this
+    convolution returns the head's own map; it learns to use the bank in training.
 
     Args:
         head: A copy of the model's head.
-        channels: Channels of the banked maps, which get no gradient.
+        channels: Channels of the banked maps. Gradients do not pass to these maps.
         fusion: `concatenate` or `add`.
-        shared_head: Whether the upsampler has the shape of the model's; otherwise it reads the
-            concatenated maps.
+        shared_head: Whether the upsampler has the shape of the model's upsampler. Otherwise it
+            reads the concatenated maps.
     """
 
     def __init__(
@@ -172,7 +178,7 @@ class FusedPictureHead(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return pictures [B, 3, sH, sW] for features and banked maps [B, C', H, W]."""
         maps = [self.head.mapped(x)]
-        # First features may come from the module itself, so they are detached here.
+        # The module itself may compute the first features, so they are detached here.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         joined = fused(maps, self.fusion)
         if self.mix is not None:

@@ -27,7 +27,7 @@ class Copies:
 
 
 class CopiedNetwork(nn.Module):
-    """Copied units one after another, and a head, which may read banked features as well."""
+    """Copied units in sequence, and a head, which may also read banked features."""
 
     def __init__(self, units: Sequence[nn.Module], head: nn.Module) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ def later_units(site: Site) -> range:
 def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
     """Copy a chain of units and the model's head.
 
-    Each copy reads the output of the copy before it. If the shape differs from the original unit's
-    input, the unit's `adapt` makes the copy. The head is copied for the features that the model
-    gives it.
+    Each copy reads the output of the previous copy. If this output has another shape than the
+    original unit's input, the unit's `adapt` makes the copy. The copied head has the input shape of
+    the model's head.
 
     Args:
         site: The module, whose features the first copy reads.
@@ -61,7 +61,7 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
         head.
 
     Raises:
-        ConfigError: A unit cannot be copied for other features than its own.
+        ConfigError: A unit cannot be copied for the features that its copy would read.
     """
     units: list[nn.Module] = []
     shapes = [site.spec.shape]
@@ -75,14 +75,14 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
     """Copy a unit, with fresh weights, for features of a given shape.
 
-    The copy has the unit's probabilities of dropout and stochastic depth.
+    The copy has the same probabilities of dropout and stochastic depth as the unit.
 
     Args:
         site: The module.
         index: The unit to copy.
         shape: Shape of the copy's input, without the batch dimension. If the unit's own input has
-            this shape, the copy's parameters have the same names and shapes as the unit's;
-            otherwise the unit is adapted.
+            this shape, the copy's parameters have the same names and shapes as the unit's
+            parameters. Otherwise the unit's `adapt` makes the copy.
         method: Name of the local method, for messages.
 
     Raises:
@@ -102,7 +102,7 @@ def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn
 def _check_chained(site: Site, index: int, method: str) -> None:
     """Check that a unit reads the first output of the unit before it, and writes one tensor.
 
-    A unit that reads other tensors as well is accepted only if it has `adapt`.
+    A unit that also reads other tensors is accepted only if it has `adapt`.
     """
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
@@ -113,7 +113,7 @@ def _check_chained(site: Site, index: int, method: str) -> None:
 
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a network's output for an input shape, found with one sample."""
-    network.eval()  # keeps BatchNorm's statistics and draws no random numbers
+    network.eval()  # does not change BatchNorm's statistics, and draws no random numbers
     with torch.no_grad():
         output: torch.Tensor = network(torch.zeros(1, *shape))
     network.train()

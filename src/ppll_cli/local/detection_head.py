@@ -9,19 +9,20 @@ from ppll_cli.local.method import Site
 from ppll_cli.local.parts import head_of
 
 DetectionHead = Literal["pyramid", "level"]
-"""`pyramid`: train on all levels. `level`: on the levels of the stride of the head's input."""
+"""The levels on which a module is trained: `pyramid` means all levels, `level` only the levels for
+the stride of the head's input."""
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """Return the site with a task that makes the chosen kind of local heads.
+    """Return the site, with its task replaced by one that makes the chosen kind of local heads.
 
     Args:
-        site: The module.
-        chosen: The kind; None returns the site as it is, which means `pyramid`.
+        site: The site of the module.
+        chosen: The kind of heads. For None and `pyramid`, the site is returned unchanged.
 
     Raises:
-        ConfigError: The task is not detection, or the head of a user's own model does not say how
-            wide it is.
+        ConfigError: The task is not detection, or the head of a user's own model is not derived
+            from `PyramidHead`, which defines its width.
     """
     if chosen is None:
         return site

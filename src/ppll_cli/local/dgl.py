@@ -16,7 +16,7 @@ class AdaptivePool(nn.Module):
     """Average pooling to a given size, or to the input's size if that is smaller.
 
     Args:
-        divisor: Divides the input's height and width, rounded up.
+        divisor: Divisor of the input's height and width. The quotients are rounded up.
         size: Largest height and width of the output; None for no limit.
     """
 
@@ -32,7 +32,7 @@ class AdaptivePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pool [B, C, H, W] to [B, C, h, w]."""
         height, width = map(self.side, x.shape[2:])
-        # This computes adaptive_avg_pool2d with a backward that is deterministic on CUDA too.
+        # Equals adaptive_avg_pool2d, whose backward is not deterministic on CUDA.
         if x.shape[2] % height == 0 and x.shape[3] % width == 0:
             return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
         rows, columns = _averages(x.shape[2], height, x), _averages(x.shape[3], width, x)
@@ -42,7 +42,7 @@ class AdaptivePool(nn.Module):
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
     """Return a matrix [windows, size] whose row i averages over window i of a side.
 
-    The windows are those of adaptive average pooling.
+    The windows are the same as in adaptive average pooling.
     """
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
@@ -54,21 +54,23 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
 class DGL(LocalMethod):
     """Trains each module through a small convolutional network and the task's loss.
 
-    The network pools to a quarter of the height and width, rounded up. Three 1x1 convolutions, each
-    with BatchNorm and ReLU, keep the number of channels. After pooling to 2x2 comes a perceptron
-    with three hidden layers of width `hidden`, each with BatchNorm and ReLU, and a Linear layer.
+    The network pools the map to a quarter of its height and width, rounded up. Three 1x1
+    convolutions follow, each with BatchNorm and ReLU, which keep the number of channels. Then the
+    map is pooled to 2x2, and a perceptron with three hidden layers of width `hidden`, each with
+    BatchNorm and ReLU, and a Linear layer makes the prediction.
 
-    The layers and their initial weights, torch's defaults, are those of "mlp-sr" in the authors'
-    code (github.com/eugenium/DGL, auxiliary_nets_study). The biases before BatchNorm have no
-    effect; they are kept so that the number of parameters is equal. A map of one pixel is kept as
-    it is (ours; the authors' code copies the pixel to 2x2). Other code uses other networks under
-    this name: AugLocal's has two hidden layers and draws convolutions by He's rule; MAN++'s pools
-    to 8x8, has 128 channels, pools to one pixel and has hidden layers of 512. InfoPro's comparison
-    with DGL was published without code.
+    The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
+    code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect;
+    they are kept so that the number of parameters is equal. A map of one pixel is not enlarged
+    (ours; the authors' code copies the pixel to 2x2). Other papers use other networks under the
+    name DGL: the one in AugLocal's code has two hidden layers, and He's rule for convolutions; the
+    one in MAN++'s code pools to 8x8, has 128 channels, pools to one pixel, and has hidden layers of
+    width 512. InfoPro's comparison with DGL was published without code.
 
     Args:
-        hidden: Width of the perceptron's hidden layers. None for the width of its input: four times
-            the module's channels if the map has at least 5 x 5 positions.
+        hidden: Width of the perceptron's hidden layers. None means the width of the perceptron's
+            input, which is four times the module's channels if the map has at least 5 x 5
+            positions.
     """
 
     changed = "their pooling was corrected"
@@ -80,7 +82,7 @@ class DGL(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         """Return the auxiliary network and local loss of a module."""
-        classes_of(site.task, "dgl", key="local")  # refuses other tasks: perceptrons make vectors
+        classes_of(site.task, "dgl", key="local")  # refuses tasks whose predictions are no vectors
         pools = AdaptivePool(divisor=4), AdaptivePool(size=2)
         return Criterion(dgl_network(site, pools, None, self.hidden), (site.feature,), site.task)
 
@@ -91,14 +93,16 @@ def dgl_network(
     channels: int | None,
     hidden: int | None,
 ) -> nn.Module:
-    """Return a network of 1x1 convolutions between two pools, and a perceptron.
+    """Return a network of two pools with 1x1 convolutions between them, and a perceptron.
 
-    It has three convolutions and three hidden layers; the task's smallest head follows.
+    The network has three convolutions and three hidden layers, and ends with the task's smallest
+    head.
 
     Args:
-        site: The module whose features it reads.
+        site: The module whose features the network reads.
         pools: The pools before and after the convolutions.
-        channels: Output channels of each convolution; None for the number that the features have.
+        channels: Output channels of each convolution; None for the number of channels of the
+            features.
         hidden: Width of the hidden layers; None for the width of the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)

@@ -1,7 +1,7 @@
 """FBA: auxiliary networks with a feature bank (arXiv 2406.00446).
 
-The paper's abstract and reviews say what the two parts are for; how they are built here is our own
-reading.
+The paper's abstract and its reviews describe the purpose of the two parts, the Simple Local Module
+and the feature bank. How they are built here is our own reading.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,23 @@ from ppll_cli.tasks.task import Shape, Task
 
 
 class FBA(LocalMethod):
-    """Gives each module a Simple Local Module and a feature bank that it reads.
+    """Trains each module through a Simple Local Module, which also reads a feature bank.
 
-    The Simple Local Module consists of copies of the backbone's own parts, with fresh weights: the
-    first units of each later resolution stage, then the model's head. A resolution stage is a run
-    of units whose outputs have the same shape; a module in the last stage is trained through the
-    head alone. If a model has only one stage, as a ViT, the units after the module are copied.
+    The Simple Local Module consists of copies of the backbone's units, with fresh weights: the
+    first units of each later resolution stage, then the model's head. A resolution stage is a
+    sequence of units whose outputs have the same shape. A module in the last resolution stage is
+    trained through the head alone. If a model has only one resolution stage, like a ViT, the units
+    directly after the module are copied.
 
-    The bank holds the features of earlier modules, detached, in a form that `bank_of` the task
-    says: for classification, pooled to vectors. It travels forward with the activations. For
-    super-resolution it holds by default the network's first features, which the model's own head
-    reads through its long skip.
+    The bank holds detached features of earlier modules, and is sent forward with the activations.
+    `bank_of` defines its form for each task; for classification, features are pooled to vectors.
+    For super-resolution the bank holds by default the network's first features, which the model's
+    own head reads through its long skip.
 
     Args:
         depth: Number of units copied from each later resolution stage, 1 or more. If the model has
-            only one stage, the number of units copied in all.
-        bank: Which features are banked, and how they are fused.
+            only one resolution stage, the total number of copied units.
+        bank: The settings of the bank: which features it holds, and how they are fused.
         detection_head: For detectors, the pyramid levels on which a module is trained. With `level`
             only the units that lead to the finest level are copied.
     """
@@ -60,7 +61,7 @@ class FBA(LocalMethod):
         return Criterion(network, (site.feature, *read), site.task)
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return the unit that banks the module's feature, if a later module reads it."""
+        """Return a unit that banks the module's features if a later module reads them."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
@@ -83,7 +84,7 @@ class FBA(LocalMethod):
         return copied
 
     def _banked(self, site: Site) -> list[int]:
-        """Return the earlier modules whose features the module's auxiliary network reads."""
+        """Return the numbers of the earlier modules whose features the auxiliary network reads."""
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none" or bank.features == "first":
             return []
@@ -99,14 +100,14 @@ class FBA(LocalMethod):
 
 
 def _form(task: Task, shape: Shape) -> nn.Module:
-    """Build the network that converts features to their banked form."""
+    """Build the network that converts features to the form kept in the bank."""
     network = bank_of(task).form(shape)
     assert network is not None
     return network
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
-    """Return the bank with its defaults resolved for a task and a model.
+    """Return the bank's settings, with defaults resolved for a task and a model.
 
     Raises:
         ConfigError: `fba.features=first` is set, but there is no long skip with first features.
@@ -121,12 +122,12 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return names and shapes of the head's further inputs that exist at the module's end."""
+    """Return names and shapes of the head's long skips that exist at the end of the module."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}
 
 
 def bank_name(module: int) -> str:
-    """Return the name of the tensor that holds a module's banked feature."""
+    """Return the name of the tensor with a module's banked features."""
     return f"bank.{module}"

@@ -5,7 +5,7 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
 class Greedy(LocalMethod):
-    """Trains each module through the task's smallest head; for classification, pool and Linear.
+    """Trains each module through the task's smallest head; for classification, a pool and a Linear.
 
     Args:
         detection_head: For detectors, the pyramid levels on which a module is trained.

@@ -26,30 +26,33 @@ WEIGHTS = {
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
 }
-"""Weights of reconstruction and classification at the first auxiliary network, then at the last, by
-the number of modules. They come from InfoPro's own commands for ResNet-32 on CIFAR-10, which train
-the contrastive loss. Its weights for ResNet-110, STL-10 and SVHN are in the presets."""
+"""For each number of modules: the weights of reconstruction and classification at the first
+auxiliary network, then at the last one. They come from the commands that InfoPro's authors
+published for ResNet-32 on CIFAR-10 with the contrastive loss. The presets contain the authors'
+weights for ResNet-110, STL-10 and SVHN."""
 
 
 class InfoPro(LocalMethod):
-    """Trains each module to keep what the image shows and what tells the classes apart.
+    """Trains each module to keep information about the image, and to separate the classes.
 
-    The loss is l1 * reconstruction + l2 * classification. The weights change linearly from the
-    first auxiliary network to the last. Reconstruction is the loss of a `Decoder`. The classifier
-    has 3x3 convolutions, each with BatchNorm and ReLU, a mean over positions, and a perceptron with
-    one hidden layer (the paper's "1c2f"). Its loss is cross-entropy (`softmax`) or a
-    `contrastive_loss` between samples. Convolutions are initialised by He's rule (fan out), as in
-    the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
+    The loss is l1 * reconstruction loss + l2 * classification loss. The weights l1 and l2 change
+    linearly from the first auxiliary network to the last. A `Decoder` computes the reconstruction
+    loss. The classifier has 3x3 convolutions, each with BatchNorm and ReLU, a mean over positions,
+    and a perceptron with one hidden layer (the paper's "1c2f"). The classification loss is
+    cross-entropy (`softmax`) or a `contrastive_loss` between samples. Convolutions are initialised
+    by He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
-    If l1 is 0, there is no decoder. If l2 is 0, the classifier is trained with weight 1 as a
-    `Probe`: reconstruction alone trains the module, which still has an accuracy (ours).
+    If l1 is 0, there is no decoder. If l2 is 0, reconstruction alone trains the module. The
+    classifier is then a `Probe` with weight 1, which only measures the accuracy of the module
+    (ours).
 
     Args:
-        loss: The loss of the classification. Contrastive learning makes no prediction; a Linear
-            `Probe` on its vectors, trained by cross-entropy, gives the module's accuracy (ours).
-            Mixed images are alike as far as the shares of their classes are (ours).
-        weights: l1 and l2 at the first auxiliary network, then at the last. None for the entry of
-            `WEIGHTS` with the nearest number of modules, of two the smaller number (ours).
+        loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
+            vectors, trained by cross-entropy, measures the module's accuracy (ours). For mixed
+            images, the similarity of two targets is computed from their class shares (ours).
+        weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
+            entry of `WEIGHTS` with the nearest number of modules; if two are equally near, the
+            smaller one (ours).
         width: Largest number of channels. A convolution with fewer input channels doubles them and
             has stride 2. A convolution with this many input channels, or with more (ours), has
             `width` output channels and stride 1.
@@ -135,11 +138,11 @@ def _check_weights(weights: list[float]) -> None:
 
 
 class Decoder(nn.Module):
-    """Measures how much of the image a map has lost, by a network that reconstructs the image.
+    """Reconstructs the image from a map, and measures the error of the reconstruction.
 
-    Features are enlarged bilinearly to the image's size, with aligned corners. A 3x3 convolution,
-    BatchNorm, ReLU and a 3x3 convolution compute a logit for each pixel and channel. The loss is
-    binary cross-entropy between the logits and the pixels in [0, 1].
+    The map is enlarged bilinearly to the image's size, with aligned corners. A 3x3 convolution,
+    BatchNorm, ReLU and another 3x3 convolution compute a logit for each pixel and channel. The loss
+    is binary cross-entropy between the logits and the image's pixels in [0, 1].
 
     Args:
         channels: C of the map.
@@ -168,7 +171,7 @@ class Decoder(nn.Module):
         """Compute the reconstruction loss.
 
         Args:
-            x: Features of any shape that `AsMap` converts.
+            x: Features of any shape that `AsMap` can convert to a map.
             image: Normalised images, float [B, C, H, W].
 
         Returns:
@@ -181,14 +184,14 @@ class Decoder(nn.Module):
     def pixels(self, image: Tensor) -> Tensor:
         """Convert normalised images to float32 pixels in [0, 1].
 
-        Images are padded before they are normalised, so without clamping only rounding errors would
-        leave this range; a user's own data set may pad differently.
+        Values are clamped to this range. The data sets of this program exceed it only by rounding
+        errors, because they pad images before normalisation; a user's data set may differ.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 
 
 class InfoProCriterion(Criterion):
-    """Reconstruction and classification by cross-entropy.
+    """InfoPro's loss with reconstruction and cross-entropy.
 
     Args:
         head: The classifier.
@@ -220,13 +223,13 @@ class InfoProCriterion(Criterion):
         return loss, prediction
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the weighted loss of classification, a scalar, and logits [B, classes]."""
+        """Return the classification loss times l2, a scalar, and logits [B, classes]."""
         loss, prediction = super().forward(values)
         return self.weights[1] * loss, prediction
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """Reconstruction and contrastive learning.
+    """InfoPro's loss with reconstruction and the contrastive loss.
 
     Args:
         head: The network from features to vectors.
@@ -252,7 +255,7 @@ class ContrastiveCriterion(InfoProCriterion):
         self.probe, self.temperature, self.classes = probe, temperature, classes
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the weighted contrastive loss plus the probe's loss, and the probe's logits."""
+        """Return the contrastive loss times l2 plus the probe's loss, and the probe's logits."""
         (feature,) = self.features
         vectors = F.normalize(self.head(values[feature]).float(), dim=1)
         prediction = self.probe(vectors)
@@ -263,15 +266,15 @@ class ContrastiveCriterion(InfoProCriterion):
 def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Tensor:
     """Compute the supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, L_out).
 
-    The products of a sample's vector with all others, divided by the temperature, are logits for
-    finding the samples of its class. A sample's loss is the mean over these samples of their
-    -log softmax. Samples without another sample of their class are left out of the mean over
-    samples (InfoPro's code counts their loss as 0). If no sample remains, the loss is 0.
+    For each sample, the dot products of its vector with all other vectors, divided by the
+    temperature, are logits. The loss of the sample is the mean of -log softmax over the other
+    samples of its class. The result is the mean over samples, without samples that are alone in
+    their class (InfoPro's code counts their loss as 0). If no sample remains, the result is 0.
 
-    The product of two mixed images' rows of class shares says how alike they are; for images that
-    are not mixed it is 1 or 0. It is the weight of one image in the other's mean. If the weights
-    of a sample add up to less than 1, the sample has their sum as its weight in the mean over
-    samples (ours).
+    For mixed images, the dot product of two images' rows of class shares is the weight of each
+    image in the other's mean (ours). For images that are not mixed it is 1 or 0. If the weights in
+    a sample's mean add up to less than 1, this sum is the sample's weight in the mean over samples
+    (ours).
 
     Args:
         vectors: Float [B, D], each of length 1.
@@ -284,7 +287,7 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
     alike = gram(shares).masked_fill(itself, 0)
     products = gram(vectors) / temperature
-    # Minus infinity would make the softmax NaN if the batch has one sample only.
+    # Minus infinity would make the softmax NaN for a batch of one sample.
     others = products.masked_fill(itself, torch.finfo(products.dtype).min)
     found = torch.where(alike > 0, alike * F.log_softmax(others, dim=1), 0).sum(dim=1)
     wanted = alike.sum(dim=1)

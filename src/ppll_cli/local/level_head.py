@@ -1,4 +1,4 @@
-"""Detection in which modules are trained only on the pyramid levels of their own maps.
+"""Trains a detector's modules only on the pyramid levels that fit the stride of their own maps.
 
 Legend: B batch, W width (channels) of the head, A anchors of a picture, C classes.
 """
@@ -16,36 +16,37 @@ from ppll_cli.tasks.pyramid import LEVELS, STRIDES, Anchors, HeadStyle
 from ppll_cli.tasks.task import Shape
 
 Maps = Sequence[tuple[int, int]]
-"""Stride and channels of each of several maps."""
+"""For each of several maps, its stride and its number of channels."""
 
 CONVOLUTIONS = 2
-"""Number of convolutions in each branch before the predicting one; the model's head has four."""
+"""Number of convolutions before the predicting one in each branch; the model's head has four."""
 
 
 class LevelHead(nn.Module):
-    """Finds boxes only on the pyramid levels of its map's stride.
+    """A head that finds boxes only on the pyramid levels for the stride of its map.
 
-    A map of stride 8 is level P3, and one of stride 16 is level P4. A map of stride 32 is P5, from
-    which strided 3x3 convolutions compute P6 and P7. A 1x1 convolution and ReLU bring the map to
-    the width of the model's head. Two branches follow, for classes and for boxes: two 3x3
-    convolutions with ReLU, and one that predicts. The layers, their initial weights and the choice
-    of anchors that are trained follow the code of MAN++'s authors (arXiv 2507.16279).
+    For a map of stride 8 this is level P3, and for stride 16 level P4. For stride 32 the levels are
+    P5, and P6 and P7, which strided 3x3 convolutions compute from P5. A 1x1 convolution and ReLU
+    convert the map to the width of the model's head. Two branches follow, for classes and for
+    boxes, each with two 3x3 convolutions with ReLU, and a convolution that predicts. The layers,
+    their initial weights and the choice of anchors that are trained follow the code of MAN++'s
+    authors (arXiv 2507.16279).
 
-    Ours: the width, and the norms between the convolutions, are those of the model's head. Maps
-    finer than stride 8 are averaged down to it, and banked maps to the stride of the map. Coarser
-    banked maps are not used.
+    The following is ours: the width, and the norms between the convolutions, are taken from the
+    model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to the
+    stride of the map; coarser banked maps are not used.
 
     Args:
-        maps: Stride and channels of the map, then of banked maps of earlier modules.
+        maps: Stride and channels of the module's map, then of banked maps of earlier modules.
         style: The style of the model's head.
         classes: C.
         anchor: Side in pixels of the smallest anchors of the whole pyramid.
-        fusion: `concatenate` concatenates banked maps with the map. `add` sums the map and those
-            banked maps that have its number of channels.
+        fusion: `concatenate` concatenates the map and banked maps. `add` sums the map and the
+            banked maps with the same number of channels.
 
     Attributes:
         stride: Stride of the finest level.
-        levels: Indices of the levels; 0 is P3.
+        levels: Indices of the pyramid levels; 0 is P3.
         joined: Indices of the maps that are fused.
     """
 
@@ -103,21 +104,21 @@ class LevelHead(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LevelDetection(Detection):
-    """Detection whose modules are trained only on the levels of their own maps.
+    """A detection task whose modules are trained only on the levels for their own maps' strides.
 
     Attributes:
         style: The style of the model's head.
     """
 
     style: HeadStyle
-    forced = False  # a box that fits none of a module's own levels is left to other modules
+    forced = False  # a box that fits no level of a module trains other modules
 
     def smallest_head(self, shape: Shape) -> LevelHead:
-        """Return a `LevelHead` over the map."""
+        """Return a `LevelHead` for a map of this shape."""
         return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
 
     def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
-        """Return a head for the levels of the first map's stride.
+        """Return a head for the pyramid levels of the first map's stride.
 
         Raises:
             ConfigError: The map is coarser than stride 32.
@@ -129,7 +130,7 @@ class LevelDetection(Detection):
 
 
 def with_levels(task: Detection, style: HeadStyle) -> LevelDetection:
-    """Return the task as a `LevelDetection` that keeps what a user's own class adds to it."""
+    """Convert a task to a `LevelDetection` that also inherits from the task's class."""
     if isinstance(task, LevelDetection):
         return task
     bases = LevelDetection, type(task)

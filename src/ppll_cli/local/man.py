@@ -24,37 +24,39 @@ Loss = Literal["infopro", "dgl", "ce"]
 
 
 class MAN(LocalMethod):
-    """Trains each module through a copy of the next unit and a moving average of that unit.
+    """Trains each module through a copy of the next unit and a moving average of the next unit.
 
-    LB and EMA are two copies of the next unit, the one after the module, with fresh weights. Both
-    read the module's features, and the local loss reads y = LB(x) + EMA(x). LB is trained. EMA is
-    not; its parameters follow those of the next unit itself, EMA <- m EMA + (1 - m) next. Gradients
-    pass through EMA to the module. Buffers are not averaged: BatchNorm of both copies uses the
-    batch's statistics in training, and its own running statistics in evaluation.
+    The next unit is the unit after the module. LB and EMA are two copies of it with fresh weights.
+    Both read the module's features x, and the local loss reads y = LB(x) + EMA(x). LB is trained.
+    EMA is not trained; its parameters follow the parameters of the next unit, EMA <- m EMA + (1 -
+    m) next. Gradients pass through EMA to the module. Buffers are not averaged: BatchNorm in both
+    copies uses the batch's statistics in training, and its own running statistics in evaluation.
 
-    All this follows the authors' code, which trains one module after the other, updates the average
-    after each and steps the optimizer once after all of them. So the forward of batch b uses an
-    average whose newest weights are those after the step of batch b - 2: a lag of 2. Here the
-    average is updated right before the forward. Other lags are ours. If the next unit is the
-    model's head, the local loss reads the module's features without LB and EMA (ours).
+    All this follows the authors' code. It trains the modules one after the other, updates the
+    average after each module, and steps the optimizer once after all modules. So for batch b, the
+    newest weights in the average are those after the optimizer step of batch b - 2: a lag of 2.
+    Here the average is updated directly before the forward pass. Other lags are ours. If the next
+    unit is the model's head, the local loss reads the module's features directly, without LB and
+    EMA (ours).
 
     Args:
-        loss: The loss that reads y, for classification only; a detector has its task's loss.
+        loss: The loss that reads y. It is for classification only; a detector has its task's loss.
             `infopro` is InfoPro's loss, with the classifier and decoder of `local=infopro`. `dgl`
-            is cross-entropy through the network to which the authors of MAN++ give that name: pool
-            to 8x8, three 1x1 convolutions with 128 channels, BatchNorm and ReLU, pool to one pixel,
-            a perceptron with three hidden layers of 512, BatchNorm and ReLU. `ce` is cross-entropy.
-            For tokens it reads y through another trained block and a copy of the model's head (as
-            published for ViTs: LayerNorm, class token, Linear); for other features through a copy
-            of the model's head; if their shape does not suit the head, through the task's smallest
-            head (ours). None is `ce` for tokens and `infopro` otherwise.
-        lag: How many batches old the weights of the next unit are, 1 or more.
+            is cross-entropy through the network that the authors of MAN++ call DGL: pool to 8x8,
+            three 1x1 convolutions with 128 channels, BatchNorm and ReLU, pool to one pixel, and a
+            perceptron with three hidden layers of width 512, BatchNorm and ReLU. `ce` is
+            cross-entropy. For tokens, `ce` reads y through another trained block and a copy of the
+            model's head (as published for ViTs: LayerNorm, class token, Linear). For other features
+            it uses a copy of the model's head or, if the shape does not fit the head, the task's
+            smallest head (ours). None means `ce` for tokens and `infopro` otherwise.
+        lag: The age of the next unit's weights in the average's update, in batches, 1 or more.
         momentum: m, from 0 to 1.
-        weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last; None for what
-            `infopro_weights` returns.
-        detection_head: For detectors, the pyramid levels on which a module is trained. `level`, the
-            default, is the choice of MAN++'s authors: the levels of y's stride. `pyramid` is a copy
-            of the model's head that reads y alone (ours).
+        weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
+            the weights that `infopro_weights` returns.
+        detection_head: For detectors, the pyramid levels on which a module is trained. `level` (the
+            default) means the levels for the stride of y, as in the code of MAN++'s authors.
+            `pyramid` means all levels, found by a copy of the model's head that reads only y
+            (ours).
     """
 
     name: ClassVar[str] = "man"
@@ -87,20 +89,20 @@ class MAN(LocalMethod):
         copies = [copy_unit(site, following, site.spec.shape, self.name) for _ in range(2)]
         mixture = Mixture(*copies, momentum=self.momentum, scaled=self.scaled)
         features = list(site.features)
-        features[following - 1] = site.features[following]  # the loss reads y as the features
+        features[following - 1] = site.features[following]  # the loss reads y instead
         base = self._base(replace(site, features=features), site)
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the default InfoPro weights; None for InfoPro's by number of modules (ours)."""
+        """Return the default weights of InfoPro's loss; None lets `InfoPro` choose them (ours)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
         """Return the loss that reads y.
 
         Args:
-            there: The module with the shape of y in the place of its features' shape.
-            site: The module.
+            there: The module's site, with the shape of y in place of the shape of its features.
+            site: The module's site.
         """
         if not isinstance(there.task, Classification):
             return self._detector(there)
@@ -146,8 +148,8 @@ class MAN(LocalMethod):
 class MANPlus(MAN):
     """MAN++: MAN with a learned scale in each module.
 
-    y = s LB(x) + (2 - s) EMA(x), where s starts at 1. Everything else is as in `MAN`, except
-    InfoPro's weights.
+    y = s LB(x) + (2 - s) EMA(x), where s is learned and starts at 1. Everything else is as in
+    `MAN`, except the default weights of InfoPro's loss.
     """
 
     name = "manpp"
@@ -156,9 +158,10 @@ class MANPlus(MAN):
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return the weights of the authors' code: (5, 0.5) times 1 - r, with r = stage / (K - 2).
 
-        K is the number of modules. The stage is that of the backbone: how often the features' shape
-        has changed up to the module's end. With few modules r would reach 1, and nothing would
-        train a module; so the divisor is at least the number of stages (ours).
+        K is the number of modules. `stage` is the resolution stage of the backbone at the module's
+        end: the number of changes of the features' shape so far. With few modules r would reach 1,
+        so that both weights are 0 and the module is not trained. So the divisor is at least the
+        number of stages (ours).
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -168,12 +171,12 @@ class MANPlus(MAN):
 
 
 class Mixture(nn.Module):
-    """The sum of a trained and an averaged network's outputs for the same features.
+    """Adds the outputs of a trained and of an averaged network for the same features.
 
     Args:
         learned: The trained network.
         average: The network whose parameters are moving averages.
-        momentum: The share of the averages that stays in an update.
+        momentum: The weight m of the old averages in an update.
         scaled: Whether the outputs are weighted by s and 2 - s, where s is learned.
     """
 
@@ -186,7 +189,7 @@ class Mixture(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute y, which has the shape of the next unit's output, from the module's features."""
+        """Compute y from the module's features. It has the shape of the next unit's output."""
         learned, average = self.learned(x), self.average(x)
         if self.scale is None:
             mixed: Tensor = learned + average
@@ -195,7 +198,7 @@ class Mixture(nn.Module):
         return mixed
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Move the averages towards `weights`; to be called under `no_grad`."""
+        """Update the averages with `weights`. Call this under `no_grad`."""
         parameters = dict(self.average.named_parameters())
         averages: list[Tensor] = [*parameters.values()]
         torch._foreach_mul_(averages, self.momentum)
@@ -203,7 +206,7 @@ class Mixture(nn.Module):
 
 
 class MomentumCriterion(Criterion):
-    """A local loss that reads a `Mixture` in the place of the module's features.
+    """A local loss that reads the output y of a `Mixture` instead of the module's features.
 
     Args:
         mixture: The network that computes y from the features.
@@ -229,6 +232,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, unless the watched version of the next unit never existed."""
+        """Update the averages, except in the first batches, when no such old weights exist yet."""
         if steps >= 0:
             self.mixture.take(weights)

@@ -1,4 +1,4 @@
-"""The interface of local learning methods: `LocalMethod`, `Criterion` and `Site`."""
+"""Defines the interface of local learning methods: `LocalMethod`, `Criterion` and `Site`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 MOST_LAG = 4096
-"""The longest lag in batches. A lag of n keeps n versions of a unit's weights; methods need few."""
+"""Largest lag in batches, more than any method needs. A lag of n keeps n versions of weights."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """The place of an auxiliary network: the last unit of a module.
+    """Facts about a module that a local method needs to build the module's auxiliary network.
 
     Attributes:
         module: Number of the module, from 0.
-        modules: The indices of each module's units.
+        modules: For each module, the indices of its units.
         units: All units of the model, in order.
         features: Shape and dtype of the first output of each unit.
         image: The images that the model is built for.
-        task: The task that is learnt.
+        task: The task that the model learns.
     """
 
     module: int
@@ -59,19 +59,20 @@ class Site:
 
     @property
     def progress(self) -> float:
-        """Position from 0 at the first module with an auxiliary network to 1 at the last one."""
+        """Position of the module: 0 for the first with an auxiliary network, 1 for the last."""
         return self.module / max(1, len(self.modules) - 2)
 
     def at(self, module: int) -> Self:
-        """Return the site of another module."""
+        """Return the site of module number `module`."""
         return replace(self, module=module)
 
 
 class Criterion(nn.Module):
     """A head and the task's loss on its prediction.
 
-    A criterion trains a module; its parameters are the module's auxiliary network. A method with
-    another loss overrides `forward`, and `reads` if its loss reads more tensors.
+    A criterion trains a module, and its parameters are the parameters of the module's auxiliary
+    network. A subclass for another loss overrides `forward`, and extends `reads` if its loss reads
+    more tensors.
 
     Args:
         head: The network that makes a prediction from features.
@@ -80,8 +81,8 @@ class Criterion(nn.Module):
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
-        writes: Names of the tensors that it makes for later modules: none.
-        watches: A later unit whose weights `see` gets before each training batch, or None.
+        writes: Names of the tensors that the criterion makes for later modules: none.
+        watches: A later unit whose weights are passed to `see` before each training batch, or None.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -104,13 +105,14 @@ class Criterion(nn.Module):
         return self.task.loss(prediction, values), prediction
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Receive the watched weights, before the forward of a training batch.
+        """Receive the weights of the watched unit, before the forward pass of a training batch.
 
         Args:
-            weights: The watched unit's parameters by name. They are overwritten later, so they must
-                be read now.
-            steps: Number of optimizer steps that the weights have had. Below 0 the watched version
-                never existed, and these are the initial weights.
+            weights: The watched unit's parameters by name. They are overwritten later, so this
+                method must read or copy them before it returns.
+            steps: Number of optimizer steps after which these were the unit's weights. If it is
+                below 0, training has had fewer steps than the lag, and these are the initial
+                weights.
         """
 
 
@@ -119,14 +121,14 @@ class LocalMethod(ABC):
 
     Attributes:
         changed: Why auxiliary networks may differ from those of an earlier version of this program.
-            Messages say so if a run of that version cannot be resumed.
+            A message contains this text if a run of that version cannot be resumed.
     """
 
     changed: ClassVar[str] = ""
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module that is not the model's last.
+        """Return the auxiliary network and local loss of a module other than the model's last one.
 
         Args:
             site: The module.
@@ -136,11 +138,11 @@ class LocalMethod(ABC):
         """
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return units that make further tensors of a module for later criteria.
+        """Return units that compute further tensors of a module, for criteria of later modules.
 
         These units have no parameters and run after the module's own units, without gradients.
-        Their outputs travel up to the last criterion that reads them. The model's last module is
-        never asked.
+        Their outputs are sent as far as the last criterion that reads them. This method is not
+        called for the model's last module.
         """
         return ()
 
@@ -149,7 +151,7 @@ def check_lag(lag: int) -> None:
     """Check that a lag is a number of batches within limits.
 
     Raises:
-        ConfigError: It is not an integer, less than 1, or above `MOST_LAG`.
+        ConfigError: The lag is not an integer, less than 1, or above `MOST_LAG`.
     """
     if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
         raise ConfigError("local.lag", lag, "is not a valid number of batches", "give 1 or more")
@@ -159,7 +161,7 @@ def check_lag(lag: int) -> None:
 
 
 def module_criterion(method: LocalMethod, site: Site) -> Criterion:
-    """Return a module's criterion: the method's, or the task's loss for the model's last module.
+    """Return the method's criterion for a module; for the model's last module, the task's loss.
 
     Raises:
         ConfigError: The method does not apply to this model or task.
@@ -170,5 +172,5 @@ def module_criterion(method: LocalMethod, site: Site) -> Criterion:
 
 
 def module_exports(method: LocalMethod, site: Site) -> Sequence[Unit]:
-    """Return a module's exports; the model's last module has none."""
+    """Return the method's exports of a module; the model's last module has none."""
     return () if site.is_last else method.exports(site)

@@ -1,4 +1,4 @@
-"""Parts of the networks and losses of several local methods.
+"""Parts of networks and losses that several local methods share.
 
 Legend: B batch, T tokens, D width, C channels, H height, W width of a map.
 """
@@ -18,9 +18,10 @@ Head = TypeVar("Head", bound=nn.Module)
 class AsMap(nn.Module):
     """Converts features to maps [B, C, H, W].
 
-    Our reading for transformers: patch tokens [B, T, D] are arranged in the square from which they
-    were cut. A class token before them is added to each of them, because otherwise nothing would
-    train it. Tokens that form no square become one column. Vectors [B, D] become maps of one pixel.
+    Our reading for transformers: the tokens of patches, [B, T, D], are arranged as the patches in
+    the square image. A class token in front is added to each patch token, because otherwise the
+    class token would not be trained. If the number of tokens fits no square, they become one
+    column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,10 +51,10 @@ def map_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 class Probe(nn.Module):
-    """A network that learns from features without training the module that makes them.
+    """A network that is trained on a module's features but does not train the module.
 
-    If a local loss makes no prediction, or gives its prediction no weight, a probe gives the
-    accuracy that is reported for the module.
+    If a local loss makes no prediction, or if its prediction does not train the module, a probe
+    makes the predictions from which the module's accuracy is computed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -67,7 +68,7 @@ class Probe(nn.Module):
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Return the dot products of all pairs of rows, [B, D] to [B, B], always in float32."""
+    """Compute the dot products of all pairs of rows, [B, D] to [B, B], always in float32."""
     kind = rows.device.type
     available = torch.amp.is_autocast_available(kind)  # not for the meta device
     with torch.autocast(kind, enabled=False) if available else nullcontext():
@@ -75,7 +76,7 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def drawn_by_he(network: nn.Module) -> nn.Module:
-    """Initialise a network's convolutions anew by He's rule (fan out), and return the network."""
+    """Initialise a network's convolutions by He's rule (fan out), and return the network."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -85,10 +86,17 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 def head_of(
     head: nn.Module, kind: type[Head], says: str, setting: tuple[str, object], other: str
 ) -> Head:
-    """Return the model's head if it is of a kind, which says of itself what a setting needs.
+    """Return the model's head if it belongs to a class that a setting requires.
+
+    Args:
+        head: The model's head.
+        kind: The required class.
+        says: The property that heads of this class have, for the message.
+        setting: Key and value of the setting, for the message.
+        other: An alternative for the user, for the message.
 
     Raises:
-        ConfigError: The head is another one, of a user's own model.
+        ConfigError: The head belongs to another class, as in a user's own model.
     """
     if isinstance(head, kind):
         return head

@@ -16,23 +16,24 @@ from ppll_cli.tasks.classification import class_shares, classes_of
 
 
 class PredSim(LocalMethod):
-    """Trains each module to predict labels, and to make similar features for similar labels.
+    """Trains each module to predict labels, and to compute similar features for similar labels.
 
     The prediction loss is cross-entropy after a pool and a Linear layer. The similarity loss
-    compares pairs of the batch's samples: it is the mean squared difference between the
-    `similarities` of the samples after a 3x3 convolution and those of their labels. The loss is
-    (1 - similarity) * prediction loss + similarity * similarity loss. The label of a mixed image is
-    its row of class shares (ours).
+    compares all pairs of samples in a batch. It is the mean squared difference between two matrices
+    of `similarities`: of the samples' features after a 3x3 convolution, and of the samples' labels.
+    The loss is (1 - similarity) * prediction loss + similarity * similarity loss. For a mixed
+    image, the row of class shares is used as its label (ours).
 
-    Details follow the paper's code (github.com/anokland/local-loss), except the initial weights of
-    the Linear layer, which are zero there and torch's here, and the pooling of odd sizes.
+    Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
+    Linear layer begins with torch's initial weights instead of zeros, and odd sizes are pooled
+    differently.
 
     Args:
         similarity: Weight of the similarity loss, from 0 to 1. With 0 there is no convolution. With
-            1 the classifier is a `Probe`, so that the module still has an accuracy (ours).
-        width: Largest number of values that the Linear layer reads. The longer side of the map is
-            halved, rounded up, until this holds or one value per channel is left. The paper's code
-            is run with 2048 for CIFAR-10.
+            1 the classifier is a `Probe`, which only measures the module's accuracy (ours).
+        width: Largest number of inputs of the Linear layer. The longer side of the map is halved,
+            rounded up, until the number of values is at most `width`, or one value per channel is
+            left. The paper's commands for CIFAR-10 use 2048.
     """
 
     def __init__(self, *, similarity: float = 0.99, width: int = 2048) -> None:
@@ -59,11 +60,11 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """Similarity matching and a classifier.
+    """PredSim's loss: the similarity loss and the prediction loss.
 
     Args:
         head: The classifier.
-        convolution: The convolution after which samples are compared.
+        convolution: The convolution whose output is compared between samples.
         site: The module.
         classes: Number of classes.
         similarity: Weight of the similarity loss, above 0 and at most 1.
@@ -91,27 +92,27 @@ class PredSimCriterion(Criterion):
 def summary(x: Tensor) -> Tensor:
     """Convert maps [B, C, H, W] to the float32 vectors by which samples are compared.
 
-    A vector has the standard deviation of each channel over its positions, if there are more than
-    three channels and more than one position; otherwise all values.
+    If a map has more than three channels and more than one position, its vector has the standard
+    deviation of each channel over positions. Otherwise its vector has all values.
     """
     x = x.float().flatten(2)
     return x.std(dim=2) if x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)
 
 
 def similarities(vectors: Tensor) -> Tensor:
-    """Return how similar each two vectors are, [B, D] to [B, B], from -1 to 1.
+    """Compute the similarity of each pair of vectors, [B, D] to [B, B], from -1 to 1.
 
-    Similarity is the cosine between the vectors, each minus the mean of its own D elements.
+    From each vector, the mean of its D elements is subtracted. The similarity is the cosine.
     """
     vectors = vectors.float()
     return gram(F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8))
 
 
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
-    """Return height and width of the windows over which a map is averaged.
+    """Return height and width of a pool's windows, so that there are at most `positions` windows.
 
-    The longer side, the height if both are equal, is halved until there are at most `positions`
-    windows, or one.
+    The longer side (the height, if both sides are equal) is halved until this holds, or one window
+    is left.
     """
     kernel_height = kernel_width = 1
     while True:
@@ -125,5 +126,5 @@ def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
 
 
 def _windows(size: int, kernel: int) -> int:
-    """Return the number of windows that cover a side; the last may be cut off."""
+    """Return the number of windows that cover a side. The last window may exceed it."""
     return -(-size // kernel)

@@ -1,4 +1,4 @@
-"""The feature bank of detection: maps, from which the pyramids of later modules are made.
+"""The feature bank for detection: it holds maps, from which later modules make their pyramids.
 
 Legend: B batch, A anchors of a picture, C classes.
 """
@@ -19,21 +19,20 @@ from ppll_cli.tasks.task import Shape
 
 
 class PyramidBank(Bank):
-    """The bank of detection: the maps that a pyramid reads."""
+    """The bank for detection: it holds the maps that a pyramid can read."""
 
     def __init__(self, task: Detection) -> None:
         self.task = task
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return the identity for maps that a pyramid reads, and None for others."""
+        """Return the identity for maps with a stride that a pyramid reads; None for other maps."""
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a pyramid over banked maps, the module's map and the maps of copied units.
+        """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
 
-        For `LevelDetection` return a `LevelHead` over the module's map and banked maps. Copied
-        units lead there as long as their maps are no coarser than its finest level; other copies
-        are dropped.
+        For `LevelDetection`, return copied units and a `LevelHead`, which reads their output and
+        banked maps. Copied units whose maps are coarser than the head's finest level are dropped.
         """
         reads = "how it reads a pyramid"
         head = head_of(copies.head, PyramidHead, reads, ("local", "fba"), "use local=greedy")
@@ -55,15 +54,16 @@ class PyramidBank(Bank):
 class BankedPyramid(nn.Module):
     """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
 
-    Our reading: the pyramid of a module's auxiliary network is made from the detached maps of
-    earlier modules, from the module's own map, and from the maps that copies of later units compute
-    from it. From these own maps the last one of each stride is taken, as in the model. If there are
-    several maps of one stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution
-    brings them to its width; `add` sums those that have the own map's number of channels.
+    Our reading: the pyramid of a module's auxiliary network is made from banked maps (the detached
+    maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
+    compute from it). For each stride, the last own map is used, as in the model. If several maps
+    have the same stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution reduces
+    the result to the pyramid's width. `add` sums the own map and the banked maps with the same
+    number of channels.
 
     Args:
         units: Copies of later units, in order.
-        head: A copy of the model's head. A new head with its settings is made for the maps.
+        head: A copy of the model's head. A new head with the same settings is made for the maps.
         own: Stride and channels of the module's map and of each copy's output.
         banked: Stride and channels of the maps of earlier modules.
         fusion: `concatenate` or `add`.

@@ -1,4 +1,4 @@
-"""Transformer blocks as auxiliary networks, as PPLL trains its ViT (arXiv 2411.12780)."""
+"""Transformer blocks as auxiliary networks, as in the PPLL paper's ViT (arXiv 2411.12780)."""
 
 from torch import nn
 
@@ -9,17 +9,17 @@ from ppll_cli.models.unit import check_depth
 
 
 class ViTBlocks(LocalMethod):
-    """Trains each module through transformer blocks of its own and a copy of the head.
+    """Trains each module through new transformer blocks and a copy of the model's head.
 
-    The blocks have the shape of the block that follows the module, or of the last block if none
-    follows. The head has the shape of the model's: LayerNorm, pooling and Linear. Both have fresh
+    The blocks have the sizes of the block after the module or, if no block follows, of the last
+    block. The copied head has LayerNorm, pooling and a Linear layer. Blocks and head have fresh
     weights.
 
     Args:
-        depth: Number of blocks of each auxiliary network, 0 or more. 0 is the head alone. A list
-            gives the number for each module but the last. A schedule `front-back`, such as `2-0`,
-            changes linearly from `front` at the first of these modules to `back` at the last,
-            rounded (our reading of "front blocks 1 or 2, last blocks 0").
+        depth: Number of blocks of each auxiliary network, 0 or more; 0 means the head alone. A list
+            has a number for each module but the last. Text `front-back`, such as `2-0`, changes the
+            number linearly from `front` at the first of these modules to `back` at the last of
+            them, rounded (our reading of "front blocks 1 or 2, last blocks 0").
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:

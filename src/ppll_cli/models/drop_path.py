@@ -1,4 +1,4 @@
-"""Stochastic depth: in training, a residual block adds nothing for some of the samples."""
+"""Stochastic depth: in training, a residual block's branch is skipped for random samples."""
 
 from torch import Tensor, nn
 
@@ -6,8 +6,9 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Zeroes the output of a block's branch for random samples of a batch.
 
-    The other outputs are divided by 1 - rate, which preserves the mean (arXiv 1603.09382, where
-    evaluation multiplies by 1 - rate instead). Evaluation changes nothing.
+    The outputs of all other samples are divided by 1 - rate, which preserves the mean. In
+    evaluation nothing is changed. (In arXiv 1603.09382, outputs are multiplied by 1 - rate in
+    evaluation instead.)
 
     Args:
         rate: Probability that a sample is zeroed, 0 or more and below 1.
@@ -15,7 +16,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self._rate = rate  # private, because units that differ only in it cost the same
+        self._rate = rate  # private, because it does not change the cost of a unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a batch of the shape of `x`, [B, ...]."""
@@ -27,13 +28,13 @@ class DropPath(nn.Module):
 
 
 def drop_path_of(rate: float) -> nn.Module:
-    """Return a `DropPath`, or if `rate` is 0 an identity, which draws no random numbers."""
+    """Return a `DropPath`. If `rate` is 0, return an identity, which draws no random numbers."""
     return DropPath(rate) if rate else nn.Identity()
 
 
 def rates(last: float, blocks: int) -> list[float]:
-    """Return each block's probability, which grows linearly from 0 to `last` at the last block.
+    """Return the rate of each block. Rates grow linearly from 0 to `last` at the last block.
 
-    A single block has 0.
+    A single block has rate 0.
     """
     return [last * index / max(1, blocks - 1) for index in range(blocks)]

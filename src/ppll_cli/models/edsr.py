@@ -20,11 +20,11 @@ from ppll_cli.tasks.super_resolution import super_resolution_of
 from ppll_cli.tasks.task import Task
 
 FIRST = "first"
-"""Name of the first features, which the long skip brings to the last unit."""
+"""Name of the first features, which the last unit reads through the long skip."""
 
 
 class First(nn.Module):
-    """A 3x3 convolution that computes the first features from levels (0 to 255, less their mean).
+    """Converts a picture to levels (0 to 255, minus their mean), and applies a 3x3 convolution.
 
     Args:
         width: C of the output.
@@ -47,7 +47,7 @@ class ResidualUnit(nn.Module):
 
     Args:
         width: C.
-        scale: Factor of the convolutions' result before it is added to the skip.
+        scale: Factor for the result of the convolutions, before the input is added.
     """
 
     def __init__(self, width: int, scale: float) -> None:
@@ -63,7 +63,7 @@ class ResidualUnit(nn.Module):
 
 
 class Tail(PictureHead):
-    """A 3x3 convolution, the long skip, and the upsampler.
+    """EDSR's head: a 3x3 convolution, the sum with the long skip, and the upsampler.
 
     Args:
         width: C of the input.
@@ -84,18 +84,20 @@ class Tail(PictureHead):
 
 @dataclass(frozen=True, kw_only=True)
 class EDSR:
-    """EDSR for the scale of the data: units `first`, `body.0` ... `body.{depth-1}` and `tail`.
+    """EDSR with units `first`, `body.0` ... `body.{depth-1}` and `tail`. The data define its scale.
 
-    `tail` also reads the first features, which travel through the stages beside the map: with
-    gradients under back-propagation, and without gradients from module to module of local learning.
-    The baseline has 16 residual units of 64 channels, 1.37 million parameters for x2; the large
-    network has `depth=32 width=256 res_scale=0.1`. As in the paper's code, initial weights are
-    torch's defaults, and pictures have values from 0 to 255 within the network.
+    `tail` also reads the first features, which all stages pass on together with the map. Under
+    back-propagation their gradients are sent back; in local learning they are detached between
+    modules.
+    The paper's baseline has 16 residual units of 64 channels, with 1.37 million parameters for x2.
+    Its large network has `depth=32 width=256 res_scale=0.1`. As in the paper's code, initial
+    weights are torch's defaults, and values of pictures are from 0 to 255 within the network.
 
     Attributes:
         depth: Number of residual units.
         width: C of all maps.
-        res_scale: Factor of a residual unit's result before it is added to the skip.
+        res_scale: Factor for the result of a residual unit's convolutions, before its input is
+            added.
 
     Raises:
         ConfigError: An option is out of range.
@@ -115,8 +117,8 @@ class EDSR:
             raise ConfigError("model.res_scale", self.res_scale, problem, remedy)
 
     def reach(self, scale: int) -> int:
-        """Return how far away an output pixel depends on the small picture, in its pixels."""
-        behind = 1 if scale < 4 else 1.5  # all convolutions of the upsampler but the last
+        """Return the radius of the receptive field of a pixel, in pixels of the small picture."""
+        behind = 1 if scale < 4 else 1.5  # of the upsampler's convolutions except the last one
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
@@ -149,5 +151,5 @@ class EDSR:
 def _same(
     build: Callable[[], nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> nn.Module:
-    """Return a copy of a unit: all maps have equal channels, and any height and width will do."""
+    """Build a unit for other maps: channels are always equal, and all heights and widths fit."""
     return build()

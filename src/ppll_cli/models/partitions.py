@@ -24,10 +24,10 @@ _INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
         "K4_balanced": ((1, 6), (1, 14), (2, 8)),
     },
 }
-"""By depth and partition: group and index of the last unit of each module but the last.
+"""For each depth and partition: group and index of the last unit of each module but the last.
 
-They are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. The modules of
-the balanced partitions ("InfoPro*" in the paper) need about the same memory.
+They are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. In a balanced
+partition ("InfoPro*" in the paper), all modules need about the same memory.
 """
 
 _AUGLOCAL_DEPTHS = range(1, 7)
@@ -37,10 +37,11 @@ _AUGLOCAL_DEPTHS = range(1, 7)
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     """Return the first units of modules 2 to k for the partitions of InfoPro, AugLocal and MAN.
 
-    AugLocal's code (github.com/ChenxiangMA/AugLocal) makes the stem and each residual unit a
-    module, and the last d + 1 units a single one. MAN (arXiv 2507.16279) puts the stem as a module
-    before InfoPro's K8 or K16. For ResNet-110 it puts the stem before a K32 and a K55: K55 has one
-    residual unit in each module (our reading), and K32 has two or one (ours).
+    In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
+    modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds
+    the stem as a separate module before InfoPro's K8 or K16. For ResNet-110 it has partitions K32
+    and K55, also after a separate stem: each module of K55 has one residual unit (our reading), and
+    each module of K32 has two or one (ours).
     """
     if depth not in _INFOPRO:
         return {}

@@ -1,4 +1,4 @@
-"""A model as one PyTorch module, for use without a pipeline."""
+"""Builds a model as one PyTorch module, for use without a pipeline."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ class PlainModel(nn.Module):
 
     Args:
         units: The model's units in order.
-        seed: Seed of the initial weights. A run with this seed starts from equal weights.
+        seed: Seed of the initial weights. A run with the same seed has the same initial weights.
 
     Raises:
         ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).
@@ -27,7 +27,7 @@ class PlainModel(nn.Module):
             _container(self, folders).add_module(last, build_unit(unit, seed))
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return what the last unit writes, the prediction, for images [B, C, H, W]."""
+        """Return the output of the last unit, the prediction, for images [B, C, H, W]."""
         values = {IMAGE: image}
         for unit in self._units:
             written = self.get_submodule(unit.name)(*(values[name] for name in unit.reads))
@@ -39,7 +39,7 @@ class PlainModel(nn.Module):
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """Return the module under a dotted name, and create empty modules on the way to it."""
+    """Return the module with this path of names; create missing modules as empty ones."""
     for folder in folders:
         if not hasattr(root, folder):
             root.add_module(folder, nn.Module())

@@ -1,4 +1,4 @@
-"""Residual networks: the narrow ones for CIFAR, and torchvision's family.
+"""Residual networks: the narrow networks for CIFAR, and torchvision's ResNets.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -131,14 +131,14 @@ def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.
 
 
 def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
-    """Return what fits the skip to the sum: None, or a 1x1 convolution and a BatchNorm."""
+    """Return a unit's skip: a 1x1 convolution and BatchNorm; None if the shape is unchanged."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
 
 
 def _join(y: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """Return ReLU(y + shortcut(x)), computed in the memory of `y`; `x` is not changed."""
+    """Return ReLU(y + shortcut(x)). `y` is overwritten, `x` is not."""
     y += x if shortcut is None else shortcut(x)
     return F.relu(y, inplace=True)
 
@@ -153,7 +153,7 @@ def _adapted(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
 ) -> nn.Module:
-    """Return a residual unit for another input; it halves H and W if they exceed the output's."""
+    """Build a residual unit for another input; it halves H and W if they exceed the output's."""
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)
 
@@ -163,8 +163,8 @@ def _trunk(
 ) -> list[Unit]:
     """Return the stem and the groups of residual units.
 
-    In each group but the first, the first unit halves H and W, and the width doubles. `drop_path`
-    is the probability that the last unit's branch is zeroed for a sample.
+    In each group but the first, the first unit halves H and W and doubles the width. `drop_path` is
+    the probability that the branch of the last unit is zeroed for a sample.
     """
     probabilities = iter(rates(drop_path, sum(counts)))
     units = [Unit("stem", stem, reads=(IMAGE,))]
@@ -187,13 +187,13 @@ def _head(channels: int, classes: int) -> Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class CifarResNet:
-    """The ResNet for small images: three groups of n basic units, 16, 32 and 64 channels wide.
+    """The ResNet for small images: three groups of n basic units, with 16, 32 and 64 channels.
 
-    Its units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. Where the shape changes, the
-    skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
-    (github.com/blackfeather-wang/InfoPro-Pytorch), with which local learning is usually compared.
-    The first paper (arXiv 1512.03385, 4.2) pads with zeros there, and has slightly fewer
-    parameters.
+    The units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. In units that change the shape,
+    the skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
+    (github.com/blackfeather-wang/InfoPro-Pytorch), with which papers on local learning usually
+    compare. The original paper (arXiv 1512.03385, section 4.2) pads with zeros instead, which needs
+    slightly fewer parameters.
 
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
@@ -219,7 +219,7 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The papers' partitions for this depth: by name, the first units of modules 2 to k."""
+        """Partitions of papers for this depth: for each name, the first units of modules 2 to k."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
@@ -244,7 +244,7 @@ FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
     101: (BottleneckUnit, (3, 4, 23, 3)),
     152: (BottleneckUnit, (3, 8, 36, 3)),
 }
-"""By depth: the class of residual units, and their number in each of the four groups."""
+"""For each depth: the class of residual units, and their number in each of the four groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +308,7 @@ class ResNet:
 
 
 def _too_small(key: str, value: str, image: ImageSpec, least: int, remedy: str) -> ConfigError:
-    """Return the error for images so small that the last layers would convolve only padding."""
+    """Return the error for images that are too small for the network."""
     problem = (
         f"needs images of at least {least} x {least} pixels, "
         f"but these have {image.height} x {image.width}"

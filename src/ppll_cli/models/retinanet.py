@@ -16,7 +16,7 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""By stride, the names of the last maps of the ResNet's last three groups, which `head` reads."""
+"""For each stride, the name of the last map of a group of the ResNet. `head` reads these maps."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32
@@ -24,21 +24,21 @@ GROUPS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNet:
-    """RetinaNet over torchvision's ResNet: units `stem`, `layer1.0` ... `layer4.N` and `head`.
+    """RetinaNet on torchvision's ResNet, with units `stem`, `layer1.0` ... `layer4.N` and `head`.
 
     `head` has the pyramid and the branches for classes and boxes. It reads the last maps of the
-    second, third and fourth group of residual units. These travel through the stages beside the
-    map: with gradients under back-propagation, and without gradients from module to module of local
-    learning. The residual units' BatchNorm is trained, not frozen as in torchvision's pretrained
+    second, third and fourth group of residual units. All later stages pass these maps on: under
+    back-propagation their gradients are sent back, and in local learning they are detached between
+    modules. BatchNorm in residual units is trained, not frozen as in torchvision's pretrained
     models.
 
     Attributes:
         depth: Depth of the ResNet: 18, 34, 50, 101 or 152.
         width: Number of channels of the pyramid and of the branches.
-        norm: The norms between the branches' convolutions: `none`, as in the paper, or `group`,
-            norms of 32 groups, as in torchvision's second version.
-        drop_path: The ResNet's `drop_path`: the probability that the last residual unit's branch is
-            zeroed for a sample.
+        norm: The norms between the branches' convolutions: `none`, as in the paper, or `group` for
+            GroupNorm with 32 groups, as in torchvision's second version.
+        drop_path: Probability that the branch of the last residual unit is zeroed for a sample, as
+            in `ResNet`.
 
     Raises:
         ConfigError: An option is out of range.

@@ -1,7 +1,7 @@
-"""Names that torchvision gives to weights, and ours. Imports no torchvision."""
+"""Converts torchvision's names of weights to this program's. Does not import torchvision."""
 
 PREFIXES = {
-    # ResNet; the names of its residual units are equal
+    # ResNet; names of residual units are the same in both
     "conv1.": "stem.conv1.",
     "bn1.": "stem.bn1.",
     "fc.": "head.fc.",
@@ -17,7 +17,7 @@ PREFIXES = {
     "head.classification_head.": "head.head.classification_head.",
     "head.regression_head.": "head.head.regression_head.",
 }
-"""Beginnings of torchvision's names, and what replaces them here."""
+"""Prefixes of torchvision's names, and their replacements in this program."""
 
 BODY = "backbone.body."
 """Prefix of the ResNet's names in torchvision's RetinaNet."""
@@ -27,11 +27,12 @@ COUNTER = ".num_batches_tracked"
 
 
 OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
-"""Parts of names before github.com/pytorch/vision/pull/6053, as in older files, and after it."""
+"""Parts of names in older files, and their replacements since
+github.com/pytorch/vision/pull/6053."""
 
 
 def our_name(key: str) -> str:
-    """Return the name here of a tensor of a torchvision model."""
+    """Return this program's name for a tensor of a torchvision model."""
     key = key.removeprefix(BODY)
     for theirs, ours in PREFIXES.items():
         if key.startswith(theirs):

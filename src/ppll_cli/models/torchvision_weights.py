@@ -23,11 +23,11 @@ NORM = "head.head.classification_head.conv.0.1.weight"
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a torchvision model to those of the corresponding model here.
+    """Rename the weights of a torchvision model to the names of the corresponding model here.
 
-    The result fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, and `RetinaNet`.
-    Tensors are shared, not copied. The weights do not show the number of attention heads: give
-    `ViT` the number of the original model.
+    The result fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, or `RetinaNet`.
+    Tensors are shared, not copied. The number of attention heads cannot be found from the weights,
+    so give `ViT` the number of the original model.
 
     Args:
         state_dict: Weights of a torchvision ResNet-18, 34, 50, 101 or 152, of a VisionTransformer,
@@ -38,7 +38,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Weights for `PlainModel.load_state_dict`, or, unit by unit, for the units' modules.
 
     Raises:
-        ConfigError: The weights are those of another model.
+        ConfigError: The weights belong to another model.
     """
     ours = {our_name(key): value for key, value in state_dict.items()}
     expected = _expected(ours)
@@ -56,7 +56,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors, without storage, of the model to which the weights seem to belong."""
+    """Guess the model from the weights, and return its tensors by name, without storage."""
     if {"stem.conv1.weight", LOGITS} <= ours.keys():
         return _built(*_retinanet(ours))
     if {"stem.conv1.weight", "head.fc.weight"} <= ours.keys():
@@ -74,7 +74,7 @@ def _built(model: Model, image: ImageSpec, task: Task) -> dict[str, Tensor]:
 
 
 def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
-    """Return the RetinaNet of these sizes; its anchors are arbitrary, because weights have none."""
+    """Return a RetinaNet with the sizes of the weights; its anchors are arbitrary."""
     classes = tuple(map(str, range(len(ours[LOGITS]) // ANCHORS)))
     task = Detection(classes, boxes=1, height=224, width=224, anchor=32)
     width = ours[LOGITS].shape[1]
@@ -103,7 +103,7 @@ def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
 
 
 def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
-    """Return the ViT of these sizes, and images; sizes that no weight shows are arbitrary."""
+    """Return a ViT with the sizes of the weights, and images; unknown sizes are arbitrary."""
     dim, channels, patch = ours["embed.conv_proj.weight"].shape[:3]
     hidden = len(ours.get("blocks.0.mlp.0.weight", ()))
     if hidden == 0:
@@ -116,7 +116,7 @@ def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
 
 
 def _children(ours: Mapping[str, Tensor], prefix: str) -> int:
-    """Return how many different names directly follow a prefix."""
+    """Return the number of different name parts that directly follow a prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in ours if key.startswith(prefix)})
 
 

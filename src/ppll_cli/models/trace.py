@@ -1,4 +1,4 @@
-"""Finds each unit's outputs and cost on the meta device, where nothing is computed."""
+"""Finds shapes of outputs and costs of units on the meta device, without computing values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ppll_cli.models.unit import Unit
 
 @dataclass(frozen=True)
 class Cost:
-    """The size of a network and the cost of its forward.
+    """The number of parameters of a network and the cost of its forward pass.
 
     Attributes:
         params: Number of parameters.
-        flops: Floating-point operations of the forward of one sample, as torch's counter counts
-            them: a multiplication and an addition are two.
+        flops: Floating-point operations of the forward pass of one sample, from torch's counter. A
+            multiplication and an addition count as two.
         single_valued: Names of the BatchNorm layers that get one value per channel and sample, and
             therefore cannot be trained on one sample.
     """
@@ -30,7 +30,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TracedUnit:
-    """A unit's outputs, in the order of its `writes`, and its cost."""
+    """Shapes and dtypes of a unit's outputs, in the order of `writes`, and the cost of the unit."""
 
     outputs: tuple[ValueSpec, ...]
     cost: Cost
@@ -43,7 +43,7 @@ def measure(
 
     Args:
         build: Makes the network.
-        run: Calls the network.
+        run: Calls the network with inputs on the meta device.
 
     Returns:
         What `run` returned, and the cost.
@@ -68,14 +68,14 @@ def measure(
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
-    """Trace one sample through the model.
+    """Pass one sample through the model on the meta device; return each unit's outputs and cost.
 
     Args:
         units: The model's units in order.
         batch: Shape and dtype of each tensor of a batch, including images, by name.
 
     Raises:
-        ValueError: A unit returns another number of tensors than it writes.
+        ValueError: The number of tensors that a unit returns differs from its `writes`.
     """
     specs = dict(batch)
     traced = []

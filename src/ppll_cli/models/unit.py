@@ -1,4 +1,4 @@
-"""The interface of models: an ordered list of units that read and write named tensors."""
+"""Defines the interface of models: an ordered list of units that read and write named tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ IMAGE = "image"
 """Name of a batch's images, float [B, C, H, W], normalised."""
 
 MOST_LAYERS = 4096
-"""Most equal layers in a row, far more than any network has."""
+"""Largest number of equal layers in sequence, far more than any network has."""
 
 
 MOST_SIZE = 1 << 24
-"""Largest size of a layer in one dimension; a square layer of this size fits into no memory."""
+"""Largest size of a layer in one dimension. No memory can hold a square layer of this size."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class ImageSpec:
         channels: Number of channels.
         height: Height in pixels.
         width: Width in pixels.
-        mean: Mean that normalisation subtracts from pixels in [0, 1], one value or one per channel.
-        std: Number by which normalisation then divides, one value or one per channel.
+        mean: The mean that normalisation subtracts from pixels in [0, 1]: one value, or one per
+            channel.
+        std: The standard deviation by which normalisation then divides: one value, or one per
+            channel.
     """
 
     channels: int
@@ -43,21 +45,22 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece of a model: cuts between modules or chunks lie between units.
+    """The smallest piece of a model. Models are cut into modules and chunks only between units.
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Makes the module, with fresh weights from torch's global generator. The module takes
-            the tensors of `reads` in order, and returns the tensor of `writes` or a tuple of
-            several. It must not change its inputs in place, because others may read them.
-        reads: Names of the tensors that the module takes.
-        writes: Names of the tensors that it returns. If a name exists already, later units read the
-            new tensor.
-        adapt: Makes a module of the same kind for an input of another shape; None if the unit takes
-            only its own input. Its arguments are that shape and the shape of the unit's own output,
-            both without the batch dimension. Auxiliary networks use it to copy a unit where the
-            features differ; the copy may return larger maps than the unit. If the unit has several
-            inputs, of which all but the first are long skips, the copy takes the first alone.
+        build: Builds the network, with fresh weights from torch's global generator. The network
+            takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
+            there are several. It must not change its inputs in place, because other units may read
+            them.
+        reads: Names of the tensors that the network takes.
+        writes: Names of the tensors that the network returns. If a tensor with this name exists
+            already, later units read the new one.
+        adapt: Builds a network of the same kind for an input of another shape; None if this is not
+            possible. Arguments are the shape of the other input and the shape of the unit's own
+            output, both without the batch dimension. Auxiliary networks call it to copy a unit for
+            features of another shape; the copy may return larger maps than the unit. If inputs
+            other than the first are long skips, the copy takes only the first input.
     """
 
     name: str
@@ -70,13 +73,13 @@ class Unit:
 class Model(Protocol):
     """The interface of a model's class; its constructor takes the keys of the model's YAML file.
 
-    A model may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]`. It
-    gives well-known partitions into modules: by name, the first units of modules 2 to k.
-    `local.cuts=NAME` chooses one.
+    A model may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]` of
+    well-known partitions into modules. It maps the name of a partition to the first units of
+    modules 2 to k. `local.cuts=NAME` chooses a partition.
     """
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units in order. The first reads `image`; the last writes the prediction.
+        """Return the units in order. The first one reads `image`, the last writes the prediction.
 
         Raises:
             ConfigError: The options do not fit the images or the task.
@@ -95,7 +98,7 @@ def check_depth(key: str, depth: int, least: int = 1) -> None:
     """Check that a number of equal layers is within limits.
 
     Raises:
-        ConfigError: It is less than `least`, or above `MOST_LAYERS`.
+        ConfigError: The number is less than `least`, or above `MOST_LAYERS`.
     """
     if depth < least:
         raise ConfigError(key, depth, f"must be at least {least}")
@@ -107,7 +110,7 @@ def check_size(key: str, size: int) -> None:
     """Check that a width, or another size of a layer, is within limits.
 
     Raises:
-        ConfigError: It is less than 1, or above `MOST_SIZE`.
+        ConfigError: The size is less than 1, or above `MOST_SIZE`.
     """
     if size < 1:
         raise ConfigError(key, size, "must be at least 1")
@@ -116,7 +119,7 @@ def check_size(key: str, size: int) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check that parameters of two units can never be saved under equal names.
+    """Check that parameters of two units cannot have the same name in a file.
 
     Raises:
         ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).

@@ -65,10 +65,10 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with the parameters of `nn.MultiheadAttention`.
+    """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`.
 
-    It is written out because that class works on [T, B, D]: training on a CPU takes 1.1 to 1.4
-    times as long, and evaluation takes another path, which gives other bits.
+    torch's class is not used, because it works on [T, B, D], so that training on a CPU takes 1.1 to
+    1.4 times as long. In evaluation it also computes in another way, which changes the last bits.
 
     Args:
         dim: D.
@@ -142,7 +142,7 @@ class Block(nn.Module):
 
 
 class Head(ClassifierHead):
-    """LayerNorm, pooling over the tokens, and a Linear layer of zeros, as torchvision's.
+    """LayerNorm, pooling over the tokens, and a Linear layer with initial zeros, as in torchvision.
 
     Args:
         dim: D.
@@ -160,7 +160,7 @@ class Head(ClassifierHead):
 
     def pooled(self, x: Tensor) -> Tensor:
         """Convert tokens [B, T, D] to vectors [B, D]."""
-        # The norm handles each token alone, so only the tokens that are used are normalised.
+        # LayerNorm works on each token separately, so only used tokens are normalised.
         vectors: Tensor = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
         return vectors
 
@@ -175,7 +175,8 @@ class ViT:
         heads: Number of attention heads in a block; a divisor of `dim`.
         patch: Height and width of a patch in pixels.
         mlp_ratio: Width inside a block's two-layer network, as a multiple of `dim`.
-        pooling: What the head reads: `cls`, a class token, or `mean`, the mean over all patches.
+        pooling: What the head reads: `cls` for a class token, or `mean` for the mean over all
+            patches.
         dropout: Probability that a value is zeroed, after the embedding and inside each block.
         attention_dropout: Probability that an attention weight is zeroed.
         drop_path: Probability that a branch of the last block is zeroed for a sample. The

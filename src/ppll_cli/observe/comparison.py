@@ -1,4 +1,4 @@
-"""Compares runs: what each reached, how fast, and whether they may be compared at all."""
+"""Compares runs: their metrics and speeds, and whether a comparison is fair."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find
 
 NOISE = "~"
-"""Marks a value whose difference from its reference is within noise."""
+"""The mark in tables for a value whose difference from the reference is within noise."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Comparison:
     """A comparison of runs.
 
     Attributes:
-        rows: One for each run.
+        rows: One row for each run.
         groups: The lines of the table: groups of runs that differ only in their seed, or each run.
         metric: Name of the task's metric and its split, as most runs have it.
-        target: The metric to which training is timed; None if unknown. It is the lowest value with
-            which a comparable run completed, so that each of these runs reaches it. This is our
-            reading of "time to the final metric": timing each run to its own last value would
-            favour runs that end badly.
+        target: The value of the metric until which training is timed; None if unknown. It is the
+            lowest final value of all comparable completed runs, so each of these runs reaches this
+            value. This is our reading of "time to the final metric": timing each run to its own
+            final value would favour runs that end badly.
         notes: What a reader must know to understand the table.
     """
 
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def failed(self) -> list[Row]:
-        """Runs that failed or were refused."""
+        """Runs that failed, and jobs that were refused before they started."""
         return [row for row in self.rows if row.run.status in ("failed", "refused")]
 
 
@@ -55,8 +55,8 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 
     Args:
         folders: The folders.
-        each: Show every run; otherwise runs that differ only in their seed are one group. Baselines
-            are means over their seeds in both cases.
+        each: Whether to show every run on its own. Otherwise runs that differ only in their seed
+            are shown as one group. A baseline is the mean over its seeds in both cases.
     """
     runs = find(folders)
     ran = [run for run in runs if run.status != "refused"]
@@ -91,7 +91,7 @@ def _row(
     others: Mapping[str, tuple[Any, Any]],
     target: float | None,
 ) -> Row:
-    """Return a run's own numbers; the settings of a refused run are its overrides."""
+    """Return the measured numbers of a run. The settings of a refused run are its overrides."""
     asked = (override.partition("=") for override in run.overrides)
     return Row(
         run,
@@ -107,12 +107,12 @@ def _row(
 
 
 def _over_baselines(row: Row, groups: Sequence[Group], mine: Conditions | None) -> Row:
-    """Return a run with the groups that its speed may be compared with; unchanged if refused."""
+    """Add the baseline groups to a run's row. A refused run has none."""
     if mine is None:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Return groups of a schedule, completed ones first, and the fastest of these first."""
+        """Return comparable groups of a schedule: completed groups first, then by speed."""
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -134,7 +134,7 @@ def _speed(group: Group) -> tuple[bool, float]:
 def _reference(
     group: Group, groups: Sequence[Group], known: Mapping[int, Conditions]
 ) -> Group | None:
-    """Return the group to compare with: back-propagation, or else the best comparable group."""
+    """Return the reference of a group: back-propagation, or else the best comparable group."""
     if group.first.bps:
         return group.first.bps[0]
     mine = known.get(id(group.first.run))
@@ -154,7 +154,7 @@ def _number(value: Any) -> float | None:
 
 
 def _other_task(others: Mapping[str, Any]) -> bool:
-    """Return whether other data or another metric make reaching the target incomparable."""
+    """Return whether a run has other data or another metric, so that the target does not apply."""
     return any(key.partition(".")[0] in ("data", "metric") for key in others)
 
 
@@ -174,7 +174,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes of the table; if each run is shown, nothing is marked as noise."""
+    """Yield the notes below the table. Notes on noise are left out if each run is shown."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
@@ -198,7 +198,7 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
 
 
 def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes that say with what speeds are compared."""
+    """Yield notes that name the baselines of the speed-ups."""
     baselines = {
         id(group.first.bps[0].first.run): group.first.bps[0]
         for group in groups
@@ -227,7 +227,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes that say what the mark of noise means, and which groups cannot be judged."""
+    """Yield notes that explain the mark for noise, and name groups that cannot be tested."""
     ran = [group for group in groups if group.first.run.status == "completed"]
     if any(group.seeds > 1 for group in ran):
         yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
@@ -252,7 +252,7 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes on runs that means leave out, and on seeds that several runs of a group have."""
+    """Yield notes on runs that are not averaged, and on groups with several runs of one seed."""
     left = [
         f"{row.run.name} ({row.run.status})"
         for group in groups
@@ -271,7 +271,7 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Return the number of seeds, if several, and of threads of a baseline."""
+    """Return a text with a baseline's number of seeds, if above 1, and number of threads."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group.first.run), "thread")
 

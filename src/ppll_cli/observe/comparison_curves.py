@@ -1,4 +1,4 @@
-"""The lower part of a comparison's picture: the metric against time, and the legend."""
+"""Draws the lower part of a comparison's picture: the metric against time, and the legend."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""With more groups than this, the legend explains only schedules and methods."""
+"""Largest number of groups that the legend names; above, it names only schedules and methods."""
 
 COLUMNS = 4
-"""How many schedules and methods a line of the legend has."""
+"""Number of schedules and methods in a line of the legend."""
 
 MARKERS = "os^DvxP*"
 
 
 class Point(NamedTuple):
-    """A group's mean after some number of optimizer steps.
+    """The mean of a group's runs after some number of optimizer steps.
 
     Attributes:
-        seconds: How long its runs had trained.
-        value: The metric.
+        seconds: Mean time in seconds that the runs had trained.
+        value: Mean of the metric.
         deviation: Standard deviation of the metric over the runs; 0 for one run.
     """
 
@@ -38,7 +38,7 @@ class Point(NamedTuple):
 
 
 def points(group: Group) -> list[Point]:
-    """Return a group's curve, at the steps after which all its runs were evaluated."""
+    """Return a group's curve, with a point for each step at which all its runs were evaluated."""
     known = [_by_step(row) for row in group.averaged]
     found = []
     for step in known[0]:
@@ -89,7 +89,7 @@ def draw(
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
-    """Draw a group's mean; if there are few curves, with markers and the deviation as a band."""
+    """Draw the mean of a group. With a marker, also draw the standard deviation as a band."""
     seconds, values, deviations = zip(*points(group), strict=True)
     colour = style.colour(group)
     (line,) = axes.plot(
@@ -112,7 +112,7 @@ def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
 def _entries(
     groups: Sequence[Group], names: Sequence[str], style: Style, curves: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Return the legend: of few groups their bars and curves, of many the colours and hatches."""
+    """Return the legend: each group if there are few, else each colour and hatch."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -139,7 +139,7 @@ def columns(groups: Sequence[Group]) -> int:
 
 
 def lines(groups: Sequence[Group], names: Sequence[str], style: Style) -> int:
-    """Return how many lines of text the legend has at most."""
+    """Return the largest possible number of text lines in the legend."""
     if len(groups) <= MOST_CURVES:
         return 1 + sum(fill(name, HEAD_WIDTH).count("\n") + 1 for name in names)
     return 1 + -(-(len(style.colours) + len(style.hatches)) // COLUMNS)
@@ -163,4 +163,4 @@ def _legend(figure: Any, entries: Mapping[str, Any], columns: int) -> None:
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )
     for text in made.get_texts():
-        text.set_parse_math(False)  # a name is no formula
+        text.set_parse_math(False)  # a name may contain "$", and is no formula

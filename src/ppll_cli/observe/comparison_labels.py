@@ -11,23 +11,24 @@ from ppll_cli.observe.conditions import conditions, tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
-"""Longest run name, in characters, that stands before a label, to be found in the tables."""
+"""Longest run name, in characters, that is written before a label."""
 
 LONGEST = 240
-"""Longest label in characters; a longer one is shortened in its middle."""
+"""Longest label in characters; a longer label is shortened in the middle."""
 
 HEAD_WIDTH = 115
 """Characters per line above the panels and in the legend."""
 
 UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
-"""Units by metric; metrics of other tasks have none here."""
+"""The unit or range of each known metric."""
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
-    Short names, as a sweep gives them, come first. Long names are shown only for groups with equal
-    settings. How many runs a group has is said unless all groups have the same number.
+    A short run name, as a sweep gives it, is written first. A long run name is written last, and
+    only if several groups have the same settings. The number of runs is written unless it is the
+    same for all groups.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -45,7 +46,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _given(groups: Sequence[Group]) -> list[list[str]]:
-    """Return the names and tags that the user gave, if groups differ in them."""
+    """Return, for each group, the user's name and tags for its runs, if groups differ in them."""
     each = [(group.given_name, tags(group.first.run)) for group in groups]
     names, marks = ({*those} for those in zip(*each, strict=True)) if each else (set(), set())
     return [
@@ -56,7 +57,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out: all runs completed, equally many per group."""
+    """Return the status that labels leave out, because it is the usual one of a group."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
@@ -79,7 +80,7 @@ def _named(group: Group, text: str, ambiguous: bool) -> str:
 
 
 def shared(groups: Sequence[Group]) -> str:
-    """Return what all runs have in common."""
+    """Return the text above the panels: the number of runs, and settings that all runs share."""
     known = [conditions(group.first.run) for group in groups]
     same = {
         key: str(values.pop())
@@ -103,7 +104,7 @@ def shared(groups: Sequence[Group]) -> str:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield what the picture leaves out or cannot show."""
+    """Yield notes that explain the picture's marks, and say what the picture leaves out."""
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "
@@ -121,6 +122,6 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 
 def with_unit(metric: str) -> str:
-    """Return a metric, after its split, with its unit or range if that is known."""
+    """Return a metric, such as "test accuracy", with its unit or range if this is known."""
     unit = UNITS.get(metric.rpartition(" ")[2])
     return f"{metric} ({unit})" if unit else metric

@@ -23,10 +23,10 @@ LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Widths of a panel beside the labels, and of a character of its numbers."""
+"""Width of a panel without the labels, and width of a character of the numbers in it."""
 
 MARK = "#333333"
-"""Colour of error bars and of single runs; a white edge makes them visible on any bar."""
+"""Colour of error bars and of points of single runs. A white edge separates them from bars."""
 
 
 def picture(path: Path, comparison: Comparison) -> None:
@@ -56,7 +56,7 @@ def picture(path: Path, comparison: Comparison) -> None:
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
-    """Return the middle of each group's label and the end of the last, in inches from the top."""
+    """Return where each label has its middle, and where the last ends, in inches from the top."""
     places, end = [], GAP_INCHES / 2
     for text in wrapped:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
@@ -72,7 +72,7 @@ def _speed(
     style: Style,
     comparison: Comparison,
 ) -> None:
-    """Draw each group's speed, relative to back-propagation if that is known for any group."""
+    """Draw the speed of each group, relative to back-propagation if any group has this baseline."""
     over = any(group.over_bp is not None for group in groups)
     rates = {bp.rate.mean for g in groups for bp in g.first.bps[:1] if g.over_bp and bp.rate}
     base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
@@ -104,7 +104,7 @@ def _memory(
     style: Style,
     comparison: Comparison,
 ) -> None:
-    """Draw the peak memory of each stage, side by side, so that a bar's length is their sum."""
+    """Draw a bar for each group: the peak memory of all stages, side by side."""
     _title(axes, "peak memory (largest stage)", "MB of all stages, side by side")
     stages = [_stages(group) for group in groups]
     if not any(map(sum, stages)):
@@ -121,7 +121,7 @@ def _memory(
 
 
 def _stages(group: Group) -> list[float]:
-    """Return the mean memory of each stage, in MB."""
+    """Return the mean peak memory of each stage over a group's runs, in MB."""
     sizes = [row.stage_bytes for row in group.averaged]
     most = max(map(len, sizes))
     means = (spread(size[stage] for size in sizes if stage < len(size)) for stage in range(most))
@@ -135,7 +135,7 @@ def _best(
     style: Style,
     comparison: Comparison,
 ) -> None:
-    """Draw a point for each group; differences are small, so the axis does not begin at 0."""
+    """Draw the best metric of each group as a point, on an axis that need not begin at 0."""
     metric = comparison.metric
     _title(axes, f"best {metric}", with_unit(metric))
     known = [row.best for group in groups for row in group.averaged if row.best is not None]
@@ -175,7 +175,7 @@ def _bar(
 
 
 def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: float) -> None:
-    """Draw the standard deviation as a line and each run as a small point, if there are several."""
+    """Draw a group's standard deviation as a line and its runs as points, if it has several."""
     from matplotlib.patheffects import withStroke
 
     found = group.spread(measure)
@@ -212,15 +212,15 @@ def _text(
     unit: str = "",
     judged: Measure | None = None,
 ) -> str:
-    """Return the mean and its spread, marked if it is within noise of the group's reference.
+    """Return a group's mean and standard deviation as text, with a mark if within noise.
 
     Args:
         group: The group.
-        measure: The number of a run that is shown.
+        measure: Returns the number of a run to show.
         form: The format of a number.
         scale: The divisor of the numbers.
         unit: The unit, written after the numbers.
-        judged: The number of a run by which noise is judged, if it is another one.
+        judged: Returns the number of a run to test for noise; the default is `measure`.
     """
     found = group.spread(measure)
     if found is None:
@@ -230,7 +230,7 @@ def _text(
 
 
 def _values(axes: "Axes", places: Sequence[float], texts: Sequence[str]) -> None:
-    """Write the numbers at the right edge of a panel, to the right of all that is drawn."""
+    """Write numbers at the right edge of a panel, and widen its axis to make room for them."""
     share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])

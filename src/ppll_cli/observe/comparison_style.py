@@ -1,4 +1,4 @@
-"""Tells groups apart in a comparison's picture: colours for schedules, hatches for methods."""
+"""Chooses how a comparison's picture shows groups: colours for schedules, hatches for methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ COLOURS = {
     "zb_h1": "#F0E442",
     "ppll": "#0072B2",
 }
-"""Colours by schedule, from the palette of Okabe and Ito, which colour-blind readers can tell."""
+"""Colours of schedules, from the palette of Okabe and Ito for colour-blind readers."""
 
 OTHERS = ("#999999", "#882255", "#44AA99", "#AA4499", "#999933")
-"""Colours of users' own schedules, in their order, from Tol's muted palette."""
+"""Colours for schedules that users wrote, in the order of the runs, from Tol's muted palette."""
 
 HATCHES = ("", "///", "...", "xxx", "\\\\\\\\\\", "ooo", "---", "++", "**", "||")
 DASHES: Sequence[Any] = (
     *("-", "--", ":", "-."),
     *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
 )
-"""Looks of local methods, in their order; training without local losses looks like the first."""
+"""Dashes of local methods, as `HATCHES`. Runs without local losses look like the first method."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Style:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "Style":
-        """Choose the looks of all schedules and methods that some groups have."""
+        """Choose a colour for each schedule, and a hatch and dashes for each local method."""
         schedules = dict.fromkeys(group.first.run.schedule for group in groups)
         methods = list(dict.fromkeys(m for g in groups if (m := method(g.first.run)) is not None))
         others = cycle(OTHERS)

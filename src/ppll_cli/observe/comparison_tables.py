@@ -19,10 +19,10 @@ GAP = 2
 """Characters between columns."""
 
 WIDE = 24
-"""Widest cell, in characters, of a narrow window; a longer text is broken into lines."""
+"""Widest cell, in characters, in a narrow window; a longer text is broken into lines."""
 
 LONGEST_CELL, LONGEST_NOTE = 400, 1000
-"""Longest cell and note in characters; a longer one is shortened in its middle."""
+"""Longest cell and longest note in characters; longer ones are shortened in the middle."""
 
 
 MEASURES: dict[str, Measure] = {
@@ -35,7 +35,7 @@ MEASURES: dict[str, Measure] = {
     "peak_memory_bytes": lambda row: row.peak_bytes,
     "aux_fraction": lambda row: row.auxiliary,
 }
-"""What is measured of a run; a group has its mean, deviation and number of seeds."""
+"""The measured numbers of a run. For a group, their mean and deviation over seeds are shown."""
 
 CSV: dict[str, Callable[[Row], Any]] = {
     "run": lambda row: row.run.name,
@@ -65,7 +65,7 @@ GROUPS_CSV: dict[str, Callable[[Group], Any]] = {
     "tags": lambda group: tags(group.first.run),
     "label": lambda group: f"{group.first.run.schedule} {group.differs}".rstrip(),
 }
-"""The first columns of `groups_as_csv`; three columns for each measure follow."""
+"""The first columns of `groups_as_csv`. Three columns for each of `MEASURES` follow."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Column:
     """A column of the tables.
 
     Attributes:
-        name: Its head.
-        text: Gives the cell of a group; empty if unknown.
-        left: Whether it is set flush left.
+        name: The text of the head.
+        text: Returns the cell for a group; empty if unknown.
+        left: Whether the column is aligned left.
     """
 
     name: str
@@ -92,16 +92,16 @@ def cell(
     *,
     judged: Measure | None = None,
 ) -> str:
-    """Return a measure for a table: the mean and, with several seeds, the standard deviation.
+    """Return a cell: a group's mean of a measure and, with several seeds, the standard deviation.
 
     Args:
         group: The group.
-        measure: The number of a run that is shown.
+        measure: Returns the number of a run to show.
         form: The format of a number.
         scale: The divisor of the numbers.
-        against: The group to compare with; a mean that differs from its mean by no more than
-            noise is marked.
-        judged: The number of a run by which noise is judged, if it is another one.
+        against: The group to compare with. If the means of both groups differ by no more than
+            noise, the cell gets a mark.
+        judged: Returns the number of a run to test for noise; the default is `measure`.
     """
     found = group.spread(measure)
     if found is None:
@@ -111,9 +111,10 @@ def cell(
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
-    """Yield tables for a window of `width` characters: one, or if it is too wide several.
+    """Yield the comparison as one table or, if this is wider than `width` characters, as several.
 
-    Each begins with the names of the runs. Nothing is left out; long cells are broken into lines.
+    Each table begins with the names of the runs. No column is left out; long cells are broken into
+    lines.
     """
     columns = _columns(comparison)
     texts = [_texts(columns, group) for group in comparison.groups]
@@ -186,7 +187,7 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    """Return the columns with any content."""
+    """Return the columns in which any group has content."""
     target = (
         "target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
     )
@@ -212,7 +213,7 @@ def _columns(comparison: Comparison) -> list[Column]:
 
 
 def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Column:
-    """Return a column that identifies or describes a group."""
+    """Return a column of texts, such as names and settings."""
 
     def text(group: Group) -> str:
         found = value(group)
@@ -222,7 +223,7 @@ def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Col
 
 
 def _mean(name: str, key: str) -> Column:
-    """Return a column of shares, without their spread."""
+    """Return a column of fractions, without their standard deviation."""
 
     def text(group: Group) -> str:
         found = group.spread(MEASURES[key])
@@ -232,12 +233,15 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of numbers, compared with the group's reference or its speed's baseline."""
+    """Return a column of means, with marks for noise.
+
+    A speed-up is compared with its baseline, and any other number with the group's reference.
+    """
 
     def text(group: Group) -> str:
         baselines = {"speed_up_over_bp": group.first.bps, "speed_up_over_ll": group.first.lls}
         against = next(iter(baselines[key]), None) if key in baselines else group.reference
-        # Noise of a ratio is judged by the speeds that it is made of.
+        # For a ratio of speeds, the test for noise compares the speeds.
         judged = MEASURES["samples_per_second" if key in baselines else key]
         return cell(group, MEASURES[key], form, scale, against, judged=judged)
 

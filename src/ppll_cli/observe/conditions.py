@@ -1,4 +1,4 @@
-"""Finds in what runs differ: what makes them incomparable, and which settings a sweep varies."""
+"""Finds differences of runs: those that forbid a comparison, and settings that a sweep varies."""
 
 import json
 import re
@@ -13,8 +13,8 @@ Value = TypeVar("Value")
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
 
-A value that a run did not record, because it has only begun or an older program wrote it, has no
-key and counts as equal.
+A run that has just begun, or was written by an older program, may lack a value. The key is then
+missing, and the value counts as equal to any other.
 """
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
@@ -23,28 +23,28 @@ LONGEST_VALUE = 200
 """Longest value of a setting, in characters, that is shown in full."""
 
 PLACES = {"root", "download", "cache"}
-"""Keys that say where data are read from, which changes no result."""
+"""Keys that say where data are stored, which does not change results."""
 
-OWN = {"gpus", "threads", "name", "tags"}  # have a column
+OWN = {"gpus", "threads", "name", "tags"}  # have their own column
 OWN |= {"resume", "tracker", "objective", "max_minutes"}  # change nothing that is compared
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
-"""Keys of `config.json` in which runs are not compared; those of the last line are no settings."""
+"""Keys of `config.json` that are not compared as settings."""
 
 NAMED = OWN | {"schedule"}
-"""Groups whose option is not named among the settings: `schedule` has a column."""
+"""Groups of options that are not listed among the settings: `schedule` has its own column."""
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
 
 WHOLE = ("bp", "pp", "gpipe", "1f1b", "interleaved", "zb_h1")
-"""Schedules that train the whole model by one loss; a user's own may do either."""
+"""Schedules that train the whole model by one loss. A user's schedule may do either."""
 
 METHOD = ("local", "fba")
-"""Groups that schedules of `WHOLE` do not use."""
+"""Groups of options that schedules of `WHOLE` do not use."""
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return a run's conditions; if they changed when it was resumed, the later ones."""
+    """Return the conditions of a run; if it was resumed with others, return the latest."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -59,13 +59,13 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """Return what else must be equal for two runs to do the same local learning."""
+    """Return values that must also be equal for two runs to do the same local learning."""
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
         cuts = [_first_unit(module) for module in modules[1:]]
     found = {
-        **_options(run, "local", {"modules", "cuts"}),  # the resulting cuts count instead
+        **_options(run, "local", {"modules", "cuts"}),  # the resulting cuts are compared
         **_options(run, "fba", set()),
         "cuts": cuts,
         "modules": run.get("modules"),
@@ -74,13 +74,13 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _first_unit(module: Any) -> str | None:
-    """Return the unit that starts a module, as `summary.json` lists it; None if it does not."""
+    """Return the first unit of a module in `summary.json`; None if it lists none."""
     units = module.get("units") if isinstance(module, Mapping) else None
     return str(units[0]) if isinstance(units, list) and units else None
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Return conditions that differ, with both values, without those that follow from others."""
+    """Return conditions that differ, with both values, but not those implied by another one."""
     found = {
         key: (value, theirs[key])
         for key, value in mine.items()
@@ -97,15 +97,15 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Mapping[int, Conditions]) -> Conditions:
-    """Return the conditions that equal those of most runs; the first if there are several."""
+    """Return the conditions of the run that is comparable to most others; the first if several."""
     every = list(runs.values())
     return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """Return what must be equal for two runs to differ only in their seed.
+    """Return values that are equal for two runs if these differ only in their seed.
 
-    For a completed run, `max_steps` is left out, because the number of steps says the same.
+    For a completed run, `max_steps` is left out, because the number of steps replaces it.
     """
     found, choices = _flat(run.config), run.configured("choices") or {}
     if run.schedule in WHOLE:
@@ -131,42 +131,42 @@ def seed(run: FoundRun) -> int | None:
 
 
 def name(run: FoundRun) -> str | None:
-    """Return the name that a user gave a run, if any."""
+    """Return the name that the user gave to a run; None if there is none."""
     found = _first(run.get("name"), run.configured("name"))
     return None if found is None else str(found)
 
 
 def nameless(run: FoundRun) -> str | None:
-    """Return that name without the run's seed at its end: for `vit-s0` it is `vit-s`."""
+    """Return the user's name of a run without the seed at its end: `vit-s` for `vit-s0`."""
     given = name(run)
     found = re.fullmatch(r"(.*?)(\d+)", given or "")
     return found[1] if found and found[2] == str(seed(run)) else given
 
 
 def tags(run: FoundRun) -> str | None:
-    """Return the tags that a user gave a run, in alphabetical order."""
+    """Return the tags that the user gave to a run, in alphabetical order; None if unknown."""
     found = _first(run.get("tags"), run.configured("tags"))
     return " ".join(sorted(map(str, found))) if isinstance(found, list) else None
 
 
 def method(run: FoundRun) -> str | None:
-    """Return the local method of a run that trains with local losses, with `fba` if that is on."""
+    """Return a run's local method, with the option of `fba` if on; None without local losses."""
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")
     choice = _first(run.get("local"), run.configured("choices", "local"))
-    if choice is None or not path.startswith("ppll_cli."):  # a class of the user's own
+    if choice is None or not path.startswith("ppll_cli."):  # a class that a user wrote
         choice = path.rpartition(".")[2] or None
     bank = run.configured("choices", "fba")
     return choice if choice is None or bank in (None, "off") else f"{choice} fba={bank}"
 
 
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """Return, for each run, the settings in which the runs differ, without those with columns.
+    """Return, for each run, the settings in which the runs differ and that have no own column.
 
-    If the runs differ in a group's option, the option is named. Of that group's keys, only those
-    are named that all options have, or in which runs with the same option differ. A run that
-    trains the whole model by one loss has no settings of local methods.
+    If the runs have different options of a group, such as `model`, the option is listed. A key of
+    this group is listed only if all options have it, or if runs with the same option differ in it.
+    For a run that trains the whole model by one loss, settings of local methods are left out.
     """
     flat = [_flat(run.config) for run in runs]
     chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
@@ -192,12 +192,12 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
 
 
 def _without_method(keys: Mapping[str, Value]) -> dict[str, Value]:
-    """Return keys, or groups, with their values, without those of local methods."""
+    """Return a mapping without the keys that belong to local methods."""
     return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return the options of a key's group with which runs have different values of the key."""
+    """Return the options of a group for which runs with the same option have different values."""
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):
         values.setdefault(option, set()).add(json.dumps(each.get(key)))
@@ -205,12 +205,12 @@ def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any])
 
 
 def shown(value: Any) -> str:
-    """Return a value as it is written on a command line, shortened if it is long."""
+    """Return a value as on a command line, shortened if it is long."""
     return printable(value if isinstance(value, str) else json.dumps(value), LONGEST_VALUE)
 
 
 def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
-    """Return the option chosen in a group, and the values of its keys."""
+    """Return the chosen option of a group, and the values of the group's keys."""
     values = run.configured(group)
     known = values if isinstance(values, Mapping) else {}
     choice = _first(run.get(group), run.configured("choices", group))

@@ -1,4 +1,4 @@
-"""Draws a confusion matrix: which classes a model takes for which."""
+"""Draws a confusion matrix: how often a model predicts each class for each true class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,23 +9,23 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.figures import WIDTH, figure
 
 MOST_NUMBERED = 20
-"""Largest number of classes for which cells have room for numbers."""
+"""Largest number of classes for which numbers are written into the cells."""
 
 MOST_NAMED = 60
-"""Largest number of classes that are all named; of more, every n-th is."""
+"""Largest number of classes that are all named; with more, only every n-th class is named."""
 
 LONGEST_NAME = 18
-"""Longest name of a class in characters; a longer one is cut at its end."""
+"""Longest name of a class in characters; a longer name is cut at the end."""
 
 
 def picture(
     path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Draw a row for each true class; a cell's shade is its share of the class's samples.
+    """Draw a matrix with true classes as rows, shaded by the fraction of each row's samples.
 
     Args:
         path: The PNG file.
-        confusion: How many samples of each class (row) were taken for each class (column).
+        confusion: Number of samples by true class (row) and predicted class (column).
         classes: Names of the classes.
         title: The title above the matrix.
 

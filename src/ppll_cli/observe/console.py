@@ -1,4 +1,4 @@
-"""What a run prints: before it starts, while it runs, and when it ends."""
+"""Prints about a run: before it starts, while it runs, and when it ends."""
 
 import io
 import logging
@@ -36,20 +36,21 @@ PLAIN_WIDTH = 120
 """Width of tables without a terminal, in characters."""
 
 TOO_SHORT = "too short for a steady state"
-"""What is printed instead of speed, bubble, shares and memory if a run measured none of them."""
+"""Printed instead of the speed and the bubble if a run was too short to measure them."""
 
 NARROWEST = 20
-"""Narrowest terminal, in characters, for a display and for tables that are fitted to it."""
+"""Narrowest terminal, in characters, that gets a display, and tables of its own width."""
 
 NO_CURSOR = ("", "dumb", "unknown")
-"""Values of TERM that mean that the terminal cannot move its cursor."""
+"""Values of TERM for terminals that cannot move the cursor."""
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
-    """Return a writer to stdout.
+    """Return a rich console that writes to stdout.
 
     Args:
-        plain_width: Width of tables, in characters, if stdout is no terminal or a very narrow one.
+        plain_width: Width of tables, in characters, if stdout is not a terminal, or a very narrow
+            one.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
@@ -67,7 +68,7 @@ def _is_terminal(out: RichConsole) -> bool:
 def _for_show(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
-    """Make a method of `Console` never raise, because a display must not end a run."""
+    """Wrap a method of `Console` so that it never raises, because a display must not end a run."""
 
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -79,16 +80,17 @@ def _for_show(
 
 
 class Console:
-    """Owns the terminal: results go to stdout, and the same lines to the log file.
+    """Writes results to stdout, and the same lines to the log file.
 
-    From `watch` to `close`, while the workers run, a terminal has a live display, and other outputs
-    get a plain line every few seconds. After a failure nothing more is shown.
+    From `watch` to `close`, while the workers run, it shows a live display on a terminal, and
+    prints a plain line every few seconds on other outputs. After printing has failed, it prints
+    nothing more.
 
     Args:
         facts: The run.
 
     Attributes:
-        lost: Whether showing the run has failed.
+        lost: Whether printing has failed.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -102,7 +104,7 @@ class Console:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Log a failure of the body, and show nothing more after it."""
+        """Log an exception of the body instead of raising it, and print nothing more."""
         try:
             yield
         except Interrupted:  # a signal can interrupt any line
@@ -122,7 +124,7 @@ class Console:
 
     @_for_show
     def begin(self, run_dir: Path) -> None:
-        """Print the stages, and where results go."""
+        """Print the stages and the run directory."""
         names = ["stage", "device", "units", "modules", "parameters", "FLOPs"]
         flops = sum(stage.flops for stage in self._facts.stages)
         rows = [
@@ -141,10 +143,10 @@ class Console:
 
     @_for_show
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
-        """Show how far the run is, until `close`.
+        """Show the progress of the run until `close`.
 
         Args:
-            looks: Returns what is seen of each worker at the moment.
+            looks: Returns the present state of each worker.
         """
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
@@ -164,7 +166,7 @@ class Console:
         self._tick(REFRESH_S, partial(self._refresh, live, progress, looks))
 
     def _has_display(self) -> bool:
-        """Return whether stdout is a terminal that can replace a display again and again."""
+        """Return whether stdout is a terminal that can show a live display."""
         moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
         return self._out.is_terminal and moves and wide
@@ -190,13 +192,17 @@ class Console:
         self._held.callback(ticker.stop)
 
     def close(self) -> None:
-        """End the display; the workers have ended."""
+        """End the display, after the workers have ended."""
         with self.guarded():
             self._held.close()
 
     @_for_show
     def metrics(self, line: Line) -> None:
-        """Take a line of the metrics file; print evaluations of the model's own head."""
+        """Print an evaluation of the model's own head, or keep its training loss for the display.
+
+        Args:
+            line: A line of the metrics file. Lines of other modules are ignored.
+        """
         if line["module"] is not None:
             return
         split, metric = line["split"], self._facts.metric
@@ -215,7 +221,7 @@ class Console:
 
     @_for_show
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
-        """Print the summary; the last line names the metric and the run directory.
+        """Print the summary of a run. The last line has the metric and the run directory.
 
         Args:
             summary: The content of `summary.json`.
@@ -253,7 +259,7 @@ class Console:
         self._say(f"test {metric} {_number(test.get(metric))}{compared} in {run_dir}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
-        """Yield tables of what each module learnt, if there are several, and each stage did."""
+        """Yield a table of the modules, if there are several, and a table of the stages."""
         modules, metric = summary["per_module"], self._facts.metric
         if len(modules) > 1:
             names = ["module", "units", "parameters", "auxiliary", f"test {metric}"]
@@ -286,11 +292,11 @@ class Console:
         yield _table(names, rows, left=("device",))
 
     def _say(self, text: str) -> None:
-        """Print a text as one line, however long."""
+        """Print a text as one line of any length."""
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
-        """Print on the terminal, and write plain text into the log file."""
+        """Print to stdout, and write the same as plain text to the log file."""
         self._out.print(what, soft_wrap=soft_wrap)
         if isinstance(what, Table):
             plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
@@ -311,7 +317,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[s
 
 @contextmanager
 def _logs_above() -> Iterator[None]:
-    """Have logs that go to a terminal written above the live display, which owns the terminal."""
+    """Redirect logs on the terminal so that they appear above the live display."""
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
@@ -324,7 +330,7 @@ def _logs_above() -> Iterator[None]:
 
 
 def _steady(summary: Line) -> bool:
-    """Return whether a run had a steady state; only then speeds and shares are measured."""
+    """Return whether a run had a steady state. Without one, speeds and fractions are unknown."""
     return summary["train"]["samples_per_second"] is not None
 
 

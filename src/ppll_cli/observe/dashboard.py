@@ -1,7 +1,7 @@
 """`scripts/wandb_dashboard`: a page of wandb that compares the speed of runs.
 
-Its panels read what `tracker=wandb` records. They cannot divide one run's speed by another's: the
-speed-up comes from the table that a finished sweep logs.
+The panels read what `tracker=wandb` records. A panel cannot divide the speed of one run by the
+speed of another, so the speed-up is read from the table that a finished sweep logs.
 """
 
 import argparse
@@ -14,27 +14,28 @@ from ppll_cli.config.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 
 STAGES_SHOWN = 8
-"""How many stages the panels name; wandb draws nothing for a stage that a run does not have."""
+"""Number of stages in the panels; wandb draws nothing for a stage that a run does not have."""
 
 RUN_SPEED = "train.samples_per_second"
 """Key in a run's summary of its samples per second in the steady state."""
 
 
 METRICS = ("accuracy", "ap", "psnr")
-"""Metrics of this project's tasks. A panel with several of them draws those that its runs have."""
+"""Metrics of this project's tasks. A panel draws those of them that the runs have."""
 
 
 def workspace(
     entity: str, project: str, name: str, metrics: Sequence[str], baseline: str | None
 ) -> Any:
-    """Return the page, which is not saved yet.
+    """Return the page as a wandb workspace, without saving it.
 
     Args:
         entity: The user or team.
         project: The project in wandb.
         name: The title of the page.
-        metrics: The metrics of the tasks.
-        baseline: Id of the wandb run with which the list of runs compares.
+        metrics: The metrics to show.
+        baseline: Id of the wandb run with which the list of runs compares the others; None for
+            none.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
@@ -47,7 +48,7 @@ def workspace(
     def by(key: str, title: str, summary: str = RUN_SPEED) -> Any:
         return wr.BarPlot(
             title=title,
-            metrics=[summary],  # bars read the summary
+            metrics=[summary],  # bars show values of the summary
             groupby=wr.Config(key),
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
@@ -132,10 +133,10 @@ def workspace(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the page in wandb, or print it.
+    """Save the page in wandb, or print it as JSON.
 
     Raises:
-        ConfigError: wandb or its key is missing, or the page cannot be made.
+        ConfigError: wandb or its API key is missing, or the page cannot be saved.
     """
     parser = argparse.ArgumentParser(prog="scripts/wandb_dashboard", description=__doc__)
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""))

@@ -1,4 +1,4 @@
-"""What is known of a run before it starts, as it is shown to users."""
+"""Facts about a run that are known before it starts and shown to users."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from itertools import accumulate, pairwise
 
 @dataclass(frozen=True)
 class StageFacts:
-    """A stage, or a replica of one.
+    """A stage, or one of its replicas.
 
     Attributes:
-        name: Its number, and the replica's if there are several.
-        device: Its device.
-        units: Names of its units, in order.
-        modules: Numbers of its modules.
-        params: Number of parameters, with auxiliary networks.
-        flops: FLOPs of one sample's forward, with auxiliary networks.
-        slots: Messages for which its incoming channels of activations have room; 0 for the first
-            stage.
-        runs: Numbers of units in each run of neighbouring units, if there are several runs.
+        name: The number of the stage, and of the replica if there are several.
+        device: The device of the stage.
+        units: Names of the stage's units, in order.
+        modules: Numbers of the stage's modules.
+        params: Number of parameters, including auxiliary networks.
+        flops: FLOPs of the forward pass of one sample, including auxiliary networks.
+        slots: Largest number of messages with activations that can wait for the stage; 0 for the
+            first stage.
+        runs: Number of units in each run of neighbouring units, if there are several runs.
     """
 
     name: str
@@ -32,7 +32,7 @@ class StageFacts:
 
     @property
     def units_by_run(self) -> list[Sequence[str]]:
-        """The names of the units, split where other stages' units lie between them."""
+        """The names of the units, as one sequence for each run of neighbouring units."""
         ends = list(accumulate(self.runs or [len(self.units)]))
         return [self.units[start:end] for start, end in pairwise([0, *ends])]
 
@@ -44,13 +44,14 @@ class RunFacts:
     Attributes:
         metric: Name of the task's metric.
         epochs: Number of epochs.
-        start: Optimizer steps done before it was resumed; else 0.
-        steps: Optimizer steps at its end.
-        steps_per_epoch: Optimizer steps of an epoch.
-        batch_size: Samples of a training batch.
+        start: Number of optimizer steps done before the run was resumed; 0 for a new run.
+        steps: Number of optimizer steps at the end of the run.
+        steps_per_epoch: Optimizer steps per epoch.
+        batch_size: Samples per training batch.
         replicas: Number of replicas of each stage.
-        stages: Its stages, or their replicas.
-        reference: Name of a method without training that is measured for comparison, if any.
+        stages: The stages, or all replicas of the stages.
+        reference: Name of a method without training whose metric is shown for comparison, such as
+            bicubic enlargement; None if there is none.
     """
 
     metric: str

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.4
-"""Width in inches. At `DPI` it has twice the pixels of a web page's column, so that texts of 8
-points and more can be read there."""
+"""Width of figures in inches. At `DPI`, a figure has twice the pixels of a web page's column, so
+that text of 8 points is readable there."""
 
 DPI = 165
 
 
 @contextmanager
 def figure(path: Path, height: float) -> Iterator["Figure"]:
-    """Give a figure to draw into; at the end it is written as PNG, whole or not at all.
+    """Provide a figure to draw into, and write it as PNG at the end, completely or not at all.
 
-    It is light and opaque, which suits light and dark pages, and ignores the user's style for
-    matplotlib.
+    The figure is light and opaque, so it is readable on light and on dark pages. The user's style
+    for matplotlib has no effect.
 
     Args:
         path: The PNG file.
@@ -34,8 +34,8 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     Raises:
         OSError: The file cannot be written.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports on its caches otherwise
-    # matplotlib cannot be imported if MPLBACKEND names an unknown backend. None is needed here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs about its caches
+    # matplotlib cannot be imported if MPLBACKEND names an unknown backend. This code needs none.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

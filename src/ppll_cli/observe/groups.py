@@ -12,26 +12,27 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
 
 LONGEST_NAMES = 24
-"""Longest list of a group's run names, in characters; else the first name and a number stand."""
+"""Longest list of run names, in characters; a longer one becomes the first name and "+3"."""
 
 Measure = Callable[["Row"], float | None]
-"""Gives a number of a run; None if unknown."""
+"""Returns a number of a run, such as its speed; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the comparison; None stands for unknown numbers.
+    """A run in the comparison. Unknown numbers are None.
 
     Attributes:
-        run: The run as it was found.
+        run: The run, as found on disk.
         settings: The settings, besides schedule and gpus, in which the runs differ.
-        unequal: Conditions that differ from those of most runs: this run's value, and theirs.
+        unequal: The conditions in which this run differs from most runs, each with the value of
+            this run and the value of most runs.
         samples_per_second: Speed in the steady state.
-        bubble: Share of the stages' time in which they waited.
-        seconds_to_target: How long it trained until an evaluation reached the target.
+        bubble: Fraction of time in which stages waited.
+        seconds_to_target: Training time in seconds until an evaluation reached the target.
         best: The best metric of any evaluation.
-        stage_bytes: Peak memory of each stage.
-        auxiliary: Share of the stages' time that auxiliary networks took, on average.
+        stage_bytes: Peak memory of each stage, in bytes.
+        auxiliary: Fraction of time that stages spent on auxiliary networks, averaged over stages.
         bps: Groups of back-propagation under the same conditions, the baseline first.
         lls: Groups of sequential local learning under the same conditions, the baseline first.
     """
@@ -50,12 +51,12 @@ class Row:
 
     @property
     def differs(self) -> str:
-        """The settings as they are written on a command line."""
+        """The settings as text, as on a command line."""
         return written(self.settings)
 
     @property
     def name(self) -> str:
-        """The run's name, with a mark if it is not comparable to most runs."""
+        """The run's name, with "*" if the run is not comparable to most runs."""
         return self.run.name + ("*" if self.unequal else "")
 
     @property
@@ -66,17 +67,17 @@ class Row:
 
     @property
     def peak_bytes(self) -> int | None:
-        """Peak memory in bytes of the stage with the most."""
+        """Largest peak memory of a stage, in bytes; None if unknown."""
         return max(self.stage_bytes, default=None)
 
     @property
     def over_bp(self) -> float | None:
-        """Its speed divided by the mean speed of back-propagation."""
+        """The run's speed divided by the mean speed of back-propagation; None if unknown."""
         return _over(self.samples_per_second, self.bps)
 
     @property
     def over_ll(self) -> float | None:
-        """Its speed divided by the mean speed of sequential local learning."""
+        """The run's speed divided by the mean speed of sequential local learning, if known."""
         return _over(self.samples_per_second, self.lls)
 
 
@@ -84,11 +85,11 @@ class Row:
 class Group:
     """Runs that differ only in their seed, or a single run.
 
-    Runs that did not complete are counted but not averaged, unless the group has no others.
+    Means leave out runs that did not complete, unless the group has no completed run.
 
     Attributes:
-        rows: Its runs.
-        reference: The group with whose values its own are compared, if there is one.
+        rows: The runs of the group.
+        reference: The group with which this group is compared, if there is one.
     """
 
     rows: Sequence[Row]
@@ -101,23 +102,23 @@ class Group:
 
     @property
     def first(self) -> Row:
-        """The run that stands for the group."""
+        """The first run that is averaged. It represents the group."""
         return self.averaged[0]
 
     @property
     def seeds(self) -> int:
-        """How many different seeds its averaged runs have."""
+        """Number of different seeds among the averaged runs."""
         return len({_seed(row) for row in self.averaged})
 
     @property
     def repeated(self) -> list[int]:
-        """Seeds that several of its averaged runs have."""
+        """Seeds that occur in several averaged runs."""
         found = Counter(seed(row.run) for row in self.averaged)
         return [one for one, count in found.items() if one is not None and count > 1]
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that its runs share, among those in which the compared runs differ."""
+        """The settings that are equal in all averaged runs, but differ between compared runs."""
         rows = self.averaged
         return {
             key: value
@@ -127,12 +128,12 @@ class Group:
 
     @property
     def differs(self) -> str:
-        """These settings as they are written on a command line."""
+        """The group's settings as text, as on a command line."""
         return written(self.settings)
 
     @property
     def names(self) -> str:
-        """The names of its runs; if they are long, the first name and a number."""
+        """The names of the group's runs; if too long, the first name and how many follow."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES
@@ -140,18 +141,18 @@ class Group:
 
     @property
     def name(self) -> str:
-        """These names, with a mark if its runs are not comparable to most."""
+        """The group's names, with "*" if its runs are not comparable to most runs."""
         return self.names + ("*" if self.first.unequal else "")
 
     @property
     def given_name(self) -> str | None:
-        """The name that the user gave its runs; for several runs without the seed at its end."""
+        """The user's name for the runs, without the seed at its end if there are several runs."""
         run = self.first.run
         return given(run) if len(self.rows) == 1 else nameless(run)
 
     @property
     def status(self) -> str:
-        """How its run ended; for several runs, how many ended in each way."""
+        """The status of the run; for several runs, the number of runs with each status."""
         if len(self.rows) == 1:
             return self.rows[0].run.status
         statuses = [row.run.status for row in self.rows]
@@ -159,7 +160,7 @@ class Group:
         return ", ".join(f"{count} {status}" for status, count in found.items())
 
     def spread(self, measure: Measure) -> Spread | None:
-        """Return mean and spread over the seeds; runs of equal seed are averaged first."""
+        """Return mean and deviation over seeds. Runs with the same seed are averaged first."""
         found: dict[Hashable, list[float]] = {}
         for row in self.averaged:
             if (value := measure(row)) is not None:
@@ -169,27 +170,28 @@ class Group:
 
     @cached_property
     def rate(self) -> Spread | None:
-        """Samples per second, over the seeds."""
+        """Samples per second: mean and deviation over seeds."""
         return self.spread(lambda row: row.samples_per_second)
 
     @property
     def over_bp(self) -> Spread | None:
-        """Speed divided by the mean speed of back-propagation, over the seeds."""
+        """Speed divided by the mean speed of back-propagation: mean and deviation."""
         return self.spread(lambda row: row.over_bp)
 
     @property
     def over_ll(self) -> Spread | None:
-        """Speed divided by the mean speed of sequential local learning, over the seeds."""
+        """Speed divided by the mean speed of sequential local learning: mean and deviation."""
         return self.spread(lambda row: row.over_ll)
 
     def is_same(self, other: "Group") -> bool:
-        """Return whether the other group has the same runs; the objects may differ."""
+        """Return whether another object represents the same group of runs."""
         return self.first.run is other.first.run
 
     def like(self, other: "Group | None", measure: Measure) -> bool | None:
-        """Return whether a measure differs from another group's by no more than noise.
+        """Return whether a measure of two groups differs by no more than noise.
 
-        Return None if there is nothing to compare with, or no estimate of the noise.
+        Return None if the other group is missing or the same group, or if noise cannot be
+        estimated.
         """
         if other is None or self.is_same(other):
             return None
@@ -198,12 +200,12 @@ class Group:
 
 
 def written(settings: Mapping[str, str]) -> str:
-    """Return settings as they are written on a command line."""
+    """Return settings as text, as on a command line."""
     return " ".join(f"{key}={value}" if value else key for key, value in settings.items())
 
 
 def _ranges(names: Sequence[str]) -> list[str]:
-    """Return names, with three or more successive numbers joined into a range."""
+    """Join three or more successive numbers among names into a range, such as "0-4"."""
     found: list[list[str]] = []
     for name in names:
         follows = found and name.isdigit() and found[-1][-1].isdigit()
@@ -217,8 +219,8 @@ def _ranges(names: Sequence[str]) -> list[str]:
 def grouped(rows: Sequence[Row]) -> list[Group]:
     """Group runs that differ only in their seed, in the order of each group's first run.
 
-    A run that did not complete joins a group only if that has a run that completed: a mean of
-    several incomplete runs would mean nothing.
+    A run that did not complete joins a group only if this group has a completed run, because a mean
+    over incomplete runs would mean nothing.
     """
     known = {place: seedless(row.run) for place, row in enumerate(rows) if row.run.config}
     members: dict[int, list[int]] = {}

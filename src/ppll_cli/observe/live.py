@@ -1,4 +1,4 @@
-"""The live display of a run in a terminal, and the thread that updates it."""
+"""Shows the live display of a run in a terminal, and runs the thread that updates it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest window, in characters, with room for units, and for queues and memory."""
+"""Smallest widths of a window, in characters, that shows units, and queues and memory."""
 
 BAR, SHORTEST = 40, 8
 """Longest and shortest bar in characters."""
@@ -24,7 +24,7 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar; its letter tells it apart if there are no block characters."""
+    """A part of a stage's bar. The letter is drawn where block characters are not available."""
 
     name: str
     kinds: tuple[str, ...]
@@ -43,11 +43,11 @@ SHARES = (
 
 @dataclass(frozen=True)
 class View:
-    """A run at one moment, as wide as the window allows.
+    """The display of a run at one moment, fitted to the width of the window.
 
     Attributes:
-        facts: The run.
-        now: How far the run is.
+        facts: Facts about the run that do not change.
+        now: The progress of the run.
         results: The newest losses and metrics, as text.
     """
 
@@ -56,7 +56,7 @@ class View:
     results: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # Tables and bars of rich would look the same, but take several times as long.
+        # Rich's own tables and bars would look the same, but take several times as long.
         width, blocks = options.max_width, not options.ascii_only
         text = Text(no_wrap=True, overflow="ellipsis" if blocks else "crop")
         text.append(self._head(width, blocks))
@@ -97,7 +97,7 @@ def _padded(cells: Sequence[str], columns: Sequence[int]) -> str:
 
 
 def epoch(facts: RunFacts, now: Now) -> str:
-    """Return the number of the present epoch, from 1, and the number of epochs."""
+    """Return the number of the current epoch, from 1, and the number of epochs, such as "2/10"."""
     return f"{min(facts.epochs, now.step // facts.steps_per_epoch + 1)}/{facts.epochs}"
 
 
@@ -107,7 +107,7 @@ def _pace(facts: RunFacts, now: Now) -> list[str]:
 
 
 def line(facts: RunFacts, now: Now) -> str:
-    """Return how far the run is, as one plain line."""
+    """Return the progress of the run as one plain line."""
     return "  ".join([f"epoch {epoch(facts, now)}", *_pace(facts, now)])
 
 
@@ -117,7 +117,7 @@ def _speed(facts: RunFacts, now: Now) -> str:
 
 
 def left(now: Now) -> str:
-    """Return how long the rest takes, as text; empty if unknown."""
+    """Return the remaining time as text; empty if unknown."""
     if now.left_s is None:
         return ""
     minutes, seconds = divmod(round(now.left_s), 60)
@@ -126,19 +126,19 @@ def left(now: Now) -> str:
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """Return the cells for which the window has room."""
+    """Return those of the cells that a window of this width shows."""
     cells = [units] if width >= UNITS_FROM else []
     return cells + ([queue, memory] if width >= QUEUE_FROM else [])
 
 
 def few(names: Sequence[str]) -> str:
-    """Return the first and the last of several names, shortened if long."""
+    """Return names as text: the first and the last one, each shortened if long."""
     first, last = (printable(names[end], LONGEST_NAME) for end in (0, -1))
     return first if len(names) == 1 else f"{first} to {last}"
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return the units of a stage: first and last of each run, for its first two runs."""
+    """Return a stage's units as text: first and last unit of its first two runs of neighbours."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
@@ -155,7 +155,7 @@ def size(count: int | None) -> str:
 
 
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
-    """Append a bar of what a stage spends its time on; the empty rest is everything else."""
+    """Append a bar with a stage's fractions of time. The empty rest of the bar is other work."""
     if shares is None:
         text.append("not known yet", style="dim")
         return
@@ -168,18 +168,18 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 
 
 def append_legend(text: Text, blocks: bool) -> None:
-    """Append what the parts of a bar mean."""
+    """Append a legend of the parts of a bar."""
     for share in SHARES:
         text.append(share.block if blocks else share.letter, style=share.style)
         text.append(f" {share.name}  ", style="dim")
 
 
 class Ticker(Thread):
-    """Calls a function every few seconds until it is stopped, in at most 1 % of a core.
+    """A thread that calls a function every few seconds, and uses at most 1 % of a core.
 
     Args:
         every_s: Seconds between calls; more if a call takes long.
-        tick: The function; it takes the time of `time.monotonic`.
+        tick: The function. It is called with the present value of `time.monotonic`.
     """
 
     def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:
@@ -187,7 +187,7 @@ class Ticker(Thread):
         self._every_s, self._tick, self._stopped = every_s, tick, Event()
 
     def run(self) -> None:
-        """Call the function again and again."""
+        """Call the function at intervals until `stop` is called."""
         pause_s = self._every_s
         while not self._stopped.wait(pause_s):
             before_s = time.thread_time()
@@ -195,6 +195,6 @@ class Ticker(Thread):
             pause_s = max(self._every_s, 100 * (time.thread_time() - before_s))
 
     def stop(self) -> None:
-        """End the thread, after the present call."""
+        """Wait for a call in progress, and end the thread."""
         self._stopped.set()
         self.join()

@@ -1,4 +1,4 @@
-"""The log file of a run. Imports no torch."""
+"""Writes the log file of a run. This module does not import torch."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class LogFile(logging.FileHandler):
-    """Writes the log file; the first failure is shown on the terminal, and training goes on."""
+    """Writes the log file; prints its first failure to stderr, so that training can go on."""
 
     _failed = False
 
@@ -36,7 +36,7 @@ class LogFile(logging.FileHandler):
         return cast(TextIOWrapper, opened)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say on the terminal why a record could not be written."""
+        """Print why a record could not be written, the first time that this happens."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -47,10 +47,10 @@ class LogFile(logging.FileHandler):
 
 
 def _without_links(path: str, flags: int) -> int:
-    """Open a file, and refuse a link.
+    """Open a file, but refuse a symbolic link.
 
-    Otherwise anybody who can write into the run directory could have any of the user's files
-    changed.
+    Through a link, anybody who can write into the run directory could change any of the user's
+    files.
     """
     if Path(path).is_relative_to("/dev"):  # `/dev/stdout` is a link
         return os.open(path, flags, 0o666)
@@ -58,10 +58,10 @@ def _without_links(path: str, flags: int) -> int:
 
 
 class Lines(logging.Formatter):
-    """Formats a record with control characters escaped."""
+    """Formats log records, and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as text, which keeps the lines of its message."""
+        """Return the record as text. Line breaks of the message are kept."""
         return lines(super().format(record))
 
 
@@ -71,7 +71,7 @@ def log_file() -> Path | None:
 
 
 def to_file(text: str) -> None:
-    """Write a text to the log file only, line by line; the terminal gets it in another way."""
+    """Write a text to the log file, line by line, but not to the terminal."""
     for line in text.splitlines():
         record = log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None)
         for handler in _files():
@@ -81,7 +81,11 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def for_show(problem: str) -> Iterator[None]:
-    """Log a failure of the body instead of raising it: nothing in the run depends on the body."""
+    """Log an exception of the body instead of raising it, for work that the run does not need.
+
+    Args:
+        problem: The text of the warning, before the exception.
+    """
     try:
         yield
     except Interrupted:  # a signal can interrupt any line

@@ -1,4 +1,4 @@
-"""Writes the metrics file, and keeps what the summary needs."""
+"""Writes the metrics file, and keeps the results that the summary contains."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Line = dict[str, Any]
 
 @dataclass
 class _Epoch:
-    """Sums over the reports of one training epoch."""
+    """Sums of loss and samples over the reports of one training epoch."""
 
     number: int = 0
     loss: float = 0.0
@@ -27,7 +27,7 @@ class _Epoch:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
-        """Return the sums from the plain data of `Metrics.state`; zeros if it has none."""
+        """Restore the sums that `Metrics.state` returned; return zeros if they are missing."""
         if not all(_is_count(state.get(key)) for key in ("number", "samples")):
             return cls()
         loss = state.get("loss")
@@ -42,14 +42,14 @@ class _Epoch:
 
 @dataclass
 class Metrics:
-    """Turns reports of sums and scores into lines of `metrics.jsonl`.
+    """Converts workers' reports of sums and scores to lines of `metrics.jsonl`.
 
     Attributes:
-        path: The file, to which lines are appended.
-        task: The task, which names the metric.
-        modules: Number of modules. The lines of the last module are the model's own.
-        latest: The latest line of each split and module; module None is the model's own head.
-        last_step: The latest step of any line.
+        path: The file. Lines are appended to it.
+        task: The task, which defines the name of the metric.
+        modules: Number of modules. The head of the last module is the model's own head.
+        latest: The latest line of each split and module. Module None is the model's own head.
+        last_step: The largest step of any line.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Metrics:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # Closing repeats a write that failed; that failure is the error and has been reported.
+        # Closing repeats a failed write and fails again, but the first failure is already raised.
         with suppress(OSError) if error is not None else nullcontext():
             self._file.close()
 
@@ -81,7 +81,7 @@ class Metrics:
         self._began_s = perf_counter()
 
     def add(self, report: Mapping[str, Any]) -> Line:
-        """Write and return the line of a report."""
+        """Convert a report to a line, write the line to the file, and return it."""
         own = report["module"] == self.modules - 1
         line: Line = {
             "step": report["step"],
@@ -107,20 +107,21 @@ class Metrics:
         return line
 
     def state(self) -> dict[str, Any]:
-        """Return the sums of the current epoch without incomplete reports, as plain data."""
+        """Return the sums of the current epoch as plain data, without incomplete reports."""
         return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
     def go_back(
         self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
     ) -> None:
-        """Forget what was measured after a step; to be called before the file is opened.
+        """Remove all results measured after a step. Call it before the file is opened.
 
         Args:
-            step: Number of optimizer steps done; 0 forgets everything.
+            step: Number of optimizer steps done at the checkpoint. 0 removes all results.
             state: What `state` returned after that step.
-            evaluated: Whether an evaluation after that step counts. If not, it is repeated.
-            incomplete: Whether the lines of training at that step come from incomplete reports. If
-                so, they are dropped, because the next line will include these steps.
+            evaluated: Whether to keep results of an evaluation at that step. If not, the evaluation
+                is repeated.
+            incomplete: Whether the training lines at that step come from incomplete reports. If so,
+                they are dropped, because the next line will include these steps.
         """
 
         def stays(line: Line) -> bool:
@@ -138,7 +139,7 @@ class Metrics:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def history(self, split: str) -> dict[int, float]:
-        """Return the model's metric in all evaluations of a split so far, by optimizer steps."""
+        """Return the model's metric in each evaluation of a split so far, by optimizer step."""
         found = {}
         for line in _lines(self.path):
             value = line.get(self.task.metric)
@@ -159,7 +160,7 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Return the results of the latest evaluation of a split, without step, time and place.
+        """Return the results of the latest evaluation of a split.
 
         Args:
             split: "train", "val" or "test", or an evaluation of averaged weights such as
@@ -167,7 +168,8 @@ class Metrics:
             module: The module whose head was evaluated; None for the model's own head.
 
         Returns:
-            Loss, metric and further scores; None without an evaluation.
+            Loss, metric and further scores, without step, time and stage; None without an
+            evaluation.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
@@ -175,7 +177,7 @@ class Metrics:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file that `Metrics` can have written; other lines are skipped."""
+    """Yield the valid lines of a metrics file; skip lines that `Metrics` cannot have written."""
     return (line for line in read_json_lines(path) if _is_line(line))
 
 

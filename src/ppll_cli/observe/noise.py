@@ -1,7 +1,6 @@
-"""Statistics of repeated measurements: mean and spread, and whether two means differ.
+"""Computes mean and spread of repeated measurements, and tests whether two means differ.
 
-Two means differ beyond noise if Welch's t-test, two-sided at 5 %, says so; it allows for groups of
-unequal variances and sizes.
+The test is Welch's t-test, two-sided at 5 %. It allows for groups of unequal variances and sizes.
 """
 
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ QUANTILES = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-"""Student's t of 97.5 %, for 1 to 30 degrees of freedom."""
+"""The 97.5 % quantiles of Student's t-distribution, for 1 to 30 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class Spread:
     """Mean and spread of some values.
 
     Attributes:
-        mean: Their mean.
-        deviation: Their standard deviation, with n - 1 in its denominator; None for one value.
-        count: How many values there are.
+        mean: The mean.
+        deviation: The standard deviation, with denominator n - 1; None for one value.
+        count: The number of values.
     """
 
     mean: float
@@ -40,7 +39,7 @@ class Spread:
         """Return the mean and, for several values, the standard deviation, as text.
 
         Args:
-            form: The format of a number, as `format` takes it.
+            form: The format of a number, as for the built-in `format`.
             scale: The divisor of the numbers.
             counted: Whether to append the number of values.
         """
@@ -52,7 +51,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Return mean and spread of some values; None if there are none."""
+    """Return mean and spread of values; None if there are no values."""
     found = list(values)
     if not found:
         return None
@@ -60,15 +59,15 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Return whether two means differ by no more than noise explains.
+    """Return whether two means differ by no more than noise can explain.
 
-    Return None if this cannot be judged, because one of them is of a single value.
+    Return None if one of the means is of a single value, so that its noise is unknown.
     """
     errors = [each for of in (one, other) if (each := of.standard_error) is not None]
     if len(errors) < 2:
         return None
     error = hypot(*errors)
-    if error == 0:  # all values of a group are equal, in both groups
+    if error == 0:  # within each group all values are equal
         return one.mean == other.mean
     shares = [
         (each / error) ** 4 / (of.count - 1) for each, of in zip(errors, (one, other), strict=True)
@@ -77,6 +76,6 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
 
 
 def _quantile(freedom: float) -> float:
-    """Return Student's t of 97.5 %; a fractional number of degrees of freedom is rounded down."""
+    """Return the 97.5 % quantile of Student's t; fractional degrees of freedom are rounded down."""
     whole = max(1, int(freedom + 1e-9))
     return QUANTILES[whole - 1] if whole <= len(QUANTILES) else 1.96 + 2.5 / whole

@@ -1,4 +1,4 @@
-"""How far a run is, from what can be seen of its workers without asking them."""
+"""Computes the progress of a run from states that workers share without being asked."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 KINDS = ("compute", "auxiliary", "optimizer", "starved", "blocked", "data", "transfer", "average")
-"""The kinds of work and waiting that a stage's time is counted as."""
+"""The kinds of work and waiting into which the time of a stage is divided."""
 
 WINDOW_S = 10.0
-"""Length in seconds of the recent time over which speeds and shares are measured."""
+"""Length of the recent time, in seconds, over which speeds and fractions are measured."""
 
 
 class Look(NamedTuple):
-    """What is seen of a worker at one moment.
+    """The state of a worker at one moment.
 
     Attributes:
         step: Optimizer steps done.
         sent: Messages sent to the next stage.
-        received: Messages received from the stage before.
-        memory_bytes: Memory that it uses; None if unknown.
-        counted_s: How long its steady state has lasted, in seconds.
-        spent_s: Seconds of that time, for each of `KINDS`.
+        received: Messages received from the previous stage.
+        memory_bytes: Memory that the worker uses; None if unknown.
+        counted_s: Length of the worker's steady state so far, in seconds.
+        spent_s: Seconds of the steady state spent on each of `KINDS`.
     """
 
     step: int
@@ -37,9 +37,9 @@ class StageNow:
     """A stage at one moment.
 
     Attributes:
-        shares: Share of its recent time for each of `KINDS`; None until it is known.
-        queued: Messages on their way to it.
-        memory_bytes: Memory that it uses; None if unknown.
+        shares: Fraction of recent time spent on each of `KINDS`; None until known.
+        queued: Messages that were sent to the stage and not received yet.
+        memory_bytes: Memory that the stage uses; None if unknown.
     """
 
     shares: Mapping[str, float] | None
@@ -47,7 +47,7 @@ class StageNow:
     memory_bytes: int | None
 
     def fields(self) -> dict[str, float | None]:
-        """Return these numbers under the names that `summary.json` uses for the whole run."""
+        """Return fractions and memory under the names that `summary.json` uses."""
         parts = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
         parts |= {kind: (kind,) for kind in ("starved", "blocked")}
         shares = self.shares
@@ -64,10 +64,10 @@ class Now:
 
     Attributes:
         step: Optimizer steps done by the last stage.
-        steps_per_second: Recent speed; None until it is known.
-        left_s: How long the rest will take in seconds, if evaluations stay as frequent; None until
-            it is known.
-        stages: The stages, or their replicas.
+        steps_per_second: Recent speed; None until known.
+        left_s: Expected remaining time in seconds, if evaluations stay as frequent; None until
+            known.
+        stages: The stages, or all replicas of the stages.
     """
 
     step: int
@@ -77,12 +77,13 @@ class Now:
 
 
 class Progress:
-    """Follows a run.
+    """Follows the progress of a run.
 
     Args:
-        start: Optimizer steps done before the run was resumed.
-        steps: Optimizer steps at its end.
-        replicas: Number of replicas of each stage, which are neighbours among the workers.
+        start: Optimizer steps done before the run was resumed; 0 for a new run.
+        steps: Optimizer steps at the end of the run.
+        replicas: Number of replicas of each stage. They are next to one another in the list of
+            workers.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:
@@ -92,15 +93,15 @@ class Progress:
         self._shares: list[Mapping[str, float] | None] = []
 
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
-        """Take what is seen of all workers at a moment, and return how far the run is.
+        """Return the progress of the run, given the present states of all workers.
 
         Args:
-            now_s: The time in seconds, on any clock that does not go back.
-            looks: What is seen of each worker.
+            now_s: The present time in seconds, on any clock that does not go back.
+            looks: The state of each worker.
         """
         step = max(self._start, looks[-1].step)
         if self._began_s is None and step > self._start:
-            self._began_s, self._first = now_s, step  # leaves out compilation in the first step
+            self._began_s, self._first = now_s, step  # the first step may include compilation
         self._looks.append((now_s, looks))
         while len(self._looks) > 2 and self._looks[1][0] <= now_s - WINDOW_S:
             self._looks.popleft()

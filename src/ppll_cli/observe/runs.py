@@ -1,6 +1,6 @@
 """Finds runs on disk: finished, interrupted, failed, refused, or still running.
 
-What a folder lacks counts as unknown; a failed run causes no error here.
+A file that is missing or damaged counts as unknown and raises no error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,36 +13,36 @@ from typing import Any
 from ppll_cli.leaves.files import read_json, read_json_lines
 
 CONFIG_FILE = "config.json"
-"""The record in a run directory; only the process that holds its lock may write there."""
+"""The configuration of a run. Only the process that locks this file may write to its folder."""
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 
 REFUSED_FILE = "refused.jsonl"
-"""In a sweep's folder: one line for each refused job, which has no folder of its own."""
+"""File in a sweep's folder with a line for each refused job, because such a job has no folder."""
 
 SWEEP_FILE = "sweep.json"
-"""In a sweep's folder: the list of its jobs; only the process that holds its lock runs them."""
+"""File in a sweep's folder with the list of jobs. Only the process that locks it runs the jobs."""
 
 LOG_FILE = "ppll-run.log"
 
 STARTED = frozenset({".hydra", LOG_FILE})
-"""What a run directory may hold before `config.json`, which is written before training."""
+"""Files that a run directory may contain before `config.json` is written."""
 
 SPLITS = ("val", "test")
-"""The splits that are evaluated; results of a held-out part take precedence."""
+"""The splits that are evaluated, by precedence: results on `val` are used if there are any."""
 
 LAST_STEP = {"lr", "grad_norm"}
-"""Keys of a line of training that are about its last step alone."""
+"""Keys of a training line whose values come from the last step alone."""
 
 CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
 CONDITIONS |= LAST_STEP
-"""Keys of a line of metrics that are neither the loss nor a metric."""
+"""Keys of a line in the metrics file that are neither the loss nor a metric."""
 
 
 def only_started(folder: Path) -> bool:
-    """Return whether a folder is empty, or holds only what a start-up that died has left.
+    """Return whether a folder is empty, or has only files of a run that died before training.
 
-    A start-up leaves no links, so a link counts as something else.
+    A starting run makes no links, so the result is False if the folder has one.
     """
     return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
 
@@ -52,9 +52,9 @@ class Evaluation:
     """An evaluation of the model's own head.
 
     Attributes:
-        step: Optimizer steps before it.
-        seconds: How long the run had trained; None in runs of older programs.
-        value: The task's metric, which is the first result of the line after the loss.
+        step: Number of optimizer steps before the evaluation.
+        seconds: Training time before the evaluation, in seconds; None in runs of older programs.
+        value: The task's metric, which is the first result after the loss in the metrics file.
     """
 
     step: int
@@ -67,15 +67,15 @@ class FoundRun:
     """A run that was found on disk.
 
     Attributes:
-        name: Its path below the folder that was asked for.
-        folder: The run directory; for a refused job the sweep's folder.
-        status: completed, interrupted, failed or refused; running if nothing says how it ended.
-        config: Its configuration; empty if unknown.
-        summary: The content of `summary.json`; empty if the run has been resumed since.
-        metric: Its split and the name of the task's metric, such as "test accuracy".
-        evaluations: In the order of time, on the held-out part if there is one, else on the test
-            set.
-        error: Why it failed, or was refused.
+        name: The path of the run directory, relative to the folder that was searched.
+        folder: The run directory; for a refused job, the folder of the sweep.
+        status: completed, interrupted, failed or refused; running if no file says how the run
+            ended.
+        config: The configuration; empty if unknown.
+        summary: The content of `summary.json`; empty if unknown, or if the run was resumed later.
+        metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
+        evaluations: The evaluations in order of time, on `val` if the run has it, else on `test`.
+        error: Why the run failed, or the job was refused.
         overrides: The overrides of a refused job.
     """
 
@@ -106,7 +106,7 @@ class FoundRun:
 
 
 def find(folders: Sequence[Path]) -> list[FoundRun]:
-    """Return all runs in these folders, at any depth and each once, in the order of names."""
+    """Return all runs in these folders and their subfolders, each run once, in order of names."""
     found: dict[Path, FoundRun] = {}
     depths: dict[Path, int] = {}
     for folder in map(Path.resolve, folders):
@@ -119,13 +119,14 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Yield each run below a folder with its place; for a refused job, its intended place."""
+    """Yield each run in a folder with its run directory, which does not exist for a refused job."""
     run = read_run(folder)
     if run is not None:
         yield folder, run
         return
-    # These come first: if such a job has run since, its own run replaces the refusal. A job that
-    # was refused again, when it was to be resumed, keeps its run and gets the reason.
+    # Refused jobs are yielded first, because the last run with a path wins: a job that has run
+    # since its refusal has a run of its own. If a job was refused when it was to be resumed, its
+    # run gets the reason of the refusal.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -142,7 +143,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Name each run by its path below what was asked for, and by parents if names are equal."""
+    """Name each run by its relative path, preceded by as many parents as make names unique."""
     for more in count(int(above)):
         names = {
             place: str(Path(*place.parts[-max(1, depth + more) :]))
@@ -154,12 +155,12 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a key that sorts numbers in paths by their value."""
+    """Return a sort key for paths that orders parts that are numbers by value."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 
 def read_run(folder: Path) -> FoundRun | None:
-    """Return the run whose directory this is; None if it is none, even with a `config.json`."""
+    """Return the run in a run directory; None if the folder is not a run directory."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
     if not isinstance(config.get("choices"), Mapping):
         config = {key: value for key, value in config.items() if key != "choices"}
@@ -192,9 +193,9 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
-    """Return the metric of the model's own head, after its split, and its evaluations.
+    """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If one of them has no time, an older program began the run, and all count as having none.
+    If one evaluation has no time, an older program began the run, and all times are set to None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
@@ -220,7 +221,7 @@ def _results(summary: Mapping[str, Any], split: str) -> Mapping[str, Any]:
 
 
 def _metric(summary: Mapping[str, Any]) -> str | None:
-    """Return the metric and its split as the summary has them."""
+    """Return the metric in the summary, such as "test accuracy"; None if there is none."""
     names = ((split, name) for split in SPLITS for name in _results(summary, split))
     return next((f"{split} {name}" for split, name in names if name != "loss"), None)
 
@@ -240,7 +241,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file's complete lines; none if it cannot be read."""
+    """Yield the JSON objects in the complete lines of a file; none if the file cannot be read."""
     with suppress(OSError):
         yield from read_json_lines(file)
 

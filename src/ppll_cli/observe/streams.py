@@ -1,7 +1,7 @@
-"""Standard output and standard error that cannot end a run. Imports no torch.
+"""Replaces standard output and standard error by streams whose failures cannot end a run.
 
-A pipe whose reader has left, a full disk, a closed descriptor or a terminal that is gone must not
-end a training that has run for days.
+A pipe without a reader, a full disk, a closed descriptor or a closed terminal must not end a
+training that has run for days. This module does not import torch.
 """
 
 import logging
@@ -16,12 +16,12 @@ NAMES = ("stdout", "stderr")
 
 
 class Shown:
-    """A text stream that never raises: after its first failure, what is written to it is dropped.
+    """A text stream that never raises. After its first failure it drops all text.
 
     Args:
-        stream: The stream that is written to.
-        name: Its name in messages.
-        failure: Why it cannot be written to, if that is known from the start.
+        stream: The stream to write to.
+        name: The name of the stream in messages.
+        failure: Why the stream cannot be written to, if this is known from the start.
 
     Attributes:
         failure: The first failure; None as long as the stream works.
@@ -32,7 +32,7 @@ class Shown:
         self.failure = failure
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it."""
+        """Write a text, or drop it after a failure."""
         if self.failure is None:
             try:
                 self._stream.write(text)
@@ -43,7 +43,7 @@ class Shown:
         return len(text)
 
     def flush(self) -> None:
-        """Write out the buffer, or drop it."""
+        """Write out the buffer, or do nothing after a failure."""
         if self.failure is None:
             try:
                 self._stream.flush()
@@ -70,12 +70,12 @@ class Shown:
 
     def _give_up(self, failure: Exception) -> None:
         self.failure = failure
-        # Otherwise Python fails again at its end, on the text that is left in the buffer.
+        # Otherwise Python would fail again when it exits and writes out the rest of the buffer.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if logging.getLogger().handlers:  # before logging is set up, `tell_failures` comes later
+        if logging.getLogger().handlers:  # without logging, `tell_failures` is called later
             self.tell()
 
 
@@ -91,14 +91,15 @@ def guard() -> None:
             shown = Shown(nowhere, name, OSError("it was closed from the start"))
         else:
             shown = Shown(stream, name)
-            # A character that the encoding lacks is written as its number.
+            # A character that the encoding cannot represent is written as an escape, such as
+            # \u2588.
             with suppress(AttributeError, OSError, ValueError):
                 cast(Any, stream).reconfigure(errors="backslashreplace")
         setattr(sys, name, shown)
 
 
 def tell_failures() -> None:
-    """Log which streams failed before there was a log file."""
+    """Log the failures of streams from the time before the log file was opened."""
     for name in NAMES:
         stream = getattr(sys, name)
         if isinstance(stream, Shown):
@@ -106,35 +107,35 @@ def tell_failures() -> None:
 
 
 def output_failure() -> str | None:
-    """Return why a program's result could not be printed; None if printed, or nobody reads it."""
+    """Return why output could not be printed; None if it was printed, or if nobody reads it."""
     stream = sys.stdout
     if not isinstance(stream, Shown):
         return None
     stream.flush()
     failure = stream.failure
-    # Whoever closes a pipe has read enough, and whoever closes the descriptor wants no output.
+    # A reader that closes the pipe has read enough. A caller that closes stdout wants no output.
     if failure is None or isinstance(failure, BrokenPipeError) or not getattr(failure, "errno", 0):
         return None
     return reason(failure)
 
 
 def leave(program: str) -> NoReturn:
-    """End a program whose result is its output: with status 0, or 1 if the output was lost."""
+    """End a program whose result is printed: with status 0, or 1 if the output was lost."""
     if (failure := output_failure()) is not None:
         sys.stderr.write(f"{program}: the output cannot be written: {failure}\n")
     sys.exit(0 if failure is None else 1)
 
 
 def reason(error: BaseException) -> str:
-    """Return what the system says about an error, without the number."""
+    """Return the system's text for an error, without the error number."""
     said = error.strerror if isinstance(error, OSError) else None
     return said or str(error) or type(error).__name__
 
 
 def _open_closed() -> None:
-    """Open the null device in the place of standard descriptors that are closed.
+    """Open the null device for each of the descriptors 0, 1 and 2 that is closed.
 
-    Otherwise the next file that is opened would get such a number, and receive printed text.
+    Otherwise the next file that is opened would get such a descriptor, and receive printed text.
     """
     for descriptor in range(3):
         try:

@@ -1,6 +1,6 @@
-"""The tracker of `tracker=tensorboard`: event files, written by torch's own writer.
+"""Tracks a run for `tracker=tensorboard`: writes event files with torch's own writer.
 
-torch's writer is imported when the run starts, in the tracker's thread.
+The tracker's thread imports torch's writer when the run starts.
 """
 
 import json
@@ -26,8 +26,8 @@ class TensorboardTracker:
     """Writes event files for TensorBoard.
 
     Args:
-        dir: The folder for the event files, for this run alone; None for `tensorboard` in the run
-            directory.
+        dir: The folder for the event files of this run alone; None for the folder `tensorboard` in
+            the run directory.
     """
 
     def __init__(self, *, dir: str | None = None) -> None:  # noqa: A002 - as for wandb
@@ -39,8 +39,8 @@ class TensorboardTracker:
     def start(self, run: Tracked) -> None:
         """Open the event files.
 
-        If a run is resumed, TensorBoard hides what was written after its checkpoint. Evaluations at
-        the checkpoint's own step stay.
+        If a run is resumed, TensorBoard hides values that were written after the checkpoint, but
+        not those written at the checkpoint's step.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -58,7 +58,7 @@ class TensorboardTracker:
         self._write(line["step"], line_scalars(line), at)
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Write how the stages spend their time."""
+        """Write the stages' fractions of time and their memory."""
         self._write(step, stage_scalars(stages), at)
 
     def _write(self, step: int, values: Mapping[str, float], at: Moment) -> None:
@@ -75,7 +75,7 @@ class TensorboardTracker:
         self._writer.close()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Write the comparison of a sweep's runs to event files of its own."""
+        """Write the comparison of a sweep's runs to separate event files."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(self._dir or str(folder / "tensorboard"))

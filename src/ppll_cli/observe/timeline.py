@@ -1,4 +1,4 @@
-"""The timeline of each stage over a few batches of the steady state: a trace and a picture."""
+"""Writes a trace and a picture of the stages' work over a few batches of the steady state."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ COLOURS = {
     "average": "#D55E00",
     "idle": "#FFFFFF",
 }
-"""Colours by category, from the palette of Okabe and Ito, which colour-blind readers can tell."""
+"""Colours of categories, from the palette of Okabe and Ito for colour-blind readers."""
 
 LEGEND = {
     "auxiliary": "auxiliary network",
@@ -34,7 +34,7 @@ LEGEND = {
     "average": "average of replicas",
     "idle": "waiting (bubble)",
 }
-"""Names in the legend, for categories whose own names say too little."""
+"""Names in the legend for categories whose own names are not clear enough."""
 
 LANE_INCHES = 0.5
 MOST_INCHES = 40.0
@@ -42,19 +42,19 @@ TITLE_WIDTH = 92
 """Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""Share of the picture's width that a bar must have, per digit, to show the number of its
-batch."""
+"""Smallest width of a bar that shows the number of its batch, per digit, as a fraction of the
+picture's width."""
 
 
 class Span(NamedTuple):
-    """A piece of a stage's time.
+    """An interval of a stage's time.
 
     Attributes:
-        start_s: When it began, in seconds on the clock that all stages share.
-        end_s: When it ended, on the same clock.
-        kind: One of `progress.KINDS`.
-        instruction: The instruction that took the time; None while the stage waited.
-        step: Optimizer steps before the batch.
+        start_s: Start of the interval, in seconds on a clock that all stages share.
+        end_s: End of the interval, on the same clock.
+        kind: What the stage did, one of `progress.KINDS`.
+        instruction: The instruction that the stage executed; None for an interval without one.
+        step: Number of the batch: optimizer steps before it.
     """
 
     start_s: float
@@ -64,12 +64,12 @@ class Span(NamedTuple):
     step: int
 
     def later(self, seconds: float) -> "Span":
-        """Return this span shifted by some seconds."""
+        """Return this span moved to a later time."""
         return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
 
     @property
     def category(self) -> str:
-        """Its category: a key of `COLOURS`."""
+        """The category of the span, a key of `COLOURS`."""
         if self.kind in ("starved", "blocked"):
             return "idle"
         if self.kind == "compute":
@@ -85,7 +85,7 @@ Lanes = Sequence[Sequence[Span]]
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """Return a title: a run's schedule, speed, and bubble as measured and as predicted."""
+    """Return a title with a run's schedule, speed, and measured and predicted bubble."""
     rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
     splits = f", {summary['microbatches']} micro-batches" if summary["microbatches"] > 1 else ""
     bubbles = ", ".join(
@@ -132,7 +132,7 @@ def write(
 def trace(
     lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str, replicas: int = 1
 ) -> dict[str, Any]:
-    """Return a Chrome trace, which Perfetto opens: a process per worker, times in microseconds.
+    """Return a Chrome trace for Perfetto: a process for each worker, times in microseconds.
 
     Args:
         lanes: The spans of each worker, with replicas of a stage next to one another.
@@ -170,10 +170,10 @@ def trace(
 
 
 def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, Any]]:
-    """Yield arrows, each from the start of a send to the middle of the receive of its message.
+    """Yield an arrow for each message, from the start of its send to the middle of its receive.
 
-    Perfetto attaches an end of an arrow to the bar at that time. Clocks of two workers differ a
-    little; an arrow that would lead back in time is left out.
+    Perfetto attaches each end of an arrow to the bar at that time. Clocks of two workers differ a
+    little; an arrow that would point back in time is left out.
     """
     sent: dict[Any, list[tuple[int, Span]]] = {}
     spans = [
@@ -222,13 +222,13 @@ def _microseconds(seconds: float) -> float:
 
 
 def _fields(instruction: Instruction | None) -> Mapping[str, int]:
-    """Return an instruction's numbers: its chunk, its micro-batch, its peer."""
+    """Return an instruction's fields, such as chunk, micro-batch and peer."""
     slots = getattr(type(instruction), "__slots__", ())
     return {name: getattr(instruction, name) for name in slots}
 
 
 def window(lanes: Lanes) -> tuple[float, float]:
-    """Return the time in which all stages were traced; if there is none, in which any was."""
+    """Return start and end of the time in which all stages, or else any stage, were traced."""
     starts = [min(span.start_s for span in spans) for spans in lanes]
     ends = [max(span.end_s for span in spans) for spans in lanes]
     if max(starts) < min(ends):
@@ -239,7 +239,7 @@ def window(lanes: Lanes) -> tuple[float, float]:
 def picture(
     path: Path, lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
 ) -> None:
-    """Draw a lane for each worker; a bar with enough room shows the number of its batch."""
+    """Draw a lane for each worker. A bar that is wide enough shows the number of its batch."""
     from matplotlib.patches import Patch
 
     start_s, end_s = window(lanes)
@@ -264,7 +264,7 @@ def picture(
 
 
 def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Span]:
-    """Yield what lies between two times, with times counted from the first one."""
+    """Yield the parts of spans between two times, with times relative to `start_s`."""
     for span in spans:
         first, last = max(span.start_s, start_s), min(span.end_s, end_s)
         if first < last:

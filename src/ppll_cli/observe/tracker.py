@@ -1,6 +1,6 @@
-"""The interface of trackers, and a guard that keeps a tracker from stopping a run.
+"""Defines the interface of trackers, and a guard so that no tracker can stop a run.
 
-Imports neither torch nor any tracker's library.
+This module imports neither torch nor any tracker's library.
 """
 
 import logging
@@ -20,26 +20,27 @@ from ppll_cli.observe.runs import CONDITIONS, LAST_STEP
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Seconds that training waits for a tracker to start. Its imports would slow down the first steps,
-and so the speed that a short run measures (measured: by a fifth over 9 s on two cores)."""
+"""Seconds that training waits for a tracker to start. Without waiting, the tracker's imports would
+slow down the first training steps, and so the measured speed of a short run (by a fifth over 9 s on
+two cores)."""
 
 END_LIMIT_S = 60.0
-"""Seconds that a tracker without a `limit_s` may take to finish at the end of a run."""
+"""Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
 
 ABANDONED_LIMIT_S = 5.0
-"""Seconds that an abandoned tracker may take to release what the next run's tracker will use."""
+"""Seconds that an abandoned tracker may take to release resources for the next run's tracker."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run as its tracker sees it.
+    """The facts about a run that its tracker receives.
 
     Attributes:
         run_dir: The run directory.
         config: The resolved configuration.
         choices: The option chosen in each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
-        step: Number of optimizer steps done before; 0 for a run from its beginning.
+        step: Number of optimizer steps done before this start of the run; 0 for a new run.
         resumed: Whether an existing run is continued, possibly from step 0.
     """
 
@@ -52,7 +53,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The user's name for the run, followed in a sweep by the job's number; None without."""
+        """The user's name for the run, in a sweep with the job's folder name; None if not named."""
         given = self.config.get("name")
         if given is None:
             return None
@@ -75,7 +76,7 @@ class Tracked:
 
     @property
     def sweep(self) -> str | None:
-        """Name of the run's sweep, the last two parts of its folder, DATE/TIME; None without."""
+        """The name of the run's sweep, DATE/TIME; None if the run belongs to no sweep."""
         for folder in list(self.run_dir.parents)[:2]:  # a `hydra.sweep.subdir` may have a slash
             if (folder / "multirun.yaml").exists():
                 return sweep_name(folder)
@@ -83,17 +84,17 @@ class Tracked:
 
 
 def sweep_name(folder: Path) -> str:
-    """Return the name by which the runs of a sweep are grouped."""
+    """Return the name of a sweep, which are the last two parts of its folder."""
     return f"{folder.parent.name}/{folder.name}"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The time of a measurement, which a tracker may receive later.
+    """The time of a measurement. A tracker may receive the measurement later.
 
     Attributes:
         unix_s: Seconds since 1970.
-        train_s: Seconds since training started, without pauses between processes.
+        train_s: Seconds of training, without the time between an interruption and resumption.
     """
 
     unix_s: float
@@ -101,38 +102,38 @@ class Moment:
 
 
 class Tracker(Protocol):
-    """Receives the progress of a run, in a thread of its own, by calls in this order.
+    """Receives the progress of a run. A separate thread calls the methods, in the order below.
 
-    A tracker is made before anything is started, from the keys of its configuration group, and
-    refuses wrong values with a ConfigError. It must not open or send anything before `start`. If it
-    raises an exception later, the user gets one warning and the run continues without it.
+    A tracker is constructed from the keys of its configuration group before the run starts, and
+    raises a ConfigError for wrong values. It must not open or send anything before `start`. If it
+    raises an exception later, the user gets one warning and the run continues without the tracker.
 
-    A class may have `limit_s`, the number of seconds that a tracker may take at the end to handle
-    the remaining calls. It may also have a method `abandon`, which is called from another thread
-    after that time, to end at once what would outlive the run.
+    A tracker may have an attribute `limit_s`: the number of seconds that it may take at the end of
+    the run to handle the remaining calls. It may also have a method `abandon`, which another thread
+    calls after that time. The method must end at once all processes that would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:
-        """Begin to track: training is about to start, and `config.json` exists."""
+        """Begin to track. Training will start next, and `config.json` exists."""
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """Receive a line of `metrics.jsonl`; a line of a local loss has the module's number."""
+        """Receive a line of `metrics.jsonl`. Lines of local losses have the number of a module."""
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Receive how the stages have spent the recent time.
+        """Receive the fractions of recent time that the stages spent on work and waiting.
 
         Args:
             step: Number of optimizer steps done.
-            stages: For each stage its index, compute_fraction, aux_fraction, starved_fraction,
-                blocked_fraction and memory_bytes; None for what is unknown.
+            stages: For each stage, a mapping with index, replica, compute_fraction, aux_fraction,
+                starved_fraction, blocked_fraction and memory_bytes. Unknown values are None.
             at: The time of measurement.
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish: the run is over, however it ended, and all its files exist."""
+        """Finish. The run has completed, failed or was interrupted, and all its files exist."""
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Receive the comparison of a sweep that is over, in a tracker that gets no other call.
+        """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.
 
         Args:
             folder: The folder of the sweep, with `comparison.png` and `comparison.csv`.
@@ -153,14 +154,14 @@ class NoTracker:
 
 
 class Guarded:
-    """A tracker that can neither stop a run nor delay it beyond limits.
+    """A wrapper of a tracker, which can then neither stop a run nor delay it for long.
 
-    Calls are put into a queue and made by a thread. Only the first and the last call are waited
-    for, within time limits. After an exception the tracker is called no more.
+    Calls are put into a queue, and a thread executes them. The caller waits only for the first and
+    the last call, within time limits. After an exception the tracker gets no more calls.
 
     Args:
         tracker: The tracker to call.
-        name: Its name in messages.
+        name: The name of the tracker in messages.
     """
 
     def __init__(self, tracker: Tracker, name: str) -> None:
@@ -169,28 +170,28 @@ class Guarded:
         self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._started = threading.Event()
-        self._lost = threading.Lock()  # acquired once, by whoever first finds the tracker lost
+        self._lost = threading.Lock()  # acquired once, by the first thread that sees a failure
 
     def start(self, run: Tracked) -> None:
-        """Start the tracker; return when it has started, or after a time limit."""
+        """Start the tracker, and wait for it, but not longer than `START_LIMIT_S`."""
         self._tell("start", run)
         self._started.wait(START_LIMIT_S)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
-        """Pass on a line of `metrics.jsonl` when it is written."""
+        """Pass a new line of `metrics.jsonl` to the tracker."""
         self._tell("metrics", line, Moment(time.time(), line["seconds"]))
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """Pass on how the stages spend their time, after `seconds` of training."""
+        """Pass the stages' fractions of time, after `seconds` of training, to the tracker."""
         self._tell("stages", step, stages, Moment(time.time(), seconds))
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Pass on the summary; return when the tracker has finished, or is lost."""
+        """Pass the summary to the tracker, and wait for its end, but not beyond the time limit."""
         self._tell("end", summary)
         self._finish()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Pass on the comparison of a sweep; return when the tracker has finished, or is lost."""
+        """Pass a sweep's comparison to the tracker, and wait for its end within the time limit."""
         self._tell("sweep", folder, name)
         self._finish()
 
@@ -225,7 +226,7 @@ class Guarded:
                 getattr(self._tracker, what)(*arguments)
             except BaseException as error:  # SystemExit too, which would end this thread silently
                 said = type(error).__name__
-                with suppress(Exception):  # the exception may be unable to make its text
+                with suppress(Exception):  # converting an exception to text may fail
                     said += f": {error}"
                 self._lose(said)
                 log.debug("tracker=%s", self._name, exc_info=True)
@@ -238,14 +239,14 @@ class Guarded:
 
 
 def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
-    """Return the tracker that a configuration names, guarded.
+    """Construct the tracker that a configuration names, and return it in a guard.
 
     Args:
         name: The chosen option.
         config: The keys of the configuration group.
 
     Raises:
-        ConfigError: The tracker cannot be made, or lacks a method.
+        ConfigError: The tracker cannot be constructed, or lacks a method.
     """
     tracker = make("tracker", config)
     names = ("start", "metrics", "stages", "end", "sweep")
@@ -255,9 +256,9 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
 
 
 def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of `metrics.jsonl`: `test/accuracy`, `module_3/train/loss`.
+    """Return a line's numbers by keys such as `test/accuracy` and `module_3/train/loss`.
 
-    The learning rate is equal for all modules and given only with the model's own head.
+    The learning rate is equal for all modules, so only lines of the model's own head include it.
     """
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"
@@ -270,11 +271,11 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of each stage, such as `stage_0/compute_fraction`, and the bubble.
+    """Return each stage's numbers, by keys such as `stage_0/compute_fraction`, and the bubble.
 
-    Names of later replicas contain their number, as in `stage_0_replica_1`.
-    `pipeline/bubble_fraction` is the share of the stages' time in which they waited, as in
-    `summary.json`; it is left out if a stage's waiting is unknown.
+    Keys of all replicas but the first contain the replica's number, as in `stage_0_replica_1`.
+    `pipeline/bubble_fraction` is the fraction of time in which stages waited, as in `summary.json`.
+    It is left out if the waiting time of a stage is unknown.
     """
     found = {
         f"{_stage(stage)}/{key}": float(value)
@@ -295,14 +296,14 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 
 def samples(run_dir: Path) -> list[Path]:
-    """Return the pictures of what a run has learnt, which it saves at its end."""
+    """Return the files of the sample pictures that a run saved at its end."""
     return sorted((run_dir / "samples").glob("*.png"))
 
 
 def tree(value: Any) -> Any:
     """Convert a JSON value to nested dictionaries; lists become dictionaries by index.
 
-    A list of plain values becomes one string, and None is left out of dictionaries.
+    A list of plain values becomes one string. Values that are None are left out of dictionaries.
     """
     if isinstance(value, list):
         if not any(isinstance(inner, Mapping | list) for inner in value):
@@ -314,7 +315,7 @@ def tree(value: Any) -> Any:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a tree to pairs with keys such as `stages.0.compute_fraction`."""
+    """Flatten nested dictionaries to one with keys such as `stages.0.compute_fraction`."""
     found: dict[str, Any] = {}
     for key, inner in value.items():
         below = isinstance(inner, Mapping)

@@ -1,7 +1,7 @@
-"""The tracker of `tracker=wandb`: one Weights & Biases run per run, owned by the parent process.
+"""Tracks a run for `tracker=wandb`: the parent process reports each run to one wandb run.
 
-wandb is imported when the run starts, in the tracker's thread. The import takes a second, for which
-neither a refused configuration nor the training should wait.
+The tracker's thread imports wandb when the run starts. The import takes a second, and neither a
+refused configuration nor training should wait for it.
 """
 
 import csv
@@ -27,27 +27,28 @@ from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, sta
 log = logging.getLogger(__name__)
 
 RUN_FILE = "wandb-run.json"
-"""File in a run directory with the id of its wandb run, with which a resumed run continues."""
+"""File in a run directory with the id of the wandb run, which a resumed run continues."""
 
 MARGIN_S = 15.0
-"""Seconds for what wandb does besides waiting for its server: its import and its last writes."""
+"""Seconds for wandb's import and last writes, in addition to the waiting for its server."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
-"""Exit codes by status, as wandb reads them: 0 finished, 255 killed, any other failed."""
+"""Exit codes by status. wandb shows 0 as finished, 255 as killed, any other code as failed."""
 
 RESOLVED = ("gpus", "device", "threads", "modules", "microbatches", "emulated")
-"""Keys of the summary with resolved settings. They join wandb's config, by which panels group."""
+"""Resolved settings in the summary. They are added to wandb's config, so panels can group by
+them."""
 
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""Older names of the modes online and offline, which `WANDB_MODE` may also contain."""
+"""Older names of the modes online and offline, which `WANDB_MODE` may still contain."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
 
 class Upload(BaseModel):
-    """Which files are uploaded to wandb as artifacts when the run is over."""
+    """Says which files are uploaded to wandb as artifacts at the end of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,21 +57,21 @@ class Upload(BaseModel):
 
 
 class WandbTracker:
-    """Reports a run to Weights & Biases; offline if there is no key, or no answer from the server.
+    """Reports a run to Weights & Biases; offline without a key, or if the server does not answer.
 
     Args:
         project: Project of wandb.
-        entity: User or team of wandb; None for the account's own.
-        mode: Mode of wandb. None: disabled if `WANDB_DISABLED` says so, else online if there is a
-            key, else offline.
-        name: Name of the wandb run; None for the run's own name, or a description of it.
-        group: Group of the wandb run; None for the sweep's name if the run belongs to a sweep.
+        entity: User or team of wandb; None for the account's default.
+        mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set, otherwise online if
+            there is a key, otherwise offline.
+        name: Name of the wandb run; None for the user's name of the run, or else a description.
+        group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
-        tags: Tags of the wandb run; None for the run's own tags.
+        tags: Tags of the wandb run; None for the run's `tags`.
         notes: Notes of the wandb run.
         upload: Which files are uploaded as artifacts.
         init_timeout_s: Seconds within which the server must answer at the start.
-        finish_timeout_s: Seconds that uploading the rest may take at the end.
+        finish_timeout_s: Seconds that uploading the remaining data may take at the end.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class WandbTracker:
         self._init_s, self._finish_s = init_timeout_s, finish_timeout_s
         self._run: Any = None
         self._with_best: set[str] = set()
-        # A short run may be over while wandb still waits for its server.
+        # A short run may end while wandb still waits for its server to start, so both limits count.
         self.limit_s = init_timeout_s + finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
-        """Begin the wandb run, or continue it if the run is resumed."""
+        """Begin a wandb run, or continue the previous one if the run is resumed."""
         self._tracked = run
         self._run = self._init(
             {**run.config, "choices": dict(run.choices), "metric": run.metric},
@@ -127,7 +128,7 @@ class WandbTracker:
             self._best_counts(f"{split}/{run.metric}")
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """Log a line of `metrics.jsonl` as a row of its own."""
+        """Log a line of `metrics.jsonl` as a separate row."""
         values = line_scalars(line)
         for key in values:
             if line["split"] != "train" and key.endswith(f"/{self._tracked.metric}"):
@@ -135,16 +136,16 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _best_counts(self, key: str) -> None:
-        """Make wandb keep a metric's best (highest) value in the run's summary, beside the last.
+        """Tell wandb to keep the highest value of a metric in the summary, besides the last one.
 
-        wandb needs this once, before the first value.
+        wandb must be told once for each metric, before the first value.
         """
         if key not in self._with_best:
             self._with_best.add(key)
             self._run.define_metric(key, step_metric="step", summary="max,last")
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Log how the stages spend their time."""
+        """Log the stages' fractions of time and their memory."""
         self._log(step, stage_scalars(stages), at)
 
     def _log(self, step: int, values: Mapping[str, Any], at: Moment) -> None:
@@ -174,7 +175,7 @@ class WandbTracker:
         self._finish(EXIT_CODES.get(summary["status"], 1))
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Add a wandb run that compares the sweep's runs to their group."""
+        """Make a wandb run with the comparison of a sweep, in the group of the sweep's runs."""
         import wandb
 
         self._run = run = self._init(
@@ -198,11 +199,11 @@ class WandbTracker:
         self._finish(0)
 
     def abandon(self) -> None:
-        """Kill wandb's process; what it has written so far stays on disk."""
+        """Kill wandb's process. Data that it has already written stay on disk."""
         from wandb.sdk import wandb_setup
 
-        # The library has no way to end its process without waiting for it. Without the cleanup it
-        # would wait once more at the program's end.
+        # wandb has no public way to end its process without waiting for it. Without `_cleanup`, it
+        # would wait once more when the program exits.
         connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
@@ -210,9 +211,9 @@ class WandbTracker:
         log.warning("to upload what wandb did not receive: %s", self._how_to_sync())
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
-        """Begin a wandb run, offline if an online one cannot be had in time."""
-        # Otherwise wandb reports its errors, offline too, and without a network the program's end
-        # waits for these reports (measured: 10 and 20 s). It also prints where it found the key.
+        """Begin a wandb run; begin it offline if the server does not answer in time."""
+        # Otherwise wandb sends reports of its errors, even offline, and without a network the exit
+        # of the program waits for them (10 to 20 s). It also prints where it found the key.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -252,7 +253,7 @@ class WandbTracker:
                 why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
-                wandb.teardown()  # its process regards the run as one in use
+                wandb.teardown()  # ends wandb's process, which would regard the run as one in use
             said = log.info if mode is None else log.warning
             said("wandb: recorded offline: %s", why)
             mode = "offline"
@@ -290,7 +291,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the mode by its present name; without one, respect `WANDB_DISABLED`."""
+    """Return the mode by its present name; if none is given, use `WANDB_DISABLED`."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()
@@ -301,7 +302,7 @@ def _mode(given: str | None) -> Mode | None:
 
 
 def _run_id(run: Tracked) -> str:
-    """Return the id of the run's wandb run, or a new one, which is saved in the run directory."""
+    """Return the id of the wandb run to continue, or save and return a new id."""
     file = run.run_dir / RUN_FILE
     if run.resumed:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -312,7 +313,7 @@ def _run_id(run: Tracked) -> str:
 
 
 def _number(cell: str) -> float | str | None:
-    """Return a table's cell as a number, as text, or as None if it is empty."""
+    """Convert a table's cell to a number if possible, or to None if it is empty."""
     try:
         return float(cell) if cell else None
     except ValueError:

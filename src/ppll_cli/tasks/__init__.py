@@ -1,1 +1,1 @@
-"""Tasks: each defines targets, a loss, a metric, and heads for auxiliary networks."""
+"""Tasks. Each task defines targets, a loss, a metric, and heads for auxiliary networks."""

@@ -11,28 +11,28 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 BACKGROUND = -1
-"""Match of an anchor that stands for background."""
+"""Returned by `matched` for an anchor that is trained as background."""
 
 BETWEEN = -2
-"""Match of an anchor that stands neither for a box nor for background."""
+"""Returned by `matched` for an anchor that is not trained: neither a box nor background."""
 
 FOUND_FROM = 0.5
-"""Least intersection over union with a box that an anchor is matched to (arXiv 1708.02002)."""
+"""Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
 
 BACKGROUND_BELOW = 0.4
 """An anchor below this intersection over union with all boxes is background (arXiv 1708.02002)."""
 
 SCORES_ABOVE = 0.05
-"""Detections have a score above this, torchvision's choice."""
+"""Detections must have a score above this (torchvision's choice)."""
 
 CANDIDATES = 1000
-"""Most candidates for detections on each pyramid level, torchvision's choice."""
+"""Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""Intersection over union above which the detection with the lower score of a class is dropped."""
+"""If detections of a class have a larger intersection over union, only the best one is kept."""
 
 MOST = 100
-"""Most detections of a picture, as many as COCO counts."""
+"""Largest number of detections of a picture, which is the number that COCO counts."""
 
 
 class Detections(NamedTuple):
@@ -51,18 +51,19 @@ class Detections(NamedTuple):
 
 @torch.no_grad()
 def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True) -> Tensor:
-    """Return which box each anchor stands for.
+    """Match each anchor to a box or to background.
 
     This is torchvision's Matcher with low-quality matches, written so that no shape depends on a
-    value. An anchor is matched to the box with which it has the highest intersection over union, if
-    that is at least `FOUND_FROM`. If `forced`, the anchors that overlap a box more than all other
-    anchors do are also matched to the box that they overlap most, however little that is.
+    value. The overlap of an anchor and a box is their intersection over union. An anchor is matched
+    to the box with which it has the largest overlap, if this is at least `FOUND_FROM`. If `forced`,
+    this limit does not apply to an anchor that has, for some box, the largest overlap of all
+    anchors.
 
     Args:
         boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
-        wanted: Whether a box counts, bool [..., N].
+        wanted: Whether each box is to be matched, bool [..., N].
         anchors: float [..., A, 4].
-        forced: Whether each box gets anchors, even if no anchor overlaps it by `FOUND_FROM`.
+        forced: Whether boxes are matched even if no anchor overlaps them by `FOUND_FROM`.
 
     Returns:
         Indices of boxes, `BACKGROUND` or `BETWEEN`, int64 [..., A].
@@ -78,7 +79,7 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return intersections over unions, [..., N, A], computed in place to save memory."""
+    """Return intersections over unions, [..., N, A]. In-place operations save memory."""
     first = torch.maximum(boxes[..., None, :2], anchors[..., None, :, :2])
     sides = torch.minimum(boxes[..., None, 2:], anchors[..., None, :, 2:]).sub_(first).clamp_(min=0)
     shared = sides[..., 0] * sides[..., 1]
@@ -91,15 +92,15 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the deltas that turn anchors into boxes, as in torchvision's BoxCoder.
+    """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
     Args:
         boxes: float [..., 4].
         anchors: float [..., 4].
 
     Returns:
-        The move of the centre in x and y as a fraction of the anchor's width and height, and the
-        logarithms of box width / anchor width and of the heights' ratio; float [..., 4].
+        float [..., 4]: the shift of the centre in x and y, as a fraction of the anchor's width and
+        height; then the logarithms of box width / anchor width and box height / anchor height.
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size

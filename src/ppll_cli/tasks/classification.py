@@ -1,4 +1,4 @@
-"""Classification: each image has one label, or two labels with their shares if it is mixed."""
+"""Classification: an image has one label or, if two images are mixed, two labels with shares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from ppll_cli.tasks.details import Details, by_class
 from ppll_cli.tasks.task import Task, only_for
 
 LABEL = "label"
-"""Name of a batch's labels, int64 [B]. Of a mixed image it is the label with the larger share."""
+"""Name of a batch's labels, int64 [B]; for a mixed image, the label with the larger share."""
 
 OTHER_LABEL = "label.other"
 """Name of the labels with the smaller share, int64 [B], if images are mixed in pairs."""
 
 SHARE = "label.share"
-"""Name of the larger share of mixed images, float64 [B] from 0.5 to 1. `transport.wire_dtype` does
-not convert float64, so every stage learns exactly equal targets."""
+"""Name of the share of the first label in each mixed image, float64 [B], from 0.5 to 1. Because
+`transport.wire_dtype` does not convert float64, all stages get exactly equal targets."""
 
 TARGETS = {LABEL: ValueSpec((), torch.int64)}
 MIXED_TARGETS = {
@@ -30,9 +30,9 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """Return the share of each class in each target, float32 [B, classes].
+    """Return the share of each class for each sample, float32 [B, classes].
 
-    Each row adds up to 1. It is one-hot for images that are not mixed. Labels are not smoothed.
+    Each row adds up to 1. For images that are not mixed, it is one-hot. Labels are not smoothed.
 
     Args:
         values: The targets of a batch, by name.
@@ -47,7 +47,7 @@ def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
 
 
 class Pool(nn.Module):
-    """Takes the mean over all positions: maps [B, C, H, W] and tokens [B, T, D] become vectors.
+    """Averages maps [B, C, H, W] or tokens [B, T, D] over positions, which gives vectors.
 
     Args:
         dimensions: Number of dimensions of the features without the batch: 3 for maps, 2 for
@@ -66,15 +66,15 @@ class Pool(nn.Module):
 
 
 def pooled_width(shape: tuple[int, ...]) -> int:
-    """Return the width of the vector that `Pool` makes from features of `shape` (no batch)."""
+    """Return the width of the vectors that `Pool` makes from features of this shape (no batch)."""
     return shape[0] if len(shape) == 3 else shape[-1]
 
 
 class ClassifierHead(nn.Module):
-    """The head of a classifier in two steps: from features to a vector, and from it to logits.
+    """The head of a classifier, which works in two steps: features to vectors, vectors to logits.
 
     Attributes:
-        fc: The second step, which a subclass makes.
+        fc: The layer of the second step. A subclass creates it.
     """
 
     fc: nn.Linear
@@ -96,7 +96,8 @@ class Classification:
     Attributes:
         classes: Number of classes; labels are 0 to classes - 1.
         metric: Name of the metric.
-        label_smoothing: Part of each target that is spread evenly over all classes in training.
+        label_smoothing: Fraction of each target that is distributed evenly over all classes in
+            training.
         mixed: Whether images are mixed in pairs in training, so that each has two labels.
     """
 
@@ -141,7 +142,7 @@ class Classification:
         return prediction.float().softmax(dim=1)
 
     def detail(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Return label and predicted label of each sample, int64 [B, 2]."""
+        """Return the label and the predicted label of each sample, int64 [B, 2]."""
         return torch.stack((values[LABEL], prediction.argmax(dim=1)), dim=1)
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
@@ -149,12 +150,12 @@ class Classification:
         return by_class(rows, names or tuple(map(str, range(self.classes))))
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a pool and a Linear layer."""
+        """Return a network of a pool and a Linear layer."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """Return the task with `optim.label_smoothing`.
+    """Return the task with this amount of label smoothing.
 
     Raises:
         ConfigError: The task has no labels to smooth.
@@ -181,7 +182,7 @@ def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
 
 
 def _labelled(task: Task, key: str, value: float) -> Classification:
-    """Return the task; the setting `key=value` is refused if the task has no labels."""
+    """Return the task if it is classification; otherwise refuse the setting `key=value`."""
     data = "with class labels, or give 0"
     return only_for(Classification, task, key, str(value), "classification", data)
 

@@ -1,4 +1,4 @@
-"""Results of an evaluation beside the metric, by class or by picture, as plain data."""
+"""Detailed results of an evaluation, by class or by picture, as plain data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Details:
     """The results of each class or of each picture.
 
     Attributes:
-        kind: What an entry describes, "class" or "picture". It is the first key of each entry, and
-            its plural is the name of the list in files.
-        entries: One entry for each class or picture. The second key is a count, the others are
-            results; NaN or None if there is nothing to measure.
-        confusion: In classification, the number of samples of each class (row) that were predicted
-            as each class (column).
+        kind: What an entry describes, "class" or "picture". This word is the first key of each
+            entry, and its plural is the name of the list in files.
+        entries: One entry for each class or picture. The second key is a count, and the other keys
+            are results, which are NaN or None if nothing could be measured.
+        confusion: In classification, the number of samples by true class (row) and predicted class
+            (column).
     """
 
     kind: str

@@ -32,30 +32,32 @@ from ppll_cli.tasks.pyramid import (
 from ppll_cli.tasks.task import Task, only_for
 
 BOXES = "boxes"
-"""Name of each box's left, top, right and bottom in pixels of the images, float32 [B, N, 4]."""
+"""Name of the boxes: left, top, right and bottom in pixels of the images, float32 [B, N, 4]."""
 
 LABELS = "labels"
 """Name of the boxes' classes, from 0, int64 [B, N]."""
 
 IGNORED = "ignored"
-"""Name of the flags of boxes that loss and score ignore: crowds in COCO, difficult objects in VOC.
-bool [B, N]."""
+"""Name of the flags of ignored boxes, bool [B, N]. The loss and the score leave out these boxes,
+which are crowds in COCO and difficult objects in VOC."""
 
 COUNT = "count"
-"""Name of the numbers of boxes in the pictures, int64 [B]. Later elements are padding."""
+"""Name of the number of boxes in each picture, int64 [B]. Further elements of `BOXES` are
+padding."""
 
 NUMBER = "number"
-"""Name of the pictures' numbers in their split, int64 [B]."""
+"""Name of the index of each picture within its split, int64 [B]."""
 
 FRAME = "frame"
-"""Name of each picture's frame, float32 [B, 4]: its height and width in pixels within the batch's
-image, whose rest is padding, and the factors by which its height and width were scaled."""
+"""Name of the frame of each picture, float32 [B, 4]: height and width of the picture in pixels of
+the batch's image (the rest of the image is padding), and the factors by which the picture's height
+and width were scaled."""
 
 
 LARGEST_TABLE = 2**24
-"""Most numbers in a table of pictures, anchors, and boxes or classes: 64 MiB of float32. A loss has
-a few such tables at a time. A picture of 800x1333 with 80 classes has a table of about that
-size."""
+"""Largest number of elements of a tensor with pictures, anchors, and boxes or classes as
+dimensions: 64 MiB of float32. The loss has a few such tensors at the same time. For one picture of
+800x1333 pixels with 80 classes, a tensor has about this size."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,19 @@ class Detection:
     """Predictions are anchors with deltas and logits; the metric is COCO's average precision.
 
     The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. An anchor is positive if
-    it overlaps a box enough, negative if it overlaps all boxes little, and left out in between. For
-    each picture, the focal loss of positive and negative anchors and the absolute error of the
-    deltas of positive anchors are summed and divided by the number of positive anchors. The loss is
-    the mean over pictures.
+    it is matched to a box, negative if it is background, and otherwise left out (see
+    `ppll_cli.tasks.boxes.matched`). For each picture, the focal loss of positive and negative
+    anchors, and the absolute error of the deltas of positive anchors, are summed and divided by the
+    number of positive anchors. The loss is the mean over pictures.
 
     Attributes:
         classes: Names of the classes.
-        boxes: N.
-        height: Height in pixels of the highest images, a multiple of 32.
-        width: Width in pixels of the widest images, a multiple of 32.
-        anchor: Side in pixels of the smallest anchors, those of maps of stride 8.
-        crowds: Whether ignored boxes are crowds, as COCO counts them, or single difficult objects.
-        forced: Whether each box gets anchors, even if no anchor overlaps it enough.
+        boxes: N, the largest number of boxes of a picture.
+        height: Largest height of images in pixels, a multiple of 32.
+        width: Largest width of images in pixels, a multiple of 32.
+        anchor: Side of the smallest anchors in pixels, which belong to maps of stride 8.
+        crowds: Whether ignored boxes are crowds, as in COCO; otherwise they are difficult objects.
+        forced: Whether boxes are matched even if no anchor overlaps them enough.
         metric: Name of the metric.
     """
 
@@ -140,9 +142,10 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return rows for each picture, each of its boxes and each detection; see `precision`.
+        """Return a row for each picture, each of its boxes and each detection; see `precision`.
 
-        In training there are no rows, because finding boxes in each batch would take too long.
+        In training no rows are returned, because finding detections in each batch would take too
+        long.
         """
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
@@ -162,9 +165,9 @@ class Detection:
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return AP, AP at overlaps of 0.5 and 0.75 (pycocotools), and VOC's AP at 0.5 in two ways.
+        """Return AP, AP50 and AP75 as COCO defines them, and VOC's two versions of AP50.
 
-        VOC's values are left out if ignored boxes are crowds, which VOC does not define.
+        VOC's versions are left out if ignored boxes are crowds, which VOC does not have.
         """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
@@ -189,21 +192,21 @@ class Detection:
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a `SmallestHead`."""
+        """Return a `SmallestHead` for maps of this shape."""
         stride = self.stride("local", "greedy", shape)
         return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
 
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
-        """Return the stride of a map: pixels of the image from one position to the next.
+        """Return the stride of a map: the number of image pixels from one position to the next.
 
         Args:
-            key: The key to blame.
-            value: Its value.
+            key: The setting that the error message names.
+            value: The value of this setting.
             shape: Shape of the features, without the batch dimension.
 
         Raises:
-            ConfigError: The features are no map, or the map does not divide the image evenly into
-                squares whose side is a power of 2.
+            ConfigError: The features are no map, or the stride is no power of 2, or is not the same
+                in height and width.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
             stride = self.height // shape[1]
@@ -217,20 +220,20 @@ class Detection:
 
 
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """Return the sum of each picture's rows that count, [B].
+    """Return the sum over each picture's selected rows, [B].
 
-    Pictures are summed one by one. On CPU threads share a sum over one picture, but would divide a
-    batch by pictures, so the order of additions would depend on the number of pictures.
+    Pictures are summed one by one, because a sum over a whole batch could add in an order that
+    depends on the number of pictures, which changes the last bits on CPU.
 
     Args:
         rows: float [B, A, columns].
-        counted: Whether a row counts, bool [B, A].
+        counted: Whether a row is selected, bool [B, A].
     """
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return one row of `precision` for each box."""
+    """Return a row for each box, with the columns that `precision` describes."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes
@@ -238,7 +241,7 @@ def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tenso
 
 
 def detection_of(task: Task, name: str, key: str = "model") -> Detection:
-    """Return the task if it is detection, which `key=name` needs.
+    """Return the task if it is detection; otherwise refuse the setting `key=name`.
 
     Raises:
         ConfigError: The task is another one.

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 ALPHA = 0.25
-"""Weight of classes that are present; absent classes have 1 - ALPHA (torchvision's choice)."""
+"""Weight of present classes; the weight of absent classes is 1 - ALPHA (torchvision's choice)."""
 
 
 class FocalLoss(torch.autograd.Function):
     """Computes torchvision's `sigmoid_focal_loss`, bit-identical, in fewer operations.
 
-    The loss is weight * (1 - p)^2 * -log(p), where p is the probability of the right answer. The
-    backward is explicit: autograd would compute the sigmoid again, and keep nine tables of
-    [B, A, C] numbers; this keeps three.
+    The loss is weight * (1 - p)^2 * -log(p), where p is the predicted probability of the right
+    answer. The backward pass is written explicitly. It keeps three tensors [B, A, C] in memory;
+    autograd would keep nine, and compute the sigmoid again.
     """
 
     @staticmethod
@@ -28,13 +28,13 @@ class FocalLoss(torch.autograd.Function):
         Args:
             ctx: The context, which keeps tensors for the backward.
             logits: float32 [B, A, C].
-            classes: Whether an anchor stands for an object of a class, bool [B, A, C].
+            classes: Whether an anchor is matched to an object of a class, bool [B, A, C].
 
         Returns:
             float32 [B, A, C].
         """
-        # One picture at a time: on CPU the last bit of a sigmoid depends on its position in its
-        # thread's part of the table, and a picture's loss must not depend on the rest of its batch.
+        # One picture at a time: on CPU the last bit of a sigmoid depends on the position in the
+        # tensor, and a picture's loss must not depend on the other pictures of its batch.
         scores = torch.stack([each.sigmoid() for each in logits])
         cross = binary_cross_entropy_with_logits(logits, classes.to(logits.dtype), reduction="none")
         ctx.save_for_backward(scores, cross, classes)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 
 class _Levels(nn.Module):
-    """Converts between pictures in [0, 1] and levels from 0 to 255 less their mean.
+    """Holds the numbers for converting pictures in [0, 1] to levels from 0 to 255 minus their mean.
 
-    Networks compute with levels, as those of EDSR's authors and BasicSR do, because they learn
-    faster so than in [0, 1]. The number of levels is saved with the weights, so that weights of
-    networks that compute in [0, 1] are refused. The mean is defined by the data set and not saved.
+    Networks compute with levels, as in the code of EDSR's authors and in BasicSR, because they
+    learn faster than with values in [0, 1]. The number 255 is saved with the weights, so that
+    weights of networks that compute in [0, 1] cannot be loaded. The mean is not saved, because the
+    data set defines it.
 
     Args:
         mean: Mean of each channel of the pictures in [0, 1], 3 numbers.
@@ -26,7 +27,7 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # A tensor with dimensions: under autocast its float32 must win over bfloat16.
+        # With dimensions, so that under autocast results are float32 and not bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)
@@ -36,7 +37,7 @@ class ToLevels(_Levels):
     """Converts pictures to levels."""
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Convert pictures [B, 3, H, W] in [0, 1] to levels less their mean, [B, 3, H, W]."""
+        """Convert pictures [B, 3, H, W] in [0, 1] to levels minus their mean, [B, 3, H, W]."""
         return (pictures - self.mean) * self.levels
 
 
@@ -44,17 +45,17 @@ class ToPictures(_Levels):
     """Converts levels to pictures."""
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Convert levels [B, 3, H, W] less their mean to pictures of the same shape in [0, 1]."""
+        """Convert levels minus their mean, [B, 3, H, W], to pictures in [0, 1]."""
         return levels / self.levels + self.mean
 
 
 class Upsampler(nn.Module):
-    """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, and a convolution.
+    """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
 
     Args:
         channels: C of the map.
-        scale: 2 or 3 in one step, or 4 in two steps.
-        mean: Mean of the pictures, which is added at the end.
+        scale: The scale: 2 or 3 with one pixel shuffle, or 4 with two.
+        mean: Mean of each channel of the pictures in [0, 1], which is added at the end.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:
@@ -74,12 +75,12 @@ class Upsampler(nn.Module):
 
 
 class PictureHead(nn.Module):
-    """A head that makes pictures in two steps: from features to a map, and from it to pictures.
+    """A head that makes pictures in two steps: features to a map, and the map to pictures.
 
-    Long skips are added to the map.
+    Between the steps, long skips are added to the map.
 
     Attributes:
-        upsampler: The second step, which a subclass makes.
+        upsampler: The network of the second step. A subclass creates it.
     """
 
     upsampler: Upsampler

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of the luma, as the field reports them.
+"""Computes PSNR and SSIM of the luma, as papers on super-resolution report them.
 
 Legend: B pictures, H height, W width (pixels).
 """
@@ -10,7 +10,7 @@ PEAK = 255.0
 """Range of values that PSNR and SSIM assume, although luma itself goes from 16 to 235."""
 
 RADIUS = 5
-"""SSIM's windows reach this many pixels from their centre: 11x11 pixels."""
+"""Distance in pixels from the centre of an SSIM window to its border: windows have 11x11 pixels."""
 
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
@@ -18,7 +18,7 @@ _LUMA = (65.481, 128.553, 24.966)
 
 
 def luma(pictures: Tensor) -> Tensor:
-    """Compute BT.601's Y, from 16 for black to 235 for white, of pictures rounded to 8 bits.
+    """Compute the luma (BT.601's Y, from 16 for black to 235 for white), after rounding to 8 bits.
 
     Args:
         pictures: Red, green and blue, float [B, 3, H, W]. Values are clamped to [0, 1].
@@ -89,7 +89,7 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Blur rows and columns by a Gaussian; stacked slices are summed in one order everywhere."""
+    """Blur rows and columns by a Gaussian, with the same order of additions on every device."""
     offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
     window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
     weights: list[float] = (window / window.sum()).tolist()

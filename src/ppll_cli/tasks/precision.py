@@ -1,9 +1,9 @@
 """Average precision of detections, as COCO and VOC define it.
 
-It is computed from rows, float64 [n, 8]. A row describes a picture (`PICTURE`), a labelled box
-(`THERE`) or a detection (`FOUND`). Its columns are this kind; the picture's number; the class;
-left, top, right and bottom in pixels of the picture; and last, for a labelled box whether it is
-ignored, and for a detection its score.
+The input is a tensor of rows, float64 [n, 8]. A row describes a picture (`PICTURE`), a true box
+(`THERE`) or a detection (`FOUND`). The columns are: the kind of the row; the picture's number; the
+class; left, top, right and bottom in pixels of the picture; and, for a true box, whether it is
+ignored or, for a detection, its score.
 """
 
 import io
@@ -25,23 +25,24 @@ COLUMNS = 8
 THERE, FOUND, PICTURE = range(3)
 OVERLAP = 0.5
 OVERLAPS = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
-"""For each metric, the slice of COCO's overlaps 0.5, 0.55 ... 0.95 over which it is a mean."""
+"""For each metric, the slice of COCO's overlaps 0.5, 0.55 ... 0.95 that is averaged."""
 
 Floats = NDArray[np.float64]
 
 
 def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Mapping[str, float]:
-    """Return all metrics as means over classes, in [0, 1]; NaN if there is nothing to find.
+    """Return all metrics, averaged over classes, in [0, 1]; NaN if there are no boxes to find.
 
     Args:
         rows: The rows of all pictures, in any order.
         classes: Names of the classes.
-        crowds: Whether ignored boxes are crowds, in which any number of detections may lie.
+        crowds: Whether ignored boxes are crowds, each of which may contain any number of
+            detections.
 
     Returns:
-        By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75` by pycocotools; without
-        crowds also `voc_ap50`, the area under the curve of precision over recall, and `voc07_ap50`,
-        the mean of 11 points of this curve.
+        By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75`, computed by
+        pycocotools. Without crowds also `voc_ap50`, the area under the curve of precision against
+        recall, and `voc07_ap50`, the mean of 11 points of this curve.
     """
     precision = _coco(rows, tuple(classes), crowds)
     found = {name: _mean(precision[at]) for name, at in OVERLAPS.items()}
@@ -69,7 +70,7 @@ def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> D
     return Details("class", entries)
 
 
-@lru_cache(maxsize=1)  # an evaluation needs the means and the classes' results of the same rows
+@lru_cache(maxsize=1)  # an evaluation calls this twice with the same rows
 def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
     """Return the precision, [10 overlaps, 101 recalls, C]; -1 for a class without boxes."""
     from pycocotools.coco import COCO
@@ -109,13 +110,13 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
 
 
 def _mean(precision: Floats) -> float:
-    """Return the mean without values of -1, which stand for classes without boxes."""
+    """Return the mean without values of -1, which mean that a class has no boxes."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else nan
 
 
 def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
-    """Return the means over classes of the area under the curve, and of its 11 points."""
+    """Return `voc_ap50` and `voc07_ap50`, averaged over classes."""
     curves = []
     for label in range(classes):
         here = rows[rows[:, 2] == label]
@@ -131,11 +132,12 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
 
 
 def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
-    """Return recall and precision of a class after each of its detections, highest score first.
+    """Return recall and precision of a class after each detection, in order of falling score.
 
-    As in VOC's own code, a detection belongs to the box that it overlaps most. It is right if that
-    overlap is at least 0.5 and no detection with a higher score has matched the box. It does not
-    count if the box is difficult. Unlike there, coordinates are edges of pixels, not their indices.
+    As in VOC's own code, a detection is compared with the box that it overlaps most. It is right if
+    the overlap is at least 0.5 and no detection with a higher score has matched this box. If it
+    matches a difficult box, it does not count. Unlike in VOC's code, coordinates are edges of
+    pixels, not indices of pixels.
     """
     of_picture: dict[float, list[int]] = defaultdict(list)
     for index, picture in enumerate(there[:, 1].tolist()):

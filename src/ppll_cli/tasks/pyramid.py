@@ -1,4 +1,4 @@
-"""Heads that find boxes in maps of several strides: RetinaNet's, and those of local learning.
+"""Heads that find boxes in maps of several strides, for RetinaNet and for local learning.
 
 Legend: B batch, W width (channels) of a pyramid, A anchors of a picture, C classes. The stride of a
 map is the number of image pixels from one of its positions to the next.
@@ -16,7 +16,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 STRIDES = (8, 16, 32)
-"""Strides of the maps from which a pyramid is made; it adds maps of stride 64 and 128."""
+"""Strides of the maps from which a pyramid is made. The pyramid adds maps of stride 64 and 128."""
 
 LEVELS = 5
 """Number of levels of a pyramid, P3 to P7: maps of stride 8, 16, 32, 64 and 128."""
@@ -39,11 +39,11 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 class Anchors(nn.Module):
-    """Adds the anchors to deltas and logits, so that a prediction needs no other information.
+    """Joins levels and anchors with deltas and logits, so that a prediction is complete by itself.
 
     Args:
-        smallest: Side in pixels of the smallest anchors of a pyramid, on maps of stride 8. It
-            doubles with the stride.
+        smallest: Side of the smallest anchors of a pyramid, on maps of stride 8, in pixels. On
+            coarser maps, the side grows in proportion to the stride.
         levels: Indices of the maps' levels in the pyramid, 0 to 4.
     """
 
@@ -58,14 +58,15 @@ class Anchors(nn.Module):
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # A buffer for the cells and plain numbers for the steps: batches copy nothing to a device.
+        # The cells are a buffer, and steps are plain numbers, so that no batch copies data to a
+        # device.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
         """Return a prediction.
 
         Args:
-            maps: Maps with the strides of the levels, finest first.
+            maps: One map for each level, finest first. Only their sizes are used.
             deltas: [B, A, 4].
             logits: [B, A, C].
 
@@ -88,7 +89,7 @@ class Anchors(nn.Module):
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """The settings of a model's head that heads of auxiliary networks share.
+    """The settings of a model's head that are also used for heads of auxiliary networks.
 
     Attributes:
         width: W.
@@ -99,20 +100,21 @@ class HeadStyle:
     groups: int = 0
 
     def branches(self, classes: int) -> RetinaNetHead:
-        """Return two branches of convolutions for all maps of a pyramid: for classes and boxes."""
+        """Return two branches of convolutions, for classes and boxes, which all levels share."""
         norm = partial(nn.GroupNorm, self.groups) if self.groups else None
         return RetinaNetHead(self.width, ANCHORS, classes, norm_layer=norm)
 
 
 class PyramidHead(nn.Module):
-    """RetinaNet's head (arXiv 1708.02002), made of torchvision's parts.
+    """RetinaNet's head (arXiv 1708.02002), built from torchvision's parts.
 
-    It has a feature pyramid, and two branches of convolutions for classes and boxes, which all maps
-    of the pyramid share.
+    It has a feature pyramid, and two branches of convolutions, for classes and boxes, which are
+    applied to all maps of the pyramid.
 
-    Maps may be missing, which only local learning needs. Levels finer than all given maps come only
-    from the coarser levels. A missing coarser map is replaced by the coarsest given map, from which
-    rows and columns are left out (both ours).
+    In local learning, some input maps may be missing (the following is ours). A level that is finer
+    than a given map, but has no map of its own, is computed only from coarser levels. A missing map
+    that is coarser than all given maps is replaced by the coarsest given map with rows and columns
+    left out.
 
     Args:
         channels: Channels of the given maps, by stride: at least one of `STRIDES`.
@@ -141,7 +143,7 @@ class PyramidHead(nn.Module):
         self.anchors = Anchors(anchor)
 
     def over(self, channels: Mapping[int, int]) -> "PyramidHead":
-        """Return a new head with these settings for other maps."""
+        """Return a new head with the same settings for other maps."""
         return self._like(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
@@ -166,14 +168,14 @@ class PyramidHead(nn.Module):
 
 
 def _thinned(x: Tensor, step: int) -> Tensor:
-    """Return every `step`-th row and column of a map."""
+    """Return a map's every `step`-th row and column."""
     return F.max_pool2d(x, 1, step)
 
 
 class SmallestHead(nn.Module):
     """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
 
-    If the map is coarser than a level, its pixels are repeated for that level.
+    For a level that is finer than the map, the map's pixels are repeated.
 
     Args:
         channels: Channels of the map.
@@ -186,7 +188,7 @@ class SmallestHead(nn.Module):
         super().__init__()
         self.stride = stride
         self.predict = nn.Conv2d(channels, ANCHORS * (4 + classes), 3, padding=1)
-        # RetinaNet's initial weights: few anchors have an object.
+        # RetinaNet's initial weights, because few anchors have an object.
         nn.init.normal_(self.predict.weight, std=0.01)
         nn.init.constant_(self.predict.bias, 0)  # type: ignore[arg-type]
         with torch.no_grad():

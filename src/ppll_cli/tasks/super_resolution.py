@@ -23,39 +23,43 @@ TARGET = "target"
 TILE = "tile"
 """Name of the numbers that describe evaluation samples, which are tiles of pictures; int64 [B, 9].
 
-They are the number of the tile's picture; the bounds of the pixels that PSNR counts, as first row,
-row after the last, first column and column after the last; and such bounds for SSIM. Positions are
-pixels of the large picture, from the tile's corner. In training there are no tiles: [B, 0].
+They are the index of the tile's picture; the bounds of the pixels that PSNR counts, as first row,
+row after the last, first column and column after the last; and the same bounds for SSIM. Bounds are
+in pixels of the large picture, relative to the tile's corner. In training the shape is [B, 0].
 """
 
 BICUBIC = "bicubic"
 """Name of PSNR and SSIM of the whole picture after bicubic enlargement, float64 [B, 2].
 
-They are given with the first tile of a picture; the other tiles have zeros. In training: [B, 0].
+The first tile of a picture has these values; its other tiles have zeros. In training: [B, 0].
 """
 
 AUTHORS_BORDER = 6
-"""Pixels at the border of DIV2K's pictures that EDSR's authors leave out, besides `scale`."""
+"""EDSR's authors leave out a border of `scale` plus this number of pixels for DIV2K."""
 
 _COLUMNS = 9
-"""Number of columns measured for a tile: its picture; sums of squared error and pixels of the luma,
-of SSIM and its pixels, of squared error and values of RGB; and the two of `BICUBIC`."""
+"""Number of columns in a row of measurements of a tile. They are: the index of the picture; for the
+luma, the sum of squared errors and the number of pixels; for SSIM, the sum and the number of
+pixels; for RGB, the sum of squared errors and the number of values; and the two values of
+`BICUBIC`."""
 
 
 @dataclass(frozen=True)
 class SuperResolution:
     """Predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1, the metric PSNR.
 
-    PSNR and SSIM are measured on the luma of each whole picture without a border of `scale` pixels;
-    their means over pictures are reported. Beside them are reported those of bicubic enlargement,
-    and `rgb_psnr`, which EDSR's authors report for DIV2K: PSNR of RGB without a border of
-    `scale` + 6 pixels. In training, PSNR is that of the mean squared error over whole patches.
+    PSNR and SSIM are measured on the luma of each whole picture, without a border of `scale`
+    pixels, and averaged over pictures. The scores also contain PSNR and SSIM of bicubic
+    enlargement, and `rgb_psnr`, which EDSR's authors report for DIV2K: PSNR of RGB without a border
+    of `scale` + 6 pixels. In training, PSNR is computed from the mean squared error over whole
+    patches.
 
     Attributes:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Pixels of small pictures by which evaluation tiles exceed the pixels that count.
+        overlap: Number of pixels of the small picture by which a tile extends beyond its evaluated
+            pixels.
         metric: Name of the metric.
         reference: Name of the enlargement with which the model is compared.
     """
@@ -73,7 +77,7 @@ class SuperResolution:
         return self._targets(self.patch, self.patch, tiles=False)
 
     def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
-        """Return the targets of evaluation batches for the size of the largest small pictures."""
+        """Return shape and dtype of the targets of tiles with this size in the small picture."""
         return self._targets(height, width, tiles=True)
 
     def _targets(self, height: int, width: int, tiles: bool) -> Mapping[str, ValueSpec]:
@@ -90,7 +94,7 @@ class SuperResolution:
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """Return a row of `_COLUMNS` numbers for each tile.
 
-        Training patches count as one tile of one picture, with only the error of the luma.
+        In training, all patches of a batch give one row, which has only the error of the luma.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -110,7 +114,7 @@ class SuperResolution:
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return means over pictures of PSNR (dB), SSIM, bicubic enlargement's, and RGB's PSNR."""
+        """Return mean PSNR (dB) and SSIM of model and bicubic enlargement, and `rgb_psnr`."""
         sums = [*_by_picture(rows).values()]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
         if all(each[3] for each in sums):
@@ -122,7 +126,7 @@ class SuperResolution:
         return found
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
-        """Return PSNR and SSIM of each picture, and those of bicubic enlargement."""
+        """Return PSNR and SSIM of the model and of bicubic enlargement, for each picture."""
         entries = []
         for number, each in _by_picture(rows).items():
             found = {
@@ -142,7 +146,7 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Return the sums over the tiles of each picture, by its number."""
+    """Sum rows over the tiles of each picture; return the sums by the picture's index."""
     numbers = sorted(set(rows[:, 0].tolist()))
     return {int(n): rows[rows[:, 0] == n, 1:].sum(dim=0).tolist() for n in numbers}
 
@@ -150,8 +154,8 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
 def _shaved(tile: Tensor) -> Tensor:
     """Return the bounds of the pixels that `rgb_psnr` counts, in the form of `TILE`, int64 [B, 4].
 
-    Its border is one pixel wider than SSIM's. The bounds of PSNR and SSIM differ only at the
-    picture's border, not at cuts between tiles.
+    The border for `rgb_psnr` is one pixel wider than the border for SSIM. The bounds for PSNR and
+    SSIM differ only where the tile ends at the picture's border, not at cuts between tiles.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)
@@ -181,7 +185,7 @@ def _mean(numbers: Sequence[float]) -> float:
 
 
 def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
-    """Check that features are maps, from which `key=value` makes pictures."""
+    """Check that features are maps, as the setting `key=value` requires."""
     if len(shape) != 3:
         problem = f"makes pictures from maps [C, H, W], but a module ends in {list(shape)}"
         raise ConfigError(
@@ -190,7 +194,7 @@ def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:
-    """Return the task if it is super-resolution, which `model=name` needs.
+    """Return the task if it is super-resolution; otherwise refuse `model=name`.
 
     Raises:
         ConfigError: The task is another one.

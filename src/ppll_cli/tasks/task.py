@@ -1,4 +1,4 @@
-"""The interface of tasks, and parts that tasks share."""
+"""Defines the interface of tasks, and parts that tasks share."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
@@ -17,8 +17,9 @@ class Task(Protocol):
 
     A task may also have these attributes and methods:
 
-    `reference` is the name of something untrained with which the metric is compared. If `score`
-    returns REFERENCE_METRIC, such as `bicubic_psnr`, the last line of a run shows it.
+    `reference` is the name of a method without training with which the model is compared, such as
+    `bicubic`. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
+    last line of a run shows it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
     are the names of classes, or of the pictures' files. `rows` are those of all batches that
@@ -26,7 +27,7 @@ class Task(Protocol):
 
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Higher is better.
-        targets: Shape and dtype of what a batch carries beside its images, by name.
+        targets: Shape and dtype of the tensors that a batch has besides its images, by name.
     """
 
     @property
@@ -38,14 +39,14 @@ class Task(Protocol):
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over the samples of a batch, a scalar.
 
-        It is also called with tensors on the meta device, so no shape may depend on a value.
+        This is also called with tensors on the meta device, so no shape may depend on a value.
         """
         ...
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return what the metrics need of a batch, float64 [n, columns]; n may be 0.
+        """Return the measurements of a batch for `score`, float64 [n, columns]; n may be 0.
 
-        In training this is called in each step, so expensive measurements may be left out.
+        In training this is called in every step, so expensive measurements may be left out.
         """
         ...
 
@@ -56,7 +57,8 @@ class Task(Protocol):
             rows: The rows of all batches, float64 [n, columns], on the CPU.
 
         Returns:
-            What is reported beside the loss, without scores that were not measured.
+            The scores that are reported besides the loss. Scores that were not measured are left
+            out.
         """
         ...
 
@@ -69,18 +71,18 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """Return the task if it is of the kind that `key=name` needs.
+    """Return the task if it belongs to the class that the setting `key=name` requires.
 
     Args:
-        kind: The class of the task that is needed.
+        kind: The required class of the task.
         task: The run's task.
-        key: The key that needs it.
-        name: The chosen value of this key, for the message.
-        use: Name of the kind, for the message.
-        data: Data sets with such tasks, for the message.
+        key: The key of the setting.
+        name: The value of the setting, for the message.
+        use: Name of the required kind of task, for the message.
+        data: Data sets with this kind of task, for the message.
 
     Raises:
-        ConfigError: The task is of another kind.
+        ConfigError: The task belongs to another class.
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -39,12 +39,13 @@ class Underway(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the first of these batches, uint8 [B, 3, H, W].
+        """Provide the images of the first batch in `keys`, uint8 [B, 3, H, W].
 
-        Loaders begin with the others, or continue with them. Batches with other keys are dropped.
+        Loaders begin or continue to decode the other batches in `keys`. All further batches are
+        dropped.
 
         Args:
-            keys: The current batch, and those that are decoded ahead.
+            keys: The key of the current batch, then the keys of the batches to decode ahead.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
@@ -68,7 +69,7 @@ class LoadedBatches(ImageBatches):
         middle: Side of the square in the middle that evaluation uses, as a fraction of the
             picture's shorter side. Training uses it too if `scale` is None.
         scale: Smallest and largest area of the random pieces that training uses, as fractions of
-            the picture's area.
+            the picture's area; None if training uses the square in the middle.
         loaders: The processes that decode the pictures.
         form: How batches are made of images.
     """

@@ -35,10 +35,10 @@ CHECK_S = 3.0
 """Time in seconds for test decoding at the start, if images are not kept."""
 
 MOST_CHECKED = 50_000
-"""Number of pictures chosen for test decoding, more than can be decoded in that time."""
+"""Number of pictures chosen for test decoding, more than can be decoded in `CHECK_S`."""
 
 MOST_BYTES = 4 << 30
-"""Largest size in bytes of images that are kept; a quarter of the memory is a limit too."""
+"""Largest total size in bytes of images that are kept; at most a quarter of the memory is used."""
 
 MOST_LOADERS = 16
 """Largest number of loaders, unless the user gives their number."""
@@ -51,15 +51,15 @@ class LabelledPictures(Classified):
     """A data set of labelled pictures of any size. A subclass finds them.
 
     An image is a square from the middle of the upright picture, resized with an antialiased filter.
-    Images are made once, kept in the cache folder and mapped into memory. If they are too large for
-    that, loaders, which are separate processes, decode pictures during training. Both ways give
-    equal images.
+    Images are made once, kept in the cache folder and mapped into memory. If all images together
+    are too large for memory, separate processes (loaders) decode pictures during training. Both
+    ways give equal images.
 
     Attributes:
         size: Height and width of the images, in pixels.
-        loaders: Number of processes that decode pictures during training. 0 means none: images are
-            made once and kept. None means one for each core but one, at most `MOST_LOADERS`, if the
-            images do not fit in memory, and none otherwise.
+        loaders: Number of processes that decode pictures during training. 0 means that images are
+            made once and kept. None means 0 if the images fit in memory, and otherwise the number
+            of cores minus one, at most `MOST_LOADERS`.
     """
 
     size: int
@@ -170,7 +170,7 @@ class LabelledPictures(Classified):
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
-        """Return for each class of each split a digest of the names and sizes of its files."""
+        """Return, for each split, a digest of the names and sizes of each class's files."""
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(

@@ -19,10 +19,10 @@ AT_ONCE = 128
 """Number of pictures that loaders are asked for together."""
 
 _FEW = 200
-"""Up to this number of pictures, the process decodes them itself, because loaders start slowly."""
+"""Up to this number of pictures are decoded without loaders, because loaders start slowly."""
 
 _SAID = 5000
-"""Making more images than this takes a while, and is logged."""
+"""If more images than this number are made, a log message says so, because it takes a while."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
     """Return the images of pictures from the cache folder; make them first if they are missing.
 
     Args:
-        wanted: The N pictures, and which piece of each.
+        wanted: The N pictures, and the piece of each picture to use.
         side: Height and width of the images, in pixels.
         processes: Number of loaders that make them.
 
@@ -71,14 +71,14 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
 def images_of(
     wanted: Sequence[Wanted], side: int, processes: int
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield the images of pictures in arrays, each of which is valid until the next one is taken.
+    """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
 
     This process itself decodes up to `_FEW` pictures, and yields each image, uint8
     [3, side, side]. If there are more, loaders decode them, and each array holds up to `AT_ONCE`
     images, uint8 [n, 3, side, side].
 
     Args:
-        wanted: The pictures, and which piece of each.
+        wanted: The pictures, and the piece of each picture to use.
         side: Height and width of the images, in pixels.
         processes: Number of loaders.
 

@@ -22,7 +22,7 @@ from ppll_cli.leaves.forkserver import STOPPING
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to decode, and which piece of it becomes the image.
+    """A picture to decode, and the piece of it that becomes the image.
 
     Attributes:
         path: The file.
@@ -103,7 +103,7 @@ def main(requests: int, memory: int) -> None:
         requests: File descriptor of the connection.
         memory: File descriptor of the shared memory.
     """
-    for number in STOPPING:  # may be sent to the whole group; the worker ends its loaders
+    for number in STOPPING:  # signals may reach all processes, but the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # end with the worker, however it ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

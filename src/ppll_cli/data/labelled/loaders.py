@@ -46,14 +46,14 @@ _PROGRAM = (
 )
 
 Job = tuple[Request, Future[None]]
-"""A request, and the future that tells when it is done, or why it failed."""
+"""A request, and a future that completes when the request is done or has failed."""
 
 
 class Loaders:
     """Child processes that decode pictures. Several threads may use this object.
 
-    On Linux the processes are killed when the thread that creates this object ends, so that thread
-    must live as long as they are needed.
+    On Linux the processes are killed when the thread that created this object ends, so this thread
+    must run as long as the loaders are needed.
 
     Args:
         count: Number of processes.
@@ -148,7 +148,7 @@ class Loading:
         )
 
     def release(self) -> None:
-        """Cancel requests that are not begun, wait for the others, and give the memory back."""
+        """Cancel requests that have not begun, wait for all others, and free the memory."""
         for answer in self._answers:
             if not answer.cancel():
                 answer.exception()
@@ -210,7 +210,7 @@ class SharedMemory:
 
 
 class _Loader:
-    """A loader, as the process that started it sees it.
+    """Starts the process of a loader, and communicates with it.
 
     Args:
         memory: File descriptor of the shared memory.

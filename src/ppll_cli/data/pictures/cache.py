@@ -64,9 +64,9 @@ def kept(
 ) -> Pictures:
     """Return pictures from their kept files; decode them first if the files are missing.
 
-    Large pictures are cropped to multiples of the scale. Small pictures without a file are made
-    from them with PIL's bicubic filter, which is antialiased, as MATLAB's imresize is, and works on
-    8 bits.
+    Large pictures are cropped so that their sides are multiples of the scale. If a small picture
+    has no file, it is made from the large picture with PIL's bicubic filter, which is antialiased,
+    like MATLAB's imresize, and works on 8 bits.
 
     Args:
         folder: Folder for the kept files; it may not exist yet.

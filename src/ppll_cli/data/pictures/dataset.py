@@ -39,8 +39,8 @@ class PictureDataset(Files, ABC):
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
-        overlap: Number of pixels by which a tile extends beyond its evaluated pixels, where it does
-            not end at the picture's border.
+        overlap: Number of pixels by which a tile extends beyond its evaluated pixels, except at the
+            picture's border.
         mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
             their input and add it to their output.
     """
@@ -103,7 +103,7 @@ class PictureDataset(Files, ABC):
     def evaluated(
         self, splits: "Mapping[str, PictureSplit]", name: str
     ) -> "Mapping[str, PictureSplit]":
-        """Return the splits, where the named one has tiles, so that it can be evaluated."""
+        """Return the splits, with the named split divided into tiles for its evaluation."""
         if splits[name].tiles:
             return splits
         return {**splits, name: self._split(self._divided()[name], trained=False)}

@@ -21,13 +21,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The operation that makes a stored picture upright, by EXIF orientation. 5 to 8 swap its sides."""
+"""For each EXIF orientation, the operation that makes a stored picture upright. Orientations 5 to 8
+swap height and width."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
 _GAP = 2.0
-"""A JPEG is decoded at a reduced size only if that is at least this many times the needed size."""
+"""A JPEG is decoded at a reduced size that is at least this many times the needed size."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # warning filters belong to the process, so one thread changes them at a time
@@ -62,7 +63,7 @@ def header(path: Path) -> Header:
 
 
 def decoded(path: Path) -> Image.Image:
-    """Decode a picture, the first frame if it has several: RGB, made upright as EXIF says.
+    """Decode a picture (its first frame, if it has several) to RGB, and turn it upright by EXIF.
 
     16-bit channels keep their upper 8 bits. Transparency is dropped without changing colours.
 

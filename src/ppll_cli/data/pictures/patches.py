@@ -27,8 +27,8 @@ class Tile(NamedTuple):
 
     Attributes:
         picture: Index of the picture within its split, from 0.
-        rows: The rows of the tile, and which of them count.
-        columns: The columns of the tile, and which of them count.
+        rows: The rows of the tile, and the range of rows that are evaluated.
+        columns: The columns of the tile, and the range of columns that are evaluated.
     """
 
     picture: int
@@ -130,7 +130,7 @@ class PatchBatches:
         Returns:
             Small [1, 3, H, W] and large [1, 3, sH, sW] tile, float32 in [0, 1], the description of
             the tile, int64 [1, 9], and the quality of bicubic enlargement, float64 [1, 2], by name.
-            The quality is that of the whole picture, and stands on the picture's first tile; the
+            Quality is measured for the whole picture. The picture's first tile has its values; all
             other tiles have zeros.
         """
         assert size == 1

@@ -43,7 +43,7 @@ class View(NamedTuple):
 def views(
     low: Bytes, high: Bytes, scale: int, overlap: int, predict: Callable[[Tensor], Tensor]
 ) -> list[View]:
-    """Return views of a picture's middle: input, bicubic enlargement, the model's, the original.
+    """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
 
     PSNR is computed on the luma of the piece without a border of `scale` pixels, as the metric
     computes it for whole pictures.
@@ -52,7 +52,7 @@ def views(
         low: The small picture, uint8 [H, W, 3].
         high: The large picture, uint8 [sH, sW, 3].
         scale: The scale s.
-        overlap: Number of pixels around the piece that the model gets too, in the small picture.
+        overlap: Number of small-picture pixels around the piece that are also passed to the model.
         predict: The model: maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1].
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])

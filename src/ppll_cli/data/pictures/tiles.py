@@ -9,9 +9,9 @@ class Span(NamedTuple):
 
     Attributes:
         start: First pixel of the piece.
-        stop: First pixel behind the piece.
+        stop: First pixel after the piece.
         first: First pixel that counts.
-        behind: First pixel behind those that count.
+        behind: First pixel after the pixels that count.
     """
 
     start: int
@@ -23,9 +23,9 @@ class Span(NamedTuple):
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     """Divide a side of a picture into overlapping pieces; each pixel counts in exactly one piece.
 
-    Counted pixels are at least `overlap` pixels away from the ends of their piece, except where the
-    piece ends at the picture's border. So a network whose receptive field extends at most `overlap`
-    pixels to each side computes the values for them that it computes on the whole picture.
+    Counted pixels are at least `overlap` pixels away from the ends of their piece, except at the
+    picture's border. If a network's receptive field extends at most `overlap` pixels to each side,
+    the network computes the same values for these pixels as on the whole picture.
 
     Args:
         length: Length of the side, in pixels.

@@ -16,10 +16,9 @@ MOST = 8
 """Largest number of items in a scene."""
 
 SMALLEST, LARGEST, LONGEST = 14.0, 0.6, 0.75
-"""Limits of the size of an item, which is the side of a square with the area of its box.
-
-`SMALLEST` is the smallest size in pixels, `LARGEST` the largest size as a fraction of S, `LONGEST`
-the largest length of the box's longer side as a fraction of S."""
+"""Limits for an item. Its size is the side of a square with the area of its box. `SMALLEST` is the
+smallest size in pixels, `LARGEST` the largest size as a fraction of S, and `LONGEST` the largest
+length of the box's longer side as a fraction of S."""
 
 VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
@@ -28,7 +27,7 @@ MOST_COMMON = 0.4
 """Largest intersection over union of two boxes; detectors keep only one of two similar boxes."""
 
 CONTRAST = 55.0
-"""Distance between mean colours of item and background (of 255) that a tint should have."""
+"""Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
 
 _ITEM = 28
 _THRESHOLD = 16  # smallest grey value of pixels that belong to an item
@@ -146,8 +145,8 @@ def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
 def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout | None:
     """Resize an item to the area of a square with this side.
 
-    Dark pixels inside an item belong to it if they lie between its other pixels both in their row
-    and in their column.
+    A dark pixel belongs to the item if there are bright pixels on both sides of it in its row, and
+    also in its column.
 
     Args:
         item: uint8 [28, 28].
@@ -156,7 +155,7 @@ def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout 
         mirrored: Whether the item is mirrored from left to right.
 
     Returns:
-        The item, cropped to its box; None if too little of it is left.
+        The item, cropped to its box; None if it has too few pixels.
     """
     inside = item >= _THRESHOLD
     across, down = (

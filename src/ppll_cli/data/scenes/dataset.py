@@ -66,7 +66,7 @@ class DetectionDataset(Files, ABC):
     def read(self, part: Part) -> Scenes:
         """Return the pictures of a part and their objects.
 
-        What takes long to read is kept in the cache folder, so a later call is fast.
+        Data that take long to read are kept in the cache folder, so that later calls are fast.
 
         Raises:
             ConfigError: Files are missing or wrong.
@@ -168,7 +168,7 @@ class DetectionDataset(Files, ABC):
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
         """Return the form of evaluation batches, which have one picture.
 
-        So detections do not depend on the padding that larger pictures of a batch would cause.
+        In a batch with larger pictures, padding could change the detections of a picture.
         """
         from ppll_cli.data.source import EvaluationForm
 

@@ -1,4 +1,4 @@
-"""Keeps the objects of all pictures of a data set in a few arrays, and these in a file.
+"""Keeps the objects of all pictures of a data set in a few arrays, which are saved in a file.
 
 Legend: P pictures, n objects of one picture, S objects of all pictures.
 """
@@ -20,7 +20,7 @@ MOST_PIXELS = 1e6
 """Largest number in an annotation that is accepted as a position or a size, in pixels."""
 
 _LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; thinner ones are dropped
-_LEAST_PART = 0.5  # fraction of a box's area that should lie inside its picture
+_LEAST_PART = 0.5  # fraction of a box's area that should be inside its picture
 
 Bytes = NDArray[np.uint8]
 
@@ -113,8 +113,8 @@ class Index:
         """Gather the annotations of pictures.
 
         Raises:
-            ValueError: Most boxes do not lie inside their pictures, so they belong to other
-                pictures or are not in pixels.
+            ValueError: Most boxes are not inside their pictures, so they belong to other pictures
+                or are not in pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
         objects = Objects.of(pictures)
@@ -157,7 +157,7 @@ class Scenes:
         objects: The objects of the P pictures.
         chosen: Indices of the pictures in the split, int64 [pictures of the split].
         sizes: Width and height of the P pictures in the annotations, in pixels, int64 [P, 2]; None
-            if they are not to be compared with the pictures.
+            if pictures are not compared with annotations.
         remark: The remark of the index.
     """
 
@@ -280,7 +280,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
     """Return a warning about boxes that are dropped or mostly outside of their pictures, or ''.
 
     Raises:
-        ValueError: Most boxes do not lie inside their pictures, or none is in pixels.
+        ValueError: Most boxes are not inside their pictures, or no box is in pixels.
     """
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)

@@ -62,7 +62,7 @@ class Mark(NamedTuple):
         text: The text of the label.
         colour: The colour of a found box and its label; None for a true box, which is dashed.
         ignored: Whether it is a true box that training and scoring leave out.
-        place: The place of the label; None if it has none yet, or the picture has no room.
+        place: The place of the label; None if not chosen yet, or if no place is free.
     """
 
     box: Rectangle
@@ -193,7 +193,7 @@ def marks(
 
 
 def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: int) -> list[Mark]:
-    """Choose a place for each label, inside the picture and on no other label.
+    """Choose a place for each label, inside the picture and without covering another label.
 
     Args:
         boxes: The boxes without places.
