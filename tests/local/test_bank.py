@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.bank import FusedHead, FusedPictureHead, bank_of
+from ppll_cli.local.bank import FusedHead, FusedPictureHead
 from ppll_cli.local.copies import CopiedNetwork, Copies
+from ppll_cli.local.fba import bank_of
 from ppll_cli.tasks.classification import Classification, ClassifierHead, Pool
 from ppll_cli.tasks.picture_heads import PictureHead, Upsampler
 from ppll_cli.tasks.super_resolution import SuperResolution

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.bank import bank_of
 from ppll_cli.local.copies import CopiedNetwork, Copies
+from ppll_cli.local.fba import bank_of
 from ppll_cli.local.level_head import LevelDetection, LevelHead
 from ppll_cli.local.pyramid_bank import BankedPyramid
 from ppll_cli.tasks.detection import Detection

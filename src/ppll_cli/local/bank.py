@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.local.copies import CopiedNetwork, Copies
 from ppll_cli.local.parts import head_of
-from ppll_cli.tasks.classification import Classification, ClassifierHead, Pool, pooled_width
+from ppll_cli.tasks.classification import ClassifierHead, Pool, pooled_width
 from ppll_cli.tasks.picture_heads import PictureHead, Upsampler
-from ppll_cli.tasks.super_resolution import SuperResolution, check_map
-from ppll_cli.tasks.task import Shape, Task
+from ppll_cli.tasks.super_resolution import check_map
+from ppll_cli.tasks.task import Shape
 
 
 class Bank:
@@ -72,18 +72,6 @@ class MapBank(Bank):
         own = head_of(head, PictureHead, "where skips are added", ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank.joined, bank.shared_head)
-
-
-def bank_of(task: Task) -> Bank:
-    """Return the bank for a task."""
-    if isinstance(task, Classification):
-        return Bank()
-    if isinstance(task, SuperResolution):
-        return MapBank()
-    from ppll_cli.local.pyramid_bank import PyramidBank  # torchvision's detectors
-    from ppll_cli.tasks.detection import Detection
-
-    return PyramidBank(task) if isinstance(task, Detection) else Bank()
 
 
 def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:

@@ -12,11 +12,13 @@ from torch import nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.bank import bank_of
+from ppll_cli.local.bank import Bank, MapBank
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
+from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.super_resolution import SuperResolution
 from ppll_cli.tasks.task import Shape, Task
 
 
@@ -97,6 +99,18 @@ class FBA(LocalMethod):
             return [module for module in earlier if shapes[module] != shapes[module + 1]]
         assert bank.features is not None
         return earlier[-bank.features :]
+
+
+def bank_of(task: Task) -> Bank:
+    """Return the bank for a task."""
+    if isinstance(task, Classification):
+        return Bank()
+    if isinstance(task, SuperResolution):
+        return MapBank()
+    from ppll_cli.local.pyramid_bank import PyramidBank  # torchvision's detectors
+    from ppll_cli.tasks.detection import Detection
+
+    return PyramidBank(task) if isinstance(task, Detection) else Bank()
 
 
 def _form(task: Task, shape: Shape) -> nn.Module:
