@@ -76,10 +76,10 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """The counts of all workers under the same conditions, in the order of `Job.seats`."""
+    """The workers' counts and times, summed over parts of a run with equal conditions."""
 
     conditions: Conditions
-    workers: list[Worker]
+    workers: list[Worker]  # in the order of `Job.seats`
 
 
 class Parts:

@@ -17,8 +17,9 @@ class Weights:
 
     Attributes:
         file: The file.
-        names: For each tensor of the model that is in the file: its name in the file, by its name
-            in `model.safetensors`. Other tensors of the model are initialized from the seed.
+        names: Maps the model's tensors to their names in the file. The keys are names as in
+            `model.safetensors`. Tensors of the model that are not here are initialized from the
+            seed.
     """
 
     file: Path

@@ -210,7 +210,7 @@ class Recorded:
             raise refused(key, given, self.choices.get(key, before))
 
     def recorded_as(self, key: str) -> Any:
-        """Return a group's option or a key's value when the run was started, for messages."""
+        """Return, for messages, the option of a group or the value of a key at the run's start."""
         return self.choices.get(key, at(self.config, key))
 
 

@@ -101,7 +101,7 @@ class MAN(LocalMethod):
         """Return the loss that reads y.
 
         Args:
-            there: The module's site, with the shape of y in place of the shape of its features.
+            there: A copy of `site` in which the shape of y replaces the shape of the features.
             site: The module's site.
         """
         if not isinstance(there.task, Classification):

@@ -235,7 +235,10 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
 
 
 def _watched_bytes(job: Job, stage: int) -> int:
-    """Return the bytes of watched weights on a stage: older versions, and slots of channels."""
+    """Return the bytes on a stage for weights that losses of earlier modules read.
+
+    They are older versions of this stage's units, and slots for weights that other stages send.
+    """
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
         if job.layout.chunks[job.routes.watched(watcher)].stage == stage:

@@ -296,7 +296,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """Group items of equal cost like `balance`, but without its search, slow for deep models."""
+    """Group items of equal cost, without the search of `balance`, which is slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

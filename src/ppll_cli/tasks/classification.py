@@ -182,7 +182,7 @@ def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
 
 
 def _labelled(task: Task, key: str, value: float) -> Classification:
-    """Return the task if it is classification; otherwise refuse the setting `key=value`."""
+    """Return the task if it is classification; otherwise raise an error that names `key`."""
     data = "with class labels, or give 0"
     return only_for(Classification, task, key, str(value), "classification", data)
 

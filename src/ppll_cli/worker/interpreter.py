@@ -101,7 +101,10 @@ class Interpreter:
         }
 
     def send_ahead(self) -> None:
-        """Send the weights that losses of the first batches read. Call this before any batch."""
+        """Send other stages the weights that their losses read in the first batches.
+
+        Call this before any batch.
+        """
         start = self.job.start
         for channel in self.links.senders:
             if channel.kind == "weights":

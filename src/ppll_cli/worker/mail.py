@@ -1,4 +1,4 @@
-"""Receives and sends the messages of a stage's instructions."""
+"""Sends and receives the messages that a stage's instructions ask for."""
 
 from collections.abc import Mapping
 

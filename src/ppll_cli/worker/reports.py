@@ -50,7 +50,7 @@ class _Pending:
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
-        complete: Whether no later report contains the same batches.
+        complete: False if a later report may contain the same batches again; otherwise True.
         modules: The measurements of each module.
         spans: First and last moment of each period in which the batches ran.
         before_s: Seconds in which batches ran before these periods.

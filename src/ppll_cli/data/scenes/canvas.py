@@ -216,7 +216,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Draw 8 colours, and return the first one with enough contrast, or else the best one, [3]."""
+    """Draw 8 colours, and return one, [3]: the first with enough contrast, or else the best."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())
