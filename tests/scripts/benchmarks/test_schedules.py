@@ -193,4 +193,4 @@ def test_it_says_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         schedules.main(["--help"])
     assert ended.value.code == 0
-    assert "between two barriers" in capsys.readouterr().out
+    assert "whole steps between two" in capsys.readouterr().out
