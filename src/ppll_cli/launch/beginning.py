@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.config import objective
-from ppll_cli.config.weights import absolute_path
+from ppll_cli.config.weights import MODEL_FILE, absolute_path
 from ppll_cli.data.identity import Identity, difference
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint
@@ -114,7 +114,7 @@ def finished(
         metrics: The run's metrics file.
         wanted: The summary's key for the value that a sweeper optimizes.
     """
-    if start is None or start.step < steps or not (run_dir / "model.safetensors").is_file():
+    if start is None or start.step < steps or not (run_dir / MODEL_FILE).is_file():
         return None
     try:
         summary = read_json(run_dir / SUMMARY_FILE)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppll_cli.config.targets import make
+from ppll_cli.config.weights import MODEL_FILE
 from ppll_cli.job.job import Job
 from ppll_cli.models.plain import PlainModel
 
@@ -17,7 +18,7 @@ def write_samples(job: Job, run_dir: Path) -> None:
     if draw is None:
         return
     model = PlainModel(job.units(), job.settings.seed)
-    model.load_state_dict(load_file(run_dir / "model.safetensors"))
+    model.load_state_dict(load_file(run_dir / MODEL_FILE))
     model.eval()
     folder = run_dir / "samples"
     shutil.rmtree(folder, ignore_errors=True)

@@ -131,8 +131,6 @@ class LevelDetection(Detection):
 
 def with_levels(task: Detection, style: HeadStyle) -> LevelDetection:
     """Convert a task to a `LevelDetection` that also inherits from the task's class."""
-    if isinstance(task, LevelDetection):
-        return task
     bases = LevelDetection, type(task)
     kind = make_dataclass(LevelDetection.__name__, [], bases=bases, frozen=True, kw_only=True)
     values = {field.name: getattr(task, field.name) for field in fields(task)}

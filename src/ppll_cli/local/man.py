@@ -130,7 +130,8 @@ class MAN(LocalMethod):
         if self.detection_head == "pyramid":
             network = copy_unit(there, len(there.units) - 1, there.spec.shape, self.name)
         else:
-            there = with_detection_head(there, "level")
+            if self.detection_head is None:
+                there = with_detection_head(there, "level")
             network = there.task.smallest_head(there.spec.shape)
         return Criterion(network, (there.feature,), there.task)
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from ppll_cli.config.commands import command, pip_install
+from ppll_cli.config.weights import MODEL_FILE
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.runs import SPLITS
@@ -171,7 +172,7 @@ class WandbTracker:
             self._artifact("timeline", [folder / "timeline.json"])
         if self._upload.checkpoint:
             last = (folder / "checkpoints" / "last").resolve()
-            self._artifact("checkpoint", [last, folder / "model.safetensors"])
+            self._artifact("checkpoint", [last, folder / MODEL_FILE])
         self._finish(EXIT_CODES.get(summary["status"], 1))
 
     def sweep(self, folder: Path, name: str) -> None:
