@@ -69,6 +69,7 @@ COMMANDS = [
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 7
+    assert len(COMPARISONS) >= 3
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)

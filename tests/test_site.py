@@ -19,6 +19,10 @@ REFERENCE = [
 ]
 
 
+def test_the_reference_has_names() -> None:
+    assert len(REFERENCE) >= 20
+
+
 def test_every_page_has_one_place_in_the_navigation() -> None:
     nav = re.findall(r"^ +- .+: (\S+\.md)$", SITE[SITE.index("\nnav:") :], re.MULTILINE)
     assert sorted(nav) == sorted(PAGES)

@@ -210,16 +210,8 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
     assert (folder / "model.safetensors").exists()
     lines = (folder / "ppll-run.log").read_text().splitlines()
-    assert (
-        len(
-            [
-                line
-                for line in lines
-                if line.endswith("nothing more is written to stdout: Broken pipe")
-            ]
-        )
-        == 1
-    )
+    said = "nothing more is written to stdout: Broken pipe"
+    assert sum(line.endswith(said) for line in lines) == 1
     assert "INFO test accuracy " in lines[-1]
 
 

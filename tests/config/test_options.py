@@ -6,7 +6,10 @@ import pytest
 
 from ppll_cli.config.options import as_typed, conf_dir
 from ppll_cli.config.settings import parse
+from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
+from ppll_cli.observe.conditions import LOCAL, WHOLE
+from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.preparation import prepare
 from tests.conftest import compose_config
 
@@ -17,6 +20,8 @@ SCHEDULES = sorted(path.stem for path in (conf_dir() / "schedule").glob("*.yaml"
 def test_each_schedule_has_its_own_name(name: str) -> None:
     config, _ = compose_config([f"schedule={name}"])
     assert as_typed("schedule", config["schedule"]["_target_"]) == ("schedule", name)
+    schedule: Schedule = make("schedule", config["schedule"])
+    assert name in (LOCAL if schedule.local else WHOLE)  # as comparisons know it
 
 
 def test_a_class_of_several_options_or_of_none_has_its_path() -> None:

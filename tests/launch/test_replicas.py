@@ -81,7 +81,6 @@ def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
     assert down["names"] == ["label", "x"]
 
 
-@pytest.mark.slow
 def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
     """As one device does that has all of it, but for rounding; the shares are uneven, 3 and 2."""
     common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=7"]

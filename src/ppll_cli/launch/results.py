@@ -46,13 +46,14 @@ def write_results(
         written.
     """
     run_dir = Path(job.run_dir)
+    last = run_dir / "checkpoints" / "last"
     problems: list[RunFailedError] = []
     has_model = False
     with _noted(problems, run_dir, MODEL_FILE):
-        has_model = _write_model(run_dir, needed=status == "completed")
+        has_model = _write_model(last, run_dir, needed=status == "completed")
     if has_model and job.settings.optim.ema is not None:
         with _noted(problems, run_dir, EMA_FILE):
-            checkpoint.write_model(_last(run_dir), run_dir / EMA_FILE, ema=True)
+            checkpoint.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
         status, error = "failed", str(problems[0])
@@ -80,19 +81,14 @@ def drop_unfinished(run_dir: Path) -> None:
             remove(unfinished)
 
 
-def _write_model(run_dir: Path, needed: bool) -> bool:
+def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint and return True; return False if there is none."""
-    last = _last(run_dir)
     if last.exists():
         checkpoint.write_model(last, run_dir / MODEL_FILE)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))
     return False
-
-
-def _last(run_dir: Path) -> Path:
-    return run_dir / "checkpoints" / "last"
 
 
 def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[str, Any]) -> None:

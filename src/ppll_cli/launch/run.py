@@ -38,6 +38,7 @@ from ppll_cli.launch.saving import Saving
 from ppll_cli.launch.summary import summarise
 from ppll_cli.launch.wiring import fitting
 from ppll_cli.leaves.files import write_json
+from ppll_cli.leaves.names import class_path
 from ppll_cli.observe.console import Console
 from ppll_cli.observe.logs import for_show, to_file
 from ppll_cli.observe.metrics import Metrics
@@ -109,7 +110,7 @@ class Run:
         """
         transport: Transport = make("transport", self.settings.transport)
         path = self.settings.transport["_target_"]
-        remedy = f"see {Transport.__module__}.Transport"
+        remedy = f"see {class_path(Transport)}"
         require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
         self.tracker = guarded(self.choices["tracker"], self.settings.tracker)
         try:

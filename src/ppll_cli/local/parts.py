@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.names import class_path
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -101,5 +102,5 @@ def head_of(
     if isinstance(head, kind):
         return head
     problem = f"the model's head, {type(head).__name__}, does not say {says}"
-    remedy = f"derive it from {kind.__module__}.{kind.__qualname__}, or {other}"
+    remedy = f"derive it from {class_path(kind)}, or {other}"
     raise ConfigError(*setting, problem, remedy)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppll_cli.config.targets import make, require
+from ppll_cli.leaves.names import class_path
 from ppll_cli.observe.conditions import LOCAL
 from ppll_cli.observe.runs import CONDITIONS, LAST_STEP
 
@@ -250,7 +251,7 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
     """
     tracker = make("tracker", config)
     names = ("start", "metrics", "stages", "end", "sweep")
-    remedy = f"see {Tracker.__module__}.Tracker"
+    remedy = f"see {class_path(Tracker)}"
     require("tracker._target_", config["_target_"], tracker, names, remedy)
     return Guarded(tracker, name)
 

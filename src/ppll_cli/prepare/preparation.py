@@ -15,6 +15,7 @@ from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves.machine import processor
+from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
@@ -90,7 +91,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
             "schedule._target_",
             settings.schedule["_target_"],
             "is not a Schedule",
-            f"derive it from {Schedule.__module__}.Schedule",
+            f"derive it from {class_path(Schedule)}",
         )
     _note_schedule(settings, schedule, notes)
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
@@ -100,10 +101,10 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
         threads = threads_of(settings, machines, homes)
         if "cpu" in devices and settings.device == "auto":
             notes.append(f"there are too few CUDA devices: {workers} worker(s) on CPU")
-        settings = settings.model_copy(update={"threads": threads})
     else:
         devices, emulated = devices_here(settings, workers, notes)
-
+        threads = settings.threads_per_worker
+    settings = settings.model_copy(update={"threads": threads})
     here = len(devices) if not homes else max(map(homes.count, homes))
     check_processors(settings, devices[:here], notes)
 
@@ -213,7 +214,7 @@ def assemble(
     evaluation = subject.evaluation
 
     job = Job(
-        settings=settings.model_copy(update={"threads": settings.threads_per_worker}),
+        settings=settings,
         local=subject.local,
         course=course,
         image=subject.image,

@@ -16,6 +16,7 @@ from ppll_cli.data.source import Dataset, EvaluationForm
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.ends import Ends, ModuleEnd
 from ppll_cli.job.job import WatchedUnit
+from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
@@ -176,7 +177,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
     """
     key, path = as_typed("data", config.get("_target_"))
     dataset: Dataset = make("data", config)
-    require(key, path, dataset, DATA_SET, f"derive it from {ImageDataset.__module__}.ImageDataset")
+    require(key, path, dataset, DATA_SET, f"derive it from {class_path(ImageDataset)}")
     with blaming(key, path, "loading the data"):
         dataset.prepare()
         splits = dataset.load()
@@ -201,7 +202,7 @@ def make_units(
     """
     key, path = as_typed("model", config.get("_target_"))
     model: Model = make("model", config)
-    require(key, path, model, ("units",), f"see {Model.__module__}.Model")
+    require(key, path, model, ("units",), f"see {class_path(Model)}")
     with blaming(key, path, "units()"):
         units = tuple(model.units(image, task))
     _check_units(units, task, (key, path))
@@ -232,7 +233,7 @@ def examine(settings: Settings) -> Subject:
             "local._target_",
             local["_target_"],
             "is not a LocalMethod",
-            f"derive it from {LocalMethod.__module__}.LocalMethod",
+            f"derive it from {class_path(LocalMethod)}",
         )
 
     def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
