@@ -44,7 +44,8 @@ def configurations() -> Iterator[None]:
             return join(loader, defaults, repo)
         key = tuple((d.config_path, d.package, d.is_self, d.primary) for d in defaults)
         if key not in joined:
-            joined[key] = join(loader, defaults, _Copies(repo))
+            copies: Any = _Copies(repo)  # all that joining needs of a repository
+            joined[key] = join(loader, defaults, copies)
         return deepcopy(joined[key])
 
     with pytest.MonkeyPatch.context() as patch:
