@@ -1,5 +1,6 @@
 """Running the program inside a test."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from ppll_cli.launch.resume import recorded
 from ppll_cli.launch.run import Run
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport import memory
+from tests import kept
 
 # Tests run beside one another, and OpenMP's threads wait for one another by computing.
 torch.set_num_threads(1)
@@ -57,6 +59,21 @@ def _signals_are_heeded() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _configurations_are_kept() -> Iterator[None]:
+    with kept.configurations():
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is there before the first test, and stays until the end.
+
+    Composing makes and drops many objects, and each collection would look through all of torch.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -90,14 +107,18 @@ Runner = Callable[..., Result]
 def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The composed configuration as plain data, and the option chosen in each group.
 
-    Composing takes Hydra a quarter of a second. So what the chosen options make is kept, and
-    values of keys that are there are set as Hydra sets them; anything else is composed anew.
+    Composing takes Hydra a tenth of a second or more. So what the chosen options make is kept, with
+    the keys that were added and removed, and values of keys that are there are set as Hydra sets
+    them; anything else is composed anew.
     """
     register_resolvers()
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = _composed(()).choices
-    chosen = tuple(str(each.input_line) for each in parsed if each.key_or_group in groups)
-    values = [each for each in parsed if each.key_or_group not in groups]
+    made = [
+        each for each in parsed if each.key_or_group in groups or each.is_add() or each.is_delete()
+    ]
+    chosen = tuple(str(each.input_line) for each in made)
+    values = [each for each in parsed if each not in made]
     base = _composed(chosen)
     if all(_is_a_value(each, base) for each in values):
         ours = deepcopy(base.ours)
@@ -115,10 +136,10 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
 
 def _is_a_value(override: Override, base: "Composed") -> bool:
     """Whether an override gives a value to a key that is there."""
-    plain = not (override.is_delete() or override.is_add() or override.is_sweep_override())
     missing = object()
     return (
-        plain and OmegaConf.select(base.ours, override.key_or_group, default=missing) is not missing
+        not override.is_sweep_override()
+        and OmegaConf.select(base.ours, override.key_or_group, default=missing) is not missing
     )
 
 

@@ -11,12 +11,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from copy import copy
 from pathlib import Path
 from subprocess import CompletedProcess, run
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
+from omegaconf.basecontainer import BaseContainer
 
 from ppll_cli.cli import app, plan
 from ppll_cli.cli.sweep import CompareRuns
@@ -33,14 +35,17 @@ def restored() -> Iterator[None]:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
-    singletons = Singleton.get_state()
+    singletons = {kind: copy(made) for kind, made in Singleton._instances.items()}
+    resolvers = {**BaseContainer._resolvers}
     modules, path = {*sys.modules}, [*sys.path]
     refuse = argparse.ArgumentParser.error
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
-        Singleton.set_state(singletons)
+        # Singleton.set_state would look for plugins again each time, and copy all that there is.
+        Singleton._instances = singletons
+        BaseContainer._resolvers = resolvers
         argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
         for number, handler in signals.items():
             signal.signal(number, handler)

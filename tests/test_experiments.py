@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import isfinite
@@ -16,9 +16,10 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make
 from ppll_cli.prepare.preparation import Prepared, prepare
-from tests.conftest import Runner, compose_config
+from tests.conftest import compose_config
 from tests.data.picture_files import write_div2k
 from tests.data.scene_files import write_coco, write_voc
+from tests.worker.inside import run_inside
 
 FILES = {path.stem: path for path in (conf_dir() / "experiment").glob("*.yaml")}
 
@@ -258,6 +259,12 @@ def first(names: list[str]) -> str:
     return names[0]
 
 
+def without_deep(names: Iterable[str]) -> list[Any]:
+    """Cases of a test, of which those of ResNet-110 are slow: it takes seconds to prepare."""
+    deep = "resnet110"
+    return [pytest.param(name, marks=[pytest.mark.slow] * (deep in name)) for name in names]
+
+
 def test_these_are_all() -> None:
     """Each preset is accepted by the test of its network."""
     assert sorted(FILES) == sorted(
@@ -325,14 +332,16 @@ STARTS = {
 
 @pytest.mark.parametrize("names", SAME_RESNET, ids=first)
 def test_residual_networks(names: list[str]) -> None:
-    presets = [accepted_residual(name) for name in names]
-    assert_cut_alike(presets)
+    assert_cut_alike([accepted_residual(name) for name in names])
 
-    name, preset = names[0], presets[0]
+
+@pytest.mark.parametrize("name", without_deep(map(first, SAME_RESNET)))
+def test_cuts_of_residual_networks(name: str) -> None:
+    config, _ = compose_config([f"experiment={name}"])
     result = prepared(name)
-    k, cuts = modules_of(name), preset.config["local"]["cuts"]
+    k, cuts = modules_of(name), config["local"]["cuts"]
     assert len(modules(result)) == k
-    assert starts(result) == list(make("model", preset.config["model"]).partitions[cuts])
+    assert starts(result) == list(make("model", config["model"]).partitions[cuts])
     assert modules_of_stages(result) == STAGES[name]
     if name in STARTS:  # module 0 is the stem, module i the i-th residual unit
         stages = [result.units[cut] for cut in result.job.layout.cuts()]
@@ -343,7 +352,6 @@ def test_residual_networks(names: list[str]) -> None:
 
 @pytest.mark.parametrize("name", AUGLOCAL)
 def test_auglocal(name: str) -> None:
-    """Its "K=16" of ResNet-32 is 16 - d modules: the last of them has the last d + 1 units."""
     _, model, depth = name.split("_")
     d = int(depth[1:])
     preset = accepted(name)
@@ -356,11 +364,16 @@ def test_auglocal(name: str) -> None:
     assert preset.asked() == (400, 1024)
     assert_optimizer(preset, RESNET_OPTIM)
 
-    units = {"resnet32": 16, "resnet110": 55}[model]
-    cuts = list(make("model", preset.config["model"]).partitions[local["cuts"]])
+
+# The cuts of ResNet-110 differ by d as those of ResNet-32 do.
+@pytest.mark.parametrize("name", without_deep([*AUGLOCAL[:3], "auglocal_resnet110_d5"]))
+def test_cuts_of_auglocal(name: str) -> None:
+    """Its "K=16" of ResNet-32 is 16 - d modules: the last of them has the last d + 1 units."""
+    config, _ = compose_config([f"experiment={name}"])
+    d = int(name[-1])
+    units = {"resnet32": 16, "resnet110": 55}[name.split("_")[1]]
+    cuts = list(make("model", config["model"]).partitions[config["local"]["cuts"]])
     assert len(cuts) == units - d - 1
-    if model == "resnet110" and d != 5:
-        return  # its cuts differ as those of ResNet-32 do, and 50 modules take long to prepare
     result = prepared(name)
     found = modules(result)
     assert starts(result) == cuts
@@ -369,7 +382,10 @@ def test_auglocal(name: str) -> None:
     assert modules_of_stages(result) == STAGES[name]
 
 
-@pytest.mark.parametrize("names", alike(MANPP, "_(stl10|svhn)"), ids=first)
+SAME_MANPP = alike(MANPP, "_(stl10|svhn)")
+
+
+@pytest.mark.parametrize("names", SAME_MANPP, ids=first)
 def test_man_plus(names: list[str]) -> None:
     presets = [accepted(name) for name in names]
     for name, preset in zip(names, presets, strict=True):
@@ -383,14 +399,17 @@ def test_man_plus(names: list[str]) -> None:
         assert_optimizer(preset, {**RESNET_OPTIM, "lr": 0.1 if named == "stl10" else 0.8})
     assert_cut_alike(presets)
 
-    name = names[0]
+
+@pytest.mark.parametrize("name", without_deep(map(first, SAME_MANPP)))
+def test_cuts_of_man_plus(name: str) -> None:
+    config, _ = compose_config([f"experiment={name}"])
     result = prepared(name)
     found = modules(result)
     assert found[0] == ["stem"]
     k = modules_of(name)
     assert len(found) == (k if k in (16, 55) else k + 1)
     if k == 8:
-        partitions = make("model", presets[0].config["model"]).partitions
+        partitions = make("model", config["model"]).partitions
         assert starts(result) == ["layer1.0", *partitions["K8"]]
     if k == 32:
         assert [len(module) for module in found] == [1, *[2] * 22, *[1] * 9, 2]  # with the head
@@ -519,6 +538,16 @@ TRAINED = [
 """One preset for each method with each kind of network; the others differ in cuts, numbers and data
 alone, which the tests above check."""
 
+ALWAYS = [
+    "ppll_vit_base_cifar10_s2",
+    "ppll_resnet32_k4s2",
+    "dgl_resnet32_k2",
+    "manpp_resnet32_k8",
+    "fba_edsr_div2k_x2",
+    "retinanet_voc",
+]
+"""Of these, one for each kind of data and of network; the others are slow tests."""
+
 
 def smallest(name: str, folder: Path) -> list[str]:
     """Overrides for a preset with few and small batches of its own kind of data."""
@@ -538,10 +567,14 @@ def smallest(name: str, folder: Path) -> list[str]:
     return overrides
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_it_trains(run: Runner, name: str, tmp_path: Path) -> None:
-    summary = run(*smallest(name, tmp_path)).summary
-    assert (summary["status"], summary["steps"]) == ("completed", 2)
-    assert [len(stage["modules"]) for stage in summary["stages"]] == STAGES[name]
-    (metric,) = {"accuracy", "psnr", "ap"} & summary["test"].keys()
-    assert all(isfinite(module["test"][metric]) for module in summary["per_module"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ALWAYS)) for name in TRAINED],
+)
+def test_it_trains(name: str, tmp_path: Path) -> None:
+    found = run_inside(tmp_path, *smallest(name, tmp_path))
+    job = found.job
+    assert [len(job.layout.of(stage)) for stage in range(job.stages)] == STAGES[name]
+    assert {step for step, _ in found.test} == {2}
+    assert {module for _, module in found.test} == {*range(len(job.layout.modules))}
+    assert all(isfinite(loss) for loss, _ in found.test.values())

@@ -165,13 +165,18 @@ def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
     "arguments",
     [
         ["--help"],
-        ["--version"],
         ["--cfg", "job"],
-        ["optim.lr=-1"],
-        ["model=vti"],
-        ["model.drop_path=1"],
-        ["data.root=/nonexistent"],
-        ["schedule._target_=no.Such"],
+        ["data.root=/nonexistent"],  # which is found last
+        *(
+            pytest.param(arguments, marks=pytest.mark.slow)
+            for arguments in (
+                ["--version"],
+                ["optim.lr=-1"],
+                ["model=vti"],
+                ["model.drop_path=1"],
+                ["schedule._target_=no.Such"],
+            )
+        ),
     ],
 )
 def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
@@ -215,7 +220,9 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     assert "INFO test accuracy " in lines[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP]
+)
 def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     """It comes to the whole process group, as from `timeout`, a batch system or a lost connection.
 

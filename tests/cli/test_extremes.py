@@ -53,6 +53,7 @@ def changed(config: Mapping[str, Any], key: str, value: int) -> dict[str, Any]:
     return {**config, head: changed(config[head], rest, value) if rest else value}
 
 
+SLOW = ["vit", "dgl", "predsim", "another resnet"]
 CASES = {
     "vit": VIT,
     "vit of 1f1b": [*VIT, "schedule=1f1b", "optim=sgd", "checkpoint.best=true"],
@@ -68,7 +69,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in CASES.items()],
+)
 def test_no_number_is_looped_over(case: list[str]) -> None:
     config, _ = compose_config(case)
     keys = list(integers(config))

@@ -93,7 +93,14 @@ def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["gpus=1,x"], ["model=vti"], ["optim.lr=-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["optim.lr=-1"],
+        *(pytest.param(a, marks=pytest.mark.slow) for a in (["gpus=1,x"], ["model=vti"])),
+    ],
+)
 def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
     assert program.imported("ppll_cli.cli.plan", ["torch"], arguments, tmp_path) == []
 

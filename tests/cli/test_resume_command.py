@@ -71,6 +71,7 @@ def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
     assert (folder.parent / "touched").exists()
 
 
+@pytest.mark.slow
 def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
     """As by a batch system, and then with other stages; nothing that was recorded is lost."""
     case = [*TINY, "epochs=100000", "eval_every=1", "local.modules=3", "model.dropout=0.1"]

@@ -1,6 +1,7 @@
 """The commands that a run offers do what they say: each is read back as the program reads it."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,26 +48,27 @@ def start_each(line: str) -> list[str]:
 
 
 ALL = ["bp", "ll", "gpipe", "ppll"]
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("devices", "overrides", "expected"),
     [
-        (0, [], ALL),
+        slow(0, [], ALL),
         (0, ["gpus=3", "schedule=gpipe", "schedule.microbatches=2"], ALL),
-        (0, ["gpus=1", "schedule=bp"], ALL),
+        slow(0, ["gpus=1", "schedule=bp"], ALL),
         (0, ["replicas=2"], ALL),
         (0, ["local.modules=3", "objective=stages.1.compute_fraction"], ALL),
         (0, ["schedule=bp", "local.modules=1"], ["bp", "ll", "gpipe"]),
         (0, ["batch_size=2", "data.drop_last=true"], ["bp", "ll", "ppll"]),
-        (0, ["model.pooling=mean", "data.classes=7"], ALL),
+        slow(0, ["model.pooling=mean", "data.classes=7"], ALL),
         (0, ["partition=manual", "partition.cuts=[head]"], ALL),
         (0, ["gpus=1", "schedule=bp", "partition=manual", "partition.cuts=[]"], None),
         (1, ["schedule=bp", "gpus=1", "device=cuda"], ["bp", "ll"]),
-        (1, ["schedule=ppll", "gpus=1"], ["bp", "ll"]),
+        slow(1, ["schedule=ppll", "gpus=1"], ["bp", "ll"]),
         (1, ["gpus=2", "oversubscribe=true"], ALL),
         (1, [], ALL),  # on CPU, as this run
-        (2, [], ALL),
+        slow(2, [], ALL),
     ],
 )
 def test_the_next_command_starts(

@@ -63,6 +63,15 @@ def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> N
     assert found.test == expected.test
 
 
+ALWAYS = [
+    ("local=greedy", "level", 2),
+    ("local=fba", "pyramid", 2),
+    ("fba=on", "level", 10),
+    ("local=auglocal", "pyramid", 10),
+    ("local=manpp", "level", 10),
+]
+"""Methods, heads and numbers of modules that are always tried; the rest are slow tests."""
+
 LEVEL = {
     "greedy": ["local=greedy", "local.detection_head=level"],
     "bank": ["fba=on", "local.detection_head=level"],
@@ -70,7 +79,9 @@ LEVEL = {
 }
 
 
-@pytest.mark.parametrize("method", LEVEL)
+@pytest.mark.parametrize(
+    "method", ["bank", *(pytest.param(m, marks=pytest.mark.slow) for m in ("greedy", "manpp"))]
+)
 def test_level_heads_are_trained_alike_by_ll_and_ppll(
     tmp_path: Path, data: list[str], method: str
 ) -> None:
@@ -174,10 +185,14 @@ def test_what_makes_no_sense_is_refused(
         prepared(*model, *data, "gpus=2", "batch_size=4", *overrides)
 
 
-@pytest.mark.parametrize("modules", [pytest.param(2, marks=pytest.mark.slow), 10])
-@pytest.mark.parametrize("head", ["pyramid", "level"])
 @pytest.mark.parametrize(
-    "method", ["local=greedy", "local=fba", "fba=on", "local=auglocal", "local=manpp"]
+    ("method", "head", "modules"),
+    [
+        pytest.param(m, h, k, marks=[pytest.mark.slow] * ((m, h, k) not in ALWAYS))
+        for m in ("local=greedy", "local=fba", "fba=on", "local=auglocal", "local=manpp")
+        for h in ("pyramid", "level")
+        for k in (2, 10)
+    ],
 )
 def test_any_number_of_modules(data: list[str], method: str, head: str, modules: int) -> None:
     case = [method, f"local.detection_head={head}", f"local.modules={modules}"]

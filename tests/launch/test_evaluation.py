@@ -72,8 +72,17 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "schedule"),
+    [
+        ("digits", "local learning"),
+        ("scenes", "back-propagation"),
+        ("photos", "local learning"),
+        pytest.param("digits", "back-propagation", marks=pytest.mark.slow),
+        pytest.param("scenes", "local learning", marks=pytest.mark.slow),
+        pytest.param("photos", "back-propagation", marks=pytest.mark.slow),
+    ],
+)
 def test_the_numbers_are_those_of_the_run(tmp_path: Path, task: str, schedule: str) -> None:
     before = torch.get_num_threads()
     run = finished_run(tmp_path / "run", *TASKS[task](tmp_path), *SCHEDULES[schedule])

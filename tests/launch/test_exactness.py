@@ -23,7 +23,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SLOW = ["every unit", "gpipe", "1f1b"]
+"""The other cases have their kinds of messages: forward alone and both ways, in chunks, banks."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in CASES.items()],
+)
 def test_processes_change_nothing(run: Runner, tmp_path: Path, case: list[str]) -> None:
     """What the threads of the other tests end with is what real workers end with."""
     expected = run_inside(tmp_path / "inside", FEW_STEPS, *DATA, *case)
@@ -34,7 +41,9 @@ def test_processes_change_nothing(run: Runner, tmp_path: Path, case: list[str]) 
     assert found.test["loss"] == loss / 7  # a sum over the samples
 
 
-@pytest.mark.parametrize("schedule", ["ppll", "gpipe", "1f1b"])
+@pytest.mark.parametrize(
+    "schedule", ["ppll", "1f1b", pytest.param("gpipe", marks=pytest.mark.slow)]
+)
 def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: str) -> None:
     """In place or mapped anew, with strides and a short last batch; gradients too."""
     case = [f"schedule={schedule}", "gpus=3", FEW_STEPS, *DATA, *own_model("Skipping")]
@@ -48,11 +57,14 @@ def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: s
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        ("predsim", [["label", "x"]] * 2),
+        pytest.param("predsim", [["label", "x"]] * 2, marks=pytest.mark.slow),
         ("slm", [["label", "x"]] * 2),
         # By default the last of eight modules' auxiliary networks has no decoder.
         ("infopro", [["image", "label", "x"], ["label", "x"]]),
-        ("fba", [[*(f"bank.{n}" for n in range(m)), "label", "x"] for m in (3, 6)]),
+        pytest.param(
+            *("fba", [[*(f"bank.{n}" for n in range(m)), "label", "x"] for m in (3, 6)]),
+            marks=pytest.mark.slow,
+        ),
         ("fba last two", [[f"bank.{m - 2}", f"bank.{m - 1}", "label", "x"] for m in (3, 6)]),
     ],
 )

@@ -19,13 +19,25 @@ from tests.conftest import Runner, assert_same, own_model
 DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_samples=8"]
 
 
+RAISING = [("first", "ppll"), ("second", "ll"), ("third", "gpipe")]
+"""Each unit and each schedule once; the other pairs are slow tests."""
+
+
 def faulty(unit: str, act: str) -> list[str]:
     return [*own_model("Faulty", unit=unit, act=act), *DATA, "batch_size=8"]
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("schedule", ["ppll", "gpipe", "ll"])
-@pytest.mark.parametrize(("unit", "stage"), [("first", 0), ("second", 1), ("third", 2)])
+@pytest.mark.parametrize(
+    ("unit", "stage", "schedule"),
+    [
+        pytest.param(
+            *(unit, stage, schedule), marks=[pytest.mark.slow] * ((unit, schedule) not in RAISING)
+        )
+        for schedule in ("ppll", "gpipe", "ll")
+        for stage, unit in enumerate(("first", "second", "third"))
+    ],
+)
 def test_a_worker_that_raises_ends_the_run(
     run: Runner, schedule: str, unit: str, stage: int
 ) -> None:
@@ -168,7 +180,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
     assert saved == {"step-1", "step-2"}
 
 
-@pytest.mark.parametrize("clip", ["null", "0.5"])
+@pytest.mark.parametrize("clip", [pytest.param("null", marks=pytest.mark.slow), "0.5"])
 def test_a_step_that_is_skipped_is_skipped_on_all_stages(
     run: Runner, caplog: pytest.LogCaptureFixture, clip: str
 ) -> None:

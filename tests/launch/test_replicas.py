@@ -22,7 +22,7 @@ SYNCED = ["schedule=bp", REPLICAS, "sync_batchnorm=true"]
 @pytest.mark.parametrize(
     ("more", "pipelined"),
     [
-        ([], ["gpipe", "gpus=4", "schedule.microbatches=1"]),
+        pytest.param(*([], ["gpipe", "gpus=4", "schedule.microbatches=1"]), marks=pytest.mark.slow),
         (["optim.clip_norm=0.1"], ["pp", "gpus=4"]),
     ],
     ids=["plain", "clipped"],

@@ -141,7 +141,7 @@ def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -
 @pytest.mark.parametrize(
     ("name", "stop"),
     [
-        pytest.param("bp", 22, id="bp, middle"),
+        pytest.param("bp", 22, id="bp, middle", marks=pytest.mark.slow),
         pytest.param("ll", 10, id="ll, epoch", marks=pytest.mark.slow),
         pytest.param("gpipe", 10, id="gpipe, epoch", marks=pytest.mark.slow),
         pytest.param("ppll", 22, id="ppll, middle"),
@@ -160,8 +160,10 @@ def test_resuming_is_as_if_never_stopped(
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("ll, modules as stages", "gpipe")),
-        "ppll",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("ll, modules as stages", "gpipe", "ppll")
+        ),
         "bank",
     ],
 )
@@ -316,7 +318,7 @@ def remove_all(result: Result) -> None:
         (result.run_dir / name).unlink()
 
 
-@pytest.mark.parametrize("damage", [break_all, remove_all])
+@pytest.mark.parametrize("damage", [break_all, pytest.param(remove_all, marks=pytest.mark.slow)])
 def test_without_a_checkpoint_it_starts_again(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
@@ -380,7 +382,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "change",
-    [[], ["gpus=1", "max_steps=25"], ["eval_every=1", "checkpoint.every=3", "max_steps=7"]],
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["gpus=1", "max_steps=25"],
+        pytest.param(["eval_every=1", "checkpoint.every=3", "max_steps=7"], marks=pytest.mark.slow),
+    ],
     ids=["same", "stages", "intervals"],
 )
 def test_a_completed_run_is_left_as_it_is(

@@ -128,11 +128,11 @@ def test_frequent_checkpoints_leave_a_steady_state(run: Runner, every: int) -> N
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["schedule=bp", "gpus=50"],
+        pytest.param(["schedule=bp", "gpus=50"], marks=pytest.mark.slow),
         ["schedule=ppll", "schedule.microbatches=100"],
         ["schedule=ll", "gpus=50", "local.modules=2"],
         ["schedule=gpipe", "gpus=1"],
-        ["schedule=ppll", "gpus=1", "eval_every=100"],
+        pytest.param(["schedule=ppll", "gpus=1", "eval_every=100"], marks=pytest.mark.slow),
     ],
 )
 def test_what_a_schedule_does_not_use_does_not_matter(run: Runner, overrides: list[str]) -> None:

@@ -46,6 +46,7 @@ def data(tmp_path: Path) -> list[str]:
 
 
 BANK = ["bank.0", "bank.1", "bank.2"]
+OTHERS = ["greedy", "fba", "fba add"]
 METHODS = {
     "greedy": (["local=greedy"], []),
     "slm": (["local=fba"], []),
@@ -55,7 +56,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    ["slm", "fba every", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)],
+)
 def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name: str) -> None:
     """Each unit is a module, and the long skip travels beside the map; so does the bank."""
     method, bank = METHODS[name]

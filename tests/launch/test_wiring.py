@@ -66,9 +66,14 @@ def test_channels_over_the_network_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("case", "homes"), [(["gpus=3"], (0, 1, 2)), (["gpus=4", "replicas=2"], (0, 1, 1, 2))]
+    ("schedule", "case", "homes"),
+    [
+        ("gpipe", ["gpus=3"], (0, 1, 2)),
+        ("ppll", ["gpus=4", "replicas=2"], (0, 1, 1, 2)),
+        pytest.param("ppll", ["gpus=3"], (0, 1, 2), marks=pytest.mark.slow),
+        pytest.param("gpipe", ["gpus=4", "replicas=2"], (0, 1, 1, 2), marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("schedule", ["ppll", "gpipe"])
 def test_bytes_in_groups_of_their_own_change_nothing(
     run: Runner,
     place: Place,

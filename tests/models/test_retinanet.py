@@ -71,7 +71,9 @@ def values() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(("depth", "norm"), [(18, "group"), (50, "none")])
+@pytest.mark.parametrize(
+    ("depth", "norm"), [(18, "group"), pytest.param(50, "none", marks=pytest.mark.slow)]
+)
 def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
     """Outputs, losses and detections, given the same weights."""
     torch.manual_seed(0)

@@ -56,7 +56,7 @@ def test_axes_have_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert texts == ["1.00", "1.00"]
 
 
-@pytest.mark.parametrize("count", [4, 40])
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_labels_do_not_cover_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:

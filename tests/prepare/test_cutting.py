@@ -52,10 +52,10 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
 @pytest.mark.parametrize(
     "case",
     [
-        ["local=greedy", "gpus=2"],
+        pytest.param(["local=greedy", "gpus=2"], marks=pytest.mark.slow),
         ["local=dgl", "local.hidden=600", "gpus=3", SHORT],  # heads that cost more than units
         ["schedule=gpipe", "gpus=3", SHORT],
-        ["local=infopro", "local.modules=5", "gpus=2"],
+        pytest.param(["local=infopro", "local.modules=5", "gpus=2"], marks=pytest.mark.slow),
     ],
 )
 def test_no_partition_has_a_cheaper_dearest_stage(case: list[str]) -> None:

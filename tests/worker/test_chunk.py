@@ -33,8 +33,15 @@ DATA = ["data=synthetic", "data.size=16", "data.train_samples=64", "data.test_sa
 SGD = ["optim=sgd", "optim.lr=0.1", "optim.weight_decay=0", "optim.schedule=constant"]
 BATCH = 16
 
+ON_VIT = [*CHOICES[::2], ["local=vit_blocks"]]
+"""What is always tried on a ViT, and on a ResNet as a slow test; the rest is tried vice versa."""
+
 CASES = [
-    pytest.param(model, choice, id=" ".join([model, *choice]))
+    pytest.param(
+        *(model, choice),
+        id=" ".join([model, *choice]),
+        marks=[pytest.mark.slow] * ((model == "vit") != (choice in ON_VIT)),
+    )
     for model in MODELS
     for choice in CHOICES
     if model == "vit" or choice != ["local=vit_blocks"]

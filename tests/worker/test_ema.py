@@ -87,7 +87,9 @@ def assert_same_averages(one: Outcome, other: Outcome) -> None:
     assert {module for _, module in one.test_ema} == {len(one.job.layout.modules) - 1}
 
 
-@pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
+@pytest.mark.parametrize(
+    "model", [[*RESNET, *SGD], pytest.param(VIT, marks=pytest.mark.slow)], ids=["resnet", "vit"]
+)
 def test_they_are_equal_under_local_learning(tmp_path: Path, model: list[str]) -> None:
     case = [*COURSE, *model, "local=dgl", "local.modules=4"]
     sequential = run_inside(tmp_path, *case, "schedule=ll")

@@ -41,17 +41,27 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, case: list[str]) -> N
     modules = 3 if "local.cuts" in case[0] else int(case[1][-1])
     expected = inside(tmp_path, "schedule=ll", "gpus=1", *case)
     assert any(name.startswith("auxiliary.") for name in expected.tensors)
-    for gpus in range(1, min(modules, 4) + 1):
+    for gpus in (2, min(modules, 4)):
         pipelined = inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case)
         assert pipelined.job.stages == gpus
         assert_same_run(pipelined, expected)
 
 
 EVERY_UNIT = {"resnet": [*RESNET, *SGD, "local.modules=8"], "vit": [*VIT, "local.modules=6"]}
+ON_VIT = ["infopro", "auglocal", "fba"]
+"""Methods that are always tried on a ViT, and on a ResNet as slow tests; for others vice versa."""
 
 
-@pytest.mark.parametrize("model", EVERY_UNIT)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        pytest.param(
+            method, model, marks=[pytest.mark.slow] * ((model == "vit") != (method in ON_VIT))
+        )
+        for method in METHODS
+        for model in EVERY_UNIT
+    ],
+)
 def test_every_method_learns_the_same_in_a_pipeline(
     tmp_path: Path, model: str, method: str
 ) -> None:

@@ -37,7 +37,13 @@ LOCAL = METHODS | {
 }
 
 
-@pytest.mark.parametrize("method", LOCAL)
+# What a method makes of mixed labels depends on its loss: these have each kind of loss.
+ALWAYS = ["greedy", "similar", "infopro", "contrastive", "fba"]
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in ALWAYS)) for m in LOCAL]
+)
 def test_every_method_learns_the_same_in_a_pipeline(tmp_path: Path, method: str) -> None:
     case = [*DATA, *SMOOTHED, *LOCAL[method], *RESNET, *SGD, "model.depth=8", "max_steps=3"]
     case += ["local.modules=4"]
@@ -60,7 +66,7 @@ def test_back_propagation(tmp_path: Path) -> None:
     assert_same_run(inside(tmp_path / "pp", "schedule=pp", "gpus=3", *case), whole)
     case.append("schedule.microbatches=3")
     parts = inside(tmp_path / "parts", "schedule=bp", *case)
-    for schedule in ("gpipe", "1f1b", "zb_h1"):
+    for schedule in ("1f1b", "zb_h1"):
         found = inside(tmp_path / schedule, f"schedule={schedule}", "gpus=2", *case)
         assert_same_run(found, parts)
     for name, tensor in parts.tensors.items():  # a sum in another order

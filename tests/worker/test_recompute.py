@@ -23,6 +23,17 @@ CASES = {
 }
 LOCAL = ["local=dgl", "local.modules=4"]
 SPLIT = ["schedule.microbatches=3"]
+ALWAYS = {
+    "bp": ["vit", "resnet bf16"],
+    "pp": ["resnet", "views"],
+    "gpipe": ["vit bf16", "skips"],
+    "1f1b": ["resnet", "skips"],
+    "interleaved": ["vit", "views"],
+    "ll": ["vit", "resnet bf16"],
+    "ppll": ["resnet", "vit bf16"],
+}
+"""The models that each schedule always trains; the other pairs are slow tests."""
+
 SHAPES = {
     "bp": ("whole", ["schedule=bp"]),
     "pp": ("whole", ["schedule=pp", "gpus=3"]),
@@ -56,8 +67,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], O
     return run
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, marks=[pytest.mark.slow] * (name not in ALWAYS[shape]))
+        for name in CASES
+        for shape in SHAPES
+    ],
+)
 def test_every_schedule_ends_with_the_same_bits(
     expected: Callable[[str, str], Outcome], tmp_path: Path, name: str, shape: str
 ) -> None:
@@ -77,7 +94,9 @@ SYNCED = ["sync_batchnorm=true", "data.drop_last=true", "model.drop_path=0"]
 @pytest.mark.parametrize(
     "case",
     [
-        ["schedule=1f1b", "gpus=4", "schedule.microbatches=2", *VIT],
+        pytest.param(
+            ["schedule=1f1b", "gpus=4", "schedule.microbatches=2", *VIT], marks=pytest.mark.slow
+        ),
         ["schedule=bp", "gpus=2", *RESNET, *SGD, *SYNCED],
         ["schedule=ppll", "gpus=4", *LOCAL, *RESNET, *SGD],
     ],

@@ -11,13 +11,25 @@ from ppll_cli.pipeline.passes import whole_backwards
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
 from tests.conftest import assert_same, compose_config
-from tests.worker.chunks import CASES, CPU, DATA, MODELS, SIZES, job_of, kinds, trained
+from tests.worker.chunks import CPU, DATA, LARGE, MODELS, SIZES, job_of, kinds, trained
+
+HOW = [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]]
+IN_BF16 = ["vit", "resnet32", "edsr", "idle"]
+"""Models that are always tried in bf16, and in fp32 as slow tests; for others vice versa."""
 
 
 @pytest.mark.parametrize(
-    "how", [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]], ids=" ".join
+    ("model", "how"),
+    [
+        pytest.param(
+            *(model, how),
+            id=" ".join([model, *how]),
+            marks=[pytest.mark.slow] * (model in LARGE or (how is HOW[1]) != (model in IN_BF16)),
+        )
+        for model in MODELS
+        for how in HOW
+    ],
 )
-@pytest.mark.parametrize("model", CASES)
 def test_halves_have_the_gradients_of_the_whole(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,9 +66,13 @@ def test_the_cases_have_names_that_pass_through_and_units_without_parameters(
 
 
 METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
+ALWAYS = ["greedy", "fba", "man"]
+"""With the module's own feature, those of earlier modules, and weights of a later one."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in ALWAYS)) for m in METHODS]
+)
 def test_under_local_learning_nothing_is_split(method: str) -> None:
     """No gradient enters a module, so its backward, and that of its loss, is a whole one."""
     case = ["device=cpu", "schedule=ppll", "gpus=2", "local.modules=4", *DATA, *MODELS["vit"]]

@@ -58,7 +58,9 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> Sequential:
 
 
 @pytest.mark.parametrize(
-    ("lag", "groupings"), [(1, GROUPINGS[3:6]), (2, [STARTS]), (5, GROUPINGS)], ids=[1, 2, 5]
+    ("lag", "groupings"),
+    [(1, GROUPINGS[3:6]), (2, [STARTS]), pytest.param(5, GROUPINGS, marks=pytest.mark.slow)],
+    ids=[1, 2, 5],
 )
 def test_ppll_sees_what_ll_sees(
     sequential: Sequential, tmp_path: Path, lag: int, groupings: Sequence[Sequence[str]]
@@ -95,7 +97,7 @@ def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[
     assert to_stages == {found.job.layout.chunks[n].stage for n in range(3)} - {last}
 
 
-@pytest.mark.parametrize("lag", [2, 5])
+@pytest.mark.parametrize("lag", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
     sequential: Sequential, tmp_path: Path, lag: int
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import torch
@@ -259,18 +260,38 @@ def examine(settings: Settings) -> Subject:
 def _traced(
     units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
-    """Trace a sample through the units; trace units with the same recipe only once."""
+    """Trace a sample through the units; trace units with the same recipe only once.
+
+    What units of the program's own models gave is kept for the next configuration that this process
+    prepares, as in a sweep.
+    """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
     traced = []
     for unit in units:
         recipe = recipe_of(unit, specs)
-        if recipe not in known:
+        found = _OWN if _is_own(unit) else known
+        if recipe not in found:
             with blaming(*model, f"running a sample through {unit.name!r}"):
-                (known[recipe],) = trace([unit], specs)
-        traced.append(known[recipe])
+                (found[recipe],) = trace([unit], specs)
+        traced.append(found[recipe])
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced
+
+
+_OWN: dict[object, TracedUnit] = {}
+"""What units of the program's own models gave in this process, by recipe."""
+
+
+def _is_own(unit: Unit) -> bool:
+    """Whether a class of this program makes the unit, from plain values alone."""
+    if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
+        return False
+    plain = (bool, int, float, str, NoneType)
+    values = (*unit.build.args, *unit.build.keywords.values())
+    return unit.build.func.__module__.startswith("ppll_cli.models.") and all(
+        isinstance(value, plain) for value in values
+    )
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:

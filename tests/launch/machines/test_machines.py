@@ -43,7 +43,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from
             [*RESNET, "fba=on", "local.modules=4", "gpus=4", "timeline=true"],
             [0, 0, 1, 2],
         ),
-        ("gpipe", 2, [*VIT, "gpus=4", "replicas=2", "optim.clip_norm=0.1"], [0, 0, 1, 1]),
+        pytest.param(
+            *("gpipe", 2, [*VIT, "gpus=4", "replicas=2", "optim.clip_norm=0.1"], [0, 0, 1, 1]),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ppll", "replicas"],
 )

@@ -1,0 +1,72 @@
+"""What Hydra makes of the files in `conf/` is kept: most tests compose, and the files stay.
+
+Hydra reads about 25 files each time that it composes, and joins them. Both depend on the chosen
+options alone. In each test, Hydra still finds out which options are chosen, and applies the
+overrides of keys.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from typing import Any
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.default_element import ResultDefault
+from omegaconf import DictConfig
+
+from ppll_cli.config.options import conf_dir
+
+OURS = {"pkg://hydra.conf", f"file://{conf_dir()}", "structured://"}
+"""Where the files that stay are; a test may add a folder of its own, and change its files."""
+
+
+@contextmanager
+def configurations() -> Iterator[None]:
+    """Keep what Hydra reads and joins while this lasts."""
+    load, join = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+    loaded: dict[str, Any] = {}
+    joined: dict[tuple[Any, ...], DictConfig] = {}
+
+    def load_once(repo: ConfigRepository, config_path: str) -> Any:
+        if not _only_ours(repo):
+            return load(repo, config_path)
+        if config_path not in loaded:
+            loaded[config_path] = load(repo, config_path)
+        result = copy(loaded[config_path])
+        if result is not None:
+            result.defaults_list = deepcopy(result.defaults_list)  # Hydra completes its entries
+        return result
+
+    def join_once(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        if not _only_ours(repo):
+            return join(loader, defaults, repo)
+        key = tuple((d.config_path, d.package, d.is_self, d.primary) for d in defaults)
+        if key not in joined:
+            copies: Any = _Copies(repo)  # all that joining needs of a repository
+            joined[key] = join(loader, defaults, copies)
+        return deepcopy(joined[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load_once)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", join_once)
+        yield
+
+
+def _only_ours(repo: Any) -> bool:
+    places = (source.path.rpartition("://")[2] for source in repo.get_sources())
+    schemes = (source.scheme() for source in repo.get_sources())
+    return {*map("{}://{}".format, schemes, places)} <= OURS
+
+
+class _Copies:
+    """A repository whose configurations may be changed: joining takes parts out of them."""
+
+    def __init__(self, repo: Any) -> None:
+        self._repo = repo
+        self.get_schema_source = repo.get_schema_source
+
+    def load_config(self, config_path: str) -> Any:
+        """Return a copy of what is kept."""
+        return deepcopy(self._repo.load_config(config_path=config_path))

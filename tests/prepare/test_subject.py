@@ -1,0 +1,51 @@
+"""Units of the program's own models are traced once in a process; those of a user each time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ppll_cli.models.trace import trace
+from ppll_cli.models.unit import Unit
+from ppll_cli.prepare import subject
+from tests.conftest import own_model, prepared
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=8", "data.test_samples=4"]
+DATA += ["batch_size=4", "schedule=bp", "gpus=1"]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the units that are traced from now on."""
+    names: list[str] = []
+
+    def spy(units: Sequence[Unit], batch: Any) -> Any:
+        names.extend(unit.name for unit in units)
+        return trace(units, batch)
+
+    monkeypatch.setattr(subject, "_OWN", {})
+    monkeypatch.setattr(subject, "trace", spy)
+    return names
+
+
+def test_units_of_our_own_models(traced: list[str]) -> None:
+    case = [*DATA, "model.dim=16", "model.heads=2"]
+    first = prepared(*case, "model.depth=2")
+    assert traced == ["embed", "blocks.0", "head"]
+    again = prepared(*case, "model.depth=3")
+    assert traced == ["embed", "blocks.0", "head"]
+    assert again.unit_costs[:2] == first.unit_costs[:2]
+    assert again.unit_costs[-1] == first.unit_costs[-1]
+    other = prepared(*DATA, "model.dim=24", "model.heads=2", "model.depth=2")
+    assert traced == ["embed", "blocks.0", "head"] * 2
+    assert other.unit_costs[1].params > first.unit_costs[1].params
+
+
+def test_units_of_a_user(traced: list[str]) -> None:
+    """Their code may have changed, and what it is made from may say nothing of that."""
+    case = [*DATA, *own_model("Skipping")]
+    prepared(*case)
+    names = [*traced]
+    assert names
+    prepared(*case)
+    assert traced == names * 2
