@@ -40,6 +40,15 @@ def recovering(job: Job, costs: tuple[Cost, ...], notes: list[str]) -> Job:
     return job
 
 
+def planned(job: Job, costs: tuple[Cost, ...]) -> Job:
+    """Return the job with `recovers` set where the configuration wants it and it is possible.
+
+    A plan has a row for each schedule, and only some schedules can start a worker again alone.
+    """
+    able = replace(job, recovers=job.settings.recover.name != "off")
+    return job if able.recovers and any(_obstacle(able, costs)) else able
+
+
 def _obstacle(job: Job, costs: tuple[Cost, ...]) -> tuple[str, str]:
     """Return why no worker can be started again alone, and a remedy; empty texts if one can."""
     if not job.local_learning:

@@ -75,7 +75,7 @@ class Worker:
             size, seed = job.course.batch_size, settings.seed
             batches = dataset.batches(dataset.load(), size, seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
-        buffered = job.depth * (job.stages - 1)
+        buffered = (job.depth + job.kept) * (job.stages - 1)
         clock = clock_of(self.device)
         self.reports = Reports(
             clock,
