@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     references: dict[str, bytes] = {}
-    outcomes = []
+    outcomes: list[Outcome] = []
     for plan in plans(options.runs, options.seed):
         if plan.case not in references:
             references[plan.case] = _reference(plan.case)

@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,7 +119,8 @@ def test_nobody_starts_again_if_one_fault_ends_the_run(made: Restarts) -> None:
 
 def test_how_often_in_how_many_minutes(made: Restarts, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
-    monkeypatch.setattr(restarts.time, "monotonic", lambda: now_s)
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr(restarts, "time", clock)
     recover = Recover(name="stage", tries=2, minutes=10)
     settings = made._job.settings.model_copy(update={"recover": recover})
     made._job = replace(made._job, settings=settings)

@@ -140,7 +140,7 @@ def test_a_worker_that_died_before_it_woke_the_other_end_does_not_stop_it() -> N
     send(first, 0)
     while receiver._bell._woken.ready(0):
         receiver._bell.wait(0)
-    del pristine._bell.ring  # type: ignore[attr-defined]
+    del pristine._bell.ring
     again(pristine)
     assert receiver._bell._woken.ready(0)
 

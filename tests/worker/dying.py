@@ -84,22 +84,19 @@ class Journals(Network):
         self.restarts = Restarts(job, folder, lambda report: None)
         transport = JournalTransport(depth=job.depth)
         self._pristine = {c: transport.channel(*room) for c, room in job.channels.items()}
-        self._latest: dict[Channel, tuple[Source, Target]] = {}
+        self._senders: dict[Channel, Source] = {}
+        self._receivers: dict[Channel, Target] = {}
 
     def links(self, seat: Seat, told: list[dict[str, Any]]) -> Links:
         """A worker's, with ends of channels as a new process gets them from the parent."""
         parts: dict[str, Any] = vars(super().links(seat, told)).copy()
-        for key, end, own in (("senders", 0, Source), ("receivers", 1, Target)):
-            parts[key] = {}
-            for channel, ends in self._pristine.items():
-                if (channel.source, channel.target)[end] == seat.stage:
-                    new = copy.copy(ends[end])
-                    new.__class__ = own
-                    new.turns = self.turns
-                    parts[key][channel] = new
-                    latest = list(self._latest.get(channel, (None, None)))
-                    latest[end] = new
-                    self._latest[channel] = (latest[0], latest[1])
+        parts["senders"], parts["receivers"] = {}, {}
+        for channel, (sender, receiver) in self._pristine.items():
+            if channel.source == seat.stage:
+                parts["senders"][channel] = self._senders[channel] = _as(Source, sender, self.turns)
+            if channel.target == seat.stage:
+                target = _as(Target, receiver, self.turns)
+                parts["receivers"][channel] = self._receivers[channel] = target
         pulse = Mortal()
         pulse.counts, pulse.seat = self.activities, seat
         pulse.deaths = self._deaths.get(seat, ())
@@ -110,9 +107,17 @@ class Journals(Network):
 
     def bytes_sent(self) -> dict[Channel, int]:
         """How many bytes went through each channel, as the last sender counts them."""
-        return {channel: sender.bytes_sent for channel, (sender, _) in self._latest.items()}
+        return {channel: sender.bytes_sent for channel, sender in self._senders.items()}
 
     def check(self) -> None:
         """All that was sent has been received."""
-        for sender, receiver in self._latest.values():
-            assert sender.position == receiver.position
+        for channel, sender in self._senders.items():
+            assert sender.position == self._receivers[channel].position
+
+
+def _as(own: type[Any], end: object, turns: Turns) -> Any:
+    """A new end, as a new process gets it."""
+    new: Any = copy.copy(end)
+    new.__class__ = own
+    new.turns = turns
+    return new

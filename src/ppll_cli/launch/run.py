@@ -27,7 +27,7 @@ from ppll_cli.job.pulse import Pulse
 from ppll_cli.launch import advice, beginning, failure
 from ppll_cli.launch.beginning import short
 from ppll_cli.launch.facts import facts
-from ppll_cli.launch.launcher import Report, launch
+from ppll_cli.launch.launcher import launch
 from ppll_cli.launch.locks import locked
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.follow import announce
@@ -36,6 +36,7 @@ from ppll_cli.launch.results import write_results
 from ppll_cli.launch.resume import Recorded
 from ppll_cli.launch.saving import Saving
 from ppll_cli.launch.summary import summarise
+from ppll_cli.launch.watched import Report
 from ppll_cli.launch.wiring import fitting
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.names import class_path
