@@ -104,10 +104,10 @@ def _at(plan: Plan, run_dir: Path) -> bool:
     checkpoints = run_dir / "checkpoints"
     if plan.moment == "checkpoint" and (checkpoints / f".step-{plan.step}.unfinished").exists():
         return True
-    return _steps(run_dir) >= plan.step
+    return steps(run_dir) >= plan.step
 
 
-def _steps(run_dir: Path) -> int:
+def steps(run_dir: Path) -> int:
     """Return the largest step in a run's metrics and checkpoints; 0 if there is none."""
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []

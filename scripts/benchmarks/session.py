@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import Self
 
-from ppll_cli.transport.memory import SHARED_MEMORY
+from ppll_cli.leaves.scratch import SHARED_MEMORY
 
 LIMIT_S = 120.0
 """Time limit in seconds for each event that is waited for."""

@@ -92,6 +92,26 @@ class NonFiniteError(PpllError):
         return NonFiniteError, (self.step, self.module, self.norm)
 
 
+class ReplayError(PpllError):
+    """Raised when a restarted worker computes other values than the worker before it.
+
+    Args:
+        found: What the restarted worker computed.
+        expected: What it should have computed.
+    """
+
+    def __init__(self, found: str, expected: str) -> None:
+        self.found, self.expected = found, expected
+        super().__init__(
+            f"the restarted worker computed {found} instead of {expected}; does the model draw "
+            "random numbers that torch.manual_seed does not fix? recover=off does not restart "
+            "workers"
+        )
+
+    def __reduce__(self) -> tuple[type["ReplayError"], tuple[str, str]]:
+        return ReplayError, (self.found, self.expected)
+
+
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 

@@ -143,20 +143,32 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
     return execute(replace(job, **changes))
 
 
-def execute(job: Job) -> Outcome:
-    """Run a job."""
-    turns = Turns()
-    network = Network(turns, job)
+class Died(BaseException):
+    """Ends a worker as if it were killed. The next worker of its stage continues."""
+
+
+def execute(job: Job, network: "Network | None" = None) -> Outcome:
+    """Run a job; `network` connects the workers, and may let them die."""
+    network = network or Network(Turns(), job)
+    turns = network.turns
     told: list[dict[str, Any]] = []
     workers: dict[Seat, Worker] = {}
     errors: list[BaseException] = []
+
+    def lives(seat: Seat) -> bool:
+        try:
+            workers[seat] = Worker(job, seat, network.links(seat, told))
+            workers[seat].run()
+        except Died:
+            return False
+        return True
 
     def work(seat: Seat) -> None:
         torch.set_num_threads(1)
         with turns:
             try:
-                workers[seat] = Worker(job, seat, network.links(seat, told))
-                workers[seat].run()
+                while not lives(seat):
+                    pass
             except BaseException as error:
                 errors.append(error)
                 turns.broken = True
@@ -204,7 +216,7 @@ class Network:
     """All that connects the workers of a job."""
 
     def __init__(self, turns: Turns, job: Job) -> None:
-        self._job = job
+        self._job, self.turns = job, turns
         self._rings = [
             {channel: Ring(turns, room.slots) for channel, room in job.channels.items()}
             for _ in range(job.replicas)

@@ -15,6 +15,7 @@ from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
 from ppll_cli.prepare.checks import check_backwards
 from ppll_cli.prepare.preparation import assemble, profile_of
+from ppll_cli.prepare.recovery import planned
 from ppll_cli.prepare.subject import examine
 
 
@@ -199,7 +200,9 @@ class Planner:
         devices = (self.device,) * (replicas if schedule.one_stage else gpus)
         try:
             settings = self.settings(name, gpus, replicas)
-            job, _ = assemble(settings, self.subject, schedule, devices, self.profile, "", [])
+            given = settings, self.subject, schedule, devices, self.profile, ""
+            job, auxiliary = assemble(*given, notes=[])
+            job = planned(job, (*self.subject.costs, *auxiliary))
             check_backwards(job)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))

@@ -147,6 +147,24 @@ class FeatureBank(Section):
         return self
 
 
+class Recover(Section):
+    """How the run deals with the fault of a worker.
+
+    Attributes:
+        name: `off`: the run ends. `stage`: the worker is started again alone. `auto`: as `stage`
+            where this is possible, else as `off`.
+        tries: How often the same worker is started again within `minutes`; the run ends at the next
+            fault.
+        minutes: The period for `tries`.
+        every: Largest number of batches between two snapshots of a stage.
+    """
+
+    name: Literal["off", "auto", "stage"] = "off"
+    tries: Count = 10
+    minutes: Positive = 60
+    every: Annotated[int, Field(ge=1, le=1024)] = 16
+
+
 class CheckpointSettings(Section):
     """When to save checkpoints, how many of the newest to keep, and whether to keep the best."""
 

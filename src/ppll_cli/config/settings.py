@@ -17,6 +17,7 @@ from ppll_cli.config.sections import (
     Optim,
     Partition,
     Positive,
+    Recover,
     Section,
 )
 from ppll_cli.config.targets import describe
@@ -77,6 +78,7 @@ class Settings(Section):
     progress_limit: Positive | None
     compile: bool
     # These have defaults because the records of older runs lack them.
+    recover: Recover = Field(default_factory=Recover)
     objective: str | None = None
     name: Word | None = None
     tags: list[Word] = Field(default_factory=list)

@@ -147,14 +147,25 @@ def save_stage(
     make_folder(folder)
     path = folder / f"stage-{stage}.safetensors"
     path.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
-    # Clone, because safetensors refuses tensors that share memory, such as tied weights.
-    copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    save_file(copies, path, {UNREPORTED: json.dumps(unreported)} if unreported else None)
+    write_tensors(path, tensors, {UNREPORTED: json.dumps(unreported)} if unreported else None)
     share(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     return SavedFile(path.name, path.stat().st_size, digest)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file.
+
+    Raises:
+        OSError, SafetensorError: The file cannot be written.
+    """
+    # Clone, because safetensors refuses tensors that share memory, such as tied weights.
+    copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    save_file(copies, path, metadata)
 
 
 def unfinished_folder(run_dir: str | Path, step: int) -> Path:

@@ -78,6 +78,7 @@ class Job:
             one machine.
         weights: Initial weights from a file; None to initialize all weights from the seed.
         watched: The units whose weights losses of earlier modules read, by index in the model.
+        recovers: Whether a worker that fails is started again alone.
     """
 
     settings: Settings
@@ -96,6 +97,7 @@ class Job:
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
+    recovers: bool = False
 
     @property
     def replicas(self) -> int:
@@ -227,7 +229,20 @@ class Job:
             places = [Place(stage, self.routes, batches) for stage in stages]
             kinds.append([passes.evaluation(place, schedule) for place in places])
         slots = most(slots_needed(streams) for streams in kinds)
-        return {c: Room(n + self.depth, self._message_bytes(c)) for c, n in slots.items()}
+        ahead = self.depth + self.kept
+        return {c: Room(n + ahead, self._message_bytes(c)) for c, n in slots.items()}
+
+    @property
+    def kept(self) -> int:
+        """Largest number of messages that a receiver keeps for a replay; 0 if none are replayed.
+
+        A stage decides after each batch or mark whether a snapshot is due. Meanwhile one more batch
+        can have arrived, in as many messages as it has parts.
+        """
+        if not self.recovers:
+            return 0
+        parts = self.microbatch_counts() | self.course.evaluation_counts()
+        return self.settings.recover.every + max(parts)
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
         """Return the names of the tensors that are sent, by sending and receiving stage."""

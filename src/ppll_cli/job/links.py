@@ -12,6 +12,7 @@ from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.channel import Receiver, Sender
 from ppll_cli.transport.groups import Groups
+from ppll_cli.transport.journal import JournalSender
 from ppll_cli.transport.replicas import Replicas
 
 _ITEMS: dict[str, Callable[..., Item | Version]] = {
@@ -24,6 +25,20 @@ class StopFlag(Protocol):
     """A flag in shared memory by which the parent asks for an early stop."""
 
     value: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a worker that is started again continues the work of the one before it.
+
+    Attributes:
+        folder: The folder for snapshots of the worker's state.
+        saved: Number of steps done at the last checkpoint of which the worker before has written
+            its file; -1 if there is none.
+    """
+
+    folder: str
+    saved: int = -1
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class Links:
         followers: Only in replica 0 of stage 0: the senders to the stage's other replicas, by
             replica number.
         leader: Only in these other replicas: the receiver from replica 0.
+        recovery: None if a worker that fails is not started again.
     """
 
     senders: Mapping[Channel, Sender]
@@ -53,6 +69,7 @@ class Links:
     replicas: Replicas | None = None
     followers: Mapping[int, Sender] = field(default_factory=dict)
     leader: Receiver | None = None
+    recovery: Recovery | None = None
 
     def ends(self) -> list[Sender | Receiver]:
         """Return the worker's ends of all channels."""
@@ -86,7 +103,11 @@ class Header:
 
 
 def upcoming(
-    job: Job, seat: Seat, links: Links, wait: Callable[[Sender | Receiver, str], None]
+    job: Job,
+    seat: Seat,
+    links: Links,
+    wait: Callable[[Sender | Receiver, str], None],
+    before: int = 0,
 ) -> Iterator[Item]:
     """Yield every batch and mark that a worker has to handle, in order.
 
@@ -100,9 +121,11 @@ def upcoming(
         links: The worker's connections.
         wait: A function that waits for an end of a channel. It gets the end and the kind of time
             to record: "blocked" (no free slot) or "starved" (no message).
+        before: Number of items that are not yielded again, because the worker before this one
+            handled them. Receivers of a restarted worker are already behind these items.
     """
     if seat == Seat(0, 0):
-        for decided in job.course.items(lambda: bool(links.stop.value), job.start):
+        for decided in _decided(job, links, before):
             for follower in links.followers.values():
                 wait(follower, "blocked")
                 follower.send(Header(decided), {})
@@ -122,3 +145,26 @@ def upcoming(
             receiver.receive()
             receiver.release()
         yield item
+
+
+def _decided(job: Job, links: Links, before: int) -> Iterator[Item]:
+    """Yield the items that stage 0 decides on, without the first `before` ones.
+
+    A restarted worker repeats the decisions that other stages know already. They are in the headers
+    of the messages that the worker before it has sent.
+    """
+    handled = 0
+
+    def stops() -> bool:
+        if handled < before:  # after a stop there are only marks, and then no snapshot is made
+            return False
+        for sender in links.senders.values():
+            if isinstance(sender, JournalSender) and (told := sender.told()) is not None:
+                assert isinstance(told, Header)
+                return not isinstance(told.item, TrainBatch)
+        return bool(links.stop.value)
+
+    for item in job.course.items(stops, job.start):
+        handled += 1
+        if handled > before:
+            yield item

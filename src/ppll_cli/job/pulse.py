@@ -120,6 +120,11 @@ class Pulse(ctypes.Structure):
         self.limit_s = limit_s or 0.0
         self.progress_s = monotonic()
 
+    def start_again(self) -> None:
+        """Prepare the memory for a new process of the worker."""
+        self.alive_s, self.started, self.item = 0.0, False, b""
+        self.begin("starting", FORKED_LIMIT_S)
+
     def take(self, item: str) -> None:
         """Record the batch or mark to which the next activities belong."""
         self.item = item.encode()[: _TEXT - 1]

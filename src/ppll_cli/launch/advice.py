@@ -34,11 +34,11 @@ COMPARED: Mapping[str, Schedule] = {
 }
 """The schedules with which `comparison` compares a run, by their option of `schedule`."""
 
-OWN = ("schedule", "gpus", "objective", "max_minutes")
+OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
 """Keys whose overrides `comparison` leaves out.
 
-`comparison` sets `schedule` and `gpus` itself, only a sweeper needs `objective`, and `max_minutes`
-limits this run alone.
+`comparison` sets `schedule` and `gpus` itself, only a sweeper needs `objective`, `max_minutes`
+limits this run alone, and most schedules refuse `recover=stage`.
 """
 
 LONGEST = 1000

@@ -3,7 +3,9 @@
 import errno
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ppll_cli.config.commands import word
 from ppll_cli.errors import Interrupted, PpllError, RunFailedError, WorkerFailedError
@@ -50,9 +52,7 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
         return
     lines = [f"ppll-run: {error}"]
     report = error.report if isinstance(error, WorkerFailedError) else {}
-    for key in ("phase", "batch", "shapes"):
-        if report.get(key):
-            lines.append(f"  {key}: {report[key]}")
+    lines += _where(report)
     for stage, doing in report.get("others", {}).items():
         lines.append(f"  stage {stage} meanwhile: {doing}")
     if remedy := _quoted_remedy(str(report.get("error", "")), run_dir):
@@ -61,6 +61,24 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
         lines.append(f"  log: {file}")
     lines.append(_to_go_on(run_dir, go_on))
     log.error("\n".join([*lines, report.get("traceback", "")]).rstrip())
+
+
+def tell_of_restart(report: Mapping[str, Any]) -> None:
+    """Log the fault of a worker, and that the worker starts again.
+
+    Args:
+        report: The report of the fault.
+    """
+    lines = [f"ppll-run: {WorkerFailedError(dict(report))}", *_where(report)]
+    lines.append(f"  stage {report['stage']} restarts; the other stages wait for it")
+    log.warning("\n".join(lines))
+    if report.get("traceback"):
+        to_file(report["traceback"])
+
+
+def _where(report: Mapping[str, Any]) -> list[str]:
+    keys = ("phase", "batch", "shapes")
+    return [f"  {key}: {report[key]}" for key in keys if report.get(key)]
 
 
 def is_of_disk(error: OSError, run_dir: Path) -> bool:

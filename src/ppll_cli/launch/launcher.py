@@ -1,53 +1,34 @@
 """The launcher: it starts the workers, watches them, and gathers their reports."""
 
 import logging
-import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.connection import wait
 from typing import Any
 
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Links
-from ppll_cli.job.pulse import FORKED_LIMIT_S, Pulse, Watch
+from ppll_cli.job.pulse import Pulse, Watch
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Seen, cause
 from ppll_cli.launch.machines.spelling import spelled
+from ppll_cli.launch.restarts import Restarts
 from ppll_cli.launch.stopping import stop_in_time, stop_on_signal
+from ppll_cli.launch.watched import LEAVE_S, Report, Watched
 from ppll_cli.launch.wiring import needs_groups, wire
 from ppll_cli.leaves import forkserver
-from ppll_cli.leaves.scratch import scratch
+from ppll_cli.leaves.scratch import scratch, shared_scratch
 from ppll_cli.transport.channel import Transport
-from ppll_cli.transport.memory import remove_left
-from ppll_cli.worker import process
 
 log = logging.getLogger(__name__)
-
-LEAVE_S = 5.0
-"""Seconds to wait for the exit of a worker that was told to exit, was killed or has died."""
 
 SETTLE_S = 0.3
 """Seconds to wait after a failure, because the worker that caused it may end a little later."""
 
 FORGOTTEN = 255
 """Exit status that multiprocessing reports for a worker whose fork server is gone."""
-
-Report = dict[str, Any]
-
-
-@dataclass(kw_only=True)
-class _Watched(Seen):
-    """A worker of this machine, with its process and the pipe from which its reports are read."""
-
-    process: ForkServerProcess
-    reports: Connection
-    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,36 +79,31 @@ def launch(
     others: Leader | Follower | None = None
     if fleet is not None:
         others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
-    workers: list[_Watched] = []
+    workers: list[Watched] = []
     stop_in_time(stop, until_s)
     with (
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _none_left(workers),
+        _restarting(job, on_report) as restarts,
         _telling(others, fleet),  # exits first: killing workers makes other machines' workers fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
             if fleet is not None and job.home(seat) != fleet.rank:
                 continue
-            here, there = context.Pipe()
             pulse: Pulse = context.RawValue(Pulse)
-            pulse.begin("starting", FORKED_LIMIT_S)
-            links = Links(parent=there, stop=stop, pulse=pulse, **vars(ends[seat]))
-            name = job.name(seat)
-            started = context.Process(
-                target=process.main, args=(job, seat, links), name=f"ppll-stage-{name}"
-            )
-            forkserver.begin(started)
-            there.close()
-            workers.append(_Watched(seat, name, pulse, process=started, reports=here))
+            pulse.start_again()
+            watched = Watched(seat, job.name(seat), pulse, ends=ends[seat], stop=stop)
+            watched.begin(job, None if restarts is None else restarts.recovery(seat))
+            workers.append(watched)
         seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
         seen |= {} if others is None else others.away
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
         watch = Watch([watched.pulse for watched in workers])
         while not _ended(others, seen.values()):
             stop_in_time(stop, until_s)
-            _watch(job, workers, watch, on_report, others)
+            _watch(job, workers, watch, on_report, others, restarts)
         if isinstance(others, Follower):
             ending = Ending([], others.signal)
         else:
@@ -193,10 +169,11 @@ def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
 
 def _watch(
     job: Job,
-    workers: list[_Watched],
+    workers: list[Watched],
     watch: Watch,
     on_report: Callable[[Report], None],
     others: Leader | Follower | None,
+    restarts: Restarts | None,
 ) -> None:
     """Wait up to a second for reports and ends of workers, and handle them.
 
@@ -206,6 +183,8 @@ def _watch(
     """
 
     def deal(seen: Seen, report: Report) -> None:
+        if restarts is not None and restarts.repeats(report):
+            return
         if report["kind"] == "done":
             seen.done = report
         if others is not None and others.pass_on(report):
@@ -216,11 +195,13 @@ def _watch(
             on_report(report)
 
     ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
-    sentinels = [watched.process.sentinel for watched in workers]
+    sentinels = [watched.process.sentinel for watched in workers if not watched.failed]
     wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0 if others is None else 0.2)
     failures = _failures(job, workers, deal)
     for worker, error in watch.late():
-        failures.append(_failure(job, workers[worker], error))
+        failures.append(workers[worker].failure(job, error))
+    if restarts is not None:
+        failures = restarts.handle(failures, workers, deal)
     seen: list[Seen] = [*workers]
     if others is not None:
         failures += others.news(deal)
@@ -238,7 +219,7 @@ def _watch(
 
 
 def _failures(
-    job: Job, workers: list[_Watched], deal: Callable[[Seen, Report], None]
+    job: Job, workers: list[Watched], deal: Callable[[Seen, Report], None]
 ) -> list[Report]:
     """Handle the workers' new reports, and return a report of each new failure."""
     failures: list[Report] = []
@@ -250,78 +231,35 @@ def _failures(
         raise forkserver.lost(name)
     for watched in workers:
         died = watched.process.sentinel in ready
-        for report in _read(watched.reports, LEAVE_S if died else 0):
+        for report in watched.read(LEAVE_S if died else 0):
             if report["kind"] == "failed":
                 failures.append(report)
                 watched.failed = True
             else:
                 deal(watched, report)
         if died and not watched.failed:
-            failures.append(_death(job, watched))
+            failures.append(watched.death(job))
             watched.failed = True
     return failures
 
 
-def _read(reports: Connection, limit_s: float) -> Iterator[Report]:
-    """Yield the reports in a pipe, and those that arrive within `limit_s` seconds."""
-    end_s = time.monotonic() + limit_s
-    with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
-        while reports.poll(max(0.0, end_s - time.monotonic())):
-            yield reports.recv()
-
-
-def _death(job: Job, watched: _Watched) -> Report:
-    """Return a failure report for a worker that ended without sending one."""
-    watched.process.join(LEAVE_S)
-    how = forkserver.fate(watched.process.exitcode)
-    return _failure(job, watched, f"the worker process is gone ({how})")
-
-
-def _failure(job: Job, watched: _Watched, error: str) -> Report:
-    """Return a failure report that a worker did not send itself."""
-    doing, item = (
-        text.decode(errors="replace") for text in (watched.pulse.doing, watched.pulse.item)
-    )
-    return {
-        "kind": "failed",
-        "stage": watched.seat.stage,
-        "replica": watched.seat.replica,
-        "time": time.time(),
-        "device": job.device(watched.seat),
-        "phase": doing or "starting",
-        "batch": item or None,
-        "error": error,
-    }
+@contextmanager
+def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts | None]:
+    """Yield what restarts failed workers; None if a failure ends the run."""
+    if not job.recovers:
+        yield None
+        return
+    with shared_scratch() as folder:
+        yield Restarts(job, folder, tell)
 
 
 @contextmanager
-def _none_left(workers: list[_Watched]) -> Iterator[None]:
+def _none_left(workers: list[Watched]) -> Iterator[None]:
     """Kill all workers that still run when the body ends or raises."""
     try:
         yield
     finally:
         for watched in workers:
-            _kill(watched)  # they ignore other signals, and have nothing to clean up
+            watched.kill()  # they ignore other signals, and have nothing to clean up
         for watched in workers:
-            watched.process.join(LEAVE_S)
-            _is_gone(watched, LEAVE_S)
-            watched.reports.close()
-            if watched.process.pid is not None:
-                remove_left(watched.process.pid)
-
-
-def _kill(watched: _Watched) -> None:
-    watched.process.kill()
-    # Without the fork server, multiprocessing regards every worker as dead, and sends no signal.
-    if watched.process.exitcode is not None and not _is_gone(watched, 0):
-        assert watched.process.pid is not None
-        os.kill(watched.process.pid, signal.SIGKILL)
-
-
-def _is_gone(watched: _Watched, limit_s: float) -> bool:
-    """Drop the reports left in a worker's pipe; return whether the worker has closed its end."""
-    with suppress(EOFError, OSError):
-        while watched.reports.poll(limit_s):
-            watched.reports.recv_bytes()
-        return False
-    return True
+            watched.bury()

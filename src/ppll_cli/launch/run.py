@@ -27,7 +27,7 @@ from ppll_cli.job.pulse import Pulse
 from ppll_cli.launch import advice, beginning, failure
 from ppll_cli.launch.beginning import short
 from ppll_cli.launch.facts import facts
-from ppll_cli.launch.launcher import Report, launch
+from ppll_cli.launch.launcher import launch
 from ppll_cli.launch.locks import locked
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.follow import announce
@@ -36,6 +36,7 @@ from ppll_cli.launch.results import write_results
 from ppll_cli.launch.resume import Recorded
 from ppll_cli.launch.saving import Saving
 from ppll_cli.launch.summary import summarise
+from ppll_cli.launch.watched import Report
 from ppll_cli.launch.wiring import fitting
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.names import class_path
@@ -90,6 +91,7 @@ class Run:
         self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
+        self._restarts: list[dict[str, Any]] = []
         self._started_s = time.perf_counter()
         self._told: PpllError | None = None
 
@@ -191,7 +193,10 @@ class Run:
     def _summarise(self, **known: Any) -> dict[str, Any]:
         """Return the content of `summary.json` for what is known so far."""
         run = self.choices, self.prepared, self.metrics, self.parts
-        return summarise(*run, **known)
+        summary = summarise(*run, **known)
+        if self.prepared.job.recovers:
+            summary["restarts"] = self._restarts
+        return summary
 
     def _tell(self, error: PpllError) -> None:
         """Log why the run ended early, unless this error was the last one logged."""
@@ -276,6 +281,14 @@ class Run:
                     for seat, stage in zip(seats, now.stages, strict=True)
                 ]
                 self.tracker.stages(line["step"], stages, line["seconds"])
+        elif report["kind"] == "restart":
+            failure.tell_of_restart(report)
+            known = {key: report[key] for key in ("stage", "phase", "batch", "error")}
+            self._restarts.append({**known, "seconds": None})
+        elif report["kind"] == "restarted":
+            log.info("stage %d goes on after %.1f s", report["stage"], report["seconds"])
+            latest = [each for each in self._restarts if each["stage"] == report["stage"]][-1]
+            latest["seconds"] = report["seconds"]
         elif report["kind"] in ("counted", "saved"):
             self._saving.take(report, time.perf_counter() - self._started_s)
 

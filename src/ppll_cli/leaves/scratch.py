@@ -31,6 +31,9 @@ The path of a socket may have at most 107 bytes on Linux and 103 on macOS, and m
 SHORT_PLACES = ("/tmp", "/var/tmp")
 """Folders to use for sockets if the path of the temporary folder is too long."""
 
+SHARED_MEMORY = Path("/dev/shm")
+"""The folder in which Linux keeps shared memory."""
+
 _ATTEMPTS = 10
 
 
@@ -66,6 +69,18 @@ def scratch() -> Iterator[Path]:
         ConfigError: No temporary folder can be created.
     """
     with tempfile.TemporaryDirectory(dir=_own(_place()), ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def shared_scratch() -> Iterator[Path]:
+    """Provide a folder like `scratch`, but in shared memory where the system has such a place.
+
+    Raises:
+        ConfigError: The folder cannot be created.
+    """
+    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else _place()
+    with tempfile.TemporaryDirectory(dir=_own(place), ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 

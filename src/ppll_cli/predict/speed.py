@@ -198,7 +198,7 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
         for channel, count in slots.items():
             if channel.target == stage and channel.kind == "activations":
                 specs = job.specs[channel.chunk].values()
-                entering += (count - job.depth) * job.microbatch_size * bytes_of(specs)
+                entering += (count - job.depth - job.kept) * job.microbatch_size * bytes_of(specs)
         if local:
             most = live[stage] * max(map(sum, zip(saved, beside, strict=True)))
         else:

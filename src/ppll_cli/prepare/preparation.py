@@ -34,6 +34,7 @@ from ppll_cli.prepare.checks import (
 )
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
+from ppll_cli.prepare.recovery import recovering
 from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
 from ppll_cli.prepare.weights import find_weights
@@ -121,6 +122,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
             job = replace(job, weights=found.weights)
             notes.append(f"weights={settings.weights}: {found.told()}")
         check_instructions(job, subject)
+        job = recovering(job, (*subject.costs, *auxiliary), notes)
         if profile is not None:
             stages_are_modules = _stages_are_modules(settings, schedule)
             notes += report(job, subject.names, profile, stages_are_modules)

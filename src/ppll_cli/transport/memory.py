@@ -6,15 +6,13 @@ import weakref
 from contextlib import suppress
 from math import ceil
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.multiprocessing  # lets ForkingPickler share tensors
 from torch import Tensor
 
-SHARED_MEMORY = Path("/dev/shm")
-"""The folder in which Linux keeps shared memory."""
+from ppll_cli.leaves.scratch import SHARED_MEMORY
 
 USED_AT_MOST = 0.9
 """Fraction of the free shared memory that a run may use. The rest is for other programs."""

@@ -46,10 +46,20 @@ class Slots:
             layout: The layout.
         """
         slot, self._next = self._next, (self._next + 1) % self.count
+        return slot, self.at(slot, number, layout)
+
+    def at(self, slot: int, number: int, layout: Layout) -> dict[str, Tensor]:
+        """Return a view of a slot for each tensor of a layout.
+
+        Args:
+            slot: The index of the slot.
+            number: The number of the layout, by which the views are cached.
+            layout: The layout.
+        """
         views = self._views.get((slot, number))
         if views is None:
             views = self._views[slot, number] = self._lay_out(slot * self.size, layout)
-        return slot, views
+        return views
 
     def _lay_out(self, start: int, layout: Layout) -> dict[str, Tensor]:
         memory = self.memory.tensor

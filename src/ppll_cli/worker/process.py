@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import threading
 import time
 import traceback
@@ -13,10 +14,11 @@ from multiprocessing.connection import wait
 
 import torch
 
+from ppll_cli.errors import PpllError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.placing import prepare_compiler
-from ppll_cli.job.pulse import BEAT_S, STARTING_LIMIT_S, Pulse
+from ppll_cli.job.pulse import BEAT_S, STARTING_LIMIT_S
 from ppll_cli.leaves import lifeline
 from ppll_cli.observe import streams
 from ppll_cli.transport.memory import remove_left
@@ -41,7 +43,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     lifeline.share(links.parent)
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
-    threading.Thread(target=_stay_with_parent, args=(links.pulse, memory), daemon=True).start()
+    threading.Thread(target=_stay_with_parent, args=(links, memory), daemon=True).start()
     worker: Worker | None = None
     try:
         _set_up(job, seat)
@@ -77,14 +79,16 @@ def _set_up(job: Job, seat: Seat) -> None:
     torch.manual_seed(settings.seed)
 
 
-def _stay_with_parent(pulse: Pulse, memory: CurrentMemory) -> None:
+def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     """Renew the sign of life every second, and end this process when the parent is gone."""
     parent = parent_process()
     assert parent is not None
-    pulse.beat()
+    links.pulse.beat()
     while not wait([parent.sentinel], timeout=BEAT_S):
-        pulse.beat(memory.read())
-    remove_left(os.getpid())  # normally the parent does this
+        links.pulse.beat(memory.read())
+    remove_left(os.getpid())  # normally the parent does this, and removes the folder
+    if links.recovery is not None:
+        shutil.rmtree(links.recovery.folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -116,5 +120,6 @@ def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> d
         "batch": None if worker is None else str(worker.item),
         "shapes": shapes,
         "error": _said(error),
+        "final": isinstance(error, PpllError),  # of these errors, none goes away in a new process
         "traceback": traceback.format_exc(),
     }

@@ -183,7 +183,7 @@ class Reports:
             NonFiniteError: A loss is not finite, and `stop` is set.
         """
         found: dict[int, dict[str, Any]] = {}
-        seconds = self._training_s()
+        seconds = self._seconds("train")
         for chunk in chunks:
             if chunk.criterion is not None:
                 module = chunk.place.module
@@ -209,14 +209,28 @@ class Reports:
                 chunk.sums["train"] = Sums.of(plain, chunk.device)
                 self._before_s["train"] = plain["seconds"]
 
-    def _training_s(self) -> float:
-        """Return the seconds of training since the last complete report. Call `pause` first."""
-        for first, last in self._spans.pop("train", []):
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each split since its last complete report, for `continue_from`.
+
+        Waits for the device.
+        """
+        for split in list(self._since):
+            self.pause(split)
+            self.begin(split)
+        return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
+
+    def continue_from(self, seconds: Mapping[str, float]) -> None:
+        """Continue to count seconds where another process was when it called `seconds`."""
+        self._before_s.update(seconds)
+
+    def _seconds(self, split: str) -> float:
+        """Return the seconds of a split since its last complete report. Call `pause` first."""
+        for first, last in self._spans.pop(split, []):
             self._clock.wait(last)
-            self._before_s["train"] += self._clock.seconds(first, last)
+            self._before_s[split] += self._clock.seconds(first, last)
             self._clock.free(first)
             self._clock.free(last)
-        return self._before_s["train"]
+        return self._before_s[split]
 
     def _send(self, report: _Pending) -> None:
         clock = self._clock

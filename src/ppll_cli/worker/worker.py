@@ -26,6 +26,7 @@ from ppll_cli.worker.interpreter import Interpreter
 from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
+from ppll_cli.worker.snapshots import Progress, Snapshots, on_host, random_state
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
@@ -54,7 +55,15 @@ class Worker:
             for number in job.layout.of(index)
         }
         unreported: checkpoint.Unreported = {}
-        if job.checkpoint is not None:
+        self.snapshots: Snapshots | None = None
+        before: Progress | None = None
+        if links.recovery is not None:
+            every = settings.recover.every
+            self.snapshots = Snapshots(links.recovery.folder, every, links)
+            before = self.snapshots.load(self.chunks)
+        if before is not None:
+            pass  # the snapshot is later than the state in which the run began
+        elif job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 restore(self.chunks.values(), saved)
                 unreported = saved.unreported
@@ -66,7 +75,7 @@ class Worker:
             size, seed = job.course.batch_size, settings.seed
             batches = dataset.batches(dataset.load(), size, seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
-        buffered = job.depth * (job.stages - 1)
+        buffered = (job.depth + job.kept) * (job.stages - 1)
         clock = clock_of(self.device)
         self.reports = Reports(
             clock,
@@ -84,8 +93,14 @@ class Worker:
             on_steady=self.memory.reset,
             traced=TRACED + buffered if settings.timeline else 0,
         )
+        self._items = 0  # number of batches and marks handled
         self._reported = 0  # the step of the last report of training
         self._training = False
+        self._restarted = before is not None
+        if before is not None:
+            self._items, self._reported = before.items, before.reported
+            self._training, self.recorder.totals = before.training, before.totals
+            self.reports.continue_from(before.seconds)
         self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
@@ -117,24 +132,33 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready")
-        self.interpreter.send_ahead()
-        for item in upcoming(self.job, self.seat, self.links, self.interpreter.mail.wait):
+        if not self._restarted:
+            self.interpreter.send_ahead()
+        wait = self.interpreter.mail.wait
+        for item in upcoming(self.job, self.seat, self.links, wait, self._items):
             self.interpreter.mail.item = item
             self.links.pulse.take(str(item))
-            if isinstance(item, TrainBatch):
-                self._train(item)
-                continue
-            self._end_training()
-            if not isinstance(item, EvaluationBatch):
-                for chunk in self.chunks.values():
-                    chunk.use_averages(False)
-                self.interpreter.execute(passes.mark(Place(self.index, self.job.routes), item))
-            elif self._evaluates(item):
-                self.reports.begin(item.split)
-                sizes = self.job.course.evaluation_sizes(item)
-                batch = Batch(sizes, averaged=item.averaged)
-                self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
-                self.links.pulse.started = True
+            self._handle(item)
+            self._items += 1
+            if self.snapshots is not None and self.snapshots.due:
+                self._take_snapshot(self.snapshots)
+
+    def _handle(self, item: Item) -> None:
+        """Execute the instructions of a batch or mark."""
+        if isinstance(item, TrainBatch):
+            self._train(item)
+            return
+        self._end_training()
+        if not isinstance(item, EvaluationBatch):
+            for chunk in self.chunks.values():
+                chunk.use_averages(False)
+            self.interpreter.execute(passes.mark(Place(self.index, self.job.routes), item))
+        elif self._evaluates(item):
+            self.reports.begin(item.split)
+            sizes = self.job.course.evaluation_sizes(item)
+            batch = Batch(sizes, averaged=item.averaged)
+            self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
+            self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
         """Return whether this replica evaluates a batch. The replicas of a stage take turns."""
@@ -185,6 +209,25 @@ class Worker:
             self._streams[training, count] = make(self.index, count)
         return self._streams[training, count]
 
+    def _take_snapshot(self, snapshots: Snapshots) -> None:
+        self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
+        self.reports.send(wait=True)  # raises if a loss was not finite
+        for chunk in self.chunks.values():
+            chunk.use_averages(False)
+        progress = Progress(
+            items=self._items,
+            reported=self._reported,
+            training=self._training,
+            totals=self.recorder.totals,
+            seconds=self.reports.seconds(),
+            sums={number: on_host(chunk.sums) for number, chunk in self.chunks.items()},
+            norms={number: chunk.squared_norm for number, chunk in self.chunks.items()},
+            sent=snapshots.sent(),
+            received=snapshots.received(),
+            random=random_state(),
+        )
+        snapshots.save(self.chunks, progress)
+
     # Marks
 
     def _evaluate(self, mark: do.Evaluate) -> None:
@@ -195,6 +238,8 @@ class Worker:
     def _checkpoint(self, mark: do.Checkpoint) -> None:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self._settle()  # raises if a loss was not finite: such a state must not be saved
+        if self.links.recovery is not None and mark.step <= self.links.recovery.saved:
+            return  # the worker before this one has written its file
         self._wait_for_replicas()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)

@@ -1,0 +1,235 @@
+"""`scripts/benchmark restarts`: kills and stops single stages of runs with `recover=stage`.
+
+Each short run of a small model has one fault or two, at random moments: in the start-up, training,
+an evaluation, a checkpoint, in the midst of a snapshot, twice in a row, or in two stages at once.
+The run must end with exit status 0 and with the weights of a run without a fault, bit for bit. Only
+stages that were hit may get a new process, and nothing may be left behind. The exit status is 1 if
+any run fails one of these checks.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from signal import SIGKILL, SIGSTOP, Signals
+from statistics import median
+from time import monotonic, sleep
+from typing import Any
+
+from rich.console import Console
+
+from ppll_cli.leaves.scratch import SHARED_MEMORY
+from scripts.benchmarks.faults import SEARCH_S, steps
+from scripts.benchmarks.runs import RunFailedError, machine
+from scripts.benchmarks.session import LIMIT_S, Session, ppll_run
+from scripts.benchmarks.soak import BATCHES, CASES, COMMON, EPOCHS, EVALUATED, SAVED
+
+RESULT = Path("outputs/benchmark/restarts.json")
+FOLDER = Path("outputs/benchmark/restarts")
+RUNS = 40
+EVERY = 4
+"""Largest number of batches between two snapshots."""
+
+NAMES = ("vit ppll 2", "vit ppll 3", "resnet ppll 3")
+MOMENTS = ("start-up", "training", "evaluation", "checkpoint", "snapshot", "twice", "together")
+DELAYS_S = {"start-up": 1.0, "training": 0.1, "evaluation": 0.05, "twice": 0.1, "together": 0.1}
+"""Longest time between the moment and the fault, in seconds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run and its faults.
+
+    Attributes:
+        case: A key of `soak.CASES`.
+        number: The signal.
+        moment: One of `MOMENTS`.
+        stages: The stages that are hit.
+        step: Number of optimizer steps after which the first fault is injected.
+        delay_s: Seconds between the moment and the fault.
+    """
+
+    case: str
+    number: Signals
+    moment: str
+    stages: tuple[int, ...]
+    step: int
+    delay_s: float
+
+
+@dataclass
+class Outcome:
+    """The results of a run with faults.
+
+    Attributes:
+        plan: The run and its faults.
+        hits: Number of faults injected.
+        restarts: Seconds from the detection of each fault until the new worker was ready.
+        notes: Descriptions of all failed checks.
+    """
+
+    plan: Plan
+    hits: int = 0
+    restarts: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run all plans, write the results, and print them."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark restarts", description=__doc__)
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"number of runs (default: {RUNS})")
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: 0)")
+    options = parser.parse_args(arguments)
+    console = Console()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    references: dict[str, bytes] = {}
+    outcomes: list[Outcome] = []
+    for plan in plans(options.runs, options.seed):
+        if plan.case not in references:
+            references[plan.case] = _reference(plan.case)
+        outcomes.append(endure(plan, FOLDER / f"run-{len(outcomes)}", references[plan.case]))
+        said = "; ".join(outcomes[-1].notes) or "good"
+        hit = ", ".join(map(str, plan.stages))
+        console.print(
+            f"{plan.case}: {plan.number.name} of {hit}, {plan.moment} {plan.step}: {said}"
+        )
+    result = {"machine": machine(), "seed": options.seed, **summary(outcomes)}
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    console.print(
+        f"{result['runs']} runs: {result['faults']} faults injected, {result['restarts']} restarts "
+        f"(median {result['median_s']:.2f} s, longest {result['longest_s']:.2f} s from detection "
+        f"until the new worker is ready), {result['failed']} runs failed a check"
+    )
+    if result["failed"] or result["faults"] < options.runs:
+        sys.exit(1)
+
+
+def plans(runs: int, seed: int) -> list[Plan]:
+    """Draw plans in which all moments occur equally often."""
+    random = Random(seed)
+    found: list[Plan] = []
+    moments: list[str] = []
+    for _ in range(runs):
+        moments = moments or random.sample(MOMENTS, len(MOMENTS))
+        moment, case = moments.pop(), random.choice(NAMES)
+        workers = range(int(case.split()[-1]))
+        stages = tuple(random.sample(workers, 2 if moment == "together" else 1))
+        # A worker that is stopped in its start-up is found only after a minute.
+        number = SIGKILL if moment == "start-up" else random.choice((SIGKILL, SIGSTOP))
+        step = random.randint(1, (EPOCHS - 3) * BATCHES)
+        if moment == "evaluation":
+            step = random.randrange(EVALUATED, EPOCHS - 1, EVALUATED) * BATCHES
+        if moment == "checkpoint":
+            step = random.randrange(SAVED, (EPOCHS - 3) * BATCHES, SAVED)
+        delay_s = random.uniform(0, DELAYS_S.get(moment, 0.0))
+        found.append(Plan(case, number, moment, stages, step, delay_s))
+    return found
+
+
+def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
+    """Start a run, inject the faults, and check the results.
+
+    Args:
+        plan: The run and its faults.
+        folder: A new folder for the run directory and the output.
+        reference: The weights of a run without a fault.
+    """
+    outcome, run_dir = Outcome(plan), folder / "run"
+    workers = int(plan.case.split()[-1])
+    with Session(*_start(plan.case, folder)) as session:
+        session.wait_until(lambda: len(session.workers()) == workers, look_s=SEARCH_S)
+        first = [each.pid for each in session.workers()]
+        if session.wait_until(lambda: _at(plan, run_dir), look_s=0):
+            sleep(plan.delay_s)
+            session.signal(plan.number, *(first[stage] for stage in plan.stages))
+            outcome.hits += len(plan.stages)
+        later: set[int] = set()
+        if plan.moment == "twice" and session.wait_until(lambda: bool(_new(session, first))):
+            later = _new(session, first)
+            sleep(plan.delay_s)
+            session.signal(plan.number, *later)
+            outcome.hits += 1
+        seen: set[int] = {*first, *later}
+        end_s = monotonic() + LIMIT_S
+        while session.status is None and monotonic() < end_s:
+            seen |= {each.pid for each in session.workers()}
+            sleep(SEARCH_S)
+        status = session.status
+        outcome.notes += [f"left: {each}" for each in session.left()]
+    if status != 0:
+        outcome.notes.append(f"it ended with {status}")
+        return outcome
+    restarts = json.loads((run_dir / "summary.json").read_text())["restarts"]
+    outcome.restarts = [each["seconds"] for each in restarts]
+    if {each["stage"] for each in restarts} - {*plan.stages}:
+        outcome.notes.append("another stage started again")
+    if len(seen) > workers + len(restarts):
+        outcome.notes.append(f"{len(seen)} processes for {len(restarts)} restarts")
+    if _weights(folder) != reference:
+        outcome.notes.append("its weights are others")
+    if not outcome.notes:
+        shutil.rmtree(folder)
+    return outcome
+
+
+def _at(plan: Plan, run_dir: Path) -> bool:
+    """Return whether the run has reached the moment of the fault."""
+    if plan.moment == "start-up":
+        return True
+    if plan.moment == "checkpoint":
+        return (run_dir / "checkpoints" / f".step-{plan.step}.unfinished").exists()
+    if plan.moment == "snapshot":
+        stage = plan.stages[0]
+        return any(SHARED_MEMORY.glob(f"ppll-run-*/*/*/stage-{stage}/*.new"))
+    return steps(run_dir) >= plan.step
+
+
+def _new(session: Session, before: Sequence[int]) -> set[int]:
+    """Return the process ids of workers that have been started again."""
+    return {each.pid for each in session.workers()} - {*before}
+
+
+def _start(case: str, folder: Path) -> tuple[list[str], Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    recover = ["recover=stage", f"recover.every={EVERY}"]
+    run_dir = f"hydra.run.dir={folder / 'run'}"
+    return ppll_run(*COMMON, *CASES[case], *recover, run_dir), folder / "printed.txt"
+
+
+def _reference(case: str) -> bytes:
+    """Run a case without a fault, and return the final weights."""
+    folder = FOLDER / case.replace(" ", "-")
+    with Session(*_start(case, folder)) as session:
+        if (status := session.wait()) != 0:
+            raise RunFailedError(f"{case} ended with {status}: {session.printed()}")
+    return _weights(folder)
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / "run" / "model.safetensors").read_bytes()
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return totals over all runs, and a row for each run."""
+    seconds = [each for outcome in outcomes for each in outcome.restarts]
+    return {
+        "runs": len(outcomes),
+        "faults": sum(outcome.hits for outcome in outcomes),
+        "restarts": len(seconds),
+        "median_s": median(seconds or [0.0]),
+        "longest_s": max(seconds, default=0.0),
+        "failed": sum(bool(outcome.notes) for outcome in outcomes),
+        "rows": [
+            {**asdict(each.plan), "number": each.plan.number.name, **_measured(each)}
+            for each in outcomes
+        ],
+    }
+
+
+def _measured(outcome: Outcome) -> dict[str, Any]:
+    return {"hits": outcome.hits, "restarts": outcome.restarts, "notes": outcome.notes}

@@ -1,0 +1,138 @@
+"""`recover=stage`: starts a worker that failed again, while the other workers wait for it.
+
+The other workers are blocked or starved meanwhile, as behind a slow stage. The new worker continues
+from the last snapshot of its stage. See `transport.journal` for the messages that it reads again,
+and `worker.snapshots` for its state.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Recovery
+from ppll_cli.launch.watched import LEAVE_S, Report, Watched
+
+SAME_PLACE = 3
+"""Faults of a worker at the same batch, one after the other, that end the run: the first one, and
+those of two restarts. Such a fault has a cause that a restart does not remove."""
+
+
+@dataclass
+class _Past:
+    """The faults and reports of one worker.
+
+    Attributes:
+        faults: The time of each fault, and the batch or mark at which it occurred; None if the
+            worker was starting.
+        saved: Number of steps done at the last checkpoint of which the worker has written its file.
+        reported: For each kind of report, split and module, the step of the last report.
+        began_s: The time of the last restart; None while none is under way.
+    """
+
+    faults: list[tuple[float, str | None]] = field(default_factory=list)
+    saved: int = -1
+    reported: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    began_s: float | None = None
+
+
+class Restarts:
+    """Starts workers again.
+
+    Args:
+        job: The job.
+        folder: A folder in shared memory, for snapshots.
+        tell: Called with a report of kind "restart" for each restart, and with one of kind
+            "restarted" when the new worker has set itself up.
+    """
+
+    def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
+        self._job, self._folder, self._tell = job, folder, tell
+        self._past: dict[Seat, _Past] = defaultdict(_Past)
+
+    def recovery(self, seat: Seat) -> Recovery:
+        """Return what a new process of a worker needs to continue."""
+        folder = self._folder / f"stage-{seat.stage}"
+        folder.mkdir(exist_ok=True)
+        return Recovery(str(folder), self._past[seat].saved)
+
+    def repeats(self, report: Report) -> bool:
+        """Note a worker's report; return whether the worker before it has sent the report too."""
+        if report["kind"] == "ready":
+            step = 0
+        elif report["kind"] in ("metrics", "counted", "saved"):
+            step = report["step"]
+        else:
+            return False
+        past = self._past[Seat(report["stage"], report["replica"])]
+        if report["kind"] == "ready" and past.began_s is not None:
+            seconds, past.began_s = time.monotonic() - past.began_s, None
+            self._tell({**report, "kind": "restarted", "seconds": seconds})
+        about = report["kind"], report.get("split"), report.get("module")
+        if step <= past.reported.get(about, -1):
+            return True
+        past.reported[about] = step
+        if report["kind"] == "saved":
+            past.saved = step
+        return False
+
+    def handle(
+        self,
+        failures: list[Report],
+        workers: list[Watched],
+        deal: Callable[[Watched, Report], None],
+    ) -> list[Report]:
+        """Start all workers again that have failed, if this may help.
+
+        Args:
+            failures: A report of each failure.
+            workers: All workers.
+            deal: Handles the reports that a dead worker has left in its pipe.
+
+        Returns:
+            The failures that end the run. No worker was started again if there are any.
+
+        Raises:
+            RunFailedError: The fork server is gone, or is stopped.
+        """
+        by_seat = {watched.seat: watched for watched in workers}
+        first = {Seat(each["stage"], each["replica"]): each for each in reversed(failures)}
+        struck = [(by_seat[seat], report) for seat, report in first.items()]
+        # A worker that is done only waits for permission to exit: nothing of it is lost.
+        struck = [(watched, report) for watched, report in struck if watched.done is None]
+        hopeless = [
+            report for watched, report in struck if not self._may_help(watched.seat, report)
+        ]
+        if hopeless:
+            return hopeless
+        for watched, report in struck:
+            self._restart(watched, report, deal)
+        return []
+
+    def _may_help(self, seat: Seat, report: Report) -> bool:
+        """Note a fault, and return whether a restart may help."""
+        recover, faults = self._job.settings.recover, self._past[seat].faults
+        now_s = time.monotonic()
+        faults.append((now_s, report["batch"]))
+        recent = [when_s for when_s, _ in faults if now_s - when_s <= 60 * recover.minutes]
+        places = {place for _, place in faults[-SAME_PLACE:]}
+        repeated = len(faults) >= SAME_PLACE and len(places) == 1
+        return not report.get("final") and not repeated and len(recent) <= recover.tries
+
+    def _restart(
+        self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]
+    ) -> None:
+        past = self._past[watched.seat]
+        past.began_s = time.monotonic()
+        watched.kill()  # it may be stopped, or hang
+        watched.process.join(LEAVE_S)
+        for left in watched.read(LEAVE_S):
+            if left["kind"] != "failed":
+                deal(watched, left)
+        watched.bury()
+        watched.pulse.start_again()
+        self._tell({**report, "kind": "restart"})
+        watched.begin(self._job, self.recovery(watched.seat))

@@ -1,0 +1,118 @@
+"""A worker of this machine as the launcher sees it: its process, its reports and its death."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from ppll_cli.job.job import Job
+from ppll_cli.job.links import Links, Recovery, StopFlag
+from ppll_cli.launch.machines.others import Seen
+from ppll_cli.launch.wiring import Ends
+from ppll_cli.leaves import forkserver
+from ppll_cli.transport.memory import remove_left
+from ppll_cli.worker import process
+
+LEAVE_S = 5.0
+"""Seconds to wait for the exit of a worker that was told to exit, was killed or has died."""
+
+Report = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Watched(Seen):
+    """A worker of this machine.
+
+    Attributes:
+        ends: Its ends of channels. The launcher keeps them open, so that the other ends notice
+            nothing if the worker dies.
+        stop: The flag by which the launcher asks for an early stop.
+        process: Its process.
+        reports: The pipe from which its reports are read.
+        failed: Whether the launcher knows that the worker has failed.
+    """
+
+    ends: Ends
+    stop: StopFlag
+    process: ForkServerProcess = field(init=False)
+    reports: Connection = field(init=False)
+    failed: bool = False
+
+    def begin(self, job: Job, recovery: Recovery | None = None) -> None:
+        """Start the worker's process.
+
+        Args:
+            job: The job.
+            recovery: How the worker continues the work of the one before it; None if a worker that
+                fails is not started again.
+
+        Raises:
+            RunFailedError: The fork server is gone, or is stopped.
+        """
+        here, there = forkserver.context().Pipe()
+        links = Links(
+            parent=there, stop=self.stop, pulse=self.pulse, recovery=recovery, **vars(self.ends)
+        )
+        started = forkserver.context().Process(
+            target=process.main, args=(job, self.seat, links), name=f"ppll-stage-{self.name}"
+        )
+        forkserver.begin(started)
+        there.close()
+        self.process, self.reports, self.failed = started, here, False
+
+    def read(self, limit_s: float) -> Iterator[Report]:
+        """Yield the reports in the pipe, and those that arrive within `limit_s` seconds."""
+        end_s = time.monotonic() + limit_s
+        with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
+            while self.reports.poll(max(0.0, end_s - time.monotonic())):
+                yield self.reports.recv()
+
+    def death(self, job: Job) -> Report:
+        """Return a failure report for a worker that ended without sending one."""
+        self.process.join(LEAVE_S)
+        how = forkserver.fate(self.process.exitcode)
+        return self.failure(job, f"the worker process is gone ({how})")
+
+    def failure(self, job: Job, error: str) -> Report:
+        """Return a failure report that the worker did not send itself."""
+        texts = self.pulse.doing, self.pulse.item
+        doing, item = (text.decode(errors="replace") for text in texts)
+        return {
+            "kind": "failed",
+            "stage": self.seat.stage,
+            "replica": self.seat.replica,
+            "time": time.time(),
+            "device": job.device(self.seat),
+            "phase": doing or "starting",
+            "batch": item or None,
+            "error": error,
+        }
+
+    def kill(self) -> None:
+        """Kill the worker's process, if it still runs."""
+        self.process.kill()
+        # Without the fork server, multiprocessing regards every worker as dead: it sends no signal.
+        if self.process.exitcode is not None and not self._is_gone(0):
+            assert self.process.pid is not None
+            os.kill(self.process.pid, signal.SIGKILL)
+
+    def bury(self) -> None:
+        """Wait for the end of a killed worker, and remove what it has left."""
+        self.process.join(LEAVE_S)
+        self._is_gone(LEAVE_S)
+        self.reports.close()
+        if self.process.pid is not None:
+            remove_left(self.process.pid)
+
+    def _is_gone(self, limit_s: float) -> bool:
+        """Drop the reports left in the pipe; return whether the worker has closed its end."""
+        with suppress(EOFError, OSError):
+            while self.reports.poll(limit_s):
+                self.reports.recv_bytes()
+            return False
+        return True

@@ -1,0 +1,303 @@
+"""The transport of a run whose stages can be restarted one by one: a ring that is also a journal.
+
+Everything that both ends know about a channel is in memory that the parent shares with them: the
+tensors, the headers, and two counters. So a new worker can take over either end from a worker that
+died at any moment::
+
+    freed                  received                sent
+      |    kept for replay    |   waiting to be read  |   free
+    --+-----------------------+-----------------------+-----------> messages, slot = number % slots
+
+`sent` counts complete messages; the sender raises it after the last byte of a message. `freed`
+counts messages that the receiver never reads again. The receiver raises it only when a snapshot
+of its state covers them. After a restart, the receiver goes back to the position of its snapshot
+and reads the messages after it once more.
+
+The sender goes back to its own snapshot too, and computes again messages that are in the ring
+already. It does not send them again, but it checks that they are equal, byte for byte.
+
+The two pipes only wake the other end up. Their bytes mean nothing, so it does not matter if a
+worker dies after it has read some. The order of memory accesses is that of x86, where another
+process sees stores in the order in which they were made.
+"""
+
+import ctypes
+import os
+import pickle
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppll_cli.errors import ReplayError
+from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
+from ppll_cli.transport.memory import HostMemory, no_room
+from ppll_cli.transport.order import Moment
+from ppll_cli.transport.pipes import Ends, Inlet, open_pipes
+from ppll_cli.transport.slots import Layout, Slots, layout_of
+
+HEAD = 1 << 16
+"""Bytes for the header and the layout of one message. The system provides only pages in use."""
+
+_LENGTH = struct.Struct("<I")
+_DRAINED = 1 << 16
+
+
+class _Counters(ctypes.Structure):
+    """Counters of messages since the start of the run, in shared memory."""
+
+    _fields_ = (("sent", ctypes.c_int64), ("freed", ctypes.c_int64))
+    sent: int
+    freed: int
+
+
+class _Shelf:
+    """The memory of a channel, as one end sees it.
+
+    Args:
+        heads: The counters, and a head of `HEAD` bytes for each slot; uint8 in shared memory.
+        slots: The slots, for the tensors.
+    """
+
+    def __init__(self, heads: Tensor, slots: Slots) -> None:
+        self._heads, self.slots = heads, slots
+        self._layouts: dict[Layout, int] = {}
+
+    @property
+    def counters(self) -> _Counters:
+        """The counters, which both ends share."""
+        return _Counters.from_address(self._heads.data_ptr())
+
+    def write_head(self, message: int, header: Header, layout: Layout) -> None:
+        """Store the header and the layout of a message."""
+        head = pickle.dumps((header, layout), pickle.HIGHEST_PROTOCOL)
+        if _LENGTH.size + len(head) > HEAD:
+            raise ValueError(
+                f"a message of {len(layout)} tensors needs a head of {len(head)} bytes; recover "
+                f"has room for {HEAD}: use recover=off"
+            )
+        ctypes.memmove(self._head(message), _LENGTH.pack(len(head)) + head, 4 + len(head))
+
+    def read_head(self, message: int) -> tuple[Header, Layout]:
+        """Return the header and the layout of a message."""
+        place = self._head(message)
+        (size,) = _LENGTH.unpack(ctypes.string_at(place, _LENGTH.size))
+        # Unpickling is safe here: a worker of the same run wrote the bytes.
+        found: Any = pickle.loads(ctypes.string_at(place + _LENGTH.size, size))
+        header, layout = found
+        return header, layout
+
+    def views(self, message: int, layout: Layout) -> dict[str, Tensor]:
+        """Return views of the tensors of a message."""
+        number = self._layouts.setdefault(layout, len(self._layouts))
+        return self.slots.at(message % self.slots.count, number, layout)
+
+    def _head(self, message: int) -> int:
+        return self._heads.data_ptr() + HEAD * (1 + message % self.slots.count)
+
+
+class _Bell:
+    """Wakes the other end of a channel, and waits to be woken by it."""
+
+    def __init__(self, wakes: Any, woken: Any) -> None:
+        self._wakes, self._woken = wakes, Inlet(woken)
+
+    def open(self) -> None:
+        """Wake the other end: a worker that held this end before may have died before it did."""
+        os.set_blocking(self._wakes.fileno(), False)
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the other end."""
+        with suppress(BlockingIOError):  # the pipe is full, so the other end will wake up anyway
+            os.write(self._wakes.fileno(), b"\0")
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` seconds until the other end wakes this one."""
+        if self._woken.ready(timeout_s):
+            os.read(self._woken.connection.fileno(), _DRAINED)
+
+
+class JournalSender:
+    """The sending end; see `channel.Sender`.
+
+    Attributes:
+        position: Number of messages that this stage has sent since the start of the run. After a
+            restart it is smaller than the number of messages in the journal.
+    """
+
+    def __init__(self, shelf: _Shelf, bell: _Bell, device: str) -> None:
+        self._shelf, self._bell, self._device = shelf, bell, torch.device(device)
+        self.position = 0
+        self.bytes_sent = 0
+
+    def open(self) -> None:
+        """Set up the end in this process."""
+        self._shelf.slots.memory.open()
+        self._bell.open()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
+        if not self._may_send():
+            self._bell.wait(timeout_s)
+        return self._may_send()
+
+    def _may_send(self) -> bool:
+        counters = self._shelf.counters
+        used = counters.sent - counters.freed
+        return self.position < counters.sent or used < self._shelf.slots.count
+
+    def told(self) -> Header | None:
+        """Return the header of the next message if it was sent before the restart; else None."""
+        if self.position == self._shelf.counters.sent:
+            return None
+        return self._shelf.read_head(self.position)[0]
+
+    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
+        """Send a message. If it was sent before the restart, only check that it is the same.
+
+        Raises:
+            ReplayError: The message differs from the one that was sent before the restart.
+            ValueError: The tensors do not fit into a slot.
+        """
+        shelf, layout = self._shelf, layout_of(tensors)
+        if self.position < shelf.counters.sent:
+            self._check(header, layout, tensors)
+        else:
+            shelf.slots.check_room(layout)
+            for name, view in shelf.views(self.position, layout).items():
+                view.copy_(tensors[name].detach(), non_blocking=True)
+            shelf.write_head(self.position, header, layout)
+            Moment(self._device).wait()  # the receiver's device does not know of our queued copies
+            shelf.counters.sent += 1
+            self._bell.ring()
+        self.position += 1
+        self.bytes_sent += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+    def _check(self, header: Header, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+        assert self._shelf.counters.sent - self.position <= self._shelf.slots.count
+        before = self._shelf.read_head(self.position)
+        if before != (header, layout):
+            raise ReplayError(f"{header}, {layout}", f"{before[0]}, {before[1]}")
+        for name, view in self._shelf.views(self.position, layout).items():
+            if not torch.equal(_bytes(view), _bytes(tensors[name].detach().cpu())):
+                raise ReplayError(f"another {name!r} of {header}", "the one that was sent")
+
+
+class JournalReceiver:
+    """The receiving end; see `channel.Receiver`.
+
+    Received tensors are copies. The slots must keep what was sent, and a network may change its
+    inputs in place.
+
+    Attributes:
+        position: Number of messages that this stage has received since the start of the run.
+    """
+
+    def __init__(self, shelf: _Shelf, bell: _Bell, device: str) -> None:
+        self._shelf, self._bell, self._device = shelf, bell, torch.device(device)
+        self.position = 0
+        self._released = 0
+
+    def open(self) -> None:
+        """Set up the end in this process."""
+        self._shelf.slots.memory.offer()
+        self._bell.open()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
+        if self.position == self._shelf.counters.sent:
+            self._bell.wait(timeout_s)
+        return self.position < self._shelf.counters.sent
+
+    def peek(self) -> Header:
+        """Return the header of the next message without receiving the message."""
+        return self._shelf.read_head(self.position)[0]
+
+    def receive(self) -> tuple[Header, dict[str, Tensor]]:
+        """Return the next message."""
+        header, layout = self._shelf.read_head(self.position)
+        views = self._shelf.views(self.position, layout)
+        self.position += 1
+        return header, {name: self._copy(view) for name, view in views.items()}
+
+    def _copy(self, view: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return view.clone()
+        return view.to(self._device, non_blocking=True)
+
+    def release(self) -> None:
+        """Note that the oldest message in use is done with. Its slot stays as it is; see `free`."""
+        self._released += 1
+
+    @property
+    def kept(self) -> int:
+        """Number of messages that are done with, and kept for a replay."""
+        return self._released - self._shelf.counters.freed
+
+    def go_back(self, position: int) -> None:
+        """Continue at a position of an earlier worker's snapshot."""
+        self.position = self._released = position
+        self.free()
+
+    def free(self) -> None:
+        """Free the slots of all messages that are done with: a snapshot covers them now."""
+        self._shelf.counters.freed = self._released
+        self._bell.ring()
+
+
+class JournalTransport:
+    """Channels that keep messages until the receiver has a snapshot of its state after them.
+
+    Args:
+        depth: Number of slots of each channel in addition to those that the schedule needs.
+    """
+
+    wire_dtype: WireDtype | None = None
+
+    def __init__(self, *, depth: int) -> None:
+        self.depth = depth
+
+    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
+        """Return why channels with `size` bytes in total cannot be created; None if they can."""
+        return no_room(size)
+
+    def descriptors(self, slots: int, tensors: int) -> int:
+        """Return 4: one end of each of the two pipes, and two pieces of shared memory."""
+        return 4
+
+    def channel(
+        self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
+    ) -> tuple[JournalSender, JournalReceiver]:
+        """Create a new channel, and return its two ends."""
+        size = max(ALIGNMENT, aligned(size))
+        heads, tensors = (_shared(n) for n in (HEAD * (1 + slots), slots * size))
+        sides = []
+        for device in (source, target):
+            memory = HostMemory(tensors, pinned=torch.device(device).type == "cuda")
+            sides.append(_Shelf(heads, Slots(memory, slots, size)))
+        producer, consumer = open_pipes()
+        return (
+            JournalSender(sides[0], _to_receiver(producer), source),
+            JournalReceiver(sides[1], _to_sender(consumer), target),
+        )
+
+
+def _to_receiver(ends: Ends) -> _Bell:
+    return _Bell(wakes=ends.messages, woken=ends.returned)
+
+
+def _to_sender(ends: Ends) -> _Bell:
+    return _Bell(wakes=ends.returned, woken=ends.messages)
+
+
+def _shared(size: int) -> Tensor:
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    return tensor.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

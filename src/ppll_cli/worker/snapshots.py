@@ -1,0 +1,169 @@
+"""Snapshots of a stage's state in shared memory, from which a restarted worker continues.
+
+A snapshot is one file. It replaces the one before it in one step, so a worker that dies while it
+writes leaves the older snapshot. It holds the same tensors as a checkpoint, and besides how far the
+worker has come: see `Progress`.
+"""
+
+import io
+import os
+import pickle
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppll_cli.job.checkpoint import SavedTensors, write_tensors
+from ppll_cli.job.links import Links
+from ppll_cli.pipeline.rules import Channel
+from ppll_cli.transport.journal import JournalReceiver, JournalSender
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.recorder import Totals
+from ppll_cli.worker.state import restore, tensors_of
+from ppll_cli.worker.sums import Sums
+
+_PROGRESS = "progress"
+"""Name of the tensor that holds the pickled `Progress`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a worker has come, apart from its networks and optimizers.
+
+    Attributes:
+        items: Number of batches and marks that it has handled.
+        reported: Number of optimizer steps at its last report of training.
+        training: Whether its last batch was a training batch.
+        totals: Counts and times of its steady state.
+        seconds: Seconds of each split that are not reported yet.
+        sums: For each chunk, its losses and metrics that are not reported yet, by split.
+        norms: For each chunk, the squared gradient norm of its last step.
+        sent: For each channel to another stage, the number of messages and of bytes sent.
+        received: For each channel from another stage, the number of messages received.
+        random: The state of Python's and of torch's random numbers, for a user's own code.
+    """
+
+    items: int
+    reported: int
+    training: bool
+    totals: Totals
+    seconds: Mapping[str, float]
+    sums: Mapping[int, Mapping[str, Sums]]
+    norms: Mapping[int, Tensor | None]
+    sent: Mapping[Channel, tuple[int, int]]
+    received: Mapping[Channel, int]
+    random: Any
+
+
+class Snapshots:
+    """Writes and reads the snapshots of one worker.
+
+    Args:
+        folder: The worker's folder in shared memory.
+        every: Largest number of messages between two snapshots, on any channel.
+        links: The worker's connections.
+    """
+
+    def __init__(self, folder: str, every: int, links: Links) -> None:
+        self._file = Path(folder, "stage-0.safetensors")
+        self._every = every
+        self._senders: dict[Channel, JournalSender] = {}
+        self._receivers: dict[Channel, JournalReceiver] = {}
+        for channel, sender in links.senders.items():
+            assert isinstance(sender, JournalSender)
+            self._senders[channel] = sender
+        for source, receiver in links.receivers.items():
+            assert isinstance(receiver, JournalReceiver)
+            self._receivers[source] = receiver
+        self._covered: dict[Channel, int] = {}
+
+    @property
+    def due(self) -> bool:
+        """Whether a snapshot must be made before the next batch or mark."""
+        kept = [receiver.kept for receiver in self._receivers.values()]
+        since = [each.position - self._covered.get(c, 0) for c, each in self._senders.items()]
+        return max(*kept, *since, 0) >= self._every
+
+    def sent(self) -> dict[Channel, tuple[int, int]]:
+        """Return for each channel to another stage the number of messages and of bytes sent."""
+        return {c: (each.position, each.bytes_sent) for c, each in self._senders.items()}
+
+    def received(self) -> dict[Channel, int]:
+        """Return for each channel from another stage the number of messages received."""
+        return {channel: each.position for channel, each in self._receivers.items()}
+
+    def save(self, chunks: Mapping[int, HeldChunk], progress: Progress) -> None:
+        """Write a snapshot, and then free the messages that it covers.
+
+        Raises:
+            OSError, SafetensorError: Shared memory is full.
+        """
+        tensors = tensors_of(chunks.values())
+        tensors[_PROGRESS] = _pickled(progress)
+        new = self._file.with_suffix(".new")
+        write_tensors(new, tensors)
+        os.replace(new, self._file)
+        for receiver in self._receivers.values():
+            receiver.free()
+        self._covered = {channel: each.position for channel, each in self._senders.items()}
+
+    def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
+        """Restore the networks and the channels as they were at the last snapshot.
+
+        Returns:
+            How far the worker had come; None if there is no snapshot. Then the new worker begins
+            where the first one began, and no message has been freed.
+        """
+        if not self._file.exists():
+            return None
+        with SavedTensors(self._file.parent) as saved:
+            restore(chunks.values(), saved)
+            # Unpickling is safe here: a worker of the same run wrote the bytes.
+            progress: Any = pickle.loads(saved[_PROGRESS].numpy().tobytes())
+        assert isinstance(progress, Progress)
+        for number, sums in progress.sums.items():
+            chunk = chunks[number]
+            chunk.sums = {split: _on(each, chunk.device) for split, each in sums.items()}
+        for number, norm in progress.norms.items():
+            chunks[number].squared_norm = None if norm is None else norm.to(chunks[number].device)
+        for channel, (messages, size) in progress.sent.items():
+            self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
+            self._covered[channel] = messages
+        for channel, messages in progress.received.items():
+            self._receivers[channel].go_back(messages)
+        set_random_state(progress.random)
+        return progress
+
+
+def random_state() -> Any:
+    """Return the states of Python's and of torch's random numbers on CPU."""
+    return random.getstate(), torch.get_rng_state()
+
+
+def set_random_state(state: Any) -> None:
+    """Set the states that `random_state` returned."""
+    python, ours = state
+    random.setstate(python)
+    torch.set_rng_state(ours)
+
+
+def on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
+    """Return copies of sums in which all tensors are on the CPU."""
+    return {split: _on(each, torch.device("cpu")) for split, each in sums.items()}
+
+
+def _on(sums: Sums, device: torch.device) -> Sums:
+    loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
+    # Clone, because pickle writes the whole memory of which a tensor may be a part.
+    rows = [sums.rows.to(device).clone()] if sums.measures else []
+    return Sums(loss, int(sums.samples), rows)
+
+
+def _pickled(progress: Progress) -> Tensor:
+    buffer = io.BytesIO()
+    pickle.dump(progress, buffer, pickle.HIGHEST_PROTOCOL)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)

@@ -1,0 +1,125 @@
+"""`recover=stage` with real processes: the stage that was hurt starts again, and nothing else."""
+
+import json
+import logging
+import multiprocessing
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppll_cli.errors import WorkerFailedError
+from ppll_cli.launch.record import DIGEST, write_record
+from scripts.benchmarks.session import Process, Session, ppll_run
+from tests.conftest import Result, Runner, assert_same_run, own_model, resumed
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+DATA += ["batch_size=8", "epochs=3", "eval_every=1", "schedule=ppll", "gpus=3"]
+STAGE = ["recover=stage", "recover.every=2"]
+
+
+def hurt(run: Runner, tmp_path: Path, act: str, *overrides: str) -> Result:
+    """A run in which one worker does something to itself, once."""
+    model = own_model("Faulty", unit="second", act=act, once=str(tmp_path / "once"))
+    return run(*model, *DATA, *STAGE, *overrides)
+
+
+@pytest.mark.parametrize("act", ["kill", "raise", "exhaust"])
+def test_a_worker_that_fails_once_starts_again(
+    run: Runner, tmp_path: Path, act: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "never").touch()
+    harmless = own_model("Faulty", unit="second", act=act, once=str(tmp_path / "never"))
+    plain = run(*harmless, *DATA)
+    with caplog.at_level(logging.INFO):
+        result = hurt(run, tmp_path, act)
+    assert_same_run(result, plain)
+    (restart,) = result.summary["restarts"]
+    assert (restart["stage"], restart["seconds"] > 0) == (1, True)
+    assert "TrainBatch(step=2" in restart["batch"]
+    told = [line for each in caplog.messages for line in each.splitlines()]
+    assert "  stage 1 restarts; the other stages wait for it" in told
+    assert any(line.startswith("stage 1 goes on after ") for line in told)
+    written = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in written]
+    keys = [(line["step"], line["split"], line["module"]) for line in lines]
+    assert len(keys) == len({*keys})
+    assert "restarts" not in plain.summary
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_hangs_starts_again(run: Runner, tmp_path: Path) -> None:
+    result = hurt(run, tmp_path, "hang", "progress_limit=4")
+    (restart,) = result.summary["restarts"]
+    assert restart["error"].startswith("no progress for ")
+
+
+def test_a_fault_that_comes_back_ends_the_run_as_ever(
+    run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The third pass of each process fails, and with `every=100` it is always the same batch."""
+    model = own_model("Faulty", unit="second", act="raise")
+    with pytest.raises(WorkerFailedError, match="the third pass is too much") as failure:
+        run(*model, *DATA, "recover=stage", "recover.every=100")
+    assert "step=2" in failure.value.report["batch"]
+    told = [line for each in caplog.messages for line in each.splitlines()]
+    assert told.count("  stage 1 restarts; the other stages wait for it") == 2
+    assert any(line.startswith("  to go on: ") for line in told)
+    assert not multiprocessing.active_children()
+
+
+def test_a_loss_that_is_no_number_is_not_computed_again(
+    run: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(WorkerFailedError, match="is not finite"):
+        hurt(run, tmp_path, "blow_up")
+    assert not any("restarts" in message for message in caplog.messages)
+
+
+def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
+    """Its record has no such group, and that means off."""
+    (tmp_path / "never").touch()
+    harmless = own_model("Faulty", unit="second", act="kill", once=str(tmp_path / "never"))
+    plain = run(*harmless, *DATA)
+    begun = run(*harmless, *DATA, "max_steps=5")
+    record = json.loads((begun.run_dir / "config.json").read_text())
+    del record["recover"], record["choices"]["recover"]
+    (begun.run_dir / "config.json").unlink()
+    write_record(begun.run_dir, {k: v for k, v in record.items() if k not in ("format", DIGEST)})
+    classes = [harmless[0], "max_steps=null"]
+    result = resumed(begun, *classes, "recover=stage")
+    assert_same_run(result, plain)
+    assert result.summary["restarts"] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
+@pytest.mark.timeout(300)
+def test_only_the_process_that_was_hurt_is_another_one(tmp_path: Path) -> None:
+    """A stage is killed, another is stopped; one screen for each, and the run is completed."""
+    vit = ["model.dim=16", "model.depth=2", "model.heads=2", "device=cpu", "threads=1"]
+    folder = tmp_path / "run"
+    command = ppll_run(*DATA, *vit, "recover=stage", "epochs=1000000", f"hydra.run.dir={folder}")
+    with Session(command, tmp_path / "printed") as session:
+
+        def hit(number: signal.Signals, stage: int) -> list[Process]:
+            before = session.workers()
+            said = session.printed().count(" goes on after ")
+            session.signal(number, before[stage].pid)
+            assert session.wait_until(lambda: session.printed().count(" goes on after ") > said)
+            assert {p.pid for p in session.workers()} & {p.pid for p in before} == {
+                p.pid for n, p in enumerate(before) if n != stage
+            }
+            return session.workers()
+
+        assert session.wait_until(lambda: "epoch 1/" in session.printed()), session.printed()
+        hit(signal.SIGKILL, 1)
+        hit(signal.SIGSTOP, 0)
+        session.signal(signal.SIGTERM, session.pid)
+        assert session.wait() == 128 + signal.SIGTERM
+        assert session.left() == []
+        printed = session.printed()
+    assert "ppll-run: stage 1 (cpu): the worker process is gone (killed by SIGKILL" in printed
+    assert "ppll-run: stage 0 (cpu): the worker process is stopped: no sign of life" in printed
+    assert "Traceback" not in printed
+    assert [each["stage"] for each in json.loads((folder / "summary.json").read_text())["restarts"]]

@@ -1,0 +1,173 @@
+"""When the launcher starts a worker again, and when a fault ends the run."""
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppll_cli.config.sections import Recover
+from ppll_cli.job.job import Seat
+from ppll_cli.launch import restarts
+from ppll_cli.launch.restarts import Restarts
+from tests.conftest import prepared
+
+DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
+VIT = ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8"]
+
+
+class Process:
+    def join(self, timeout: float) -> None: ...
+
+
+class Worker:
+    """A worker that notes what is done with it."""
+
+    def __init__(self, stage: int, left: list[dict[str, Any]] | None = None) -> None:
+        self.seat, self.done = Seat(stage), None
+        self.left, self.calls = left or [], deque[str]()
+        self.process, self.pulse = Process(), self
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
+    def read(self, limit_s: float) -> list[dict[str, Any]]:
+        return self.left
+
+    def bury(self) -> None:
+        self.calls.append("bury")
+
+    def start_again(self) -> None: ...
+
+    def begin(self, job: Any, recovery: Any) -> None:
+        self.calls.append(f"begin after {recovery.saved}")
+
+
+def fault(stage: int, batch: str | None = "batch 3", **more: Any) -> dict[str, Any]:
+    return {"kind": "failed", "stage": stage, "replica": 0, "batch": batch, "error": "x", **more}
+
+
+@pytest.fixture
+def told() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def made(tmp_path: Path, told: list[dict[str, Any]]) -> Restarts:
+    job = prepared(*DATA, *VIT, "recover=stage").job
+    return Restarts(job, tmp_path, told.append)
+
+
+def handle(made: Restarts, failures: list[dict[str, Any]], *workers: Worker) -> list[Any]:
+    listed: Any = list(workers)
+    return made.handle(failures, listed, lambda watched, report: None)
+
+
+def test_only_the_worker_that_failed_starts_again(
+    made: Restarts, told: list[dict[str, Any]]
+) -> None:
+    one, other = Worker(0), Worker(1)
+    assert not handle(made, [fault(1)], one, other)
+    assert list(other.calls) == ["kill", "bury", "begin after -1"]
+    assert not one.calls
+    assert [(each["kind"], each["stage"]) for each in told] == [("restart", 1)]
+
+
+def test_two_at_once(made: Restarts) -> None:
+    workers = Worker(0), Worker(1)
+    assert not handle(made, [fault(0), fault(1)], *workers)
+    assert all("begin after -1" in each.calls for each in workers)
+
+
+def test_two_reports_of_one_fault_are_one_restart(made: Restarts) -> None:
+    worker = Worker(0)
+    assert not handle(made, [fault(0), fault(0, error="also late")], worker)
+    assert list(worker.calls) == ["kill", "bury", "begin after -1"]
+
+
+@pytest.mark.parametrize("batch", ["batch 3", None])
+def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
+    made: Restarts, batch: str | None
+) -> None:
+    worker = Worker(0)
+    for _ in range(2):
+        assert not handle(made, [fault(0, batch)], worker)
+    assert handle(made, [fault(0, batch)], worker) == [fault(0, batch)]
+    assert worker.calls.count("begin after -1") == 2
+
+
+def test_faults_at_other_batches_do_not(made: Restarts) -> None:
+    worker = Worker(0)
+    for number in (1, 1, 2, 1, 1, 2):
+        assert not handle(made, [fault(0, f"batch {number}")], worker)
+
+
+def test_a_fault_of_which_the_cause_is_known_ends_the_run(made: Restarts) -> None:
+    """As when a loss is not finite: a new process would compute it again."""
+    worker = Worker(0)
+    assert handle(made, [fault(0, final=True)], worker)
+    assert not worker.calls
+
+
+def test_nobody_starts_again_if_one_fault_ends_the_run(made: Restarts) -> None:
+    one, other = Worker(0), Worker(1)
+    assert handle(made, [fault(0), fault(1, final=True)], one, other) == [fault(1, final=True)]
+    assert not one.calls
+
+
+def test_how_often_in_how_many_minutes(made: Restarts, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr(restarts, "time", clock)
+    recover = Recover(name="stage", tries=2, minutes=10)
+    settings = made._job.settings.model_copy(update={"recover": recover})
+    made._job = replace(made._job, settings=settings)
+    worker = Worker(0)
+    for number, minute in enumerate((0, 5, 11, 16)):
+        now_s = 60.0 * minute
+        assert not handle(made, [fault(0, f"batch {number}")], worker)
+    now_s += 60
+    assert handle(made, [fault(0, "batch 9")], worker)
+
+
+def test_a_worker_that_has_done_its_work_is_not_missed(made: Restarts) -> None:
+    worker: Any = Worker(0)
+    worker.done = {"kind": "done"}
+    assert not handle(made, [fault(0)], worker)
+    assert not worker.calls
+
+
+def test_what_a_worker_says_again_is_left_out(made: Restarts, told: list[dict[str, Any]]) -> None:
+    def report(kind: str, step: int, **more: Any) -> dict[str, Any]:
+        return {"kind": kind, "stage": 0, "replica": 0, "step": step, **more}
+
+    lines = [
+        report("metrics", 10, split="train", module=0),
+        report("metrics", 10, split="train", module=1),
+        report("metrics", 10, split="test", module=1),
+        report("counted", 10),
+        report("saved", 10),
+        report("metrics", 20, split="train", module=0),
+    ]
+    assert not any(map(made.repeats, lines))
+    assert all(map(made.repeats, lines))
+    assert not made.repeats(report("metrics", 30, split="train", module=0))
+    assert not made.repeats(report("log", 10))
+    assert not made.repeats({**report("saved", 10), "stage": 1})
+    assert made.recovery(Seat(0)).saved == 10
+    ready = {"kind": "ready", "stage": 0, "replica": 0}
+    assert not made.repeats(ready)
+    assert not told
+
+
+def test_the_new_worker_is_announced_when_it_is_ready(
+    made: Restarts, told: list[dict[str, Any]]
+) -> None:
+    ready = {"kind": "ready", "stage": 0, "replica": 0}
+    made.repeats(ready)
+    handle(made, [fault(0)], Worker(0))
+    assert made.repeats(ready)
+    assert [each["kind"] for each in told] == ["restart", "restarted"]
+    assert told[-1]["seconds"] >= 0

@@ -1,0 +1,192 @@
+"""A ring that keeps its messages until a snapshot covers them, so that either end can restart."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from ppll_cli.errors import ReplayError
+from ppll_cli.transport import journal, memory
+from ppll_cli.transport.channel import ALIGNMENT
+from ppll_cli.transport.journal import JournalReceiver, JournalSender, JournalTransport
+from tests.conftest import shared_memory
+
+WAIT_S = 10.0
+
+
+def channel(slots: int = 3) -> tuple[JournalSender, JournalReceiver]:
+    sender, receiver = JournalTransport(depth=1).channel(slots, 2 * ALIGNMENT)
+    sender.open()
+    receiver.open()
+    return sender, receiver
+
+
+def again(end: Any) -> Any:
+    """The same end in a new process, which has what the parent gave to the first one."""
+    end = copy.copy(end)
+    end.open()
+    return end
+
+
+def message(number: int) -> dict[str, torch.Tensor]:
+    return {"x": torch.full((2, 3), float(number)), "flag": torch.tensor(number % 2 == 0)}
+
+
+def send(sender: JournalSender, *numbers: int) -> None:
+    for number in numbers:
+        assert sender.wait(WAIT_S)
+        sender.send(f"header {number}", message(number))
+
+
+def receive(receiver: JournalReceiver, *numbers: int) -> None:
+    for number in numbers:
+        assert receiver.wait(WAIT_S)
+        assert receiver.peek() == f"header {number}"
+        header, tensors = receiver.receive()
+        assert header == f"header {number}"
+        for name, tensor in message(number).items():
+            assert torch.equal(tensors[name], tensor)
+        receiver.release()
+
+
+def test_slots_are_free_only_after_a_snapshot() -> None:
+    sender, receiver = channel()
+    send(sender, 0, 1, 2)
+    receive(receiver, 0, 1)
+    assert not sender.wait(0)
+    assert receiver.kept == 2
+    receiver.free()
+    assert receiver.kept == 0
+    send(sender, 3, 4)
+    assert not sender.wait(0)
+    receive(receiver, 2, 3, 4)
+
+
+def test_a_new_receiver_reads_again_what_no_snapshot_covers() -> None:
+    first_sender, first = channel()
+    pristine = copy.copy(first)
+    send(first_sender, 0, 1, 2)
+    receive(first, 0)
+    first.free()
+    receive(first, 1, 2)
+    second = again(pristine)
+    second.go_back(1)
+    receive(second, 1, 2)
+    assert not second.wait(0)
+    send(first_sender, 3)
+    receive(second, 3)
+
+
+def test_a_new_sender_does_not_send_again_what_is_there() -> None:
+    first, receiver = channel()
+    pristine = copy.copy(first)
+    send(first, 0, 1, 2)
+    receive(receiver, 0, 1)
+    receiver.free()
+    second = again(pristine)
+    assert second.told() == "header 0"
+    send(second, 0, 1, 2)
+    assert second.told() is None
+    send(second, 3)
+    receive(receiver, 2, 3)
+    assert not receiver.wait(0)
+    assert second.bytes_sent == 4 * (6 * 4 + 1)
+
+
+def test_a_new_sender_may_send_while_no_slot_is_free() -> None:
+    """Messages that are there already need no slot."""
+    first, _ = channel()
+    pristine = copy.copy(first)
+    send(first, 0, 1, 2)
+    second = again(pristine)
+    send(second, 0, 1, 2)
+    assert not second.wait(0)
+
+
+@pytest.mark.parametrize(
+    ("header", "tensors"),
+    [
+        ("header 0", {**message(0), "x": torch.full((2, 3), 1e-30)}),
+        ("header 0", {"x": message(0)["x"]}),
+        ("header 0", {**message(0), "x": torch.zeros(3, 2)}),
+        ("header 0", {**message(0), "x": -torch.zeros(2, 3)}),
+        ("another", message(0)),
+    ],
+    ids=["value", "names", "shape", "sign of zero", "header"],
+)
+def test_another_message_than_before_is_an_error(header: str, tensors: Any) -> None:
+    first, _ = channel()
+    pristine = copy.copy(first)
+    send(first, 0)
+    second = again(pristine)
+    with pytest.raises(ReplayError, match="recover=off"):
+        second.send(header, tensors)
+
+
+def test_nan_equals_itself_in_a_replay() -> None:
+    first, _ = channel()
+    pristine = copy.copy(first)
+    tensors = {"x": torch.tensor([float("nan")])}
+    first.send("nan", tensors)
+    again(pristine).send("nan", tensors)
+
+
+def test_a_worker_that_died_before_it_woke_the_other_end_does_not_stop_it() -> None:
+    """The new worker wakes it."""
+    first, receiver = channel()
+    first._bell.ring = lambda: None  # type: ignore[method-assign]
+    pristine = copy.copy(first)
+    send(first, 0)
+    while receiver._bell._woken.ready(0):
+        receiver._bell.wait(0)
+    del pristine._bell.ring
+    again(pristine)
+    assert receiver._bell._woken.ready(0)
+
+
+def test_a_full_pipe_of_wake_ups_blocks_nobody() -> None:
+    sender, _receiver = channel()
+    for _ in range(1 << 17):
+        sender._bell.ring()
+
+
+def test_received_tensors_are_copies() -> None:
+    """A network may change its inputs in place; the journal must keep what was sent."""
+    sender, first = channel()
+    pristine = copy.copy(first)
+    send(sender, 0)
+    first.receive()[1]["x"].fill_(5)
+    receive(again(pristine), 0)
+
+
+def test_strides_survive() -> None:
+    sender, receiver = channel()
+    pristine = copy.copy(sender)
+    x = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    sender.send("x", {"x": x})
+    again(pristine).send("x", {"x": x})
+    found = receiver.receive()[1]["x"]
+    assert found.stride() == x.stride()
+    assert torch.equal(found, x)
+
+
+def test_a_message_that_does_not_fit_is_refused() -> None:
+    sender, _ = channel()
+    with pytest.raises(ValueError, match="a slot has 1024"):
+        sender.send("x", {"x": torch.zeros(300)})
+
+
+def test_a_head_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "HEAD", 64)
+    sender, _ = channel()
+    with pytest.raises(ValueError, match="use recover=off"):
+        sender.send("x" * 64, {"x": torch.zeros(3)})
+
+
+def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared_memory(monkeypatch, 8 << 20)
+    transport = JournalTransport(depth=1)
+    assert transport.obstacle(4 << 20, ["cpu"]) is None
+    assert "has 8 MiB left" in (transport.obstacle(9 << 20, ["cpu"]) or "")
+    assert memory.no_room(9 << 20)

@@ -1,0 +1,82 @@
+"""A worker that dies at any moment continues as if nothing had happened."""
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ppll_cli.config import settings
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.prepare.preparation import prepare
+from tests.conftest import assert_same, compose_config
+from tests.worker.dying import Journals
+from tests.worker.inside import Outcome, execute
+
+SMALL = ["data=synthetic", "data.size=8", "data.train_samples=44", "data.test_samples=20"]
+SMALL += ["batch_size=8", "epochs=3", "eval_every=1", "threads=1", "device=cpu", "log_every=4"]
+VIT = ["model=vit", "model.dim=16", "model.depth=3", "model.heads=2", "model.dropout=0.1"]
+RESNET = ["model=resnet32", "model.depth=8", "optim=sgd", "optim.lr=0.05"]
+
+CASES = {
+    "vit": [*VIT, "gpus=2", "checkpoint.every=5"],
+    "three": [*VIT, "gpus=3", "local.modules=5", "checkpoint.every=7"],
+    "resnet": [*RESNET, "gpus=2", "optim.ema=0.9", "data.flip=true", "data.pad=1"],
+    "upstream": [*RESNET, "gpus=2", "local=manpp", "local.modules=3"],
+    "bank": [*RESNET, "gpus=3", "local=fba", "local.modules=4"],
+}
+
+
+def _job(folder: Path, *overrides: str) -> Job:
+    config, _ = compose_config([*SMALL, *overrides])
+    return prepare(settings.parse(config), str(folder)).job
+
+
+def _assert_equal(found: Outcome, expected: Outcome) -> None:
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+    assert found.test_ema == expected.test_ema
+    assert found.train == expected.train
+    assert found.sent == expected.sent
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_that_die_at_any_moment_change_nothing(case: str, tmp_path: Path) -> None:
+    plain = execute(_job(tmp_path / "plain", *CASES[case]))
+    job = _job(tmp_path / "run", *CASES[case], "recover=stage", "recover.every=3")
+    unhurt = Journals(job, tmp_path / "unhurt")
+    _assert_equal(execute(job, unhurt), plain)
+    random = Random(case)
+    for number in range(4):
+        deaths = {
+            seat: random.sample(range(1, unhurt.activities[seat]), random.randint(0, 3))
+            for seat in job.seats
+        }
+        deaths[random.choice(job.seats)] += [2, 40, 41]
+        here = replace(job, run_dir=str(tmp_path / f"run-{number}"))
+        _assert_equal(execute(here, Journals(here, tmp_path / str(number), deaths)), plain)
+
+
+def test_a_worker_may_die_at_each_of_its_activities(tmp_path: Path) -> None:
+    short = ["epochs=1", "data.train_samples=40", "checkpoint.every=2", "recover=stage"]
+    job = _job(tmp_path / "run", *RESNET, "gpus=2", *short, "recover.every=2")
+    unhurt = Journals(job, tmp_path / "unhurt")
+    expected = execute(job, unhurt)
+    for seat in job.seats:
+        for moment in range(1, unhurt.activities[seat] + 1, 3):
+            name = f"{seat.stage}-{moment}"
+            here = replace(job, run_dir=str(tmp_path / f"run-{name}"))
+            deaths = {seat: [moment]}
+            _assert_equal(execute(here, Journals(here, tmp_path / name, deaths)), expected)
+
+
+def test_no_more_is_done_again_than_the_user_allows(tmp_path: Path) -> None:
+    job = _job(tmp_path, *VIT, "gpus=2", "recover=stage", "recover.every=3")
+    unhurt = Journals(job, tmp_path / "unhurt")
+    execute(job, unhurt)
+    seat = Seat(1)
+    for moment in (30, 60, 90):
+        hurt = Journals(job, tmp_path / f"hurt-{moment}", {seat: [moment]})
+        execute(job, hurt)
+        again = hurt.activities[seat] - unhurt.activities[seat]
+        assert 0 < again <= 3 * 12 + 2  # instructions of a batch; opening, and the start
