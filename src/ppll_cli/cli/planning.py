@@ -168,7 +168,7 @@ class Planner:
         return lines + self._bounds(gpus)
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on how costly auxiliary networks may be for ppll to be ahead of others."""
+        """Return notes: how much auxiliary networks may cost if ppll is to be the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

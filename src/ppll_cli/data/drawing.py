@@ -134,7 +134,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place of a grid over the picture whose middle is nearest to the box's."""
+    """Return the free place nearest to the box, from a grid of places; compare their middles."""
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
     free = np.ones((len(tops), len(lefts)), dtype=bool)

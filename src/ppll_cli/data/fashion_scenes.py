@@ -79,7 +79,7 @@ class FashionScenes(DetectionDataset):
             raise unwritable(folder, error) from error
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
-        """Return None: all scenes have one size, in training as in evaluation."""
+        """Return None, because scenes have the same size in training and in evaluation."""
         return None
 
     def _paint(self, folder: Path, part: Part, count: int) -> None:

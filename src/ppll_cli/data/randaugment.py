@@ -23,7 +23,8 @@ _ONE = 1 << 16
 """The number 1 in fixed-point arithmetic, which has 16 fractional bits."""
 
 SHEAR = 0.3 * STRENGTH
-"""Shift of a row or a column per pixel of its distance from the top or the left edge."""
+"""Strength of a shear: shift of a row in pixels, divided by its distance from the top edge; for a
+column, by its distance from the left edge."""
 SHIFT = 150 / 331 * STRENGTH
 """Shift of an image, as a fraction of its height or width."""
 

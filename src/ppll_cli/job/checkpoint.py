@@ -46,7 +46,7 @@ EMA = "ema."
 """Prefix of the names of averaged weights in a checkpoint; a unit's name follows."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""Training measurements since the last report: for each module, plain data."""
+"""Training measurements since the last report, as plain data, by the number of the module."""
 
 UNREPORTED = "unreported"
 """Metadata key of `Unreported` (as JSON) in a stage's file. The key is missing if there is none."""
@@ -329,7 +329,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
         ema: Whether to read averages instead. Integer buffers have no averages and are read as they
             are.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # with two, a name of the later one wins
+    prefixes = ("model.", EMA) if ema else ("model.",)  # averages replace tensors of their names
     with SavedTensors(checkpoint) as saved:
         names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}

@@ -46,7 +46,7 @@ class Ends:
 
     Args:
         method: The local method.
-        site: Describes the model; its modules are ignored.
+        site: Describes the model. The modules in it are not used.
         traced: Outputs and cost of each unit.
         batch: Shape and dtype of each tensor that a batch carries.
     """

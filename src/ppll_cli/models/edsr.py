@@ -151,5 +151,8 @@ class EDSR:
 def _same(
     build: Callable[[], nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> nn.Module:
-    """Build a unit for other maps: channels are always equal, and all heights and widths fit."""
+    """Build the same unit again, for maps of another height and width.
+
+    The unit accepts maps of every height and width, and all maps have the same channels.
+    """
     return build()

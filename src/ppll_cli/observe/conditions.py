@@ -44,7 +44,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run; if it was resumed with others, return the latest."""
+    """Return the conditions of a run; the latest ones, if they changed when it was resumed."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -80,7 +80,10 @@ def _first_unit(module: Any) -> str | None:
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Return conditions that differ, with both values, but not those implied by another one."""
+    """Return the conditions that differ, with both values.
+
+    If two runs have different options of a group, the keys of this group are left out.
+    """
     found = {
         key: (value, theirs[key])
         for key, value in mine.items()

@@ -124,9 +124,9 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
     if run is not None:
         yield folder, run
         return
-    # Refused jobs are yielded first, because the last run with a path wins: a job that has run
-    # since its refusal has a run of its own. If a job was refused when it was to be resumed, its
-    # run gets the reason of the refusal.
+    # `find` keeps the last run of each path, so refused jobs are yielded first: if a job has run
+    # after its refusal, this run replaces the refused job. If a run was refused when it should be
+    # resumed, it gets the reason of the refusal.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:

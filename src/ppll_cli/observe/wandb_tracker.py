@@ -254,7 +254,7 @@ class WandbTracker:
                 why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
-                wandb.teardown()  # ends wandb's process, which would regard the run as one in use
+                wandb.teardown()  # ends wandb's process, which would think that the run still runs
             said = log.info if mode is None else log.warning
             said("wandb: recorded offline: %s", why)
             mode = "offline"

@@ -30,7 +30,9 @@ Cost = Callable[[int, Instruction], float]
 
 
 class Journey(NamedTuple):
-    """The time of a transfer (a message, or an average over replicas) after its instruction.
+    """The time of a transfer (a message, or an average over replicas).
+
+    The transfer begins when the instruction that starts it has ended.
 
     Attributes:
         carried_s: Seconds for which the transfer occupies its connection. A channel carries one

@@ -230,7 +230,7 @@ def _backward(
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # As large as the gradient of a mean loss; denormal numbers would be slow.
+                # Scale it like the gradient of a mean loss. Denormal numbers would be slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)
             given.append(gradient.to(output.dtype))

@@ -70,7 +70,8 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # Calls _end when this object or this process ends. Threads must not refer to this object.
+        # Call _end when this object is freed or the process exits. Threads must not refer to this
+        # object, because it would then never be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self._end = Finalize(self, _end, ends, exitpriority=10)
 

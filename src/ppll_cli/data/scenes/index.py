@@ -277,7 +277,9 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures, or ''.
+    """Return a warning about boxes that are dropped or mostly outside of their pictures.
+
+    Without such boxes the warning is empty.
 
     Raises:
         ValueError: Most boxes are not inside their pictures, or no box is in pixels.

@@ -51,7 +51,7 @@ _LEAST_SIDE = 640
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # of the found box in the legend; in pictures, the class decides
+_EXAMPLE: Colour = (255, 170, 60)  # of the legend's found box; in pictures, each class has its own
 
 
 class Mark(NamedTuple):
