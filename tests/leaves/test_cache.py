@@ -21,7 +21,7 @@ print(cache_dir(), triton_cache_dir(0), sep="\\n")
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a process that has an empty folder for what is temporary, and a cache of its own."""
+    """Return the environment of a process: its folders for cache and temporary files are empty."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     kept = {n: v for n, v in os.environ.items() if n not in (INDUCTOR, "TRITON_CACHE_DIR")}

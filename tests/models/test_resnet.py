@@ -76,7 +76,7 @@ def test_weights_start_like_torchvisions() -> None:
         ResNet(depth=18, stem="imagenet").units(IMAGE, Classification(CLASSES))
     ).state_dict()
     for key, value in theirs.items():
-        if value.numel() > 3000:  # so both are within 10 % of the distribution's
+        if value.numel() > 3000:  # so both deviations have errors below 10 %
             torch.testing.assert_close(ours[key].std(), value.std(), rtol=0.1, atol=0.0, msg=key)
             torch.testing.assert_close(ours[key].mean(), value.mean(), rtol=0, atol=0.01, msg=key)
         elif ".bn" in key:
