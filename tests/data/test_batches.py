@@ -19,7 +19,7 @@ AUGMENTED = {"pad": 2, "pad_mode": "reflect", "flip": True}
 
 @pytest.fixture
 def make(options: Options) -> Callable[..., Batches]:
-    """Batches of six of 23 samples, with other options where they are given."""
+    """Return a function that makes batches of 6 out of 23 samples, with changes of options."""
 
     def batches(seed: int = 0, batch_size: int = 6, **changes: object) -> Batches:
         dataset = Synthetic(**options(**OWN | changes))

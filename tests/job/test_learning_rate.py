@@ -1,4 +1,4 @@
-"""Learning rates by hand, and what must hold of all of them."""
+"""Learning rates compared with values by hand, and properties of all schedules."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -88,7 +88,7 @@ INFOPRO = {"schedule": "cosine_by_epoch", "warmup_epochs": 10}
 
 
 def published(epoch: int) -> float:
-    """The learning rate of an epoch from 1 to 160, as InfoPro's code computes it."""
+    """Return the learning rate of an epoch from 1 to 160, by the formula of InfoPro's code."""
     cosine = 0.8 / 2 * (1 + cos(pi * epoch / 160))
     if epoch <= 10:
         return cosine * (epoch - 1) / 10 + 0.01 * (11 - epoch) / 10
@@ -105,7 +105,7 @@ def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
 
 
 def test_a_cosine_behind_the_warmup_trains_eight_per_cent_more() -> None:
-    """Added up over all epochs: what presets with InfoPro's name had trained with before."""
+    """The sum over all epochs is larger. Presets named after InfoPro once used this schedule."""
     by_epoch = sum(rates(optim(**INFOPRO), 49, 160)) / 49
     behind = sum(rates(optim(**INFOPRO | {"schedule": "cosine"}), 49, 160)) / 49
     assert by_epoch == pytest.approx(sum(published(epoch) for epoch in range(1, 161)))
