@@ -100,7 +100,7 @@ def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
     expected = [published(step // 3 + 1) for step in range(3 * 160)]
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
     assert found[:3] == [0.01] * 3  # the first epoch
-    assert found[3 * 10] == pytest.approx(0.8 * cos(11 * pi / 320) ** 2)  # the first full one
+    assert found[3 * 10] == pytest.approx(0.8 * cos(11 * pi / 320) ** 2)  # first after the warm-up
     assert found[-3:] == [0.0] * 3  # the last epoch
 
 

@@ -31,7 +31,10 @@ def flops(cost: Cost) -> float:
 
 
 def stage_costs(run: Prepared) -> list[float]:
-    """Of each stage: its units, and the auxiliary networks of the modules that end in it."""
+    """Return the cost of each stage.
+
+    Auxiliary networks count on the stage where their module ends.
+    """
     layout = run.job.layout
     return [
         sum(flops(run.unit_costs[index]) for index in stage)
