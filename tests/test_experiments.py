@@ -404,7 +404,7 @@ def test_man_plus_of_vision_transformers(name: str) -> None:
     assert preset.asked() == (90, 1024)
     assert_optimizer(preset, {"name": "adamw", "lr": 1e-3})
     result = prepared(name)
-    assert [len(module) for module in modules(result)] == [4, 3, 3, 4]  # with the ends, 3 blocks
+    assert [len(module) for module in modules(result)] == [4, 3, 3, 4]  # 3 blocks, and the ends
     assert modules_of_stages(result) == STAGES[name]
 
 

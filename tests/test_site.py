@@ -64,7 +64,7 @@ def test_the_reference_names_what_there_is(page: str, name: str) -> None:
 
 
 def test_the_reference_has_what_examples_import() -> None:
-    """A class or function of each example in the pages, or the whole module."""
+    """The reference lists each class and function that an example in the pages imports."""
     known = {name for _, name in REFERENCE}
     last = {name.rpartition(".")[2] for name in known}
     imports = [
