@@ -1,4 +1,4 @@
-"""Profiles with given times, and jobs for which they predict."""
+"""Profiles with given times, and jobs whose speed is predicted from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -99,7 +99,7 @@ def test_what_is_balanced() -> None:
     def auxiliary(modules: Sequence[range], module: int) -> Cost:
         return Cost(8 * module, len(modules), ())
 
-    profile: Any = None  # never called, because nothing is measured
+    profile: Any = None  # not used, because nothing is measured
 
     uniform, params, by_flops = (
         weights(Partition(name=name, cuts=None), units, auxiliary, 4, profile)

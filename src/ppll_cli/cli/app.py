@@ -118,7 +118,8 @@ def _main(arguments: list[str]) -> None:
         return
     overrides = [at_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
-    # Hydra's parser needs all overrides together, but users write some before and after an option.
+    # Hydra's parser needs all overrides together. Users write some before an option and others
+    # after it.
     sys.argv[1:] = overrides + options
 
     where = Rendezvous.of(os.environ)

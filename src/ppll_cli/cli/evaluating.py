@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
-"""Largest number of rows of a table. Of more classes or pictures, those with the lowest metric are
-shown."""
+"""Largest number of rows of a table. If there are more classes or pictures, those with the lowest
+metric are shown."""
 
 MOST_LABELS = 3
 """How many of a picture's most probable labels or boxes are printed; the file lists all."""

@@ -231,7 +231,7 @@ def _number(value: Any) -> Any:
 def _show(plan: Plan, options: argparse.Namespace) -> None:
     from ppll_cli.leaves import forkserver
 
-    forkserver.start()  # it imports torch while this process does so too
+    forkserver.start()  # the server and this process import torch at the same time
 
     from rich.console import Console
 

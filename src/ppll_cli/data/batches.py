@@ -44,7 +44,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
 
 
 def _batches(samples: int, size: int) -> int:
-    """Return the number of batches of at most `size` samples each, for all samples."""
+    """Return how many batches of at most `size` samples are needed for all samples."""
     return -(-samples // size)
 
 
@@ -54,7 +54,7 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 class EpochOrder:
-    """The random order of the training samples in each epoch. It keeps the latest epoch's order.
+    """Computes the random order of the training samples in an epoch, and keeps the latest order.
 
     Args:
         samples: Number of training samples, N.

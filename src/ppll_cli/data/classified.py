@@ -86,7 +86,7 @@ class Classified(Files, ABC):
 
     @property
     def mixed(self) -> dict[str, float]:
-        """The keys of Mixup and CutMix that are on, with their values."""
+        """The values of `data.mixup` and `data.cutmix` by key, without keys that are 0."""
         values = {f"data.{key}": getattr(self, key) for key in MIXED_BY}
         return {key: alpha for key, alpha in values.items() if alpha}
 

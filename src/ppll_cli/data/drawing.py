@@ -23,7 +23,7 @@ INK: Colour = (20, 20, 20)
 """Colours of background and text beside a picture, readable on light and on dark pages."""
 
 _MIDDLE = 125  # dark text is more readable on grounds brighter than this (0 to 255)
-_STEP = 4  # pixels between places that are tried if none at the box is free
+_STEP = 4  # distance in pixels of the places that are tried if none at the box is free
 _ELLIPSIS = "..."
 
 
@@ -134,7 +134,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place nearest to the box, from a grid of places; compare their middles."""
+    """Return the free place whose middle is nearest to the box's middle, from a grid of places."""
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
     free = np.ones((len(tops), len(lefts)), dtype=bool)

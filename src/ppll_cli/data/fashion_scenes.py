@@ -19,7 +19,7 @@ from ppll_cli.errors import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     from ppll_cli.data.source import EvaluationForm
 
-_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of each part's first scene
+_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene
 PAINTER = 1
 """Version of the painting code. Increase it with each change of painted scenes, so that scenes in
 the cache folder are not used any more."""

@@ -14,7 +14,7 @@ from ppll_cli.data.files import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_bytes
 
-_VERSION = 2  # of the format; change it to discard everything that was kept
+_VERSION = 2  # version of the format; change it to discard everything that was kept
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

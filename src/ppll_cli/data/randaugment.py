@@ -33,7 +33,7 @@ ANGLE = 30 / 180 * pi * STRENGTH
 ENHANCED = 0.9 * STRENGTH
 """Brightness, colour, contrast and sharpness are changed by a factor of 1 plus or minus this."""
 SOLARISED_FROM = round(255 * (1 - STRENGTH))
-"""Smallest pixel value that is inverted."""
+"""Smallest pixel value that solarising inverts."""
 KEPT_BITS = 8 - round(4 * STRENGTH)
 """Number of bits per pixel value that posterising keeps."""
 

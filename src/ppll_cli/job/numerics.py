@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils.deterministic
 
-_memory: Any = torch.utils.deterministic  # type checkers do not see its property
+_memory: Any = torch.utils.deterministic  # type checkers do not know its property
 
 
 class _Flags(NamedTuple):

@@ -153,7 +153,7 @@ class FusedOptimizer:
             self.state.update({parameter: self._first_state(parameter) for parameter in parameters})
         states = [self.state[parameter] for parameter in parameters]
         counts = None
-        if self._optim.name == "adamw":  # one vector of step counts: one addition
+        if self._optim.name == "adamw":  # with one vector of step counts, a step is one addition
             counts = torch.stack([state["step"] for state in states])
             for state, count in zip(states, counts.unbind(), strict=True):
                 state["step"] = count

@@ -79,7 +79,7 @@ def _without_current_directory() -> Iterator[None]:
     Otherwise these processes would import a user's `torch.py` in this directory instead of torch.
     """
     name, value = SAFE_PATH
-    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # as in a clone's `src`
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # started in a clone's `src`
     if name in os.environ or found_there:
         yield
         return

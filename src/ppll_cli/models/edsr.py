@@ -118,7 +118,7 @@ class EDSR:
 
     def reach(self, scale: int) -> int:
         """Return the radius of the receptive field of a pixel, in pixels of the small picture."""
-        behind = 1 if scale < 4 else 1.5  # of the upsampler's convolutions except the last one
+        behind = 1 if scale < 4 else 1.5  # radius of the upsampler without its last convolution
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

@@ -25,8 +25,8 @@ LONGEST_VALUE = 200
 PLACES = {"root", "download", "cache"}
 """Keys that say where data are stored, which does not change results."""
 
-OWN = {"gpus", "threads", "name", "tags"}  # have their own column
-OWN |= {"resume", "tracker", "objective", "max_minutes"}  # change nothing that is compared
+OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
+OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
 """Keys of `config.json` that are not compared as settings."""
 

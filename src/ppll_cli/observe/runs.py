@@ -143,7 +143,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Name each run by its relative path, preceded by as many parents as make names unique."""
+    """Name each run by its relative path, after as many parent folders as make the names unique."""
     for more in count(int(above)):
         names = {
             place: str(Path(*place.parts[-max(1, depth + more) :]))
@@ -155,7 +155,7 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key for paths that orders parts that are numbers by value."""
+    """Return a sort key for a path. Parts of the path that are numbers are sorted by value."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 

@@ -80,7 +80,7 @@ class Simulation:
 
     @property
     def makespan_s(self) -> float:
-        """Seconds from the start to the end of the last instruction."""
+        """Seconds from the start of the simulation to the end of the last instruction."""
         return max((events[-1].end_s for events in self.events if events), default=0.0)
 
     @property

@@ -202,7 +202,7 @@ class Chain:
 
 
 def _no_seed() -> None:
-    """Do nothing, where `recomputed` wants a function that sets the random seed."""
+    """Do nothing. `recomputed` requires a function that sets the random seed."""
 
 
 def _backward(

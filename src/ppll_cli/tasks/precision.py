@@ -85,7 +85,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
         width, height = right - left, bottom - top
         ignored = kind == THERE and bool(last)
         box = {
-            "id": len(kinds[int(kind)]) + 1,  # pycocotools takes 0 for no match
+            "id": len(kinds[int(kind)]) + 1,  # for pycocotools, the id 0 means no match
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],

@@ -64,7 +64,10 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Largest longer side of pictures, in pixels; larger ones are reduced. None: no limit."""
+        """Limit for the longer side of pictures, in pixels.
+
+        Larger pictures are reduced. None: no limit.
+        """
         return None
 
     def __post_init__(self) -> None:

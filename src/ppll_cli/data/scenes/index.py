@@ -310,7 +310,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
 
 
 def _inside(box: tuple[Found, float, float, float, float]) -> bool:
-    """Return whether at least half of a box lies in its picture, a pixel or more wide and high."""
+    """Return whether half of a box, and at least a pixel in each direction, lies in its picture."""
     picture, left, top, right, bottom = box
     width = min(right, picture.width) - max(left, 0.0)
     height = min(bottom, picture.height) - max(top, 0.0)
