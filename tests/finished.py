@@ -15,7 +15,7 @@ from tests.worker.inside import execute
 
 @dataclass(frozen=True)
 class Finished:
-    """A run directory with what an evaluation needs.
+    """A run directory that `ppll-eval` can evaluate.
 
     Attributes:
         folder: The directory.

@@ -75,7 +75,7 @@ def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
 def ended(
     patch: pytest.MonkeyPatch, name: str, main: Callable[[], object], *arguments: str | Path
 ) -> int:
-    """The exit status of a program; what it says goes where the test's output goes."""
+    """Run a program in this process and return its exit status. Its output is the test's output."""
     patch.setattr(sys, "argv", [name, *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
         main()

@@ -139,7 +139,7 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
 def test_wrong_input_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    """Nothing is left of what starts before the check. `test_bad_input` has many more cases."""
+    """A refused run leaves no new files or folders. `test_bad_input` has many more cases."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     monkeypatch.setenv("FULL", "full")
@@ -253,7 +253,7 @@ def check_interrupted(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals are others elsewhere")
 def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
-    """The user presses Ctrl-C. The message about it is above the last display, and then alone."""
+    """The user presses Ctrl-C. The message is printed once. At the end, the display is gone."""
     terminal, theirs = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
     arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *PLAIN]

@@ -81,7 +81,7 @@ def refusal(
     return refusal
 
 
-# --- What a user may have written ----------------------------------------------------------------
+# --- Code that a user may have written -----------------------------------------------------------
 
 
 class NoModel:

@@ -1,4 +1,4 @@
-"""Identity of data: equal for a copy elsewhere; a message names what differs."""
+"""Identity of data: a copy elsewhere has the same one. A message names the differences."""
 
 import json
 import shutil

@@ -157,7 +157,7 @@ def test_resumed_from_any_checkpoint_the_rest_is_the_same(course: Course) -> Non
 
 @given(courses, st.integers(0, 99))
 def test_stopped_anywhere_the_rest_is_trained_once(course: Course, stop: int) -> None:
-    """All evaluations and checkpoints of the uninterrupted run exist too."""
+    """No evaluation or checkpoint of the uninterrupted run is missing."""
     stop = min(stop, course.steps)
     whole = list(course.items(never))
     before = list(course.items(after(stop)))

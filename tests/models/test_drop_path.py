@@ -1,4 +1,4 @@
-"""Stochastic depth: which samples and blocks lose their branch, and what does not change."""
+"""Stochastic depth removes branches, but changes no weights, FLOPs or costs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -60,7 +60,7 @@ def test_axes_have_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_labels_do_not_cover_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """Labels do not cover the legend or the panels either.
+    """Nor do labels cover the legend or the panels.
 
     Few curves are named one by one. If there are many, the legend names schedules and methods.
     """

@@ -159,7 +159,7 @@ def ppll_cost(forward: list[float], update: list[float], send: list[float]) -> C
 @settings(max_examples=50)
 @given(st.data(), sizes, sizes)
 def test_ppll_takes_what_the_formula_says(data: st.DataObject, stages: int, count: int) -> None:
-    """PPLL's formula (PAPERS.md, section 1) is compared for random costs.
+    """The simulated time of PPLL equals the formula of its paper, for random costs.
 
     T is the maximum, over stages m, of the time that the slowest of the stages up to m allows.
     """
@@ -232,7 +232,7 @@ def equal(forward_s: float, backward_s: float, weight_s: float = 0.0) -> Cost:
 def test_bubble_of_balanced_stages(
     kind: type[Schedule], f: float, b: float, stages: int, microbatches: int, depth: int
 ) -> None:
-    """PAPERS.md, section 1: (K - 1) / (M + K - 1)."""
+    """The bubble of K stages and M micro-batches is (K - 1) / (M + K - 1) of the time."""
     streams = batches(kind(microbatches=microbatches), stages)
     run = simulate(streams, equal(f, b), slots_of(streams, depth))
     assert run.bubble_fraction == close((stages - 1) / (microbatches + stages - 1))
@@ -242,7 +242,7 @@ def test_bubble_of_balanced_stages(
 @settings(max_examples=40)
 @given(times_s, times_s, st.integers(1, 5), st.integers(0, 8), st.integers(1, 4))
 def test_bubble_of_balanced_chunks(f: float, b: float, stages: int, more: int, chunks: int) -> None:
-    """With enough slots it is (K - 1) / (v M + K - 1) for every M >= K."""
+    """With enough slots, the bubble is (K - 1) / (v M + K - 1) for every M >= K."""
     microbatches = stages + more
     streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
     run = simulate(streams, equal(f, b), lambda _: MANY)

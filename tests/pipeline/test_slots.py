@@ -51,7 +51,7 @@ def test_a_channel_has_as_many_slots_as_its_receiver_holds(stages: int, microbat
         assert needed(schedule, stages) == inputs
         count = 0 if schedule.local else stages - 1
         gradients = [1] * count
-        if isinstance(schedule, ZeroBubbleH1):  # on other stages, the second half holds it too
+        if isinstance(schedule, ZeroBubbleH1):  # later second halves read gradients too
             gradients = [min(microbatches, 1 + k) for k in range(count)]
         assert needed(schedule, stages, "gradients") == gradients
 

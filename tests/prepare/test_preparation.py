@@ -324,7 +324,7 @@ def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None
 
 
 def test_only_a_profile_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a home folder was once refused, even with another partition."""
+    """Users without a home folder were once refused even if the run needed no profile."""
 
     def homeless() -> Path:
         raise ConfigError("data.root", "null", "there is no home folder to keep data in")

@@ -139,7 +139,7 @@ def _main(arguments: list[str]) -> None:
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
     """Run the launcher of one machine among several.
 
-    The launcher of machine 0 composes the configuration. All others do what it tells them.
+    The launcher of machine 0 composes the configuration. The others follow its orders.
     """
     from ppll_cli.launch.machines.fleet import Fleet
 

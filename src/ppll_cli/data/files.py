@@ -83,8 +83,8 @@ class Files:
 
         Args:
             source: How the message names the file.
-            problem: What is wrong with it.
-            remedy: What the user can do.
+            problem: The fault of the file.
+            remedy: A way for the user to correct it.
         """
         return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 

@@ -107,8 +107,8 @@ class Dataset(Protocol):
     - `file_names(split)`: names of the picture files of a split, in order.
     - `inputs(picture, image, device)`: all tensors but the targets of a batch that consists of one
       picture of the user, by name. It gets a PIL picture and the model's `ImageSpec`.
-    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. It gets what
-      `inputs` returned.
+    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. It gets the
+      result of `inputs`.
     - `evaluated(splits, name)`: the splits, in which the split `name` is ready for evaluation. A
       data set needs this method if `load` returns some split only in its form for training.
     """
@@ -128,7 +128,7 @@ class Dataset(Protocol):
         ...
 
     def image_spec(self, splits: Any) -> "ImageSpec":
-        """Return the shape of training images, given what `load` returned."""
+        """Return the shape of training images, given the result of `load`."""
         ...
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
@@ -141,7 +141,7 @@ class Dataset(Protocol):
         """Return an object that makes the batches of a run.
 
         Args:
-            splits: What `load` returned.
+            splits: The result of `load`.
             batch_size: Samples per training batch.
             seed: The run's seed.
             device: The device on which batches are made.

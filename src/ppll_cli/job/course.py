@@ -160,7 +160,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Training batches between two marks: those of an epoch, or `checkpoint_every` if smaller."""
+        """Training batches between two marks: an epoch's, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

@@ -25,7 +25,7 @@ from ppll_cli.pipeline.routes import Access, Watch
 
 @dataclass(frozen=True)
 class ModuleEnd:
-    """What a module runs after its last unit.
+    """The computations of a module after its last unit.
 
     Attributes:
         follows: First the module's exports (units that compute values for losses of later modules),

@@ -39,7 +39,7 @@ def context() -> ForkServerContext:
 
 
 def start() -> None:
-    """Start the fork server, which imports what workers need while this process continues.
+    """Start the fork server, which imports the modules of workers while this process continues.
 
     This module imports no torch, so a process can call this before it imports torch itself.
 

@@ -39,7 +39,7 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run before it starts.
+    """Facts about a run that are known before it starts.
 
     Attributes:
         metric: Name of the task's metric.

@@ -13,7 +13,7 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest width of a window, in characters, that shows units; and that shows queues and memory."""
+"""Smallest window widths, in characters: to show units; to show queues and memory."""
 
 BAR, SHORTEST = 40, 8
 """Longest and shortest bar in characters."""

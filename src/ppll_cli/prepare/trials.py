@@ -1,4 +1,4 @@
-"""Tests units before a run: are gradients right with split backward passes, or recomputation?
+"""Tests before a run whether split backward passes or recomputation keep gradients right.
 
 Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
 parameters. If an operation frees its saved tensors or counts its calls, or if a hook changes

@@ -92,7 +92,7 @@ class Loaders:
         return [loader.process for loader in self._loaders]
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
-        """Have pictures decoded; return at once.
+        """Start to decode pictures, and return before they are decoded.
 
         Raises:
             RunFailedError: A loader has ended.
@@ -143,7 +143,7 @@ class Loading:
             RunFailedError: A loader has ended, was stopped, or does not answer.
         """
         for answer in self._answers:
-            answer.result()  # ends, because every request has a time limit
+            answer.result()  # cannot wait forever: every request has a time limit
         return np.frombuffer(self._region.view, np.uint8, int(np.prod(self._shape))).reshape(
             self._shape
         )

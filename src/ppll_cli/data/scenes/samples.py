@@ -150,7 +150,7 @@ def drawn(
     line = max(2, text // 6)
     found_boxes = [mark for mark in placed if mark.colour is not None]
     true_boxes = [mark for mark in placed if mark.colour is None]
-    for mark in [*reversed(found_boxes), *true_boxes]:  # true boxes on top, then best scores
+    for mark in [*reversed(found_boxes), *true_boxes]:  # the last are on top
         if mark.colour is None:
             dashed_rectangle(draw, mark.box, mark.dashes, line)
         else:
