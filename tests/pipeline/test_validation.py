@@ -247,7 +247,7 @@ def test_an_evaluation_that_is_not_whole_or_in_order_is_refused(kind: type[Sched
 def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
     """Return whether each instruction comes after those that it needs.
 
-    `validate_evaluation` counts instead.
+    `validate_evaluation` counts instructions instead.
     """
     where = {each: index for index, each in enumerate(stream)}
     return all(

@@ -43,7 +43,7 @@ def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
 
 
 def shortened(text: str, font: Font, size: int, width: int) -> str:
-    """Shorten a text, with an ellipsis, so that its label has at most this width in pixels."""
+    """Shorten a text, with an ellipsis, so that a label with it is at most `width` pixels wide."""
     if label_size(text, font, size)[0] <= width:
         return text
     end = len(text)
