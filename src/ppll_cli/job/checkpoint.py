@@ -177,7 +177,7 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
-    if folder.is_dir():  # the run resumed from it and did no step: keep its files
+    if folder.is_dir():  # the run resumed here and did no step: keep the files
         replace(manifest, files=tuple(files(folder))).write(folder)
         shutil.rmtree(unfinished)
     else:
