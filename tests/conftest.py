@@ -1,4 +1,4 @@
-"""Running the program inside a test."""
+"""Runs the program inside a test, and other helpers."""
 
 import gc
 import os
@@ -33,21 +33,21 @@ from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport import memory
 from tests import kept
 
-# Tests run beside one another, and OpenMP's threads wait for one another by computing.
+# Tests run at the same time as others, and waiting threads of OpenMP use their cores.
 torch.set_num_threads(1)
 
-# How long an example takes says nothing on a machine that others use as well.
+# Other programs use the machine too, so the duration of an example means nothing.
 hypothesis.settings.register_profile("ppll", deadline=None)
 hypothesis.settings.load_profile("ppll")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_are_heeded() -> Iterator[None]:
-    """Heed interrupts and hang-ups, even where the tests were started in the background.
+    """Give SIGINT and SIGHUP handlers if the tests were started with these signals ignored.
 
     Shells without job control start programs in the background with SIGINT ignored, and `nohup`
-    with SIGHUP ignored. What a test starts inherits that, and means it: it would not end at the
-    signal of the test. A signal with a handler is an ordinary one in a new program.
+    starts them with SIGHUP ignored. Programs that a test starts would inherit this, and would not
+    end at the test's signal. If a signal has a handler here, it is not ignored in a new program.
     """
     handlers: dict[signal.Signals, Callable[..., Any]] = {
         signal.SIGINT: signal.default_int_handler,
@@ -78,25 +78,25 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _random_numbers_are_those_of_every_run() -> None:
-    """Seed torch, so that a test that draws numbers fails in every run, or in none."""
+    """Seed torch, so that a test with random numbers fails in every run or in no run."""
     torch.manual_seed(0)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run."""
+    """The result of a finished run."""
 
     summary: dict[str, Any]
     run_dir: Path
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the last checkpoint holds, of all stages."""
+        """Return all tensors of the last checkpoint, from the files of all stages."""
         files = sorted((self.run_dir / "checkpoints" / "last").glob("*.safetensors"))
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     @property
     def test(self) -> dict[str, float]:
-        """What the last evaluation found."""
+        """The results of the last evaluation of the test set."""
         found: dict[str, float] = self.summary["test"]
         return found
 
@@ -105,11 +105,11 @@ Runner = Callable[..., Result]
 
 
 def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The composed configuration as plain data, and the option chosen in each group.
+    """Return the composed configuration as plain data, and the option chosen in each group.
 
-    Composing takes Hydra a tenth of a second or more. So what the chosen options make is kept, with
-    the keys that were added and removed, and values of keys that are there are set as Hydra sets
-    them; anything else is composed anew.
+    Composing takes Hydra a tenth of a second or more. So configurations of the same options, added
+    keys and removed keys are kept, and values of existing keys are set in a copy. All other
+    overrides are composed by Hydra.
     """
     register_resolvers()
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -127,7 +127,7 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     else:
         base = _compose(overrides)
         ours = base.ours
-    with read_write(base.whole.hydra.runtime):  # it may have been made in another folder
+    with read_write(base.whole.hydra.runtime):  # the kept configuration may be from another folder
         base.whole.hydra.runtime.cwd = os.getcwd()
     HydraConfig.instance().set_config(base.whole)
     config: Any = OmegaConf.to_container(ours, resolve=True)
@@ -135,7 +135,7 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _is_a_value(override: Override, base: "Composed") -> bool:
-    """Whether an override gives a value to a key that is there."""
+    """Return whether an override gives a value to an existing key."""
     missing = object()
     return (
         not override.is_sweep_override()
@@ -145,14 +145,14 @@ def _is_a_value(override: Override, base: "Composed") -> bool:
 
 @dataclass(frozen=True)
 class Composed:
-    """What Hydra makes of overrides, and our part of it."""
+    """A configuration composed by Hydra: with Hydra's own part, and without it."""
 
     whole: DictConfig
     ours: DictConfig
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The option chosen in each group, Hydra's own ones too."""
+        """The option chosen in each group, including Hydra's groups."""
         chosen: dict[str, Any] = self.whole.hydra.runtime.choices
         return chosen
 
@@ -169,24 +169,27 @@ _composed = cache(_compose)
 
 
 def assert_same_run(one: Result, other: Result) -> None:
-    """The same tensors in the last checkpoint, bit for bit, and the same evaluation."""
+    """Check that two runs have the same bits in their last checkpoints, and the same evaluation."""
     assert_same(one.tensors(), other.tensors())
     assert one.test == other.test
 
 
 def prepared(*overrides: str) -> Prepared:
-    """A run that is ready to start on CPU."""
+    """Return a run that is prepared to start on CPU."""
     config, _ = compose_config(["device=cpu", *overrides])
     return prepare(settings.parse(config), "unused")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Runner:
-    """Runs the program with overrides; real workers, one thread each."""
+    """Return a function that runs the program with overrides.
+
+    Workers are real, with one thread each.
+    """
     numbers = count()
 
     def run(*overrides: str) -> Result:
-        usual = ["threads=1", "device=cpu", "timeline=false"]  # pictures have tests of their own
+        usual = ["threads=1", "device=cpu", "timeline=false"]  # pictures have their own tests
         config, choices = compose_config([*usual, *overrides])
         run_dir = tmp_path / f"run-{next(numbers)}"
         run_dir.mkdir(exist_ok=True)
@@ -196,7 +199,7 @@ def run(tmp_path: Path) -> Runner:
 
 
 def resumed(before: Result, *overrides: str) -> Result:
-    """Goes on with a run, in its directory, as the program does for `resume=RUN_DIR`."""
+    """Resume a run in its directory, as `resume=RUN_DIR` does."""
     given = [f"resume={before.run_dir}", *overrides]
     recording = recorded(given)
     assert recording is not None
@@ -206,12 +209,12 @@ def resumed(before: Result, *overrides: str) -> Result:
 
 
 def with_settings(job: Job, **changed: object) -> Job:
-    """A job with other settings."""
+    """Return a job with changed settings."""
     return replace(job, settings=job.settings.model_copy(update=changed))
 
 
 def own_model(name: str, **options: object) -> list[str]:
-    """Overrides that put a class of `tests.own_models` in the place of the default model."""
+    """Return overrides that replace the default model by a class of `tests.own_models`."""
     keys = [
         "dim",
         "depth",
@@ -229,13 +232,13 @@ def own_model(name: str, **options: object) -> list[str]:
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """The same names, and the same bits."""
+    """Check that both have the same names, and the same bits."""
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f"{len(different)} of {len(one)} differ: {different[:5]}"
 
 
 def shared_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Have /dev/shm be of 64 MiB, of which so many bytes are free."""
+    """Pretend that /dev/shm has 64 MiB, of which `free` bytes are free."""
     there = SimpleNamespace(total=64 << 20, free=free)
     monkeypatch.setattr(memory, "shutil", SimpleNamespace(disk_usage=lambda _: there))

@@ -1,4 +1,4 @@
-"""Run directories of trainings that ran inside the test, as a run leaves them."""
+"""Makes run directories of finished runs, by training inside the test."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from tests.worker.inside import execute
 
 @dataclass(frozen=True)
 class Finished:
-    """A run directory with what an evaluation needs.
+    """A run directory that `ppll-eval` can evaluate.
 
     Attributes:
         folder: The directory.
-        test: What `summary.json` would have as `test`.
-        test_ema: What it would have as `test_ema`; empty where no averages were kept.
+        test: The value of `test` in a run's `summary.json`.
+        test_ema: The value of `test_ema` there; empty if there are no averages.
         step: Optimizer steps done.
     """
 
@@ -31,7 +31,7 @@ class Finished:
 
 
 def finished_run(folder: Path, *overrides: str) -> Finished:
-    """Train, and leave the record, a checkpoint, and the model."""
+    """Train, and write the record, a checkpoint and the model."""
     usual = ["device=cpu", "threads=1", "checkpoint.every=1000", "timeline=false"]
     config, choices = compose_config([*usual, *overrides])
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A device that cannot be waited for: what would make the host wait for CUDA is an error there."""
+"""A device for which waiting is an error, to find code that makes the host wait for CUDA."""
 
 from collections.abc import Mapping, Sequence
 from threading import get_ident
@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("meta")
-"""Stands for a CUDA device. torch itself refuses to read a value there, by `.item()`, by a boolean
-mask, by `nonzero` and the like."""
+"""Takes the place of a CUDA device. On the meta device, torch itself refuses to read a value, as in
+`.item()`, a boolean mask or `nonzero`."""
 
 
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses copies from the host to the device, unless they are `staged`.
 
     Attributes:
-        staged_copies: How many copies were made as they should be.
+        staged_copies: Number of copies that `staged` has made.
     """
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._staging = False
 
     def staged(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """In the place of `ppll_cli.data.staging.to_device`."""
+        """Copy a tensor in place of `ppll_cli.data.staging.to_device`."""
         assert tensor.device.type == "cpu"
-        if get_ident() != self._thread:  # a thread of an earlier test still makes a batch ahead
+        if get_ident() != self._thread:  # a thread of an earlier test is still making a batch
             return tensor.to(device)
         self.staged_copies += 1
         self._staging = True
@@ -45,7 +45,7 @@ class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Each operation of torch comes by here."""
+        """Check an operation of torch; torch calls this for each operation."""
         made = func(*args, **(kwargs or {}))
         name = func._schema.name
         if name == "aten::lift_fresh" and made.device == DEVICE:

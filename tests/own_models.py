@@ -1,4 +1,4 @@
-"""Models of a user's own, to be named by `_target_`; some fail on purpose."""
+"""Models that a user could have written, named by `_target_`. Some of them fail on purpose."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ Act = Callable[[], float | None]
 
 
 class _Layer(nn.Module):
-    """A Linear layer that does something to the process in its third training pass."""
+    """A Linear layer that calls a function in its third training pass."""
 
     def __init__(self, width: int, outputs: int, act: "Act | None" = None) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def _stop() -> None:
 
 
 def _hang() -> None:
-    while True:  # the parent must end it: that is the test
+    while True:  # the parent must end it, which is the test
         pass
 
 
@@ -56,14 +56,14 @@ def _kill() -> None:
 
 
 def _once(file: str, act: Act) -> float | None:
-    """Do something the first time; the file remembers."""
+    """Call the function only the first time. The file remembers that it was called."""
     with suppress(FileExistsError), open(file, "x"):
         return act()
     return None
 
 
 def _exhaust() -> None:
-    torch.empty(1 << 50, dtype=torch.uint8)  # a PiB, which no address space has
+    torch.empty(1 << 50, dtype=torch.uint8)  # one PiB, more than any address space
 
 
 ACTS: dict[str, Act] = {
@@ -77,9 +77,9 @@ ACTS: dict[str, Act] = {
 
 
 class Faulty:
-    """Three units, of which the one named by `unit` does what `act` says.
+    """A model of three units. The unit named by `unit` does the action named by `act`.
 
-    It does so in every run that is not kept from it by the file named by `once`.
+    If `once` names a file, the unit acts only in the first run, which creates the file.
     """
 
     def __init__(self, *, unit: str, act: str, once: str = "") -> None:
@@ -87,7 +87,7 @@ class Faulty:
         self.act = partial(_once, once, ACTS[act]) if once else ACTS[act]
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """The units: first, second, third."""
+        """Return the three units."""
         pixels = image.channels * image.height * image.width
         widths = {"first": (pixels, 8), "second": (8, 8), "third": (8, classes_of(task, "faulty"))}
         return [
@@ -101,18 +101,18 @@ class Faulty:
 
 
 class NotUnits:
-    """Returns something else than units."""
+    """A class whose `units` returns something else."""
 
     def units(self, image: ImageSpec, task: Task) -> list[str]:
-        """Names instead."""
+        """Return names instead of units."""
         return ["first", "second"]
 
 
 class Idle:
-    """Three units, of which only the second has parameters."""
+    """A model of three units. Only the second one has parameters."""
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Flatten, Linear, Identity."""
+        """Return Flatten, Linear and Identity."""
         pixels = image.channels * image.height * image.width
         linear = partial(nn.Linear, pixels, classes_of(task, "idle"))
         return [
@@ -123,41 +123,41 @@ class Idle:
 
 
 class ReadsLabel:
-    """The second unit wants the answer."""
+    """A model whose second unit reads the label."""
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Flatten, Identity."""
+        """Return Flatten and Identity."""
         return [Unit("flat", nn.Flatten, ("image",)), Unit("cheat", nn.Identity, ("label",))]
 
 
 class Writes:
-    """The first unit binds a name anew that losses read."""
+    """A model whose first unit writes a tensor with a name that losses read."""
 
     def __init__(self, *, written: str) -> None:
         self.written = written
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Identity, Flatten."""
+        """Return Identity and Flatten."""
         first = Unit("first", nn.Identity, ("image",), (self.written,))
         return [first, Unit("flat", nn.Flatten, (self.written,))]
 
 
 class Nested:
-    """One unit's name lies inside the other's."""
+    """A model in which one unit's name is a prefix of the other's."""
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Flatten, Identity."""
+        """Return Flatten and Identity."""
         return [Unit("a", nn.Flatten, ("image",)), Unit("a.b", nn.Identity)]
 
 
 class Skipping:
-    """One float32 skip that three later units read, beside the chain."""
+    """A model with a float32 skip that three later units read."""
 
     def __init__(self, *, width: int = 8) -> None:
         self.width = width
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """A chain of five units; `skip` is made by the first and read by the others."""
+        """Return a chain of five units. The first one makes `skip`, and others read it."""
         pixels = image.channels * image.height * image.width
         classes = classes_of(task, "skipping")
         first = Unit("first", partial(_Split, pixels, self.width), ("image",), ("x", "skip"))
@@ -169,10 +169,10 @@ class Skipping:
 
 
 class Views:
-    """Units that only show their input in another shape, between others that compute."""
+    """A model in which some units only change the shape of their input."""
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Linear, two views, Linear and Linear."""
+        """Return Linear, two views, Linear and Linear."""
         pixels = image.channels * image.height * image.width
         classes = classes_of(task, "views")
         return [

@@ -1,6 +1,6 @@
-"""The program inside a test: its command line, without a Python and an import of torch each time.
+"""Runs the program inside a test, without starting Python and importing torch each time.
 
-Only what is about processes, signals or start-up needs the program in a process of its own.
+Only tests of processes, signals or the start-up need a separate process.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from ppll_cli.leaves import forkserver
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Take back what the program and Hydra leave in a process.
+    """Undo the changes that the program and Hydra make in a process.
 
-    These are signal handlers, singletons, log handlers, how wrong arguments are refused, and
-    modules found in a user's folder.
+    These are signal handlers, singletons, log handlers, the handling of wrong arguments, and
+    modules imported from a user's folder.
     """
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
@@ -65,19 +65,22 @@ def restored() -> Iterator[None]:
 
 
 def ppll_run(*arguments: str, cwd: Path) -> CompletedProcess[str]:
-    """What `ppll-run` says, and its exit status; workers come from this process's fork server."""
+    """Run `ppll-run`, and return its output and status.
+
+    Workers come from this process's fork server.
+    """
     return _called(app.main, "ppll-run", arguments, cwd)
 
 
 def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
-    """What `ppll-plan` says, and its exit status."""
+    """Run `ppll-plan`, and return its output and status."""
     return _called(plan.main, "ppll-plan", arguments, cwd)
 
 
 def ended(
     patch: pytest.MonkeyPatch, name: str, main: Callable[[], object], *arguments: str | Path
 ) -> int:
-    """The exit status of a program; what it says goes where the test's output goes."""
+    """Run a program in this process and return its exit status. Its output is the test's output."""
     patch.setattr(sys, "argv", [name, *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
         main()
@@ -86,13 +89,13 @@ def ended(
 
 
 def imported(module: str, names: Sequence[str], arguments: Sequence[str], cwd: Path) -> list[str]:
-    """Which of the modules a console script has imported when it ends, in a process of its own.
+    """Run a console script in a separate process, and return which modules it has imported.
 
     Args:
         module: The module with the script's `main`.
-        names: The modules that are looked for.
-        arguments: Of the script.
-        cwd: Where it is called.
+        names: The modules to look for.
+        arguments: The arguments of the script.
+        cwd: The directory in which it runs.
     """
     script = (
         f"import atexit, json, sys; from {module} import main\n"
@@ -119,8 +122,8 @@ def _called(
     with restored(), chdir(cwd), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command)
         patch.setattr(CompareRuns, "failed", 0)
-        patch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
-        patch.setattr(forkserver, "stop", lambda: None)  # the next test needs it
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it too; undo it after the test
+        patch.setattr(forkserver, "stop", lambda: None)  # the next test needs the server
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
             main()
     code = left.value.code

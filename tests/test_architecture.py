@@ -1,4 +1,4 @@
-"""docs/architecture.md names code that exists, and shows the stream that is executed."""
+"""docs/architecture.md names existing code, and shows the real stream of instructions."""
 
 import re
 from importlib import import_module

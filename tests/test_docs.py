@@ -1,4 +1,4 @@
-"""README and the pages of docs/ stay true: what they have the reader type works as it stands."""
+"""README and the pages of docs/ stay true: the commands and examples that they show work."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ FILE = re.compile(r"^`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)^```$", re.MULTILI
 COMMAND = re.compile(r"^\$ (?:scripts/run|ppll-run)(.*)$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 OWN = "--config-dir="
-"""In commands whose options exist only beside the page's example."""
+"""Options that exist only beside the page's example."""
 
 
 def sections(page: str) -> dict[str, str]:
@@ -52,7 +52,7 @@ def test_an_example_of_ones_own_trains(tmp_path: Path, section: str) -> None:
         *shlex.split(command), "device=cpu", "threads=1", "timeline=false", cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    assert "samples could be written" not in result.stderr  # a field of one's own has that name
+    assert "samples could be written" not in result.stderr  # a user's field may have this name
     *_, completed, last = result.stdout.splitlines()
     assert completed.startswith("completed after ")
     accuracy = float(last.split()[2])
@@ -74,10 +74,10 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_commands_compose(page: str, command: str) -> None:
-    """Of a sweep, every value of every list."""
+    """In a sweep, every value of every list is composed."""
     words = [word for word in shlex.split(command, comments=True) if not word.startswith("-")]
     words = [word for word in words if not word.startswith(("resume=", "hydra/", "hydra."))]
-    words = [word for word in words if "(" not in word]  # for a sweeper that is not installed
+    words = [word for word in words if "(" not in word]  # of a sweeper that is not installed
     for choice in range(max(word.count(",") + 1 for word in [*words, ""])):
         overrides = [_chosen(word, choice) for word in words]
         settings.parse(compose_config(overrides)[0])
@@ -105,7 +105,10 @@ EVALUATIONS = [
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluations_are_understood(command: str) -> None:
-    """Options as the program reads them, and overrides of keys that may be given."""
+    """Options are read as the program reads them.
+
+    Overrides name keys that an evaluation may change.
+    """
     words = shlex.split(command)
     given = [word for word in words if evaluate._is_override(word)]
     options = evaluate._options([word for word in words if word not in given])
@@ -125,7 +128,7 @@ COMPARISONS = [
 
 @pytest.mark.parametrize("command", COMPARISONS)
 def test_comparisons_are_understood(tmp_path: Path, command: str) -> None:
-    """All that is wrong with a command is that its folders are not here."""
+    """The command is right, except that its folders do not exist here."""
     with chdir(tmp_path), pytest.raises(ConfigError, match=r"outputs/.*: there is no such folder"):
         compare._main(shlex.split(command))
 
@@ -143,7 +146,7 @@ PROGRAMS = {"ppll-run", "ppll-plan", "ppll-compare", "ppll-eval", "tensorboard",
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_of_a_program_that_there_is(page: Path) -> None:
-    """Commands of other programs than these would be run by no test."""
+    """Commands of other programs would not be tested."""
     for command in re.findall(r"^\$ (.+)$", page.read_text(), re.MULTILINE):
         program, *arguments = shlex.split(command, comments=True)
         if program.startswith("scripts/"):
@@ -160,13 +163,13 @@ def test_the_table_of_benchmarks_names_each_of_them() -> None:
 
 
 def links(page: Path) -> list[str]:
-    """The targets of a page's links and pictures that do not lead to another site."""
+    """Return the targets of a page's links and pictures, without links to other sites."""
     text = FENCED.sub("", page.read_text())
     return re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text)
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub, GitLab and others make them."""
+    """Return the anchors of a page's headings, as GitHub and GitLab make them."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE):
         plain = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower())
@@ -185,7 +188,7 @@ def test_headings_become_anchors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Those to a file or folder, a picture, and a heading of this or another page."""
+    """A link leads to a file, a folder, a picture, or a heading of this or another page."""
     for link in links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
@@ -195,7 +198,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_pages_are_short_and_can_be_found() -> None:
-    """From README, over links; a page of more than 200 lines is two pages."""
+    """Links lead from README to every page. A page of more than 200 lines should be two pages."""
     seen: set[Path] = set()
     ahead = [ROOT / "README.md"]
     while ahead:

@@ -1,4 +1,4 @@
-"""What exceptions say, here and in other processes."""
+"""Messages of exceptions, in this process and in others."""
 
 import pickle
 
@@ -29,7 +29,7 @@ from ppll_cli.errors import (
     ],
 )
 def test_an_error_says_the_same_in_another_process(error: PpllError, message: str) -> None:
-    """Sweeps may run in other processes, whose exceptions are pickled."""
+    """Sweeps may run in other processes, and exceptions are pickled to return from there."""
     assert str(error) == message
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

@@ -1,4 +1,4 @@
-"""The notebooks of docs/examples run from their first cell to the last."""
+"""The notebooks of docs/examples run from the first cell to the last."""
 
 import json
 from pathlib import Path

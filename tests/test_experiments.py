@@ -1,4 +1,4 @@
-"""The presets of conf/experiment: what they say, and that one of each kind trains."""
+"""The presets of conf/experiment: their values, and a run of one preset of each kind."""
 
 import re
 from collections import defaultdict
@@ -31,7 +31,7 @@ COMPARED = [
         ("infopro", "dgl"), ("resnet32", "resnet110"), ("2", "4", "8", "16")
     )
 ]
-# InfoPro's and AugLocal's own commands beside those that DGL is compared with.
+# InfoPro's and AugLocal's own settings, besides those with which DGL is compared.
 INFOPRO = [
     f"infopro_resnet110_{data}_k{k}" for data, k in product(("stl10", "svhn"), (2, 4, 8, 16))
 ]
@@ -54,18 +54,18 @@ RETINANET = [f"{method}retinanet_{d}" for method, d in product(("", "fba_"), ("v
 
 
 def modules_of(name: str) -> int:
-    """The k that a preset of residual networks has in its name."""
+    """Return the k in the name of a preset of residual networks."""
     return int(re.findall(r"k(\d+)", name)[0])
 
 
-# Modules of each stage.
+# Number of modules on each stage.
 STAGES = {
     **{name: [5, 7] if name.endswith("s2") else [2, 3, 3, 4] for name in VIT},
     "ppll_resnet32_k16s2": [9, 7],
     "ppll_resnet32_k16s4": [8, 3, 2, 3],
     "ppll_resnet32_k8s2": [4, 4],
     "ppll_resnet32_k4s2": [2, 2],
-    # Stages are uniform by units, and InfoPro's sixteen modules are smaller in front.
+    # Stages have equally many units, and the first of InfoPro's sixteen modules are smaller.
     **{
         name: {2: [1, 1], 4: [2, 2], 8: [4, 4], 16: [9, 7]}[modules_of(name)]
         for name in (*COMPARED, *INFOPRO)
@@ -77,7 +77,7 @@ STAGES = {
     "auglocal_resnet110_d1": [28, 26],
     "auglocal_resnet110_d3": [28, 24],
     "auglocal_resnet110_d5": [28, 22],
-    # The stem is a module in front of K8 and K32, and counts among the modules of K16 and K55.
+    # In K8 and K32 the stem is an additional module. In K16 and K55 it is one of the modules.
     **{
         name: {8: [5, 4], 16: [9, 7], 32: [15, 18], 55: [28, 27]}[modules_of(name)]
         for name in MANPP
@@ -114,7 +114,7 @@ EDSR_OPTIM: Mapping[str, object] = {
     "gamma": 0.5,
     "warmup_epochs": 0,
 }
-# InfoPro's commands for ResNet-110: l1 and l2 of the first auxiliary network, and of the last.
+# From InfoPro's commands for ResNet-110: l1 and l2 of the first and of the last auxiliary network.
 CIFAR10_WEIGHTS = {2: [5, 0.5, 0, 0], 4: [1, 0, 0, 1], 8: [5, 0, 0, 1], 16: [5, 0, 0.5, 1]}
 STL10_WEIGHTS = {2: [10, 1, 0, 0], 4: [20, 0.2, 5, 2], 8: [20, 0.2, 5, 1], 16: [20, 0.5, 10, 0.1]}
 SVHN_WEIGHTS = {2: [1, 0.1, 0, 0], 4: [5, 0, 0.5, 1], 8: [5, 0, 0.5, 2], 16: [5, 0.2, 0.5, 1]}
@@ -127,7 +127,7 @@ WEIGHTS: Mapping[str, Any] = {
     "infopro_resnet110_balanced": BALANCED_WEIGHTS,
     "infopro_resnet110_stl10_balanced": STL10_BALANCED_WEIGHTS,
 }
-"""By the name of a preset without its K."""
+"""The weights by K, for the name of a preset without its K."""
 
 CIFAR10 = ([v / 255 for v in (125.3, 123.0, 113.9)], [v / 255 for v in (63.0, 62.1, 66.7)])
 FORMS: Mapping[str, Any] = {
@@ -135,28 +135,28 @@ FORMS: Mapping[str, Any] = {
     "stl10": ([0.5], [0.5], 4, "zeros", True),
     "svhn": ([0.5], [0.5], 2, "zeros", False),
 }
-"""Mean, standard deviation, padding and flips of the code whose numbers are quoted."""
+"""Mean, standard deviation, padding and flips in the code of the quoted papers."""
 
 
 FileWriter = Callable[[str, Path], list[str]]
 
 
 def div2k_files(name: str, folder: Path) -> list[str]:
-    """Small pictures in the layout of those that the preset reads."""
+    """Write small pictures in the layout that the preset reads, and return overrides."""
     root = write_div2k(folder / "root", int(name[-1]))
     small = ["data.patch=8", "data.patches_per_epoch=16"]
     return [f"data.root={root}", f"data.cache={folder / 'cache'}", *small]
 
 
 def scene_files(name: str, folder: Path) -> list[str]:
-    """A handful of pictures with boxes; the pyramid is as narrow as the pictures are small."""
+    """Write a few pictures with boxes, and return overrides with a narrow pyramid."""
     root = (write_voc if name.endswith("voc") else write_coco)(folder / "root")
     small = ["data.short_side=64", "data.long_side=64", "model.width=64", "batch_size=2"]
     return [f"data.root={root}", "data.download=false", *small]
 
 
-# By preset, what writes files in the form of its data, and says where they are. Data sets of other
-# tasks than classification have no random samples that could stand in for them.
+# For each preset, a function that writes small files in the format of its data. Data sets for other
+# tasks than classification cannot be replaced by random samples.
 FILES_OF: Mapping[str, FileWriter] = {
     **dict.fromkeys(EDSR, div2k_files),
     **dict.fromkeys([*RETINANET, *MANPP_RETINANET], scene_files),
@@ -164,7 +164,7 @@ FILES_OF: Mapping[str, FileWriter] = {
 
 
 def synthetic(name: str, train_samples: int) -> list[str]:
-    """Random images as large as the preset's, in the place of its data."""
+    """Return overrides that replace the preset's data by random images of the same size."""
     size = 96 if "stl10" in name else 32
     samples = [f"data.train_samples={train_samples}", "data.test_samples=4"]
     return [f"experiment={name}", "data=synthetic", f"data.size={size}", *samples, "device=cpu"]
@@ -185,7 +185,7 @@ def modules(result: Prepared) -> list[list[str]]:
 
 
 def starts(result: Prepared) -> list[str]:
-    """The first unit of each module but the first one."""
+    """Return the first unit of each module except the first."""
     return [units[0] for units in modules(result)[1:]]
 
 
@@ -195,20 +195,14 @@ def modules_of_stages(result: Prepared) -> list[int]:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset that the program accepts, composed.
-
-    Attributes:
-        config: The composed configuration.
-        choices: The option chosen in each group.
-        settings: The configuration, parsed.
-    """
+    """A composed preset that the program accepts."""
 
     config: dict[str, Any]
     choices: dict[str, str]
     settings: Settings
 
     def cut(self) -> dict[str, Any]:
-        """All that decides where the network is cut into modules and stages."""
+        """The settings that decide where the network is cut into modules and stages."""
         local = {key: self.config["local"].get(key) for key in ("cuts", "modules", "depth")}
         keys = ("model", "partition", "schedule", "gpus", "fba")
         return {"local": local, **{key: self.config[key] for key in keys}}
@@ -219,7 +213,7 @@ class Preset:
 
 
 def accepted(name: str) -> Preset:
-    """Compose a preset, and check what holds of all of them."""
+    """Compose a preset, and check properties that all presets share."""
     config, choices = compose_config([f"experiment={name}"])
     parsed = settings.parse(config)
     for group in ("model", "data", "local", "schedule"):
@@ -238,11 +232,9 @@ def assert_optimizer(preset: Preset, expected: Mapping[str, object]) -> None:
 
 
 def alike(names: Sequence[str], without: str) -> list[list[str]]:
-    """Presets that cut the same network in the same places: one of them is prepared.
+    """Group presets that cut the same network in the same places.
 
-    Args:
-        names: The presets.
-        without: The pattern of what two names may differ in.
+    Only one of each group is prepared.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -251,7 +243,10 @@ def alike(names: Sequence[str], without: str) -> list[list[str]]:
 
 
 def assert_cut_alike(presets: Sequence[Preset]) -> None:
-    """Or the one that is prepared would say nothing about the others."""
+    """Check that presets are cut alike.
+
+    Otherwise the prepared one says nothing about the others.
+    """
     assert all(preset.cut() == presets[0].cut() for preset in presets)
 
 
@@ -266,7 +261,7 @@ def without_deep(names: Iterable[str]) -> list[Any]:
 
 
 def test_these_are_all() -> None:
-    """Each preset is accepted by the test of its network."""
+    """Each preset is listed for the test of its network."""
     assert sorted(FILES) == sorted(
         [*VIT, *RESNET, *AUGLOCAL, *MANPP, *MANPP_VIT, *MANPP_RETINANET, *EDSR, *RETINANET]
     )
@@ -293,14 +288,14 @@ def test_vision_transformers(names: list[str]) -> None:
     assert modules_of_stages(result) == STAGES[names[0]]
 
     block, head = result.unit_costs[1].params, result.unit_costs[-1].params
-    assert block == 12 * 768**2 + 13 * 768  # of the base size
+    assert block == 12 * 768**2 + 13 * 768  # as in the base size
     depths = [2, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0]
     auxiliary = [depth * block + head for depth in depths]
     assert [cost.params for cost in result.auxiliary_costs] == [*auxiliary, 0]
 
 
 def accepted_residual(name: str) -> Preset:
-    """A preset of residual networks: its method, data and numbers."""
+    """Return a preset of residual networks, after checks of its method, data and numbers."""
     method, model, *_ = name.split("_")
     k = modules_of(name)
     preset = accepted(name)
@@ -321,13 +316,13 @@ def accepted_residual(name: str) -> Preset:
     return preset
 
 
-# Their balanced cuts into three are others for STL-10.
+# For STL-10, the balanced cuts into three modules are different.
 SAME_RESNET = alike(RESNET, r"^(dgl|infopro)_|_(stl10|svhn)(?!_balanced_k3)")
 STARTS = {
     "ppll_resnet32_k16s2": ["layer2.3"],
     "ppll_resnet32_k16s4": ["layer2.2", "layer3.0", "layer3.2"],
 }
-"""Of the stages after the first one, where the source gives them."""
+"""The first unit of each stage but the first, for presets whose source gives it."""
 
 
 @pytest.mark.parametrize("names", SAME_RESNET, ids=first)
@@ -368,7 +363,10 @@ def test_auglocal(name: str) -> None:
 # The cuts of ResNet-110 differ by d as those of ResNet-32 do.
 @pytest.mark.parametrize("name", without_deep([*AUGLOCAL[:3], "auglocal_resnet110_d5"]))
 def test_cuts_of_auglocal(name: str) -> None:
-    """Its "K=16" of ResNet-32 is 16 - d modules: the last of them has the last d + 1 units."""
+    """AugLocal's K = 16 for ResNet-32 means 16 - d modules.
+
+    The last one has the last d + 1 units.
+    """
     config, _ = compose_config([f"experiment={name}"])
     d = int(name[-1])
     units = {"resnet32": 16, "resnet110": 55}[name.split("_")[1]]
@@ -378,7 +376,7 @@ def test_cuts_of_auglocal(name: str) -> None:
     found = modules(result)
     assert starts(result) == cuts
     assert len(found) == units - d
-    assert [len(module) for module in found] == [1] * (units - d - 1) + [d + 2]  # head as well
+    assert [len(module) for module in found] == [1] * (units - d - 1) + [d + 2]  # with the head
     assert modules_of_stages(result) == STAGES[name]
 
 
@@ -425,13 +423,13 @@ def test_man_plus_of_vision_transformers(name: str) -> None:
     assert preset.asked() == (90, 1024)
     assert_optimizer(preset, {"name": "adamw", "lr": 1e-3})
     result = prepared(name)
-    assert [len(module) for module in modules(result)] == [4, 3, 3, 4]  # with the ends, 3 blocks
+    assert [len(module) for module in modules(result)] == [4, 3, 3, 4]  # 3 blocks, and the ends
     assert modules_of_stages(result) == STAGES[name]
 
 
 @pytest.mark.parametrize("names", alike(EDSR[::-1], r"_x\d"), ids=first)
 def test_super_resolution(names: list[str], tmp_path: Path) -> None:
-    """All of it is the baseline's training; `fba_` adds modules, and nothing else."""
+    """All presets train as the baseline does. Those with `fba_` only add modules."""
     presets = [accepted(name) for name in names]
     for name, preset in zip(names, presets, strict=True):
         config = preset.config
@@ -452,7 +450,7 @@ def test_super_resolution(names: list[str], tmp_path: Path) -> None:
     assert starts(result) == expected
     assert modules_of_stages(result) == STAGES[name]
     millions = sum(cost.params for cost in result.unit_costs) / 1e6
-    assert round(millions, 2) == 1.52  # as the source says of x4
+    assert round(millions, 2) == 1.52  # as in the source, for x4
 
 
 @pytest.mark.parametrize("names", alike(RETINANET, "_(voc|coco)"), ids=first)
@@ -484,7 +482,7 @@ def test_man_plus_of_detectors(name: str, tmp_path: Path) -> None:
     assert (config["local"]["detection_head"], config["data"]["short_side"]) == ("level", 600)
     assert preset.asked() == (12, 16)
     assert_optimizer(preset, SGD | {"lr": 0.01, "weight_decay": 1e-4, "milestones": [8, 11]})
-    if config["model"]["depth"] == 50:  # the others are cut alike, and take long to prepare
+    if config["model"]["depth"] == 50:  # the others are cut alike, and take long
         found = prepared_from(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
         assert starts(found) == ["layer2.0", "layer3.0", "layer4.0"]
         assert modules_of_stages(found) == STAGES[name]
@@ -535,8 +533,8 @@ TRAINED = [
     "retinanet_voc",
     "fba_retinanet_coco",
 ]
-"""One preset for each method with each kind of network; the others differ in cuts, numbers and data
-alone, which the tests above check."""
+"""One preset for each method and kind of network. The others differ only in cuts, numbers and data,
+which the tests above check."""
 
 ALWAYS = [
     "ppll_vit_base_cifar10_s2",
@@ -550,14 +548,14 @@ ALWAYS = [
 
 
 def smallest(name: str, folder: Path) -> list[str]:
-    """Overrides for a preset with few and small batches of its own kind of data."""
+    """Return overrides that give a preset few and small batches of its own kind of data."""
     if name in FILES_OF:
         data = [f"experiment={name}", *FILES_OF[name](name, folder)]
     else:
         data = synthetic(name, 8)
     overrides = ["batch_size=4", "max_steps=2", *data]
-    # Networks of the presets' own sizes would take minutes. The transformer keeps its depth, heads
-    # and cuts; a detector of 18 layers has the cuts of the one of 50.
+    # Networks of full size would take minutes. The transformer keeps its depth, heads and cuts. A
+    # detector with 18 layers has the cuts of that with 50.
     if name in VIT:
         overrides.append("model.dim=48")
     if name in (*RETINANET, *MANPP_RETINANET):

@@ -1,4 +1,4 @@
-"""Imports between folders point downwards, so a reader of one needs only what is below it."""
+"""Folders import only from folders below, so that a reader of one needs to know only these."""
 
 import ast
 from collections.abc import Iterator
@@ -23,21 +23,22 @@ LAYERS = (
     {"pipeline", "config"},
     {"__init__", "errors", "leaves", "seeding"},
 )
-"""From the top; what stands in one layer knows nothing of its neighbours, but for the leaves."""
+"""Layers from the top. Folders of one layer do not import each other, except in the last layer."""
 
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 FILES = sorted({*ROOT.rglob("*.py")} - {ROOT / "__init__.py"})
-"""All but the one that offers users what is further up, and imports it when it is called."""
+"""All files but the package's `__init__.py`. It offers users a function of an upper layer, which it
+imports when called."""
 
 
 def _folder(parts: tuple[str, ...]) -> str:
-    """The folder, or file, at the package's root that a module or a file is in."""
+    """Return the folder, or file, at the package's root that contains a module or file."""
     return parts[0].removesuffix(".py") if parts else "__init__"
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """The folders from which a file imports, wherever in it."""
+    """Yield the folders from which a file imports, at any place in it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppll_cli":
             parts = tuple((node.module or "").split(".")[1:])
@@ -49,7 +50,10 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _named(name: str) -> str:
-    """Where `from ppll_cli import NAME` leads: to a folder, a file, or a name of the package."""
+    """Return the folder or file NAME of `from ppll_cli import NAME`.
+
+    For other names it is `__init__`.
+    """
     return name if name in RANK else "__init__"
 
 

@@ -1,4 +1,4 @@
-"""What is published: the wheel, its metadata, and how to cite it."""
+"""The published package: the wheel, its metadata, and the citation."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ def citation() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
-    """The wheel; its build backend refuses classifiers that there are not."""
+    """Build the wheel. The build backend refuses unknown classifiers."""
     pytest.importorskip("hatchling", reason="the build backend is not installed")
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
@@ -47,7 +47,7 @@ def test_the_wheel_has_code_options_and_the_mark_of_types(wheel: ZipFile) -> Non
     assert {"ppll_cli/py.typed", "ppll_cli/cli/app.py", "ppll_cli/conf/config.yaml"} <= files
     options = {f"ppll_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert options <= files
-    assert "ppll_cli/conf/__init__.py" in files  # without it Hydra finds no module there
+    assert "ppll_cli/conf/__init__.py" in files  # without it, Hydra finds no module there
     others = {name for name in files if not name.startswith("ppll_cli/")}
     assert all(".dist-info/" in name for name in others)
 
@@ -55,7 +55,10 @@ def test_the_wheel_has_code_options_and_the_mark_of_types(wheel: ZipFile) -> Non
 def test_hydra_composes_from_the_options_as_a_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the wheel it is `ppll_cli.conf`; in a clone `conf` stands outside of the package."""
+    """In the wheel the options are in `ppll_cli.conf`.
+
+    In a clone they are in `conf`, outside the package.
+    """
     shutil.copytree(ROOT / "conf", tmp_path / "options_of_the_wheel")
     monkeypatch.syspath_prepend(str(tmp_path))
     with initialize_config_module("options_of_the_wheel", version_base="1.3"):
@@ -105,7 +108,7 @@ def test_the_citation_has_what_its_format_requires() -> None:
 
 @pytest.mark.parametrize("number", PAPERS)
 def test_both_papers_are_cited_alike(number: str) -> None:
-    """In CITATION.cff and in README's BibTeX: title, year, and authors in their order."""
+    """CITATION.cff and README's BibTeX have the same title, year and authors, in the same order."""
     (paper,) = [one for one in citation()["references"] if one["url"].endswith(number)]
     assert paper["title"] == PAPERS[number]
     assert paper["year"] == 2024

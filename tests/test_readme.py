@@ -1,4 +1,4 @@
-"""README and its pages stay true: tables are complete, outputs and figures the program's."""
+"""README and its pages stay true: complete tables, real outputs, measured figures."""
 
 import json
 import re
@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def expand(name: str) -> list[str]:
-    """`a{1,2}` is a1 and a2, as in a shell."""
+    """Expand braces as a shell does: `a{1,2}` becomes a1 and a2."""
     found = re.fullmatch(r"(.*)\{(.*)\}(.*)", name)
     return [f"{found[1]}{part}{found[3]}" for part in found[2].split(",")] if found else [name]
 
@@ -80,7 +80,7 @@ def test_the_table_names_every_option(group: str) -> None:
 
 
 def test_accuracies_are_those_that_were_measured() -> None:
-    """Of both pages and of README, to the digits that they show."""
+    """The figures of both pages and of README are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
     measured = json.loads((docs / "accuracy.json").read_text())["rows"]
     table = (DOCS / "local_learning.md").read_text()
@@ -111,7 +111,7 @@ def test_accuracies_are_those_that_were_measured() -> None:
 
 
 def test_speeds_are_those_that_were_measured() -> None:
-    """Of the page, to the digits that it shows."""
+    """The figures of the page are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
     page = (docs / "speed.md").read_text()
     models = json.loads((docs / "schedules.json").read_text())["models"]
@@ -154,7 +154,7 @@ def test_the_guide_to_schedules_has_the_shares_that_were_counted() -> None:
 
 
 def test_what_a_slow_link_leaves_is_what_was_measured() -> None:
-    """README's first table, and the speeds on one machine below it."""
+    """The figures are README's first table, and the speeds on one machine below it."""
     measured = json.loads((DOCS / "benchmarks" / "network.json").read_text())["models"]
     named = {
         "`schedule=ppll`": "ppll",
@@ -190,7 +190,7 @@ def test_what_a_slow_link_leaves_is_what_was_measured() -> None:
 
 
 def masked(output: str) -> list[str]:
-    """The lines without what differs from run to run: numbers, widths of columns, progress."""
+    """Return the lines without parts that change from run to run: numbers, widths, progress."""
     lines = [re.sub(r"\d+(?:[.:,/-]\d+)*", "#", line) for line in output.splitlines()]
     lines = [re.sub(r"\s+", " ", line).strip() for line in lines]
     return [line for line in lines if line and " left" not in line]
@@ -208,7 +208,7 @@ def test_the_tutorial_shows_the_first_run_as_readme_does() -> None:
 def test_the_output_of_the_first_run_is_todays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its numbers are of the machine where it ran; every word is compared."""
+    """All words are compared. The numbers are from the machine on which the run was made."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv(STARTED_AS, "scripts/run")
     with start(cwd=tmp_path) as process:

@@ -1,4 +1,4 @@
-"""Seeds are told apart by everything that they may depend on, and never change."""
+"""Seeds differ for different purposes and arguments, and never change."""
 
 from collections.abc import Callable
 from itertools import product
@@ -41,5 +41,5 @@ def test_no_two_draws_share_a_seed() -> None:
     ],
 )
 def test_seeds_are_those_of_every_earlier_version(seed: int, expected: int) -> None:
-    """Or a resumed run would go on with other numbers."""
+    """With other seeds, a resumed run would continue with other random numbers."""
     assert seed == expected

@@ -1,4 +1,4 @@
-"""The site that `scripts/docs` builds of docs/ has every page, picture and class that it should."""
+"""The site that `scripts/docs` builds has every page, picture and class."""
 
 import json
 import re
@@ -37,19 +37,22 @@ def test_every_picture_is_in_the_gallery_above_its_command() -> None:
 
 
 def test_the_gallery_has_the_commands_of_other_pages() -> None:
-    """The detector's is in the record of the benchmark that trained it."""
+    """The command of the detector's picture is in the benchmark that trained it."""
     rows = json.loads((DOCS / "benchmarks" / "beyond.json").read_text())["rows"]
     given = {*rows["detection fba on 4 trained"]["overrides"]}
     commands = re.findall(r"^\$ (.+)$", GALLERY, re.MULTILINE)
     others = [text for page, text in PAGES.items() if page != "gallery.md"]
     made_here = [command for command in commands if not any(command in text for text in others)]
     (detector,) = (command.removeprefix("scripts/run ") for command in made_here)
-    assert {*detector.split()} == given - {"transport=ring"}  # the default
+    assert {*detector.split()} == given - {"transport=ring"}  # it is the default
 
 
 @pytest.mark.parametrize(("page", "name"), REFERENCE)
 def test_the_reference_names_what_there_is(page: str, name: str) -> None:
-    """A module, or what a module defines; and the page names the file for other viewers."""
+    """A name is a module, or a part of a module.
+
+    The page also names the file, for other viewers.
+    """
     *folders, last = f"ppll_cli.{name}".split(".")
     try:
         module = import_module(f"ppll_cli.{name}")
@@ -61,7 +64,7 @@ def test_the_reference_names_what_there_is(page: str, name: str) -> None:
 
 
 def test_the_reference_has_what_examples_import() -> None:
-    """A class or function of each example in the pages, or the whole module."""
+    """The reference lists each class and function that an example in the pages imports."""
     known = {name for _, name in REFERENCE}
     last = {name.rpartition(".")[2] for name in known}
     imports = [
@@ -75,7 +78,7 @@ def test_the_reference_has_what_examples_import() -> None:
 
 
 def test_the_search_of_the_site_needs_no_network() -> None:
-    """The plugin `offline` links a script on the network, unless one of this name is given."""
+    """Without a script of this name, the plugin `offline` would load one from the network."""
     (script,) = re.findall(r"^ +polyfills: \[(\S+)\]", SITE, re.MULTILINE)
     assert "iframe-worker" in script
     assert (DOCS / script).is_file()

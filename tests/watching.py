@@ -1,4 +1,4 @@
-"""A local method for tests that watches later units: it notes what it is shown."""
+"""A local method for tests that watches later units and records the weights that it gets."""
 
 from collections.abc import Mapping
 
@@ -12,20 +12,20 @@ class Watching(LocalMethod):
     """Greedy local learning whose loss also depends on a later unit's weights.
 
     Args:
-        lag: How old they are, in batches.
-        unit: Index of the unit that all modules watch; null: the first unit of the next module.
+        lag: Age of the weights, in batches.
+        unit: Index of the unit that all modules watch; None for the first unit of the next module.
     """
 
     def __init__(self, *, lag: int = 2, unit: int | None = None) -> None:
         self.lag, self.unit = lag, unit
 
     def criterion(self, site: Site) -> Criterion:
-        """The greedy head, and a term that is moved by the weights."""
+        """Return the greedy criterion with a term that depends on the weights."""
         return Watcher(site, Watch(site.stop if self.unit is None else self.unit, self.lag))
 
 
 class Watcher(Criterion):
-    """Notes how many steps the weights had that it was shown, batch by batch."""
+    """Records, for each batch, how many steps the received weights had."""
 
     steps: Tensor
     mean: Tensor
@@ -38,13 +38,13 @@ class Watcher(Criterion):
         self.register_buffer("mean", torch.zeros(()))
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Note them."""
+        """Record the number of steps of the received weights."""
         self.steps.copy_(torch.cat([self.steps[1:], self.steps.new_tensor([steps])]))
         total = sum((w.double().square().sum() for w in weights.values()), torch.zeros(()).double())
         self.mean.copy_(0.5 * self.mean + total)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss depends on all that was shown."""
+        """Return the greedy loss and a term that depends on all received weights."""
         loss, prediction = super().forward(values)
         (feature,) = self.features
         return loss + 0.01 * self.mean * values[feature].square().mean(), prediction

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: in a process of its own."""
+"""The command line as a user sees it: each run is a separate process."""
 
 import contextlib
 import fcntl
@@ -41,16 +41,16 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
 
 
 def command_lines() -> list[str]:
-    """Of all processes."""
+    """Return the command lines of all processes of this machine."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended since
             found.append(path.read_text())
     return found
 
 
 def alone(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """The program in a process of its own, as a user runs it."""
+    """Run the program in a separate process, as a user does."""
     with start(*arguments, cwd=cwd) as process:
         out, err = process.communicate(timeout=100)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -62,10 +62,13 @@ def run_dir(cwd: Path) -> Path:
 
 
 def test_a_refused_run_leaves_no_fork_server(tmp_path: Path) -> None:
-    """It is started before the configuration is checked, and imports torch for seconds."""
+    """The fork server starts before the configuration is checked.
+
+    It needs seconds to import torch.
+    """
     with start("gpus=0", cwd=tmp_path) as process:
         assert process.wait(timeout=100) == 2
-        # Its command line has the places that it imports from, the caller's folder among them.
+        # The server's command line has its import path, which contains the caller's folder.
         ours = [line for line in command_lines() if str(tmp_path) in line]
         assert not [line for line in ours if "forkserver" in line]
 
@@ -90,7 +93,8 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     assert all(0 <= module["test"]["accuracy"] <= 1 for module in summary["per_module"])
     assert [stage["modules"] for stage in summary["stages"]] == [[0], [1, 2]]
     (edge,) = summary["edges"]
-    # 10 training and 2 evaluation batches of 8 samples: tokens [5, 16] in float32, and a label.
+    # There are 10 training and 2 evaluation batches of 8 samples. A sample has tokens [5, 16] in
+    # float32 and a label.
     assert edge == {
         "from": 0,
         "to": 1,
@@ -102,9 +106,9 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     assert 0 <= summary["pipeline"]["bubble_fraction"] < 1
     for stage in summary["stages"]:
         shares = [value for key, value in stage.items() if key.endswith("_fraction")]
-        assert 0 < sum(shares) <= 1.01  # the rest may be time on a busy machine without a core
+        assert 0 < sum(shares) <= 1.01  # on a busy machine, the rest is time without a core
         assert stage["peak_memory_bytes"] > 0
-        assert stage["peak_reserved_bytes"] is None  # only CUDA's allocator reserves
+        assert stage["peak_reserved_bytes"] is None  # only CUDA's allocator reserves memory
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seen = {(line["epoch"], line["split"], line["module"], line["stage"]) for line in lines}
@@ -135,7 +139,7 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
 def test_wrong_input_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    """With all that is started before the check; many more are in `test_bad_input`."""
+    """A refused run leaves no new files or folders. `test_bad_input` has many more cases."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     monkeypatch.setenv("FULL", "full")
@@ -149,7 +153,10 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
 
 
 def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
-    """It once took a folder, named in a way that was not understood, for its own."""
+    """A configuration file names the folder.
+
+    The program once did not see this, and removed the folder.
+    """
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     lines = ["# @package _global_", "hydra:", "  run:", "    dir: full"]
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("\n".join(lines))
@@ -198,7 +205,10 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
-    """As `ppll-run | head -1`, with standard error closed as well; rich once left with status 1."""
+    """This is `ppll-run | head -1`, with standard error closed too.
+
+    Rich once ended such a run with status 1.
+    """
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "ppll_cli", f"hydra.run.dir={folder}", "max_steps=5", *PLAIN]
     here, there = os.pipe()
@@ -224,13 +234,14 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP]
 )
 def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    """It comes to the whole process group, as from `timeout`, a batch system or a lost connection.
+    """The signal reaches the whole process group, as from `timeout` or a batch system.
 
-    SIGHUP once ended multiprocessing's resource tracker.
+    When a connection is lost, the signal is SIGHUP, which once ended multiprocessing's resource
+    tracker.
     """
     with start("epochs=100000", "eval_every=1", *PLAIN, cwd=tmp_path) as process:
         assert process.stdout is not None
-        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+        while "epoch 1/" not in (line := process.stdout.readline()):  # now it trains
             assert line, "the run has ended"
         os.killpg(process.pid, number)
         process.communicate(timeout=60)
@@ -239,7 +250,7 @@ def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signal
 
 
 def check_interrupted(folder: Path) -> None:
-    """A run that was stopped after a checkpoint."""
+    """Check the files of a run that was stopped after a checkpoint."""
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert os.readlink(folder / "checkpoints" / "last") == f"step-{summary['steps']}"
@@ -249,7 +260,7 @@ def check_interrupted(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals are others elsewhere")
 def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
-    """Ctrl-C is pressed; what is logged of it stands above the display, once it is gone alone."""
+    """The user presses Ctrl-C. The message is printed once. At the end, the display is gone."""
     terminal, theirs = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
     arguments = ["epochs=100000", "eval_every=100000", f"hydra.run.dir={tmp_path / 'run'}", *PLAIN]
@@ -262,7 +273,7 @@ def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
         preexec_fn=lambda: os.login_tty(theirs),
     )
     os.close(theirs)
-    printed = read_until(terminal, "█")  # a display
+    printed = read_until(terminal, "█")  # a part of the live display
     os.write(terminal, b"\x03")
     printed += read_until(terminal, None)
     os.close(terminal)
@@ -273,16 +284,16 @@ def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
     assert text.index("█ compute  ▓ auxiliary") > text.index("output: ")
     assert printed.count("stopping after the current batch") == 1
     colours = re.findall(r"\x1b\[[0-9;]*m", printed)
-    assert colours  # dim headers remain
+    assert colours  # headers may still be dim
     assert not [code for code in colours if re.search(r"[\[;](3[0-7]|9[0-7])[;m]", code)]
-    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is to be seen
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is visible again
     end = printed[printed.rindex("\x1b[2K") :]
     assert "█" not in end
     assert [line for line in end.splitlines() if line.startswith("test accuracy ")]
 
 
 def read_until(terminal: int, text: str | None) -> str:
-    """What a terminal shows until there is this text, or until its program has ended."""
+    """Read a terminal until the text appears. Without a text, read until the program has ended."""
     seen = b""
     while text is None or text not in seen.decode(errors="replace"):
         assert select.select([terminal], [], [], 60.0)[0], seen.decode(errors="replace")
@@ -296,7 +307,7 @@ def read_until(terminal: int, text: str | None) -> str:
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
-    """Overrides stand on both sides of the option, as people write them."""
+    """Overrides are on both sides of the option `--multirun`, as people write them."""
     sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
     result = ppll_run(*sweep, *PLAIN, cwd=tmp_path)
     assert result.returncode == 2
@@ -314,7 +325,7 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     [("name=null", r"-\d+"), ("name=wide-2", r"-\d+-wide-2"), ("name=../x", r"-\d+-.._x")],
 )
 def test_a_name_ends_the_folders_name(override: str, end: str) -> None:
-    """A wrong one leads nowhere else, before it is refused."""
+    """A name with a path cannot lead to another folder, even before it is refused."""
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", [override], return_hydra_config=True)
@@ -335,7 +346,7 @@ def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_commands_that_a_run_prints_work(tmp_path: Path) -> None:
-    """The names of its folder and of its options mean something to a shell, and to Hydra."""
+    """The folder and the option have names that a shell and Hydra would misread without quotes."""
     options = tmp_path / "my conf" / "model"
     options.mkdir(parents=True)
     (options / "mine.yaml").write_text("defaults: [vit]\n")
@@ -354,7 +365,7 @@ def test_the_commands_that_a_run_prints_work(tmp_path: Path) -> None:
     given = ["--config-dir=my conf", "model=mine", f'hydra.run.dir="{folder}"', *PLAIN]
     with start(*given, "epochs=100000", "eval_every=1", cwd=tmp_path) as process:
         assert process.stdout is not None
-        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+        while "epoch 1/" not in (line := process.stdout.readline()):  # now it trains
             assert line, "the run has ended"
         os.kill(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=100)

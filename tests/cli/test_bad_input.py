@@ -1,4 +1,7 @@
-"""Every wrong value is found before a worker starts: exit status 2, one line, no folder left."""
+"""The program finds every wrong value before a worker starts.
+
+It exits with status 2, prints one line, and leaves no folder.
+"""
 
 import gzip
 import json
@@ -46,20 +49,20 @@ from tests.program import restored
 def refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Sequence[str]], str]:
-    """Runs the program with arguments that it refuses; returns what it says.
+    """Run the program with arguments that it refuses, and return its error message.
 
-    All but the check of the arguments is left out: nothing is forked, and no worker is started.
+    The fixture replaces the start of processes, so that only the check of the arguments runs.
     """
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it too; undo it after the test
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(forkserver, "start", lambda: None)
     monkeypatch.setattr(forkserver, "stop", lambda: None)
     monkeypatch.setattr(running, "launch", lambda *_: pytest.fail("workers were started"))
-    # Hydra composes everything once more, only to find out whether this is a sweep.
+    # Hydra would compose the configuration once more, only to find out whether this is a sweep.
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def refusal(arguments: Sequence[str]) -> str:
@@ -78,110 +81,113 @@ def refusal(
     return refusal
 
 
-# --- What a user may have written ----------------------------------------------------------------
+# --- Code that a user may have written -----------------------------------------------------------
 
 
 class NoModel:
-    """Has no units."""
+    """A model that has no units."""
 
 
 class Chain:
-    """Flatten, and a unit with a name of its own."""
+    """A model of two units: Flatten, and a unit that each subclass defines."""
 
     writes: tuple[str, ...] = ("x",)
 
     def second(self, pixels: int) -> nn.Module:
-        """The second unit's module."""
+        """Build the module of the second unit."""
         return nn.Linear(pixels, 10)
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """The two of them."""
+        """Return the two units."""
         pixels = image.channels * image.height * image.width
         second = Unit("second", partial(self.second, pixels), writes=self.writes)
         return [Unit("flat", nn.Flatten, ("image",)), second]
 
 
 class Wider(Chain):
-    """Its second unit expects more than the first makes."""
+    """A model whose second unit expects more features than the first one returns."""
 
     def second(self, pixels: int) -> nn.Module:
-        """For one pixel more."""
+        """Build a layer for one pixel too many."""
         return nn.Linear(pixels + 1, 10)
 
 
 class TwoNames(Chain):
-    """Its second unit says that it makes two tensors."""
+    """A model whose second unit claims to return two tensors."""
 
     writes = ("x", "y")
 
 
 class NoPrediction(Chain):
-    """What it makes in the end is no prediction."""
+    """A model whose output is no prediction."""
 
     def second(self, pixels: int) -> nn.Module:
-        """A map again."""
+        """Return a feature map instead of logits."""
         return nn.Unflatten(1, (pixels, 1, 1))
 
 
 class RaisesInConstructor:
-    """Cannot be made."""
+    """A class that cannot be constructed."""
 
     def __init__(self) -> None:
         raise KeyError("where is it")
 
 
 class RaisesInUnits:
-    """Says more than a line."""
+    """A model whose method `units` raises an error of several lines."""
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """None."""
+        """Raise the error."""
         raise ValueError("not these images\nnor others")
 
 
 class ReturnsNumber(LocalMethod):
-    """Whose criterion is none."""
+    """A local method whose criterion is not a criterion."""
 
     def criterion(self, site: Site) -> Criterion:
-        """A number."""
+        """Return a number."""
         return 3  # type: ignore[return-value]
 
 
 class ReturnsModule(LocalMethod):
-    """Whose criterion is a network."""
+    """A local method whose criterion is a plain network."""
 
     def criterion(self, site: Site) -> Criterion:
-        """Its head alone."""
+        """Return a network without a loss."""
         return nn.Identity()  # type: ignore[return-value]
 
 
 class MisfitHead(LocalMethod):
-    """Whose head takes other features."""
+    """A local method whose head does not fit the features."""
 
     def criterion(self, site: Site) -> Criterion:
-        """As for features of width 3."""
+        """Return a head for features of width 3."""
         return Criterion(nn.Linear(3, 3), (site.feature,), site.task)
 
 
 class NoSchedule:
-    """Takes what a schedule takes."""
+    """A class with the constructor of a schedule, but no schedule."""
 
     def __init__(self, *, microbatches: int) -> None:
         self.microbatches = microbatches
 
 
 class Idle(Schedule):
-    """Does nothing."""
+    """A schedule that yields no instruction."""
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """No instruction."""
+        """Yield nothing."""
         return iter(())
 
 
 class Stuck(GPipe):
-    """The first stage waits for gradients that the second makes after all forwards."""
+    """A schedule that deadlocks.
+
+    The first stage waits for gradients that the second stage computes after all forwards.
+    """
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """Forward and backward of a micro-batch in turn, on the first stage alone."""
+        """On the first stage, alternate forward and backward. Other stages are as in GPipe."""
         if place.stage:
             yield from super().batch(place)
             return
@@ -192,64 +198,64 @@ class Stuck(GPipe):
 
 
 class Endless(Idle):
-    """Never ends a batch."""
+    """A schedule whose batch never ends."""
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The step is made again and again."""
+        """Yield the step again and again."""
         while True:
             yield Step(0)
 
 
 class NoChunk(PPLL):
-    """Computes a chunk that the stage does not have."""
+    """A schedule that names a chunk that the stage does not have."""
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """PPLL's instructions, but for the chunk."""
+        """Yield PPLL's instructions for another chunk."""
         for instruction in super().batch(place):
             yield replace(instruction, chunk=7)
 
 
 class Sends(PPLL):
-    """Sends, which is not a schedule's to do."""
+    """A schedule that yields a send, which only the passes may add."""
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """PPLL's instructions, and a message."""
+        """Yield PPLL's instructions and a send."""
         yield from super().batch(place)
         yield SendActivations(1, 0, 0)  # type: ignore[misc]
 
 
 class Words(Idle):
-    """Yields something else."""
+    """A schedule that yields something other than instructions."""
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """A word."""
+        """Yield a string."""
         yield "forward"  # type: ignore[misc]
 
 
 class NoTransport:
-    """Takes what a transport takes."""
+    """A class with the constructor of a transport, but no transport."""
 
     def __init__(self, *, depth: int, wire_dtype: str | None) -> None:
         self.depth, self.wire_dtype = depth, wire_dtype
 
 
 class Unreadable(ImageDataset):
-    """Raises what is not the program's."""
+    """A data set that raises an exception that is not of this program."""
 
     class_count, channel_count = 10, 1
 
     def read(self, part: Part) -> Arrays:
-        """Raises."""
+        """Raise the exception."""
         raise RuntimeError("the disk is on fire")
 
 
 class Labelless(ImageDataset):
-    """As many labels as it likes."""
+    """A data set with too few labels."""
 
     class_count, channel_count = 10, 1
 
     def read(self, part: Part) -> Arrays:
-        """Two labels for three images."""
+        """Return three images and two labels."""
         return Arrays(np.zeros((3, 1, 8, 8), np.uint8), np.zeros(2, np.int64), "own.bin")
 
 
@@ -259,7 +265,7 @@ Setup = Callable[[], None]
 
 
 def file(name: str, content: str = "") -> Setup:
-    """A file, in a folder of its own where its name has one."""
+    """Return a function that writes a file, and creates its folder if needed."""
 
     def write() -> None:
         Path(name).parent.mkdir(exist_ok=True)
@@ -269,12 +275,12 @@ def file(name: str, content: str = "") -> Setup:
 
 
 def folder(name: str) -> Setup:
-    """An empty folder."""
+    """Return a function that makes an empty folder."""
     return lambda: Path(name).mkdir()
 
 
 def idx(array: np.ndarray[Any, Any], magic: int = 8) -> bytes:
-    """A file as Fashion-MNIST has them."""
+    """Return a file in the format of Fashion-MNIST."""
     header = bytes([0, 0, magic, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return header + array.astype(np.uint8).tobytes()
 
@@ -293,13 +299,13 @@ OWN = ["data=imagefolder", "data.root=root"]
 
 
 def own_pictures() -> None:
-    """Two classes, of which one has a picture that cannot be read."""
+    """Write pictures of two classes. One picture cannot be read."""
     write_classes(Path("root"), {"train/a": [1], "train/b": [2], "test/a": [3], "test/b": []})
     Path("root/test/b/broken.jpg").write_bytes(b"no picture")
 
 
 def fashion(changed: dict[str, bytes | None]) -> Setup:
-    """Fashion-MNIST in small, with other files, or without some, in `root`."""
+    """Return a function that writes a small Fashion-MNIST to `root`, with some files changed."""
     good = {
         TRAIN_IMAGES: idx(IMAGES),
         TRAIN_LABELS: idx(LABELS),
@@ -317,7 +323,7 @@ def fashion(changed: dict[str, bytes | None]) -> Setup:
 
 
 def cifar() -> None:
-    """Files with the names of CIFAR-10's."""
+    """Write files with the names of CIFAR-10's files, but with other contents."""
     batches = Path("root/cifar-10-batches-py")
     batches.mkdir(parents=True)
     for name in ("batches.meta", "test_batch", *(f"data_batch_{n}" for n in range(1, 6))):
@@ -325,14 +331,14 @@ def cifar() -> None:
 
 
 def record(**changed: object) -> Setup:
-    """A run directory `run`, with such changes in its `config.json`."""
+    """Return a function that writes a run directory `run` with changes in its `config.json`."""
     groups: dict[str, object] = {group: {} for group in GROUPS}
     config = {**groups, "choices": dict.fromkeys(GROUPS, "x"), **changed}
     return file("run/config.json", json.dumps(config))
 
 
 def link(name: str, beside: Setup | None = None, target: str = "nothing") -> Setup:
-    """A link, by default to something that is not there."""
+    """Return a function that makes a link, by default to a missing file."""
 
     def make() -> None:
         if beside is not None:
@@ -357,7 +363,7 @@ GPIPE = ["schedule=gpipe"]
 def row(
     name: str, arguments: list[str], start: str, possible: str, setup: Setup | None = None
 ) -> Row:
-    """What a test is called, what is given, how the line starts, and what it says after that."""
+    """Make a row: name of the test, arguments, start of the error line, and words in its rest."""
     return name, arguments, start, possible, setup
 
 
@@ -834,7 +840,7 @@ FOLDERS = [
 
 
 def blamed(group: str, target: type | str, possible: str, *others: str) -> Row:
-    """A class that is of no use."""
+    """Make a row in which a configuration group names a class that cannot be used."""
     path = target if isinstance(target, str) else f"{__name__}.{target.__name__}"
     if group == "model":
         others = (*own_model("")[1:], *others)
@@ -982,13 +988,13 @@ LIMIT_S = 60.0
 
 
 def key(name: str, *values: object) -> st.SearchStrategy[list[str]]:
-    """A key that has one of these values, or is left as it is."""
+    """Draw an override that gives this key one of the values, or no override."""
     return st.sampled_from([[], *([f"{name}={value}"] for value in values)])
 
 
 @st.composite
 def combinations(draw: st.DrawFn) -> list[str]:
-    """Overrides of a small run; each value is right, their combination need not be."""
+    """Draw overrides of a small run. Each value is valid alone; their combination may not be."""
     model = draw(st.sampled_from(sorted(MODEL)))
     overrides = [*TINY, *MODEL[model], "threads=1", "max_steps=2", f"progress_limit={LIMIT_S}"]
     if model == "vit":
@@ -1052,7 +1058,7 @@ def test_any_combination_trains_or_is_refused(
     if isinstance(found, ConfigError):
         groups = {override.partition("=")[0].partition(".")[0] for override in overrides}
         assert "\n" not in str(found)
-        assert found.key.partition(".")[0] in {*groups, "gpus"}  # which may be two by default
+        assert found.key.partition(".")[0] in {*groups, "gpus"}  # by default `gpus` may be 2
         return
     asked = dict(override.split("=", 1) for override in overrides)
     samples = SAMPLES - (HELD_OUT if "data.val_fraction" in asked else 0)

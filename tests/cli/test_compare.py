@@ -1,4 +1,4 @@
-"""ppll-compare, as a user meets it."""
+"""ppll-compare as a user sees it."""
 
 from pathlib import Path
 

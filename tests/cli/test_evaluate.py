@@ -1,4 +1,4 @@
-"""ppll-eval, as a user meets it."""
+"""ppll-eval as a user sees it."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_a_run_is_evaluated(
 def test_other_data_of_the_task(
     run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Normalised as the run's were; a key that is given stands."""
+    """The data are normalised like the run's data, unless the command line gives a key."""
     synthetic = [*SYNTHETIC, "data.train_samples=8", "data.test_samples=20"]
     out = ["--output", str(tmp_path / "out")]
     assert run_main(monkeypatch, run.folder, *synthetic, *out) == 0
@@ -103,7 +103,7 @@ def test_pictures_are_predicted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing is evaluated then, unless a split is asked for."""
+    """With --predict, no split is evaluated unless --split asks for it."""
     Image.new("L", (8, 8), 40).save(tmp_path / "a.png")
     Image.new("RGB", (20, 30)).save(tmp_path / "b.jpg")
     monkeypatch.chdir(tmp_path)
@@ -174,7 +174,7 @@ def test_an_option_of_one_s_own_is_found(
     config["choices"]["model"], config["format"] = "idle", 1
     del config["sha256"]
     (run.folder / "config.json").write_text(json.dumps(config))
-    own = tmp_path / "conf, mine"  # Hydra's grammar would take it for two words
+    own = tmp_path / "conf, mine"  # Hydra's grammar would read this name as two words
     (own / "model").mkdir(parents=True)
     (own / "model" / "idle.yaml").write_text("_target_: tests.own_models.Idle\n")
     assert run_main(monkeypatch, run.folder) == 2

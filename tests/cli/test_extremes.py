@@ -1,6 +1,6 @@
-"""Huge numbers in the configuration: each is refused or does no harm, at once.
+"""Huge numbers in the configuration: the program refuses them or uses them, without delay.
 
-`model.dim=99999999999` once had its divisors searched for an hour.
+`model.dim=99999999999` once made the program search for divisors for an hour.
 """
 
 import signal
@@ -22,12 +22,13 @@ SMALL += ["batch_size=8", "device=cpu", "threads=1", "gpus=2"]
 VIT = [*SMALL, "model.dim=16", "model.depth=3", "model.heads=2"]
 HUGE = (10**11, 2**63)
 LIMIT_S = 300
-"""All of them together take some seconds; what loops over one takes many minutes or years."""
+"""Limit in seconds. All tests together take some seconds; a loop over one huge number takes many
+minutes or years."""
 
 
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
-    """Ends a test that would go on for ever."""
+    """Fail a test that does not end."""
 
     def end(*_: object) -> None:
         pytest.fail(f"it goes on after {LIMIT_S} s")
@@ -40,7 +41,7 @@ def limit() -> Iterator[None]:
 
 
 def integers(config: Mapping[str, Any], *groups: str) -> Iterator[str]:
-    """Keys whose value is a whole number or null, so that one may stand there."""
+    """Yield the keys that may accept a whole number: those whose value is one, or null."""
     for key, value in config.items():
         if isinstance(value, dict) and key != "data":
             yield from integers(value, *groups, key)
@@ -77,7 +78,7 @@ def test_no_number_is_looped_over(case: list[str]) -> None:
     config, _ = compose_config(case)
     keys = list(integers(config))
     assert "epochs" in keys
-    if case is not VIT:  # what is not of a group is the same in all cases
+    if case is not VIT:  # keys outside of these groups are the same in all cases
         keys = [key for key in keys if key.startswith(("model.", "local.", "fba."))]
     assert any(key.startswith("model.") for key in keys)
     lines = []

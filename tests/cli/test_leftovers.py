@@ -1,4 +1,4 @@
-"""What stays of folders that Hydra made for what was refused."""
+"""Folders that Hydra made for a refused run or sweep are removed, and no others."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_a_sweep_of_refused_jobs_leaves_nothing(sweep: Path, tmp_path: Path) -> None:
-    """Not even the folders above it, if nothing else is in them."""
+    """Parents of the folder go too if they are empty."""
     made = {sweep, *list(sweep.parents)[:3]}
     remove_sweep(sweep, made)
     assert list(tmp_path.iterdir()) == []
-    remove_sweep(sweep, made)  # is gone
+    remove_sweep(sweep, made)  # a second call finds no folder
 
 
 def test_a_sweep_in_which_a_job_ran_stays(sweep: Path) -> None:

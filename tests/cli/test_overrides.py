@@ -1,4 +1,4 @@
-"""The command line before Hydra reads it."""
+"""Checks of the command line before Hydra reads it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def auto(*overrides: str, sweep: bool = False) -> list[str]:
 
 
 def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
-    """The folder could neither be resumed nor used again."""
+    """Such a folder could once neither be resumed nor used again."""
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "ppll-run.log").touch()
     given = [f"hydra.run.dir={tmp_path}"]
@@ -27,7 +27,7 @@ def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
 def test_a_folder_named_by_the_environment_beside_an_option_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The option, of --config-dir, is not known before Hydra starts; it once was refused here."""
+    """Before Hydra starts, an option from --config-dir is unknown. The check once refused it."""
     monkeypatch.setenv("WHERE", str(tmp_path / "run"))
     given = ["hydra.run.dir=${oc.env:WHERE}", "model=mine"]
     assert check_run_dir(given) == {tmp_path / "run"}
@@ -47,8 +47,8 @@ def test_auto_begins_where_no_run_is_and_goes_on_where_one_is(
     (tmp_path / "a run").mkdir()
     assert auto(*given) == begins
     (tmp_path / "a run" / "notes.txt").touch()
-    assert auto(*given) == begins  # it is refused as without resume=auto
-    (tmp_path / "a run" / "config.json").symlink_to("nowhere")  # it is refused as on resume
+    assert auto(*given) == begins  # Hydra's check refuses it later, as without resume=auto
+    (tmp_path / "a run" / "config.json").symlink_to("nowhere")  # resuming refuses it later
     assert auto(*given) == ["seed=3", "gpus=4", f'resume="{tmp_path / "a run"}"']
 
 

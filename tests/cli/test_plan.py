@@ -1,4 +1,4 @@
-"""ppll-plan, as a user meets it and from within."""
+"""ppll-plan as a user sees it, and its classes."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -130,7 +130,7 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("given", "cores", "threads"),
     [
-        (["gpus=1,2,4,64"], 16, 4),  # as ppll-run gpus=4 has; 64 do not fit
+        (["gpus=1,2,4,64"], 16, 4),  # as with ppll-run gpus=4; 64 devices are more than the cores
         (["gpus=2"], 2, 1),
         (["gpus=64"], 2, 1),
         (["gpus=1"], 2, 2),
@@ -147,7 +147,7 @@ def test_all_workers_have_the_same_threads(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where times are kept."""
+    """Return the folder in which measured times are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "ppll-run" / "profile"
 
@@ -157,7 +157,7 @@ Make = Callable[..., Planner]
 
 @pytest.fixture
 def planner(cache: Path) -> Iterator[Make]:
-    """Makes planners whose processes end with the test."""
+    """Return a function that makes planners. Their processes end with the test."""
     with ExitStack() as stack:
 
         def make(*overrides: str) -> Planner:
@@ -172,7 +172,8 @@ def test_a_second_plan_measures_nothing(
     cache: Path, planner: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = planner("schedule=bp,gpipe,ppll").rows(2)
-    # Whole batches and micro-batches, each alone and, where there are cores, beside a neighbour.
+    # There is a file for whole batches and one for micro-batches, each measured alone. If there are
+    # cores for a neighbour, there are two more, measured beside it.
     assert len(list(cache.iterdir())) in (2, 4)
     monkeypatch.delattr("ppll_cli.predict.meter.Meter._start")
     assert planner("schedule=bp,gpipe,ppll").rows(2) == first
@@ -202,7 +203,7 @@ def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
 
 
 def test_replicas_have_rows_of_their_own(planner: Make) -> None:
-    """They share a batch, so each takes about half as long, and an all-reduce."""
+    """Replicas share a batch, so each takes about half as long, and then averages gradients."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")
     rows = found.rows(2)
     assert list(rows) == ["bp", "ppll", "bp, 2 replicas", "ppll, 2 replicas"]
@@ -215,7 +216,7 @@ def test_replicas_have_rows_of_their_own(planner: Make) -> None:
 
 
 def test_the_fastest_layout(cache: Path) -> None:
-    """Of all, and over a slow network the one that sends no gradients, which are larger."""
+    """On a slow network, the fastest layout sends no gradients, because they are larger."""
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll", "model.dim=128", "batch_size=4"])
     for network in (1e12, 1e3):
         interconnect = Interconnect(between=Link(network))
@@ -243,7 +244,7 @@ def test_the_fastest_layout(cache: Path) -> None:
 def test_who_computes_beside_whom_is_reckoned_by_machine(
     cache: Path, monkeypatch: pytest.MonkeyPatch, neighbours: int | None
 ) -> None:
-    """Unless it is said."""
+    """If `neighbours` is given, it is used instead."""
     asked = list[tuple[int, int | None]]()
 
     def spy(job: Job, *given: Any) -> Prediction:
@@ -285,7 +286,7 @@ def test_how_the_tables_came_about(planner: Make) -> None:
 
 
 def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
-    """(K - 1) / M against 1F1B, and a third of that against zero bubble."""
+    """The bound is (K - 1) / M against 1F1B, and a third of that against ZB-H1."""
     found = planner("schedule=1f1b,zb_h1,ppll", "schedule.microbatches=6")
     against_1f1b, against_zb = found.notes([1, 2, 8])[-2:]
     assert "ahead of 1f1b" in against_1f1b
@@ -296,7 +297,7 @@ def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
 
 
 def test_more_options_for_the_groups(tmp_path: Path) -> None:
-    own = tmp_path / "conf, mine"  # Hydra's grammar would take it for two words
+    own = tmp_path / "conf, mine"  # Hydra's grammar would read this name as two words
     (own / "model").mkdir(parents=True)
     lines = ["defaults: [vit]", "depth: 5"]
     (own / "model" / "mine.yaml").write_text("\n".join(lines))

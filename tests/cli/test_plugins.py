@@ -1,4 +1,4 @@
-"""Hydra's plugins, which are not ours and are installed by those who want them."""
+"""Hydra's plugins, which users may install, work with this program's configuration."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ppll_cli.config import settings
 from tests.conftest import compose_config
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of optuna's, for Hydra's plugin to heed
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # optuna warns about a use in Hydra's plugin
 @pytest.mark.parametrize(
     ("plugin", "overrides"),
     [

@@ -1,4 +1,4 @@
-"""`resume=RUN_DIR` as a user meets it."""
+"""`resume=RUN_DIR` as a user sees it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.program import ppll_run
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Of all files; of folders, that they are there."""
+    """Return the content of every file, by path; None for a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -55,7 +55,7 @@ def test_a_refusal_is_one_line_and_changes_nothing(
 
 
 def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
-    """The module stands where a user's own classes are found: in the current directory."""
+    """The module is in the current directory, where the program looks for classes of the user."""
     folder = write_config(tmp_path / "run")
     evil = "from pathlib import Path\nPath('touched').touch()\nclass Evil: pass\n"
     (folder.parent / "evil_module.py").write_text(evil)
@@ -65,7 +65,8 @@ def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert f"give schedule._target_={EVIL} again" in result.stderr
     assert contents(folder.parent) == before
-    # The same module, named by the user, is imported, so that it would have been found.
+    # If the user names the class, the program imports this module. So it could have imported it
+    # before.
     result = ppll_run("resume=run", f"schedule._target_={EVIL}", cwd=folder.parent)
     assert result.returncode == 2
     assert (folder.parent / "touched").exists()
@@ -73,11 +74,11 @@ def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
-    """As by a batch system, and then with other stages; nothing that was recorded is lost."""
+    """A batch system terminates the run. It resumes with other stages, and no record is lost."""
     case = [*TINY, "epochs=100000", "eval_every=1", "local.modules=3", "model.dropout=0.1"]
     with start(*case, cwd=tmp_path) as process:
         assert process.stdout is not None
-        while "epoch 1/" not in (line := process.stdout.readline()):  # then it trains
+        while "epoch 1/" not in (line := process.stdout.readline()):  # now it trains
             assert line, "the run has ended"
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=60)
@@ -96,7 +97,7 @@ def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("completed", steps)
     assert len(summary["stages"]) == 3
-    assert summary["threads"] == stopped["threads"]  # of two workers
+    assert summary["threads"] == stopped["threads"]  # the number was chosen for two workers
     assert {name: (folder / name).read_bytes() for name in kept} == kept
     logged = (folder / "ppll-run.log").read_text()
     assert logged.startswith(log)
@@ -110,7 +111,7 @@ def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
 
 
 def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
-    """This run died before its first checkpoint, and is completed."""
+    """The run died before its first checkpoint. Resuming completes it."""
     options = tmp_path / "conf" / "model"
     options.mkdir(parents=True)
     (options / "mine.yaml").write_text("_target_: tests.own_models.Skipping\nwidth: 9\n")
@@ -128,7 +129,7 @@ def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
     assert "the run starts again at step 0" in result.stderr
     assert "completed after 2 steps" in result.stdout
     assert (folder / "config.json").read_bytes() == config
-    # What is an option's own is as it was then, whatever stands in its file now.
+    # The run keeps the values that its option had at the start, although the file has changed.
     assert load_file(folder / "model.safetensors")["first.a.weight"].shape == (4, 3 * 8 * 8)
 
 
@@ -136,7 +137,7 @@ def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
 def test_the_same_command_begins_a_run_goes_on_with_it_and_finds_it_complete(
     tmp_path: Path,
 ) -> None:
-    """As a batch system starts it again and again, with less time than the run takes."""
+    """A batch system starts the same command again and again. Each time, it stops the run early."""
     given = [*TINY, "timeline=false", "epochs=2", "resume=auto", "hydra.run.dir=run"]
     result = ppll_run(*given, "max_minutes=0.0001", cwd=tmp_path)
     assert result.returncode == 128 + signal.SIGTERM, result.stderr

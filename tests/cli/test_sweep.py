@@ -1,4 +1,4 @@
-"""How a sweep ends: with the comparison of its runs, wherever they ran."""
+"""A sweep ends with the comparison of its runs, wherever they ran."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ TOLD: list[tuple[Path, str]] = []
 
 
 class Told(NoTracker):
-    """Is told of a sweep."""
+    """A tracker that records the sweeps that it receives."""
 
     def sweep(self, folder: Path, name: str) -> None:
         assert (folder / "comparison.png").exists()
@@ -34,7 +34,7 @@ def config(folder: Path) -> DictConfig:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of the sweep."""
+    """Return the folder of a sweep."""
     TOLD.clear()
     folder = tmp_path / "2026-11-25" / "12-00-00-7"
     folder.mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_failed_and_refused_jobs_are_counted(folder: Path) -> None:
 
 
 def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> None:
-    """A job that was killed before it began leaves nothing in the comparison."""
+    """A job that was killed before it began has no line in the comparison."""
     jobs = [[f"seed={n}"] for n in range(5)]
     record = record_of(["hydra/launcher=joblib"], jobs, [str(n) for n in range(5)])
     write_json(folder / "sweep.json", record)
@@ -87,7 +87,7 @@ def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> Non
 
 
 def test_a_search_says_that_it_is_one(folder: Path) -> None:
-    """It cannot go on, and `resume` is to say why."""
+    """A search cannot be resumed, so the program records it, and `resume` explains it."""
     searches = config(folder)
     searches.hydra.runtime.choices["hydra/sweeper"] = "optuna"
     CompareRuns().on_multirun_start(searches)

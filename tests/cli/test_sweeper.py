@@ -1,4 +1,4 @@
-"""Sweeps that stop and go on, with jobs that are faked: the program runs in this process."""
+"""Sweeps that stop and are resumed. Jobs are faked, and the program runs in this process."""
 
 import json
 import re
@@ -26,12 +26,12 @@ from tests.program import restored
 
 @dataclass
 class Jobs:
-    """Does what a test wants in the place of training.
+    """Replaces the training of jobs by results that a test chooses.
 
     Attributes:
-        plan: What a job, by the name of its folder, is to come to the next time that it runs.
-        ran: The jobs that ran: folder, whether it went on with a run, seed.
-        trackers: Of these, by folder.
+        plan: By folder name of a job, how the job ends the next time that it runs.
+        ran: The jobs that ran: name of the folder, whether a run was resumed, and the seed.
+        trackers: The option of the tracker of each job, by folder name.
     """
 
     plan: dict[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Jobs:
 
 @dataclass
 class Said:
-    """What a command came to."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -81,9 +81,9 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
 def main(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jobs: Jobs
 ) -> Main:
-    """Runs the program in this process, in a folder of its own."""
+    """Return a function that runs the program in this process, in a separate folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it; so it is taken back
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it too; undo it after the test
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(forkserver, "start", lambda: None)
     monkeypatch.setattr(forkserver, "stop", lambda: None)
@@ -101,7 +101,7 @@ def main(
 
 
 def stopped(main: Main, jobs: Jobs, *more: str) -> str:
-    """Stop a sweep of five jobs in the fourth one; returns the command that goes on with it."""
+    """Stop a sweep of five jobs in its fourth job, and return the command that resumes it."""
     jobs.plan |= {"1": "failed", "2": "refused", "3": "interrupted"}
     said = main("-m", "seed=0,1,2,3,4", "hydra.sweep.dir=swept", *more)
     assert said.status == 128 + signal.SIGINT
@@ -117,7 +117,7 @@ def arguments_of(command: str) -> list[str]:
 
 
 def table(folder: Path) -> str:
-    """The comparison that a sweep ended with, without its place."""
+    """Return the comparison that a sweep ended with, without the names of folders."""
     return (folder / "comparison.csv").read_text().replace(str(folder), "")
 
 
@@ -127,7 +127,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: 
     folder = tmp_path / "swept"
     assert arguments_of(command) == ["--multirun", f"resume={folder}"]
     before = {p: p.read_bytes() for n in "013" for p in (folder / n).rglob("*") if p.is_file()}
-    (folder / "4" / "left").mkdir(parents=True)  # by a start-up that was killed
+    (folder / "4" / "left").mkdir(parents=True)  # left by a start-up that was killed
     said = main(*arguments_of(command))
     assert said.status == 0, said.err
     assert jobs.ran == [("1", True, 1), ("2", False, 2), ("3", True, 3), ("4", False, 4)]
@@ -148,13 +148,16 @@ def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: 
     assert record["jobs"] == [[f"seed={n}"] for n in range(5)]
     assert (record["launcher"], record["folders"]) == ("basic", ["0", "1", "2", "3", "4"])
     jobs.ran.clear()
-    assert main("-m", "resume=swept").status == 0  # nothing is left to do
+    assert main("-m", "resume=swept").status == 0  # no job is left to run
     assert jobs.ran == []
 
 
 @pytest.mark.slow
 def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path: Path) -> None:
-    """Neither a class nor a tracker is taken from the folder, for jobs that never began either."""
+    """Neither a class nor a tracker is read from the folder.
+
+    This is also true for a job that never began.
+    """
     jobs.plan["0"] = "interrupted"
     swept = ["model._target_=a.Mine,b.Yours", "tracker=tensorboard"]
     said = main("-m", "hydra.sweep.dir=swept", *swept)
@@ -167,7 +170,7 @@ def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path:
     assert said.status == 2
     remedy = "model._target_=b.Yours: a class of your own is not imported just because"
     assert remedy in said.err
-    assert remedy in said.out  # where the comparison says why
+    assert remedy in said.out  # the comparison says why
     assert jobs.ran == [("0", True, 0)]
     assert jobs.trackers == {"0": "none"}
     said = main(*arguments_of(command))
@@ -204,13 +207,13 @@ def test_a_refusal_before_the_first_job_leaves_nothing(main: Main, tmp_path: Pat
 def test_where_jobs_are_is_recorded_as_they_are_named(
     main: Main, jobs: Jobs, tmp_path: Path
 ) -> None:
-    """The folders' names come from the jobs' numbers, which stay what they were."""
+    """Names of folders contain the jobs' numbers, which do not change when the sweep is resumed."""
     jobs.plan["job-2"] = "failed"
     swept = ["seed=1,2,3,4", "hydra.sweeper.max_batch_size=3", "checkpoint.keep=${hydra:job.num}"]
     subdir = "hydra.sweep.subdir=job-${hydra:job.num}"
     said = main("-m", "hydra.sweep.dir=swept", subdir, *swept)
     folder = tmp_path / "swept"
-    assert said.status == 2  # job 0 is to keep no checkpoint
+    assert said.status == 2  # job 0 is refused, because it would keep 0 checkpoints
     assert [job.folder.name for job in read_sweep(folder).jobs] == [f"job-{n}" for n in range(4)]
     jobs.ran.clear()
     said = main("-m", "resume=swept")

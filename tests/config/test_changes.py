@@ -1,4 +1,4 @@
-"""What of a configuration is shown: what makes it from the defaults."""
+"""`changes` finds the overrides that turn the defaults into a configuration."""
 
 import shlex
 
@@ -42,7 +42,10 @@ def test_they_make_the_same_configuration(overrides: list[str]) -> None:
 
 
 def test_a_bank_whose_defaults_are_resolved_is_named_once() -> None:
-    """As a resumed run has it: `local.bank` follows `fba`, and cannot be given."""
+    """In a resumed run the defaults are resolved.
+
+    `local.bank` follows `fba`, and cannot be given.
+    """
     config, choices = compose_config(["fba=on"])
     bank = {**config["fba"], "features": "every", "fusion": "concatenate"}
     config |= {"fba": bank, "local": {**config["local"], "bank": bank}}

@@ -1,4 +1,4 @@
-"""What is printed to be copied: words that a shell and Hydra read as they were meant."""
+"""A shell and Hydra read printed commands as they are meant."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ VALUES = LEAVES | st.lists(LEAVES, max_size=3)
 
 
 def read(override: str) -> Any:
-    """The value that Hydra and then OmegaConf find in an override."""
+    """Return the value that Hydra and then OmegaConf read from an override."""
     (found,) = PARSER.parse_overrides([override])
     assert found.key_or_group == "key"
     value: Any = OmegaConf.to_container(OmegaConf.create({"key": found.value()}), resolve=True)
@@ -80,7 +80,10 @@ def test_a_shell_reads_words_as_they_were_meant() -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Has this process look as one that was started in some way, with scripts beside its Python."""
+    """Return a function that pretends how the user started this process.
+
+    The scripts of the project are beside the process's Python.
+    """
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
@@ -128,7 +131,7 @@ def test_of_the_script_that_sets_everything_up(started: Any, tmp_path: Path) -> 
     script = str(tmp_path / ".venv" / "bin" / "ppll-run")
     started("python", script, script=script, wrapper="scripts/run")
     assert programs() == ("scripts/run a=1", ".venv/bin/ppll-compare 'b c'")
-    started("python", script, script=script, wrapper="run")  # as of `bash run`
+    started("python", script, script=script, wrapper="run")  # as with `bash run`
     assert command("ppll-run") == "./run"
 
 
@@ -140,7 +143,7 @@ def test_of_a_module(started: Any, tmp_path: Path) -> None:
         "python -X dev -m ppll_cli.cli.compare 'b c'",
     )
     started("python", "-Im", "ppll_cli.cli.compare", "ppll_cli", script="x", path="/usr/bin:/bin")
-    python = tmp_path / ".venv" / "bin" / "python"  # `python` would be another one
+    python = tmp_path / ".venv" / "bin" / "python"  # in this PATH, `python` is another Python
     assert command("ppll-run") == f"{python} -Im ppll_cli"
 
 
@@ -158,7 +161,7 @@ def test_a_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_script_says_how_it_was_called() -> None:
-    """It would set up an environment first: here it does everything but that."""
+    """Run the script without its steps that set up an environment."""
     text = (ROOT / "scripts" / "run").read_text()
     text = text.replace('set_up "[all]" "$root"', "").replace("exec", f"echo ${STARTED_AS} #")
     text = text.replace('source "$root/scripts/_setup"', "")

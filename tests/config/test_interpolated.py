@@ -1,4 +1,4 @@
-"""What an environment variable says is a number where a number is wanted."""
+"""Text from an environment variable becomes a number where the key needs a number."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def read(*overrides: str) -> dict[str, Any]:
         ("model.dim", "64", 64),
         ("schedule.microbatches", "2", 2),
         ("data.val_fraction", "0.25", 0.25),
-        ("data.root", "2026", "2026"),  # a folder's name
+        ("data.root", "2026", "2026"),  # the name of a folder
         ("device", "cpu", "cpu"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a run returns to a sweeper."""
+"""The objective that a run returns to a sweeper."""
 
 from typing import Any
 

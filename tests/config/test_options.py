@@ -21,11 +21,11 @@ def test_each_schedule_has_its_own_name(name: str) -> None:
     config, _ = compose_config([f"schedule={name}"])
     assert as_typed("schedule", config["schedule"]["_target_"]) == ("schedule", name)
     schedule: Schedule = make("schedule", config["schedule"])
-    assert name in (LOCAL if schedule.local else WHOLE)  # as comparisons know it
+    assert name in (LOCAL if schedule.local else WHOLE)  # comparisons use the same names
 
 
 def test_a_class_of_several_options_or_of_none_has_its_path() -> None:
-    vit = "ppll_cli.models.vit.ViT"  # model=vit and model=vit_base
+    vit = "ppll_cli.models.vit.ViT"  # `model=vit` and `model=vit_base` both name this class
     assert as_typed("model", vit) == ("model._target_", vit)
     assert as_typed("schedule", "my.Own") == ("schedule._target_", "my.Own")
 

@@ -1,4 +1,4 @@
-"""What the configuration refuses, and what it works out."""
+"""The configuration refuses wrong values, and derives values from others."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def parse(changes: dict[str, object], *overrides: str) -> Settings:
-    """The settings of a composed configuration whose keys were changed afterwards."""
+    """Return the settings of a composed configuration after changes of its keys."""
     config = deepcopy(composed("batch_size=64", *overrides))
     for key, value in changes.items():
         *groups, name = key.split(".")
@@ -197,11 +197,11 @@ def test_right_values_are_kept(changes: dict[str, object]) -> None:
     [
         (8, "max 100000", 8),
         (8, "250000 100000", 2),
-        (8, "50000 100000", 1),  # half a core is one
+        (8, "50000 100000", 1),  # half a core counts as one
         (2, "800000 100000", 2),
         (8, "", 8),
         (8, "nonsense here", 8),
-        (8, None, 8),  # there is no such file
+        (8, None, 8),  # the file does not exist
     ],
 )
 def test_usable_cores(
@@ -238,7 +238,7 @@ def test_threads_per_worker(
     threads: int | None,
     expected: int,
 ) -> None:
-    """The usable cores are shared among `gpus` as given, for schedules on one device too."""
+    """The usable cores are shared among `gpus` as given, even for schedules on one device."""
     monkeypatch.setattr(settings, "usable_cores", lambda: cores)
     for schedule in ("ppll", "bp"):
         found = parse({"gpus": gpus, "threads": threads}, f"schedule={schedule}")
@@ -288,7 +288,7 @@ def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -
 @pytest.mark.parametrize(
     ("given", "first", "features", "fusion"),
     [
-        ({}, True, "every", "concatenate"),  # the record of a run of before has no such keys
+        ({}, True, "every", "concatenate"),  # records of older runs lack these keys
         ({"features": None, "fusion": None}, False, "every", "concatenate"),
         ({"features": None, "fusion": None}, True, "first", "add"),
         ({"features": "every", "fusion": None}, True, "every", "concatenate"),

@@ -18,7 +18,7 @@ from ppll_cli.errors import ConfigError
 
 
 class Options:
-    """Takes values of every kind."""
+    """Has options of every kind."""
 
     def __init__(  # type: ignore[no-untyped-def]  # one option has no type
         self,
@@ -188,28 +188,28 @@ def test_what_the_class_itself_refuses() -> None:
 
 
 class Odd:
-    """Options that YAML cannot write as they are, or that only the class can judge."""
+    """Has options whose types YAML lacks, and one that only the class itself can check."""
 
     def __init__(self, *, size: tuple[int, int], folder: Path, module: nn.Module | None) -> None:
         self.size, self.folder, self.module = size, folder, module
 
 
 def test_values_become_what_the_annotation_says() -> None:
-    """A list is all that YAML has for a tuple, and a string for a path."""
+    """YAML has no tuples and no paths, so users write lists and text."""
     made = of(Odd, size=[1, 2], folder="here", module=None)
     assert (made.size, made.folder, made.module) == ((1, 2), Path("here"), None)
     assert refusal(Odd, size=[1], folder="here", module=None).key == "group.size"
 
 
 def test_a_class_without_a_signature() -> None:
-    """Found as a traceback: what is written in C may have none."""
+    """A class written in C may have no signature. This once ended with a traceback."""
     with pytest.raises(ConfigError, match=r"^group\._target_=collections\.OrderedDict: cannot be"):
         make("group", {"_target_": "collections.OrderedDict"})
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, where modules lie that nobody asked for."""
+    """Return the current directory. It holds a module that must not be imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
     monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
@@ -220,7 +220,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_current_directory_is_searched_last_and_only_for_a_users_class(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A `dill.py` or `torch.py` that lay there ran."""
+    """A `dill.py` or `torch.py` in the current directory was once imported."""
     before = [*sys.path]
     make("group", {"_target_": "string.Formatter"})
     make("group", {"_target_": f"{__name__}.Child", "own": "x", "width": 3})
@@ -250,7 +250,7 @@ def test_a_users_class_is_where_the_program_was_started(
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["ppll_cli", "ppll_cli.cli.plan"])
 def test_what_lies_in_the_current_directory_does_not_run(tmp_path: Path, module: str) -> None:
-    """`python -m` searches it first."""
+    """With `python -m`, Python searches the current directory first."""
     for name in ("hydra", "pydantic", "torch", "logging"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'a')")
     command = [sys.executable, "-m", module, "model.dim=x"]

@@ -1,4 +1,4 @@
-"""What the tests of data sets share."""
+"""Fixtures for the tests of data sets."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -30,20 +30,20 @@ SHARED = {
 
 @pytest.fixture
 def options() -> Callable[..., dict[str, Any]]:
-    """The keyword arguments that every data set takes, with changes."""
+    """Return a function: the keyword arguments that every data set takes, with changes."""
     return lambda **changes: SHARED | changes
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of the user's, for `root=None`."""
+    """Return an empty cache folder of the user, which data sets with `root=None` use."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "ppll-run" / "data"
 
 
 @pytest.fixture
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file under a folder, to see that nothing changed."""
+    """Return a function that reads every file below a folder, by path."""
     return lambda folder: {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -53,7 +53,7 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> NoWaiting:
-    """Within it, batch makers may copy to the device by `to_device` alone."""
+    """Return a mode in which only `to_device` may copy batches to the device."""
     mode = NoWaiting()
     for module in (augment, randaugment, batches, patches, scene_batches):
         monkeypatch.setattr(module, "to_device", mode.staged)
@@ -61,17 +61,17 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> NoWaiting:
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """A web server that logs nothing."""
+    """Answers requests of a web server, and logs nothing."""
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[dict[str, bytes]], str]]:
-    """Serves files on this machine; returns the address of the first."""
+    """Return a function that serves files on this machine, and returns the first file's URL."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder = tmp_path / "served"
     folder.mkdir()

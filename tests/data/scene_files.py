@@ -1,4 +1,4 @@
-"""Small data sets for detection as files, in the published layouts, and Fashion-MNIST in small."""
+"""Writes small data sets for detection, in the published layouts, and a small Fashion-MNIST."""
 
 import json
 from collections.abc import Sequence
@@ -18,18 +18,19 @@ VOC_OBJECTS: dict[str, Sequence[tuple[str, Sequence[float], bool]]] = {
     "000003": [("cat", (1, 1, 50, 40), False), ("cow", (20, 20, 19, 30), False)],
     "000004": [("car", (-3, 10.5, 60, 20), False)],
 }
-"""Names, then left, top, right and bottom as VOC counts, from 1, and whether it is difficult.
+"""The objects of each picture: name, box, and whether the object is difficult.
 
-The cow is degenerate; the car reaches beyond the picture, and one of its sides is between pixels.
+A box is left, top, right and bottom, counted from 1 as in VOC. The cow's box has no area. The car's
+box extends beyond the picture, and one of its sides is between two pixels.
 """
 
 
 def voc_xml(name: str, objects: Sequence[tuple[str, Sequence[float], bool]]) -> str:
-    """An annotation."""
+    """Return the annotation of a picture."""
     parts = []
     for label, (left, top, right, bottom), difficult in objects:
         sides = f"<xmin>{left}</xmin><xmax>{right}</xmax><ymin>{top}</ymin><ymax>{bottom}</ymax>"
-        # People have parts with names and boxes of their own, which are no objects.
+        # In VOC, people have parts with names and boxes. These are not objects.
         part = f"<part><name>head</name><bndbox>{sides}</bndbox></part>"
         parts.append(
             f"<object><name>{label}</name><pose>Left</pose><truncated>0</truncated>"
@@ -40,7 +41,7 @@ def voc_xml(name: str, objects: Sequence[tuple[str, Sequence[float], bool]]) -> 
 
 
 def write_voc(root: Path, years: Sequence[str] = ("2007", "2012")) -> Path:
-    """Four pictures for each list of each year, named 000001 to 000004 after it."""
+    """Write four pictures for each list of each year. Their names begin with the list's name."""
     for year in years:
         devkit = root / "VOCdevkit" / f"VOC{year}"
         lists = devkit / "ImageSets" / "Main"
@@ -60,7 +61,7 @@ def write_voc(root: Path, years: Sequence[str] = ("2007", "2012")) -> Path:
 
 
 COCO_CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 1, "name": "person"}, {"id": 90, "name": "x"}]
-"""Not in order, and with gaps, as COCO's are."""
+"""Like COCO's categories, these are not in order of their ids, and some ids are missing."""
 
 COCO_BOXES = [
     (30, 17, (4.5, 3, 20, 10), 0),
@@ -68,11 +69,12 @@ COCO_BOXES = [
     (7, 90, (40, 30, 30, 30), 0),
     (7, 1, (10, 10, 0.4, 20), 0),
 ]
-"""Picture, category, left, top, width and height, crowd: one beyond the border, one degenerate."""
+"""For each box: picture, category, left, top, width and height, and whether it is a crowd. One box
+extends beyond its picture, one is thinner than a pixel."""
 
 
 def write_coco(root: Path) -> Path:
-    """Three pictures for training, 7, 9 and 30, and for the test; 9 has nothing in it."""
+    """Write three pictures (7, 9 and 30) for each part. Picture 9 has no objects."""
     (root / "annotations").mkdir(parents=True)
     for part in ("train2017", "val2017"):
         (root / part).mkdir()
@@ -96,13 +98,13 @@ def write_coco(root: Path) -> Path:
 
 
 def idx(array: NDArray[Any]) -> bytes:
-    """An idx file of bytes."""
+    """Return an idx file of bytes."""
     header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return header + array.astype(np.uint8).tobytes()
 
 
 def write_fashion(root: Path, count: int = 20) -> Path:
-    """Fashion-MNIST's four files with discs and rings, larger ones for higher classes."""
+    """Write Fashion-MNIST's four files, with discs and rings. Higher classes have larger ones."""
     root.mkdir(parents=True)
     rows, columns = np.mgrid[:28, :28] - 13.5
     distance = np.hypot(rows, columns)

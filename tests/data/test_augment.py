@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from ppll_cli.data.augment import normalise, random_crop, random_flip
 
 IMAGES = torch.randint(1, 256, (400, 2, 6, 7), dtype=torch.uint8)
-IMAGES = IMAGES.copy_(torch.arange(1, 85).view(2, 6, 7))  # no two pixels of an image are alike
+IMAGES = IMAGES.copy_(torch.arange(1, 85).view(2, 6, 7))  # all pixels of an image are different
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -14,7 +14,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def naive_crops(image: NDArray[np.uint8], pad: int, mode: str) -> list[bytes]:
-    """Every crop that may come of an image, made one by one by NumPy's padding."""
+    """Return every possible crop of an image, padded by NumPy."""
     name = "constant" if mode == "zeros" else mode
     padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), mode=name)  # type: ignore[call-overload]
     _, height, width = image.shape
@@ -33,7 +33,7 @@ def test_a_crop_is_one_of_the_possible_and_all_of_them_come(pad: int, mode: str)
     assert cropped.dtype == torch.uint8
     found = {image.numpy().tobytes() for image in cropped}
     assert found <= set(allowed)
-    if len(allowed) < 30:  # 400 draws miss one of 25 with probability below 1e-5
+    if len(allowed) < 30:  # 400 draws miss one of 25 crops with a probability below 1e-5
         assert found == set(allowed)
 
 
@@ -73,7 +73,7 @@ def test_normalised_pixels_follow_the_formula() -> None:
     images = normalise(IMAGES, mean, std)
     assert images.dtype == torch.float32
     expected = (IMAGES.double() / 255 - mean.double()) / std.double()
-    torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)  # float32's rounding
+    torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)  # rounding errors
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -19,7 +19,7 @@ AUGMENTED = {"pad": 2, "pad_mode": "reflect", "flip": True}
 
 @pytest.fixture
 def make(options: Options) -> Callable[..., Batches]:
-    """Batches of six of 23 samples, with other options where they are given."""
+    """Return a function that makes batches of 6 out of 23 samples, with changes of options."""
 
     def batches(seed: int = 0, batch_size: int = 6, **changes: object) -> Batches:
         dataset = Synthetic(**options(**OWN | changes))
@@ -128,7 +128,10 @@ def test_the_data_stay_bytes(make: Callable[..., Batches]) -> None:
 def test_no_batch_makes_the_host_wait_for_the_device(
     options: Options, no_waiting: NoWaiting, mode: str
 ) -> None:
-    """A new epoch copies its order; a batch copies where crops begin and what is mirrored."""
+    """A new epoch copies its order.
+
+    Each batch copies positions of crops, and which images to mirror.
+    """
     dataset = Synthetic(**options(**OWN | AUGMENTED | {"pad_mode": mode}))
     batches = dataset.batches(dataset.load(), 6, 0, DEVICE)
     with no_waiting:

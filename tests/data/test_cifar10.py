@@ -22,7 +22,10 @@ FOLDER = "cifar-10-batches-py"
 
 
 def batch(pixels: NDArray[np.uint8], labels: list[int]) -> bytes:
-    """A file as Python 2 and its NumPy pickled it: old module, integers as flags of a dtype."""
+    """Return a file as pickled by Python 2.
+
+    It has NumPy's old module name, and integers as flags of a dtype.
+    """
     content = pickle.dumps(
         {"labels": labels, "data": pixels.reshape(len(pixels), pixels[0].size)}, 2
     )
@@ -31,7 +34,10 @@ def batch(pixels: NDArray[np.uint8], labels: list[int]) -> bytes:
 
 
 def published() -> Files:
-    """Five batches of two images and a test batch of two; labels are 0 to 9, then 0 and 1."""
+    """Return five training files and a test file of two images each.
+
+    Labels are 0 to 9, then 0 and 1.
+    """
     files = {
         f"data_batch_{n + 1}": batch(PIXELS[2 * n : 2 * n + 2], [2 * n, 2 * n + 1])
         for n in range(5)
@@ -46,7 +52,10 @@ def md5(content: bytes) -> str:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], str]:
-    """Writes files and lets torchvision take them for the published ones; returns the root."""
+    """Return a function that writes files as if they were the published ones.
+
+    It returns the root.
+    """
 
     def write(files: Files) -> str:
         (tmp_path / FOLDER).mkdir()
@@ -86,7 +95,7 @@ def test_files_become_splits_and_stay_as_they_are(
 def test_numpys_complaint_about_old_pickles_is_kept_from_the_user(
     options: Options, install: Callable[[Files], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NumPy 2.4.0 to 2.4.4 warn, once a file, that `align` is no boolean."""
+    """NumPy 2.4.0 to 2.4.4 warn for each file that `align` is no boolean."""
     root, unpickle = install(published()), pickle.load
 
     def complaining(*args: Any, **keys: Any) -> Any:
@@ -94,7 +103,7 @@ def test_numpys_complaint_about_old_pickles_is_kept_from_the_user(
         return unpickle(*args, **keys)
 
     monkeypatch.setattr(pickle, "load", complaining)
-    Cifar10(**options(root=root)).load()  # a warning would be an error
+    Cifar10(**options(root=root)).load()  # the test would fail if there were a warning
 
 
 def test_a_file_with_another_sum_is_named_and_not_unpickled(

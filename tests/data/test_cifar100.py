@@ -1,4 +1,4 @@
-"""CIFAR-100, where it is not as CIFAR-10: other files, and two labels a picture."""
+"""Tests where CIFAR-100 differs from CIFAR-10: other files, and two labels for each picture."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ PIXELS = np.random.RandomState(0).randint(256, size=(8, 3, 32, 32), dtype=np.uin
 
 
 def contents() -> dict[str, bytes]:
-    """Six training pictures and two test pictures; coarse labels differ from the fine ones."""
+    """Return six training pictures and two test pictures. Coarse labels differ from fine ones."""
     files = {}
     for name, pixels, labels in (
         ("train", PIXELS[:6], [0, 99, 5, 5, 42, 7]),
@@ -36,7 +36,7 @@ def contents() -> dict[str, bytes]:
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Files that torchvision takes for the published ones."""
+    """Return files that torchvision regards as the published ones."""
     made = contents()
     sums = {name: hashlib.md5(content).hexdigest() for name, content in made.items()}
     monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])

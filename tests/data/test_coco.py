@@ -1,4 +1,4 @@
-"""COCO: what a file of annotations says, and where it is looked for."""
+"""COCO: the content of annotation files, and the folders where they are searched."""
 
 import json
 import re
@@ -22,7 +22,7 @@ Change = Callable[[Any], object]
 
 @pytest.fixture
 def make(tmp_path: Path, cache: Path) -> Make:
-    """Makes the data set of three pictures a part, with changes."""
+    """Return a function that makes the data set with three pictures per part, with changes."""
     root = write_coco(tmp_path / "root")
     config, _ = compose_config(["data=coco"])
     shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
@@ -30,7 +30,7 @@ def make(tmp_path: Path, cache: Path) -> Make:
 
 
 def test_pictures_and_classes_are_in_order_of_their_numbers(make: Make) -> None:
-    """Crowds are ignored, what is degenerate is gone, what has nothing in it stays."""
+    """Crowds are ignored, boxes without area are dropped, and pictures without objects stay."""
     dataset = make()
     assert dataset.classes == ("person", "cat", "x")
     test = dataset.load()["test"]
@@ -76,7 +76,7 @@ def changed(path: Path, change: Change) -> None:
 
 
 def of(key: str, position: int = 0, **values: object) -> Change:
-    """A change of an entry of a list."""
+    """Return a function that changes an entry of a list."""
     return lambda content: content[key][position].update(values)
 
 
@@ -116,7 +116,10 @@ WRONG: list[tuple[Change, str]] = [
 def test_wrong_annotations_are_named(
     make: Make, tmp_path: Path, change: Change, problem: str
 ) -> None:
-    """By file, entry and value; boxes were once given to another picture, or lost."""
+    """Messages name file, entry and value.
+
+    Wrong entries once lost boxes, or moved them to other pictures.
+    """
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
     changed(path, change)
     with pytest.raises(ConfigError, match=f"{path}: is not an annotation file .*{problem}") as told:
@@ -133,7 +136,7 @@ def test_what_is_no_file_of_annotations(make: Make, tmp_path: Path, content: str
 
 
 def test_files_of_other_makers(make: Make, tmp_path: Path) -> None:
-    """They say nothing of crowds, and keep pictures in folders."""
+    """Such files have no flags for crowds, and pictures may be in subfolders."""
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
 
     def other(content: Any) -> None:
@@ -161,7 +164,10 @@ def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> None:
-    """Before training, and where the time was too short for that, when it is decoded."""
+    """It is refused before training.
+
+    If the time for this check is over, it is refused when it is decoded.
+    """
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, of("images", 1, width=40, height=50))
     picture = tmp_path / "root" / "val2017" / "000000000007.jpg"
@@ -185,7 +191,7 @@ def test_pictures_are_compared_for_a_bounded_time(
 
 def test_boxes_that_are_left_out_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     make().prepare()
-    make().prepare()  # from the kept index as well
+    make().prepare()  # this time the index comes from the cache
     said = (
         "1 of 4 boxes are left out, .* the first in 000000000007.jpg; 1 more boxes lose over half"
     )
@@ -204,7 +210,7 @@ def test_boxes_that_are_left_out_are_counted(make: Make, caplog: pytest.LogCaptu
 def test_boxes_in_another_form_are_refused(
     make: Make, tmp_path: Path, box: list[float], problem: str
 ) -> None:
-    """They were dropped one by one, and the training went on without objects."""
+    """All such boxes were once dropped one by one, and the run trained without objects."""
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
 
     def all_alike(content: Any) -> None:
@@ -219,7 +225,7 @@ def test_boxes_in_another_form_are_refused(
 def test_parts_without_objects_are_told(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Crowds are not asked for."""
+    """A picture that has only crowds counts as one without objects."""
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, lambda content: [each.update(iscrowd=1) for each in content["annotations"]])
     make().prepare()

@@ -35,7 +35,10 @@ DATA_SETS |= {
 
 
 class Numbered(ImageDataset):
-    """40 + 10 images of 4x4 pixels, each filled with its own number."""
+    """Has 40 training and 10 test images of 4x4 pixels.
+
+    Each image is filled with its own number.
+    """
 
     class_count = 5
     channel_count = 3
@@ -47,7 +50,7 @@ class Numbered(ImageDataset):
 
 
 def numbers(images: torch.Tensor) -> list[int]:
-    """Which images of `Numbered` these are."""
+    """Return the numbers of some images of `Numbered`."""
     values: list[int] = images[:, 0, 0, 0].tolist()
     return values
 
@@ -142,7 +145,7 @@ def test_the_held_out_part_is_fixed_and_disjoint(options: Options) -> None:
 
 
 def test_the_held_out_samples_are_pinned(options: Options) -> None:
-    """Other samples would make results of other versions incomparable."""
+    """With other held-out samples, results could not be compared with those of older versions."""
     val = Numbered(**options(val_fraction=0.25)).load()["val"]
     assert numbers(val.images) == [10, 34, 9, 7, 8, 2, 30, 35, 32, 18]
 
@@ -217,12 +220,12 @@ def test_options_are_refused_before_torch_is_imported() -> None:
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_makes_its_data_set(path: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(path)
-    changes = {"root": str(tmp_path)} if path.stem == "imagefolder" else {}  # it has to be given
+    changes = {"root": str(tmp_path)} if path.stem == "imagefolder" else {}  # has no default root
     dataset = instantiate(config, **changes, _convert_="all")
     assert isinstance(dataset, Classified | PictureDataset | DetectionDataset)
     keys = [field.name for field in fields(dataset)]
     assert sorted(str(key) for key in config) == sorted(["_target_", *keys])
-    # whoever checks the types of options reads them off the constructor
+    # the program reads the types of options from the constructor
     assert set(get_type_hints(type(dataset).__init__)) == {*keys, "return"}
 
 

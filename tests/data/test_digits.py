@@ -18,7 +18,7 @@ CONFIG = OmegaConf.load(Path(__file__).parents[2] / "conf" / "data" / "digits.ya
 
 
 def pairs(images: Tensor, labels: Tensor) -> list[tuple[bytes, int]]:
-    """Images and their labels, as values that can be sorted."""
+    """Return images with their labels, as values that can be sorted."""
     return [(bytes(image.numpy()), int(n)) for image, n in zip(images, labels, strict=True)]
 
 

@@ -29,7 +29,7 @@ class Pixels(ImageDataset):
 
 
 def fetch(folder: Path) -> None:
-    """A download that works, and brings more than is wanted."""
+    """Download the files, and one more that is not needed."""
     (folder / "pixels").mkdir()
     for name in ("a", "b", "c"):
         (folder / "pixels" / f"{name}.bin").write_text(name)
@@ -41,7 +41,10 @@ def never(folder: Path) -> None:
 
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """What a hanging download waits for; the limits are short, and no thread outlives the test."""
+    """Return an event for which a hanging download waits.
+
+    Limits are short, and its thread ends with the test.
+    """
     monkeypatch.setattr(download, "FIRST_BYTE_S", 0.05)
     monkeypatch.setattr(download, "STALL_S", 0.1)
     event = threading.Event()
@@ -66,7 +69,7 @@ def test_all_that_is_downloaded_may_be_wanted(
     contents: Callable[[Path], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is asked for comes last: as long as it is missing, the rest may be incomplete."""
+    """The requested file is moved last. While it is missing, the other files may be incomplete."""
     moved: list[str] = []
     replace = os.replace
 
@@ -125,7 +128,7 @@ def test_a_download_that_hangs_is_given_up(
     with pytest.raises(ConfigError, match=r"no data for 0\.05 s"):
         provide(Pixels(**options()), FILES, URL, hanging)
     left = [thread for thread in threading.enumerate() if thread.name == "download"]
-    assert [thread.daemon for thread in left] == [True]  # it cannot hold up the exit
+    assert [thread.daemon for thread in left] == [True]  # so the process can exit
 
 
 def test_a_download_that_stalls_is_given_up(

@@ -1,4 +1,4 @@
-"""Text on pictures: where labels stand, and what is drawn."""
+"""Text on pictures: the places of labels, and how they are drawn."""
 
 import numpy as np
 import pytest
@@ -49,12 +49,15 @@ def test_labels_lie_inside_and_never_on_one_another(
 
 
 def test_every_label_that_has_room_gets_a_place() -> None:
-    """Of one box, until the picture is full of labels; those beside the box come first."""
+    """All labels are for one box, until the picture is full.
+
+    The first places are beside the box.
+    """
     taken: list[Rectangle] = []
     while (place := free_place((40, 20), (80, 40, 130, 70), FRAME, taken)) is not None:
         taken.append(place)
     assert taken[0] == (80, 20, 120, 40)
-    assert len(taken) >= 20  # of 30 that fit if nothing but their number counted
+    assert len(taken) >= 20  # 30 labels have the area of the picture
     assert free_place((40, 20), (80, 40, 130, 70), FRAME, [], below=True) == (80, 70, 120, 90)
     assert free_place((201, 20), (80, 40, 130, 70), FRAME, []) is None
 
@@ -87,7 +90,7 @@ def test_text_stands_out_from_its_ground(
     assert (pixels[5:30, 10:80] == ink).all(axis=2).any()
     assert not (pixels[5:30, 10:80] == (0, 255, 0)).all(axis=2).any()
     pixels[5:30, 10:80] = (0, 255, 0)
-    assert (pixels == (0, 255, 0)).all()  # nothing is drawn beside the label
+    assert (pixels == (0, 255, 0)).all()  # nothing is drawn outside of the label
 
 
 def test_dashes_are_seen_on_dark_and_on_light() -> None:

@@ -19,13 +19,13 @@ PIXELS = np.random.RandomState(0).randint(256, size=(14, 28, 28), dtype=np.uint8
 
 
 def idx(array: np.ndarray[Any, Any], magic: int = 8) -> bytes:
-    """An idx file of bytes."""
+    """Return an idx file of bytes."""
     header = bytes([0, 0, magic, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return header + array.astype(np.uint8).tobytes()
 
 
 def plain() -> Files:
-    """Ten training and four test images."""
+    """Return ten training and four test images."""
     return {
         "train-images-idx3-ubyte": idx(PIXELS[:10]),
         "train-labels-idx1-ubyte": idx(np.arange(10)),
@@ -55,7 +55,7 @@ def check(dataset: FashionMnist) -> None:
 
 @pytest.fixture
 def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where Debian's folder would be, on a machine that has none yet."""
+    """Return the folder that takes the place of Debian's. It does not exist yet."""
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
     return tmp_path / "debian"
 
@@ -201,7 +201,7 @@ def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
 def test_a_gz_expands_as_far_as_its_header_may_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes, problem: str
 ) -> None:
-    """A small file of zeros could fill the memory."""
+    """Otherwise a small file of zeros could fill the memory."""
     monkeypatch.setattr(fashion_mnist, "_MOST_BYTES", 4096)
     write(tmp_path, {"some-file.gz": gzip.compress(header + bytes(5_000_000))})
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Scenes painted with items of Fashion-MNIST: always the same, boxes tight, sizes of all kinds."""
+"""Scenes painted with items of Fashion-MNIST: equal on all machines, tight boxes of all sizes."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Make = Callable[..., FashionScenes]
 
 @pytest.fixture
 def make(tmp_path: Path, cache: Path) -> Make:
-    """Makes the data set of a few scenes with discs, with changes."""
+    """Return a function that makes the data set with a few scenes of discs, with changes."""
     root = write_fashion(tmp_path / "root")
     config, _ = compose_config(["data=fashion_scenes"])
     shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
@@ -45,8 +45,8 @@ def test_scenes_are_the_same_everywhere(
     np.random.seed(2)
     make().prepare()
     assert contents(cache) == first
-    assert len(first) == 4  # pixels and objects of both parts, and nothing half made
-    assert make().evaluation_form(make().load()) is None  # they are all of one size
+    assert len(first) == 4  # pixels and objects of both parts, and no unfinished files
+    assert make().evaluation_form(make().load()) is None  # all scenes have one size
 
 
 def test_scenes_are_painted_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,11 +76,11 @@ def test_parts_have_items_of_their_own(make: Make, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(fashion_scenes, "paint", spied)
     make(pictures=1, test_pictures=1).prepare()
-    assert brightest == [200, 160]  # the helper's test items are darker
+    assert brightest == [200, 160]  # the test items are darker than the training items
 
 
 def test_boxes_are_inside_and_of_all_sizes() -> None:
-    """And no two are so alike that a detector would keep one of them."""
+    """No two boxes are so similar that a detector would keep only one of them."""
     discs = np.where(np.hypot(*(np.mgrid[:28, :28] - 13.5)) < 12, 200, 0).astype(np.uint8)[None]
     sides = []
     for number in range(60):
@@ -99,10 +99,10 @@ def test_boxes_are_inside_and_of_all_sizes() -> None:
 
 @pytest.mark.parametrize("size", [12.0, 30.0, 75.5])
 def test_boxes_are_tight(size: float) -> None:
-    """The first and last row and column of a cutout have a pixel of the item."""
+    """The first and last row and column of a cutout contain a pixel of the item."""
     item = np.zeros((28, 28), np.uint8)
     item[4:20, 9:17] = 220
-    item[8:12, 11:15] = 0  # a dark spot inside belongs to it
+    item[8:12, 11:15] = 0  # a dark spot inside the item belongs to it
     cutout = _cutout(item, size, 120, mirrored=False)
     assert cutout is not None
     solid = cutout.cover >= 0.5
@@ -116,7 +116,10 @@ def test_boxes_are_tight(size: float) -> None:
 
 
 def test_what_is_painted_is_where_its_box_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an even ground, without noise or snippets, a box is what differs from the ground."""
+    """The ground is even, without noise and fragments.
+
+    So the box contains all pixels that differ from it.
+    """
     ground = np.full((96, 96, 3), 128.0, np.float32)
     monkeypatch.setattr(canvas, "_background", lambda *_: ground.copy())
     monkeypatch.setattr(canvas, "_paint_fragment", lambda *_: None)
@@ -134,7 +137,7 @@ def test_what_is_painted_is_where_its_box_says(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_item_stays_visible() -> None:
-    """What two others hide of it counts together."""
+    """Pixels that several other items hide are counted together."""
     owner = np.full((10, 10), -1)
     owner[:, :5] = 0
     areas = [50]

@@ -1,4 +1,4 @@
-"""What identifies data: the same files anywhere are the same, and others are named."""
+"""Identity of data: a copy elsewhere has the same one. A message names the differences."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_a_copy_elsewhere_is_the_same(tmp_path: Path, cache: Path, place: Place)
 
 
 def test_a_picture_that_was_added_is_named(tmp_path: Path) -> None:
-    """It shifts which pictures are for the test."""
+    """One more picture can move others between the training set and the test set."""
     folder = write_photos(tmp_path / "here", width=128, height=120)
     before = identity(photos, folder)
     picture(3, 130, 130).save(folder / "2b.png")

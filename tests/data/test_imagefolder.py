@@ -1,4 +1,4 @@
-"""Your own pictures: where they are looked for, and what they become."""
+"""A user's own pictures: where they are searched, and the images made from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def make(options: Options, cache: Path, tmp_path: Path) -> Callable[..., ImageFolder]:
-    """The data set in `root`, with images of 8 pixels, and other options where they are given."""
+    """Return a function that makes the data set in `root`, with images of 8 pixels."""
     (tmp_path / "root").mkdir()
 
     def imagefolder(**changes: object) -> ImageFolder:
@@ -34,12 +34,12 @@ def make(options: Options, cache: Path, tmp_path: Path) -> Callable[..., ImageFo
 
 @pytest.fixture
 def root(make: object, tmp_path: Path) -> Path:
-    """Where the pictures go."""
+    """Return the folder for the pictures."""
     return tmp_path / "root"
 
 
 def colours(dataset: ImageFolder, split: str) -> list[int]:
-    """The colours of plain pictures, in order."""
+    """Return the colours of plain pictures, in order."""
     images = dataset.load()[split].images  # type: ignore[union-attr]
     assert bool((images == images[:, :, :1, :1]).all())
     return [int(value) for value in images[:, 0, 0, 0]]
@@ -139,7 +139,7 @@ def test_csv_files(
     plain(30).save(root / "test" / "three.png")
     (root / "train.csv").write_bytes(text.encode())
     last = [*classes][-1]
-    (root / "test.csv").write_text(f'three.png,"{last}"')  # paths may begin in the part's folder
+    (root / "test.csv").write_text(f'three.png,"{last}"')  # relative to the part's folder
     dataset = make()
     assert dataset.class_names == (*classes,)
     assert colours(dataset, "train") == [each for colours in classes.values() for each in colours]
@@ -156,7 +156,7 @@ def test_a_single_csv_file_of_any_name(make: Callable[..., ImageFolder], root: P
 
 
 def both(root: Path, more: str = "") -> None:
-    """Two classes, and a folder of a third where it is wanted."""
+    """Write two classes, and a folder for a third class if a name is given."""
     write_classes(root / "train", {"a": [10], "b": [20]})
     write_classes(root / "test", {"a": [30], "b": [40]})
     if more:
@@ -273,7 +273,10 @@ def test_options_that_cannot_be(make: Callable[..., ImageFolder], key: str, valu
 
 
 def test_odd_pictures_are_used(make: Callable[..., ImageFolder], root: Path) -> None:
-    """Grey, with alpha, CMYK, a palette, 16 bits, one pixel, a strip: all become squares."""
+    """The pictures are grey, CMYK, 16-bit, tiny or long, or have alpha or a palette.
+
+    All become squares.
+    """
     both(root)
     folder = root / "train" / "b"
     for name in ("L.jpg", "LA.png", "RGBA.png", "CMYK.jpg", "P.gif"):
@@ -283,18 +286,21 @@ def test_odd_pictures_are_used(make: Callable[..., ImageFolder], root: Path) -> 
     plain(128).resize((900, 2)).save(folder / "strip.bmp")
     images = make().load()["train"].images[2:].int()  # type: ignore[union-attr]
     assert len(images) == 8
-    assert int((images - 128).abs().max()) < 10  # a palette has few greys
+    assert int((images - 128).abs().max()) < 10  # GIF's palette changes the grey a little
 
 
 def test_a_turned_picture_is_upright_and_its_middle_is_taken(
     make: Callable[..., ImageFolder], root: Path
 ) -> None:
-    """A wide picture, red on the left, green in the middle, blue on the right, stored turned."""
+    """The picture is wide: red on the left, green in the middle, blue on the right.
+
+    It is stored turned.
+    """
     both(root)
     wide = np.zeros((40, 120, 3), dtype=np.uint8)
     for third in range(3):
         wide[:, 40 * third : 40 * third + 40, third] = 255
-    wide[:20, 40:80, 0] = 255  # the upper half of the middle is yellow
+    wide[:20, 40:80, 0] = 255  # make the upper half of the middle yellow
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = Image.fromarray(wide).transpose(Image.Transpose.ROTATE_90)
@@ -344,7 +350,7 @@ def test_identity_is_names_and_sizes_wherever_the_files_are(
 def test_what_does_not_fit_in_memory_is_left_to_loaders(
     make: Callable[..., ImageFolder], root: Path, monkeypatch: pytest.MonkeyPatch, bytes_of: int
 ) -> None:
-    both(root)  # 4 images of 192 bytes
+    both(root)  # 4 images of 192 bytes each
     monkeypatch.setattr("ppll_cli.data.labelled.dataset.memory_bytes", lambda: bytes_of)
     assert make(loaders=None).resident
     write_classes(root / "train", {"a": range(10, 60, 10)})

@@ -1,4 +1,4 @@
-"""ImageNet and Tiny ImageNet, in the layouts in which people have them."""
+"""ImageNet and Tiny ImageNet, in the layouts that users have."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def write_tiny(base: Path) -> None:
-    """Three classes, in an order that is not theirs; two of them have val pictures."""
+    """Write three classes, not in alphabetical order. Each has one picture in `val`."""
     colours = {"n03": [30, 31], "n01": [10], "n02": [20, 21]}
     write_classes(base / "train", {f"{name}/images": own for name, own in colours.items()})
     (base / "train" / "n03" / "n03_boxes.txt").write_text("000.png\t0\t0\t9\t9\n")
@@ -99,7 +99,7 @@ OWN = {"size": 16, "crop_scale": (0.2, 0.6), "middle_part": 0.5, "loaders": 1, "
 
 
 def write_imagenet(root: Path, *, kaggle: bool = False) -> None:
-    """Four training pictures of two classes and two for the test."""
+    """Write four training and two test pictures of two classes."""
     base = root / "ILSVRC" / "Data" / "CLS-LOC" if kaggle else root
     for number in range(6):
         name = f"n0{number % 2}"
@@ -121,7 +121,7 @@ def test_imagenet(options: Options, cache: Path, tmp_path: Path, kaggle: bool) -
     assert [Path(path).name for path in splits["test"].paths] == ["p4.JPEG", "p5.JPEG"]
     assert splits["test"].labels.tolist() == [0, 1]
     batches = dataset.batches(splits, 3, 0, CPU)
-    found = batches.evaluation("test", 0, 2)["image"] * 0.25 + 0.5  # of SHARED's normalisation
+    found = batches.evaluation("test", 0, 2)["image"] * 0.25 + 0.5  # undo SHARED's normalisation
     wanted = [image_of(Wanted(path, 0.5), 16) for path in splits["test"].paths]
     assert torch.equal((found * 255).round().byte(), torch.from_numpy(np.stack(wanted)))
     assert not cache.exists()
@@ -138,7 +138,8 @@ def test_imagenets_random_pieces_depend_on_seed_epoch_and_batch_alone(
         for other in before:
             batches.train(*other)
         made = batches.train(epoch, number)
-        # The whole training set is one batch: in the order of its pictures.
+        # The batch is the whole training set. Sort it by label, to compare images of the same
+        # pictures.
         return made["image"][made["label"].argsort(stable=True)]
 
     first = batch(0, 1, 0)

@@ -1,4 +1,4 @@
-"""What is kept in the cache folder is repaired where it is damaged, or done without."""
+"""Damaged data in the cache folder are made again. An index that cannot be written is not kept."""
 
 import functools
 import shutil
@@ -39,7 +39,7 @@ def a_folder(path: Path) -> None:
 
 
 def a_file(path: Path) -> None:
-    """The whole folder is one."""
+    """Replace the folder by a file."""
     shutil.rmtree(path.parent)
     path.parent.write_text("")
 
@@ -49,7 +49,7 @@ DAMAGES: list[Damage] = [emptied, cut, a_folder, Path.unlink]
 
 @functools.cache
 def defaults(data: str) -> dict[str, object]:
-    """What conf/data says of a data set, composed once."""
+    """Return the defaults of a data set in conf/data; compose them only once."""
     config, _ = compose_config([f"data={data}"])
     return {key: value for key, value in config["data"].items() if key != "_target_"}
 
@@ -76,7 +76,7 @@ def test_decoded_pictures_are_repaired(
     for _ in range(2):
         pictures = photos().load()["train"].pictures
         assert [high.tobytes() for high in pictures.high] == wanted
-    assert len(list((tmp_path / "kept").iterdir())) == 2  # nothing damaged stays beside them
+    assert len(list((tmp_path / "kept").iterdir())) == 2  # no damaged folder is left
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, a_file])
@@ -125,7 +125,7 @@ def test_a_cache_for_pictures_that_cannot_be_written_is_named(
 
 
 def test_a_folder_is_listed_once(photos: Callable[..., Photos], tmp_path: Path) -> None:
-    """Its test pictures would be trained on."""
+    """If it were listed twice, the run would train on its test pictures."""
     folder, link = tmp_path / "photos", tmp_path / "link"
     link.symlink_to(folder)
     for other in (folder, link, f"{tmp_path}/./photos/", f"{tmp_path}/link/../photos"):
@@ -140,7 +140,7 @@ def test_a_folder_is_listed_once(photos: Callable[..., Photos], tmp_path: Path) 
 def test_a_small_test_picture_is_named(
     photos: Callable[..., Photos], tmp_path: Path, side: int
 ) -> None:
-    """It was a ZeroDivisionError or a RuntimeError."""
+    """Such a picture once caused a ZeroDivisionError or a RuntimeError."""
     picture(0, side, side).save(tmp_path / "photos" / "9.png")
     with pytest.raises(ConfigError, match=r"9.png: has .* it needs at least 16x16"):
         photos().load()

@@ -1,4 +1,4 @@
-"""Loaders: processes that decode pictures. What they make, and how they end."""
+"""Loaders, processes that decode pictures: their images, and how they end."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ SIDE = 16
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Twenty JPEGs of two classes, for training and for the test."""
+    """Write twenty JPEGs of two classes, for training and test, and return their paths."""
     root = tmp_path_factory.mktemp("pictures")
     paths = []
     for number in range(20):
@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Loaders]:
-    """Two loaders."""
+    """Start two loaders."""
     with Loaders(2, SIDE) as started:
         yield started
 
@@ -76,13 +76,13 @@ def test_a_picture_that_cannot_be_read_is_named(
     with pytest.raises(ConfigError, match=r"text\.jpg: cannot be read as a picture"):
         loading.images()
     loading.release()
-    loading = two.begin([Wanted(files[0])])  # the loaders go on
+    loading = two.begin([Wanted(files[0])])  # the loaders still work
     assert np.array_equal(loading.images()[0], image_of(Wanted(files[0]), SIDE))
     loading.release()
 
 
 def batches_of(dataset: ImageFolder) -> Iterator[dict[str, torch.Tensor]]:
-    """Two epochs and the test, as a run asks for them."""
+    """Yield the batches of two epochs and the test, in the order of a run."""
     batches = dataset.batches(dataset.load(), 4, 7, CPU)
     assert batches.steps_per_epoch == 4
     for epoch in range(2):
@@ -90,7 +90,7 @@ def batches_of(dataset: ImageFolder) -> Iterator[dict[str, torch.Tensor]]:
             yield batches.train(epoch, batch)
         for batch in range(2):
             yield batches.evaluation("test", batch, 4)
-    yield batches.train(0, 2)  # and out of order
+    yield batches.train(0, 2)  # a batch out of order
 
 
 def test_batches_are_the_same_from_loaders_and_from_the_cache(
@@ -135,7 +135,7 @@ def test_the_next_batches_are_decoded_meanwhile_and_others_given_up() -> None:
 def test_only_a_replicas_own_evaluation_batches_are_decoded_ahead(
     options: Options, cache: Path, files: list[str], replica: int
 ) -> None:
-    """Of three replicas that take 13 batches in turn, once more after an epoch."""
+    """Three replicas take 13 batches in turn, and evaluate again after an epoch."""
     root = str(Path(files[0]).parents[2])
     dataset = ImageFolder(**options(root=root, size=SIDE, loaders=1, val_fraction=0, eval_limit=6))
     batches = dataset.batches(dataset.load(), 4, 7, CPU)
@@ -153,7 +153,7 @@ def test_only_a_replicas_own_evaluation_batches_are_decoded_ahead(
         for batch in own:
             batches.evaluation("test", batch, 1)
         batches.train(0, 0)
-    guessed = {replica + 1, replica + 2}  # before the second batch shows the distance
+    guessed = {replica + 1, replica + 2}  # the step is known from the second batch on
     assert {*begun} - {*own} <= guessed
     assert begun.count(own[0]) == 2
 
@@ -225,7 +225,7 @@ def test_random_pieces_lie_inside_and_have_the_area_and_ratio_asked_for(
         assert 3 / 4 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
         area = (right - left) * (bottom - top) / (width * height)
         assert area <= 1 + 1e-9
-        if max(size) <= 2 * min(size):  # else no piece of an allowed ratio has the area
+        if max(size) <= 2 * min(size):  # otherwise no piece with an allowed ratio has the area
             assert area >= 0.08 - 1e-9
 
 

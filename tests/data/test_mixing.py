@@ -1,4 +1,7 @@
-"""Mixup and CutMix against loops over pixels, and their draws against the distribution."""
+"""Mixup and CutMix, compared with loops over pixels.
+
+Their draws are compared with the distribution.
+"""
 
 import math
 import statistics
@@ -26,7 +29,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images(height: int = 6, width: int = 9) -> Tensor:
-    """Five, of which no two pixels are alike."""
+    """Return five images. All their pixels are different."""
     return torch.arange(5 * 2 * height * width).float().reshape(5, 2, height, width) / 100 - 2
 
 
@@ -35,7 +38,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def same_box(share: float, place: tuple[float, float], height: int, width: int) -> NDArray[Any]:
-    """Which pixels a box covers: the paper's own lines, for a mask."""
+    """Return a mask of the pixels in a box, by the lines of the paper's code."""
     ratio = math.sqrt(1.0 - share)
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     cy, cx = math.floor(place[0] * height), math.floor(place[1] * width)
@@ -73,7 +76,7 @@ def test_cutmix_takes_a_box_of_the_image_before(
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.4), Mixing(cutmix=1.0), Mixing(0.4, 1.0)])
 def test_targets_are_the_pixels_shares(mixing: Mixing) -> None:
-    """Images of one grey each say by themselves how they were mixed."""
+    """Each image has only one grey, so the mixed pixels show how it was mixed."""
     greys = torch.tensor([0.0, 1.0, 10.0, 100.0, 1000.0])
     own = {*zip(LABELS.tolist(), LABELS.roll(1).tolist(), strict=True)}
     seen = set()
@@ -114,7 +117,7 @@ def test_one_image_alone_is_its_own_partner(mixing: Mixing) -> None:
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.2, 0.5, 1.0, 3.0, 80.0])
 def test_moments_of_the_beta_distribution(alpha: float) -> None:
-    """Sixty times sixty strata of the unit square in the place of random numbers."""
+    """Midpoints of 60 x 60 equal squares replace random numbers."""
     strata = [(n + 0.5) / 60 for n in range(60)]
     drawn = [symmetric_beta(alpha, u, v) - 0.5 for u in strata for v in strata]
     second = 1 / (4 * (2 * alpha + 1))
@@ -144,7 +147,7 @@ def test_every_alpha_and_every_draw_make_a_share(alpha: float) -> None:
     ends = [0.0, 2**-53, 0.25, 0.5, 0.75, 1 - 2**-53]
     drawn = [symmetric_beta(alpha, u, v) for u in ends for v in ends]
     assert all(0 <= share <= 1 for share in drawn)
-    if alpha <= 1e-300:  # all of one image; only u = 0 is the middle of every distribution
+    if alpha <= 1e-300:  # each share is that of a single image; u = 0 gives 0.5 for every alpha
         assert {*drawn} <= {0.0, 0.5, 1.0}
 
 
@@ -157,7 +160,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# As a run asks for them
+# Batches as a run makes them.
 
 OWN = {"size": 8, "channels": 1, "classes": 40, "train_samples": 23, "test_samples": 11}
 AUGMENTED = {"pad": 2, "flip": True, "augment": "randaugment"}
@@ -165,7 +168,7 @@ AUGMENTED = {"pad": 2, "flip": True, "augment": "randaugment"}
 
 @pytest.fixture
 def make(options: Options) -> Callable[..., Batches]:
-    """Batches of six of 23 samples, with other options where they are given."""
+    """Return a function that makes batches of 6 out of 23 samples, with changes of options."""
 
     def batches(seed: int = 0, **changes: object) -> Batches:
         dataset = Synthetic(**options(**OWN | AUGMENTED | changes))
@@ -175,7 +178,10 @@ def make(options: Options) -> Callable[..., Batches]:
 
 
 def test_batches_are_mixed_after_all_else(make: Callable[..., Batches]) -> None:
-    """Cropped, mirrored, augmented and normalised as ever; a short last batch is mixed as well."""
+    """Images are first cropped, mirrored, augmented and normalised.
+
+    A short last batch is mixed too.
+    """
     plain, mixed = make(), make(mixup=0.4)
     for number in range(4):
         expected, found = plain.train(2, number), mixed.train(2, number)
@@ -219,7 +225,7 @@ def test_the_host_does_not_wait_for_the_device(
 
 
 def test_mixing_says_nothing_about_the_data(options: Options) -> None:
-    """Its identity is that of the files, and the task that of the labels."""
+    """The identity is still that of the files, and the data set's task is unchanged."""
     plain, mixed = (Synthetic(**options(**OWN, mixup=alpha)) for alpha in (0.0, 0.2))
     assert (plain.mixed, mixed.mixed) == ({}, {"data.mixup": 0.2})
     assert plain.identity(plain.load()) == mixed.identity(mixed.load())

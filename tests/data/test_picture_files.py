@@ -1,4 +1,4 @@
-"""Picture files: what each kind of pixel becomes, how EXIF turns them, and what is refused."""
+"""Picture files: conversion of pixels, rotation by EXIF, and files that are refused."""
 
 import os
 import struct
@@ -20,7 +20,7 @@ GREYS = np.arange(256, dtype=np.uint16).reshape(16, 16)
 
 
 def png_16(colour: int, samples: np.ndarray) -> bytes:
-    """A PNG file of 16-bit samples [H, W, channels], which PIL cannot write for colours."""
+    """Return a PNG file with 16-bit samples [H, W, channels]. PIL cannot write such colours."""
     height, width, _ = samples.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
@@ -37,7 +37,7 @@ def png_16(colour: int, samples: np.ndarray) -> bytes:
 def test_16_bit_channels_keep_their_upper_bits(
     tmp_path: Path, step: int, colour: int, channels: int
 ) -> None:
-    """Greys were once cut off at 255, so that pictures became white."""
+    """Greys above 255 were once clipped, so that pictures became white."""
     path = tmp_path / "16.png"
     path.write_bytes(png_16(colour, np.repeat((step * GREYS)[..., None], channels, axis=2)))
     assert (np.array(decoded(path)) == GREYS[..., None]).all()
@@ -93,7 +93,10 @@ def test_cmyk_and_the_first_of_several_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["png", "jpg"])
 def test_boxes_lie_where_the_objects_are(tmp_path: Path, orientation: int, form: str) -> None:
-    """Of the stored picture and of the upright one: both hold the white object and nothing else."""
+    """The box is given in the stored and in the upright picture.
+
+    Both times the result is the white object.
+    """
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[8:16, 16:24] = 255
     exif = Image.Exif()
@@ -107,7 +110,7 @@ def test_boxes_lie_where_the_objects_are(tmp_path: Path, orientation: int, form:
     size = (upright.shape[1], upright.shape[0])
     boxes = np.array([there], np.float32)
     assert on_upright(path, size, boxes).tolist() == [there]
-    if orientation >= 5:  # else an annotation of this size is of the upright picture
+    if orientation >= 5:  # otherwise both pictures have the same size
         boxes = np.array([[16, 8, 24, 16]], np.float32)
         assert on_upright(path, (32, 16), boxes).tolist() == [there]
     with pytest.raises(ConfigError, match=rf"{path}: measures {size[0]}x{size[1]} .* says 9x9"):

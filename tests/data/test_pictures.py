@@ -1,4 +1,4 @@
-"""Pictures for super-resolution: which files, what is kept of them, patches and tiles."""
+"""Pictures for super-resolution: their files, the cache, patches and tiles."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ Make = Callable[..., Photos]
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Make:
-    """Makes the data set of six small pictures, with changes."""
+    """Return a function that makes the data set of six small pictures, with changes."""
     folder = write_photos(tmp_path / "photos")
     config, _ = compose_config(["data=photos"])
     shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
@@ -94,7 +94,10 @@ def test_large_pictures_are_reduced(photos: Make) -> None:
 
 
 def test_patches_are_aligned(photos: Make) -> None:
-    """A patch's small picture is the reduced large one, up to what lies outside of it."""
+    """The small patch is the reduced large patch.
+
+    Near the border they differ, because bicubic reads pixels outside of the patch.
+    """
     batch = batches_of(photos()).train(0, 0)
     image, target = batch["image"], batch[TARGET]
     assert image.shape == (4, 3, 8, 8)
@@ -119,7 +122,7 @@ def test_batches_depend_on_seed_epoch_and_number_alone(photos: Make) -> None:
 
 
 def test_patches_are_turned(photos: Make) -> None:
-    """Eight ways, all different."""
+    """There are eight different ways."""
     square = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
     ways = {_turned(square, turn).tobytes() for turn in range(8)}
     assert len(ways) == 8
@@ -128,7 +131,7 @@ def test_patches_are_turned(photos: Make) -> None:
 
 
 def test_tiles_make_up_the_pictures(photos: Make) -> None:
-    """Each pixel of the luma's inside counts once."""
+    """Each pixel inside the border counts exactly once."""
     dataset = photos()
     splits = dataset.load()
     batches = batches_of(dataset)
@@ -151,7 +154,7 @@ def test_tiles_make_up_the_pictures(photos: Make) -> None:
 
 
 def test_quality_in_tiles_is_that_of_the_whole(photos: Make) -> None:
-    """Also of SSIM, whose windows reach beyond what counts; bicubic's stands beside."""
+    """SSIM is compared too, although its windows extend beyond the counted pixels."""
     scores = []
     for tile in (16, 64):
         dataset = photos(tile=tile)
@@ -162,7 +165,7 @@ def test_quality_in_tiles_is_that_of_the_whole(photos: Make) -> None:
             made = torch.nn.functional.interpolate(values["image"], scale_factor=2)
             rows.append(task.measure(made, values, training=False))
         scores.append(task.score(torch.cat(rows)))
-    # The order of float64 sums is all that differs.
+    # The two sums differ only in the order of their float64 additions.
     assert scores[0] == pytest.approx(scores[1], rel=1e-9)
     assert scores[0]["bicubic_psnr"] > scores[0]["psnr"]
 
@@ -175,7 +178,7 @@ def test_div2k_in_its_published_layout(tmp_path: Path, scale: int) -> None:
     assert [len(split.pictures) for split in splits.values()] == [5, 2]
     low = splits["train"].pictures.low[0]
     file = root / f"DIV2K/DIV2K_train_LR_bicubic/X{scale}/0001x{scale}.png"
-    assert (np.array(Image.open(file)) == low).all()  # as published, not made by us
+    assert (np.array(Image.open(file)) == low).all()  # the published file is used, none is made
     assert batches_of(dataset).train(0, 0)[TARGET].shape == (4, 3, 8 * scale, 8 * scale)
 
 
@@ -229,7 +232,7 @@ def test_pictures_that_cannot_be_used(photos: Make, tmp_path: Path) -> None:
 
 
 def test_views_of_a_picture_are_aligned() -> None:
-    """A model that doubles each pixel makes the first of the four views."""
+    """The model doubles each pixel, so its view equals the first one."""
     high = np.array(picture(0, 300, 320))
     low = np.array(Image.fromarray(high).resize((150, 160), Image.Resampling.BICUBIC))
     seen = []
@@ -259,7 +262,10 @@ def test_captions_name_each_view_and_its_psnr() -> None:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_psnr_in_a_caption_is_that_of_the_metric(photos: Make, scale: int) -> None:
-    """Of pictures that are shown as a whole, it is the run's own number, and bicubic's as well."""
+    """The whole picture is shown, so the caption has the run's own PSNR.
+
+    The same holds for bicubic.
+    """
     dataset = photos(scale=scale, tile=SIDE, eval_limit=1)
     double = partial(torch.nn.functional.interpolate, scale_factor=scale, mode="bilinear")
     batches, task = batches_of(dataset), dataset.task
@@ -271,12 +277,12 @@ def test_the_psnr_in_a_caption_is_that_of_the_metric(photos: Make, scale: int) -
     pictures = dataset.load()["test"].pictures
     _, bicubic, made, _ = views(pictures.low[0], pictures.high[0], scale, 3, double)
     assert made.psnr == pytest.approx(score["psnr"], abs=1e-9)
-    assert bicubic.psnr == pytest.approx(score["bicubic_psnr"], abs=1e-5)  # it travels in float32
+    assert bicubic.psnr == pytest.approx(score["bicubic_psnr"], abs=1e-5)  # float32, in the batch
 
 
 @pytest.mark.parametrize(("width", "height", "scale"), [(20, 24, 2), (400, 300, 2), (300, 90, 4)])
 def test_captions_stand_above_their_panels(width: int, height: int, scale: int) -> None:
-    """Panels keep their pixels, enlarged by a whole number; the ground is light and opaque."""
+    """Each pixel becomes a square of whole size. The background is white and opaque."""
     high = np.array(picture(0, scale * width, scale * height))
     low = np.array(Image.fromarray(high).resize((width, height), Image.Resampling.BICUBIC))
     double = partial(torch.nn.functional.interpolate, scale_factor=scale)
@@ -286,8 +292,8 @@ def test_captions_stand_above_their_panels(width: int, height: int, scale: int) 
     assert 560 <= made.width <= 1100
     pixels = np.array(made)
     band = pixels[:14]
-    assert band.min() < 80  # the caption's ink
-    assert (np.median(band, axis=(0, 1)) == 255).all()  # on white
+    assert band.min() < 80  # dark text
+    assert (np.median(band, axis=(0, 1)) == 255).all()  # on a white background
     sides = [side for side in range(1, 40) if side * found[0].pixels.shape[1] * 2 <= made.width]
     factor = max(sides)
     large = found[3].pixels.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,4 +1,4 @@
-"""What is true of every data set that has to be downloaded."""
+"""Properties of every data set that has to be downloaded."""
 
 import socket
 import urllib.request

@@ -1,4 +1,4 @@
-"""RandAugment's operations against PIL's, and how they are drawn."""
+"""RandAugment: operations compared with PIL's, and how they are drawn."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,8 @@ ENHANCERS = [
     (ra.contrast, ImageEnhance.Contrast, 1),
     (ra.sharpness, ImageEnhance.Sharpness, 2),
 ]
-"""With by how much a pixel may differ: PIL rounds down, and rounds its blurred image first."""
+"""The last number is the largest allowed difference of a pixel. PIL rounds down, and also rounds
+its blurred image."""
 
 
 @pytest.mark.parametrize("factor", [0.73, 1.27])
@@ -66,7 +67,7 @@ def test_other_operations_on_colours_are_pils(
     pixels = tensor(*PICTURES, FLAT).int()
     made = operation(pixels, torch.tensor(ONE))
     difference = (made - tensor(*map(theirs, [*PICTURES, FLAT])).int()).abs()
-    assert int(difference.max()) <= (operation is ra.auto_contrast)  # where PIL computes in floats
+    assert int(difference.max()) <= (operation is ra.auto_contrast)  # PIL uses floating point here
     assert not torch.equal(made[:4], pixels[:4])
 
 

@@ -1,4 +1,4 @@
-"""What every data set for detection has: splits, batches, what is drawn at the end."""
+"""Properties of every data set for detection: splits, batches, and pictures drawn at the end."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,10 @@ PAD = [0.0, 0.0, 1.0, 1.0]
 
 @pytest.fixture
 def make(tmp_path: Path, cache: Path) -> Make:
-    """Makes VOC 2007 in small, of pictures of 50x40 that are enlarged by 1.5, with changes."""
+    """Return a function that makes a small VOC 2007, with changes.
+
+    Pictures have 50x40 pixels and are enlarged by 1.5.
+    """
     root = write_voc(tmp_path / "root", ["2007"])
     config, _ = compose_config(["data=voc", "data.years='07'"])
     shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
@@ -75,7 +78,7 @@ def test_a_batch_is_what_the_task_asks_for(make: Make) -> None:
     [
         (40, 50, (60, 75)),
         (50, 40, (75, 60)),
-        (40, 80, (45, 90)),  # the longer side would be 120
+        (40, 80, (45, 90)),  # otherwise the longer side would be 120
         (300, 300, (60, 60)),
         (1, 500, (1, 90)),
     ],
@@ -98,12 +101,12 @@ def test_pictures_are_resized_normalised_and_padded(make: Make, tmp_path: Path) 
     resized = Image.open(file).resize((75, 60), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(each)[:, None, None] for each in (dataset.mean, dataset.std))
-    # float32, computed in another order
+    # float32 in another order of operations
     torch.testing.assert_close(images[0, :, :60, :75], (pixels - mean) / std, rtol=1e-5, atol=1e-6)
 
 
 def test_boxes_grow_with_their_pictures(make: Make) -> None:
-    """By each side's own ratio: both are rounded."""
+    """Width and height have their own factors, because both sides are rounded."""
     batch = batches_of(make(short_side=47)).evaluation("test", 0, 4)
     height, width = 47, 59
     assert batch[FRAME][0].tolist() == pytest.approx([height, width, 47 / 40, 59 / 50])
@@ -141,7 +144,7 @@ def test_ignored_boxes_are_not_learnt(make: Make) -> None:
 def test_what_is_ignored_may_come_first(make: Make) -> None:
     dataset = make()
     splits = dataset.load()
-    splits["train"].objects.ignored[0] = True  # the dog beside the difficult person
+    splits["train"].objects.ignored[0] = True  # ignore the dog, which precedes the difficult person
     splits["train"].objects.ignored[1] = False
     batch = dataset.batches(splits, 4, 0, CPU).train(0, 0)
     row = batch[NUMBER].tolist().index(0)
@@ -185,7 +188,7 @@ def test_half_of_the_training_pictures_are_mirrored_with_their_boxes(make: Make)
                 assert torch.equal(batch[BOXES][row, there], wanted.T)
                 assert batch[BOXES][row, there.stop :].tolist() == [PAD] * (2 - there.stop)
                 turned += 1
-    assert 8 <= turned <= 32  # of 40
+    assert 8 <= turned <= 32  # out of 40
     plain, batch = (each.evaluation("test", 0, 4) for each in (straight, flipping))
     assert same(plain, batch)
 
@@ -229,7 +232,7 @@ def test_options_that_cannot_be(make: Make, changes: dict[str, Any], message: st
 
 
 class Finds(Detection):
-    """Says of every picture that there is a dog, surely, and a cat, hardly."""
+    """Detects in every picture a dog with a high score and a cat with a low one."""
 
     def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
         assert prediction.shape == (1, 3)
@@ -251,28 +254,28 @@ def test_samples_are_drawn(make: Make, tmp_path: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"{number}-test{number + 1:06}.png" for number in range(4)]
     file = Image.open(folder / names[0])
-    assert file.mode == "RGB"  # opaque
+    assert file.mode == "RGB"  # no transparency
     picture = np.array(file)
     factor = -(-640 // WIDTH)
-    assert picture.shape[1] == factor * WIDTH  # to be legible
-    assert picture.shape[0] > factor * HEIGHT  # the legend is below
+    assert picture.shape[1] == factor * WIDTH  # enlarged, so that it is legible
+    assert picture.shape[0] > factor * HEIGHT  # with a legend below
     dog, person = picture[factor * 4, factor * 8 : factor * 30], factor * 39 - 1
-    assert {tuple(pixel) for pixel in dog.tolist()} >= {(255, 255, 255), (0, 0, 0)}  # dashed
+    assert {tuple(pixel) for pixel in dog.tolist()} >= {(255, 255, 255), (0, 0, 0)}  # dashes
     assert {tuple(each) for each in picture[person, factor * 20 : factor * 48].tolist()} >= {
         (160, 160, 160),
         (80, 80, 80),
     }
     upper = {tuple(pixel) for pixel in picture[factor * 20, factor * 10 : factor * 30].tolist()}
     colours = {pixel for pixel in upper if max(pixel) == 255 and min(pixel) < 120}
-    (colour,) = colours  # the found dog's
-    assert (picture == colour).all(axis=2).sum() > 2 * 2 * factor * 15  # and behind its name
+    (colour,) = colours  # the colour of the found dog
+    assert (picture == colour).all(axis=2).sum() > 2 * 2 * factor * 15  # also behind its name
 
 
 CLASSES = ("dress", "ankle boot", "a class with a name that is as long as names ever are")
 
 
 def crowded(number: int, least: float = 0.3) -> tuple[Scene, Detections]:
-    """A picture with boxes of objects, and found ones, at the same few places."""
+    """Return a picture with true and found boxes that are close together."""
     random = np.random.RandomState(number)
     corners = random.randint(0, 30, (12, 2))
     boxes = np.concatenate((corners, corners + random.randint(4, 34, (12, 2))), 1)
@@ -287,7 +290,7 @@ def crowded(number: int, least: float = 0.3) -> tuple[Scene, Detections]:
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("side", [640, 200, 90])
 def test_labels_never_cover_one_another(number: int, side: int) -> None:
-    """And lie inside the picture; where it has no room for one, the legend says so."""
+    """Labels are inside the picture. If there is no room for some, the legend says so."""
     scene, found = crowded(number)
     size, text = (side, side), text_size(side)
     drawn_marks = marks(scene, found, CLASSES, size, side // 64)
@@ -312,7 +315,7 @@ def test_true_boxes_have_names_and_a_style_of_their_own() -> None:
     assert [mark.text for mark in true] == [CLASSES[label] for label in scene.labels]
     assert [mark.ignored for mark in true] == scene.ignored.tolist()
     seen = [mark for mark in drawn_marks if mark.colour is not None]
-    assert seen[0].text == f"{CLASSES[int(found.labels[-1])]} 0.80"  # the surest first
+    assert seen[0].text == f"{CLASSES[int(found.labels[-1])]} 0.80"  # the best score comes first
     assert [kind for kind, _ in legend(drawn_marks)[:3]] == ["true", "ignored", "found"]
     words = [words for _, words in legend(drawn_marks)]
     assert words[0] == "true box, with its class"
@@ -333,7 +336,7 @@ def test_a_picture_in_which_nothing_is_found_says_so() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 400), (400, 40), (900, 1200), (8, 8)])
 def test_a_picture_of_any_shape_is_drawn(shape: tuple[int, int]) -> None:
-    """What does not fit into a narrow picture's width stands on wider paper."""
+    """If the legend is wider than a narrow picture, the drawing is as wide as the legend."""
     pixels = np.full((*shape, 3), 90, np.uint8)
     box = np.array([[1, 1, 7, 7]], np.float32)
     scene = Scene(pixels, box, np.array([2]), np.array([False]))
@@ -349,7 +352,7 @@ def test_detections_at_the_border_are_drawn_inside(make: Make) -> None:
     scene = make().load()["test"][1]
     for box in ([-5.0, -5, 60, 60], [49.9, 39.9, 50, 40], [0, 0, 0, 0]):
         found = Detections(torch.tensor([box]), torch.tensor([0.5]), torch.tensor([0]))
-        # The picture's own classes are others than the one that is named here.
+        # The data set's names of classes do not matter here.
         made = drawn(scene, found, ("a name",) * 20)
         assert made.width == -(-640 // WIDTH) * WIDTH
         assert made.height > -(-640 // WIDTH) * HEIGHT
@@ -374,7 +377,7 @@ def test_no_batch_makes_the_host_wait_for_the_device(make: Make, no_waiting: NoW
 
 
 def test_a_picture_whose_boxes_lie_outside_is_named() -> None:
-    """Also where none of them is left out, because a part of each is inside."""
+    """It is also named if a part of each box is inside, so that no box is dropped."""
     bad = Found(10, 10, [(6.0, 0.0, 16.0, 10.0, 0, False)])
     with pytest.raises(ValueError, match=r"^1 of 1 boxes lie outside .*; bad\.jpg has such boxes$"):
         Index.of(["a"], ["good.jpg", "bad.jpg"], [Found(10, 10, []), bad])

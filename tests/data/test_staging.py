@@ -1,4 +1,4 @@
-"""How batches get to a CUDA device; without one, a fake `torch.cuda` notes what is asked of it."""
+"""Copies of batches to a CUDA device. A fake `torch.cuda` records all calls."""
 
 import threading
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def test_nothing_is_copied_on_the_cpu() -> None:
 
 
 class FakeTensor:
-    """Says what is asked of it."""
+    """Records the calls that it gets."""
 
     device = torch.device("cpu")
     is_cuda = True
@@ -59,7 +59,7 @@ def test_what_is_on_a_device_already_is_not_pinned() -> None:
 
 
 class FakeCuda:
-    """As much of `torch.cuda` as orders streams; what it is asked is in `log`."""
+    """The part of `torch.cuda` that manages streams. It records all calls in `log`."""
 
     def __init__(self) -> None:
         self.log: list[object] = []
@@ -104,7 +104,10 @@ class FakeEvent:
 
 
 class OneBatch:
-    """A batch of one tensor, and what a user's data set left on the host."""
+    """Makes one batch.
+
+    A tensor of it is on the device; another one was left on the host by a user's data set.
+    """
 
     steps_per_epoch = 1
 
@@ -113,7 +116,7 @@ class OneBatch:
 
     def train(self, epoch: int, batch: int) -> dict[str, Any]:
         if epoch > 0:
-            raise OSError("the file is gone")  # what comes after the first batch is not of interest
+            raise OSError("the file is gone")  # the test needs no second batch
         self.cuda.say("made")
         return {"x": FakeTensor(self.cuda.log, "x"), "host": torch.zeros(1)}
 
@@ -124,7 +127,10 @@ class OneBatch:
 def test_a_batch_is_made_on_a_stream_of_its_own_and_handed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The worker's stream waits for the batch, its host never; memory is kept for that stream."""
+    """The worker's stream waits for the batch, but its host does not.
+
+    The memory is kept for this stream.
+    """
     cuda = FakeCuda()
     monkeypatch.setattr(staging, "torch", SimpleNamespace(cuda=cuda))
     made = Ahead(OneBatch(cuda), threads=torch.get_num_threads(), device=CUDA).train(0, 0)
@@ -150,7 +156,7 @@ def test_on_the_cpu_there_is_nothing_to_order() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_batches_on_cuda_wait_for_nothing_and_are_those_of_the_cpu(options: Options) -> None:
-    """While the worker's stream is busy, and memory that it still reads is let go by the host."""
+    """The worker's stream is busy, and the host frees memory that this stream still reads."""
     changes: dict[str, Any] = {"size": 32, "channels": 3, "classes": 4, "train_samples": 640}
     changes |= {"test_samples": 8, "pad": 4, "pad_mode": "zeros", "flip": True}
     dataset = Synthetic(**options(**changes))

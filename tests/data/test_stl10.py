@@ -17,7 +17,7 @@ FOLDER = "stl10_binary"
 
 
 def published() -> Files:
-    """Ten training and four test images, column by column; labels are bytes from 1."""
+    """Return ten training and four test images, column by column. Labels are bytes, from 1."""
     return {
         "train_X.bin": PIXELS[:10].transpose(0, 1, 3, 2).tobytes(),
         "train_y.bin": bytes(range(1, 11)),
@@ -28,7 +28,10 @@ def published() -> Files:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], str]:
-    """Writes files and lets torchvision take them for the published ones; returns the root."""
+    """Return a function that writes files as if they were the published ones.
+
+    It returns the root.
+    """
 
     def write(files: Files) -> str:
         (tmp_path / FOLDER).mkdir()

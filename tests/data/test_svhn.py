@@ -19,7 +19,10 @@ PIXELS = np.random.RandomState(0).randint(256, size=(14, 3, 32, 32), dtype=np.ui
 
 @pytest.fixture
 def matlab(tmp_path: Path) -> Callable[[NDArray[np.uint8], list[int]], bytes]:
-    """A MATLAB file with images X [32, 32, 3, N] and labels y [N, 1] from 1 to 10."""
+    """Return a function that makes a MATLAB file.
+
+    It has images X [32, 32, 3, N] and labels y [N, 1] from 1 to 10.
+    """
 
     def make(pixels: NDArray[np.uint8], labels: list[int]) -> bytes:
         y = np.array(labels, np.uint8)[:, None]
@@ -32,7 +35,7 @@ def matlab(tmp_path: Path) -> Callable[[NDArray[np.uint8], list[int]], bytes]:
 
 @pytest.fixture
 def published(matlab: Callable[[NDArray[np.uint8], list[int]], bytes]) -> Parts:
-    """Ten training and four test images."""
+    """Return ten training and four test images."""
     return {
         "train": matlab(PIXELS[:10], list(range(1, 11))),
         "test": matlab(PIXELS[10:], [10, 1, 2, 3]),
@@ -41,7 +44,10 @@ def published(matlab: Callable[[NDArray[np.uint8], list[int]], bytes]) -> Parts:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Parts], str]:
-    """Writes files and lets torchvision take them for the published ones; returns the root."""
+    """Return a function that writes files as if they were the published ones.
+
+    It returns the root.
+    """
 
     def write(parts: Parts) -> str:
         root = tmp_path / "root"
@@ -72,7 +78,7 @@ def test_files_become_splits_and_stay_as_they_are(
     splits = dataset.load()
     assert np.array_equal(splits["train"].images.numpy(), PIXELS[:10])
     assert np.array_equal(splits["test"].images.numpy(), PIXELS[10:])
-    assert splits["train"].labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]  # the digit 0 is 10
+    assert splits["train"].labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]  # label 10 is digit 0
     assert splits["test"].labels.tolist() == [0, 1, 2, 3]
     assert splits["train"].images.is_contiguous()
     assert contents(Path(root)) == before

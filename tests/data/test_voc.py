@@ -1,4 +1,4 @@
-"""Pascal VOC: what annotations say, which pictures belong to a split, what is kept of them."""
+"""Pascal VOC: content of annotations, pictures of a split, and the kept index."""
 
 import os
 import tarfile
@@ -25,7 +25,7 @@ Make = Callable[..., Voc]
 
 @pytest.fixture
 def make(tmp_path: Path, cache: Path) -> Make:
-    """Makes the data set of four pictures a list, with changes."""
+    """Return a function that makes the data set with four pictures per list, with changes."""
     root = write_voc(tmp_path / "root")
     config, _ = compose_config(["data=voc"])
     shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
@@ -49,7 +49,10 @@ def said(scene: Scene) -> list[tuple[str, list[float], bool]]:
 
 
 def test_boxes_are_counted_from_zero_and_their_last_pixel_is_inside(make: Make) -> None:
-    """Difficult objects are ignored, what is degenerate is gone, what has nothing in it stays."""
+    """Difficult objects are ignored, and boxes without area are dropped.
+
+    Pictures without objects stay.
+    """
     test = make().load()["test"]
     assert [said(test[number]) for number in range(4)] == [
         [("dog", [8, 4, 30, 24], False), ("person", [20, 10, 48, 39], True)],
@@ -67,8 +70,8 @@ def test_boxes_are_counted_from_zero_and_their_last_pixel_is_inside(make: Make) 
     [
         ("07", ["2007/trainval"], ["2007/test"]),
         ("12", ["2012/train"], ["2012/val"]),
-        (12, ["2012/train"], ["2012/val"]),  # as a command line gives it
-        (7, ["2007/trainval"], ["2007/test"]),  # as a YAML file gives 07
+        (12, ["2012/train"], ["2012/val"]),  # the command line gives a number
+        (7, ["2007/trainval"], ["2007/test"]),  # YAML reads 07 as 7
         ("07+12", ["2007/trainval", "2012/trainval"], ["2007/test"]),
     ],
 )
@@ -177,7 +180,7 @@ def test_unknown_years(make: Make) -> None:
 
 
 def packed(root: Path, lists: tuple[str, ...]) -> bytes:
-    """An archive of the pictures on some lists."""
+    """Return an archive with the pictures of some lists."""
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in sorted(root.rglob("*")):
@@ -193,7 +196,7 @@ def test_what_is_missing_is_downloaded_and_put_beside_what_is_there(
     monkeypatch: pytest.MonkeyPatch,
     contents: Callable[[Path], dict[str, bytes]],
 ) -> None:
-    """The archives of 2007 share folders; the root has the training pictures already."""
+    """The archives of 2007 share folders, and the root already has the training pictures."""
     full = tmp_path / "root"
     entry: dict[str, Any] = torchvision_voc.DATASET_YEAR_DICT["2007-test"]
     url = serve({entry["filename"]: packed(full, ("test",))})
@@ -221,7 +224,10 @@ def test_every_year_has_both_parts() -> None:
 def test_what_a_data_set_offers_is_checked_before_its_files_are_there(
     make: Make, tmp_path: Path
 ) -> None:
-    """The task, which needs the files, was once computed to see whether there is one."""
+    """The check once read the property `task` only to see whether it exists.
+
+    But `task` needs the files.
+    """
     (tmp_path / "empty").mkdir()
     require("data._target_", "", make(root=str(tmp_path / "empty")), DATA_SET, "")
 

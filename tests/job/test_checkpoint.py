@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and the same for every partition."""
+"""Checkpoints are complete or absent, and equal for every partition."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def save(run_dir: Path, step: int, parts: list[list[str]], keep: int = 2) -> Pat
 
 
 def manifest(step: int, *files: SavedFile, **more: Any) -> Manifest:
-    """What a checkpoint at a step of the first epoch says of itself."""
+    """Return a manifest for a step of the first epoch."""
     return Manifest(**{"step": step, "epoch": 1, "cuts": (), "metrics": {}, "files": files, **more})
 
 
@@ -102,7 +102,7 @@ def test_nothing_unfinished_is_left(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept_and_last_leads_to_the_newest(tmp_path: Path) -> None:
-    """By number: step-10 is newer than step-9."""
+    """The order is by number: step-10 is newer than step-9."""
     checkpoints = tmp_path / "checkpoints"
     for step, names in [(8, [8]), (9, [8, 9]), (10, [9, 10]), (100, [10, 100])]:
         save(tmp_path, step, [NAMES], keep=2)
@@ -112,7 +112,7 @@ def test_the_newest_are_kept_and_last_leads_to_the_newest(tmp_path: Path) -> Non
 
 
 def test_a_step_that_is_saved_again_never_ceases_to_exist(tmp_path: Path) -> None:
-    """A run that goes on saves the step at which it began once more, if it makes no other."""
+    """A resumed run that does no step saves the step from which it resumed once more."""
     folder = save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
     inode = folder.stat().st_ino
     files = [save_stage(tmp_path, 3, 0, TENSORS)]
@@ -149,14 +149,14 @@ def test_the_model_is_the_backbone_under_its_own_names(tmp_path: Path) -> None:
     }
     assert len(backbone) == 3
     assert_equal(load_file(path), backbone)
-    write_model(save(tmp_path, 4, [NAMES]), path)  # again, over the old one
+    write_model(save(tmp_path, 4, [NAMES]), path)  # again, over the old file
     assert_equal(load_file(path), backbone)
     assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 def test_files_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> None:
-    """Safetensors makes files that their owner alone can read."""
+    """The library safetensors creates files that only their owner can read."""
     before = os.umask(umask)
     try:
         write_model(save(tmp_path, 3, [NAMES[:2], NAMES[2:]]), tmp_path / "model.safetensors")
@@ -178,7 +178,7 @@ def test_every_partition_is_read_the_same(tmp_path: Path, parts: list[list[str]]
             tensors["model.stem"]
 
 
-# The newest that is whole
+# The newest undamaged checkpoint
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def flip(path: Path) -> None:
 
 
 def rewrite(**changes: object) -> Callable[[Path], None]:
-    """A manifest that says something else, and has a checksum of that if it is a whole one."""
+    """Return a function that changes a manifest, and gives it a correct checksum."""
 
     def write(path: Path) -> None:
         said = {**json.loads(path.read_text()), **changes}
@@ -265,7 +265,10 @@ def test_what_is_broken_is_told_and_not_used(
 
 
 def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
-    """A flipped bit in a number is still JSON, and would be a wrong loss in the summary."""
+    """With a flipped bit in a number, the file is still JSON.
+
+    The summary would have a wrong loss.
+    """
     save(tmp_path, 8, [NAMES])
     file = save_stage(tmp_path, 9, 0, TENSORS)
     said = manifest(9, file, cuts=("head",), metrics={"loss": 12.5})
@@ -284,7 +287,7 @@ def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_a_later_program_is_refused(tmp_path: Path) -> None:
-    """Whatever else stands in it: nothing older is taken in its place."""
+    """The rest of its manifest does not matter. No older checkpoint is used instead."""
     save(tmp_path, 8, [NAMES])
     text('{"format": 2}')(save(tmp_path, 9, [NAMES]) / "manifest.json")
     with pytest.raises(ConfigError) as error:
@@ -295,7 +298,7 @@ def test_a_checkpoint_of_a_later_program_is_refused(tmp_path: Path) -> None:
 
 
 def names(run_dir: Path) -> set[str]:
-    """What stands in the folder of checkpoints; of a link, that it leads somewhere."""
+    """Return the names in the folder of checkpoints, without links to missing folders."""
     return {path.name for path in (run_dir / "checkpoints").iterdir() if path.exists()}
 
 
@@ -308,12 +311,12 @@ def test_going_back_removes_what_is_later(tmp_path: Path) -> None:
     go_back(tmp_path, to)
     assert names(tmp_path) == {"step-8", "step-9", "last"}
     assert (tmp_path / "checkpoints" / "last").readlink() == Path("step-9")
-    go_back(tmp_path, to)  # there is nothing more to remove
+    go_back(tmp_path, to)  # nothing is left to remove
     assert names(tmp_path) == {"step-8", "step-9", "last"}
 
 
 def test_going_back_to_the_start_removes_everything(tmp_path: Path) -> None:
-    go_back(tmp_path, None)  # where there is not even a folder
+    go_back(tmp_path, None)  # there is not even a folder
     for step in (8, 10):
         save(tmp_path, step, [NAMES])
     go_back(tmp_path, None)
@@ -321,7 +324,7 @@ def test_going_back_to_the_start_removes_everything(tmp_path: Path) -> None:
 
 
 def test_going_back_needs_no_links(tmp_path: Path) -> None:
-    """Of a copy to where there are none."""
+    """A copy of a run may lack links, because some file systems have none."""
     save(tmp_path, 8, [NAMES])
     (tmp_path / "checkpoints" / "last").unlink()
     to = newest(tmp_path)
@@ -339,7 +342,7 @@ def test_a_moved_run_is_whole(tmp_path: Path) -> None:
 
 
 def test_nothing_is_saved_through_a_link(tmp_path: Path) -> None:
-    """Who else can write in the run directory could have any file of the user's overwritten."""
+    """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     run_dir, victim = tmp_path / "run", tmp_path / "victim"
     unfinished = unfinished_folder(run_dir, 3)
     victim.mkdir()

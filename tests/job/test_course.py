@@ -28,7 +28,7 @@ def never() -> bool:
 
 
 def after(batches: int) -> Callable[[], bool]:
-    """Says yes once it was asked so often."""
+    """Return a function that answers False so many times, then True."""
     answers = iter([False] * batches)
     return lambda: next(answers, True)
 
@@ -61,7 +61,10 @@ def test_everything_in_order() -> None:
 
 
 def line(course: Course, start: int = 0, stop: Callable[[], bool] = never) -> str:
-    """Training batches by their sizes, v and t: evaluation of val and test, c: checkpoint, end."""
+    """Return a course as text.
+
+    A training batch is its size, v and t are evaluations of val and test, c is a checkpoint.
+    """
     words = []
     for item in course.items(stop, start):
         match item:
@@ -104,7 +107,7 @@ def test_course(course: Course, expected: str) -> None:
     [
         (0, "c end"),
         (2, "4 4 c end"),
-        (3, "4 4 2 v t c end"),  # after an epoch its evaluation is still made
+        (3, "4 4 2 v t c end"),  # at the end of an epoch, the evaluation is still done
         (6, "4 4 2 v t c 4 4 2 v t c end"),
     ],
 )
@@ -114,14 +117,14 @@ def test_stopped(batches: int, expected: str) -> None:
 
 @pytest.mark.parametrize(("batches", "epoch"), [(1, 1), (3, 1), (4, 2), (6, 2)])
 def test_epoch_of_the_last_checkpoint(batches: int, epoch: int) -> None:
-    """The epoch that the last step belongs to, from 1."""
+    """The checkpoint has the epoch of the last step, counted from 1."""
     *_, last, end = COURSE.items(after(batches))
     assert (last, end) == (Checkpoint(batches, epoch), End(batches))
 
 
 @given(st.integers(0, 6))
 def test_no_step_is_saved_twice(batches: int) -> None:
-    """A stop after an epoch made two marks of one step, and the files of both got mixed up."""
+    """A stop at the end of an epoch once made two marks for one step. This mixed up their files."""
     items = COURSE.items(after(batches))
     saved = [item.step for item in items if isinstance(item, Checkpoint)]
     assert len(saved) == len(set(saved))
@@ -154,7 +157,7 @@ def test_resumed_from_any_checkpoint_the_rest_is_the_same(course: Course) -> Non
 
 @given(courses, st.integers(0, 99))
 def test_stopped_anywhere_the_rest_is_trained_once(course: Course, stop: int) -> None:
-    """And everything that the run that was not stopped evaluates and saves."""
+    """No evaluation or checkpoint of the uninterrupted run is missing."""
     stop = min(stop, course.steps)
     whole = list(course.items(never))
     before = list(course.items(after(stop)))
@@ -177,8 +180,8 @@ def test_stopped_anywhere_the_rest_is_trained_once(course: Course, stop: int) ->
         (COURSE, 1, "4 2 v t c 4 4 2 v t c end"),
         (COURSE, 3, "4 4 2 v t c end"),
         (COURSE, 5, "2 v t c end"),
-        (COURSE, 6, "v t c end"),  # it may have died after the checkpoint: the result is made again
-        (replace(COURSE, max_steps=4), 3, "4 v t c end"),  # steps count from the beginning
+        (COURSE, 6, "v t c end"),  # repeat the evaluation: it may be missing
+        (replace(COURSE, max_steps=4), 3, "4 v t c end"),  # steps count from the start of the run
         (replace(COURSE, max_steps=4), 4, "v t c end"),
         (replace(COURSE, checkpoint_every=2), 3, "4 c 4 2 v t c end"),
         (replace(COURSE, eval_every=2), 2, "2 c 4 4 2 v t c end"),
@@ -231,7 +234,10 @@ def test_split_batch_by_hand(samples: int, microbatches: int, sizes: list[int]) 
 
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 6))
 def test_evaluation_batches_that_go_together(val: int, test: int, size: int, together: int) -> None:
-    """Each batch comes once, under its number, and items hold as many as is said before."""
+    """Each batch comes once, with its number.
+
+    Each item has one of the announced numbers of batches.
+    """
     samples = {"train": 10, "test": test} | ({"val": val} if val else {})
     course = replace(
         COURSE, samples=samples, evaluation_size=size, evaluation_batches=together, epochs=1

@@ -1,4 +1,4 @@
-"""What workers need of this machine, and what is refused before they start."""
+"""Checks, before workers start, that this machine has what they need."""
 
 import shutil
 from importlib.machinery import ModuleSpec
@@ -18,7 +18,7 @@ def settings(*overrides: str) -> Settings:
 
 
 def found(monkeypatch: pytest.MonkeyPatch, *programs: str, triton: bool = True) -> None:
-    """Only these programs are installed, and perhaps Triton."""
+    """Pretend that only these programs are installed, and perhaps Triton."""
     monkeypatch.setattr(shutil, "which", lambda name: name if name in programs else None)
     spec = ModuleSpec("triton", None) if triton else None
     monkeypatch.setattr(devices, "find_spec", lambda _: spec)
@@ -53,7 +53,7 @@ def test_the_compiler_that_cc_names_is_the_one_for_cuda(monkeypatch: pytest.Monk
     found(monkeypatch, "gcc", "mycc")
     monkeypatch.setenv("CC", "mycc")
     check_processors(settings("compile=true"), ("cuda:0",), [])
-    monkeypatch.setenv("CC", "gone")  # Triton looks no further
+    monkeypatch.setenv("CC", "gone")  # Triton looks for no other compiler
     with pytest.raises(ConfigError, match="needs a C compiler"):
         check_processors(settings("compile=true"), ("cuda:0",), [])
 
@@ -66,7 +66,7 @@ def test_triton_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """In a run, and where one is only planned."""
+    """This holds for a run, and for a plan of a run."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for check in (prepared, lambda *overrides: device_of(settings(*overrides))):
         with pytest.raises(ConfigError, match="precision=tf32: is for CUDA devices") as caught:

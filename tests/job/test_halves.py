@@ -1,4 +1,4 @@
-"""The halves of a backward: the bits of the whole one, and no operation more than it has."""
+"""The two halves of a backward have the bits of a whole one, and repeat no expensive operation."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ SAMPLES, WIDTH = 3, 6
 
 
 class Shared(nn.Module):
-    """One layer on three inputs side by side, as a detector's head has it."""
+    """Applies the same layers to three inputs, like a detector's head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Shared(nn.Module):
 
 
 class Loop(nn.Module):
-    """One layer three times in a row, between others."""
+    """Applies one layer three times in sequence, with another layer before and after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,10 @@ class Loop(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Parameters that are added, put in front and used twice; one of them is an output, too."""
+    """Has parameters that are added, concatenated, or used twice.
+
+    One output depends on no input.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class Tokens(nn.Module):
 
 
 class Frozen(nn.Module):
-    """A layer that does not learn lies on the way, and one whose weight alone does."""
+    """Has a frozen layer, and a layer of which only the weight is trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +90,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations."""
+    """Counts the operations that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -99,7 +102,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def forward(network: nn.Module, number: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """An input of a network, what comes out, and gradients of that."""
+    """Return a network's input, its outputs, and random gradients of the outputs."""
     torch.manual_seed(number)
     x = torch.randn(2, SAMPLES, WIDTH) if isinstance(network, nn.Sequential) else None
     x = torch.randn(SAMPLES, WIDTH) if x is None else x
@@ -114,7 +117,7 @@ def weights_of(network: nn.Module) -> list[nn.Parameter]:
 
 
 def gradients(network: nn.Module, split: bool) -> Sequence[Tensor | None]:
-    """Of the inputs and parameters, after three micro-batches."""
+    """Return the gradients of inputs and parameters after three micro-batches."""
     network.zero_grad()
     passed = [forward(network, number) for number in range(3)]
     if split:
@@ -145,7 +148,7 @@ def test_halves_have_the_bits_of_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["layers", "block", "shared", "tokens", "frozen"])
 def test_nothing_large_is_computed_twice(name: str) -> None:
-    """Products of matrices and attention are what a backward's time goes into."""
+    """Matrix products and attention take most of the time of a backward."""
     network = NETWORKS[name]()
 
     def products(split: bool) -> int:
@@ -162,7 +165,7 @@ def test_nothing_large_is_computed_twice(name: str) -> None:
 
 
 class _Held(torch.autograd.Function):
-    """It keeps an object for its backward."""
+    """Keeps an object until its backward has run."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Any) -> Tensor:
@@ -177,7 +180,10 @@ class _Held(torch.autograd.Function):
 @pytest.mark.parametrize("runs", [True, False])
 @pytest.mark.parametrize("name", ["block", "loop"])
 def test_nothing_of_the_graph_is_left(name: str, runs: bool) -> None:
-    """Once the half for the weights has run; and where it never runs, once nobody has it."""
+    """The graph is freed after the second half has run.
+
+    It is also freed if the second half is dropped.
+    """
     network, kept = NETWORKS[name](), nn.Module()
     gone = ref(kept)
     x = torch.rand(2, SAMPLES, WIDTH, requires_grad=True)
@@ -211,7 +217,7 @@ def _count(come: Counter[int], parameter: Tensor) -> None:
 
 
 def test_hooks_of_parameters_come_once_for_each_half() -> None:
-    """Averages over replicas wait for them."""
+    """Averaging over replicas waits for these hooks."""
     network = Shared()
     come = Counter[int]()
     for parameter in network.parameters():

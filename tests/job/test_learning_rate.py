@@ -1,4 +1,4 @@
-"""Learning rates by hand, and what must hold of all of them."""
+"""Learning rates compared with values by hand, and properties of all schedules."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -88,7 +88,7 @@ INFOPRO = {"schedule": "cosine_by_epoch", "warmup_epochs": 10}
 
 
 def published(epoch: int) -> float:
-    """The learning rate of an epoch from 1 to 160, as InfoPro's code computes it."""
+    """Return the learning rate of an epoch from 1 to 160, by the formula of InfoPro's code."""
     cosine = 0.8 / 2 * (1 + cos(pi * epoch / 160))
     if epoch <= 10:
         return cosine * (epoch - 1) / 10 + 0.01 * (11 - epoch) / 10
@@ -100,12 +100,12 @@ def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
     expected = [published(step // 3 + 1) for step in range(3 * 160)]
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
     assert found[:3] == [0.01] * 3  # the first epoch
-    assert found[3 * 10] == pytest.approx(0.8 * cos(11 * pi / 320) ** 2)  # the first full one
+    assert found[3 * 10] == pytest.approx(0.8 * cos(11 * pi / 320) ** 2)  # first after the warm-up
     assert found[-3:] == [0.0] * 3  # the last epoch
 
 
 def test_a_cosine_behind_the_warmup_trains_eight_per_cent_more() -> None:
-    """Added up over all epochs: what presets with InfoPro's name had trained with before."""
+    """The sum over all epochs is larger. Presets named after InfoPro once used this schedule."""
     by_epoch = sum(rates(optim(**INFOPRO), 49, 160)) / 49
     behind = sum(rates(optim(**INFOPRO | {"schedule": "cosine"}), 49, 160)) / 49
     assert by_epoch == pytest.approx(sum(published(epoch) for epoch in range(1, 161)))

@@ -1,4 +1,4 @@
-"""Optimizers against the plain formulas, in float64."""
+"""Optimizers, compared with their formulas in float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ PLAIN: dict[str, Any] = {
     "gamma": 0.1,
     "clip_norm": None,
 }
-RATES = [0.1, 0.05, 0.02]  # the learning rate changes between the steps
+RATES = [0.1, 0.05, 0.02]  # it changes between steps
 START = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 GRADIENTS = [
     torch.tensor(values, dtype=torch.float64)
@@ -66,7 +66,7 @@ def test_adamw(decay: float) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_parameter_is_stepped_the_same_in_every_company(name: str) -> None:
-    """Bit for bit: the grouping of modules into stages must not matter."""
+    """The bits are equal, because the grouping of modules into stages must not matter."""
     optim = Optim(**PLAIN | {"name": name, "momentum": 0.9, "weight_decay": 0.1})
     sizes = [1, 3, 64, 1000]
     values, gradients = ([torch.randn(size) for size in sizes] for _ in range(2))
@@ -105,9 +105,10 @@ SIZES = [1, 3, 64, 1000]
 def test_bits_and_states_are_those_of_torch(
     changed: dict[str, Any], torch_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 ) -> None:
-    """Of two dtypes; a parameter has no gradient in some steps, and one first has it later.
+    """There are two dtypes, and some parameters lack a gradient in some steps.
 
-    torch's SGD cannot begin the momentum of some parameters after that of others.
+    With AdamW, one parameter also starts later. torch's SGD cannot begin the momentum of some
+    parameters later than that of others.
     """
     late = changed.get("name") == "adamw"
     values = [torch.randn(n, dtype=torch.float64 if n == 3 else None) for n in SIZES]

@@ -1,4 +1,4 @@
-"""What a run of several parts reports: totals, and speeds over those that were alike."""
+"""Reports of a run with several parts: totals, and speeds over parts with equal conditions."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def job() -> Prepared:
 
 
 def counted(batches: int, wall_s: float, peak: int | None = 5) -> Worker:
-    """What a worker counted, in batches of eight samples."""
+    """Return a worker's counts for batches of eight samples."""
     return {
         "batches": batches,
         "samples": 8 * batches,
@@ -46,8 +46,8 @@ def test_a_part_says_what_it_did(job: Prepared) -> None:
         "from": 0,
         "to": 7,
         "seconds": 2.5,
-        "samples": 37 + 2 * 8,  # an epoch of five batches, and two
-        "samples_per_second": 16.0,  # of the last stage
+        "samples": 37 + 2 * 8,  # an epoch of five batches, and two more batches
+        "samples_per_second": 16.0,  # the speed of the last stage
         "gpus": 2,
         "devices": ["cpu", "cpu"],
         "threads": 1,
@@ -59,17 +59,17 @@ def test_a_part_says_what_it_did(job: Prepared) -> None:
 def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
     first = Parts(job.job, "ring", job.units)
     kept = first.counted([counted(4, 1.0, 7), counted(4, 2.0)])
-    kept = json.loads(json.dumps(kept))  # as a manifest has it
+    kept = json.loads(json.dumps(kept))  # as JSON, like a manifest
     again = Parts(job.job, "ring", job.units, (), kept)
     both = again.alike([counted(2, 1.0, None), counted(2, 1.0)])
     assert both[0] == {**counted(6, 2.0, 7)}
     assert rate(both, 1) == 48 / 3.0
-    assert again.alike([]) == kept[0]["workers"]  # of a part that failed, or had no steady state
+    assert again.alike([]) == kept[0]["workers"]  # the current part is failed or too short
     other = Parts(job.job, "queue", job.units, (), kept)
     assert other.alike([]) == []
     mine = [counted(1, 1.0), counted(1, 1.0)]
     assert other.alike(mine) == mine
-    assert other.counted(mine)[0] == kept[0]  # if the run goes back to it
+    assert other.counted(mine)[0] == kept[0]  # needed if the run returns to these conditions
     assert rate([], 1) is None
     assert rate([counted(0, 0.0)], 1) is None
 
@@ -81,11 +81,11 @@ def test_speeds_with_and_without_recompute_are_kept_apart(job: Prepared) -> None
     assert again.alike(mine) == mine
     (part,) = again.listed(7, 2.5, mine)
     assert part["recompute"] is True
-    assert "recompute" not in kept[0]["conditions"]  # as older programs have it
+    assert "recompute" not in kept[0]["conditions"]  # older programs did not record it
 
 
 def test_counts_with_names_of_older_programs_are_kept_apart(job: Prepared) -> None:
-    """Their times would be missing in the means that predictions are made of."""
+    """If they were added, predictions would use means in which their times are missing."""
     kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
     kept[0]["workers"][0]["instruction_s"] = {"LocalUpdate(chunk=0, micro_batch=0)": 1.0}
     again = Parts(job.job, "ring", job.units, (), kept)
@@ -101,7 +101,10 @@ def parts(result: Result) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_totals_are_over_all_parts(run: Runner) -> None:
-    """The second is as the first, the third is too short to be measured, the fourth has one GPU."""
+    """The second part is like the first.
+
+    The third is too short for a speed; the fourth uses one GPU.
+    """
     first = run(*SHORT, "gpus=2", "max_steps=8")
     (one,) = parts(first)
     assert (one["from"], one["to"], one["samples"]) == (0, 8, 37 + 3 * 8)
@@ -141,13 +144,16 @@ def test_totals_are_over_all_parts(run: Runner) -> None:
 
 
 def seconds_at(result: Result) -> float:
-    """Of the second part, until its last checkpoint: what came after that is not carried on."""
+    """Return the duration of the second part.
+
+    It ends at the part's last checkpoint, because later work is not counted.
+    """
     seconds: float = parts(result)[1]["seconds"]
     return seconds
 
 
 def test_work_that_is_done_again_is_not_counted(run: Runner) -> None:
-    """As after a kill between two checkpoints."""
+    """This happens after a kill between two checkpoints."""
     killed = run(*SHORT, "gpus=2", "max_steps=15", "checkpoint.keep=9")
     shutil.rmtree(killed.run_dir / "checkpoints" / "step-15")
     (killed.run_dir / "summary.json").unlink()
@@ -168,11 +174,11 @@ def test_a_run_of_before_there_were_parts_goes_on(run: Runner) -> None:
     assert [(part["from"], part["to"]) for part in parts(result)] == [(5, 10)]
 
 
-# The commit
+# The commit that a run records
 
 
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
-    """Have a program called git, or none."""
+    """Install a program `git`, or make it missing."""
     if script is not None:
         (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "git").chmod(0o755)

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class Halves(nn.Module):
-    """Has nothing to train."""
+    """Has no parameters."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x / 2
@@ -37,7 +37,7 @@ def test_what_has_no_parameters_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a C++ compiler works here
+@pytest.mark.timeout(900)  # the C++ compiler is slow
 def test_a_compiled_network_computes_the_same_for_every_size() -> None:
     prepare_compiler()
     from torch._inductor import codecache

@@ -1,4 +1,4 @@
-"""Clocks that stand still, and whose fault it is."""
+"""Timestamps of workers that do not advance, and whose fault it is."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from ppll_cli.job.pulse import ALIVE_LIMIT_S, STARTING_ALIVE_LIMIT_S, Pulse, Wat
 
 
 class Time:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
@@ -18,7 +18,10 @@ class Time:
     def pass_by(
         self, seconds: float, watch: Watch, *living: Pulse, look_s: float = 1.0
     ) -> list[tuple[int, str]]:
-        """The parent looks every `look_s` seconds, and before it does the living ones beat."""
+        """Let time pass.
+
+        Every `look_s` seconds, the living workers give a sign of life, then the parent checks.
+        """
         late: list[tuple[int, str]] = []
         for _ in range(int(seconds / look_s)):
             self.now_s += look_s
@@ -50,14 +53,14 @@ def test_a_stopped_process_is_found_after_its_limit(clock: Time) -> None:
 
 @given(beat_s=st.floats(0, 1), looks_s=st.lists(st.floats(0.5, 3), min_size=20, max_size=20))
 def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: list[float]) -> None:
-    """On a busy machine it was once found after 11 s: the parent came too late to look."""
+    """On a busy machine it was once found only after 11 s, because the parent checked late."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Time(patch)
         one, other = begun(), begun()
         watch = Watch([one, other])
         clock.now_s += beat_s
         one.beat()
-        stopped_s = clock.now_s  # at the earliest; the sooner after its beat, the later it is found
+        stopped_s = clock.now_s  # soon after its last sign of life, which is the worst case
         for look_s in looks_s:
             late = clock.pass_by(look_s, watch, other, look_s=look_s)
             if late:
@@ -67,7 +70,7 @@ def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: l
 
 
 def test_a_process_that_starts_may_be_silent_for_a_minute(clock: Time) -> None:
-    """CUDA's start on a device, and that of a neighbour's, can hold Python's lock."""
+    """While CUDA starts on a device, or on a neighbour's device, Python's lock can be held."""
     one, other = begun(started=False), begun(started=False)
     watch = Watch([one, other])
     assert not clock.pass_by(STARTING_ALIVE_LIMIT_S, watch)
@@ -80,12 +83,12 @@ def test_a_process_that_starts_may_be_silent_for_a_minute(clock: Time) -> None:
 
 
 def test_a_process_that_has_not_begun_to_live_is_not_stopped(clock: Time) -> None:
-    """The fork server may still import what workers need."""
+    """The fork server may still be importing modules."""
     assert not clock.pass_by(100, Watch([Pulse()]))
 
 
 def test_a_parent_that_was_stopped_itself_declares_nobody_dead(clock: Time) -> None:
-    """Ctrl-Z stops all of a run; after `fg` the clocks have stood still for as long as it did."""
+    """Ctrl-Z stops all processes of a run. After `fg` all timestamps are old."""
     one = begun(limit_s=60)
     watch = Watch([one])
     clock.pass_by(5, watch, one)
@@ -96,7 +99,7 @@ def test_a_parent_that_was_stopped_itself_declares_nobody_dead(clock: Time) -> N
 
 
 def test_a_beat_just_before_all_was_stopped_changes_nothing(clock: Time) -> None:
-    """The parent has not seen it when it looks again, an hour later."""
+    """At its next check, an hour later, the parent sees this sign of life for the first time."""
     one = begun(limit_s=60)
     watch = Watch([one])
     clock.pass_by(5, watch, one)
@@ -108,7 +111,7 @@ def test_a_beat_just_before_all_was_stopped_changes_nothing(clock: Time) -> None
 
 
 def test_a_worker_that_stops_after_its_parent_was_stopped_is_found(clock: Time) -> None:
-    """Only the parent stood still, so nothing of that time is the worker's."""
+    """Only the parent was stopped. This time does not count against the worker."""
     one = begun()
     watch = Watch([one])
     clock.now_s += 3600

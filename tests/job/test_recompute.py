@@ -1,4 +1,4 @@
-"""A second forward pass in the backward: nothing is kept between, and nothing else is different."""
+"""Recomputation in the backward frees memory in between, and changes no result."""
 
 import weakref
 from collections.abc import Callable
@@ -17,7 +17,10 @@ SEED = partial(torch.manual_seed, 3)
 
 
 class Watched(nn.Module):
-    """Two layers; what is between them is watched, and passes are counted."""
+    """Has two layers.
+
+    It counts its passes, and holds a weak reference to the tensor between the layers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,20 +52,20 @@ def drawing() -> nn.Module:
 
 
 def normed() -> nn.Module:
-    """With running statistics that are means over all batches, and with usual ones."""
+    """Return a network with BatchNorm in both modes: cumulative and exponential averages."""
     return nn.Sequential(
         nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None), nn.ReLU(inplace=True), nn.BatchNorm1d(4)
     )
 
 
 def iterating() -> nn.Module:
-    """Its forward reads a buffer and moves it: an estimate of a singular vector."""
+    """Return a network whose forward reads and updates a buffer. It estimates a singular vector."""
     return nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.Tanh())
 
 
 @pytest.mark.parametrize("build", [drawing, normed, iterating])
 def test_several_batches_wait_for_their_backward(build: Callable[[], nn.Module]) -> None:
-    """As micro-batches do: each is computed again with the buffers that it had."""
+    """Micro-batches do this. Each is recomputed with the buffers of its own forward."""
 
     def trained(run: Callable[..., Tensor]) -> dict[str, Tensor]:
         torch.manual_seed(0)
@@ -72,7 +75,7 @@ def test_several_batches_wait_for_their_backward(build: Callable[[], nn.Module])
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         for each in made:
             torch.autograd.backward(each.square().sum())
-        assert_same(network.state_dict(), state)  # the backward moved no buffer
+        assert_same(network.state_dict(), state)  # the backward changed no buffer
         found = {f"input {n}": x.grad for n, x in enumerate(inputs)}
         found |= {name: p.grad for name, p in network.named_parameters()}
         return {**state, **{f"gradient of {n}": g for n, g in found.items() if g is not None}}

@@ -1,4 +1,4 @@
-"""The user's cache folder, and what torch keeps there instead of in /tmp."""
+"""The user's cache folder, which torch uses instead of /tmp."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ print(cache_dir(), triton_cache_dir(0), sep="\\n")
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a process that has an empty folder for what is temporary, and a cache of its own."""
+    """Return the environment of a process: its folders for cache and temporary files are empty."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     kept = {n: v for n, v in os.environ.items() if n not in (INDUCTOR, "TRITON_CACHE_DIR")}
@@ -43,7 +43,7 @@ def output_of(environment: dict[str, str], *command: str) -> list[str]:
 
 @pytest.mark.slow
 def test_torch_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Importing its compiler, as making an optimizer does, made a folder there."""
+    """Creating an optimizer imports torch's compiler, which once made a folder in /tmp."""
     folder = tmp_path / "cache" / "ppll-run" / "inductor"
     found = output_of(environment, "-c", IMPORTS)
     assert found == [str(folder), str(folder / "triton" / "0")]
@@ -73,7 +73,10 @@ def test_a_folder_that_the_user_names_is_taken(tmp_path: Path, environment: dict
 def test_without_a_cache_folder_code_is_kept_until_the_end(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """In this process's own folder, which nobody else can open, and which goes with it."""
+    """The code is in this process's own folder.
+
+    Only its owner can open it, and it is removed at the end.
+    """
     (tmp_path / "cache").write_text("a file")
     mode = "print(oct(os.stat(os.path.dirname(cache_dir())).st_mode & 0o777))"
     folder, _, permissions = output_of(environment, "-c", IMPORTS + mode)
@@ -105,6 +108,6 @@ def test_a_folder_can_be_made_below_one_that_can_be_written(tmp_path: Path) -> N
     assert cache._can_be_made(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
     assert not cache._can_be_made(tmp_path / "file" / "b")
-    if os.geteuid() != 0:  # who may write everywhere
+    if os.geteuid() != 0:  # root may write everywhere
         (tmp_path / "closed").mkdir(mode=0o500)
         assert not cache._can_be_made(tmp_path / "closed" / "b")

@@ -1,4 +1,4 @@
-"""What is asked of the CUDA driver, with a driver that is none."""
+"""Questions to the CUDA driver, answered by a fake driver."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ from ppll_cli.leaves import cuda
 
 
 class Driver:
-    """Three devices, of which the first two reach each other; its handles are not their numbers."""
+    """A fake driver with three devices.
+
+    The first two can access each other; handles differ from device numbers.
+    """
 
     def __init__(self, error: int = 0) -> None:
         self.error = error
@@ -51,7 +54,7 @@ def test_a_driver_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_driver_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under ROCm, whose driver has another name."""
+    """ROCm's driver has another name, so it is not found."""
     monkeypatch.setattr(cuda, "_driver", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"torch's {device}")
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: one < other)

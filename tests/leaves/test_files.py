@@ -45,7 +45,7 @@ def test_lines_that_are_no_whole_objects_are_left_out(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
-    """Who else can write in a folder could have any file of the user's overwritten."""
+    """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / f".file.{os.getpid()}").symlink_to(victim)

@@ -1,4 +1,4 @@
-"""The fork server: what it is started with, and what happens when it does not answer."""
+"""The fork server: its environment, and what happens if it does not answer."""
 
 import multiprocessing
 import os
@@ -22,14 +22,14 @@ WAIT_S = 60.0
 
 
 class Recorded:
-    """Stands for the processes of multiprocessing; notes with what they would be started."""
+    """Replaces multiprocessing's processes, and records signals and environment at their start."""
 
     def __init__(self) -> None:
         self.masks: list[set[int]] = []
         self.environments: list[str | None] = []
 
     def ensure_running(self) -> None:
-        """Would start one."""
+        """Record what a new process would inherit, without starting one."""
         self.masks.append({*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))})
         self.environments.append(os.environ.get("PYTHONSAFEPATH"))
 
@@ -44,7 +44,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def test_signals_of_a_terminal_do_not_reach_what_is_started(recorded: Recorded) -> None:
-    """A lost connection ended multiprocessing's resource tracker, and with it the run."""
+    """SIGHUP of a lost connection once ended multiprocessing's resource tracker, and so the run."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     forkserver.start()
     tracker, server = recorded.masks
@@ -60,7 +60,7 @@ def test_what_is_started_does_not_import_from_the_current_directory(
     forkserver.start()
     assert recorded.environments == ["of ppll-run"] * 2
     assert "PYTHONSAFEPATH" not in os.environ
-    monkeypatch.chdir(Path(forkserver.__file__).parents[2])  # where it may be found in no other way
+    monkeypatch.chdir(Path(forkserver.__file__).parents[2])  # found only as `.`
     forkserver.start()
     assert recorded.environments[2:] == [None] * 2
 
@@ -77,7 +77,7 @@ def test_its_socket_is_in_a_folder_of_ours(
 
 @pytest.fixture
 def sleeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A process that stands for the fork server."""
+    """Start a process that takes the place of the fork server, and return its id."""
     code = "import signal; signal.pause()"
     process_id = os.posix_spawn(sys.executable, [sys.executable, "-c", code], {})
     monkeypatch.setattr(library, "_forkserver", SimpleNamespace(_forkserver_pid=process_id))
@@ -90,13 +90,13 @@ def sleeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 class Waits:
-    """A worker that is started as soon as the fork server is gone, and that is too late."""
+    """A worker whose start waits until the fork server is dead, and then fails."""
 
     def __init__(self, server: int) -> None:
         self._server = server
 
     def start(self) -> None:
-        """Wait for the server's end."""
+        """Wait until the server has been killed."""
         _, status = os.waitpid(self._server, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
         raise EOFError
@@ -132,7 +132,7 @@ def test_a_fork_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_time_in_which_all_were_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-Z for an hour, seen from this process, is a single look."""
+    """After Ctrl-Z for an hour, this process notices only one long interval."""
     times = iter([0.0, 3600.0, 3600.5])
     monkeypatch.setattr(forkserver, "monotonic", lambda: next(times))
     monkeypatch.setattr(forkserver, "_stopped", lambda: True)

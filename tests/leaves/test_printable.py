@@ -1,4 +1,4 @@
-"""Values of users, shown safely."""
+"""Values of users are safe to print."""
 
 import pytest
 

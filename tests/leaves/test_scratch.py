@@ -1,4 +1,4 @@
-"""Temporary folders: what a process has, and what it clears of others that have ended."""
+"""Temporary folders of a process, and the removal of folders that ended processes have left."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from ppll_cli.leaves.scratch import remove, scratch, socket_folder
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """What TMPDIR names."""
+    """Return the folder that TMPDIR names."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(folders, "LONGEST_FOLDER", len(str(tmp_path)) + 40)
     monkeypatch.setattr(folders, "_OWN", {})
@@ -51,7 +51,10 @@ def test_a_signal_handler_removes_folders_that_are_in_use(place: Path) -> None:
 
 
 def test_the_folder_goes_after_multiprocessings_own_sockets(tmp_path: Path) -> None:
-    """A listener removes its socket at the end, and printed a traceback when it was gone."""
+    """A listener removes its socket at exit.
+
+    If the folder was removed first, it printed a traceback.
+    """
     code = (
         "import multiprocessing\n"
         "from multiprocessing.connection import Listener\n"
@@ -69,7 +72,7 @@ def test_the_folder_goes_after_multiprocessings_own_sockets(tmp_path: Path) -> N
 
 
 def left(place: Path, name: str) -> Path:
-    """What a killed process leaves: its folder and its lock file."""
+    """Make the folder and the lock file that a killed process leaves."""
     folder = base(place) / f"{folders._host()}-{name}"
     (folder / "tmp1" / ".step-3.unfinished").mkdir(parents=True)
     folder.with_name(f"{folder.name}.lock").touch()
@@ -77,7 +80,7 @@ def left(place: Path, name: str) -> Path:
 
 
 def test_the_next_start_clears_what_nobody_holds(place: Path) -> None:
-    """What another machine left may be in use there: its locks are not seen here."""
+    """Folders of another machine stay, because this machine does not see its locks."""
     dead, alive = left(place, "dead"), left(place, "alive")
     elsewhere = base(place) / "00000000-dead"
     elsewhere.mkdir()
@@ -95,7 +98,7 @@ def test_the_next_start_clears_what_nobody_holds(place: Path) -> None:
 
 
 def test_a_folder_of_this_process_is_held(place: Path) -> None:
-    """Another start, which opens the lock file anew, does not take it for one that was left."""
+    """Another start opens the lock file again, and must not regard the folder as a leftover."""
     own = socket_folder()
     folders._clear(base(place))
     assert own.exists()
@@ -138,7 +141,10 @@ def test_a_folder_that_others_could_write_in_is_closed_to_them(place: Path) -> N
 def test_sockets_go_to_a_shorter_place_and_files_stay(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A TMPDIR of 100 characters, usual on clusters, made the start fail: AF_UNIX path too long."""
+    """Clusters often have a long TMPDIR.
+
+    With 100 characters the start failed: AF_UNIX path too long.
+    """
     short, long = place / "s", place / ("x" * 100)
     short.mkdir()
     long.mkdir()

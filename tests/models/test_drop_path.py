@@ -1,4 +1,4 @@
-"""Stochastic depth: what is drawn, for which blocks, and what stays as it is without it."""
+"""Stochastic depth removes branches, but changes no weights, FLOPs or costs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ MODELS: dict[str, Callable[..., ViT | CifarResNet | ResNet | RetinaNet]] = {
     "retinanet": partial(RetinaNet, width=8),
 }
 SURE = 1 - 1e-9
-"""With this probability every sample is zeroed."""
+"""A probability so near 1 that every sample is zeroed."""
 
 
 def units_of(name: str, drop_path: float) -> Sequence[Unit]:
@@ -38,7 +38,7 @@ def units_of(name: str, drop_path: float) -> Sequence[Unit]:
 
 
 def rates_of(unit: Unit) -> set[float]:
-    """Of a unit's branches."""
+    """Return the rates of a unit's branches."""
     return {m._rate for m in build_unit(unit, 0).modules() if isinstance(m, DropPath)}
 
 
@@ -117,7 +117,7 @@ def test_without_its_branches_a_block_is_its_skip(
 
 
 def test_a_shortcut_is_never_left_out() -> None:
-    """Where the shape changes, it is the skip."""
+    """If a unit changes the shape, the shortcut is its skip."""
     unit = BasicUnit(4, 8, 2, rate=SURE)
     x = torch.rand(3, 4, 6, 6)
     made = unit(x)
@@ -126,7 +126,7 @@ def test_a_shortcut_is_never_left_out() -> None:
 
 
 def test_an_adapted_unit_has_the_rate_of_its_model() -> None:
-    """As auxiliary networks copy it to where maps are larger."""
+    """Auxiliary networks copy a unit for larger maps."""
     (*_, last, _) = units_of("cifar", 0.2)
     assert last.adapt is not None
     copy = last.adapt((32, 16, 16), (64, 8, 8))

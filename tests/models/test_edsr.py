@@ -1,4 +1,4 @@
-"""EDSR: what it is made of, and that tiles of a picture become what the whole becomes."""
+"""EDSR: its parameters, and equal results for a whole picture and for its tiles."""
 
 from dataclasses import replace
 from math import ceil
@@ -24,7 +24,7 @@ def net(scale: int, **options: int) -> PlainModel:
 
 @pytest.mark.parametrize(("scale", "parameters"), [(2, 1369859), (3, 1554499), (4, 1517571)])
 def test_the_baseline_has_as_many_parameters_as_the_paper_s(scale: int, parameters: int) -> None:
-    """1.37, 1.55 and 1.52 million: those of the authors' code, without its fixed mean shifts."""
+    """The numbers are those of the authors' code. Its fixed mean shifts are not counted."""
     with torch.device("meta"):
         found = net(scale)
     assert sum(parameter.numel() for parameter in found.parameters()) == parameters
@@ -34,12 +34,12 @@ def test_the_large_one_has_41_million() -> None:
     units = EDSR(depth=32, width=256, res_scale=0.1).units(IMAGE, TASK)
     with torch.device("meta"):
         count = sum(p.numel() for unit in units for p in unit.build().parameters())
-    assert count == 40729603  # the paper's 43 million are for x3
+    assert count == 40729603  # the paper's 43 million are for scale 3
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_mean_is_taken_off_and_added_again(scale: int) -> None:
-    """A net of zeros makes the mean, and pictures of the scale."""
+    """With all weights zero, every pixel of the enlarged picture is the mean."""
     model = net(scale, depth=1, width=4)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -49,7 +49,7 @@ def test_the_mean_is_taken_off_and_added_again(scale: int) -> None:
 
 
 def test_inside_the_net_pictures_have_values_up_to_255() -> None:
-    """Input and output stay in [0, 1]; a net that learns in [0, 1] is slower."""
+    """Input and output are in [0, 1]. A network that computes in [0, 1] learns more slowly."""
     model = net(2, depth=1, width=4)
     seen: list[torch.Tensor] = []
     first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
@@ -61,7 +61,7 @@ def test_inside_the_net_pictures_have_values_up_to_255() -> None:
 
 
 def test_weights_of_a_net_that_computed_in_0_to_1_are_refused() -> None:
-    """They have the same shapes, and would make other pictures."""
+    """These weights have the same shapes, but would make wrong pictures."""
     model = net(2, depth=1, width=4)
     saved = {k: v for k, v in model.state_dict().items() if not k.endswith("levels.levels")}
     with pytest.raises(RuntimeError, match=r"Missing key.*first\.levels\.levels"):
@@ -70,12 +70,15 @@ def test_weights_of_a_net_that_computed_in_0_to_1_are_refused() -> None:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_tiles_are_pieces_of_the_whole(scale: int) -> None:
-    """To float32's rounding: sums of other shapes are added up in another order."""
+    """A smaller overlap gives other pixels.
+
+    The comparison uses float64, because sums over tiles are added in another order.
+    """
     edsr = EDSR(depth=3, width=6)
     reach = edsr.reach(scale)
-    tile = 2 * reach + 13  # at least two of them in each direction
+    tile = 2 * reach + 13  # so that there are at least two tiles in each direction
     units = edsr.units(IMAGE, replace(TASK, scale=scale))
-    model = PlainModel(units).double()  # rounding is then far below what a pixel too few changes
+    model = PlainModel(units).double()  # float64: rounding errors stay far below other errors
     picture = torch.rand(1, 3, 40, 55, dtype=torch.float64)
 
     def joined(overlap: int) -> torch.Tensor:
@@ -105,7 +108,7 @@ def test_tiles_that_overlap_too_little_are_refused() -> None:
     edsr.units(IMAGE, replace(TASK, overlap=least))
     with pytest.raises(ConfigError, match=rf"data.overlap=9: .* use data.overlap={least}, or more"):
         edsr.units(IMAGE, replace(TASK, overlap=9))
-    assert least <= 40  # the default
+    assert least <= 40  # the default overlap
 
 
 @pytest.mark.parametrize(

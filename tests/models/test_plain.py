@@ -1,4 +1,4 @@
-"""The model in one piece, and what holds for the units of every model."""
+"""A model in one piece, and properties of the units of every model."""
 
 import inspect
 import pickle
@@ -26,7 +26,7 @@ from tests.other_task import OtherTask
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LARGE = {"vit_base", "resnet152"}
-"""Run without storage, to keep the tests quick."""
+"""Large models, which run on the meta device to keep the tests fast."""
 
 IMAGE = ImageSpec(3, 32, 32)
 ENLARGING = SuperResolution(scale=2, patch=32, mean=(0.0, 0.0, 0.0), overlap=64)
@@ -36,7 +36,7 @@ OTHERS: Mapping[str, tuple[Task, tuple[int, ...]]] = {
     "edsr": (ENLARGING, (2, 3, 64, 64)),
     "retinanet": (FINDING, (2, 9 * (4 * 4 + 2 * 2 + 3), 9 + 2)),
 }
-"""Of models that are not for classification: a task, and the shape of two predictions."""
+"""For models that are not classifiers: a task, and the shape of the prediction for two images."""
 
 MODELS: Mapping[str, Model] = {
     "vit-cls": ViT(dim=16, depth=2, heads=2, patch=8, dropout=0.1, attention_dropout=0.1),
@@ -109,7 +109,7 @@ def test_units_never_change_their_inputs(model: Model, training: bool) -> None:
         given, untouched = x.detach().requires_grad_(), x.detach().clone()
         version = given._version
         x = module(given)
-        x.sum().backward()  # fails where a tensor that autograd needs was overwritten
+        x.sum().backward()  # fails if a tensor that autograd needs was overwritten
         assert given._version == version, unit.name
         assert torch.equal(given, untouched), unit.name
 
@@ -148,7 +148,7 @@ def test_named_tensors_go_where_they_are_read() -> None:
         Unit("a.b.second", _Sum, reads=("x", "skip", "image"), writes=("prediction",)),
     ]
     image = torch.tensor([5.0])
-    # x = 6, skip = 10; then x = 6 + 5; the prediction is 11 + 10 + 5
+    # x = 6 and skip = 10, then x = 6 + 5; the prediction is 11 + 10 + 5
     assert PlainModel(units)(image).item() == 26.0
 
 

@@ -1,4 +1,4 @@
-"""Residual networks against torchvision's."""
+"""Residual networks, compared with torchvision's."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -45,7 +45,7 @@ def test_outputs_equal_torchvisions_bit_for_bit(depth: int) -> None:
     theirs = reference(depth)
     image = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
-        theirs(image)  # moves the norms' running statistics away from 0 and 1
+        theirs(image)  # so that running statistics differ from 0 and 1
         ours = same_weights(theirs, depth)
         assert torch.equal(ours.eval()(image), theirs.eval()(image))
 
@@ -76,7 +76,7 @@ def test_weights_start_like_torchvisions() -> None:
         ResNet(depth=18, stem="imagenet").units(IMAGE, Classification(CLASSES))
     ).state_dict()
     for key, value in theirs.items():
-        if value.numel() > 3000:  # so both are within 10 % of the distribution's
+        if value.numel() > 3000:  # so both deviations have errors below 10 %
             torch.testing.assert_close(ours[key].std(), value.std(), rtol=0.1, atol=0.0, msg=key)
             torch.testing.assert_close(ours[key].mean(), value.mean(), rtol=0, atol=0.01, msg=key)
         elif ".bn" in key:
@@ -99,7 +99,7 @@ def test_units_in_order() -> None:
 @pytest.mark.parametrize(
     ("model", "parameters"),
     [
-        (CifarResNet(depth=32), 466906),  # 464,154 with padding, and two 1x1 convolutions and norms
+        (CifarResNet(depth=32), 466906),  # two 1x1 shortcuts with norms included
         (CifarResNet(depth=110), 1730714),
         (ResNet(depth=18), 11173962),
         (ResNet(depth=50, stem="imagenet"), 23528522),
@@ -157,7 +157,7 @@ def test_depths_that_do_not_exist() -> None:
 
 def test_unknown_stem() -> None:
     with pytest.raises(ConfigError) as refusal:
-        ResNet(depth=18, stem="large")  # type: ignore[arg-type]  # that is the point
+        ResNet(depth=18, stem="large")  # type: ignore[arg-type]  # a wrong value
     assert str(refusal.value) == "model.stem=large: is unknown; possible: cifar, imagenet"
 
 
@@ -198,7 +198,7 @@ def test_the_smallest_images(stem: StemKind, size: int) -> None:
 
 
 def chain(model: CifarResNet | ResNet, size: int) -> list[tuple[Unit, tuple[int, ...]]]:
-    """Each unit, and the shape of what it takes, without the batch."""
+    """Return each unit with the shape of its input, without the batch dimension."""
     found = []
     with torch.device("meta"):
         x = torch.empty(2, 3, size, size)
@@ -238,12 +238,12 @@ def test_adapted_to_its_own_maps_a_unit_is_what_it_was(
 @pytest.mark.parametrize(
     ("given", "made"),
     [
-        ((16, 28, 28), (64, 14, 14)),  # its own maps are 7 x 7: halved, but once
+        ((16, 28, 28), (64, 14, 14)),  # the unit's own input is 7 x 7; this one is halved only once
         ((16, 33, 33), (64, 17, 17)),
         ((32, 14, 14), (64, 7, 7)),
         ((64, 7, 7), (64, 7, 7)),
         ((16, 7, 7), (64, 7, 7)),
-        ((16, 3, 3), (64, 3, 3)),  # nothing makes a map larger
+        ((16, 3, 3), (64, 3, 3)),  # no unit enlarges a map
         ((16, 1, 1), (64, 1, 1)),
         ((5, 8, 10), (64, 4, 5)),
     ],
@@ -265,7 +265,7 @@ def test_an_adapted_bottleneck_makes_four_times_its_width() -> None:
     assert adapted(torch.randn(2, 256, 8, 8)).shape == (2, 2048, 4, 4)
 
 
-# What InfoPro's table says of each module but the last: the stage and index of its last unit.
+# From InfoPro's table, for each module but the last: group and index of its last unit.
 INFOPRO = {
     (32, "K2"): "2.1",
     (32, "K4"): "1.2 2.1 3.0",
@@ -293,17 +293,20 @@ def test_infopros_modules_end_where_its_table_says(depth: int, name: str) -> Non
 @pytest.mark.parametrize(("depth", "units"), [(32, 16), (110, 55)])
 @pytest.mark.parametrize("d", range(1, 7))
 def test_auglocals_last_module_has_one_unit_more_than_d(depth: int, units: int, d: int) -> None:
-    """Its K counts stem and residual units; the modules are K - d, the others one unit each."""
+    """AugLocal's K counts the stem and the residual units.
+
+    There are K - d modules; all but the last have one unit.
+    """
     model = CifarResNet(depth=depth)
     names = [unit.name for unit in model.units(IMAGE, Classification(CLASSES))]
-    assert len(names) == units + 1  # the head as well
+    assert len(names) == units + 1  # with the head
     cuts = model.partitions[f"auglocal_d{d}"]
     assert list(cuts) == names[1 : units - d]
     assert len(cuts) + 1 == units - d
 
 
 def test_infopros_sixteen_modules_of_resnet32_are_the_stem_and_each_residual_unit() -> None:
-    """The last of them has the head as well."""
+    """The last module also has the head."""
     model = CifarResNet(depth=32)
     names = [unit.name for unit in model.units(IMAGE, Classification(CLASSES))]
     assert list(model.partitions["K16"]) == names[1:-1]

@@ -1,4 +1,4 @@
-"""RetinaNet: the same as torchvision's."""
+"""RetinaNet, compared with torchvision's."""
 
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ IMAGE = ImageSpec(3, HEIGHT, WIDTH)
 
 
 def theirs(depth: int, norm: Norm = "none") -> nn.Module:
-    """torchvision's, without a change of the images' size or range."""
+    """Return torchvision's RetinaNet, which neither resizes nor normalises these images."""
     layer = partial(nn.GroupNorm, 32) if norm == "group" else None
     body = getattr(resnet, f"resnet{depth}")(weights=None)
     extra = LastLevelP6P7(256, 256)
@@ -54,7 +54,7 @@ def theirs(depth: int, norm: Norm = "none") -> nn.Module:
 
 @pytest.fixture
 def values() -> dict[str, Tensor]:
-    """Two pictures, the second of which has one box."""
+    """Return the targets of two pictures. The second one has only one box."""
     boxes = torch.tensor(
         [
             [[10.0, 12.0, 40.0, 45.0], [100.0, 20.0, 150.0, 90.0], [3.0, 3.0, 8.0, 9.0]],
@@ -75,10 +75,10 @@ def values() -> dict[str, Tensor]:
     ("depth", "norm"), [(18, "group"), pytest.param(50, "none", marks=pytest.mark.slow)]
 )
 def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
-    """Outputs, losses and detections, given the same weights."""
+    """With the same weights, outputs, losses and detections are equal."""
     torch.manual_seed(0)
     other = theirs(depth, norm)
-    with torch.no_grad():  # so that some anchors have something to say
+    with torch.no_grad():  # raises the scores, so that there are detections
         other.get_parameter("head.classification_head.cls_logits.bias").add_(4.0)
     model = PlainModel(RetinaNet(depth=depth, norm=norm).units(IMAGE, TASK))
     model.load_state_dict(from_torchvision(other.state_dict()))
@@ -100,7 +100,7 @@ def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -
         for boxes, labels, count in zip(values[d.BOXES], values[d.LABELS], (3, 1), strict=True)
     ]
     other.train()
-    for layer in other.modules():  # the statistics that ours has in evaluation
+    for layer in other.modules():  # use running statistics, as our network does
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
     losses = other(list(images), targets)
@@ -132,7 +132,7 @@ def test_the_maps_that_the_pyramid_reads() -> None:
 
 
 def test_norms_of_the_head() -> None:
-    """Also of what local learning makes of it."""
+    """Heads that local learning makes from it have the same norms."""
     head = RetinaNet(width=64, norm="group").units(IMAGE, TASK)[-1]
     assert head.adapt is not None
     for made in (head.build(), head.adapt((256, 6, 10), (1,))):

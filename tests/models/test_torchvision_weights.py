@@ -1,4 +1,4 @@
-"""Renaming what torchvision saved. That outputs agree is tested beside each model."""
+"""Renaming of torchvision's weights. The tests of each model compare the outputs."""
 
 import pytest
 import torch

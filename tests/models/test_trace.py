@@ -1,4 +1,4 @@
-"""What units make and cost, against counts by hand."""
+"""Outputs and costs of units, compared with counts by hand."""
 
 from functools import partial
 
@@ -86,7 +86,7 @@ def test_outputs_are_followed_by_name() -> None:
 
 
 class Watched(nn.Module):
-    """Sees how it is run."""
+    """Records how it is run."""
 
     def __init__(self, seen: list[tuple[bool, bool, str]]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Vision transformers against torchvision's."""
+"""Vision transformers, compared with torchvision's."""
 
 from dataclasses import replace
 
@@ -20,12 +20,12 @@ CLASSES = 7
 IMAGE = ImageSpec(3, 32, 32)
 SMALL = ViT(dim=32, depth=2, heads=2, patch=8, mlp_ratio=2.0)
 
-# Outputs are compared in float64, where rounding is far below the tolerance: in torchvision's
-# attention the batch is another dimension, so its sums may run in another order.
+# Outputs are compared in float64, where rounding errors are far below the tolerance. torchvision's
+# attention has the batch in another dimension, so it may add in another order.
 
 
 def reference(dropout: float = 0.0, attention_dropout: float = 0.0) -> VisionTransformer:
-    """A small model of torchvision's, every parameter random: some start at zero."""
+    """Return a small model of torchvision with random parameters. Some would be zero initially."""
     model = VisionTransformer(
         image_size=32,
         patch_size=8,
@@ -58,7 +58,7 @@ def gradients(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-@pytest.mark.parametrize("grad", [True, False])  # torchvision computes these in different ways
+@pytest.mark.parametrize("grad", [True, False])  # torchvision has two ways to compute
 def test_outputs_equal_torchvisions(grad: bool) -> None:
     theirs = reference().eval()
     ours = same_weights(theirs).eval()
@@ -79,7 +79,7 @@ def test_training_gradients_equal_torchvisions() -> None:
 def test_dropout_is_where_torchvision_has_it(
     monkeypatch: pytest.MonkeyPatch, training: bool
 ) -> None:
-    """Which values are zeroed depends on their order in memory, so a factor stands for dropout."""
+    """A factor replaces dropout, because zeroed values depend on the order in memory."""
     attend = F.scaled_dot_product_attention
 
     def dropout(x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
@@ -142,7 +142,7 @@ def test_embedding_and_head_start_like_torchvisions() -> None:
     expected = {k: v for k, v in from_torchvision(theirs).items() if not k.startswith("blocks.")}
     assert ours.keys() == expected.keys()
     for key, value in expected.items():
-        # Random ones have at least 12288 values, so both are within 5 % of the distribution's.
+        # with 12288 values or more, both deviations are within 5 % of the distribution's
         torch.testing.assert_close(ours[key].std(), value.std(), rtol=0.05, atol=0.0, msg=key)
         torch.testing.assert_close(ours[key].mean(), value.mean(), rtol=0.0, atol=0.01, msg=key)
 
@@ -171,7 +171,7 @@ def test_channels_and_shape_follow_the_image(pooling: Pooling, tokens: int) -> N
 def test_tokens_lie_in_order_in_memory(
     pooling: Pooling, memory_format: torch.memory_format
 ) -> None:
-    """The sum with the position embedding once kept the convolution's transposed strides."""
+    """Adding the position embedding once kept the transposed strides of the convolution."""
     model = ViT(dim=32, depth=1, heads=2, patch=8, pooling=pooling)
     plain = PlainModel(model.units(IMAGE, Classification(CLASSES)))
     image = torch.randn(2, 3, 32, 32).contiguous(memory_format=memory_format)
@@ -208,7 +208,7 @@ def test_tokens_lie_in_order_in_memory(
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     legal: dict[str, object] = {"dim": 32, "depth": 2, "heads": 2, "patch": 8}
     with pytest.raises(ConfigError) as refusal:
-        ViT(**(legal | options))  # type: ignore[arg-type]  # that is the point
+        ViT(**(legal | options))  # type: ignore[arg-type]  # wrong values
     assert str(refusal.value) == message
 
 

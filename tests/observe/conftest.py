@@ -1,4 +1,4 @@
-"""What tests of trackers share."""
+"""Fixtures and helpers for tests of trackers."""
 
 import os
 from pathlib import Path
@@ -30,18 +30,18 @@ SUMMARY: dict[str, Any] = {
 
 
 def line(step: int, **changes: object) -> dict[str, Any]:
-    """A line of `metrics.jsonl`, of a run that makes two steps in a second."""
+    """Return a line of `metrics.jsonl`, of a run that does two steps per second."""
     return {"step": step, **LINE, "samples_per_second": None, "seconds": step / 2, **changes}
 
 
 def draw(path: Path) -> None:
-    """A picture of 3 x 2 pixels."""
+    """Write a picture of 3 x 2 pixels."""
     Image.new("RGB", (3, 2), (255, 0, 0)).save(path)
 
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing that the user has told wandb counts."""
+    """Hide everything that the user has configured for wandb."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -1,4 +1,4 @@
-"""The figures that a module draws, kept after it has saved them."""
+"""Keeps the figures that a module draws, after they are saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from ppll_cli.observe import figures
 
 
 def kept_figures(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Any]:
-    """A list to which each figure of the module is added once it is saved."""
+    """Return a list to which each figure of the module is added when it is saved."""
     made: list[Any] = []
     draw = figures.figure
 

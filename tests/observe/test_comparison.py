@@ -1,4 +1,4 @@
-"""Runs side by side: the numbers, and what may be compared."""
+"""Comparison of runs: the numbers, and which runs may be compared."""
 
 import csv
 import io
@@ -101,7 +101,10 @@ def test_local_learning_is_compared_to_that_of_the_same_modules(tmp_path: Path) 
 
 
 def test_modules_are_what_they_became_however_they_were_asked_for(tmp_path: Path) -> None:
-    """By number, by default, or by another partition: the same training where the cuts are."""
+    """Modules may be given by number, by default or by a partition.
+
+    They are equal if their cuts are.
+    """
     make(tmp_path / "0", "ll", 50.0, gpus=1, config={"cuts": ["a"]})
     asked = {"_target_": "l.L", "modules": 2}
     make(tmp_path / "1", "ppll", 100.0, config={"cuts": ["a"], "local": asked})
@@ -150,7 +153,7 @@ def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
 
 
 def test_what_is_unknown_of_a_run_speaks_against_nothing(tmp_path: Path) -> None:
-    """One that has only begun has no device yet; an older program's has fewer keys."""
+    """A run that has just begun has no device yet, and a run of an older program has fewer keys."""
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "ppll", 150.0, config={"model": {"_target_": "m.M", "depth": 4, "new": 1}})
     write(tmp_path / "2", config={**CONFIG, "choices": {**CHOICES, "schedule": "ll"}})
@@ -196,7 +199,7 @@ def test_what_changes_nothing_is_comparable(tmp_path: Path, other: dict[str, Any
 
 
 def test_the_time_to_what_every_comparable_run_reached(tmp_path: Path) -> None:
-    """Each run's own last value would favour those that end badly."""
+    """Timing each run to its own last value would favour runs that end badly."""
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75, 0.875))
     make(tmp_path / "1", "ppll", accuracies=(0.25, 0.5, 0.8, 0.7))
     make(tmp_path / "2", "ll", gpus=1, accuracies=(0.5, 0.6))
@@ -207,7 +210,7 @@ def test_the_time_to_what_every_comparable_run_reached(tmp_path: Path) -> None:
 
 
 def test_a_run_that_did_not_complete_sets_no_target(tmp_path: Path) -> None:
-    """What an interrupted run happened to have last is nothing to reach."""
+    """The last value of an interrupted run is accidental."""
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75))
     make(tmp_path / "1", "ppll", accuracies=(0.1,), status="interrupted")
     make(tmp_path / "2", "ppll", accuracies=(0.8,), status="interrupted")
@@ -236,7 +239,10 @@ def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
 
 
 def test_what_a_run_records_beside_its_settings_is_none_of_them(tmp_path: Path) -> None:
-    """Nor is what changes nothing that is compared; runs that differ in it are one group."""
+    """Settings that change no result are not listed either.
+
+    Runs that differ only in them are one group.
+    """
     for number in range(2):
         recorded = {
             "classes": [str(number)],

@@ -1,4 +1,4 @@
-"""What a comparison's picture calls its groups."""
+"""Labels of groups in a comparison's picture."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_what_all_runs_share_stands_above(tmp_path: Path) -> None:
 
 
 def test_a_groups_runs_are_counted_where_groups_differ_in_that(tmp_path: Path) -> None:
-    """Where each has as many, the line above says it."""
+    """If all groups have equally many runs, the line above the panels says how many."""
     for number in range(4):
         schedule = "ll" if number < 2 else "ppll"
         make(tmp_path / str(number), schedule, gpus=1, config={"seed": number % 2})

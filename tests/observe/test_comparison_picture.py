@@ -1,4 +1,4 @@
-"""Comparisons as pictures."""
+"""Pictures of comparisons."""
 
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ def pixels(image: Any, colour: str) -> int:
 
 
 def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The figure of a comparison, as it is saved."""
+    """Return the figure of a comparison, as it was saved."""
     made = kept_figures(monkeypatch, comparison_picture)
     picture(folder / "comparison.png", compare([folder]))
     return made[0]
 
 
 def test_a_bar_is_as_long_as_its_run_is_fast(tmp_path: Path) -> None:
-    """Memory and curves are left out: above the legend, nothing else has the schedules' colours."""
+    """There are no memory and no curves, so above the legend only the bars have these colours."""
     make(tmp_path / "0", "bp", 100.0, gpus=1, stages=[])
     make(tmp_path / "1", "ppll", 150.0, stages=[])
     make(tmp_path / "2", "ll", 50.0, gpus=1, stages=[])
@@ -60,7 +60,10 @@ def test_axes_have_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_labels_do_not_cover_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """Nor the legend, nor the panels; few curves have names, many the number of their runs."""
+    """Nor do labels cover the legend or the panels.
+
+    Few curves are named one by one. If there are many, the legend names schedules and methods.
+    """
     for number in range(count):
         config = {"local": {"modules": number}, "optim": {"lr": 0.1 / (1 + number)}}
         make(tmp_path / str(number), "ppll", accuracies=(0.5, 0.6), config=config)
@@ -89,7 +92,7 @@ def test_labels_do_not_cover_one_another(
 
 
 def seeds(folder: Path, count: int = 3) -> None:
-    """Groups of seeds: back-propagation, and ppll with three local methods."""
+    """Write groups of seeds: back-propagation, and ppll with three local methods."""
     number = 0
     for schedule, method in (("bp", "greedy"), ("ppll", "greedy"), ("ppll", "dgl"), ("ppll", "m")):
         for seed in range(count):
@@ -151,7 +154,7 @@ def test_numbers_stand_beside_the_bars_and_not_on_them(
 
 
 def test_a_users_dark_style_changes_nothing(tmp_path: Path) -> None:
-    """The ground is white and opaque: dark text is read on every page."""
+    """The background is white and opaque, so that dark text is readable on every page."""
     make(tmp_path / "0", "bp", gpus=1)
     picture(tmp_path / "light.png", compare([tmp_path]))
     dark: dict[Any, Any] = {
@@ -180,7 +183,10 @@ def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
 
 
 def test_what_never_ran_has_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is counted above. What ran without coming to a speed has the place of a bar."""
+    """A refused job is only counted above the panels.
+
+    A run that failed without a speed keeps its place.
+    """
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "gpipe", None, status="failed", pipeline={}, stages=[], test=None)
     write(tmp_path, refused='{"job": 4, "overrides": ["gpus=0"], "error": "gpus=0: none"}\n')
@@ -195,7 +201,7 @@ def test_what_never_ran_has_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_name_is_no_formula(tmp_path: Path) -> None:
-    """What stands between two dollars would be one, and most are wrong ones."""
+    """Text between two dollar signs is a formula for matplotlib, and usually a wrong one."""
     make(tmp_path / "_$x_{$", "ppll", accuracies=(0.5,))
     picture(tmp_path / "comparison.png", compare([tmp_path]))
     assert (tmp_path / "comparison.png").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Comparisons as tables: what has a column, and how wide."""
+"""Tables of comparisons: columns, and widths."""
 
 import io
 from pathlib import Path
@@ -69,7 +69,7 @@ def printed(comparison: Comparison, width: int) -> list[str]:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_in_a_narrow_window_tables_stand_one_below_the_other(tmp_path: Path, width: int) -> None:
-    """And each number is whole, whatever the width."""
+    """Every number stays whole at every width."""
     for number in range(3):
         config = {"optim": {"lr": number}}
         make(tmp_path / str(number), "ppll", 1234.0 + number, accuracies=(0.5,), config=config)

@@ -1,4 +1,4 @@
-"""Confusion matrices as pictures."""
+"""Pictures of confusion matrices."""
 
 from pathlib import Path
 from typing import Any

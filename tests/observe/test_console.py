@@ -1,4 +1,4 @@
-"""What a run prints."""
+"""The lines that a run prints."""
 
 import io
 import logging
@@ -96,7 +96,10 @@ def test_the_end(capsys: Capture) -> None:
 
 
 def test_the_last_line_names_what_the_metric_is_compared_with(capsys: Capture) -> None:
-    """By the task's own word: another result whose name ends likewise is not meant."""
+    """It is the result whose name begins with the task's reference.
+
+    A result with another beginning, but the same end, is not used.
+    """
     facts = replace(FACTS, metric="psnr", reference="bicubic")
     test = {"loss": 0.25, "rgb_psnr": 29.0, "psnr": 30.5, "bicubic_psnr": 28.25}
     for summary in ({**SUMMARY, "test": test}, {**SUMMARY, "test": {"psnr": 30.5}}):
@@ -122,7 +125,7 @@ def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
     }
     Console(FACTS).end(unknown, Path("outputs/x"))
     *tables, first, last = capsys.readouterr().out.splitlines()
-    assert not [line for line in tables if line.startswith("stage")]  # of "unknown" alone
+    assert not [line for line in tables if line.startswith("stage")]  # without known values
     assert first == (
         "interrupted after 40 steps in 0.0 s: too short for a steady state, "
         "emulated on cuda:0, cuda:1"
@@ -131,7 +134,10 @@ def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
 
 
 def test_a_path_is_printed_as_it_is(capsys: Capture) -> None:
-    """In one line, however long; nothing in it is taken for a colour or an emoji."""
+    """The path stays in one line, even if it is long.
+
+    No part of it is read as a colour or an emoji.
+    """
     path = Path(f"/{'long' * 60}/[red]/:smile:/x")
     Console(FACTS).end(SUMMARY, path)
     assert capsys.readouterr().out.splitlines()[-1] == f"test accuracy 0.8750 in {path}"
@@ -209,14 +215,14 @@ def test_replicas_have_rows_of_their_own(capsys: pytest.CaptureFixture[str]) -> 
 
 
 class Broken(io.StringIO):
-    """A stream whose reader has left."""
+    """A stream without a reader."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError
 
 
 class Terminal(io.StringIO):
-    """A terminal that keeps what it shows."""
+    """A terminal that keeps what is written to it."""
 
     encoding = "ascii"
 
@@ -237,7 +243,7 @@ def show_everything(console: Console) -> None:
 def test_a_broken_stream_ends_no_run(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
 ) -> None:
-    """Rich leaves the program where a pipe is broken."""
+    """Rich would end the program when a pipe is broken."""
     monkeypatch.setattr(sys, "stdout", make())
     show_everything(Console(FACTS))
 

@@ -1,4 +1,4 @@
-"""The page that compares speed, as it would be sent to wandb."""
+"""The page that compares speeds, as it would be sent to wandb."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.observe.conftest import STAGES, line
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """In a process of its own: the library's import warns of what it uses."""
+    """Run the script in a separate process, because the library warns when it is imported."""
     command = [sys.executable, "-m", "ppll_cli.observe.dashboard", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, and what is said of them together."""
+"""Runs that differ only in their seed, and the numbers of such a group."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def names(found: Comparison) -> list[str]:
 
 
 def cells(found: Comparison, head: str) -> list[str]:
-    """A column of the Markdown table."""
+    """Return a column of the Markdown table."""
     lines = [line.strip("| ").split(" | ") for line in as_markdown(found).splitlines()]
     place = lines[0].index(head)
     return [line[place] for line in lines[2 : 2 + len(found.groups)]]
@@ -44,7 +44,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
 
 
 def test_the_baseline_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
-    """The luckiest run would make every other look slow."""
+    """If the fastest run were the baseline, every other run would look slow."""
     for seed, rate in enumerate((80.0, 100.0, 120.0)):
         seeded(tmp_path / str(seed), "bp", seed, rate, gpus=1)
     seeded(tmp_path / "3", "ppll", 0, 150.0)
@@ -109,7 +109,7 @@ def test_where_data_lie_and_who_is_told_makes_no_other_group(tmp_path: Path) -> 
     seeded(tmp_path / "0", "ppll", 0)
     elsewhere = {"data": {"_target_": "d.D", "root": "/there"}, "tracker": {"_target_": "t.T"}}
     seeded(tmp_path / "1", "ppll", 1, config=elsewhere)
-    resumed = {"max_steps": 10}  # the record has what the run was started with
+    resumed = {"max_steps": 10}  # the configuration has the value with which the run was started
     seeded(tmp_path / "2", "ppll", 2, config=resumed)
     assert names(compare([tmp_path])) == ["0-2"]
 
@@ -138,7 +138,7 @@ def test_of_runs_none_of_which_completed_each_is_shown(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
-    """Two equal runs have equal accuracies, which would look like no noise at all."""
+    """Two equal runs have equal accuracies, as if there were no noise."""
     for number, (seed, rate) in enumerate(((0, 100.0), (0, 120.0), (1, 130.0))):
         seeded(tmp_path / str(number), "ppll", seed, rate)
     found = compare([tmp_path])

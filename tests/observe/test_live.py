@@ -1,4 +1,4 @@
-"""What a terminal shows while a run goes on."""
+"""The display in a terminal while a run goes on."""
 
 import io
 import time
@@ -131,7 +131,7 @@ def test_a_ticker_ticks_until_it_is_stopped() -> None:
 
 
 def test_a_tick_that_takes_long_is_made_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The display takes a hundredth of a core at most."""
+    """The display uses at most a hundredth of a core."""
     spent = iter([0.0, 0.25])
     monkeypatch.setattr(time, "thread_time", lambda: next(spent))
     ticker = Ticker(0.5, lambda _: None)

@@ -1,4 +1,4 @@
-"""The log file."""
+"""The log file of a run."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ppll_cli.observe.logs import LogFile, for_show, log_file, to_file
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
-    """A log file that the root logger has."""
+    """Add a log file to the root logger."""
     handler = LogFile(str(tmp_path / "run.log"))
     logging.getLogger().addHandler(handler)
     yield tmp_path / "run.log"
@@ -29,9 +29,9 @@ def test_the_file_alone_gets_what_the_terminal_has(
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of its buffer
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from its buffer
 def test_a_full_disk_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python would print a traceback for every line."""
+    """Python would print a traceback for each line."""
     handler = LogFile("/dev/full")
     logger = logging.Logger("alone")
     logger.addHandler(handler)
@@ -60,7 +60,7 @@ def test_a_signal_is_not_for_show() -> None:
 
 
 def test_a_link_is_not_written_through(tmp_path: Path) -> None:
-    """Who else can write in the run directory could have any file of the user's overwritten."""
+    """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     (tmp_path / "run.log").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         LogFile(str(tmp_path / "run.log"))

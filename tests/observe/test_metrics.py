@@ -1,4 +1,4 @@
-"""From reports of sums to lines of the metrics file."""
+"""Conversion of reports to lines of the metrics file."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MODULES = 3
 
 
 def report(module: int, split: str, **changes: object) -> dict[str, Any]:
-    """Ten samples with a mean loss of 2, four of them correct, in half a second."""
+    """Return a report of ten samples in half a second. The mean loss is 2, and four are correct."""
     return {
         "kind": "metrics",
         "stage": 1,
@@ -57,7 +57,7 @@ def test_a_line(metrics: Metrics) -> None:
         "samples_per_second": 20.0,
         "seconds": line["seconds"],
     }
-    assert written(metrics) == [line]  # at once, not when the file is closed
+    assert written(metrics) == [line]  # immediately, not only when the file is closed
 
 
 def test_a_line_of_training_tells_of_its_last_step(metrics: Metrics) -> None:
@@ -70,7 +70,10 @@ def test_a_line_of_training_tells_of_its_last_step(metrics: Metrics) -> None:
 def test_seconds_of_training_go_on_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Start-up does not count, and neither does what a run did that was gone back on."""
+    """Start-up does not count.
+
+    Work after the checkpoint from which the run resumes does not count either.
+    """
     now_s = [100.0]
     monkeypatch.setattr(metrics_module, "perf_counter", lambda: now_s[0])
 
@@ -103,7 +106,7 @@ def test_seconds_of_training_go_on_where_they_were(
 def test_what_stays_of_the_step_from_which_a_run_goes_on(
     tmp_path: Path, evaluated: bool, incomplete: bool, stay: list[str]
 ) -> None:
-    """An evaluation that is made again would have its lines twice, of averaged weights too."""
+    """If the evaluation is repeated, its lines are dropped, also those of averaged weights."""
     first = Metrics(tmp_path / "m", Classification(3), MODULES)
     with first:
         for step in (10, 20, 30):
@@ -145,7 +148,7 @@ def test_train_loss_is_the_models_mean_over_the_last_epoch(metrics: Metrics) -> 
     metrics.add(report(2, "train", epoch=1, loss=50.0))
     assert metrics.train_loss == 5.0
     metrics.add(report(2, "train", epoch=2, loss=20.0))
-    metrics.add(report(2, "train", epoch=2, loss=1.0, samples=2))  # weighted by samples
+    metrics.add(report(2, "train", epoch=2, loss=1.0, samples=2))  # the mean is weighted by samples
     for other in (report(1, "train", epoch=2), report(2, "test", epoch=2)):
         metrics.add({**other, "loss": 1e9})
     assert metrics.train_loss == 21.0 / 12
@@ -166,18 +169,18 @@ def test_result_is_of_the_latest_evaluation(metrics: Metrics) -> None:
 
 def test_last_step_is_the_latest_of_any_line(metrics: Metrics) -> None:
     assert metrics.last_step == 0
-    for step in (10, 50, 40):  # a late stage reports after an early one is ahead
+    for step in (10, 50, 40):  # a late stage may report after an early stage that is ahead
         metrics.add(report(0, "train", step=step))
     assert metrics.last_step == 50
 
 
-# Going back
+# Return to an earlier step
 
 STEPS = (10, 20, 30)
 
 
 def recorded(tmp_path: Path) -> tuple[Metrics, dict[int, dict[str, Any]]]:
-    """What was measured in a run, and the state after each of its epochs."""
+    """Return the metrics of a run, and the state after each of its epochs."""
     states = {}
     with Metrics(tmp_path / "metrics.jsonl", Classification(3), MODULES) as metrics:
         for epoch, step in enumerate(STEPS, 1):
@@ -190,7 +193,7 @@ def recorded(tmp_path: Path) -> tuple[Metrics, dict[int, dict[str, Any]]]:
 
 
 def again(metrics: Metrics) -> Metrics:
-    """Of the run that goes on."""
+    """Return the metrics object of the resumed run."""
     return Metrics(metrics.path, metrics.task, metrics.modules)
 
 
@@ -200,7 +203,7 @@ def test_going_back_drops_lines_past_a_step(tmp_path: Path, step: int, kept: int
     lines = before.path.read_text().splitlines(keepends=True)
     metrics = again(before)
     metrics.go_back(step, states.get(step, {}), evaluated=True)
-    assert metrics.path.read_text() == "".join(lines[:kept])  # byte for byte, in their order
+    assert metrics.path.read_text() == "".join(lines[:kept])  # byte for byte, in the same order
     assert metrics.last_step == (step // 10 * 10 if kept else 0)
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
 
@@ -232,7 +235,10 @@ def test_the_loss_of_half_an_epoch_is_kept(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_line_is_forgotten_when_its_steps_come_again(tmp_path: Path) -> None:
-    """The run stopped after step 13, between lines; until it goes on, they count."""
+    """The run stopped after step 13, between two complete reports.
+
+    The incomplete line counts until the run resumes.
+    """
     with Metrics(tmp_path / "m", Classification(3), MODULES) as before:
         before.add(report(0, "train", epoch=2, step=10))
         before.add(report(2, "train", epoch=2, step=10))
@@ -258,7 +264,7 @@ def test_an_incomplete_line_may_begin_an_epoch(metrics: Metrics) -> None:
 
 
 def test_an_evaluation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
-    """And only that: not the ones before it, and not the training until there."""
+    """Earlier evaluations and the training until this step are kept."""
     before, states = recorded(tmp_path)
     metrics = again(before)
     metrics.go_back(20, states[20], evaluated=False)
@@ -271,7 +277,7 @@ def test_an_evaluation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
 
 def test_going_back_to_the_start_forgets_everything(tmp_path: Path) -> None:
     before, _ = recorded(tmp_path)
-    with before:  # step 0 could have lines only of a file that is not ours
+    with before:  # only another program's file could have lines of step 0
         before.add(report(2, "train", step=0))
     metrics = again(before)
     metrics.go_back(0, {}, evaluated=True)
@@ -283,7 +289,7 @@ def test_going_back_to_the_start_forgets_everything(tmp_path: Path) -> None:
     "end", [b'{"step": 20, "ep', b'{"step": 20}'[:-1], b"\0" * 9, b"\xff\n", b"7\n", b"[]\n", b"\n"]
 )
 def test_what_is_no_line_is_dropped(tmp_path: Path, end: bytes) -> None:
-    """A run that was killed leaves half a line, a machine that went down anything."""
+    """A killed run leaves half a line. After a power failure, the end can be any bytes."""
     before, states = recorded(tmp_path)
     whole = before.path.read_bytes()
     before.path.write_bytes(whole + end)
@@ -302,7 +308,7 @@ def test_there_may_be_no_file(tmp_path: Path) -> None:
 
 
 def test_a_task_may_report_more_than_its_metric(tmp_path: Path) -> None:
-    """All of it is in the lines and in what the summary takes from them; the metric is first."""
+    """All scores are in the lines and in the summary. The metric comes first."""
     with Metrics(tmp_path / "metrics.jsonl", OtherTask(), MODULES) as metrics:
         line = metrics.add(report(2, "test", scores={"distance": 3.0, "half": 1.5}))
     assert (line["distance"], line["half"]) == (3.0, 1.5)

@@ -1,4 +1,4 @@
-"""Means, deviations, and whether two groups of values differ."""
+"""Means, deviations, and the test whether two groups of values differ."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def test_the_deviation_is_that_of_a_sample() -> None:
 values = st.lists(st.integers(0, 40).map(float), min_size=2, max_size=40)
 
 
-# scipy is unsure of groups with one value throughout; whole numbers have their exact mean.
+# scipy warns about groups of equal values. Whole numbers have an exact mean.
 @pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")
 @given(values, values)
 def test_it_is_welchs_test(one: list[float], other: list[float]) -> None:
-    """Against scipy's, save where the p-value is so near 5 % that rounding decides."""
+    """The result equals scipy's, except if the p-value is so near 5 % that rounding decides."""
     mine, theirs = spread(one), spread(other)
     assert mine is not None
     assert theirs is not None

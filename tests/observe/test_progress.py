@@ -1,4 +1,4 @@
-"""How far a run is, from looks at its workers on a clock that the test holds."""
+"""Progress of a run, computed from states of workers at times that the test chooses."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_nothing_is_known_before_the_first_step() -> None:
 
 
 def test_the_rest_takes_as_long_as_what_was_done() -> None:
-    """The first step does not count: it may have compiled networks."""
+    """The first step does not count, because it may include compilation."""
     progress = Progress(0, 100)
     progress.update(0.0, [look(0)])
     progress.update(60.0, [look(1)])
@@ -60,13 +60,13 @@ def test_shares_are_of_the_time_between_looks_and_stay_when_nothing_is_counted()
     shares = now.stages[0].shares
     assert shares is not None
     assert (shares["compute"], shares["starved"], shares["blocked"]) == (0.25, 0.75, 0.0)
-    for second in range(2, 40):  # an evaluation
+    for second in range(2, 40):  # during an evaluation nothing is counted
         now = progress.update(second + WINDOW_S, [look(3, counted_s=6.0, compute=2.0, starved=3.5)])
     assert now.stages[0].shares == shares
 
 
 def test_shares_never_exceed_the_whole() -> None:
-    """What is spent is read after how long was counted, and may be of a later moment."""
+    """A worker's times are read after its total, so they may be newer."""
     progress = Progress(0, 100)
     progress.update(0.0, [look(1)])
     now = progress.update(1.0, [look(2, counted_s=1.0, compute=1.5, starved=0.5)])

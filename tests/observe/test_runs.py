@@ -1,4 +1,4 @@
-"""Runs as they are found on disk, whole or not."""
+"""Runs that are found on disk, complete or damaged."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from ppll_cli.observe.runs import Evaluation, find
 
 CONFIG: dict[str, Any] = {"choices": {}}
-"""By which a folder is known as a run's."""
+"""By these keys a folder is recognised as that of a run."""
 
 
 def write(folder: Path, **files: object) -> Path:
-    """A run directory: JSON for `config` and `summary`, text for `metrics` and `refused`."""
+    """Write a run directory: JSON for `config` and `summary`, text for `metrics` and `refused`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         file = folder / f"{name}.{'jsonl' if name in ('metrics', 'refused') else 'json'}"
@@ -82,7 +82,7 @@ def test_the_metric_is_known_from_the_summary_too(tmp_path: Path) -> None:
 
 
 def test_times_of_a_run_that_an_older_program_began_are_unknown(tmp_path: Path) -> None:
-    """Its later lines count from where the newer program went on with it."""
+    """Times in its later lines count from where the newer program resumed it."""
     metrics = line(10, 0.5) + line(20, 0.75, seconds=2.0)
     (run,) = find([write(tmp_path / "run", config=CONFIG, metrics=metrics)])
     assert run.evaluations == [Evaluation(10, None, 0.5), Evaluation(20, None, 0.75)]
@@ -104,12 +104,12 @@ def test_other_programs_have_a_config_json_as_well(tmp_path: Path) -> None:
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """One to a folder above it would lead round and round."""
+    """A link to a parent folder would lead in a circle."""
     write(tmp_path / "0", config=CONFIG)
     (tmp_path / "latest").symlink_to(tmp_path / "0")
     (tmp_path / "again").symlink_to(tmp_path)
     assert [run.name for run in find([tmp_path])] == ["0"]
-    (named,) = find([tmp_path / "latest"])  # but what is asked for may be one
+    (named,) = find([tmp_path / "latest"])  # but a folder that is named may be a link
     assert named.folder == tmp_path / "0"
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_is_found_twice_is_listed_once(tmp_path: Path) -> None:
 
 
 def test_a_job_that_ran_in_the_end_was_not_refused(tmp_path: Path) -> None:
-    """A sweep may be made again in its folder."""
+    """A sweep may be run again in the same folder."""
     write(tmp_path, refused='{"job": 0}\n{"job": 1, "overrides": ["schedule=ll"]}\n')
     write(tmp_path / "0", config=CONFIG)
     found = find([tmp_path])

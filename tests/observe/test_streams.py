@@ -1,4 +1,4 @@
-"""Standard streams that break, in processes of their own and here."""
+"""Standard streams that break, in other processes and in this one."""
 
 import errno
 import io
@@ -39,7 +39,7 @@ def run(redirection: str, **environment: str) -> "subprocess.CompletedProcess[st
     ["> >(true)", ">/dev/full", ">&-", "2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full"],
 )
 def test_a_stream_that_breaks_ends_nothing(redirection: str) -> None:
-    """Python itself would end with status 120, and say that an exception was ignored."""
+    """Python itself would end with status 120, and print that an exception was ignored."""
     done = run(redirection)
     assert done.returncode == 0
     assert done.stderr == ("" if "2>" in redirection else "an error\n")
@@ -52,7 +52,7 @@ def test_a_character_that_the_encoding_lacks_is_shown_by_its_number() -> None:
 
 
 class Broken(io.StringIO):
-    """Fails as it is told."""
+    """A stream whose methods raise a given error."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()

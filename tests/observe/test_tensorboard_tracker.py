@@ -1,4 +1,4 @@
-"""What TensorBoard is told, read back from its event files by its own reader."""
+"""Records for TensorBoard, read back from event files by its own reader."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epoc
 
 
 def read(folder: Path) -> Any:
-    """Everything in a folder of event files."""
+    """Return everything that the event files in a folder hold."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(folder))
@@ -93,7 +93,7 @@ def test_a_finished_sweep(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_program(run: Runner) -> None:
-    """With a stop, and on from there."""
+    """The run is stopped and resumed."""
     result = run("tracker=tensorboard", "local.modules=2", "max_steps=4", *TINY)
     ((step, value),) = scalars(result.run_dir / "tensorboard", "test/accuracy")
     assert step == 4

@@ -1,4 +1,4 @@
-"""Timelines: what is in the file, and what is seen in the picture."""
+"""Timelines: the content of the file, and what the picture shows."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ LANES = [
         ("data", NextBatch(), "data"),
         ("average", FinishAverage(0), "average"),
         ("starved", None, "idle"),
-        ("starved", RECEIVE, "idle"),  # on CUDA it is the device that waits
+        ("starved", RECEIVE, "idle"),  # on CUDA, the device waits while it receives
         ("blocked", None, "idle"),
     ],
 )
@@ -92,7 +92,7 @@ def test_the_trace_has_all_stages_on_one_clock() -> None:
 
 
 def arrows(lanes: list[list[Span]], replicas: int = 1) -> list[tuple[Any, ...]]:
-    """Of each arrow its name, the process and the time where it begins, and where it ends."""
+    """Return, for each arrow, its name, and process and time of its start and of its end."""
     count = len(lanes)
     made = timeline.trace(lanes, ["s"] * count, ["cpu"] * count, "", replicas)["traceEvents"]
     begins = {event["id"]: event for event in made if event["ph"] == "s"}
@@ -106,7 +106,7 @@ def arrows(lanes: list[list[Span]], replicas: int = 1) -> list[tuple[Any, ...]]:
 
 
 def test_an_arrow_leads_from_a_send_to_the_receive_of_its_message() -> None:
-    """Of the same batch, micro-batch and channel; what was sent before the trace has none."""
+    """Batch, micro-batch and channel are equal. A message from before the trace gets no arrow."""
     first = [
         Span(0.0, 1.0, "transfer", SendActivations(1, 0, 0), 7),
         Span(1.0, 2.0, "transfer", SendActivations(1, 0, 1), 7),
@@ -148,14 +148,14 @@ def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
     for category in COLOURS:
         near = np.abs(image - np.array(to_rgb(COLOURS[category]))).max(axis=2) < 0.02
         found = int(near.sum())
-        assert found > 200, f"{category}: {found} pixels"  # the legend alone has 300
+        assert found > 200, f"{category}: {found} pixels"  # the legend alone has 300 pixels
     backward = np.abs(image - np.array(to_rgb(COLOURS["backward"]))).max(axis=2) < 0.02
     auxiliary = np.abs(image - np.array(to_rgb(COLOURS["auxiliary"]))).max(axis=2) < 0.02
-    assert backward.sum() > 1.4 * auxiliary.sum()  # 1.75 s of it are seen, and 1 s
+    assert backward.sum() > 1.4 * auxiliary.sum()  # 1.75 s and 1 s of them are visible
 
 
 def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A legend for every colour, stages and their devices, a title that is not cut off, and ms."""
+    """It has a legend for every colour, stages with devices, a whole title, and an axis in ms."""
     made = kept_figures(monkeypatch, timeline)
     title = "a title of very many words " * 8
     timeline.picture(tmp_path / "timeline.png", LANES, ["0", "1"], ["cpu", "cuda:1"], title)
@@ -211,7 +211,7 @@ def test_every_run_leaves_its_timeline(run: Runner) -> None:
     assert {event["cat"] for event in spans} >= {"forward", "backward", "auxiliary", "optimizer"}
     flows = [event for event in saved["traceEvents"] if event["ph"] in "sf"]
     assert len(flows) >= 4
-    # Stage 1 works on a batch only after stage 0 has sent it.
+    # Stage 1 begins a batch only after stage 0 has sent it.
     sent = {e["args"]["batch"]: e["ts"] for e in spans if e["cat"] == "send"}
     received = {e["args"]["batch"]: e["ts"] + e["dur"] for e in spans if e["cat"] == "receive"}
     both = sorted(sent.keys() & received.keys())

@@ -1,4 +1,4 @@
-"""A tracker is told of a run, and can do it no harm."""
+"""A tracker gets the records of a run, and cannot harm it."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ TINY += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=6", "epoc
 
 
 class Noted(NoTracker):
-    """Remembers what it is told, and does as it is bidden."""
+    """Keeps all records that it gets. In each call it does what the test wants."""
 
     def __init__(self, act: Callable[[str], None] = lambda _: None) -> None:
         self.told: list[tuple[str, Any]] = []
@@ -90,7 +90,7 @@ def test_everything_is_told_in_order_by_one_thread(tmp_path: Path) -> None:
 
 
 def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
-    """What a tracker imports would compete with the steps that the speed is measured by."""
+    """Otherwise the tracker's imports would slow down the steps whose speed is measured."""
     tracker = Noted()
     guard = Guarded(tracker, "noted")
     guard.start(tracked(tmp_path))
@@ -101,7 +101,7 @@ def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
 def test_times_are_those_of_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not those at which a tracker that is slow to start hears of it."""
+    """They are not the times at which a tracker that starts slowly gets the records."""
     monkeypatch.setattr(module, "START_LIMIT_S", 0.01)
     goes_on = threading.Event()
     tracker = Noted(lambda name: _wait(goes_on) if name == "start" else None)
@@ -153,7 +153,7 @@ def test_a_tracker_that_hangs_is_left_and_ends_what_it_started(
 
 
 def test_what_is_tidied_up_after_a_hang_is_not_the_next_runs(tmp_path: Path) -> None:
-    """As with wandb: what it takes down at the end belongs to the whole process."""
+    """For example, wandb closes resources that belong to the whole process."""
     released, tidied = threading.Event(), threading.Event()
 
     class Hanging(Noted):
@@ -164,7 +164,7 @@ def test_what_is_tidied_up_after_a_hang_is_not_the_next_runs(tmp_path: Path) -> 
 
         def end(self, summary: Mapping[str, Any]) -> None:
             _wait(released)
-            assert not tidied.wait(0.2)  # nobody sets it: it takes so long
+            assert not tidied.wait(0.2)  # nobody sets this event; waiting only takes time
             tidied.set()
 
     told_of_a_run(Hanging(), tmp_path)
@@ -177,7 +177,7 @@ def _wait(event: threading.Event) -> None:
 
 def _break(released: threading.Event) -> None:
     _wait(released)
-    raise ConnectionError("its other end is gone")  # is not told: it is lost already
+    raise ConnectionError("its other end is gone")  # not reported: the tracker is already lost
 
 
 def test_a_sweep_is_told_of_alone(tmp_path: Path) -> None:
@@ -226,7 +226,10 @@ def test_a_summary_as_pairs() -> None:
 
 @pytest.mark.slow
 def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
-    """Of the trackers' libraries; a run without them would pay for them as well."""
+    """The trackers' libraries are not imported.
+
+    Otherwise runs without them would become slower too.
+    """
     script = (
         "import sys\n"
         "from ppll_cli.observe.tensorboard_tracker import TensorboardTracker\n"
@@ -278,7 +281,7 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: 
 
 
 def test_a_run_of_an_older_program_goes_on(run: Runner) -> None:
-    """Its config.json has a tracker's name where there is a class now."""
+    """The config.json of an older program has the name of a tracker where a class is now."""
     result = run("max_steps=2", *TINY)
     file = result.run_dir / "config.json"
     record = json.loads(file.read_text())
@@ -304,7 +307,7 @@ def test_a_broken_tracker_does_not_stop_training(
 
 
 class Broken(NoTracker):
-    """Cannot even start."""
+    """A tracker that cannot even start."""
 
     def start(self, run: Tracked) -> None:
         raise OSError("nobody there")

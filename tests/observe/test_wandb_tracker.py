@@ -1,4 +1,4 @@
-"""What wandb is told, read back from the files that it records offline."""
+"""Records for wandb, read back from files that it writes offline."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def tracked(run_dir: Path, **changes: Any) -> Tracked:
 
 
 def track(run_dir: Path, *steps: int, resumed: bool = False, **options: Any) -> Recorded:
-    """A run with these steps, and what the last wandb run in its directory says."""
+    """Track a run with these steps, and return what the last wandb run there recorded."""
     run_dir.mkdir(parents=True, exist_ok=True)
     guarded = guard(**options)
     guarded.start(tracked(run_dir, resumed=resumed))
@@ -69,17 +69,17 @@ def test_a_runs_name_and_tags_stand_in_for_the_trackers(
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the program says; wandb has a log of its own."""
+    """Return the program's messages. wandb has its own log."""
     return [it.getMessage() for it in caplog.records if it.name.startswith("ppll_cli")]
 
 
 def services() -> list[int]:
-    """Processes of wandb that this one has started."""
+    """Return the ids of wandb's processes that this process has started."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, fields = stat.read_text().rpartition(")")
-        except OSError:  # it is gone by now
+        except OSError:  # the process has ended since
             continue
         if "(wandb-core" in name and int(fields.split()[1]) == os.getpid():
             found.append(int(stat.parent.name))
@@ -172,13 +172,14 @@ def test_files_are_uploaded_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_with_the_same_one(tmp_path: Path) -> None:
     track(tmp_path, 1, 2)
     (folder,) = (path for path in (tmp_path / "wandb").glob("offline-run-*"))
-    # Its name has the second of its start, in which this test may make both.
+    # The folder's name contains the second of its start, and both runs may start in the same
+    # second.
     shutil.move(folder, folder.with_name("offline-run-20200101_000000-x"))
     track(tmp_path, 3, resumed=True)
     first, second = recorded(tmp_path)
     assert first.run.run_id == second.run.run_id
     assert [row["step"] for row in second.rows] == [3]
-    fresh = track(tmp_path / "other", 1, resumed=True)  # it had another tracker before
+    fresh = track(tmp_path / "other", 1, resumed=True)  # the run used another tracker before
     assert fresh.run.run_id != first.run.run_id
 
 
@@ -208,7 +209,7 @@ def test_the_environment_of_older_programs_is_heeded(
     assert messages(caplog) == [
         "WANDB_DISABLED=true: nothing is sent to wandb; tracker.mode=online sends it"
     ]
-    track(tmp_path, 1, mode="dryrun")  # as WANDB_MODE may say; what is given by hand counts first
+    track(tmp_path, 1, mode="dryrun")  # a name that WANDB_MODE may have; keywords go first
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
@@ -255,13 +256,16 @@ def test_without_a_key_a_run_is_recorded_offline(
 def test_a_server_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run is recorded offline; wandb would have raised, and left its process."""
+    """The run is recorded offline.
+
+    By itself, wandb would raise an error and leave its process running.
+    """
     import wandb
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        # It asks the server as well, for a fixed 10 s.
+        # It would also ask the server, for a fixed time of 10 s.
         monkeypatch.setattr(wandb, "login", lambda prompt: not prompt)
         found = track(tmp_path, 1, 2, mode="online", init_timeout_s=0.5)
     assert [row["step"] for row in found.rows] == [1, 2]
@@ -272,7 +276,7 @@ def test_a_server_that_does_not_answer(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server, and a key for it."""
+    """Start a server, and set a key for it."""
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -295,7 +299,7 @@ def test_with_a_key_a_run_is_online(
 def test_a_network_that_is_gone_at_the_end(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It costs the time that was allowed, and nothing that was measured."""
+    """The run waits for the allowed time. No record is lost."""
     guarded = guard(finish_timeout_s=1.0)
     guarded.start(tracked(tmp_path))
     guarded.metrics(line(1))
@@ -334,7 +338,7 @@ def test_a_folder_that_cannot_be_written_to(
 def test_a_process_of_wandb_that_hangs_is_ended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a run nor the program's end waits for it for ever."""
+    """Neither the run nor the end of the program waits for ever."""
     guarded = guard(mode="offline")
     guarded._limit_s = 3.0
     tracker: Any = guarded._tracker
@@ -375,7 +379,7 @@ signal.pause()
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
 def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> None:
-    """What was measured stays."""
+    """The records stay on disk."""
     (tmp_path / "run").mkdir()
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "src")])
@@ -397,7 +401,7 @@ def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> N
 
 
 def test_a_run_of_the_program(run: Runner) -> None:
-    """With a stop, and on from there."""
+    """The run is stopped and resumed."""
     result = run("tracker=wandb", "local.modules=2", "max_steps=4", *TINY)
     (found,) = recorded(result.run_dir)
     text = (result.run_dir / "metrics.jsonl").read_text()

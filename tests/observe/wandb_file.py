@@ -1,4 +1,4 @@
-"""Reading what wandb recorded: `wandb` itself has no Python reader of its files any more."""
+"""Reads wandb's files. wandb itself no longer has a reader in Python."""
 
 import json
 import struct
@@ -12,21 +12,22 @@ BLOCK = 32768
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: a header of 7 bytes, then a LevelDB log."""
-    # Which names the module has depends on the version of protobuf; type checkers see none.
+    """Yield the records of a `.wandb` file: a header of 7 bytes, then a LevelDB log."""
+    # The names in this module depend on the version of protobuf, and type checkers see none of
+    # them.
     make: Any = import_module("wandb.proto.wandb_internal_pb2").Record
     data, at, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
-        if (room := BLOCK - at % BLOCK) < 7:  # too little for the header of a chunk: zeros
+        if (room := BLOCK - at % BLOCK) < 7:  # no room for the header of a chunk: padding
             at += room
             continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)  # behind a checksum
-        if at + 7 + length > len(data):  # it is still being written
+        length, kind = struct.unpack_from("<HB", data, at + 4)  # after a checksum
+        if at + 7 + length > len(data):  # the record is still being written
             return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # the whole record, or its last chunk
+        if kind in (1, 4):  # a whole record, or its last chunk
             record = make()
             record.ParseFromString(parts)
             parts = b""
@@ -35,7 +36,7 @@ def records(path: Path) -> Iterator[Any]:
 
 @dataclass
 class Recorded:
-    """What a file says of a wandb run."""
+    """The content of a wandb run's file."""
 
     run: Any = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +82,6 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> list[Recorded]:
-    """The wandb runs in a folder, in the order of their making."""
+    """Return the wandb runs in a folder, oldest first."""
     files = sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
     return [Recorded.of(file) for file in files]

@@ -1,4 +1,4 @@
-"""A server that answers as wandb's does, as far as a run needs it, until it is told not to."""
+"""A server that answers a run's requests like wandb's server, until the test stops it."""
 
 import json
 import threading
@@ -9,13 +9,13 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what it is sent.
+    """Keeps the data of all requests.
 
     Attributes:
-        runs: Variables of each request to make or change a run.
-        rows: Of all histories.
-        dead: Set: it takes requests, and never answers.
-        over: Set when the test is.
+        runs: Variables of each request that makes or changes a run.
+        rows: Rows of all histories.
+        dead: If set, the server accepts requests and never answers.
+        over: Set when the test has ended.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: it would be on stderr."""
+        """Log nothing, because the log would go to stderr."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Executes whole streams with symbols in place of tensors: what would a worker have computed?
+"""Executes streams with symbols in place of tensors, to compare what workers would compute.
 
-Each value is a number that stands for how it was computed, so two values are the same only if they
-were computed in the same way. Slots are emptied as soon as they are given back, and refilled by the
-next message: what still reads them then is caught.
+A symbol is a number that stands for how a value was computed. So two values are equal only if they
+were computed in the same way. A slot is emptied when it is given back, and the next message fills
+it again. So an instruction that reads the slot too late is noticed.
 """
 
 from collections import Counter, defaultdict, deque
@@ -39,7 +39,7 @@ from tests.pipeline.pipelines import Streams
 
 Value = int
 Read = Callable[[], Value]
-"""Reads a tensor where it lies: in a slot, or on its own."""
+"""Reads a value when it is called: from its slot, or from its own memory."""
 Names = dict[str, Read]
 Slot = dict[str, Value]
 
@@ -47,7 +47,7 @@ _numbers: dict[object, Value] = {}
 
 
 def symbol(*how: object) -> Value:
-    """The value that is computed in a way."""
+    """Return the symbol for a value that is computed in this way."""
     return _numbers.setdefault(how, len(_numbers))
 
 
@@ -68,7 +68,7 @@ def values(names: Mapping[str, Read]) -> tuple[tuple[str, Value], ...]:
 
 
 class Stage:
-    """What a worker holds."""
+    """The state of a worker."""
 
     def __init__(self, number: int, routes: Routes, channels: dict[Channel, "Wire"]) -> None:
         self.number, self.routes, self.channels = number, routes, channels
@@ -79,7 +79,7 @@ class Stage:
         self.inputs: dict[tuple[int, int], Names] = {}
         self.outputs: dict[tuple[int, int], Names] = {}
         self.losses: dict[tuple[int, int], Value] = {}
-        self.gradients: dict[tuple[int, int], Names] = {}  # of a chunk's outputs
+        self.gradients: dict[tuple[int, int], Names] = {}  # gradients of a chunk's outputs
         self.gradients_of_inputs: dict[tuple[int, int], Names] = {}
         self.sums: dict[int, tuple[Value, ...]] = defaultdict(tuple)
         self.averaging: set[int] = set()
@@ -88,10 +88,10 @@ class Stage:
         self.stepped: list[tuple[int, tuple[Value, ...]]] = []
         self.norms: list[dict[int, tuple[Value, ...]]] = []
         self.measured: list[Value] = []
-        self.seen: dict[int, list[int]] = defaultdict(list)  # the steps that weights had
+        self.seen: dict[int, list[int]] = defaultdict(list)  # steps of the watched weights
 
     def can(self, instruction: Instruction) -> bool:
-        """Whether there is a slot to send, or a message to receive, if the instruction needs it."""
+        """Return whether the slot to send, or the message to receive, is there."""
         if (sent := rules.sends(self.number, instruction)) is not None:
             return bool(self.channels[sent[0]].free)
         if (received := rules.receives(self.number, instruction)) is not None:
@@ -132,7 +132,7 @@ class Stage:
                 self.seen[chunk].append(slot["steps"])
 
     def _compute(self, instruction: Instruction) -> Any:
-        """Returns what is sent, if the instruction sends."""
+        """Execute the computation of an instruction. Return what it sends, if it sends."""
         match instruction:
             case NextBatch():
                 self.batch += 1
@@ -179,11 +179,14 @@ class Stage:
         return None
 
     def _steps(self, watcher: int) -> int:
-        """How often what a chunk watches, which is here, has been stepped."""
+        """Return the number of steps of the unit that a chunk watches.
+
+        The unit is on this stage.
+        """
         return self.steps[self.routes.watched(watcher)]
 
     def _read(self, chunk: int, m: int) -> tuple[tuple[str, Value], ...]:
-        """All that a chunk reads of what came in."""
+        """Return the values of all inputs that a chunk reads."""
         inputs = self.inputs[chunk, m]
         return values({name: inputs[name] for name in self.routes.reads[chunk]})
 
@@ -203,7 +206,7 @@ class Stage:
         }
 
     def _roots(self, chunk: int, m: int) -> tuple[object, ...]:
-        """From what a backward starts: the loss of a module, and gradients of outputs."""
+        """Return the start of a backward: a module's loss, or gradients of the chunk's outputs."""
         if chunk + 1 in self.own and not self.routes.layout.crosses(chunk + 1):
             self.gradients[chunk, m] = self.gradients_of_inputs.get((chunk + 1, m), {})
         if self.routes.layout.chunks[chunk].ends_module:
@@ -220,7 +223,7 @@ class Stage:
         for name in routes.into[chunk].gradients:
             through = name in routes.passing(chunk) and name not in routes.reads[chunk]
             if through and name in (outer := self.gradients.get((chunk, m), {})):
-                found[name] = outer[name]  # the tensor itself
+                found[name] = outer[name]  # the received tensor itself
             else:
                 found[name] = on_its_own(symbol("input", chunk, m, name, read, roots))
         self.gradients_of_inputs[chunk, m] = found
@@ -232,7 +235,7 @@ class Stage:
 
 
 class Wire:
-    """A channel: messages on their way, and free slots."""
+    """A channel: its messages, and its free slots."""
 
     def __init__(self, slots: int) -> None:
         self.messages: deque[tuple[object, Slot]] = deque()
@@ -240,7 +243,7 @@ class Wire:
 
 
 def execute(routes: Routes, streams: Streams, slots: Mapping[Channel, int]) -> list[Stage]:
-    """Run all stages to their end, and return what each has in the end."""
+    """Run all stages to the end of their streams, and return their states."""
     wires = {channel: Wire(count) for channel, count in slots.items()}
     for channel, wire in wires.items():
         for early in range(channel.ahead):

@@ -1,4 +1,4 @@
-"""Small pipelines on paper: their routes, and the streams of all their stages."""
+"""Small pipelines without tensors: their routes, and the streams of all their stages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_lowercase
@@ -58,32 +58,32 @@ KINDS: list[type[Schedule]] = [
     PPLL,
 ]
 MANY = 1000
-"""So many slots that no sender waits."""
+"""Number of slots with which no sender waits."""
 
 Streams = list[list[Instruction]]
 Cost = Callable[[int, Instruction], float]
 
 
 class Part(NamedTuple):
-    """A unit, or a loss."""
+    """The names that a unit or a loss reads and writes."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
 
 
 def part(arrow: str) -> Part:
-    """`x c > y` reads x and c, and writes y."""
+    """Return a part from text: `x c > y` reads x and c, and writes y."""
     reads, writes = (tuple(side.split()) for side in arrow.split(">"))
     return Part(reads, writes)
 
 
 CHAIN = ("image > x", "x > x", "x > x")
-"""The first unit, those in the middle and the last one."""
+"""The first unit, the units in the middle, and the last unit."""
 SKIP = ("image > x c", "x > x", "x c > x")
 
 
 def units_of(count: int, arrows: Sequence[str] = CHAIN) -> list[Part]:
-    """So many units; a single one is the first."""
+    """Return this number of units. A single one is the first."""
     first, middle, last = map(part, arrows)
     return [first, *[middle] * (count - 2), *[last] * (count > 1)]
 
@@ -95,7 +95,11 @@ def routes_of(
     arrows: Sequence[str] = CHAIN,
     watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
-    """Each chunk is a unit; under local learning it is a module as well, `modules` on a stage."""
+    """Return routes in which each chunk is one unit.
+
+    Under local learning, each unit is also a module, and `modules` is the number of modules on a
+    stage.
+    """
     if not schedule.local:
         of_chunks = schedule.layout(stages)
         count = len(of_chunks)
@@ -115,7 +119,7 @@ def routes_of(
 def places(
     routes: Routes, microbatches: int = 1, norms: bool = False, replicas: int = 1
 ) -> list[Place]:
-    """The places of all stages."""
+    """Return the places of all stages."""
     stages = range(routes.layout.stages)
     return [Place(stage, routes, microbatches, norms, replicas) for stage in stages]
 
@@ -123,23 +127,23 @@ def places(
 def pipeline(
     schedule: Schedule, stages: int = 1, modules: int | Sequence[int] = 1, **options: Any
 ) -> list[Place]:
-    """The places of a chain under a schedule, with its own number of micro-batches."""
+    """Return the places of a chain of units, with the schedule's number of micro-batches."""
     return places(routes_of(schedule, stages, modules), schedule.microbatches, **options)
 
 
 def trained(schedule: Schedule, pipeline: Iterable[Place]) -> Streams:
-    """What each stage executes for a training batch."""
+    """Return the instructions of each stage for a training batch."""
     return [passes.training(place, schedule) for place in pipeline]
 
 
 def batches(schedule: Schedule, stages: int = 1, count: int = 1, **options: Any) -> Streams:
-    """What each stage of a chain executes for so many training batches."""
+    """Return the instructions of each stage of a chain for `count` training batches."""
     streams = trained(schedule, pipeline(schedule, stages, **options))
     return [stream * count for stream in streams]
 
 
 class Given(Schedule):
-    """A user's schedule: whatever is given for each stage."""
+    """A user's schedule, with given instructions for each stage."""
 
     splits = True
 
@@ -152,12 +156,12 @@ class Given(Schedule):
 
 
 def computes(instruction: Instruction) -> bool:
-    """Whether a schedule yields such instructions."""
+    """Return whether a schedule may yield this instruction."""
     return isinstance(instruction, Compute)
 
 
 def word(instruction: Instruction) -> str:
-    """An instruction in short; `test_schedules` says how it is read."""
+    """Return an instruction as a word. The docstring of `test_schedules` explains words."""
 
     def name(chunk: int, micro_batch: int | str = "") -> str:
         return f"{micro_batch}{ascii_lowercase[chunk]}"
@@ -214,10 +218,10 @@ def word(instruction: Instruction) -> str:
 
 
 def words(stream: Iterable[Instruction]) -> str:
-    """A stream in short."""
+    """Return a stream as words."""
     return " ".join(map(word, stream))
 
 
 def table(text: str) -> list[str]:
-    """The rows of a table; columns are only for the eye."""
+    """Return the rows of a table, without the spaces that align its columns."""
     return [" ".join(row.split()) for row in text.strip().splitlines()]

@@ -1,4 +1,4 @@
-"""Units into chunks, on stages."""
+"""The distribution of units among chunks and stages."""
 
 import pytest
 from hypothesis import given
@@ -45,7 +45,7 @@ def test_group_keeps_atoms_whole() -> None:
 
 
 def test_group_makes_room_for_what_a_stage_sends() -> None:
-    """A stage that begins with the third atom would cost the one before it 9 more."""
+    """If a stage began with the third atom, the stage before it would cost 9 more."""
     atoms = [range(n, n + 1) for n in range(4)]
     assert group(atoms, [1, 1, 1, 1], 2) == [range(2), range(2, 4)]
     assert group(atoms, [1, 1, 1, 1], 2, [0, 0, 9, 0]) == [range(3), range(3, 4)]
@@ -53,9 +53,9 @@ def test_group_makes_room_for_what_a_stage_sends() -> None:
 
 MODULES = (range(2), range(2, 3), range(3, 6))
 LOCAL = Layout.contiguous(MODULES, [range(3), range(3, 6)])
-"""Each chunk is a module; stage 0 has two."""
+"""Each chunk is a module. Stage 0 has two of them."""
 WHOLE = Layout.contiguous([range(6)], [range(2), range(2, 3), range(3, 6)])
-"""One module over three stages, a chunk each."""
+"""One module with a chunk on each of three stages."""
 ROUND = Layout.spread([range(n, n + 1) for n in range(4)], [0, 1, 0, 1])
 V_SHAPED = Layout.spread([range(2), range(2, 3), range(3, 5), range(5, 6)], [0, 1, 1, 0])
 
@@ -137,7 +137,7 @@ def test_cuts_lie_between_chunks_of_two_stages(
 ) -> None:
     assert layout.cuts() == cuts
     assert [layout.crosses(chunk) for chunk in range(len(layout.chunks))] == crosses
-    assert not layout.crosses(len(layout.chunks))  # nothing leaves the model
+    assert not layout.crosses(len(layout.chunks))  # nothing is sent after the last chunk
 
 
 @given(st.integers(1, 12), st.data())
@@ -158,7 +158,7 @@ def test_chunks_cover_every_unit_once(count: int, data: st.DataObject) -> None:
 
 
 def test_units_of_a_stage_come_in_runs() -> None:
-    """Two where a schedule interleaves, one where its chunks are neighbours."""
+    """There are two runs if a schedule interleaves, and one if the chunks are neighbours."""
     layout = Layout.spread([range(2), range(2, 3), range(3, 5), range(5, 6)], [0, 1, 0, 0])
     assert [layout.units(stage) for stage in (0, 1)] == [[0, 1, 3, 4, 5], [2]]
     assert [layout.runs(stage) for stage in (0, 1)] == [[2, 3], [1]]

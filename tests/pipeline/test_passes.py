@@ -1,4 +1,4 @@
-"""Each pass alone. `test_schedules` says how the words are read."""
+"""Tests of each pass alone. The docstring of `test_schedules` explains the words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ OF_CHUNKS: dict[str, Any] = {"S": Step, "+": StartAverage, "=": FinishAverage}
 
 
 def stream(text: str) -> list[Instruction]:
-    """The instructions of words: `F1a` is the forward of micro-batch 1 in chunk 0."""
+    """Return the instructions of words: `F1a` is the forward of micro-batch 1 in chunk 0."""
     found: list[Instruction] = []
     for word in text.split():
         if word == "N":
@@ -64,7 +64,7 @@ def squeezed(text: str) -> str:
 def chunks_on(
     stages: Sequence[int], arrows: Sequence[str], losses: Mapping[int, str]
 ) -> list[Place]:
-    """The places of chunks of one unit each; a module ends at each loss."""
+    """Return the places of chunks with one unit each. A module ends at each loss."""
     ends = [number in losses for number in range(len(stages))]
     chunks = tuple(
         Chunk(range(number, number + 1), stage, sum(ends[:number]), ends[number])
@@ -74,57 +74,57 @@ def chunks_on(
     return places(find_routes(Layout(chunks), [part(arrow) for arrow in arrows], readers))
 
 
-CHAIN_OF_3 = places(routes_of(GPipe(), 3))  # one chunk a stage: a, b and c
+CHAIN_OF_3 = places(routes_of(GPipe(), 3))  # one chunk on each stage: a, b and c
 ROUND = places(routes_of(Interleaved(), 2))  # chunks a and c on stage 0, b and d on stage 1
 (BOTH,) = places(routes_of(Interleaved(), 1))  # chunks a and b of one module
 (MODULES,) = places(routes_of(PPLL(), 1, 3))  # chunks a, b and c, each a module
-TWO_OF_2 = places(routes_of(PPLL(), 2, 2))  # the modules a and b on stage 0, c and d on stage 1
+TWO_OF_2 = places(routes_of(PPLL(), 2, 2))  # modules a and b on stage 0, c and d on stage 1
 
 
 @pytest.mark.parametrize(
     ("place", "before", "after"),
     [
-        (  # all forwards first: right before the last backward
+        (  # no loss before the last backward: the average starts right before this backward
             CHAIN_OF_3[1],
             "F0b F1b B0b    B1b    Sb",
             "F0b F1b B0b +b B1b =b Sb",
         ),
-        (  # the loss comes right before: an auxiliary network's gradients are complete after it
+        (  # this loss completes the auxiliary network's gradients, so the average starts before it
             CHAIN_OF_3[2],
             "F0c L0c B0c F1c    L1c B1c    Sc",
             "F0c L0c B0c F1c +c L1c B1c =c Sc",
         ),
-        (  # the loss of the same micro-batch comes earlier
+        (  # the loss is not right before the last backward
             CHAIN_OF_3[2],
             "F0c L0c F1c L1c B0c    B1c    Sc",
             "F0c L0c F1c L1c B0c +c B1c =c Sc",
         ),
-        (  # the loss before is another chunk's
+        (  # the loss right before the backward is that of another chunk
             BOTH,
             "F0a F0b    L0b    B0b    B0a    Sa    Sb",
             "F0a F0b +b L0b    B0b +a B0a =a Sa =b Sb",
         ),
-        (  # gradients of the weights come with the second half
+        (  # the second half computes the gradients of the weights
             CHAIN_OF_3[1],
             "F0b F1b I0b I1b W0b    W1b    Sb",
             "F0b F1b I0b I1b W0b +b W1b =b Sb",
         ),
-        (  # a step stays where another chunk waits for gradients
+        (  # the step is not moved, because another chunk waits for gradients
             BOTH,
             "F0a F0b    L0b B0b    Sb    B0a    Sa",
             "F0a F0b +b L0b B0b =b Sb +a B0a =a Sa",
         ),
-        (  # under local learning it moves behind the next module's backward
+        (  # under local learning, the step moves behind the backward of the next module
             MODULES,
             "F0a    L0a B0a Sa F0b    L0b B0b       Sb F0c    L0c B0c             Sc",
             "F0a +a L0a B0a    F0b +b L0b B0b =a Sa    F0c +c L0c B0c =b Sb =c Sc",
         ),
-        (  # and if there is none, it stays
+        (  # without a next module, the step is not moved
             places(routes_of(PPLL(), 1))[0],
             "F0a    L0a B0a    Sa",
             "F0a +a L0a B0a =a Sa",
         ),
-        (  # forwards and losses of other modules do not end the wait
+        (  # the step also moves past forwards and losses of other modules
             MODULES,
             "F0a    F0b    L0a    B0a Sa    L0b B0b Sb             F0c    L0c B0c    Sc",
             "F0a    F0b +a L0a    B0a    +b L0b B0b    =a Sa       F0c +c L0c B0c =b Sb =c Sc",
@@ -169,7 +169,7 @@ def test_communicate(place: Place, before: str, after: str) -> None:
 
 
 def test_gradients_travel_inside_a_module_alone() -> None:
-    """Chunks a and b are a module over two stages, and c is another one."""
+    """Chunks a and b are a module on two stages. Chunk c is another module."""
     here = chunks_on([0, 1, 2], ["image > x", "x > x", "x > x"], {1: "x", 2: "x"})
     compute = ["F0a B0a", "F0b L0b B0b", "F0c L0c B0c"]
     found = [passes.communicate(p, stream(own)) for p, own in zip(here, compute, strict=True)]
@@ -205,7 +205,7 @@ def test_a_backward_is_whole_where_no_input_takes_a_gradient(
 @pytest.mark.parametrize(
     ("modules", "before", "after"),
     [
-        (  # each on a stage of its own: a watches b, b watches c
+        (  # each on its own stage: a watches b, b watches c
             [1, 1, 1],
             ["N F0a L0a B0a Sa", "F0b L0b B0b Sb", "F0c L0c B0c Sc"],
             [
@@ -219,7 +219,7 @@ def test_a_backward_is_whole_where_no_input_takes_a_gradient(
             ["F0a L0a B0a Sa F0b L0b B0b Sb", "F0c L0c B0c Sc"],
             ["wa F0a L0a B0a Sa wb<1 F0b L0b B0b Sb", "F0c L0c B0c Sc wb>0"],
         ),
-        (  # averages move steps back
+        (  # averages move steps to later places
             [1, 2],
             ["F0a +a L0a B0a =a Sa", "F0b +b L0b B0b F0c +c L0c B0c =b Sb =c Sc"],
             [
@@ -227,7 +227,7 @@ def test_a_backward_is_whole_where_no_input_takes_a_gradient(
                 "wb F0b +b L0b B0b F0c +c L0c B0c =b Sb wa>0 =c Sc",
             ],
         ),
-        (  # all on one
+        (  # all on one stage
             [3],
             ["F0a F1a L0a L1a B0a B1a Sa F0b F1b L0b L1b B0b B1b Sb F0c F1c"],
             ["wa F0a F1a L0a L1a B0a B1a Sa wb F0b F1b L0b L1b B0b B1b Sb F0c F1c"],
@@ -237,7 +237,7 @@ def test_a_backward_is_whole_where_no_input_takes_a_gradient(
 def test_weights_are_sent_after_the_step_and_shown_before_the_next_forward(
     modules: list[int], before: list[str], after: list[str]
 ) -> None:
-    """Once a batch, however many micro-batches it has."""
+    """This happens once per batch, for any number of micro-batches."""
     watches = {0: Watch(1, 5), 1: Watch(2, 1)}
     here = places(routes_of(PPLL(), len(modules), modules, watches=watches))
     found = [passes.weights(p, stream(own)) for p, own in zip(here, before, strict=True)]
@@ -249,7 +249,7 @@ def test_weights_are_sent_after_the_step_and_shown_before_the_next_forward(
 
 
 def test_two_chunks_watch_the_same_unit() -> None:
-    """Each over a channel of its own, although both are on stage 0."""
+    """Both chunks are on stage 0, but each has its own channel."""
     watches = {0: Watch(2, 1), 1: Watch(2, 7)}
     here = places(routes_of(PPLL(), 2, [2, 1], watches=watches))
     found = [passes.weights(p, stream(own)) for p, own in zip(here, ["F0a F0b", "Sc"], strict=True)]
@@ -263,7 +263,7 @@ def test_evaluation_moves_no_weights() -> None:
 
 
 def released(place: Place, text: str) -> str:
-    """What `release` makes of a stream that `communicate` has completed."""
+    """Return the words of a stream after `communicate` and `release`."""
     return words(passes.release(place, passes.communicate(place, stream(text))))
 
 
@@ -279,7 +279,7 @@ def test_a_slot_is_given_back_after_its_last_use() -> None:
 
 
 def test_the_weight_half_of_a_backward_keeps_both_slots() -> None:
-    """It multiplies the inputs with the received gradients themselves."""
+    """It multiplies the inputs by the received gradients, which are read in their slot."""
     assert released(CHAIN_OF_3[1], "F0b F1b I0b I1b W0b W1b") == (
         "x0b<0 F0b x0b>2 x1b<0 F1b x1b>2 g0b<2 I0b g0b>0 g1b<2 I1b g1b>0 "
         "W0b gb/2 xb/0 W1b gb/2 xb/0"
@@ -298,7 +298,7 @@ OVER_3 = ["image > x c", "x > x", "x > x", "x c > x"]
 
 
 def test_gradients_that_pass_through_two_chunks_of_a_stage_keep_their_slot() -> None:
-    """The slot was refilled while the second of the chunks still had to send what is in it."""
+    """The slot was once filled again before the second chunk had sent the gradients in it."""
     here = chunks_on([0, 1, 1, 2], OVER_3, {3: "x"})
     assert released(here[1], "F0b F0c B0c B0b") == (
         "x0b<0 F0b F0c x0c>2 g0c<2 B0c B0b xb/0 g0b>0 gc/2"
@@ -317,7 +317,7 @@ def test_gradients_that_a_chunk_makes_anew_are_no_longer_in_the_slot() -> None:
 
 
 def test_a_name_that_is_handed_on_inside_a_stage_stays_in_its_slot() -> None:
-    """The last module's loss reads the labels, which module c only hands on."""
+    """The last module's loss reads the labels. Module c only passes them on."""
     losses = {0: "x", 1: "x", 2: "x", 3: "x label"}
     arrows = ["image > x", "x > x", "x > x", "x > x"]
     compute = "F0b L0b B0b Sb F0c L0c B0c Sc"

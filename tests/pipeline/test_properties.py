@@ -1,4 +1,4 @@
-"""Any legal order trains what back-propagation on one device trains, and never waits for ever."""
+"""Any legal order trains the same as back-propagation on one device, and never deadlocks."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ Order = dict[int, list[Compute]]
 
 @st.composite
 def any_routes(draw: st.DrawFn) -> Routes:
-    """Units that read and write whatever they like, in any modules, on any stages."""
+    """Draw units that read and write arbitrary names, in arbitrary modules, on arbitrary stages."""
     count = draw(st.integers(1, 6))
     stages = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
     numbers = {stage: number for number, stage in enumerate(sorted({*stages}))}
@@ -67,7 +67,7 @@ def any_routes(draw: st.DrawFn) -> Routes:
 
 
 def needed_by(routes: Routes, count: int, split: set[int]) -> dict[Compute, list[Compute]]:
-    """What has to come before each instruction, by the text of the design alone."""
+    """Return the instructions that must precede each instruction, by the rules of the design."""
     needs: dict[Compute, list[Compute]] = {}
     chunks = routes.layout.chunks
     for c, chunk in enumerate(chunks):
@@ -92,7 +92,7 @@ def needed_by(routes: Routes, count: int, split: set[int]) -> dict[Compute, list
 
 
 def in_order(routes: Routes, needs: dict[Compute, list[Compute]], random: "st.DataObject") -> Order:
-    """The instructions of each stage, in an order of all that is drawn."""
+    """Return the instructions of each stage, in a randomly drawn legal order."""
     order: Order = {stage: [] for stage in range(routes.layout.stages)}
     done: set[Compute] = set()
     generator = random.draw(st.randoms(use_true_random=False))
@@ -107,7 +107,10 @@ def in_order(routes: Routes, needs: dict[Compute, list[Compute]], random: "st.Da
 
 
 def on_one_stage(routes: Routes, count: int, evaluated: int = 0) -> Stage:
-    """The same chunks on one device, twice: forwards of a micro-batch, then its backwards."""
+    """Run the same chunks on one device for two batches.
+
+    Each micro-batch runs all forwards, then all backwards.
+    """
     one = tuple(Chunk(c.units, 0, c.module, c.ends_module) for c in routes.layout.chunks)
     alone = Routes(Layout(one), routes.into, routes.reads, routes.makes, routes.watches)
     batch: list[Instruction] = [NextBatch(), *map(ReadWeights, routes.watches)]
@@ -126,9 +129,10 @@ def on_one_stage(routes: Routes, count: int, evaluated: int = 0) -> Stage:
 def check(
     routes: Routes, schedule: Schedule, count: int, norms: bool, replicas: int, evaluated: int = 0
 ) -> None:
-    """Two batches end with the gradients of one device, in the slots that were found.
+    """Check that two batches give the gradients of one device, with the slots that were found.
 
-    Between them are evaluation batches, if `evaluated` says how many, and a mark.
+    Between the batches there is a mark and, if `evaluated` is not 0, this number of evaluation
+    batches.
     """
     here = places(routes, count, norms, replicas)
     batch = trained(schedule, here)
@@ -157,7 +161,7 @@ def check(
 
 
 def given_to_steps(stages: list[Stage]) -> dict[int, list[tuple[int, ...]]]:
-    """Of each chunk, the gradients of every step."""
+    """Return, for each chunk, the gradients of every step."""
     found: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for stage in stages:
         for chunk, total in stage.stepped:
@@ -197,7 +201,7 @@ def test_our_schedules_train_what_one_device_trains(
     replicas: int,
     arrows: Sequence[str],
 ) -> None:
-    """Evaluation batches and a mark pass between two batches, in the same slots."""
+    """Evaluation batches and a mark come between two batches, with the same slots."""
     schedule = kind(microbatches=asked)
     if isinstance(schedule, Interleaved):
         schedule = Interleaved(microbatches=asked, chunks=several)
@@ -212,7 +216,7 @@ def test_our_schedules_train_what_one_device_trains(
 def test_another_order_is_refused_or_trains_the_same(
     data: st.DataObject, routes: Routes, count: int, changes: int
 ) -> None:
-    """A few instructions stand elsewhere in their stage."""
+    """Some instructions are moved to another place in their stage's stream."""
     split = data.draw(st.sets(st.sampled_from(range(len(routes.into)))))
     order = in_order(routes, needed_by(routes, count, split), data)
     for _ in range(changes):

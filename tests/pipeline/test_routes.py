@@ -1,4 +1,4 @@
-"""Which names travel from chunk to chunk, and for which of them a gradient comes back."""
+"""The names that are sent from chunk to chunk, and the gradients that are sent back."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +12,10 @@ from tests.pipeline.pipelines import Part, part
 
 
 def routes(*arrows: str, ends: Mapping[int, Sequence[str]], modules: Sequence[int] = ()) -> Routes:
-    """Every unit is a chunk on a stage of its own; modules start at unit 0 and at those given."""
+    """Return routes in which every unit is a chunk on its own stage.
+
+    Modules start at unit 0 and at the units in `modules`.
+    """
     count = len(arrows)
     starts = [0, *modules, count]
     layout = Layout.contiguous(
@@ -26,16 +29,16 @@ def routes(*arrows: str, ends: Mapping[int, Sequence[str]], modules: Sequence[in
 def crossing(
     *arrows: str, ends: Mapping[int, Sequence[str]], modules: Sequence[int] = ()
 ) -> list[str]:
-    """`names / gradients` of each route between two chunks."""
+    """Return each route between two chunks as text, `names / gradients`."""
     first, *found = routes(*arrows, ends=ends, modules=modules).into
-    assert first == Route()  # the batch is taken, and does not travel
+    assert first == Route()  # chunk 0 loads the batch, so nothing is sent to it
     return [f"{' '.join(each.names)} / {' '.join(each.gradients)}".strip() for each in found]
 
 
 CHAIN = ["image > x", "x > x", "x > x", "x > prediction"]
 LOSS = ["prediction label >"]
 EACH = [1, 2, 3]
-"""Every unit is a module."""
+"""Modules that consist of one unit each."""
 
 
 def test_in_a_chain_its_tensor_and_the_targets_cross() -> None:
@@ -52,7 +55,7 @@ def test_gradients_travel_inside_a_module_alone() -> None:
 
 
 def test_a_skip_takes_gradients_back_to_where_its_own_module_made_it() -> None:
-    """The bank of the first module travels on, and is trained by its own module alone."""
+    """The bank of the first module is sent on, but only its own module trains it."""
     arrows = ["image > x bank", "x > x skip", "x > x", "x bank skip > prediction"]
     ends = {0: ["x label >"], 3: LOSS}
     assert crossing(*arrows, ends=ends, modules=[1]) == [
@@ -120,7 +123,10 @@ def test_what_a_loss_reads_of_its_own_module_does_not_cross() -> None:
 
 
 def test_what_a_chunk_reads_makes_and_hands_on() -> None:
-    """What its loss reads counts as well, if it came in; what it made itself does not."""
+    """Tensors that the loss reads count if the chunk receives them.
+
+    They do not count if the chunk makes them.
+    """
     arrows = ["image > x c", "x > y", "y > x", "x c > prediction"]
     found = routes(*arrows, ends={1: ["y label >"], 3: LOSS}, modules=[2])
     assert [{*each} for each in found.reads] == [
@@ -162,7 +168,7 @@ def test_one_chunk_has_no_routes() -> None:
 
 
 def test_a_loss_watches_a_unit_of_a_later_chunk() -> None:
-    """Given by units, found by chunks: modules of units 0 and 1, 2 alone, and 3 and 4."""
+    """The watches are given by units. Modules have the units 0 and 1; 2; and 3 and 4."""
     units = [part(arrow) for arrow in (*CHAIN[:-1], "x > x", "x > prediction")]
     modules = [range(2), range(2, 3), range(3, 5)]
     ends = {1: [part("x label >")], 2: [part("x label >")], 4: [part(LOSS[0])]}
@@ -194,7 +200,7 @@ def test_a_name_crosses_if_a_reader_behind_the_cut_sees_what_was_bound_before_it
     found = find_routes(layout, units, {i: [Part(reads, ())] for i, reads in readers.items()})
 
     def bound_at(name: str, stop: int) -> int:
-        """The last unit before `stop` that writes the name; -1 is the batch."""
+        """Return the last unit before `stop` that writes the name, or -1 if the batch has it."""
         return max((i for i in range(stop) if name in units[i].writes), default=-1)
 
     uses = [(i, i, name) for i, unit in enumerate(units) for name in unit.reads]

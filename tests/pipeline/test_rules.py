@@ -1,4 +1,4 @@
-"""Which instruction uses which channel, and what the pipeline on paper imports."""
+"""The channel that each instruction uses, and modules that `pipeline/` must not import."""
 
 import subprocess
 import sys

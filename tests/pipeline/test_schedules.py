@@ -1,17 +1,17 @@
-"""Each schedule as a table: one row a stage, one word an instruction.
+"""Each schedule as a table, with a row for each stage and a word for each instruction.
 
-Chunks are letters, counted through the whole model. Of micro-batch 0 and chunk a:
+The chunks of the model are the letters a, b, ... These are the words for micro-batch 0 and chunk a:
 
 N             next batch
 F0a L0a B0a   forward, loss and backward        I0a W0a   the halves of a backward: inputs, weights
 M0a           measure                           Sa        step
 x0a>1 x0a<1   send the chunk's outputs to stage 1; receive its inputs from there
 g0a>1 g0a<1   send its inputs' gradients to stage 1; receive its outputs' gradients from there
-xa/1 ga/1     give back a slot of what came from stage 1 for the chunk
+xa/1 ga/1     give back a slot that holds the chunk's inputs, or output gradients, from stage 1
 +a =a         start and finish the average of the chunk's gradients over the replicas
 n>1 n<1 n+    send and receive the vector of squared norms; write the stage's own into it
-wa>1 wa<1 wa  send weights to chunk a, which watches them; receive them there; read one's own stage's
-ma>1 ma<1 !   send a mark behind the chunk's outputs, receive one before its inputs; act on it
+wa>1 wa<1 wa  send weights to chunk a, which watches them; receive them; read them on the same stage
+ma>1 ma<1 !   send a mark after the chunk's outputs; receive one before its inputs; act on it
 """
 # ruff: noqa: E501 - the tables are as wide as they are
 
@@ -163,7 +163,7 @@ sizes = st.integers(1, 6)
 def test_every_schedule_keeps_the_order_of_the_micro_batches(
     kind: type[Schedule], stages: int, asked: int, modules: int
 ) -> None:
-    """The order in which gradients are summed decides their bits."""
+    """The order of summing gradients decides their bits."""
     schedule = kind(microbatches=asked)
     for place in pipeline(schedule, 1 if kind.one_stage else stages, modules):
         stream = list(schedule.batch(place))
@@ -186,7 +186,7 @@ def test_evaluation_of_a_chain(kind: type[Schedule]) -> None:
 
 
 def test_evaluation_of_modules() -> None:
-    """A name that a module only hands on is still read by the next one's loss."""
+    """The next module's loss reads a name that this module only passes on."""
     found = [words(passes.evaluation(place, PPLL())) for place in pipeline(PPLL(), 2, 2)]
     assert found == table("""
         N     F0a M0a F0b x0b>1 M0b
@@ -233,7 +233,10 @@ def test_a_mark_is_handed_on_before_it_is_acted_on(mark: Mark) -> None:
 
 
 def draw(schedule: Schedule, stages: int, count: int, modules: int = 1) -> str:
-    """What `show` makes of a run in which every letter takes one tick and nothing else any."""
+    """Return the drawing of a run by `show`.
+
+    Each letter takes one tick, and nothing else takes time.
+    """
     streams = batches(schedule, stages, count, modules=modules)
     run = simulate(streams, lambda _, i: float(type(i) in LETTERS), lambda _: MANY)
     return show([[(event.instruction, event.start_s) for event in row] for row in run.events])

@@ -1,4 +1,4 @@
-"""The simulator against closed formulas and recurrences, with costs that all differ."""
+"""The simulator, compared with formulas and recurrences. All costs differ."""
 
 from collections.abc import Callable
 from functools import cache
@@ -42,7 +42,7 @@ from tests.pipeline.pipelines import MANY, Cost, Streams, batches, places, route
 
 
 def slots_of(streams: Streams, depth: int) -> Callable[[Channel], int]:
-    """What the launcher gives each channel."""
+    """Return the number of slots of each channel, as the launcher chooses it."""
     needed = slots_needed(streams)
     return lambda channel: needed[channel] + depth
 
@@ -53,10 +53,10 @@ def computing(_: int, instruction: Instruction) -> float:
 
 @pytest.mark.parametrize(("lag", "period"), [(1, 12.25), (2, 12.0), (5, 12.0)])
 def test_what_watches_the_next_stage_waits_for_its_step(lag: int, period: float) -> None:
-    """Stage 0 takes 1 + 2 + 4 and stage 1 takes 4.5 + 6.5 + 1.
+    """Stage 0 takes 1 + 2 + 4 seconds, and stage 1 takes 4.5 + 6.5 + 1.
 
-    With a lag of 1 the forward and the copy of stage 0 come on top of what stage 1 does; with 2
-    they are made beside it.
+    With a lag of 1, stage 0 waits for the step of stage 1, so its forward and the copy of the
+    weights add to the time of stage 1. With a lag of 2, they overlap with stage 1.
     """
     streams = trained(PPLL(), places(routes_of(PPLL(), 2, watches={0: Watch(1, lag)})))
     costs = ({Forward: 1.0, Loss: 2.0, Backward: 4.0}, {Forward: 4.5, Loss: 6.5, Step: 1.0})
@@ -136,7 +136,10 @@ def close(value: float) -> object:
 
 
 def ppll_cost(forward: list[float], update: list[float], send: list[float]) -> Cost:
-    """An update is the loss and the backward; `Release` and receiving take no time."""
+    """Return a cost function.
+
+    An update is loss and backward; `Release` and receives take no time.
+    """
 
     def cost(stage: int, instruction: Instruction) -> float:
         match instruction:
@@ -156,9 +159,12 @@ def ppll_cost(forward: list[float], update: list[float], send: list[float]) -> C
 @settings(max_examples=50)
 @given(st.data(), sizes, sizes)
 def test_ppll_takes_what_the_formula_says(data: st.DataObject, stages: int, count: int) -> None:
-    """PAPERS.md, section 1: T = max over m of what the slowest stage up to m makes of it."""
+    """The simulated time of PPLL equals the formula of its paper, for random costs.
+
+    T is the maximum, over stages m, of the time that the slowest of the stages up to m allows.
+    """
     f, u, c = (different(data, stages) for _ in range(3))
-    c[-1] = 0.0  # the last stage sends nothing
+    c[-1] = 0.0  # the last stage sends no activations
     run = simulate(batches(PPLL(), stages, count), ppll_cost(f, u, c), lambda _: MANY)
     s = [sum(parts) for parts in zip(f, u, c, strict=True)]
     makespan_s = max(
@@ -207,7 +213,10 @@ def test_ppll_waits_for_slots(data: st.DataObject, stages: int, count: int, slot
 
 
 def equal(forward_s: float, backward_s: float, weight_s: float = 0.0) -> Cost:
-    """Every chunk takes the same; a whole backward takes what its halves do."""
+    """Return a cost function in which all chunks are equal.
+
+    A whole backward costs as much as its halves.
+    """
     costs: dict[type, float] = {
         Forward: forward_s,
         Backward: backward_s + weight_s,
@@ -223,7 +232,7 @@ def equal(forward_s: float, backward_s: float, weight_s: float = 0.0) -> Cost:
 def test_bubble_of_balanced_stages(
     kind: type[Schedule], f: float, b: float, stages: int, microbatches: int, depth: int
 ) -> None:
-    """PAPERS.md, section 1: (K - 1) / (M + K - 1)."""
+    """The bubble of K stages and M micro-batches is (K - 1) / (M + K - 1) of the time."""
     streams = batches(kind(microbatches=microbatches), stages)
     run = simulate(streams, equal(f, b), slots_of(streams, depth))
     assert run.bubble_fraction == close((stages - 1) / (microbatches + stages - 1))
@@ -233,7 +242,7 @@ def test_bubble_of_balanced_stages(
 @settings(max_examples=40)
 @given(times_s, times_s, st.integers(1, 5), st.integers(0, 8), st.integers(1, 4))
 def test_bubble_of_balanced_chunks(f: float, b: float, stages: int, more: int, chunks: int) -> None:
-    """(K - 1) / (v M + K - 1): with slots enough for every M >= K."""
+    """With enough slots, the bubble is (K - 1) / (v M + K - 1) for every M >= K."""
     microbatches = stages + more
     streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
     run = simulate(streams, equal(f, b), lambda _: MANY)
@@ -245,7 +254,7 @@ def test_bubble_of_balanced_chunks(f: float, b: float, stages: int, more: int, c
 def test_bubble_of_balanced_chunks_in_whole_rounds(
     f: float, b: float, stages: int, rounds: int, chunks: int
 ) -> None:
-    """Where M is a multiple of K, one slot more than what is needed does."""
+    """If M is a multiple of K, one slot more than needed is enough."""
     microbatches = stages * rounds
     streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
     run = simulate(streams, equal(f, b), slots_of(streams, 1))
@@ -257,9 +266,9 @@ def test_bubble_of_balanced_chunks_in_whole_rounds(
 def test_zero_bubble_takes_what_the_formula_says(
     f: float, b: float, share: float, stages: int, microbatches: int, depth: int
 ) -> None:
-    """M (F + B + W) + (K - 1) (F + B - W) for W <= F and W <= B; and for M < K, (K - M) W more.
+    """The time is M (F + B + W) + (K - 1) (F + B - W) for W <= F and W <= B.
 
-    The backward of stage 0 is whole, and takes B + W.
+    For M < K, it is (K - M) W longer. The backward of stage 0 is not split, and takes B + W.
     """
     w = share * min(f, b)
     streams = batches(ZeroBubbleH1(microbatches=microbatches), stages)
@@ -276,7 +285,7 @@ def test_zero_bubble_takes_what_the_formula_says(
 def test_unequal_costs(
     kind: type[Schedule], data: st.DataObject, stages: int, microbatches: int
 ) -> None:
-    """Every micro-batch costs something else on every stage, and so does every copy."""
+    """Each micro-batch has other costs on each stage, and so has each copy."""
     schedule = kind(microbatches=microbatches)
     names = ("forward", "send forward", "backward", "send backward")
     keys = [(n, k, m) for n in names for k in range(stages) for m in range(microbatches)]
@@ -353,7 +362,7 @@ def test_waiting_is_no_part_of_an_event() -> None:
 
 
 def test_averages_of_two_chunks_share_the_connection_of_the_replicas() -> None:
-    """Each is carried after the one before, behind what its chunk computes."""
+    """An average waits for the computation of its chunk, and for the average before it."""
     (stream,) = batches(LocalLearning(), modules=2, replicas=2)
     journeys = {StartAverage(0): Journey(5.0, 1.0), StartAverage(1): Journey(5.0)}
     run = simulate(

@@ -1,4 +1,4 @@
-"""With how many slots the channels are made."""
+"""The number of slots that channels get."""
 
 from itertools import product
 
@@ -31,7 +31,7 @@ from tests.pipeline.pipelines import KINDS, Streams, batches, places, routes_of,
 
 
 def needed(schedule: Schedule, stages: int, kind: str = "activations") -> list[int]:
-    """The slots of the channels of a kind, by the chunk for which they are."""
+    """Return the numbers of slots of all channels of a kind, ordered by the receiving chunk."""
     found = slots_needed(batches(schedule, stages))
     return [found[each] for each in sorted(found, key=lambda c: c.chunk) if each.kind == kind]
 
@@ -45,13 +45,13 @@ def test_a_channel_has_as_many_slots_as_its_receiver_holds(stages: int, microbat
         (NaivePipeline(), [1 for _ in later]),
         (GPipe(microbatches=microbatches), [microbatches for _ in later]),
         (OneFOneB(microbatches=microbatches), [min(microbatches, stages - k) for k in later]),
-        # a stage computes the gradients of the weights as many micro-batches later as its number
+        # stage k computes the gradients of weights k micro-batches later than those of inputs
         (ZeroBubbleH1(microbatches=microbatches), [min(microbatches, stages) for _ in later]),
     ):
         assert needed(schedule, stages) == inputs
         count = 0 if schedule.local else stages - 1
         gradients = [1] * count
-        if isinstance(schedule, ZeroBubbleH1):  # held by the weight half too, but on stage 0
+        if isinstance(schedule, ZeroBubbleH1):  # later second halves read gradients too
             gradients = [min(microbatches, 1 + k) for k in range(count)]
         assert needed(schedule, stages, "gradients") == gradients
 
@@ -76,7 +76,7 @@ def test_a_channel_for_each_route() -> None:
 def test_a_channel_for_weights_has_a_slot_for_each_batch_that_they_are_early(
     stages: int, lag: int
 ) -> None:
-    """And one for two at most: the sender keeps what is older."""
+    """There are at most two such batches, because the sender keeps older versions."""
     watches = {n: Watch(n + 1, lag) for n in range(stages - 1)}
     streams = trained(PPLL(), places(routes_of(PPLL(), stages, watches=watches)))
     found = slots_needed(streams)
@@ -88,7 +88,7 @@ def test_a_channel_for_weights_has_a_slot_for_each_batch_that_they_are_early(
 
 
 def run_to_the_end(streams: Streams) -> None:
-    """Three batches run with the slots that are found, and use no more."""
+    """Run three batches with the slots that were found, and check that no channel needs more."""
     slots = slots_needed(streams)
     run = simulate([stream * 3 for stream in streams], lambda *_: 1.0, slots.__getitem__)
     assert all(peak <= slots[channel] for channel, peak in run.peak_held.items())
@@ -101,7 +101,7 @@ def run_to_the_end(streams: Streams) -> None:
 def test_interleaved_runs_for_any_number_of_micro_batches(
     stages: int, microbatches: int, chunks: int
 ) -> None:
-    """Megatron-LM's own order waits for ever with a short last round, however many slots."""
+    """With a short last round, Megatron-LM's order deadlocks with any number of slots."""
     run_to_the_end(batches(Interleaved(microbatches=microbatches, chunks=chunks), stages))
 
 
@@ -115,7 +115,10 @@ def test_every_schedule_runs_with_the_slots_that_are_found(kind: type[Schedule])
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_slots_of_all_kinds_of_items_let_them_follow_each_other(kind: type[Schedule]) -> None:
-    """A batch, evaluation batches, a mark, a shorter batch: nothing is drained between them."""
+    """The items are a batch, evaluation batches, a mark and a shorter batch.
+
+    The pipeline is not drained between them.
+    """
     for stages, microbatches in product((1,) if kind.one_stage else (2, 3, 4), (1, 2, 5)):
         schedule = kind(microbatches=microbatches)
         routes = routes_of(schedule, stages)
@@ -154,7 +157,7 @@ def test_one_slot_fewer_than_a_stage_holds_deadlocks(kind: type[Schedule]) -> No
 
 
 def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
-    """Stage 0 fills two channels, and stage 1 empties the second first."""
+    """Stage 0 fills two channels. Stage 1 empties the second one first."""
     first, second = Channel(0, 1, "activations", 1), Channel(0, 1, "activations", 3)
     sender: list[Instruction] = [SendActivations(1, 0, m) for m in range(3)]
     sender += [SendActivations(1, 2, 0)]
@@ -168,14 +171,14 @@ def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
 @pytest.mark.parametrize(
     "streams",
     [
-        # each waits for the other one's message first
+        # each stage waits for the other one's message
         [
             [ReceiveActivations(1, 2, 0), Release(1, 2, "activations"), SendActivations(1, 0, 0)],
             [ReceiveActivations(0, 1, 0), Release(0, 1, "activations"), SendActivations(0, 1, 0)],
         ],
-        # nobody sends
+        # no stage sends
         [[Forward(0, 0)], [ReceiveActivations(0, 1, 0), Release(0, 1, "activations")]],
-        # another micro-batch comes
+        # the message is for another micro-batch
         [[SendActivations(1, 0, 1)], [ReceiveActivations(0, 1, 0), Release(0, 1, "activations")]],
     ],
 )

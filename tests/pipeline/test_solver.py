@@ -1,4 +1,4 @@
-"""The partition solver against every possible partition."""
+"""The partition solver, compared with every possible partition."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
@@ -31,7 +31,10 @@ def problems(draw: st.DrawFn, cost: st.SearchStrategy[float]) -> tuple[list[floa
 
 @given(problems(st.integers(0, 20)))
 def test_whole_costs_have_the_best_partition(problem: tuple[list[float], int]) -> None:
-    """Exact, down to the order among equals: whole numbers below 2**53 round nowhere."""
+    """The result is exact, even in the choice among equal partitions.
+
+    Whole numbers below 2**53 are not rounded.
+    """
     costs, groups = problem
     best = min(
         every_partition(len(costs), groups),
@@ -69,7 +72,7 @@ def test_equal_costs_are_divided_evenly(items: int, data: st.DataObject, cost: f
         ([1, 1, 1, 9], 2, [range(3), range(3, 4)]),
         ([9, 1, 1, 1], 3, [range(1), range(1, 3), range(3, 4)]),
         ([0, 0, 0], 2, [range(2), range(2, 3)]),
-        ([0.1] * 7, 3, [range(3), range(3, 5), range(5, 7)]),  # 0.1 * 3 rounds otherwise
+        ([0.1] * 7, 3, [range(3), range(3, 5), range(5, 7)]),  # 0.1 * 3 is rounded differently
     ],
 )
 def test_small_cases(costs: list[float], groups: int, expected: list[range]) -> None:

@@ -1,4 +1,4 @@
-"""A schedule that trains another network than the whole one is refused."""
+"""A schedule is refused if it would not train the whole network."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -36,7 +36,10 @@ every_schedule = pytest.mark.parametrize("kind", KINDS)
 
 
 def streams(kind: type[Schedule]) -> Iterator[tuple[Place, list[Compute]]]:
-    """Every stage of pipelines of one to three stages, for a whole batch and for a short one."""
+    """Yield every stage of pipelines of one to three stages.
+
+    Each comes with a full and a short batch.
+    """
     schedule = kind(microbatches=3)
     most = 1 if schedule.one_stage else 3
     for stages, count in product(range(1, most + 1), {1, schedule.microbatches}):
@@ -91,7 +94,7 @@ def test_an_instruction_of_another_kind_is_refused(kind: type[Schedule]) -> None
 
 @every_schedule
 def test_two_micro_batches_in_the_other_order_are_refused(kind: type[Schedule]) -> None:
-    """The order in which gradients are summed decides their bits."""
+    """The order of summing gradients decides their bits."""
     for place, stream in streams(kind):
         for one, other in permutations(range(len(stream)), 2):
             first, second = stream[one], stream[other]
@@ -105,9 +108,9 @@ def test_two_micro_batches_in_the_other_order_are_refused(kind: type[Schedule]) 
 F, L, B, S = Forward(0, 0), Loss(0, 0), Backward(0, 0), Step(0)
 (ALONE,) = pipeline(BackPropagation())
 (TWICE,) = pipeline(BackPropagation(microbatches=2))
-(BOTH,) = places(routes_of(Interleaved(), 1))  # chunks 0 and 1 on one stage, one module
-(APART,) = pipeline(PPLL(), modules=2)  # the same, each a module
-SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last
+(BOTH,) = places(routes_of(Interleaved(), 1))  # chunks 0 and 1 on one stage, in one module
+(APART,) = pipeline(PPLL(), modules=2)  # the same chunks, each a module
+SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last one
 THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 
 BAD: dict[str, tuple[Place, list[Any], str]] = {
@@ -192,7 +195,7 @@ def test_what_is_wrong_is_said(name: str) -> None:
 
 @pytest.mark.parametrize("schedule", [PPLL(), Interleaved(chunks=30), ZeroBubbleH1()])
 def test_a_stage_may_have_many_chunks(schedule: Schedule) -> None:
-    """Chunks are numbers, and not names in an alphabet."""
+    """Chunks are numbered, not lettered, so there may be more than 26."""
     for place in pipeline(schedule, 2, 30):
         validate(place, schedule.batch(place))
 
@@ -212,7 +215,7 @@ def test_a_stream_without_an_end_is_refused() -> None:
 
 
 def evaluations(kind: type[Schedule]) -> Iterator[tuple[Place, list[Forward | Measure]]]:
-    """The same as `streams` for evaluation batches that come together."""
+    """Yield stages like `streams`, for evaluation batches that are computed together."""
     schedule = kind(microbatches=3)
     most = 1 if schedule.one_stage else 2
     for stages, count in product(range(1, most + 1), (1, 2)):
@@ -222,7 +225,7 @@ def evaluations(kind: type[Schedule]) -> Iterator[tuple[Place, list[Forward | Me
 
 @every_schedule
 def test_an_evaluation_that_is_not_whole_or_in_order_is_refused(kind: type[Schedule]) -> None:
-    """One instruction too few, twice, or before its neighbour of the same kind or chunk."""
+    """An instruction is missing, repeated, or exchanged with one of the same kind or chunk."""
     for place, stream in evaluations(kind):
         assert validate_evaluation(place, iter(stream)) == stream
         for index, instruction in enumerate(stream):
@@ -242,7 +245,10 @@ def test_an_evaluation_that_is_not_whole_or_in_order_is_refused(kind: type[Sched
 
 
 def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
-    """Whether each instruction finds what it needs, said in another way than by counting."""
+    """Return whether each instruction comes after those that it needs.
+
+    `validate_evaluation` counts instructions instead.
+    """
     where = {each: index for index, each in enumerate(stream)}
     return all(
         index > where.get(needed, -1)

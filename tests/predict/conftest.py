@@ -1,4 +1,4 @@
-"""What predictions are tested on."""
+"""Fixtures for tests of predictions."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from ppll_cli.predict import speed as predicting
 
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a machine on which nothing computes beside what is measured."""
+    """Pretend a machine with one core, on which nothing computes beside the measured process."""
     monkeypatch.setattr(predicting, "usable_cores", lambda: 1)

@@ -1,4 +1,4 @@
-"""Profiles whose times are given, and jobs to predict from them."""
+"""Profiles with given times, and jobs whose speed is predicted from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +20,14 @@ SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2"
 SMALL += ["threads=1"]
 UNITS = 6
 TOKENS = 5 * 16 * 4
-"""Bytes of what crosses a cut for one sample, the label left out."""
+"""Bytes that cross a cut for one sample, without the label."""
 
 NOTHING = Measured(0.0, 0.0, 0, 0)
 
 
 @dataclass
 class Source:
-    """A profile whose times are given: seconds by unit, forward and backward."""
+    """A profile whose times are given: for each unit, seconds of forward and backward."""
 
     forward_s: Sequence[float] = (1.0,) * UNITS
     backward_s: Sequence[float] = (2.0,) * UNITS
@@ -71,7 +71,7 @@ class Source:
         return self.loss
 
     def halves(self, index: int) -> tuple[float, float]:
-        """To the inputs takes a quarter of the backward; both together take it all."""
+        """Return a quarter of the backward for the inputs, and the rest for the parameters."""
         return self.backward_s[index] / 4, self.backward_s[index] * 3 / 4
 
     def copy(self, size: int) -> float:

@@ -1,4 +1,4 @@
-"""Predictions of what links between devices and machines cost."""
+"""Predictions for links between devices and between machines."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from tests.predict.given import TOKENS, UNITS, Source, batch_s, job
 pytestmark = pytest.mark.usefixtures("one_core")
 
 DOWN, UP = 8 * (TOKENS + 8), 8 * TOKENS
-"""Bytes of a batch that cross a cut: activations and labels, and gradients."""
+"""Bytes of a batch that cross a cut: activations with labels, and gradients."""
 
 
 def test_a_link_carries_while_stages_compute() -> None:
-    """Batch after batch; under pp each waits for its message."""
+    """Under ppll, the link carries a message while stages compute. Under pp, they wait for it."""
     fast, slow = (Link(DOWN / seconds, latency_s=2.0) for seconds in (4.0, 100.0))
     for link, pace_s in ((fast, 9.0), (slow, 100.0)):
         assert batch_s(predict(job("ppll", 2), Source(), Interconnect(link))) == approx(pace_s)
@@ -27,7 +27,7 @@ def test_a_link_carries_while_stages_compute() -> None:
 
 
 def test_latency_costs_where_too_few_messages_are_underway() -> None:
-    """A channel of two slots, of which one is held, has two messages in 100 s and a bit."""
+    """The channel has two slots, so two batches pass in a little more than 100 s."""
     made = with_settings(job("ppll", 2), transport={"depth": 1})
     found = batch_s(predict(made, Source(), Interconnect(Link(1e12, latency_s=100.0))))
     assert 50.0 < found < 50.0 + 9.0
@@ -59,7 +59,7 @@ def test_copies_for_a_network_take_the_sender_time() -> None:
 
 
 def test_edges_that_leave_a_machine_share_its_link() -> None:
-    """Two replicas of a stage on a machine, each sends half of what one would send alone."""
+    """Two replicas of a stage are on one machine. Each sends half as much as a single worker."""
     link = Interconnect(between=Link(1.0))
     alone = predict(job("ppll", 2, per_machine=1), Source(), link)
     both = predict(job("ppll", 4, replicas=2, per_machine=2), Source(), link)
@@ -70,7 +70,10 @@ def test_edges_that_leave_a_machine_share_its_link() -> None:
 
 
 def test_an_average_of_one_bucket_follows_the_backward() -> None:
-    """Here it is one bucket, which is complete as the backward ends, and then takes its time."""
+    """All gradients are in one bucket.
+
+    It is complete when the backward ends, and is then averaged.
+    """
     params = sum(10 * (index + 1) for index in range(UNITS))
     assert 4 * params < BUCKET_BYTES
 
@@ -78,7 +81,7 @@ def test_an_average_of_one_bucket_follows_the_backward() -> None:
         made = job("bp", 2, replicas=2, per_machine=per_machine)
         return batch_s(predict(made, Source(copy_s=0.25), interconnect))
 
-    half_s = 18.0 / 2  # of a batch
+    half_s = 18.0 / 2  # the time of half a batch
     assert pace_s(2, Interconnect()) == approx(half_s + 0.25)
     link = Link(4 * params / 3.0, latency_s=0.5)
     assert pace_s(2, Interconnect(link)) == approx(half_s + 3.0 + 2 * 0.5)
@@ -89,12 +92,16 @@ def test_an_average_of_one_bucket_follows_the_backward() -> None:
 
 
 def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 buckets, whose 3 s begin early in the backward of 6 s: one of them is left."""
+    """There are 100 buckets, which take 3 s.
+
+    The first ones are complete early in the backward of 6 s. Only the last bucket is sent after the
+    backward.
+    """
     params = sum(10 * (index + 1) for index in range(UNITS))
     monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * params / 100)
     link = Interconnect(Link(4 * params / 3.0))
     assert batch_s(predict(job("bp", 2, replicas=2), Source(), link)) == approx(9.0 + 0.03)
-    # The last unit, whose backward takes 1 s, has 60 of 210 parameters, and a bucket 2.1.
+    # The last unit's backward takes 1 s. This unit has 60 of 210 parameters, and a bucket has 2.1.
     slow = Interconnect(Link(4 * params / 60.0))
     assert batch_s(predict(job("bp", 2, replicas=2), Source(), slow)) == approx(63.0 + 2.1 / 60)
 
@@ -102,7 +109,10 @@ def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two of 100 parameters and one of 10; units have 10, 20, ... and take equally long."""
+    """There are two buckets of 100 parameters and one of 10.
+
+    Units have 10, 20, ... parameters, and their backwards take equally long.
+    """
     monkeypatch.setattr(costs, "BUCKET_BYTES", 4 * 100)
     made = job("bp", 2, replicas=2)
     (chunk,) = made.layout.chunks

@@ -1,4 +1,4 @@
-"""Times of earlier programs: nothing about their files can stop a program."""
+"""Times that earlier programs kept. No problem with their files stops a program."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_damaged_file_is_replaced(
 def test_what_is_no_file_of_ours_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """A FIFO would be waited for, for ever; /dev/zero has no end."""
+    """Reading a FIFO would wait for ever, and /dev/zero has no end."""
     path = tmp_path / "x.json"
     match kind:
         case "bytes":
@@ -97,7 +97,7 @@ def test_what_is_no_file_of_ours_is_replaced(
     assert kept.read("x.json") == {}
     kept.write("x.json", RECORDS)
     assert kept.read("x.json") == RECORDS
-    assert len(caplog.messages) == (kind != "loop")  # which counts as no file
+    assert len(caplog.messages) == (kind != "loop")  # a loop of links counts as a missing file
     if kind == "full folder":
         assert (tmp_path / "x.json.aside" / "theirs").read_text() == "kept"
 
@@ -121,7 +121,7 @@ def test_a_run_goes_on_without_them(
     caplog: pytest.LogCaptureFixture,
     damage: str,
 ) -> None:
-    """A damaged file was once a traceback, of every later run too."""
+    """A damaged file once ended this run, and all later runs, with a traceback."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 1)
     config, _ = compose_config([*SMALL, "partition=profile", "gpus=2"])

@@ -1,4 +1,4 @@
-"""The process that measures: what it answers, and that it always ends."""
+"""The process that measures: its answers, and that it always ends."""
 
 import os
 import select
@@ -33,7 +33,7 @@ LIMIT_S = 30
 
 @dataclass(frozen=True)
 class Do:
-    """A request that does something in the process."""
+    """A request to do something in the process."""
 
     what: str
     threads: int = 1
@@ -60,7 +60,7 @@ def asked() -> Iterator[Meter]:
 
 
 def test_one_process_answers_everything(asked: Meter) -> None:
-    """With the threads of each request; the parent's do not change."""
+    """Each request sets the number of threads. The parent's number does not change."""
     assert not active_children()
     threads = torch.get_num_threads()
     (one, few), (other, more) = asked.ask(Do("tell")), asked.ask(Do("tell", threads=3))
@@ -161,7 +161,7 @@ def test_no_process_is_left_when_the_workers_start(tmp_path: Path, monkeypatch: 
 def test_the_parent_makes_no_cuda_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peers: bool, by_host: bool
 ) -> None:
-    """It would hold memory of the first device for the whole run."""
+    """A context would hold memory of the first device during the whole run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 

@@ -1,4 +1,4 @@
-"""The pace that few batches settle at, and who computes beside whom."""
+"""The pace that a pipeline reaches after few batches, and which workers compute together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -36,14 +36,17 @@ KINDS: list[type[Schedule]] = [
 
 
 class Reader(NamedTuple):
-    """What a unit or a loss reads and writes."""
+    """The names that a unit or a loss reads and writes."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...] = ()
 
 
 def streams_of(schedule: Schedule, stages: int, modules: int = 1) -> list[list[Instruction]]:
-    """The instructions of each stage; under local learning each has so many modules."""
+    """Return the instructions of each stage.
+
+    Under local learning, each stage has `modules` modules.
+    """
     if schedule.local:
         units = [range(n, n + 1) for n in range(stages * modules)]
         held = [range(s * modules, (s + 1) * modules) for s in range(stages)]
@@ -68,7 +71,7 @@ def slots_of(streams: Sequence[Sequence[Instruction]], depth: int) -> dict[Chann
 def test_the_pace_is_that_of_many_batches(
     data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
 ) -> None:
-    """Whatever instructions cost, few batches tell what a long run settles at."""
+    """For any costs of instructions, a few batches show the pace of a long run."""
     schedule = kind(microbatches=microbatches)
     streams = streams_of(schedule, stages, data.draw(st.integers(1, 2)))
     times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
@@ -93,7 +96,7 @@ def test_the_pace_is_that_of_many_batches(
 def test_the_pace_with_a_long_way_between_stages(
     data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
 ) -> None:
-    """Where messages are underway for long they come in groups, one after another."""
+    """If messages take long, batches arrive in groups, one group after another."""
     schedule = kind(microbatches=microbatches)
     streams = streams_of(schedule, stages)
     times = {(s, i): data.draw(costs_s) for s, stream in enumerate(streams) for i in stream}
@@ -106,7 +109,7 @@ def test_the_pace_with_a_long_way_between_stages(
     def journeys(stage: int, instruction: Instruction) -> Journey:
         return ways[stage]
 
-    few, many = 60, 120  # groups of up to 6 batches
+    few, many = 60, 120  # a group has up to 6 batches
     makespans_s = [
         simulate(
             [s * n for s in streams], cost, lambda channel: slots[channel], journeys
@@ -119,7 +122,11 @@ def test_the_pace_with_a_long_way_between_stages(
 
 
 def test_company() -> None:
-    """Two stages at a pace of 10 s: 0 to 6, and 4 to 9 and from 9 on to 11, which is 1."""
+    """Two stages have a pace of 10 s.
+
+    The first one works from 0 to 6 s. The second one works from 4 to 9 s and from 9 to 11 s, which
+    overlaps with the next batch until 1 s.
+    """
     steady = Steady(
         batch_s=10.0,
         events=[
@@ -134,7 +141,7 @@ def test_company() -> None:
 
 
 def test_company_has_a_limit() -> None:
-    """What takes no time has none."""
+    """An instruction that takes no time has no entry."""
     stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(0), 1.0, 1.0)]
     steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
     here = [{0: 1}] * 5
@@ -143,7 +150,7 @@ def test_company_has_a_limit() -> None:
 
 
 def test_company_is_that_of_a_machine() -> None:
-    """A stage with a worker on each of two machines has most beside it on the fuller one."""
+    """If a stage has workers on two machines, the machine with more other workers counts."""
     steady = Steady(1.0, [[Event(Forward(0, 0), 0.0, 1.0)] for _ in range(4)], [1] * 4)
     crews = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]
     found = [crowd[Forward(0, 0)] for crowd in company(steady, 9, crews)]

@@ -1,4 +1,4 @@
-"""What is measured before training, and that it leaves no trace in it."""
+"""Measurements before training, which leave no trace in the training."""
 
 import json
 import os
@@ -44,7 +44,7 @@ LIMIT_S = 30
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where times are kept."""
+    """Return the folder in which times are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "ppll-run" / "profile"
 
@@ -62,13 +62,13 @@ def made(*overrides: str) -> Profile:
 
 @pytest.fixture
 def profile() -> Iterator[Callable[..., Profile]]:
-    """Makes profiles whose processes end with the test."""
+    """Return a function that makes profiles. Their processes end with the test."""
     with ExitStack() as stack:
         yield lambda *overrides: stack.enter_context(closing(made(*overrides)))
 
 
 def kept(cache: Path) -> dict[str, dict[str, float]]:
-    """Everything that was measured, under whatever conditions."""
+    """Return all records in the cache, for all conditions."""
     records: dict[str, dict[str, float]] = {}
     for file in cache.glob("*.json"):
         records |= json.loads(file.read_text())
@@ -76,7 +76,7 @@ def kept(cache: Path) -> dict[str, dict[str, float]]:
 
 
 class Dictated:
-    """Times in milliseconds that take the place of measured ones; 1 ms where there is none."""
+    """Times in milliseconds that replace measured ones; 1 ms if a time is not given."""
 
     def __init__(self) -> None:
         self.units: dict[str, float] = {}
@@ -87,7 +87,10 @@ class Dictated:
 
 @pytest.fixture
 def dictated(monkeypatch: pytest.MonkeyPatch) -> Dictated:
-    """A third of a unit's time is its forward pass, and an optimizer's step takes none."""
+    """Replace measured times by given ones.
+
+    The forward pass takes a third of a unit's time, and the optimizer's step takes none.
+    """
     told = Dictated()
 
     def unit(self: Profile, index: int, first: bool = False) -> Measured:
@@ -113,7 +116,10 @@ def cut_after(run: Prepared) -> list[str]:
 
 
 def test_what_is_alike_is_measured_once(cache: Path) -> None:
-    """Of six units three kinds, the latter two also as first of a module; of losses two."""
+    """The six units are of three kinds.
+
+    Two of these are also measured as the first unit of a module. There are two kinds of losses.
+    """
     found = prepared("gpus=2", "local.modules=5")
     records = kept(cache)
     kinds = sorted(name.split()[0] for name in records)
@@ -122,7 +128,7 @@ def test_what_is_alike_is_measured_once(cache: Path) -> None:
     assert params == {cost.params for cost in found.unit_costs}
     for name, record in records.items():
         assert all(record[key] > 0 for key in record if key.endswith("_s")), name
-    assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's, and its counters
+    assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's state and counters
 
 
 def test_structure_is_what_decides_the_cost() -> None:
@@ -145,7 +151,10 @@ def test_nothing_of_the_run_is_touched() -> None:
 
 @pytest.mark.slow
 def test_what_is_trained_is_what_its_cuts_train(run: Runner) -> None:
-    """Measuring builds and trains copies; the run itself begins as if there had been none."""
+    """Measuring builds and trains copies.
+
+    The run's own weights and random numbers do not change.
+    """
     case = [*SMALL, "gpus=2", "max_steps=6", "local=dgl"]
     measured = run(*case, "partition=profile")
     (_, second) = measured.summary["per_module"]
@@ -155,7 +164,7 @@ def test_what_is_trained_is_what_its_cuts_train(run: Runner) -> None:
 
 @pytest.fixture
 def no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with one core."""
+    """Pretend a machine with one core."""
     monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 1)
 
 
@@ -197,10 +206,13 @@ def test_neighbours_are_a_condition(cache: Path, profile: Callable[..., Profile]
 def test_losses_are_slower_beside_neighbours_as_units_are(
     profile: Callable[..., Profile],
 ) -> None:
-    """To measure each of them beside neighbours would start these again for each."""
+    """The slowdown of units is used for losses too.
+
+    Otherwise each loss would start neighbours again.
+    """
     alone = profile().at(8)
     beside = alone.at(8, neighbours=1)
-    beside.slowdown = 1.5  # so that no neighbour is needed
+    beside.slowdown = 1.5  # so that no neighbour is started
     modules = [range(2), range(2, 6)]
     loss = alone.auxiliary(modules, 0)
     assert beside.auxiliary(modules, 0) == Measured(
@@ -215,7 +227,7 @@ def test_what_is_measured_depends_on_the_code() -> None:
 
 
 def test_the_dearest_stage_is_the_cheapest_there_is(dictated: Dictated) -> None:
-    tokens = 8 * 5 * 16 * 4  # what crosses every cut behind the first unit
+    tokens = 8 * 5 * 16 * 4  # the tensor that crosses every cut after the first unit
     dictated.units = dict(zip(UNITS, [9, 1, 4, 2, 7, 1], strict=True))
     dictated.auxiliary = {(m, stop): stop % 3 + m for stop in range(7) for m in (0, 1)}
     dictated.auxiliary[2, 6] = 0.0
@@ -235,7 +247,7 @@ def test_the_dearest_stage_is_the_cheapest_there_is(dictated: Dictated) -> None:
 
 
 def test_copies_count_for_fixed_units(dictated: Dictated) -> None:
-    """A cut behind the widest tensor costs more than uneven stages."""
+    """Uneven stages are better than a cut after the widest tensor."""
     case = ["schedule=gpipe", "schedule.microbatches=1", "gpus=2"]
     assert cut_after(prepared(*case)) == ["blocks.2"]
     dictated.units = dict.fromkeys(UNITS[1:], 0.1)
@@ -244,7 +256,7 @@ def test_copies_count_for_fixed_units(dictated: Dictated) -> None:
 
 
 def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every schedule of several stages has a table, and what is predicted of it."""
+    """Every schedule with several stages gets a table, and a prediction."""
     monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 2)
     dictated.units = {"blocks.0": 2.0}
     notes = prepared("gpus=2").notes
@@ -253,14 +265,14 @@ def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -
     assert "  blocks.0          0.667     1.333   0.000  0" in notes
     assert "  stage 0: 5.000 per batch, of which losses take 1.000" in notes
     assert "  stage 1: 5.000 per batch, of which losses take 1.000" in notes
-    # bp takes 7 ms for the units and 1 ms for the loss, the slower stage 5 ms.
+    # bp takes 7 ms for the units and 1 ms for the loss. The slower stage takes 5 ms.
     line = "  predicted: 1600 samples/s, 1.60 x the speed of bp on one device, bubble 0.0000"
     assert line in notes
     assert "  the training depends on these cuts; 'local.cuts=[blocks.1]' pins them" in notes
 
 
 def test_losses_are_those_of_a_replica(dictated: Dictated) -> None:
-    """Each replica computes the losses of its share of a batch, and not those of the whole."""
+    """Each replica computes losses only for its share of a batch."""
     notes = prepared("gpus=4", "replicas=2").notes
     stages = [line for line in notes if line.startswith("  stage ")]
     assert [line.rpartition(" ")[2] for line in stages] == ["1.000", "1.000"]
@@ -283,20 +295,20 @@ def test_losses_are_those_of_a_replica(dictated: Dictated) -> None:
     ],
 )
 def test_nothing_is_measured_where_nothing_is_cut(cache: Path, case: list[str]) -> None:
-    """A profile was once made for schedules of one stage, and then nobody asked it."""
+    """A profile was once made for schedules of one stage, although it was not used."""
     assert not any("milliseconds" in line for line in prepared(*case).notes)
     assert not cache.exists()
 
 
 def test_the_median_after_a_warm_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first run that takes long does not count, and one that something came between hardly."""
+    """A slow warm-up does not count. A single disturbed run hardly changes the median."""
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     rows = iter([[9.0, 90.0]] * timing.WARMUP + [[3.0, 20.0], [1.0, 80.0], [2.0, 10.0]])
     assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
 
 
 def test_what_autograd_saves_is_counted_once() -> None:
-    """Linear saves its input, which is another unit's output, and its weight; ReLU its output."""
+    """Linear saves its input and its weight, which are not counted. Each ReLU saves its output."""
     network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.ReLU())
     x = torch.rand(2, 6)
     with timing.saved_storages([x, *timing.held(network)]) as saved:
@@ -305,13 +317,13 @@ def test_what_autograd_saves_is_counted_once() -> None:
 
 
 def work(*overrides: str) -> Work:
-    """All units of a model, one behind the other."""
+    """Return the description of a chain of all units of a model."""
     found = made(*overrides)
     return found._work([(index, False) for index in range(len(found.ends.site.units))])
 
 
 def test_a_chain_is_a_training_step() -> None:
-    """Random numbers stand only where the unit that makes a tensor was left out."""
+    """Random numbers replace a tensor only if the chain lacks the unit that makes it."""
     whole = work()
     chain = whole.chain()
     before = [parameter.clone() for parameter in chain.parameters]
@@ -326,19 +338,19 @@ def test_a_chain_is_a_training_step() -> None:
 
 
 def test_what_a_unit_leaves_in_memory() -> None:
-    """By hand: tokens [8, 5, 16], float32, of what a transformer block makes."""
+    """By hand: a transformer block saves float32 tensors of the size of tokens [8, 5, 16]."""
     tokens = 8 * 5 * 16 * 4
     norms, projected, attention, first_sum, hidden, gelu, output = 2, 3, 1, 1, 4, 4, 1
     all_of_them = norms + projected + attention + first_sum + hidden + gelu + output
     (_, block, *_) = (saved.kept for saved in work().chain().saved_bytes())
-    # The means and deviations of the norms and the sums of attention's exponentials are small.
+    # LayerNorm's means and deviations, and attention's sums of exponentials, are small.
     assert all_of_them * tokens <= block <= 1.05 * all_of_them * tokens
 
 
 def test_what_is_recomputed_is_kept_no_longer_and_takes_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A block keeps its output, tokens [8, 5, 16]; its backward has all the rest again."""
+    """A block keeps only its output, tokens [8, 5, 16]. Its backward computes the rest again."""
     whole, again = (work(f"recompute={on}").chain() for on in ("false", "true"))
     for before, after in zip(whole.saved_bytes(), again.saved_bytes(), strict=True):
         assert before.recomputed == 0
@@ -367,7 +379,7 @@ def test_neighbours_are_gone_afterwards() -> None:
 
 
 def test_a_neighbour_that_fails_is_told() -> None:
-    """Whether it never starts, or fails while the body runs."""
+    """A neighbour may never start, or fail while the body runs."""
     removed = [key for key in SMALL if not key.startswith("model")]
     broken = replace(work(), model={"_target_": "tests.own_models.Nothing"})
     with pytest.raises(WorkerFailedError, match="cannot be imported"), neighbours(broken, 1):

@@ -1,4 +1,4 @@
-"""Predictions against closed formulas, with costs that all differ where the formula allows it."""
+"""Predictions compared with formulas. All costs differ where the formula allows it."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,10 @@ DIFFERENT = Source(
 
 
 def test_ppll_goes_at_the_pace_of_its_slowest_stage() -> None:
-    """Stages 0-1, 2-3 and 4-5 (uniform): forward, backward, loss, step, and a copy but the last."""
+    """The stages have the units 0-1, 2-3 and 4-5.
+
+    Each stage takes forward, backward, loss and step. All but the last one also copy.
+    """
     found = predict(job("ppll", 3), DIFFERENT)
     totals = []
     for first in (0, 2, 4):
@@ -44,7 +47,10 @@ def test_ppll_goes_at_the_pace_of_its_slowest_stage() -> None:
 
 
 def test_a_module_makes_no_gradients_for_its_inputs() -> None:
-    """Which spares its first unit something, under ll once a module; never so under bp."""
+    """The backward of a module's first unit is cheaper.
+
+    This counts for each module under ll, but never under bp.
+    """
     source = Source(spared_s=0.25)
     for schedule, spared in (("bp", 0), ("pp", 0), ("ll", 3)):
         found = predict(job(schedule, 3), source)
@@ -54,12 +60,15 @@ def test_a_module_makes_no_gradients_for_its_inputs() -> None:
 
 @pytest.mark.parametrize("schedule", ["bp", "pp", "ll"])
 def test_what_runs_one_thing_at_a_time_takes_the_sum(schedule: str) -> None:
-    """Under pp an earlier stage still steps while the next batch begins behind it: never here."""
+    """Only one stage computes at a time, so times add up.
+
+    Under pp, the steps of later stages overlap with the next batch.
+    """
     found = predict(job(schedule, 3), DIFFERENT)
     units = sum(DIFFERENT.forward_s) + sum(DIFFERENT.backward_s)
     steps = 0.01 * 10 * (1 + 2 + 3 + 4 + 5 + 6)
     if schedule == "pp":
-        # Both copies, there and back. Of the steps only the first stage's is in the way.
+        # There are two copies in each direction. Only the first stage's step delays the next batch.
         assert batch_s(found) == pytest.approx(units + 0.5 + 4 * 0.0625 + 0.01 * 10 * 3)
     elif schedule == "bp":
         assert batch_s(found) == pytest.approx(units + 0.5 + steps + 0.07)
@@ -72,7 +81,10 @@ def test_what_runs_one_thing_at_a_time_takes_the_sum(schedule: str) -> None:
 @pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
 @pytest.mark.parametrize("gpus", [2, 3, 6])
 def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: int) -> None:
-    """Even stages: (M + K - 1) times a micro-batch, and a bubble of (K - 1) / (M + K - 1)."""
+    """With equal stages, a batch takes M + K - 1 times a micro-batch.
+
+    The bubble is (K - 1) / (M + K - 1).
+    """
     source = Source()
     found = predict(job(schedule, gpus, microbatches), source)
     stage = 3.0 * UNITS / gpus / microbatches
@@ -82,7 +94,7 @@ def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: i
 
 
 def test_smaller_micro_batches_take_less() -> None:
-    """8 samples in 3 parts are 3, 3 and 2."""
+    """A batch of 8 samples in 3 parts has 3, 3 and 2."""
     made = job("gpipe", 2, 3)
     carriers = Carriers(made, Interconnect())
     (first, _) = instruction_times(made, Source().at(3), [3, 3, 2], carriers)
@@ -90,37 +102,41 @@ def test_smaller_micro_batches_take_less() -> None:
 
 
 def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under pp nothing does; under ppll everything; under gpipe what lies between the bubbles."""
+    """Under pp no stages compute at the same time, and under ppll all do.
+
+    Under gpipe they do outside of the bubble.
+    """
     monkeypatch.setattr(predicting, "usable_cores", lambda: 2)
     source = Source(slower=1.5)
     assert batch_s(predict(job("pp", 2), source)) == pytest.approx(18.0)
     assert batch_s(predict(job("bp", 2), source)) == pytest.approx(18.0)
     assert batch_s(predict(job("ppll", 2), source)) == pytest.approx(1.5 * 9.0)
-    # M = 2, forward 1.5 s and backward 3 s a micro-batch: stage 0's first forward and its last
-    # backward, and so the last stage's, have nobody beside them.
+    # M = 2. Per micro-batch, a forward takes 1.5 s and a backward 3 s. Four passes have no other
+    # pass beside them: the first forward and the last backward of stage 0, and the last forward and
+    # the first backward of stage 1.
     found = batch_s(predict(job("gpipe", 2, 2), source))
     assert found == pytest.approx(1.5 + 1.5 * 1.5 + 1.5 + 3.0 + 1.5 * 3.0 + 3.0, rel=0.02)
     assert (8, 1) in source.asked
-    # Two stages more than there are cores have no other neighbours than those.
+    # There are three stages and two cores, so a stage has at most one neighbour.
     assert batch_s(predict(job("ppll", 3), source)) == pytest.approx(1.5 * 6.0)
 
 
 def test_only_stages_of_the_same_machine_slow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it is said how many do."""
+    """If `neighbours` is given, it counts instead."""
     monkeypatch.setattr(predicting, "usable_cores", lambda: 4)
     source = Source(slower=1.5)
     for per_machine, slower in ((3, 1.5), (1, 1.0)):
         made = job("ppll", 3, per_machine=per_machine)
         assert batch_s(predict(made, source)) == pytest.approx(slower * 6.0)
         assert batch_s(predict(made, source, neighbours=1)) == pytest.approx(1.5 * 6.0)
-    # Of two machines the one with two stages sets the pace.
+    # There are two machines. The one with two stages sets the pace.
     assert batch_s(predict(job("ppll", 3, per_machine=2), source)) == pytest.approx(1.5 * 6.0)
     paced = Source(slower=1.5, forward_s=(1.0,) * 4 + (4.0,) * 2)
     assert batch_s(predict(job("ppll", 3, per_machine=2), paced)) == pytest.approx(12.0)
 
 
 def test_memory() -> None:
-    """Units save 100, 200, ... bytes a sample and have 10, 20, ... parameters."""
+    """Units save 100, 200, ... bytes per sample, and have 10, 20, ... parameters."""
     saved = [100 * (index + 1) for index in range(UNITS)]
     image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
     source = Source(loss=Measured(0.0, 0.0, 8 * 5, 3))
@@ -128,7 +144,7 @@ def test_memory() -> None:
         predict(job(name, 2, modules=3), source) for name in ("pp", "gpipe", "1f1b", "ll", "ppll")
     )
     assert pp.activation_bytes == [8 * (600 + image), 8 * (1500 + token) + 40]
-    # Four micro-batches of two samples; the graph of one loss at a time.
+    # There are four micro-batches of two samples. Only one loss has its graph in memory at a time.
     assert gpipe.activation_bytes == [8 * (600 + image), 4 * 2 * 1500 + 40 + 8 * token]
     assert one.activation_bytes == [2 * 2 * 600 + 8 * image, 2 * 1500 + 40 + 2 * token]
     modules = [sum(saved[start : start + 2]) for start in (0, 2, 4)]
@@ -142,20 +158,26 @@ def test_memory() -> None:
 
 
 def test_memory_where_units_recompute() -> None:
-    """Beside what all of them keep, one unit's backward has 1000, 2000, ... bytes a sample."""
+    """Each unit keeps some bytes.
+
+    The backward of a single unit computes 1000, 2000, ... bytes per sample again.
+    """
     image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
     source = Source(loss=Measured(0.0, 0.0, 8 * 5000, 0), recomputed=1000)
     bp, gpipe, ll = (predict(job(name, 2, modules=3), source) for name in ("bp", "gpipe", "ll"))
     assert bp.activation_bytes == [8 * (2100 + 6000 + image)]
     assert gpipe.activation_bytes == [
         8 * (600 + image) + 2 * 3000,
-        8 * (1500 + token) + 8 * 5000,  # a loss has more than a unit
+        8 * (1500 + token) + 8 * 5000,  # a loss needs more than a unit
     ]
     assert ll.activation_bytes == [8 * (1100 + 6000 + image)]
 
 
 def watching(lag: int, replicas: int = 1, **options: Any) -> Job:
-    """Three modules on three stages, whose losses watch weights of 400 and 1000 bytes."""
+    """Return a job with three modules on three stages.
+
+    Losses watch weights of 400 and 1000 bytes.
+    """
     made = job("ppll", 3 * replicas, replicas=replicas, **options)
     watches = {0: Watch(2, lag), 1: Watch(4, lag)}
     watched = {
@@ -166,13 +188,13 @@ def watching(lag: int, replicas: int = 1, **options: Any) -> Job:
 
 
 def test_with_a_lag_of_one_a_stage_waits_for_the_next_ones_step() -> None:
-    """So the forward of a stage, 2 s, is no longer hidden behind the next one's 6 s."""
+    """The forward of a stage takes 2 s. It is no longer hidden behind the 6 s of the next stage."""
     paces = [batch_s(predict(watching(lag), Source())) for lag in (1, 2, 9)]
     assert paces == [pytest.approx(pace) for pace in (8.0, 6.0, 6.0)]
 
 
 def test_what_watched_weights_cost() -> None:
-    """A copy by the sender, slots of the receiver, and what the sender keeps of older versions."""
+    """They cost a copy and older versions at the sender, and slots at the receiver."""
     without, found = (predict(made, Source(copy_s=0.5)) for made in (job("ppll", 3), watching(4)))
     assert found.stage_s == pytest.approx(
         [t + e for t, e in zip(without.stage_s, (0, 0.5, 0.5), strict=True)]

@@ -1,4 +1,4 @@
-"""Partitions by FLOPs, against every partition there is."""
+"""Partitions by FLOPs, compared with every possible partition."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,7 +18,7 @@ from tests.conftest import compose_config
 DATA = ["data=synthetic", "data.size=16", "data.train_samples=53", "data.test_samples=7"]
 RESNET = [*DATA, "model=resnet32", "model.depth=14", "batch_size=8", "device=cpu"]
 BATCH = 8
-SHORT = "model.depth=8"  # five units: six ways to make three stages of them
+SHORT = "model.depth=8"  # five units, which can be cut into three stages in six ways
 
 
 def prepared(*overrides: str) -> Prepared:
@@ -31,7 +31,10 @@ def flops(cost: Cost) -> float:
 
 
 def stage_costs(run: Prepared) -> list[float]:
-    """Of each stage: its units, and the auxiliary networks of the modules that end in it."""
+    """Return the cost of each stage.
+
+    Auxiliary networks count on the stage where their module ends.
+    """
     layout = run.job.layout
     return [
         sum(flops(run.unit_costs[index]) for index in stage)
@@ -53,7 +56,7 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
     "case",
     [
         pytest.param(["local=greedy", "gpus=2"], marks=pytest.mark.slow),
-        ["local=dgl", "local.hidden=600", "gpus=3", SHORT],  # heads that cost more than units
+        ["local=dgl", "local.hidden=600", "gpus=3", SHORT],  # heads cost more than units
         ["schedule=gpipe", "gpus=3", SHORT],
         pytest.param(["local=infopro", "local.modules=5", "gpus=2"], marks=pytest.mark.slow),
     ],
@@ -96,7 +99,7 @@ def test_what_is_balanced() -> None:
     def auxiliary(modules: Sequence[range], module: int) -> Cost:
         return Cost(8 * module, len(modules), ())
 
-    profile: Any = None  # nothing is measured
+    profile: Any = None  # not used, because nothing is measured
 
     uniform, params, by_flops = (
         weights(Partition(name=name, cuts=None), units, auxiliary, 4, profile)

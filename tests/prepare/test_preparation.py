@@ -1,4 +1,4 @@
-"""What is refused before a worker starts, and what a job is made of."""
+"""Settings that are refused before a worker starts, and the job that others give."""
 
 import logging
 import pickle
@@ -109,7 +109,7 @@ def test_back_propagation_has_no_use_for_partitions(schedule: str) -> None:
 
 
 def test_batch_norm_of_one_value_is_refused_before_it_trains() -> None:
-    """The last batch has one sample, and the perceptron of the auxiliary network no positions."""
+    """The last batch has one sample. BatchNorm in the auxiliary network's perceptron is refused."""
     with pytest.raises(ConfigError, match=r"batch_size=13: leaves a micro-batch of one sample"):
         prepared(*NARROW)
     prepared(*NARROW, "data.drop_last=true")
@@ -174,7 +174,7 @@ def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For `bp` and `ll` too, or the comparison with `ppll` would not be at equal conditions."""
+    """This holds for `bp` and `ll` too. Otherwise comparisons with `ppll` would not be fair."""
     monkeypatch.setattr(settings, "usable_cores", lambda: 8)
     for schedule in ("bp", "ll", "ppll"):
         assert prepared(*SMALL, f"schedule={schedule}", "gpus=2").job.threads == 4
@@ -202,13 +202,13 @@ def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_model_may_not_write_what_losses_read(name: str) -> None:
-    """A target that units have made would have a gradient."""
+    """If a unit wrote a target, the target would get a gradient."""
     with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', the name of a loaded"):
         prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
 
 
 class _Exports(Greedy):
-    """Greedy, with something exported."""
+    """Exports something from each module."""
 
     unit = Unit("more", partial(nn.Linear, 16, 2), writes=("more",))
 
@@ -217,17 +217,17 @@ class _Exports(Greedy):
 
 
 class ExportsParameters(_Exports):
-    """Which nothing would train."""
+    """Exports a unit with parameters, which nothing would train."""
 
 
 class ExportsTheFeature(_Exports):
-    """Under the name that the next module reads."""
+    """Exports a tensor under the name that the next module reads."""
 
     unit = Unit("more", nn.Identity)
 
 
 class ExportsUnderAUnitsName(_Exports):
-    """Whose keys would be the unit's."""
+    """Exports a unit with the name of a unit of the model, so that names in files would clash."""
 
     unit = Unit("blocks.0", nn.Identity, writes=("more",))
 
@@ -263,7 +263,7 @@ WATCHING = "local._target_=tests.watching.Watching"
     ],
 )
 def test_what_a_loss_may_not_watch(options: list[str], problem: str) -> None:
-    """Units: embed and blocks.0 | blocks.1 | head, each a module."""
+    """The modules are: embed and blocks.0; blocks.1; head."""
     modules = ["model.depth=2", "local.cuts=[blocks.1,head]", "gpus=2"]
     with pytest.raises(ConfigError) as caught:
         prepared(*SMALL, *modules, WATCHING, *options)
@@ -272,7 +272,7 @@ def test_what_a_loss_may_not_watch(options: list[str], problem: str) -> None:
 
 
 def test_what_a_loss_watches_counts_for_local_learning_alone() -> None:
-    """Under back-propagation the only loss is the task's."""
+    """Under back-propagation, the only loss is that of the task."""
     modules = ["model.depth=2", "local.cuts=[blocks.1,head]", WATCHING, "+local.lag=3"]
     job = prepared(*SMALL, *modules, "gpus=3").job
     assert {c: (w.unit, w.lag) for c, w in job.routes.watches.items()} == {0: (2, 3), 1: (3, 3)}
@@ -282,7 +282,7 @@ def test_what_a_loss_watches_counts_for_local_learning_alone() -> None:
 
 
 def test_ones_own_local_method_may_stand_in_the_place_of_greedy() -> None:
-    """Keys of greedy's that are null are not passed to it."""
+    """Keys of `greedy` that are null are not passed to it."""
     own = prepared(*SMALL, WATCHING, "+local.lag=3", "local.modules=2").job
     assert "detection_head" not in own.local
     with pytest.raises(ConfigError, match=r"^local\.detection_head=level: .*has no such option"):
@@ -306,7 +306,7 @@ def test_a_bank_that_nothing_reads_is_told(overrides: list[str], note: str | Non
 
 
 def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None:
-    """InfoPro's has a decoder beside its head, which reads the image."""
+    """InfoPro also has a decoder that reconstructs the image."""
     modules = ["gpus=1", "schedule=ll", "local.modules=4"]
     (first, *_), resnet = (
         prepared(
@@ -314,7 +314,8 @@ def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None
         ).auxiliary_costs
         for choice in (["local=infopro", *modules], ["local=greedy", *modules])
     )
-    # 8 x 8 maps with 16 channels: a convolution to 4 x 4, the perceptron, and two to the image.
+    # Maps are 8 x 8 with 16 channels. The head has a convolution to 4 x 4 and a perceptron; the
+    # decoder has two convolutions to the image.
     head = 2 * (9 * 16 * 32 * 4 * 4 + 32 * 128 + 128 * 10)
     decoder = 2 * (9 * 16 * 12 * 8 * 8 + 9 * 12 * 3 * 8 * 8)
     assert first.flops == head + decoder
@@ -323,7 +324,7 @@ def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None
 
 
 def test_only_a_profile_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a home folder was refused whatever the partition was."""
+    """Users without a home folder were once refused even if the run needed no profile."""
 
     def homeless() -> Path:
         raise ConfigError("data.root", "null", "there is no home folder to keep data in")

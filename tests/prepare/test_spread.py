@@ -1,4 +1,4 @@
-"""Workers over machines."""
+"""The distribution of workers over machines."""
 
 import pytest
 

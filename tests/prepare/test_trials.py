@@ -16,7 +16,7 @@ SPECS = {"x": ValueSpec((3,), torch.float32)}
 
 
 class _Counting(torch.autograd.Function):
-    """A product with a weight; its gradients depend on how often they were asked for."""
+    """A product with a weight. Its gradients depend on the number of backward calls."""
 
     calls = 0
 
@@ -33,7 +33,7 @@ class _Counting(torch.autograd.Function):
 
 
 class _Freeing(torch.autograd.Function):
-    """The same product; it lets go of what it kept at its first backward."""
+    """The same product. Its first backward frees the saved tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -61,7 +61,10 @@ class Own(nn.Module):
 
 class Hooked(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        """A product whose gradient a hook makes smaller, which would happen in each half."""
+        """Return a product.
+
+        A hook halves its gradient, and would run once in each half of a backward.
+        """
         made = super().forward(x)
         if made.requires_grad:
             made.register_hook(lambda g: g / 2)  # type: ignore[no-untyped-call]
@@ -86,7 +89,7 @@ def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], w
 
 
 class Turning(nn.Linear):
-    """Every second forward pass has another sign, and no buffer says so."""
+    """Flips a sign in every forward pass, and stores it in no buffer."""
 
     sign = 1
 
@@ -96,7 +99,7 @@ class Turning(nn.Linear):
 
 
 class Growing(nn.Linear):
-    """Every forward pass has one operation more than the one before."""
+    """Has one operation more in each forward pass."""
 
     passes = 0
 

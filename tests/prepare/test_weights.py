@@ -1,4 +1,4 @@
-"""`weights=`: which tensors of a file a run begins with."""
+"""`weights=`: the tensors of a file that a run takes."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ TINY = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "schedu
 
 
 def tiny_model(seed: int = 5) -> dict[str, Tensor]:
-    """Weights of the tiny model, of another seed than runs have."""
+    """Return weights of the tiny model. Their seed is not that of the run."""
     return PlainModel(prepared(*TINY).job.units(), seed).state_dict()
 
 
@@ -59,7 +59,7 @@ def test_a_run_s_model_is_taken_relative_to_here(
 
 
 def changed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One is missing, one has another shape, one is of nothing that there is."""
+    """Return tensors: one is missing, one has another shape, and one has an unknown name."""
     return {
         **{name: tensor for name, tensor in tensors.items() if name != "embed.class_token"},
         "head.fc.bias": torch.zeros(1000),
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_listed_and_refused_unless_it_may(tmp_path: Path) -
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before 2020"])
 def test_torchvision_s_file_fits_its_model(tmp_path: Path, old: bool) -> None:
-    """Files from before BatchNorm counted lack its counters, which begin at zero."""
+    """Files from before BatchNorm counted batches lack these counters, which then begin at 0."""
     theirs = torchvision.models.resnet18(num_classes=10).state_dict()
     if old:
         theirs = {name: t for name, t in theirs.items() if "num_batches_tracked" not in name}
@@ -144,7 +144,7 @@ def test_wrong_input_is_refused(
     for name in ("text.safetensors", "text.pth"):
         (tmp_path / name).write_text("no weights")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    torch.save({"a": Path("/tmp")}, tmp_path / "code.pth")  # which would be executed to be read
+    torch.save({"a": Path("/tmp")}, tmp_path / "code.pth")  # reading it would execute code
     with pytest.raises(ConfigError) as caught:
         prepared(*TINY, given)
     assert str(caught.value).startswith(message)

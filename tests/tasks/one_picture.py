@@ -1,4 +1,7 @@
-"""The detection loss picture by picture, of torchvision's parts: the oracle for the program's."""
+"""Computes the detection loss of one picture at a time, from torchvision's parts.
+
+The tests compare the program's loss with it.
+"""
 
 from collections.abc import Mapping
 
@@ -11,7 +14,7 @@ from ppll_cli.tasks import detection as d
 
 
 def loss(task: d.Detection, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-    """The mean over pictures, each computed by itself."""
+    """Return the mean of the pictures' losses."""
     rows = prediction.float()
     losses = [
         _loss(rows[n], *(values[name][n] for name in (d.BOXES, d.LABELS, d.IGNORED, d.COUNT)))

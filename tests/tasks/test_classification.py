@@ -1,4 +1,4 @@
-"""Classification against sums by hand."""
+"""Classification, compared with sums by hand."""
 
 from math import exp, log
 
@@ -39,7 +39,7 @@ def test_loss_is_the_mean_cross_entropy() -> None:
 
 
 def test_smoothed_labels_are_learnt_but_not_measured() -> None:
-    """Of a target 0.3 goes to all classes evenly, the right one included."""
+    """A fraction of 0.3 of each target is distributed over all classes, including the right one."""
     task = with_smoothing(TASK, 0.3)
     logs = LOGITS.log_softmax(1)
     expected = -sum(
@@ -54,7 +54,7 @@ def test_smoothed_labels_are_learnt_but_not_measured() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_of_a_mixed_image_both_labels_are_learnt(smoothing: float) -> None:
-    """As much of each as the image has of it; then all is smoothed."""
+    """Each label counts by its share of the image. Then all targets are smoothed."""
     task = with_smoothing(with_mixing(TASK, {"data.mixup": 0.2}), smoothing)
     logs = LOGITS.double().log_softmax(1)
     expected = 0.0
@@ -94,7 +94,7 @@ def test_images_are_mixed_where_there_are_labels() -> None:
 
 
 def test_what_a_mixed_batch_carries() -> None:
-    """The share as float64, which no network link makes a number of fewer bits of."""
+    """The share is float64, because no link converts float64 to fewer bits."""
     integer = ValueSpec((), torch.int64)
     targets = with_mixing(TASK, {"data.mixup": 0.1}).targets
     assert targets == {
@@ -124,7 +124,7 @@ def test_loss_of_bfloat16_is_computed_in_float32() -> None:
 def test_measure_counts_what_is_correct() -> None:
     measured = TASK.measure(LOGITS, {LABEL: LABELS}, training=True)
     assert measured.dtype == torch.float64
-    assert measured.tolist() == [[3, 4]]  # of the tie in the second row the first counts
+    assert measured.tolist() == [[3, 4]]  # the second row is a tie, in which the first label counts
 
 
 def test_measures_add_up_to_the_accuracy() -> None:

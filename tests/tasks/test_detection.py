@@ -1,4 +1,4 @@
-"""Detection: loss, measures, and the networks that local learning makes of a head."""
+"""Detection: the loss, measurements, and heads for local learning."""
 
 import math
 import sys
@@ -28,7 +28,7 @@ TASK = d.Detection(("a", "b", "c"), boxes=4, height=64, width=96, anchor=16)
 
 
 def batch(boxes: list[list[float]], labels: list[int], **changes: Tensor) -> dict[str, Tensor]:
-    """One picture that was twice as wide and as high."""
+    """Return the targets of one picture. The original is twice as wide and high."""
     padding = TASK.boxes - len(boxes)
     return {
         d.BOXES: torch.tensor([*boxes, *[[0.0, 0.0, 1.0, 1.0]] * padding])[None],
@@ -47,14 +47,14 @@ def head_of(*strides: int, channels: int = 4) -> PyramidHead:
 
 
 def maps_of(*strides: int, channels: int = 4) -> list[Tensor]:
-    """The coarsest first."""
+    """Return maps of these strides, which begin with the coarsest."""
     torch.manual_seed(1)
     sizes = [(TASK.height // stride, TASK.width // stride) for stride in strides]
     return [torch.randn(1, channels, *size, requires_grad=True) for size in sizes]
 
 
 def right_answer(boxes: list[list[float]], labels: list[int]) -> Tensor:
-    """A prediction with the best anchor of each box sure of it, and nothing else."""
+    """Return a prediction in which only the best anchor of each box has a high score."""
     prediction: Tensor = head_of(8, 16, 32)(*maps_of(32, 16, 8)).detach()
     anchors = split_prediction(prediction[0])[1]
     prediction[:, :, 5:9], prediction[:, :, 9:] = 0, -20
@@ -118,7 +118,7 @@ def test_what_is_ignored_or_padding_is_not_learnt() -> None:
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_pictures() -> None:
-    """So micro-batches can be weighted by their numbers of samples."""
+    """Therefore micro-batches can be weighted by their numbers of samples."""
     prediction = right_answer(BOXES, [2, 0])
     both = [batch(BOXES, [2, 0]), batch(BOXES[:1], [1])]
     together = {name: torch.cat([values[name] for values in both]) for name in both[0]}
@@ -128,7 +128,10 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_pictures() -> None:
 
 
 def random_case(seed: int, classes: int) -> tuple[d.Detection, Tensor, dict[str, Tensor]]:
-    """A prediction for up to eight pictures, with none to nine boxes each, some of them ignored."""
+    """Return a prediction for up to eight pictures.
+
+    Each has up to nine boxes, some of them ignored.
+    """
     torch.manual_seed(seed)
     batch, boxes = (int(torch.randint(1, most, ())) for most in (9, 10))
     height, width = (32 * int(torch.randint(1, 8, ())) for _ in range(2))
@@ -166,7 +169,7 @@ def with_gradient(
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """The number of threads is put back."""
+    """Restore the number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -178,7 +181,7 @@ def threads() -> Iterator[None]:
 def test_pictures_taken_together_have_the_bits_of_each_by_itself(
     monkeypatch: pytest.MonkeyPatch, classes: int, largest: int
 ) -> None:
-    """However threads share the work: loss and gradients, of padded and ignored boxes as well."""
+    """Loss and gradients are equal for any number of threads. Some boxes are padding or ignored."""
     monkeypatch.setattr(d, "LARGEST_TABLE", largest)
     for seed in range(4):
         task, prediction, values = random_case(seed, classes)
@@ -191,7 +194,7 @@ def test_pictures_taken_together_have_the_bits_of_each_by_itself(
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what torch computes."""
+    """Counts the operations that torch runs."""
 
     count = 0
 
@@ -203,7 +206,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_a_picture_more_takes_few_operations_more() -> None:
-    """On a CUDA device each is a launch, which takes the host longer than the device."""
+    """On CUDA each operation is a kernel launch, which takes the host longer than the device."""
     prediction, values = right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0])
     counts = []
     for pictures in (1, 9):
@@ -242,7 +245,7 @@ def test_nothing_is_measured_in_training() -> None:
 
 
 def test_the_loss_needs_no_values() -> None:
-    """Planning follows it on the meta device."""
+    """Planning runs the loss on the meta device."""
     values = {name: empty(spec) for name, spec in TASK.targets.items()}
     prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).to("meta")
     assert TASK.loss(prediction, values).shape == ()
@@ -265,7 +268,7 @@ def test_anchors_are_matched_as_torchvision_does() -> None:
 
 @pytest.mark.parametrize("strides", [(8,), (16,), (32,), (8, 16), (8, 32), (16, 32), (8, 16, 32)])
 def test_a_pyramid_of_the_maps_that_there_are(strides: tuple[int, ...]) -> None:
-    """Its anchors are always the same, and all of it is trained."""
+    """The anchors are always the same, and all parameters are trained."""
     head, maps = head_of(*strides), maps_of(*sorted(strides, reverse=True))
     prediction = head(*maps)
     whole = head_of(8, 16, 32)(*maps_of(32, 16, 8))
@@ -297,7 +300,7 @@ def test_what_is_for_another_task_is_refused() -> None:
 
 
 def test_without_its_metric_nothing_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was missed at the first evaluation, after an epoch."""
+    """It was once found missing only at the first evaluation, after an epoch."""
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ConfigError) as caught:
         d.Detection(("a",), boxes=1, height=32, width=32, anchor=8)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image's."""
+"""PSNR and SSIM, compared with scikit-image's."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ppll_cli.tasks.picture_quality import luma, psnr, ssim_map
 
 
 def pictures(noise: int) -> tuple[Tensor, Tensor]:
-    """A smooth picture and the same with noise, uint8 [H, W, 3]."""
+    """Return a smooth picture, and the same picture with noise, uint8 [H, W, 3]."""
     random = np.random.RandomState(0)
     rows, columns = np.mgrid[:37, :41]
     smooth = 128 + 90 * np.sin(rows / 5)[..., None] * np.cos(columns[..., None] / (4, 6, 9))
@@ -27,7 +27,7 @@ def as_batch(picture: Tensor) -> Tensor:
 def test_luma_is_that_of_bt_601() -> None:
     picture, _ = pictures(0)
     expected = rgb2ycbcr(picture.numpy())[..., 0]
-    # Ours is float32, theirs float64.
+    # Ours is computed in float32, theirs in float64.
     np.testing.assert_allclose(luma(as_batch(picture))[0].numpy(), expected, atol=1e-4)
 
 
@@ -50,5 +50,5 @@ def test_quality_is_that_of_scikit_image(noise: int) -> None:
 
 
 def test_equal_pictures_have_a_finite_psnr() -> None:
-    """JSON has no infinity, and a mean over pictures would be one."""
+    """JSON has no infinity, and a mean over pictures would become infinite."""
     assert psnr(0.0, 100.0) == pytest.approx(88.13, abs=0.01)

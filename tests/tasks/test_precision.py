@@ -1,4 +1,4 @@
-"""Average precision: small cases that can be counted by hand, and pycocotools' own."""
+"""Average precision of small cases, which can be counted by hand."""
 
 import math
 
@@ -35,7 +35,10 @@ def test_all_is_found() -> None:
 
 
 def test_a_box_that_is_a_little_off() -> None:
-    """It overlaps by two thirds: found at 0.5, 0.55, 0.6 and 0.65 of the ten overlaps."""
+    """The intersection over union is 2/3.
+
+    So the box counts as found at four of the ten overlaps: 0.5 to 0.65.
+    """
     rows = [there(0, 0, LEFT), found(0, 0, [0, 2, 10, 12], 0.5)]
     assert scores(rows) == pytest.approx(
         {"ap": 0.4, "ap50": 1, "ap75": 0, "voc_ap50": 1, "voc07_ap50": 1}
@@ -43,12 +46,15 @@ def test_a_box_that_is_a_little_off() -> None:
 
 
 def test_the_order_of_scores_counts() -> None:
-    """Wrong, right, and a second one for the same box; one of two boxes is not found."""
+    """In order of score, detections are wrong, right, and right again for the same box.
+
+    One of two boxes is not found.
+    """
     rows = [there(0, 0, LEFT), there(1, 0, RIGHT)]
     rows += [found(1, 0, LEFT, 0.9), found(0, 0, LEFT, 0.8), found(0, 0, LEFT, 0.7)]
     result = scores(rows)
     assert result["voc_ap50"] == pytest.approx(0.5 * 0.5)
-    assert result["voc07_ap50"] == pytest.approx(6 / 11 * 0.5)  # recalls of 0 to 0.5
+    assert result["voc07_ap50"] == pytest.approx(6 / 11 * 0.5)  # recalls 0, 0.1 ... 0.5
     assert result["ap50"] == pytest.approx(51 / 101 * 0.5)
 
 
@@ -72,7 +78,7 @@ def test_many_may_lie_in_a_crowd_and_one_in_a_difficult_object() -> None:
     rows += [found(0, 0, part, 0.9) for part in parts]
     assert scores(rows, crowds=True)["ap50"] == pytest.approx(1)
     assert scores(rows, crowds=False)["ap50"] == pytest.approx(0.5)
-    assert scores(rows, crowds=False)["voc_ap50"] == pytest.approx(1)  # VOC does not count any
+    assert scores(rows, crowds=False)["voc_ap50"] == pytest.approx(1)  # VOC counts none of them
 
 
 def test_nothing_is_found() -> None:

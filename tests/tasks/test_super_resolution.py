@@ -1,4 +1,4 @@
-"""What is measured of pictures, whole or in tiles, and what heads make them."""
+"""Measurements of pictures, whole or in tiles, and the heads that make pictures."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ SIDE = 40
 
 
 def whole(picture: int, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Values of a picture in one piece."""
+    """Return the values of a picture that is one tile."""
     height, width = wanted.shape[2:]
     bounds = [b for border in (2, 7) for side in (height, width) for b in (border, side - border)]
     return {
@@ -107,11 +107,14 @@ def test_heads_make_pictures_of_the_scale(scale: int) -> None:
 
 
 def test_heads_and_nets_compute_with_levels() -> None:
-    """From 0 to 255: a level more at the end is 1/255 more in the picture."""
+    """Levels go from 0 to 255.
+
+    If the last layer returns one level more, the picture has 1/255 more.
+    """
     picture = torch.rand(1, 3, 5, 7)
     levels = ToLevels(TASK.mean)(picture)
     mean = torch.tensor(TASK.mean)[:, None, None]
-    # Near the mean, two numbers of up to 255 cancel: their rounding errors remain.
+    # Near the mean, two numbers of up to 255 cancel, and their rounding errors remain.
     torch.testing.assert_close(levels, 255 * picture - 255 * mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(ToPictures(TASK.mean)(levels), picture)
     for head in (TASK.smallest_head((4, 5, 7)), Upsampler(4, 2, TASK.mean)):
@@ -130,7 +133,7 @@ def test_levels_are_float32_under_autocast() -> None:
 
 
 def test_psnr_of_rgb_is_that_of_edsrs_authors() -> None:
-    """On 8 bits of all three channels, without scale + 6 pixels at the picture's border."""
+    """It is computed on 8 bits of all three channels, without a border of scale + 6 pixels."""
     torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE + 6)
     made = wanted + 0.1 * torch.randn_like(wanted)
@@ -153,7 +156,7 @@ def test_what_lies_in_the_authors_border_does_not_count_there() -> None:
 
 
 def test_tiles_shave_the_pictures_border_and_not_the_cuts() -> None:
-    """A picture in two tiles, cut behind its 20th column, and the same in one piece."""
+    """The picture is compared with two tiles of it. They meet behind its 20th column."""
     torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE)
     made = (wanted + 0.1 * torch.randn_like(wanted)).clamp(0, 1)
@@ -167,7 +170,7 @@ def test_tiles_shave_the_pictures_border_and_not_the_cuts() -> None:
         bounds = [2, SIDE - 2, *psnr_bounds, 7, SIDE - 7, *ssim_bounds]
         values[TILE] = torch.tensor([[0, *bounds]])
         parts.append(TASK.measure(values["made"], values, training=False))
-    parts[1][:, -2:] = 0  # a picture's first tile alone has bicubic's
+    parts[1][:, -2:] = 0  # only the first tile of a picture has bicubic's values
     assert TASK.score(torch.cat(parts)) == pytest.approx(one)
 
 

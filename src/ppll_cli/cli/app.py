@@ -59,10 +59,11 @@ If a launcher runs jobs of a sweep in other processes, each process has its own 
 """
 
 _in_hand: "list[Sweep]" = []
-"""The sweep that this process runs, if it runs one."""
+"""The `Sweep` of this process while its jobs run, also for a single run; empty at other times."""
 
 _stopped: list[Interrupted] = []
-"""Interrupts that ended jobs in this process, if another process runs the sweep."""
+"""Interrupts of earlier jobs of a sweep that another process runs. This process then skips the
+jobs that it still gets."""
 
 
 def main() -> NoReturn:
@@ -90,9 +91,10 @@ def main() -> NoReturn:
 
 
 def _leave(number: int, _: "FrameType | None") -> NoReturn:
-    """End the process at once; this handles signals while there are no workers.
+    """End the process at once. This function handles signals while there are no workers.
 
-    It raises no exception, which any line could swallow or print, even an import.
+    A signal can arrive at any line, even in an import. If this function raised an exception, that
+    line could swallow or print it. Therefore the function ends the process itself.
     """
     forkserver.kill()
     scratch.remove()
@@ -116,11 +118,12 @@ def _main(arguments: list[str]) -> None:
         return
     overrides = [at_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
-    # Hydra's parser needs all overrides together, but users write some before and after an option.
+    # Hydra's parser needs all overrides together. Users write some before an option and others
+    # after it.
     sys.argv[1:] = overrides + options
 
     where = Rendezvous.of(os.environ)
-    if where is not None:  # otherwise torch prints C++ stacks when a machine is gone
+    if where is not None:  # otherwise torch prints C++ stack traces when a machine is lost
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
         forkserver.start()  # imports torch while this process composes and checks the configuration
@@ -134,7 +137,10 @@ def _main(arguments: list[str]) -> None:
 
 
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
-    """Act as one of several launchers: machine 0's composes the configuration, others follow it."""
+    """Run the launcher of one machine among several.
+
+    The launcher of machine 0 composes the configuration. The others follow its orders.
+    """
     from ppll_cli.launch.machines.fleet import Fleet
 
     fleet = Fleet(where)
@@ -146,7 +152,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             follow(fleet)
             return
         run_dir = fleet.remembered
-        if run_dir and not is_sweep(arguments):  # torchrun has started the launchers again
+        if run_dir and not is_sweep(arguments):  # torchrun has restarted the launchers: resume
             settled = ("hydra.run.dir=", "resume=")
             overrides = [each for each in overrides if not each.startswith(settled)]
             options = [each for each in arguments if not is_override(each)]
@@ -189,7 +195,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     failures: list[PpllError] = []
 
     def task(cfg: "DictConfig") -> float | None:
-        # If this raised, Hydra would print its own message, and drop the results of a sweep.
+        # If this function raised an error, Hydra would print its own message, and drop the results
+        # of a sweep.
         nonlocal began
         began = True
         streams.guard()  # a launcher may run the job in another process
@@ -204,7 +211,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             _note_refusal(error)
             failures.append(error)
         except Interrupted as error:
-            if os.getpid() != sweep.process:  # no exception reaches that process
+            if os.getpid() != sweep.process:  # the sweep's process would not get an exception
                 _stopped.append(error)
                 return None
             failures.insert(0, error)
@@ -225,7 +232,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             sys.argv[1:] = sweep.before.arguments(overrides) + options
         elif (before := recorded(overrides)) is None:
             made = check_run_dir(overrides)
-        elif {"-c", "--cfg"} & {*arguments}:  # Hydra shows only the command line's values
+        elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows the command line, not the run's record
             problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
             raise ConfigError("resume", before.run_dir, problem, f"see {there}")
         else:
@@ -318,7 +325,7 @@ def _run(
                 log.info(_to_go_on(sweep.go_on))
         raise
     except (ConfigError, OmegaConfBaseException):
-        if not (run_dir / CONFIG_FILE).exists():  # nothing ran here
+        if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
             remove_refused(run_dir, ours, made)
         raise
     tunes = "basic" not in hydra_config.runtime.choices["hydra/sweeper"]

@@ -64,7 +64,7 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override by which Hydra finds options in a user's folder; empty without one."""
+    """Return the override that makes Hydra search a user's folder too; empty without a folder."""
     if config_dir is None:
         return []
     return [setting("hydra.searchpath", [f"file://{config_dir.resolve()}"])]

@@ -62,9 +62,10 @@ class Asked:
         settings: The same configuration as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         ema: Whether averaged weights are evaluated.
-        split: The split to evaluate; None: only predict.
+        split: The split to evaluate; None to evaluate none, and only predict.
         data: Name of the data set's option.
-        other_data: The same as `data` if it differs from the run's own data, else None.
+        other_data: Name of the data set's option if the run used another one; None if it used this
+            one.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files to predict from.
         output: Folder for the results.
@@ -185,7 +186,8 @@ def _configured(
     Other data are preprocessed like the run's own data, unless the command line says otherwise.
 
     Raises:
-        ConfigError: Hydra cannot compose the configuration, or a key would change that may not.
+        ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
+            an evaluation must not change.
     """
     from hydra import initialize_config_dir
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
-"""Largest number of rows of a table. If there are more, it shows those with the lowest metric."""
+"""Largest number of rows of a table. If there are more classes or pictures, those with the lowest
+metric are shown."""
 
 MOST_LABELS = 3
 """How many of a picture's most probable labels or boxes are printed; the file lists all."""
@@ -89,7 +90,7 @@ def _as_json(found: Evaluated) -> dict[str, Any]:
 def _predictions(
     run: LoadedRun, files: Sequence[Path], output: Path
 ) -> Iterator[Mapping[str, Any]]:
-    """Predict from each picture, save the pictures that show predictions, and yield the results."""
+    """Predict from each picture, save the drawings of predictions, and yield the results."""
     for number, file in enumerate(files):
         try:
             found = run.predict(file)

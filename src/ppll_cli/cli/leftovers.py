@@ -8,7 +8,7 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 
 
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
-    """Remove what Hydra made for a run that was refused, then the folders that became empty.
+    """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
     Args:
         run_dir: The run directory.
@@ -38,7 +38,7 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 
 
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
-    """Remove a folder and its parents, up to one that is not empty or was not made for the run.
+    """Remove a folder, then its parents; stop at one that is not empty or not made for the run.
 
     Args:
         folder: The folder.

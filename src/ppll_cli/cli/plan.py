@@ -30,8 +30,8 @@ LISTED = 4
 """Largest number of edges (pairs of stages that exchange tensors) that get a line each."""
 
 FEW = 2
-"""Largest number of stages or edges whose figures are all shown; else only the largest figure is.
-"""
+"""Largest number of stages or edges for which each figure is shown. If there are more, only the
+largest figure is shown."""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -205,8 +205,9 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run, with the same number of threads for every `gpus`.
 
-        If the configuration does not give `threads`, it is the number of CPU cores divided by the
-        largest planned number of devices that have a core each. More devices are simulated.
+        If the configuration gives no `threads`, the CPU cores are divided among devices: among the
+        largest planned number of devices for which there are enough cores. A larger number of
+        devices is simulated with as many threads per device.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -223,14 +224,14 @@ def _values(override: "Override") -> tuple[Any, ...]:
 
 
 def _number(value: Any) -> Any:
-    """Turn a number that Hydra returns as text, as in some lists, into an integer."""
+    """Convert a text of digits to an integer. For some lists, Hydra returns numbers as text."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _show(plan: Plan, options: argparse.Namespace) -> None:
     from ppll_cli.leaves import forkserver
 
-    forkserver.start()  # it imports torch while this process does so too
+    forkserver.start()  # the server and this process import torch at the same time
 
     from rich.console import Console
 

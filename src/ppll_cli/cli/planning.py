@@ -21,7 +21,7 @@ from ppll_cli.prepare.subject import examine
 
 @dataclass(frozen=True)
 class Row:
-    """The prediction for a schedule on a number of devices, or why there is none.
+    """The prediction for a schedule on a number of devices, or the reason why there is none.
 
     Attributes:
         schedule: The schedule's name.
@@ -45,7 +45,7 @@ class Row:
 class Planner:
     """Measures the units of a model once, and predicts many schedules from the measurements.
 
-    It is a context manager: the process that measures ends with the body.
+    It is a context manager. At its end, the process that measures ends too.
 
     Args:
         settings: Returns the settings of a run, given the name of a schedule, the number of devices
@@ -169,7 +169,7 @@ class Planner:
         return lines + self._bounds(gpus)
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on how costly auxiliary networks may be for ppll to be ahead of others."""
+        """Return notes on the cost of auxiliary networks up to which ppll is the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

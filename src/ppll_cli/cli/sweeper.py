@@ -57,7 +57,8 @@ class BasicSweeper(Sweeper):
 
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
-        params: The values to sweep over that the configuration gives, by key.
+        params: By key, the values to sweep over that are given in the configuration, not on the
+            command line.
 
     Attributes:
         course: The sweep that this process runs.
@@ -134,7 +135,7 @@ class BasicSweeper(Sweeper):
         return [setting("hydra/launcher", str(name)), *settings]
 
     def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
-        """Prepare a resumed sweep's jobs that are not complete; return numbers and overrides."""
+        """Prepare a resumed sweep's incomplete jobs; return each job's number and overrides."""
         left = [job for job in sweep.jobs if job.status != "completed"]
         going_on = [job for job in left if job.began]
         ready = []
@@ -213,7 +214,7 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:KEY}` resolve while the body runs, though Hydra does not run this job yet."""
+    """While the body runs, resolve `${hydra:KEY}` for a job that Hydra has not started yet."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only

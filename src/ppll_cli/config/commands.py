@@ -24,7 +24,7 @@ MODULES = {
 """The module of each program, for `python -m`."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Text that Hydra's grammar reads as this text without quotes, except the words in `_OTHERS`."""
+"""Matches a text that needs no quotes in Hydra's grammar, except the words in `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
 """Words that Hydra's grammar does not read as text."""

@@ -55,7 +55,7 @@ def _main_config() -> str:
 
 
 def options_given() -> list[str]:
-    """Return the options of this command line that say where configurations are, for reuse."""
+    """Return the options that say where configurations are, to repeat them in a printed command."""
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()

@@ -36,7 +36,10 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(key: str, value: Any) -> Iterator[str]:
-    """Yield the keys that an override sets. For a dictionary, which Hydra merges: all its keys."""
+    """Yield the keys that an override sets.
+
+    Hydra merges a dictionary with the existing values, so a dictionary sets only the keys in it.
+    """
     if not isinstance(value, dict):
         yield key
         return

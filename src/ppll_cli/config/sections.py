@@ -105,8 +105,8 @@ class FeatureBank(Section):
         features: Which features a module's auxiliary network reads. `every`: of every earlier
             module. `stage_ends`: of earlier modules that end a resolution stage. A number n: of the
             last n modules. `first`: the network's first features, passed directly to the head.
-            None: the default of the task, see `resolved`. Records of older runs have no None;
-            without the key they mean `every`.
+            None: the default of the task, see `resolved`. The record of an older run never has
+            None; if the record lacks the key, the run used `every`.
         fusion: How these features are joined with the auxiliary network's own features; `none`:
             they are not joined. None: `add` if `features` is `first` and `shared_head` is true,
             else `concatenate`.

@@ -24,7 +24,7 @@ from ppll_cli.config.targets import describe
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
-Workers = Annotated[int, Field(ge=1, le=4096)]  # also for threads; no machine has more
+Workers = Annotated[int, Field(ge=1, le=4096)]  # for workers and for threads; no machine has more
 Group = dict[str, Any]
 
 LONGEST_WORD = 100
@@ -43,7 +43,7 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 MOST_SLOTS = 1024
-"""Largest `transport.depth`. A prediction may have to simulate as many batches."""
+"""Largest `transport.depth`. A prediction may have to simulate this number of batches."""
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}

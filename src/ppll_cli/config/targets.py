@@ -78,7 +78,7 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.debug("%s=%s: %s", key, value, doing, exc_info=True)
-        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this one and the caller's
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this frame and its caller
         places = [(frame.filename, frame.lineno) for frame in frames]
         theirs = [(file, line) for file, line in places if _is_theirs(file)]
         where = f"see line {theirs[-1][1]} of {theirs[-1][0]}" if theirs else ""
@@ -170,7 +170,7 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Let Python import a package from the folder where the program was started, if not installed.
+    """Let Python find a package in the folder where the program was started, if not installed.
 
     The folder is added to `sys.path` last, and only when needed. Otherwise a file in it could be
     imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.

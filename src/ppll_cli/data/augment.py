@@ -98,7 +98,13 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Map positions along a side, int64 [B, size], to the source positions in 0 .. size - 1."""
+    """Return which rows (or columns) of the image to copy, int64 [B, size]; all are inside it.
+
+    Args:
+        places: The rows of the crop, counted from the image's first row, int64 [B, size]. Rows
+            less than 0, or `size` and more, are in the padding.
+        mode: How the image is padded, `zeros` or `reflect`.
+    """
     last = places.shape[1] - 1
     if mode == "reflect":
         return last - (last - places.abs()).abs()

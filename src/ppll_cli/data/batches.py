@@ -44,7 +44,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
 
 
 def _batches(samples: int, size: int) -> int:
-    """Return the number of batches of at most `size` samples each, for all samples."""
+    """Return how many batches of at most `size` samples are needed for all samples."""
     return -(-samples // size)
 
 
@@ -54,7 +54,7 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 class EpochOrder:
-    """The random order of the training samples in each epoch. It keeps the latest epoch's order.
+    """Computes the random order of the training samples in an epoch, and keeps the latest order.
 
     Args:
         samples: Number of training samples, N.
@@ -97,7 +97,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Settings that define how batches are made of images.
+    """Settings that define how batches are made from images.
 
     Attributes:
         mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
@@ -125,7 +125,7 @@ class ImageBatches(ABC):
 
     Args:
         samples: Number of samples of each split.
-        form: How batches are made of images.
+        form: How batches are made from images.
     """
 
     def __init__(self, samples: Mapping[str, int], form: Form) -> None:
@@ -138,7 +138,7 @@ class ImageBatches(ABC):
     def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:
         """Return a context manager that provides the samples of a training batch, not augmented.
 
-        They are on the device. Their memory may be overwritten after the context has ended.
+        The samples are on the device. After the context their memory may be overwritten.
         """
 
     @abstractmethod
@@ -147,7 +147,7 @@ class ImageBatches(ABC):
     ) -> AbstractContextManager[Images]:
         """Return a context manager that provides the samples `first` to `last` - 1 of a split.
 
-        They are on the device. Their memory may be overwritten after the context has ended.
+        The samples are on the device. After the context their memory may be overwritten.
         """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
@@ -201,7 +201,7 @@ class Batches(ImageBatches):
 
     Args:
         splits: The splits by name.
-        form: How batches are made of images.
+        form: How batches are made from images.
     """
 
     def __init__(self, splits: Mapping[str, Split], form: Form) -> None:
@@ -252,9 +252,10 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, which the thread has begun already if it follows the last one.
+        """Return a training batch, and let the thread begin the next one.
 
-        Any exception that occurred while the batch was made is raised here.
+        If this batch follows the previous one, the thread has already begun it. An exception that
+        occurred in the thread is raised here.
 
         Args:
             epoch: Number of the epoch, from 0.

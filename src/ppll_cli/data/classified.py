@@ -86,7 +86,7 @@ class Classified(Files, ABC):
 
     @property
     def mixed(self) -> dict[str, float]:
-        """The keys of Mixup and CutMix that are on, with their values."""
+        """The values of `data.mixup` and `data.cutmix` by key, without keys that are 0."""
         values = {f"data.{key}": getattr(self, key) for key in MIXED_BY}
         return {key: alpha for key, alpha in values.items() if alpha}
 
@@ -98,7 +98,7 @@ class Classified(Files, ABC):
         return Classification(self.class_count)
 
     def evaluation_form(self, splits: Any) -> "EvaluationForm | None":
-        """Return None: evaluation batches are like training batches."""
+        """Return None, because evaluation batches have the shapes of training batches."""
         return None
 
     def check_pad(self, side: int) -> None:
@@ -114,7 +114,7 @@ class Classified(Files, ABC):
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
     def form(self, batch_size: int, seed: int, device: "torch.device") -> "Form":
-        """Return the settings that define how batches are made of images.
+        """Return the settings that define how batches are made from images.
 
         Args:
             batch_size: Samples per training batch.

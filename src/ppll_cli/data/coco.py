@@ -190,7 +190,7 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Return the entries of a list by their ids, in order of ids, each of which is unique."""
+    """Return the entries of a list by id, in the order of ids. Refuse an id that occurs twice."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")

@@ -92,7 +92,7 @@ class ImageDataset(Classified):
         """Return an object that makes the batches of a run.
 
         Args:
-            splits: What `load` returned.
+            splits: The result of `load`.
             batch_size: Samples per training batch.
             seed: The run's seed.
             device: The device on which batches are made.

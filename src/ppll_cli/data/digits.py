@@ -32,9 +32,10 @@ class Digits(ImageDataset):
 
 
 def _table() -> np.ndarray:
-    """Return a table int64 [1797, 65], whose rows are a digit's 64 values and its label.
+    """Return a table int64 [1797, 65]. A row has the 64 values of a digit, then its label.
 
-    It is read from scikit-learn's file if possible, because importing scikit-learn takes seconds.
+    If possible, the function reads scikit-learn's file itself, because importing scikit-learn takes
+    seconds.
     """
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []

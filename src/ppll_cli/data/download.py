@@ -20,9 +20,10 @@ FIRST_BYTE_S = 15.0
 A name server, or a host with many addresses, can take much longer than `SOCKET_TIMEOUT_S`."""
 
 STALL_S = 120.0
-"""Time limit without a new byte afterwards, in seconds.
+"""Time limit without a new byte, after the first one, in seconds.
 
-It is long, because nothing is written while the sum of a large archive is checked."""
+It is long, because no byte is written while the checksum of a large archive is computed.
+"""
 
 Fetch = Callable[[Path], None]
 """A function that downloads the files of a data set into a folder."""

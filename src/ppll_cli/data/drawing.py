@@ -23,7 +23,7 @@ INK: Colour = (20, 20, 20)
 """Colours of background and text beside a picture, readable on light and on dark pages."""
 
 _MIDDLE = 125  # dark text is more readable on grounds brighter than this (0 to 255)
-_STEP = 4  # pixels between places that are tried if none at the box is free
+_STEP = 4  # distance in pixels of the places that are tried if none at the box is free
 _ELLIPSIS = "..."
 
 
@@ -43,7 +43,7 @@ def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
 
 
 def shortened(text: str, font: Font, size: int, width: int) -> str:
-    """Shorten a text, with an ellipsis, so that its label has at most this width in pixels."""
+    """Shorten a text, with an ellipsis, so that a label with it is at most `width` pixels wide."""
     if label_size(text, font, size)[0] <= width:
         return text
     end = len(text)
@@ -134,7 +134,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place of a grid over the picture whose middle is nearest to the box's."""
+    """Return the free place whose middle is nearest to the box's middle, from a grid of places."""
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
     free = np.ones((len(tops), len(lefts)), dtype=bool)

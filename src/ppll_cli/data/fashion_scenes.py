@@ -19,7 +19,7 @@ from ppll_cli.errors import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
     from ppll_cli.data.source import EvaluationForm
 
-_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # of each part's first scene
+_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene
 PAINTER = 1
 """Version of the painting code. Increase it with each change of painted scenes, so that scenes in
 the cache folder are not used any more."""
@@ -79,7 +79,7 @@ class FashionScenes(DetectionDataset):
             raise unwritable(folder, error) from error
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
-        """Return None: all scenes have one size, in training as in evaluation."""
+        """Return None, because scenes have the same size in training and in evaluation."""
         return None
 
     def _paint(self, folder: Path, part: Part, count: int) -> None:

@@ -15,7 +15,7 @@ Part = Literal["train", "test"]
 """A part into which the files of a data set are divided; `val` is held out of `train`."""
 
 PARTS: tuple[Part, ...] = ("train", "test")
-_LONGEST_STEM = 50  # characters of up to 4 bytes; file systems allow 255 bytes a name
+_LONGEST_STEM = 50  # a character has up to 4 bytes, and a file's name up to 255
 _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
@@ -83,8 +83,8 @@ class Files:
 
         Args:
             source: How the message names the file.
-            problem: What is wrong with it.
-            remedy: What the user can do.
+            problem: The fault of the file.
+            remedy: A way for the user to correct it.
         """
         return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 

@@ -14,7 +14,7 @@ from ppll_cli.data.files import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_bytes
 
-_VERSION = 2  # of the format; change it to discard everything that was kept
+_VERSION = 2  # version of the format; change it to discard everything that was kept
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path
         read: Returns the content of a folder; any exception means that the folder is damaged.
 
     Returns:
-        What `read` returns.
+        The result of `read`.
 
     Raises:
         OSError: The folder cannot be written.
@@ -114,7 +114,7 @@ def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
         read: Returns the content of the file; any exception means that the file is damaged.
 
     Returns:
-        What `read` returns; None if the file is missing or damaged.
+        The result of `read`; None if the file is missing or damaged.
     """
     if not os.path.lexists(path):
         return None

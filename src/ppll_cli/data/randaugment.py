@@ -23,7 +23,8 @@ _ONE = 1 << 16
 """The number 1 in fixed-point arithmetic, which has 16 fractional bits."""
 
 SHEAR = 0.3 * STRENGTH
-"""Shift of a row or a column per pixel of its distance from the top or the left edge."""
+"""Strength of a shear: shift of a row in pixels, divided by its distance from the top edge; for a
+column, by its distance from the left edge."""
 SHIFT = 150 / 331 * STRENGTH
 """Shift of an image, as a fraction of its height or width."""
 
@@ -32,7 +33,7 @@ ANGLE = 30 / 180 * pi * STRENGTH
 ENHANCED = 0.9 * STRENGTH
 """Brightness, colour, contrast and sharpness are changed by a factor of 1 plus or minus this."""
 SOLARISED_FROM = round(255 * (1 - STRENGTH))
-"""Smallest pixel value that is inverted."""
+"""Smallest pixel value that solarising inverts."""
 KEPT_BITS = 8 - round(4 * STRENGTH)
 """Number of bits per pixel value that posterising keeps."""
 

@@ -83,7 +83,7 @@ class BatchMaker(Protocol):
 
 
 class Dataset(Protocol):
-    """What the runner needs of a data set. The constructor takes the keys of its YAML file.
+    """The interface of data sets. The constructor takes the keys of the data set's YAML file.
 
     `ppll_cli.data.dataset.ImageDataset` implements all of it for labelled images of one size.
     `load` returns a mapping with the splits `train`, `test`, and `val` if samples are held out. The
@@ -97,7 +97,7 @@ class Dataset(Protocol):
     - `mixed`: the keys that turn on the mixing of training images in pairs, with their values (see
       `ppll_cli.data.mixing`). If it is not empty, batches have the targets of a mixed
       `ppll_cli.tasks.classification.Classification`.
-    - `identity(splits)`: what identifies the data wherever the files are (see
+    - `identity(splits)`: entries that identify the data, in whichever folder the files are (see
       `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without this
       method the data are not compared.
 
@@ -107,10 +107,10 @@ class Dataset(Protocol):
     - `file_names(split)`: names of the picture files of a split, in order.
     - `inputs(picture, image, device)`: all tensors but the targets of a batch that consists of one
       picture of the user, by name. It gets a PIL picture and the model's `ImageSpec`.
-    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. It gets what
-      `inputs` returned.
-    - `evaluated(splits, name)`: the splits with the named one ready for evaluation. Needed if
-      `load` returns that split only in its form for training.
+    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. It gets the
+      result of `inputs`.
+    - `evaluated(splits, name)`: the splits, in which the split `name` is ready for evaluation. A
+      data set needs this method if `load` returns some split only in its form for training.
     """
 
     @property
@@ -128,7 +128,7 @@ class Dataset(Protocol):
         ...
 
     def image_spec(self, splits: Any) -> "ImageSpec":
-        """Return the shape of training images, given what `load` returned."""
+        """Return the shape of training images, given the result of `load`."""
         ...
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
@@ -141,7 +141,7 @@ class Dataset(Protocol):
         """Return an object that makes the batches of a run.
 
         Args:
-            splits: What `load` returned.
+            splits: The result of `load`.
             batch_size: Samples per training batch.
             seed: The run's seed.
             device: The device on which batches are made.

@@ -23,7 +23,7 @@ YEARS: Mapping[str, Mapping[Part, Lists]] = {
     "12": {"train": [("2012", "train")], "test": [("2012", "val")]},
     "07+12": {"train": [("2007", "trainval"), ("2012", "trainval")], "test": [("2007", "test")]},
 }
-"""The lists of each part, by the value of data.years. No boxes were published for test of 2012."""
+"""The lists of each part, by the value of data.years. The test boxes of 2012 are not public."""
 
 _MEND = "correct or replace the annotation"
 

@@ -46,7 +46,7 @@ EMA = "ema."
 """Prefix of the names of averaged weights in a checkpoint; a unit's name follows."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""Training measurements since the last report: for each module, plain data."""
+"""Training measurements since the last report, as plain data, by the number of the module."""
 
 UNREPORTED = "unreported"
 """Metadata key of `Unreported` (as JSON) in a stage's file. The key is missing if there is none."""
@@ -188,7 +188,7 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
-    if folder.is_dir():  # the run resumed from it and did no step: keep its files
+    if folder.is_dir():  # the run resumed here and did no step: keep the files
         replace(manifest, files=tuple(files(folder))).write(folder)
         shutil.rmtree(unfinished)
     else:
@@ -340,7 +340,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
         ema: Whether to read averages instead. Integer buffers have no averages and are read as they
             are.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # with two, a name of the later one wins
+    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
     with SavedTensors(checkpoint) as saved:
         names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}

@@ -70,7 +70,12 @@ class Version:
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
-        """Return the version that a batch reads, given the steps before it and the weights' lag."""
+        """Return the version of the weights that a loss reads.
+
+        Args:
+            step: Number of optimizer steps done before the batch of this loss.
+            lag: Age of the weights in batches, 1 or more (see `pipeline.routes.Watch`).
+        """
         return cls(step - lag + 1)
 
 
@@ -155,7 +160,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Number of training batches in a row: an epoch, or `checkpoint_every` if smaller."""
+        """Training batches between two marks: an epoch's, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

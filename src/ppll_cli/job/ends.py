@@ -25,7 +25,7 @@ from ppll_cli.pipeline.routes import Access, Watch
 
 @dataclass(frozen=True)
 class ModuleEnd:
-    """What a module runs after its last unit.
+    """The computations of a module after its last unit.
 
     Attributes:
         follows: First the module's exports (units that compute values for losses of later modules),
@@ -46,7 +46,7 @@ class Ends:
 
     Args:
         method: The local method.
-        site: Describes the model; its modules are ignored.
+        site: Describes the model. The modules in it are not used.
         traced: Outputs and cost of each unit.
         batch: Shape and dtype of each tensor that a batch carries.
     """

@@ -109,7 +109,7 @@ class _Group:
     Attributes:
         weights: The autograd nodes that add to `.grad` of the weights.
         nodes: The operations that use the weights and are on a path from the outputs to the inputs.
-        given: For outputs that depend on the weights but on no input: the start at this output.
+        given: Starting points at the outputs that depend on the weights but on no input.
     """
 
     weights: set[Node] = field(default_factory=set)

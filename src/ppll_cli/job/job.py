@@ -59,8 +59,9 @@ class Job:
     """Everything that a worker needs to know about the run.
 
     Attributes:
-        settings: The configuration. For keys that the user left open, except `threads`, the fields
-            below have the chosen values. For the local method, read `local` instead.
+        settings: The configuration. Keys that the user left open are still null in it. The fields
+            below, and the property `threads`, have the values that the program chose. For the local
+            method, read `local` instead.
         local: Configuration of the local method's class, including defaults of its feature bank.
         course: The plan of batches, evaluations and checkpoints.
         image: The images that the model is built for.

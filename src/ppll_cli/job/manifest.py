@@ -22,7 +22,7 @@ _STAGE_FILE = re.compile(r"stage-\d+\.safetensors")
 
 
 class DamagedError(Exception):
-    """Raised when a checkpoint differs from what was written; the message says in what."""
+    """Raised when a checkpoint's files are missing or changed; the message says which and how."""
 
 
 class LaterFormatError(Exception):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils.deterministic
 
-_memory: Any = torch.utils.deterministic  # type checkers do not see its property
+_memory: Any = torch.utils.deterministic  # type checkers do not know its property
 
 
 class _Flags(NamedTuple):
@@ -73,7 +73,10 @@ class Numerics:
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return which switches are on in this process now; CUDA's are False on other devices."""
+    """Return for each of torch's switches whether it is on in this process.
+
+    Switches that concern only CUDA count as off if `device` is no CUDA device.
+    """
     flags, cuda = _get(), device.type == "cuda"
     return {
         "deterministic": flags.deterministic,

@@ -25,7 +25,7 @@ class _Group:
     Attributes:
         indices: Index of each parameter among all parameters.
         parameters: The parameters.
-        states: By the name of a state tensor, such as "exp_avg": this tensor of every parameter.
+        states: By name, such as "exp_avg", a list with the state tensor of every parameter.
         counts: For AdamW, a vector with the step count of every parameter; the tensors in
             `states["step"]` are views of it. None for SGD.
         first: Whether no step of the parameters has been done yet; only SGD uses this.
@@ -39,7 +39,7 @@ class _Group:
 
 
 class FusedOptimizer:
-    """SGD or AdamW by torch's fused kernels. The update of a parameter depends on no other one.
+    """SGD or AdamW by torch's fused kernels. Parameters are updated independently of each other.
 
     Results are bit-identical to those of `torch.optim` with `fused=True`, and states have the same
     names and values. This class calls the kernels directly, because `torch.optim` collects and
@@ -153,7 +153,7 @@ class FusedOptimizer:
             self.state.update({parameter: self._first_state(parameter) for parameter in parameters})
         states = [self.state[parameter] for parameter in parameters]
         counts = None
-        if self._optim.name == "adamw":  # one vector of step counts: one addition
+        if self._optim.name == "adamw":  # with one vector of step counts, a step is one addition
             counts = torch.stack([state["step"] for state in states])
             for state, count in zip(states, counts.unbind(), strict=True):
                 state["step"] = count

@@ -118,7 +118,7 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the job has all counted instructions, by name.
+        """Return whether all counted instructions are instructions of the job, by their names.
 
         Older versions of the program used other names for instructions.
         """
@@ -150,7 +150,7 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Add up each worker's counts in the current part and in earlier ones of equal conditions.
+        """Add up each worker's counts in the current part and earlier parts of equal conditions.
 
         Args:
             workers: The workers' counts and times in the current part; empty if unknown.

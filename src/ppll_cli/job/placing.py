@@ -29,7 +29,7 @@ def prepare_compiler() -> None:
     """Set up torch.compile: raise its limits of recompilation, and forbid compiler processes.
 
     All units of a class share the code of `forward`, and torch limits how often one piece of code
-    is compiled. But each unit has other shapes, and so have training and evaluation, and full
+    is compiled. But shapes differ between units, between training and evaluation, and between full
     batches and shorter last ones.
     """
     import torch._dynamo.config
@@ -39,7 +39,7 @@ def prepare_compiler() -> None:
     torch._dynamo.config.recompile_limit = 256
     with suppress(AttributeError):
         torch._dynamo.config.accumulated_recompile_limit = 4096
-    torch._inductor.config.compile_threads = 1  # otherwise a pool of processes that nobody watches
+    torch._inductor.config.compile_threads = 1  # otherwise torch starts compiler processes
     # torch puts precompiled headers into /tmp even if its cache folder is elsewhere.
     headers = os.path.join(os.environ["TORCHINDUCTOR_CACHE_DIR"], "precompiled_headers")
     for name, folder in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", f"{headers}/locks")):

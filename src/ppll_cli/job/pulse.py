@@ -24,11 +24,11 @@ The parent must notice a stopped process within 10 s, even if it checks 3 s late
 is far too busy, a running worker can also be regarded as stopped."""
 
 STARTING_ALIVE_LIMIT_S = 60.0
-"""The value of this limit, in seconds, until the worker has ended its first batch."""
+"""The limit in seconds that replaces `ALIVE_LIMIT_S` until the worker has ended its first batch."""
 
 FORKED_LIMIT_S = 60.0
-"""Seconds from the start of a worker's process to its first sign of life, at most. In this time the
-process imports the modules that its job needs."""
+"""Largest time in seconds from the start of a worker's process to its first sign of life. In this
+time the process imports the modules that its job needs."""
 
 SCORING_LIMIT_S = 900.0
 """Seconds that a worker may take to compute the metrics of a split; detection takes long."""
@@ -46,10 +46,11 @@ BEAT_S = 1.0
 """Seconds between two signs of life."""
 
 _OWN_GAP_S = 3.0
-"""Seconds between two checks of the parent that count against the workers' limits, at most.
+"""Largest time in seconds between two checks of the parent that counts in full.
 
-The parent checks every second. If a gap is longer, the parent itself was stopped, perhaps together
-with its workers. Then the rest of the gap is not counted."""
+The parent checks its workers every second. If the time between two checks is longer than this, the
+parent itself was stopped, perhaps together with its workers. The time beyond this limit is then not
+counted against the workers."""
 
 _TEXT = 200
 """Size of each text field in bytes, including the final zero."""

@@ -21,7 +21,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         inputs: Inputs of the network. They must not change until the backward.
 
     Returns:
-        What the network returns.
+        The outputs of the network.
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     first = True

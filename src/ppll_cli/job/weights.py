@@ -94,7 +94,7 @@ def _saved_by_torch(file: Path) -> Mapping[str, Tensor]:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # torch raises many kinds, and its messages are pages of advice
+    except Exception:  # torch raises many kinds of exceptions, with very long messages
         raise ValueError("it holds something other than tensors") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError("it is not a dictionary of tensors, such as model.state_dict()")

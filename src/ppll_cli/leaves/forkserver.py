@@ -29,7 +29,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
-"""Name and value of an environment variable: Python then leaves the current directory off
+"""Name and value of the environment variable with which Python leaves the current directory out of
 `sys.path`."""
 
 
@@ -39,7 +39,7 @@ def context() -> ForkServerContext:
 
 
 def start() -> None:
-    """Start the fork server, which imports what workers need while this process continues.
+    """Start the fork server, which imports the modules of workers while this process continues.
 
     This module imports no torch, so a process can call this before it imports torch itself.
 
@@ -55,16 +55,16 @@ def start() -> None:
         here._config["tempdir"] = str(socket_folder())
     context().set_forkserver_preload(["ppll_cli.launch.preload"])
     with _without_current_directory():
-        # The tracker itself ignores SIGINT and SIGTERM. It inherits that SIGHUP is blocked.
+        # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # until `preload` ignores them
+        with _blocked(*STOPPING):  # the server inherits the block, until `preload` ignores them
             forkserver.ensure_running()
 
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals in processes that the body starts, and here until the body has ended."""
+    """Block signals in this process while the body runs; processes started in it inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -79,7 +79,7 @@ def _without_current_directory() -> Iterator[None]:
     Otherwise these processes would import a user's `torch.py` in this directory instead of torch.
     """
     name, value = SAFE_PATH
-    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # as in a clone's `src`
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # started in a clone's `src`
     if name in os.environ or found_there:
         yield
         return

@@ -118,7 +118,7 @@ class EDSR:
 
     def reach(self, scale: int) -> int:
         """Return the radius of the receptive field of a pixel, in pixels of the small picture."""
-        behind = 1 if scale < 4 else 1.5  # of the upsampler's convolutions except the last one
+        behind = 1 if scale < 4 else 1.5  # radius of the upsampler without its last convolution
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
@@ -151,5 +151,8 @@ class EDSR:
 def _same(
     build: Callable[[], nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> nn.Module:
-    """Build a unit for other maps: channels are always equal, and all heights and widths fit."""
+    """Build the same unit again, for maps of another height and width.
+
+    The unit accepts maps of every height and width, and all maps have the same channels.
+    """
     return build()

@@ -40,8 +40,9 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
     modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds
     the stem as a separate module before InfoPro's K8 or K16. For ResNet-110 it has partitions K32
-    and K55, also after a separate stem: each module of K55 has one residual unit (our reading), and
-    each module of K32 has two or one (ours).
+    and K55, also after a separate stem. As we read it, each module of K55 has one residual unit.
+    The sizes of K32's modules are our choice: two units in each of the first ones, and one unit in
+    each later one.
     """
     if depth not in _INFOPRO:
         return {}

@@ -46,7 +46,7 @@ def measure(
         run: Calls the network with inputs on the meta device.
 
     Returns:
-        What `run` returned, and the cost.
+        The result of `run`, and the cost.
     """
     with torch.device("meta"):
         module = build()

@@ -1,1 +1,1 @@
-"""What users see of a run: metrics, progress, results."""
+"""Shows a run to its users: metrics, progress, results."""

@@ -31,10 +31,10 @@ class Comparison:
         rows: One row for each run.
         groups: The lines of the table: groups of runs that differ only in their seed, or each run.
         metric: Name of the task's metric and its split, as most runs have it.
-        target: The value of the metric until which training is timed; None if unknown. It is the
-            lowest final value of all comparable completed runs, so each of these runs reaches this
-            value. This is our reading of "time to the final metric": timing each run to its own
-            final value would favour runs that end badly.
+        target: The value of the metric at which the timing of a run's training stops; None if
+            unknown. It is the lowest final value of all comparable completed runs, so each of these
+            runs reaches it. This is our reading of "time to the final metric". If each run were
+            timed until its own final value, runs with a bad final value would look fast.
         notes: What a reader must know to understand the table.
     """
 

@@ -23,7 +23,7 @@ LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Width of a panel without the labels, and width of a character of the numbers in it."""
+"""Width in inches of a panel without its labels, and of a character of its numbers."""
 
 MARK = "#333333"
 """Colour of error bars and of points of single runs. A white edge separates them from bars."""

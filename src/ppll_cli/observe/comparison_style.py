@@ -28,7 +28,8 @@ DASHES: Sequence[Any] = (
     *("-", "--", ":", "-."),
     *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
 )
-"""Dashes of local methods, as `HATCHES`. Runs without local losses look like the first method."""
+"""Dashes of curves, one for each local method, like `HATCHES` of bars. The first hatch and dashes
+also stand for runs without local losses."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ LONGEST_VALUE = 200
 PLACES = {"root", "download", "cache"}
 """Keys that say where data are stored, which does not change results."""
 
-OWN = {"gpus", "threads", "name", "tags"}  # have their own column
-OWN |= {"resume", "tracker", "objective", "max_minutes"}  # change nothing that is compared
+OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
+OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
 """Keys of `config.json` that are not compared as settings."""
 
@@ -44,7 +44,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run; if it was resumed with others, return the latest."""
+    """Return the conditions of a run; the latest ones, if they changed when it was resumed."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -80,7 +80,10 @@ def _first_unit(module: Any) -> str | None:
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Return conditions that differ, with both values, but not those implied by another one."""
+    """Return the conditions that differ, with both values.
+
+    If two runs have different options of a group, the keys of this group are left out.
+    """
     found = {
         key: (value, theirs[key])
         for key, value in mine.items()

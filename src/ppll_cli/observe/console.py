@@ -1,4 +1,4 @@
-"""Prints about a run: before it starts, while it runs, and when it ends."""
+"""Prints lines and tables before a run starts, while it runs, and when it ends."""
 
 import io
 import logging

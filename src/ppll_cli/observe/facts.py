@@ -18,7 +18,7 @@ class StageFacts:
         flops: FLOPs of the forward pass of one sample, including auxiliary networks.
         slots: Largest number of messages with activations that can wait for the stage; 0 for the
             first stage.
-        runs: Number of units in each run of neighbouring units, if there are several runs.
+        runs: Number of units in each group of consecutive units, if the stage has several groups.
     """
 
     name: str
@@ -32,14 +32,14 @@ class StageFacts:
 
     @property
     def units_by_run(self) -> list[Sequence[str]]:
-        """The names of the units, as one sequence for each run of neighbouring units."""
+        """The names of the units, as one sequence for each group of consecutive units."""
         ends = list(accumulate(self.runs or [len(self.units)]))
         return [self.units[start:end] for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run before it starts.
+    """Facts about a run that are known before it starts.
 
     Attributes:
         metric: Name of the task's metric.

@@ -13,7 +13,7 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest widths of a window, in characters, that shows units, and queues and memory."""
+"""Smallest window widths, in characters: to show units; to show queues and memory."""
 
 BAR, SHORTEST = 40, 8
 """Longest and shortest bar in characters."""
@@ -138,7 +138,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return a stage's units as text: first and last unit of its first two runs of neighbours."""
+    """Return a stage's units as text: first and last unit of its first two contiguous groups."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 

@@ -117,7 +117,7 @@ class Metrics:
 
         Args:
             step: Number of optimizer steps done at the checkpoint. 0 removes all results.
-            state: What `state` returned after that step.
+            state: The result of `state` after that step.
             evaluated: Whether to keep results of an evaluation at that step. If not, the evaluation
                 is repeated.
             incomplete: Whether the training lines at that step come from incomplete reports. If so,

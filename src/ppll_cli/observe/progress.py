@@ -1,4 +1,4 @@
-"""Computes the progress of a run from states that workers share without being asked."""
+"""Computes the progress of a run from states that workers write into shared memory."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence

@@ -124,9 +124,9 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
     if run is not None:
         yield folder, run
         return
-    # Refused jobs are yielded first, because the last run with a path wins: a job that has run
-    # since its refusal has a run of its own. If a job was refused when it was to be resumed, its
-    # run gets the reason of the refusal.
+    # `find` keeps the last run of each path, so refused jobs are yielded first: if a job has run
+    # after its refusal, this run replaces the refused job. If a run was refused when it should be
+    # resumed, it gets the reason of the refusal.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -143,7 +143,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Name each run by its relative path, preceded by as many parents as make names unique."""
+    """Name each run by its relative path, after as many parent folders as make the names unique."""
     for more in count(int(above)):
         names = {
             place: str(Path(*place.parts[-max(1, depth + more) :]))
@@ -155,7 +155,7 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key for paths that orders parts that are numbers by value."""
+    """Return a sort key for a path. Parts of the path that are numbers are sorted by value."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 

@@ -54,7 +54,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The user's name for the run, in a sweep with the job's folder name; None if not named."""
+        """The user's name for the run, and in a sweep the job's folder name. None if unnamed."""
         given = self.config.get("name")
         if given is None:
             return None

@@ -31,7 +31,7 @@ RUN_FILE = "wandb-run.json"
 """File in a run directory with the id of the wandb run, which a resumed run continues."""
 
 MARGIN_S = 15.0
-"""Seconds for wandb's import and last writes, in addition to the waiting for its server."""
+"""Seconds for wandb's import and last writes, in addition to the time for its server."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
 """Exit codes by status. wandb shows 0 as finished, 255 as killed, any other code as failed."""
@@ -105,7 +105,7 @@ class WandbTracker:
         self._init_s, self._finish_s = init_timeout_s, finish_timeout_s
         self._run: Any = None
         self._with_best: set[str] = set()
-        # A short run may end while wandb still waits for its server to start, so both limits count.
+        # A short run may end while wandb still waits for its server, so both limits are added.
         self.limit_s = init_timeout_s + finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
@@ -254,7 +254,7 @@ class WandbTracker:
                 why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
-                wandb.teardown()  # ends wandb's process, which would regard the run as one in use
+                wandb.teardown()  # ends wandb's process, which would think that the run still runs
             said = log.info if mode is None else log.warning
             said("wandb: recorded offline: %s", why)
             mode = "offline"

@@ -190,7 +190,7 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReadWeights:
-    """Read the weights that a chunk's loss reads, from a unit on the same stage."""
+    """Give the weights of a unit to a chunk on the same stage whose loss reads them."""
 
     chunk: int
 

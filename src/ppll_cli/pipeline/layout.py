@@ -56,7 +56,12 @@ class Layout:
 
     @classmethod
     def spread(cls, runs: Sequence[range], stages: Sequence[int]) -> Self:
-        """Return a layout with a chunk for each run of units, on the given stage, in one module."""
+        """Return a layout in which the whole model is one module.
+
+        Args:
+            runs: The units of each chunk.
+            stages: The stage of each chunk.
+        """
         last = len(runs) - 1
         found = enumerate(zip(runs, stages, strict=True))
         return cls(tuple(Chunk(run, stage, 0, number == last) for number, (run, stage) in found))

@@ -100,8 +100,8 @@ def find_routes(
     Args:
         layout: The chunks.
         units: The model's units.
-        ends: What each module runs after its last unit, by the index of this unit: first exports
-            (units that compute values for later losses), then the module's own loss.
+        ends: The computations of each module after its last unit, by the index of this unit: first
+            exports (units that compute values for later losses), then the module's own loss.
         watches: The `Watch` of each module whose loss has one, by the index of the module's last
             unit.
     """

@@ -78,9 +78,9 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is treated as a micro-batch. If a stage has several chunks, so that a
-        batch visits it several times, as many batches as stages are computed together; otherwise
-        one batch.
+        Each evaluation batch is treated as a micro-batch. If a stage has several chunks, a batch
+        visits it several times. Then as many batches as there are stages are computed together;
+        otherwise, one batch is computed at a time.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

@@ -30,7 +30,9 @@ Cost = Callable[[int, Instruction], float]
 
 
 class Journey(NamedTuple):
-    """The time of a transfer (a message, or an average over replicas) after its instruction.
+    """The time of a transfer (a message, or an average over replicas).
+
+    The transfer begins when the instruction that starts it has ended.
 
     Attributes:
         carried_s: Seconds for which the transfer occupies its connection. A channel carries one
@@ -78,7 +80,7 @@ class Simulation:
 
     @property
     def makespan_s(self) -> float:
-        """Seconds from the start to the end of the last instruction."""
+        """Seconds from the start of the simulation to the end of the last instruction."""
         return max((events[-1].end_s for events in self.events if events), default=0.0)
 
     @property

@@ -13,10 +13,10 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return for each channel a number of slots with which the stages do not deadlock.
 
-    A channel has at least as many slots as its receiver keeps in use at once, and as the messages
-    that are in the channel before the first batch. If a stage has several channels, this may not be
-    enough. Therefore the function simulates the streams. While they deadlock, it adds one slot to
-    the first channel whose sender waits for a free slot.
+    A channel gets at least as many slots as its receiver keeps in use at once, and a slot for each
+    message that is in the channel before the first batch. If a stage has several channels, these
+    slots may not be enough. Therefore the function simulates the streams. While they deadlock, it
+    adds one slot to the first channel whose sender waits for a free slot.
 
     Args:
         streams: The instructions of each stage for one batch. Two such batches are simulated.

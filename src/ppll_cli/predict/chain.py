@@ -202,7 +202,7 @@ class Chain:
 
 
 def _no_seed() -> None:
-    """Do nothing, where `recomputed` wants a function that sets the random seed."""
+    """Do nothing. `recomputed` requires a function that sets the random seed."""
 
 
 def _backward(
@@ -230,7 +230,7 @@ def _backward(
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # As large as the gradient of a mean loss; denormal numbers would be slow.
+                # Scale it like the gradient of a mean loss. Denormal numbers would be slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)
             given.append(gradient.to(output.dtype))

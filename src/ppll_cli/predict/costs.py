@@ -230,7 +230,7 @@ class Sent(NamedTuple):
 
 
 def sent_bytes(job: Job) -> list[Sent]:
-    """Return, for each chunk but the last, the bytes exchanged with the next chunk per sample."""
+    """Return, for each chunk but the last, the bytes per sample that it exchanges with the next."""
     return [
         Sent(
             bytes_of(specs[name] for name in route.names),

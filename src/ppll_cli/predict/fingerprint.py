@@ -1,4 +1,7 @@
-"""Makes texts that identify networks and sources: with equal texts, one measurement is enough."""
+"""Makes texts that identify networks and source files.
+
+Networks with equal texts are measured once.
+"""
 
 import hashlib
 import inspect

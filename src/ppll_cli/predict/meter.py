@@ -1,7 +1,8 @@
-"""A separate process that measures.
+"""A separate process that measures time and memory of networks.
 
-The parent process of a run exists as long as its workers. If it measured itself, the workers could
-not use the memory that measuring takes, on CUDA also that of a context, for the whole run.
+The parent process of a run lives as long as the run's workers. If the parent itself measured, it
+would hold memory for measuring, on CUDA also for a context, during the whole run. The workers could
+not use this memory.
 """
 
 import os

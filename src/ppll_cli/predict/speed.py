@@ -99,8 +99,9 @@ def predict(
         job: The job.
         profile: The measurements.
         interconnect: The connections that carry messages and gradients.
-        neighbours: Largest number of other workers that compute while a worker does, as if all were
-            on one machine; None for the workers of the same machine, as `neighbours_of` says.
+        neighbours: Largest number of other workers that compute on a worker's CPU at the same time.
+            If it is given, all workers count as workers of one machine. If it is None, it is the
+            result of `neighbours_of`, and each worker counts on its own machine.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -211,7 +212,7 @@ def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
     """Return the bytes that a chunk keeps until its backward pass, and its largest extra memory.
 
     The extra memory is the graph of the chunk's auxiliary network, which is freed before the
-    backward pass begins, or what the backward pass of a unit computes again.
+    backward pass begins, or the tensors that a backward pass computes again.
     """
     units = [profile.unit(index) for index in chunk.units]
     ends = end_of(job, chunk, profile).saved_bytes

@@ -31,7 +31,8 @@ STEP_FLOPS = 10
 """Approximate floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Returns the cost of a module's auxiliary network, from all modules' units and its number."""
+"""Returns the cost of an auxiliary network, given the units of all modules and the network's
+module."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,13 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def placed(schedule: Schedule, stages: int) -> list[int]:
-    """Return the stage of each run of consecutive units; in local learning each stage has one run.
+    """Return the stage of each group of consecutive units.
+
+    In local learning each stage has one group. Otherwise the schedule decides.
 
     Raises:
-        ConfigError: The schedule leaves a stage without units, or does not assign the first run to
-            stage 0, which loads the batches.
+        ConfigError: The schedule leaves a stage without units, or does not assign the first group
+            to stage 0, which loads the batches.
     """
     if schedule.local:
         return [*range(stages)]
@@ -224,7 +227,7 @@ def _manual(
     Args:
         settings: The configuration.
         names: Names of the model's units.
-        atoms: Runs of units that no cut may divide: fixed modules or single units.
+        atoms: Groups of consecutive units that no cut may divide: fixed modules or single units.
         stages: Number of stages, or of chunks if the schedule assigns several to a stage.
 
     Raises:
@@ -256,7 +259,7 @@ def _manual(
 def _grouped(
     weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
 ) -> list[range]:
-    """Group atoms (single units or fixed modules) into `stages` runs of balanced cost."""
+    """Join atoms (single units or fixed modules) into `stages` groups of similar cost."""
     costs = [sum(weights.units[index] for index in atom) for atom in atoms]
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]

@@ -69,6 +69,6 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the CPU threads per worker: as set, else the least cores per worker of any machine."""
+    """Return the CPU threads per worker: the setting, or the fewest cores per worker."""
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

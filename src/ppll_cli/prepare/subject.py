@@ -38,7 +38,8 @@ DATA_SET = (
 """The attributes that a data set must have."""
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
-"""The end of each module; for each unit, shape and dtype by name of each tensor before it."""
+"""A pair: the end of each module; and for each unit, shape and dtype of each tensor that exists
+before the unit runs, by name."""
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,10 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    if local.get("detection_head") is None:  # a user's class may get keys of `greedy`
+    # `local=greedy` gives this key to a user's class too, which may not have such an argument.
+    if local.get("detection_head") is None:
         local.pop("detection_head", None)
-    if settings.fba.enabled and "bank" in local:  # with the bank's defaults, to record them
+    if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them
         local["bank"] = bank_for(settings.fba, task, units).model_dump()
     method = make("local", local)
     if not isinstance(method, LocalMethod):

@@ -1,10 +1,10 @@
-"""Tests before a run whether units compute correct gradients in halves or with recomputation.
+"""Tests before a run whether split backward passes or recomputation keep gradients right.
 
 Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
-parameters. If an operation frees its saved tensors or counts its calls, or a hook changes
-gradients, the result may be wrong. `recompute=true` runs the forward pass twice. If a unit's result
-changes with each call, and no buffer holds this change, the second forward pass gives another
-result.
+parameters. If an operation frees its saved tensors or counts its calls, or if a hook changes
+gradients, the result may be wrong. `recompute=true` runs the forward pass twice. If a unit returns
+another result at each call, and no buffer stores the reason, the second forward pass returns
+another result than the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,10 +11,10 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 BACKGROUND = -1
-"""Returned by `matched` for an anchor that is trained as background."""
+"""Value that `matched` returns for an anchor that is trained as background."""
 
 BETWEEN = -2
-"""Returned by `matched` for an anchor that is not trained: neither a box nor background."""
+"""Value that `matched` returns for an untrained anchor: neither a box nor background."""
 
 FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""

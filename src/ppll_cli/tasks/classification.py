@@ -108,7 +108,7 @@ class Classification:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Shape and dtype of what a batch carries beside its images, by name."""
+        """Shape and dtype of the tensors that a batch has beside its images, by name."""
         return MIXED_TARGETS if self.mixed else TARGETS
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:

@@ -85,11 +85,12 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
         width, height = right - left, bottom - top
         ignored = kind == THERE and bool(last)
         box = {
-            "id": len(kinds[int(kind)]) + 1,  # pycocotools takes 0 for no match
+            "id": len(kinds[int(kind)]) + 1,  # for pycocotools, the id 0 means no match
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],
-            # An area outside every range makes a box optional: one detection of it is no error.
+            # With an area outside of all ranges, pycocotools does not expect this box to be found,
+            # and ignores one detection that matches it.
             "area": -1.0 if ignored and not crowds else width * height,
             "iscrowd": int(ignored and crowds),
             "score": last,

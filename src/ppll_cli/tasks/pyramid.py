@@ -111,10 +111,10 @@ class PyramidHead(nn.Module):
     It has a feature pyramid, and two branches of convolutions, for classes and boxes, which are
     applied to all maps of the pyramid.
 
-    In local learning, some input maps may be missing (the following is ours). A level that is finer
-    than a given map, but has no map of its own, is computed only from coarser levels. A missing map
-    that is coarser than all given maps is replaced by the coarsest given map with rows and columns
-    left out.
+    In local learning, some input maps may be missing. The paper has no such case; these rules are
+    ours. A level that is finer than a given map, but has no map of its own, is computed only from
+    coarser levels. A missing map that is coarser than all given maps is replaced by the coarsest
+    given map with rows and columns left out.
 
     Args:
         channels: Channels of the given maps, by stride: at least one of `STRIDES`.

@@ -71,7 +71,7 @@ class LoadedBatches(ImageBatches):
         scale: Smallest and largest area of the random pieces that training uses, as fractions of
             the picture's area; None if training uses the square in the middle.
         loaders: The processes that decode the pictures.
-        form: How batches are made of images.
+        form: How batches are made from images.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class LoadedBatches(ImageBatches):
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, self.samples[split]
         before, self._evaluated = self._evaluated, (split, first)
-        # Replicas take batches in turn, so the next batch is as far away as the previous one was.
+        # Replicas take batches in turn, so this replica skips some. Assume that it skips as many
+        # before its next batch as it skipped before this one.
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]

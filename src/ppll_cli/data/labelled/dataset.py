@@ -48,7 +48,7 @@ _CHECK_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPictures(Classified):
-    """A data set of labelled pictures of any size. A subclass finds them.
+    """A data set of labelled pictures of any size. A subclass finds the pictures.
 
     An image is a square from the middle of the upright picture, resized with an antialiased filter.
     Images are made once, kept in the cache folder and mapped into memory. If all images together
@@ -183,7 +183,7 @@ class LabelledPictures(Classified):
         """Return an object that makes the batches of a run.
 
         Args:
-            splits: What `load` returned.
+            splits: The result of `load`.
             batch_size: Samples per training batch.
             seed: The run's seed.
             device: The device on which batches are made.

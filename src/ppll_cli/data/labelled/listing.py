@@ -64,8 +64,8 @@ class ListingError(ValueError):
 
     Args:
         source: The file or folder.
-        problem: What is wrong with it.
-        remedy: What the user can do.
+        problem: The fault of the file or folder.
+        remedy: A way for the user to correct it.
     """
 
     def __init__(self, source: object, problem: str, remedy: str) -> None:

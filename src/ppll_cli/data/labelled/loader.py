@@ -105,8 +105,8 @@ def main(requests: int, memory: int) -> None:
     """
     for number in STOPPING:  # signals may reach all processes, but the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # end with the worker, however it ends
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform == "linux":  # Linux kills this process when the worker ends
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     try:
         serve(Connection(requests), memory)
     except (BrokenPipeError, ConnectionError):  # the worker is gone

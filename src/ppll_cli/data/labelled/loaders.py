@@ -70,7 +70,8 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # Calls _end when this object or this process ends. Threads must not refer to this object.
+        # Call _end when this object is freed or the process exits. Threads must not refer to this
+        # object, because it would then never be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self._end = Finalize(self, _end, ends, exitpriority=10)
 
@@ -91,7 +92,7 @@ class Loaders:
         return [loader.process for loader in self._loaders]
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
-        """Have pictures decoded; return at once.
+        """Start to decode pictures, and return before they are decoded.
 
         Raises:
             RunFailedError: A loader has ended.
@@ -142,7 +143,7 @@ class Loading:
             RunFailedError: A loader has ended, was stopped, or does not answer.
         """
         for answer in self._answers:
-            answer.result()  # ends, because every request has a time limit
+            answer.result()  # cannot wait forever: every request has a time limit
         return np.frombuffer(self._region.view, np.uint8, int(np.prod(self._shape))).reshape(
             self._shape
         )

@@ -22,7 +22,7 @@ from ppll_cli.data.pictures.files import decoded as decoded  # re-exported for o
 from ppll_cli.data.pictures.files import header, unreadable
 from ppll_cli.errors import ConfigError
 
-_VERSION = 2  # of the format; change it to discard all pictures that were kept
+_VERSION = 2  # version of the format; change it to discard all pictures that were kept
 
 Bytes = NDArray[np.uint8]
 """Pixels of a picture, uint8 [height, width, 3]."""

@@ -64,7 +64,10 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Largest longer side of pictures, in pixels; larger ones are reduced. None: no limit."""
+        """Limit for the longer side of pictures, in pixels.
+
+        Larger pictures are reduced. None: no limit.
+        """
         return None
 
     def __post_init__(self) -> None:
@@ -238,7 +241,7 @@ class PictureDataset(Files, ABC):
         Args:
             predict: Takes images and returns the model's prediction.
             picture: The picture.
-            inputs: What `inputs` returned for it.
+            inputs: The result of `inputs` for the picture.
         """
         from ppll_cli.data.pictures.samples import enlarged
         from ppll_cli.data.source import Prediction
@@ -266,7 +269,7 @@ class PictureDataset(Files, ABC):
         """Return an object that makes the batches of a run.
 
         Args:
-            splits: What `load` returned.
+            splits: The result of `load`.
             batch_size: Samples per training batch.
             seed: The run's seed.
             device: The device on which batches are made.

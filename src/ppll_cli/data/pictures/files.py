@@ -130,7 +130,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # PIL turns these itself
+    if image.format == "TIFF":  # PIL turns these pictures upright itself
         return 1
     try:
         # PngImageFile.getexif would decode the pixels to find EXIF data behind them.

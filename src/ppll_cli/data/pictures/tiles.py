@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A piece of a side of a picture, and which of its pixels count, in pixels of the picture.
+    """A range of pixels along one side of a picture, and the part of it that counts.
+
+    A network computes all pixels of the range. Only the pixels that count are evaluated. All
+    numbers are positions along the side, from 0.
 
     Attributes:
-        start: First pixel of the piece.
-        stop: First pixel after the piece.
+        start: First pixel of the range.
+        stop: First pixel after the range.
         first: First pixel that counts.
         behind: First pixel after the pixels that count.
     """

@@ -164,8 +164,8 @@ class SceneBatches:
             canvas[row, : picture.shape[0], : picture.shape[1]] = picture
         images = to_device(torch.from_numpy(canvas), self.device).permute(0, 3, 1, 2).contiguous()
         normal = normalise(images, self._mean, self._std)
-        # The mask is computed on the device from sizes. To copy a mask would add a third to the
-        # copied bytes.
+        # The mask is computed on the device from the sizes of the pictures. If it were copied to
+        # the device, a third more bytes would be copied.
         sizes = to_device(torch.tensor([picture.shape[:2] for picture in pictures]), self.device)
         below = torch.arange(height, device=self.device)[:, None] >= sizes[:, :1, None]
         right = torch.arange(width, device=self.device) >= sizes[:, 1:, None]

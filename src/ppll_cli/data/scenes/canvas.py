@@ -31,7 +31,7 @@ CONTRAST = 55.0
 
 _ITEM = 28
 _THRESHOLD = 16  # smallest grey value of pixels that belong to an item
-_PLACES = 12  # places that are tried before an item is left out
+_PLACES = 12  # number of places that are tried before an item is left out
 _NOISE = 9  # largest noise on a colour value (of 255)
 
 Floats = NDArray[np.float32]

@@ -199,7 +199,7 @@ class DetectionDataset(Files, ABC):
         """Return an object that makes the batches of a run.
 
         Args:
-            splits: What `load` returned.
+            splits: The result of `load`.
             batch_size: Pictures per training batch.
             seed: The run's seed.
             device: The device on which batches are made.
@@ -272,7 +272,7 @@ class DetectionDataset(Files, ABC):
         Args:
             predict: Takes images and returns the model's prediction.
             picture: The picture.
-            inputs: What `inputs` returned for it.
+            inputs: The result of `inputs` for the picture.
         """
         from ppll_cli.data.scenes.samples import found_in
         from ppll_cli.models.unit import IMAGE

@@ -277,7 +277,9 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures, or ''.
+    """Return a warning about boxes that are dropped or mostly outside of their pictures.
+
+    Without such boxes the warning is empty.
 
     Raises:
         ValueError: Most boxes are not inside their pictures, or no box is in pixels.
@@ -308,7 +310,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
 
 
 def _inside(box: tuple[Found, float, float, float, float]) -> bool:
-    """Return whether at least half of a box lies in its picture, a pixel or more wide and high."""
+    """Return whether half of a box, and at least a pixel in each direction, lies in its picture."""
     picture, left, top, right, bottom = box
     width = min(right, picture.width) - max(left, 0.0)
     height = min(bottom, picture.height) - max(top, 0.0)

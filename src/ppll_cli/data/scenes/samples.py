@@ -51,7 +51,7 @@ _LEAST_SIDE = 640
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # of the found box in the legend; in pictures, the class decides
+_EXAMPLE: Colour = (255, 170, 60)  # of the legend's found box; in pictures, each class has its own
 
 
 class Mark(NamedTuple):
@@ -150,7 +150,7 @@ def drawn(
     line = max(2, text // 6)
     found_boxes = [mark for mark in placed if mark.colour is not None]
     true_boxes = [mark for mark in placed if mark.colour is None]
-    for mark in [*reversed(found_boxes), *true_boxes]:  # true boxes on top, then best scores
+    for mark in [*reversed(found_boxes), *true_boxes]:  # the last are on top
         if mark.colour is None:
             dashed_rectangle(draw, mark.box, mark.dashes, line)
         else:
