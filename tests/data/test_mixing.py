@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppll_cli import seeding
 from ppll_cli.data.batches import Batches
 from ppll_cli.data.mixing import Mixing, cut_mix, mix_up, symmetric_beta
 from ppll_cli.data.synthetic import Synthetic
@@ -201,6 +202,15 @@ def test_seed_epoch_and_batch_each_make_a_difference(make: Callable[..., Batches
     assert len({batch["label.share"][0].item() for batch in four}) == 4
     again = make(0, mixup=1.0, cutmix=1.0).train(1, 0)
     assert all(torch.equal(again[name], four[2][name]) for name in again)
+
+
+def test_what_is_mixed_does_not_depend_on_the_augmentation(make: Callable[..., Batches]) -> None:
+    """A seed of its own: with that of the augmentation, shares would follow crops and flips."""
+    expected = make().train(2, 1)
+    mixed = Mixing(mixup=0.4, cutmix=1.0).mixed(expected, generator(seeding.mixing(0, 2, 1)))
+    found = make(mixup=0.4, cutmix=1.0).train(2, 1)
+    assert found.keys() == mixed.keys()
+    assert all(torch.equal(found[name], mixed[name]) for name in mixed)
 
 
 @pytest.mark.parametrize("split", ["test", "train"])

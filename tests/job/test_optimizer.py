@@ -157,6 +157,27 @@ def test_a_step_that_the_device_skips_leaves_no_trace(
             assert torch.equal(mine.state[one][key], value)
 
 
+@pytest.mark.parametrize("changed", [each for each, _ in TORCH[:2]], ids=["adamw", "nesterov"])
+def test_a_restored_state_is_used_by_the_next_step(changed: dict[str, Any]) -> None:
+    """Although the optimizer has grouped the states of earlier steps."""
+    parameter = nn.Parameter(START.clone())
+    optimizer = FusedOptimizer(Optim(**PLAIN | changed), [parameter])
+
+    def stepped(number: int) -> Tensor:
+        parameter.grad = GRADIENTS[number].clone()
+        optimizer.step(0.1)
+        return parameter.detach().clone()
+
+    saved = stepped(0)
+    state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
+    expected = stepped(1)
+    stepped(2)
+    optimizer.restore(parameter, state)
+    with torch.no_grad():
+        parameter.copy_(saved)
+    assert torch.equal(stepped(1), expected)
+
+
 def test_a_parameter_that_is_given_twice_is_stepped_once() -> None:
     parameter = nn.Parameter(torch.ones(1))
     optimizer = FusedOptimizer(

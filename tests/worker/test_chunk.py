@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppll_cli.config import settings
+from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.course import Batch
 from ppll_cli.job.job import Job
 from ppll_cli.local.method import Criterion, LocalMethod, Site
@@ -294,3 +295,70 @@ def test_what_a_unit_draws_on_any_device_depends_on_its_seed_alone() -> None:
     first = drawn()
     torch.rand(7), torch.rand(5, generator=other)
     assert all(map(torch.equal, first, drawn()))
+
+
+def test_micro_batches_of_all_replicas_have_the_gradient_of_the_mean_loss() -> None:
+    """Each micro-batch counts by its samples, although all are of different sizes.
+
+    Comparing schedules cannot show this: all of them would have the same wrong weights.
+    """
+    plain = ["model.dropout=0", "model.drop_path=0", "schedule=bp", "gpus=1"]
+    (chunk,) = held(job_of(*MODELS["vit"], *plain))
+    torch.manual_seed(0)
+    with torch.no_grad():  # the head starts at zero, and lets no gradient through
+        for parameter in chunk.parameters:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    (batch,) = batches(1)
+
+    def gradients(*replicas: list[int]) -> list[Tensor]:
+        """The sum of the gradients of all replicas, given their micro-batches."""
+        assert chunk.optimizer is not None
+        chunk.optimizer.zero_grad()
+        rest = batch
+        for sizes in replicas:
+            chunk.begin(Batch(sizes, True, 0, BATCH))
+            for m, size in enumerate(sizes):
+                chunk.take_inputs(m, {name: tensor[:size] for name, tensor in rest.items()})
+                rest = {name: tensor[size:] for name, tensor in rest.items()}
+                chunk.forward(m)
+                chunk.loss(m)
+                chunk.backward(m)
+            chunk.end()
+        return [p.grad.clone() for p in chunk.parameters if p.grad is not None]
+
+    whole = gradients([BATCH])
+    for found, expected in zip(gradients([6, 4], [5, 1]), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)  # a sum in another order
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_the_largest_gradient_is_infinite_if_one_is_not_a_number(index: int) -> None:
+    """NaN is neither larger nor smaller than the other norms, so `max` alone could hide it."""
+    (chunk,) = held(job_of(*MODELS["vit"], "schedule=bp", "gpus=1"))
+    for parameter in chunk.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    gradient = chunk.parameters[index].grad
+    assert gradient is not None
+    gradient.fill_(float("nan"))
+    chunk.nonfinite = True  # a loss was not finite
+    with pytest.raises(NonFiniteError, match="its largest gradient norm is inf"):
+        chunk.step(3, None)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["CPU", "CUDA"])
+def test_only_the_end_of_a_module_tells_of_a_skipped_step(
+    caplog: pytest.LogCaptureFixture, at_once: bool
+) -> None:
+    """All chunks of the module skip it. On CUDA nobody would ever read the flags of the others."""
+    job = job_of(*MODELS["vit"], "schedule=gpipe", "gpus=2", "optim.nonfinite=skip")
+    (first,), (last,) = held(job, 0), held(job, 1)
+    for chunk in (first, last):
+        chunk._reads_at_once = at_once
+        before = [p.detach().clone() for p in chunk.parameters]
+        for parameter in chunk.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        chunk.step(3, torch.tensor(float("nan"), dtype=torch.float64))
+        assert all(map(torch.equal, before, chunk.parameters))
+    assert (list(first.skipped), list(last.skipped)) == ([], [] if at_once else [3])
+    told = "step 3 of module 0 is skipped: its gradient norm is not finite"
+    assert [record.getMessage() for record in caplog.records] == [told] * at_once

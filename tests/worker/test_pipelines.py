@@ -243,6 +243,21 @@ def test_a_skip_is_handed_on_inside_a_stage(tmp_path: Path) -> None:
     assert found.test == expected.test
 
 
+def test_a_view_of_a_slot_outlives_the_slot(tmp_path: Path) -> None:
+    """Chunk 1 only reshapes its input, whose slot is free before chunk 2 reads the view again.
+
+    The gradient of chunk 2's weights is computed from the view, after all that chunk 1 does.
+    """
+    case = [*own_model("Views"), *DATA, "schedule.microbatches=3"]
+    expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
+    schedule = "schedule._target_=tests.worker.test_pipelines.PairInTheMiddle"
+    cuts = ["gpus=3", "partition=manual", "partition.cuts=[fold,middle,last]"]
+    found = run_inside(tmp_path / "found", "schedule=1f1b", schedule, *cuts, *case)
+    assert [chunk.stage for chunk in found.job.layout.chunks] == [0, 1, 1, 2]
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+
+
 class InPairs(Schedule):
     """Two neighbouring chunks a stage, all forwards first; backwards are split."""
 
@@ -254,15 +269,22 @@ class InPairs(Schedule):
 
     def batch(self, place: Place) -> Iterator[Compute]:
         """The weights' half of each backward comes at the end."""
-        first, second = place.chunks
         count = range(place.microbatches)
         for m in count:
-            yield from forward(place, first, m)
-            yield from forward(place, second, m)
+            for chunk in place.chunks:
+                yield from forward(place, chunk, m)
         for m in count:
-            yield BackwardInput(second, m)
-            yield BackwardInput(first, m)
+            for chunk in reversed(place.chunks):
+                yield BackwardInput(chunk, m)
         for chunk in place.chunks:
             for m in count:
                 yield BackwardWeight(chunk, m)
             yield Step(chunk)
+
+
+class PairInTheMiddle(InPairs):
+    """The same, with two chunks on stage 1 alone."""
+
+    def layout(self, stages: int) -> Sequence[int]:
+        """Chunks 1 and 2 are on stage 1."""
+        return [0, 1, 1, 2]

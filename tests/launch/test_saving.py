@@ -1,0 +1,65 @@
+"""A checkpoint becomes the best one only if its metric is above that of the best one so far."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from ppll_cli.job import checkpoint
+from ppll_cli.job.job import Seat
+from ppll_cli.launch.saving import Saving
+from ppll_cli.observe.metrics import Metrics
+from ppll_cli.tasks.classification import Classification
+
+COUNTED: dict[str, Any] = {
+    "batches": 0,
+    "samples": 0,
+    "wall_s": 0.0,
+    "spent_s": {},
+    "instruction_s": {},
+    "bytes_sent": {},
+    "peak_memory_bytes": None,
+    "peak_reserved_bytes": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ([0.25, 0.5, 0.25], [1, 2, 2]),
+        ([0.5, 0.5, 0.75], [1, 1, 3]),  # of two equal ones the first stays
+        ([None, 0.0, None], [None, 2, 2]),  # a metric may be unknown, as where it is not finite
+    ],
+)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_best_checkpoint_so_far(
+    tmp_path: Path, split: str, accuracies: list[float | None], best: list[int | None]
+) -> None:
+    """The validation set decides if there is one, else the test set."""
+    job = SimpleNamespace(
+        course=SimpleNamespace(samples={"train": 8, split: 8, "test": 8}),
+        run_dir=str(tmp_path),
+        seats=[Seat(0, 0)],
+        settings=SimpleNamespace(checkpoint=SimpleNamespace(best=True, keep=1)),
+        stages=1,
+    )
+    parts = SimpleNamespace(listed=lambda *_: [], counted=lambda *_: [])
+    found = []
+    with Metrics(tmp_path / "metrics.jsonl", Classification(2), 1) as metrics:
+        prepared = cast(Any, SimpleNamespace(job=job, cuts=()))
+        saving = Saving(prepared, metrics, cast(Any, parts))
+        for step, accuracy in enumerate(accuracies, 1):
+            measured = {"step": step, "epoch": 1, "stage": 0, "module": 0, "seconds": 1.0}
+            measured |= {"loss": 1.0, "samples": 1}
+            score = float("nan") if accuracy is None else accuracy
+            if split == "val":  # the test set would choose the last one
+                metrics.add({**measured, "split": "test", "scores": {"accuracy": step / 8}})
+            metrics.add({**measured, "split": split, "scores": {"accuracy": score}})
+            file = checkpoint.save_stage(str(tmp_path), step, 0, {"model.x": torch.ones(1)})
+            seat = {"step": step, "stage": 0, "replica": 0}
+            saving.take({"kind": "counted", **seat, **COUNTED}, 1.0)
+            saving.take({"kind": "saved", **seat, "epoch": 1, "file": file}, 1.0)
+            found.append(checkpoint.best_step(tmp_path))
+    assert found == best
