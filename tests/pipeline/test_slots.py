@@ -168,6 +168,19 @@ def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
     assert slots_needed(streams) == {first: 3, second: 1}
 
 
+def test_of_several_full_channels_that_of_the_first_stage_grows() -> None:
+    """Both stages wait for a free slot, and one more slot in either channel is enough."""
+    streams = batches(Interleaved(microbatches=5, chunks=3), 2)
+    first, other = Channel(0, 1, "gradients", 3), Channel(1, 0, "activations", 2)
+    found = slots_needed(streams)
+    assert (found[first], found[other]) == (2, 4)
+    twice = [stream * 2 for stream in streams]
+    with pytest.raises(DeadlockError) as caught:
+        simulate(twice, lambda *_: 0.0, {**found, first: 1}.__getitem__)
+    assert caught.value.full == (first, other)
+    simulate(twice, lambda *_: 0.0, {**found, first: 1, other: 5}.__getitem__)
+
+
 @pytest.mark.parametrize(
     "streams",
     [
