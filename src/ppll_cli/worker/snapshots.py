@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppll_cli.job.checkpoint import SavedTensors, write_tensors
 from ppll_cli.job.links import Links
+from ppll_cli.observe.timeline import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
 from ppll_cli.worker.chunk import HeldChunk
@@ -36,9 +37,12 @@ class Progress:
 
     Attributes:
         items: Number of batches and marks that it has handled.
+        trained: Number of training batches among them.
         reported: Number of optimizer steps at its last report of training.
         training: Whether its last batch was a training batch.
         totals: Counts and times of its steady state.
+        trace: The traced spans of its first counted batches; empty if they are not complete.
+        peak: Peak memory in its steady state, in bytes: used, and reserved; None if unknown.
         seconds: Seconds of each split that are not reported yet.
         sums: For each chunk, its losses and metrics that are not reported yet, by split.
         norms: For each chunk, the squared gradient norm of its last step.
@@ -48,9 +52,12 @@ class Progress:
     """
 
     items: int
+    trained: int
     reported: int
     training: bool
     totals: Totals
+    trace: list[Span]
+    peak: tuple[int | None, int | None]
     seconds: Mapping[str, float]
     sums: Mapping[int, Mapping[str, Sums]]
     norms: Mapping[int, Tensor | None]
@@ -95,6 +102,15 @@ class Snapshots:
     def received(self) -> dict[Channel, int]:
         """Return for each channel from another stage the number of messages received."""
         return {channel: each.position for channel, each in self._receivers.items()}
+
+    def passed(self) -> tuple[int, int]:
+        """Return the number of messages sent to the next stage, and received from the last one."""
+        ends = self._senders, self._receivers
+        sent, received = (
+            sum(each.position for channel, each in side.items() if channel.kind == "activations")
+            for side in ends
+        )
+        return sent, received
 
     def save(self, chunks: Mapping[int, HeldChunk], progress: Progress) -> None:
         """Write a snapshot, and then free the messages that it covers.
