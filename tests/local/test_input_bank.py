@@ -43,7 +43,7 @@ def test_training_begins_with_the_modules_features_alone(kind: str) -> None:
     assert isinstance(joined.mix.weight, nn.Parameter)
     assert joined.mix.weight.grad is not None
     width = own[0] if kind == "maps" else own[-1]
-    banks = joined.mix.weight.grad.flatten(1).any(dim=0).split(width)
+    banks = torch.split(joined.mix.weight.grad.flatten(1).any(dim=0), width)
     assert len(banks) == 1 + len(banked)
     assert all(used.any() for used in banks)  # after the first step every banked tensor is read
     torch.testing.assert_close(x.grad, torch.ones_like(x))
@@ -57,10 +57,10 @@ def test_add_sums_the_modules_features_and_projections(kind: str) -> None:
     expected = x.clone()
     for projection, b in zip(joined.projections, bank, strict=True):
         assert isinstance(projection, nn.Conv2d | nn.Linear)
+        assert projection.bias is not None
         weight = projection.weight.flatten(1)
         if kind == "maps":
             b = nn.AdaptiveAvgPool2d(own[1:])(b)
-            assert projection.bias is not None
             values = torch.einsum("bchw,dc->bdhw", b, weight) + projection.bias[:, None, None]
         else:
             values = b @ weight.T + projection.bias

@@ -75,7 +75,8 @@ class JoinedAtInput(CopiedNetwork):
     def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
         """Return a module's features fused with banked features, in the shape of the former."""
         if self.maps:  # no gradient passes here, and backward is what lacks a deterministic kernel
-            bank = [F.adaptive_avg_pool2d(b.detach(), x.shape[2:]) for b in bank]
+            size = x.shape[2], x.shape[3]
+            bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]
         projected = (F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True))
         joined = fused(list(chain((x,), projected)), self.fusion, dim=1 if self.maps else -1)
         return joined if self.mix is None else self.mix(joined)
