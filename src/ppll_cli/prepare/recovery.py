@@ -1,6 +1,7 @@
 """Decides whether a worker that fails can be started again alone."""
 
 import platform
+import sys
 from dataclasses import replace
 
 from ppll_cli.config.targets import make
@@ -68,8 +69,9 @@ def _obstacle(job: Job, costs: tuple[Cost, ...]) -> tuple[str, str]:
     if _on_cuda(job) and not settings.deterministic:
         problem = "on CUDA, a restarted worker may compute other bits than the one before it"
         return problem, "use deterministic=true, or recover=off"
-    if platform.machine() not in _TOTAL_STORE_ORDER:
-        return f"it needs an x86 processor; this is {platform.machine()}", "use recover=off"
+    if sys.platform != "linux" or platform.machine() not in _TOTAL_STORE_ORDER:
+        here = f"{platform.system()} on {platform.machine()}"
+        return f"it needs Linux on an x86 processor, and this is {here}", "use recover=off"
     sending = [channel.source for channel in job.channels if channel.kind == "activations"]
     if len({*sending}) < len(sending):
         return "a stage sends activations to several chunks", "use schedule=ppll, or recover=off"
