@@ -96,20 +96,20 @@ class ReplayError(PpllError):
     """Raised when a restarted worker computes other values than the worker before it.
 
     Args:
-        found: What the restarted worker computed.
-        expected: What it should have computed.
+        tensor: What differs: the name of a tensor, or the names of all tensors.
+        message: The message to the next stage that was sent before the restart.
     """
 
-    def __init__(self, found: str, expected: str) -> None:
-        self.found, self.expected = found, expected
+    def __init__(self, tensor: str, message: str) -> None:
+        self.tensor, self.message = tensor, message
         super().__init__(
-            f"the restarted worker computed {found} instead of {expected}; does the model draw "
-            "random numbers that torch.manual_seed does not fix? recover=off does not restart "
-            "workers"
+            f"the restarted worker computed {tensor} of {message} again, and the result differs; "
+            "perhaps the model draws random numbers that torch.manual_seed does not fix; "
+            "recover=off restarts no worker"
         )
 
     def __reduce__(self) -> tuple[type["ReplayError"], tuple[str, str]]:
-        return ReplayError, (self.found, self.expected)
+        return ReplayError, (self.tensor, self.message)
 
 
 class WorkerFailedError(PpllError):

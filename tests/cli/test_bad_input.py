@@ -654,6 +654,12 @@ METHODS = [
         "is the long skip of super-resolution, but this is another task; use fba.features=every",
     ),
     row("fba-fusion", ["fba=on", "fba.fusion=mean"], "fba.fusion=mean", "'concatenate', 'add' or"),
+    row(
+        "fba-join",
+        ["fba=on", "fba.join=input", "fba.trains=probe"],
+        "fba.trains=probe",
+        "is for fba.join=head",
+    ),
 ]
 
 DATA = [

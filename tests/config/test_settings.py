@@ -278,6 +278,26 @@ def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
             {"fba.fusion": "add", "fba.shared_head": False},
             "fba.shared_head=False: is for fba.fusion=concatenate",
         ),
+        ({"fba.join": "tail"}, "fba.join=tail: must be 'head' or 'input'"),
+        ({"fba.trains": "head"}, "fba.trains=head: must be 'module' or 'probe'"),
+        ({"fba.normalize": "yes"}, "fba.normalize=yes: must be a valid boolean"),
+        *(
+            ({"fba.join": "input", **change}, f"{problem}: is for fba.join=head")
+            for change, problem in (
+                ({"fba.shared_head": False}, "fba.shared_head=False"),
+                ({"fba.trains": "probe"}, "fba.trains=probe"),
+                ({"fba.normalize": True}, "fba.normalize=True"),
+            )
+        ),
+        *(
+            ({"fba.fusion": "none", key: value}, f"{key}={value}: needs a bank")
+            for key, value in (
+                ("fba.join", "input"),
+                ("fba.trains", "probe"),
+                ("fba.normalize", True),
+                ("fba.measure_zeroed", True),
+            )
+        ),
     ],
 )
 def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -> None:
@@ -302,6 +322,14 @@ def test_what_a_bank_leaves_open_is_the_tasks_affair(
 ) -> None:
     bank = sections.FeatureBank.model_validate({"enabled": True, **given}).resolved(first)
     assert (bank.features, bank.fusion) == (features, fusion)
+
+
+def test_records_of_older_runs_mean_the_bank_of_then() -> None:
+    config = composed("fba=on")
+    new = ("join", "trains", "normalize", "measure_zeroed")
+    old = {key: value for key, value in config["fba"].items() if key not in new}
+    config |= {"fba": old, "local": {**config["local"], "bank": old}}
+    assert settings.parse(config).fba == settings.parse(composed("fba=on")).fba
 
 
 def test_options_of_a_feature_bank_that_is_off_are_refused() -> None:

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from ppll_cli.job.course import TrainBatch
+from ppll_cli.job.course import TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Header, Links, upcoming
+from ppll_cli.job.links import NOTHING, Handled, Header, Links, upcoming
 from ppll_cli.pipeline.instructions import Checkpoint, End
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalSender, JournalTransport
@@ -31,7 +31,7 @@ def links(sender: JournalSender, stop: int) -> Links:
     return cast(Links, found)
 
 
-def items(job: Job, sender: JournalSender, stop: int, before: int = 0) -> list[str]:
+def items(job: Job, sender: JournalSender, stop: int, before: Handled = NOTHING) -> list[str]:
     """What stage 0 decides; it sends each decision."""
     found = []
     for item in upcoming(job, Seat(0), links(sender, stop), lambda *_: None, before):
@@ -65,5 +65,26 @@ def test_a_stop_that_other_stages_know_is_not_forgotten(job: Job) -> None:
 def test_items_before_the_snapshot_are_left_out(job: Job, before: int) -> None:
     first, second = (JournalTransport(depth=1).channel(100, 0) for _ in range(2))
     whole = items(job, first[0], stop=0)
-    rest = items(job, second[0], stop=0, before=before)
+    trained = whole[:before].count("TrainBatch")
+    rest = items(job, second[0], stop=0, before=Handled(before, trained))
     assert rest == whole[before:]
+
+
+@pytest.mark.parametrize("before", [3, 4])
+def test_a_snapshot_after_a_stop_does_not_undo_the_stop(job: Job, before: int) -> None:
+    """Two batches, then the mark of a checkpoint, after which a snapshot may be due."""
+    sender, _receiver = JournalTransport(depth=1).channel(100, 0)
+    items_left = items(job, sender, stop=0, before=Handled(before, 2))
+    assert items_left == ["Checkpoint", "End"][before - 2 :]
+
+
+def test_weights_that_travel_upstream_decide_nothing(job: Job) -> None:
+    """Their headers name no batch."""
+    sender, _receiver = JournalTransport(depth=1).channel(100, 0)
+    weights, _other = JournalTransport(depth=1).channel(100, 0)
+    pristine = copy.copy(weights)
+    weights.send(Header(Version(0)), {})
+    found: Any = links(sender, stop=0)
+    found.senders[Channel(0, 1, "weights", 2)] = copy.copy(pristine)
+    (first, *_) = upcoming(job, Seat(0), found, lambda *_: None)
+    assert first == TrainBatch(0, 0, 0, 8)

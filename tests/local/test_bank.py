@@ -62,6 +62,26 @@ def test_fusion_begins_with_the_head_alone() -> None:
     torch.testing.assert_close(fused(x, *banked), head(x))
 
 
+def test_normalized_vectors_do_not_depend_on_the_scale_of_activations() -> None:
+    head = _Head()
+    plain, fused = (
+        FusedHead(head, [8], "concatenate", True, normalize) for normalize in (False, True)
+    )
+    x, banked = torch.randn(6, 4, 3, 3), torch.randn(6, 8)
+    for network in (plain, fused):
+        assert network.mix is not None
+        nn.init.normal_(network.mix.weight)
+    found = fused(x, banked)
+    torch.testing.assert_close(fused(3 * x + 1, 100 * banked - 5), found, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(plain(3 * x + 1, 100 * banked - 5), plain(x, banked), atol=0.1)
+    vectors = [head.pooled(x), banked]
+    own, other = ((v - v.mean(1, True)) / v.std(1, correction=0, keepdim=True) for v in vectors)
+    (projection,) = fused.projections
+    assert fused.mix is not None
+    expected = head.fc(fused.mix(torch.cat([own, projection(other).clamp(min=0)], dim=1)))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("task", [TASK, OtherTask()])
 def test_a_bank_keeps_vectors(task: Task) -> None:
     """For a task of a user's own as well."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.bank import FusedPictureHead
 from ppll_cli.local.copies import CopiedNetwork
 from ppll_cli.local.fba import FBA
 from ppll_cli.local.method import Site, module_exports
@@ -151,7 +152,17 @@ def test_banked_features_are_pooled(model: Model) -> None:
 
 @pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
 @pytest.mark.parametrize(
-    "options", [{}, {"fusion": "add"}, {"shared_head": False}, {"features": 1}]
+    "options",
+    [
+        {},
+        {"fusion": "add"},
+        {"shared_head": False},
+        {"features": 1},
+        {"normalize": True},
+        {"trains": "probe"},
+        {"join": "input"},
+        {"join": "input", "fusion": "add"},
+    ],
 )
 def test_every_parameter_has_a_gradient(model: Model, options: dict[str, object]) -> None:
     torch.manual_seed(0)
@@ -164,13 +175,52 @@ def test_every_parameter_has_a_gradient(model: Model, options: dict[str, object]
         for name in criterion.features:
             values[name] = torch.rand(6, *site.spec.shape, requires_grad=name == "x")
         for name in names_read(FBA(bank=bank(**options)), site):
-            width = at[int(name.removeprefix("bank."))].spec.shape
-            values[name] = torch.rand(6, width[0] if len(width) == 3 else width[-1])
+            earlier = at[int(name.removeprefix("bank."))]
+            (unit,) = module_exports(FBA(bank=bank(**options)), earlier)
+            values[name] = unit.build()(torch.rand(6, *earlier.spec.shape))
         loss, prediction = criterion(values)
         assert prediction.shape == (6, 5)
         loss.backward()
         assert all(p.grad is not None and p.grad.any() for p in criterion.parameters())
         assert values["x"].grad is not None
+
+
+@pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
+def test_features_that_are_joined_at_the_input_are_banked_unpooled(model: Model) -> None:
+    for site in sites(model)[:-2]:
+        (unit,) = module_exports(FBA(bank=bank(join="input")), site)
+        x = torch.randn(3, *site.spec.shape)
+        assert torch.equal(unit.build()(x), x)
+
+
+def test_the_weights_of_todays_bank_keep_their_names() -> None:
+    """Or checkpoints of older versions could not be restored."""
+    names = {
+        n.split(".units.")[0] for n in FBA(bank=bank()).criterion(sites(RESNET)[2]).state_dict()
+    }
+    layers = ["head.fc", "projections.0", "projections.1", "mix"]
+    fused = {f"head.head.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert names == {"head", *fused}
+
+
+@pytest.mark.parametrize("option", [{"join": "input"}, {"trains": "probe"}, {"normalize": True}])
+def test_banks_of_maps_refuse_options_of_pooled_vectors(option: dict[str, object]) -> None:
+    ((key, value),) = option.items()
+    message = rf"^fba\.{key}={value}: does not apply to detection and super-resolution"
+    with pytest.raises(ConfigError, match=message):
+        FBA(bank=bank(**OPEN, **option)).criterion(picture_sites()[1])
+
+
+def test_a_bank_of_zeros_leaves_a_picture_without_its_long_skip() -> None:
+    site = picture_sites()[0]
+    criterion = FBA(bank=bank(**OPEN, measure_zeroed=True)).criterion(site)
+    values = {"first": torch.randn(2, 4, 8, 8), "target": torch.rand(2, 3, 16, 16)}
+    network = criterion.head
+    assert isinstance(network, CopiedNetwork)
+    head = network.head
+    assert isinstance(head, FusedPictureHead)
+    expected = head.head.upsampler(head.head.mapped(network.units(values["first"])))
+    torch.testing.assert_close(criterion.predict_further(values), {"bank_zeroed": expected})
 
 
 class _PlainHead(nn.Module):

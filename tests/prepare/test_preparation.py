@@ -323,6 +323,30 @@ def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None
     assert resnet[-1].params == resnet[-1].flops == 0
 
 
+def test_the_costs_of_a_banks_options() -> None:
+    """Maps are 16 x 8 x 8, 16 x 8 x 8, 32 x 4 x 4 and 64 x 2 x 2, and each unit is a module."""
+    case = [*DATA, "batch_size=8", "device=cpu", "model=resnet32", "model.depth=8", "gpus=4"]
+
+    def with_bank(*options: str) -> Prepared:
+        return prepared(*case, "local.modules=5", *options)
+
+    alone = with_bank("local=fba").auxiliary_costs
+    bank, probe, entry = (
+        with_bank("fba=on", *option) for option in ([], ["fba.trains=probe"], ["fba.join=input"])
+    )
+    pairs = list(zip(alone, bank.auxiliary_costs, probe.auxiliary_costs, strict=True))
+    for _, banked, probed in pairs[1:-1]:  # one more classifier of 64 features
+        assert probed.params - banked.params == 65 * 10
+        assert probed.flops - banked.flops == 2 * 64 * 10
+    assert len({(each.params, each.flops) for each in pairs[0]}) == 1
+    # Two banked maps are projected to the 32 channels of the third module, and three maps mixed.
+    found, without = entry.auxiliary_costs[2], alone[2]
+    assert found.params - without.params == 2 * (16 + 1) * 32 + (3 * 32 + 1) * 32
+    assert found.flops - without.flops == 2 * 4 * 4 * (2 * 16 * 32 + 3 * 32 * 32)
+    assert entry.job.specs[3]["bank.0"].shape == (16, 8, 8)
+    assert probe.job.specs[3]["bank.0"].shape == bank.job.specs[3]["bank.0"].shape == (16,)
+
+
 def test_only_a_profile_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users without a home folder were once refused even if the run needed no profile."""
 

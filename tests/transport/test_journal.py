@@ -178,7 +178,7 @@ def test_a_message_that_does_not_fit_is_refused() -> None:
 
 
 def test_a_head_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "HEAD", 64)
+    monkeypatch.setattr(journal, "LARGEST_HEAD", 64)
     sender, _ = channel()
     with pytest.raises(ValueError, match="use recover=off"):
         sender.send("x" * 64, {"x": torch.zeros(3)})

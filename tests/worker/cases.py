@@ -16,5 +16,7 @@ METHODS = {
     "slm": ["local=fba"],
     "fba": ["fba=on"],
     "fba last two": ["fba=on", "fba.features=2", "fba.fusion=add"],
+    "fba at the input": ["fba=on", "fba.join=input", "fba.measure_zeroed=true"],
+    "fba probe": ["fba=on", "fba.trains=probe", "fba.normalize=true", "fba.measure_zeroed=true"],
 }
 """Local methods, and what is chosen of their options."""

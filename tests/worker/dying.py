@@ -71,6 +71,7 @@ class Journals(Network):
 
     Attributes:
         activities: How many activities each worker has begun.
+        pulses: The pulse of each worker, which a restarted worker shares with the one before it.
         restarts: The part of the launcher that knows what the workers have reported.
     """
 
@@ -80,6 +81,7 @@ class Journals(Network):
         super().__init__(Turns(), job)
         self._deaths = deaths or {}
         self.activities: Counter[Seat] = Counter()
+        self.pulses: dict[Seat, Mortal] = {}
         folder.mkdir(exist_ok=True)
         self.restarts = Restarts(job, folder, lambda report: None)
         transport = JournalTransport(depth=job.depth)
@@ -97,7 +99,7 @@ class Journals(Network):
             if channel.target == seat.stage:
                 target = _as(Target, receiver, self.turns)
                 parts["receivers"][channel] = self._receivers[channel] = target
-        pulse = Mortal()
+        pulse = self.pulses.setdefault(seat, Mortal())
         pulse.counts, pulse.seat = self.activities, seat
         pulse.deaths = self._deaths.get(seat, ())
         parts["pulse"], parts["recovery"] = pulse, self.restarts.recovery(seat)

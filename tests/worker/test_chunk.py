@@ -24,6 +24,7 @@ METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local"
 CHOICES = [[f"local={method}"] for method in METHODS]
 CHOICES += [["local=infopro", "local.loss=contrastive"], ["fba=on"], ["fba=on", "fba.fusion=add"]]
 CHOICES += [["fba=on", "fba.shared_head=false"], ["fba=on", "fba.features=1"]]
+CHOICES += [["fba=on", "fba.trains=probe"], ["fba=on", "fba.join=input"]]
 MODELS = {
     "vit": ["model.dim=16", "model.depth=4", "model.heads=2", "model.patch=8"],
     "resnet": ["model=resnet32", "model.depth=14"],

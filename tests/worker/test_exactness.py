@@ -78,6 +78,34 @@ def test_the_ablation_without_fusion_is_the_local_module_alone(tmp_path: Path, m
     assert_same_run(inside(tmp_path, "fba=on", "fba.fusion=none", *case), alone)
 
 
+@pytest.mark.parametrize("model", EVERY_UNIT)
+def test_a_probe_beside_a_module_does_not_change_its_training(tmp_path: Path, model: str) -> None:
+    case = ["gpus=2", *EVERY_UNIT[model]]
+    alone = inside(tmp_path, "local=fba", *case)
+    probed = inside(tmp_path, "fba=on", "fba.trains=probe", "fba.measure_zeroed=true", *case)
+    assert_same({name: probed.tensors[name] for name in alone.tensors}, alone.tensors)
+    beyond = probed.tensors.keys() - alone.tensors.keys()
+    assert beyond
+    assert all(".probe." in name for name in beyond)
+    for at, (_, scores) in alone.test.items():
+        assert probed.test[at][1]["accuracy"] == scores["accuracy"]
+
+
+@pytest.mark.parametrize("model", EVERY_UNIT)
+def test_measuring_a_bank_of_zeros_does_not_change_training(tmp_path: Path, model: str) -> None:
+    case = ["gpus=2", "fba=on", *EVERY_UNIT[model]]
+    plain = inside(tmp_path, *case)
+    measured = inside(tmp_path, "fba.measure_zeroed=true", *case)
+    assert_same(measured.tensors, plain.tensors)
+    assert measured.train == plain.train
+    modules = len(plain.job.layout.modules)
+    for (step, module), (loss, scores) in plain.test.items():
+        found = dict(measured.test[step, module][1])
+        assert ("accuracy_bank_zeroed" in found) == (0 < module < modules - 1)
+        found.pop("accuracy_bank_zeroed", None)
+        assert (measured.test[step, module][0], found) == (loss, scores)
+
+
 @pytest.mark.parametrize("gpus", [2, 3])
 def test_modules_that_follow_the_stages_are_the_same_for_ll(tmp_path: Path, gpus: int) -> None:
     overrides = [f"gpus={gpus}", *VIT, "partition=params"]

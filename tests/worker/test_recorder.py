@@ -161,3 +161,32 @@ def test_a_trace_says_when_what_was_done(clock: Clock) -> None:
         Span(111.0, 113.0, "compute", FORWARD, 1),
         Span(113.0, 116.0, "compute", BACKWARD, 1),
     ]
+
+
+def test_a_restarted_worker_continues_the_totals_in_the_middle_of_a_segment(clock: Clock) -> None:
+    """The batches counted so far have their wall time, although the segment goes on."""
+    first = Script(clock, warmup=2)
+    first.batches(5)
+    saved = first.recorder.so_far()
+    assert (saved.batches, saved.samples, saved.wall_s) == (3, 24, 30)
+    assert saved.spent_s == {"starved": 3, "compute": 15}
+    first.batches(1)
+    assert (saved.batches, saved.wall_s) == (3, 30)
+    second = Script(clock, warmup=2, traced=2)
+    span = Span(0.0, 1.0, "compute", FORWARD, 0)
+    second.recorder.continue_from(saved, [span])
+    second.batches(4)
+    second.evaluation()
+    totals = second.recorder.totals
+    assert (totals.batches, totals.samples, totals.wall_s) == (5, 40, 50)
+    assert totals.spent_s == {"starved": 5, "compute": 25}
+    assert second.recorder.trace == [span]
+    assert len(second.steady_at) == 1
+
+
+def test_what_is_saved_of_ended_segments_is_their_sum(clock: Clock) -> None:
+    script = Script(clock)
+    script.batches(3)
+    script.evaluation()
+    saved = script.recorder.so_far()
+    assert (saved.batches, saved.wall_s) == (3, 30)

@@ -40,14 +40,19 @@ def _assert_equal(found: Outcome, expected: Outcome) -> None:
     assert found.sent == expected.sent
 
 
-@pytest.mark.parametrize("case", CASES)
+ALWAYS = ("resnet", "upstream")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in ALWAYS)) for c in CASES]
+)
 def test_workers_that_die_at_any_moment_change_nothing(case: str, tmp_path: Path) -> None:
     plain = execute(_job(tmp_path / "plain", *CASES[case]))
     job = _job(tmp_path / "run", *CASES[case], "recover=stage", "recover.every=3")
     unhurt = Journals(job, tmp_path / "unhurt")
     _assert_equal(execute(job, unhurt), plain)
     random = Random(case)
-    for number in range(4):
+    for number in range(3):
         deaths = {
             seat: random.sample(range(1, unhurt.activities[seat]), random.randint(0, 3))
             for seat in job.seats
@@ -57,17 +62,31 @@ def test_workers_that_die_at_any_moment_change_nothing(case: str, tmp_path: Path
         _assert_equal(execute(here, Journals(here, tmp_path / str(number), deaths)), plain)
 
 
-def test_a_worker_may_die_at_each_of_its_activities(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
+def test_a_worker_may_die_at_each_of_its_activities(tmp_path: Path, every: int) -> None:
     short = ["epochs=1", "data.train_samples=40", "checkpoint.every=2", "recover=stage"]
     job = _job(tmp_path / "run", *RESNET, "gpus=2", *short, "recover.every=2")
     unhurt = Journals(job, tmp_path / "unhurt")
     expected = execute(job, unhurt)
     for seat in job.seats:
-        for moment in range(1, unhurt.activities[seat] + 1, 3):
+        for moment in range(1, unhurt.activities[seat] + 1, every):
             name = f"{seat.stage}-{moment}"
             here = replace(job, run_dir=str(tmp_path / f"run-{name}"))
             deaths = {seat: [moment]}
             _assert_equal(execute(here, Journals(here, tmp_path / name, deaths)), expected)
+
+
+def test_a_replay_is_not_counted_twice(tmp_path: Path) -> None:
+    """Neither steps nor messages, of which the display of the run lives."""
+    job = _job(tmp_path, *VIT, "gpus=2", "recover=stage", "recover.every=3")
+    unhurt = Journals(job, tmp_path / "unhurt")
+    execute(job, unhurt)
+    deaths = {Seat(0): [45, 90], Seat(1): [70]}
+    hurt = Journals(replace(job, run_dir=str(tmp_path / "run")), tmp_path / "hurt", deaths)
+    execute(job, hurt)
+    for seat in job.seats:
+        mine, theirs = hurt.pulses[seat], unhurt.pulses[seat]
+        assert (mine.sent, mine.received, mine.step) == (theirs.sent, theirs.received, theirs.step)
 
 
 def test_no_more_is_done_again_than_the_user_allows(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reports leave when the device has copied them, and nobody waits for it before a mark."""
 
 import json
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.pipeline.instructions import Forward
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.clock import StreamClock
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
@@ -124,6 +126,40 @@ def test_reports_leave_in_their_order_when_the_device_has_passed_them() -> None:
     assert case.device.waits == 1
     assert [fields["seconds"] for fields in case.sent] == [1.0, 1.0, 1.0]
     assert [fields["loss"] for fields in case.sent] == [2.0, 2.0, 2.0]
+
+
+class Twins(Replicas):
+    """Two replicas with equal measurements."""
+
+    def __init__(self) -> None: ...
+
+    def add(self, tensor: Tensor) -> Any:
+        return SimpleNamespace(wait=lambda: tensor.mul_(2))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows])
+
+
+@pytest.mark.parametrize(("replicas", "samples"), [(None, 4), (Twins(), 8)])
+def test_an_evaluation_reports_the_metric_of_further_predictions(
+    replicas: Replicas | None, samples: int
+) -> None:
+    case = Case()
+    case.chunk.criterion.further = ("probe",)
+    rows = {split: torch.tensor([[n, 4.0]]).double() for n, split in ((3, "test"), (1, "train"))}
+    rows["test.probe"] = torch.tensor([[2.0, 4.0]]).double()
+    for split, measures in rows.items():
+        case.chunk.sums.setdefault(split, Sums()).add(torch.tensor(0.5), 4, measures)
+    cpu = torch.device("cpu")
+    case.reports.take("train", 1, 1, case.chunks, replicas, cpu, rate=0.1)
+    case.reports.take("test", 1, 1, case.chunks, replicas, cpu)
+    case.reports.take("test", 2, 1, case.chunks, replicas, cpu)  # nothing is left for it
+    case.reports.send(wait=True)
+    training, evaluation = case.sent
+    assert training["scores"] == {"accuracy": 0.25}
+    assert evaluation["scores"] == {"accuracy": 0.75, "accuracy_probe": 0.5}
+    assert training["samples"] == evaluation["samples"] == samples
+    assert evaluation["loss"] == 0.5 * samples
 
 
 def test_events_are_used_again() -> None:

@@ -202,11 +202,11 @@ class Planner:
             settings = self.settings(name, gpus, replicas)
             given = settings, self.subject, schedule, devices, self.profile, ""
             job, auxiliary = assemble(*given, notes=[])
-            job = planned(job, (*self.subject.costs, *auxiliary))
             check_backwards(job)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)
+            job = planned(job, (*self.subject.costs, *auxiliary))
         except ConfigError as error:
             self._errors.append(error)
             if error.key == "gpus":

@@ -111,12 +111,25 @@ class FeatureBank(Section):
             they are not joined. None: `add` if `features` is `first` and `shared_head` is true,
             else `concatenate`.
         shared_head: Whether the head that reads the features has the same shape as the model's.
+        join: Where the features are joined with the auxiliary network's own features. `head`:
+            pooled, at its head. `input`: unpooled, at its input.
+        trains: What the loss of the head that reads the features trains. `module`: the module and
+            its auxiliary network. `probe`: only that head, which is then a probe beside a second
+            head; the second head reads no bank, and trains the module.
+        normalize: Whether pooled vectors are normalised before they are joined.
+        measure_zeroed: Whether evaluations also measure each local head with the features of the
+            bank set to zero.
     """
 
     enabled: bool
     features: Literal["every", "stage_ends", "first"] | Count | None = "every"
     fusion: Literal["concatenate", "add", "none"] | None = "concatenate"
     shared_head: bool = True
+    # These have defaults because the records of older runs lack them.
+    join: Literal["head", "input"] = "head"
+    trains: Literal["module", "probe"] = "module"
+    normalize: bool = False
+    measure_zeroed: bool = False
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
@@ -144,7 +157,27 @@ class FeatureBank(Section):
             raise ConfigError(f"fba.{key}", getattr(self, key), "is for fba=on")
         if not self.shared_head and self.fusion in ("add", "none"):
             raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
+        if self.fusion == "none":
+            for key in ("join", "trains", "normalize", "measure_zeroed"):
+                self._refuse(key, "needs a bank, which fba.fusion=none leaves out")
+        if self.join == "input":
+            for key in ("shared_head", "trains", "normalize"):
+                self._refuse(key, "is for fba.join=head")
         return self
+
+    def _refuse(self, key: str, problem: str) -> None:
+        """Raise an error with this problem if a key does not have its default value."""
+        if (value := getattr(self, key)) != type(self).model_fields[key].default:
+            raise ConfigError(f"fba.{key}", value, problem)
+
+    def refuse_vectors(self) -> None:
+        """Refuse options that are only for banks of pooled vectors.
+
+        Raises:
+            ConfigError: Such an option is set.
+        """
+        for key in ("join", "trains", "normalize"):
+            self._refuse(key, "does not apply to detection and super-resolution")
 
 
 class Recover(Section):

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -68,6 +68,17 @@ class Checkpoint:
     def step(self) -> int:
         """Number of optimizer steps done."""
         return self.manifest.step
+
+
+class Saved(Protocol):
+    """Tensors by the names that they have in a checkpoint."""
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        ...
+
+    def __getitem__(self, name: str) -> Tensor: ...
 
 
 class SavedTensors:
@@ -147,25 +158,14 @@ def save_stage(
     make_folder(folder)
     path = folder / f"stage-{stage}.safetensors"
     path.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
-    write_tensors(path, tensors, {UNREPORTED: json.dumps(unreported)} if unreported else None)
+    # Clone, because safetensors refuses tensors that share memory, such as tied weights.
+    copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    save_file(copies, path, {UNREPORTED: json.dumps(unreported)} if unreported else None)
     share(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     return SavedFile(path.name, path.stat().st_size, digest)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write tensors to a safetensors file.
-
-    Raises:
-        OSError, SafetensorError: The file cannot be written.
-    """
-    # Clone, because safetensors refuses tensors that share memory, such as tied weights.
-    copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    save_file(copies, path, metadata)
 
 
 def unfinished_folder(run_dir: str | Path, step: int) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ppll_cli.job.course import EvaluationBatch, Item, TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
@@ -39,6 +39,16 @@ class Recovery:
 
     folder: str
     saved: int = -1
+
+
+class Handled(NamedTuple):
+    """Numbers of batches and marks, and of training batches among them, that are done already."""
+
+    items: int = 0
+    trained: int = 0
+
+
+NOTHING = Handled()
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ def upcoming(
     seat: Seat,
     links: Links,
     wait: Callable[[Sender | Receiver, str], None],
-    before: int = 0,
+    before: Handled = NOTHING,
 ) -> Iterator[Item]:
     """Yield every batch and mark that a worker has to handle, in order.
 
@@ -121,8 +131,8 @@ def upcoming(
         links: The worker's connections.
         wait: A function that waits for an end of a channel. It gets the end and the kind of time
             to record: "blocked" (no free slot) or "starved" (no message).
-        before: Number of items that are not yielded again, because the worker before this one
-            handled them. Receivers of a restarted worker are already behind these items.
+        before: The items that are not yielded again, because the worker before this one handled
+            them. Receivers of a restarted worker are already behind these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):
@@ -147,18 +157,21 @@ def upcoming(
         yield item
 
 
-def _decided(job: Job, links: Links, before: int) -> Iterator[Item]:
-    """Yield the items that stage 0 decides on, without the first `before` ones.
+def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
+    """Yield the items that stage 0 decides on, without those that are done already.
 
     A restarted worker repeats the decisions that other stages know already. They are in the headers
     of the messages that the worker before it has sent.
     """
-    handled = 0
+    handled = asked = 0
+    senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]
 
-    def stops() -> bool:
-        if handled < before:  # after a stop there are only marks, and then no snapshot is made
-            return False
-        for sender in links.senders.values():
+    def stops() -> bool:  # called before each training batch
+        nonlocal asked
+        asked += 1
+        if handled < before.items:
+            return asked > before.trained
+        for sender in senders:
             if isinstance(sender, JournalSender) and (told := sender.told()) is not None:
                 assert isinstance(told, Header)
                 return not isinstance(told.item, TrainBatch)
@@ -166,5 +179,5 @@ def _decided(job: Job, links: Links, before: int) -> Iterator[Item]:
 
     for item in job.course.items(stops, job.start):
         handled += 1
-        if handled > before:
+        if handled > before.items:
             yield item

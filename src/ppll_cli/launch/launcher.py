@@ -84,8 +84,8 @@ def launch(
     with (
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
+        _restarting(job, on_report) as restarts,  # exits after the workers are gone
         _none_left(workers),
-        _restarting(job, on_report) as restarts,
         _telling(others, fleet),  # exits first: killing workers makes other machines' workers fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)

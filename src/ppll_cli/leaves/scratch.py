@@ -74,12 +74,12 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def shared_scratch() -> Iterator[Path]:
-    """Provide a folder like `scratch`, but in shared memory where the system has such a place.
+    """Provide a folder like `scratch`, but in shared memory if this process can write there.
 
     Raises:
         ConfigError: The folder cannot be created.
     """
-    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else _place()
+    place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else _place()
     with tempfile.TemporaryDirectory(dir=_own(place), ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -100,6 +100,7 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
+    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # only some runs claim a folder there
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
             continue

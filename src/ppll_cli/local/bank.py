@@ -54,7 +54,12 @@ class Bank:
         """Return the head extended by inputs for banked features."""
         own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
         widths = [pooled_width(shape) for shape in banked]
-        return FusedHead(own, widths, bank.joined, bank.shared_head)
+        return FusedHead(own, widths, bank.joined, bank.shared_head, bank.normalize)
+
+    def probe(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """Return a classifier that reads the vector which a head pools, and banked features."""
+        own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
+        return self.head(VectorHead(own.fc.in_features, own.fc.out_features), banked, bank)
 
 
 class MapBank(Bank):
@@ -74,9 +79,27 @@ class MapBank(Bank):
         return FusedPictureHead(own, channels, bank.joined, bank.shared_head)
 
 
-def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
-    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels."""
-    return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=1)
+def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
+    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels.
+
+    Args:
+        maps: The maps, vectors or tokens.
+        fusion: `concatenate` or `add`.
+        dim: The dimension of the channels.
+    """
+    return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=dim)
+
+
+class VectorHead(ClassifierHead):
+    """A Linear layer on vectors [B, D]."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, classes)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Return the vectors unchanged."""
+        return x
 
 
 class FusedHead(nn.Module):
@@ -94,13 +117,21 @@ class FusedHead(nn.Module):
         fusion: `concatenate` or `add`.
         shared_head: Whether the classifier has the shape of the model's classifier. Otherwise it
             reads the concatenated vectors.
+        normalize: Whether each vector, the head's own too, is shifted and scaled to mean 0 and
+            variance 1 over its elements before banked vectors are projected. Then the features of
+            modules with larger activations do not outweigh the others.
     """
 
     def __init__(
-        self, head: ClassifierHead, widths: Sequence[int], fusion: str, shared_head: bool
+        self,
+        head: ClassifierHead,
+        widths: Sequence[int],
+        fusion: str,
+        shared_head: bool,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.head, self.fusion = head, fusion
+        self.head, self.fusion, self.normalize = head, fusion, normalize
         width, joined = head.fc.in_features, head.fc.in_features * (1 + len(widths))
         self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
         self.mix: nn.Linear | None = None
@@ -113,9 +144,11 @@ class FusedHead(nn.Module):
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return logits [B, classes] for features and banked vectors [B, width]."""
-        vectors = [self.head.pooled(x)]
-        vectors += [F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True)]
-        vector = fused(vectors, self.fusion)
+        own, *banked = [self.head.pooled(x), *bank]
+        if self.normalize:
+            own, *banked = [F.layer_norm(v, v.shape[1:]) for v in (own, *banked)]
+        projected = [F.relu(p(b)) for p, b in zip(self.projections, banked, strict=True)]
+        vector = fused([own, *projected], self.fusion)
         if self.mix is not None:
             vector = self.mix(vector)
         logits: Tensor = self.head.fc(vector)

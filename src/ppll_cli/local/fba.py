@@ -13,8 +13,10 @@ from torch import nn
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.bank import Bank, MapBank
-from ppll_cli.local.copies import copies_of, later_units
+from ppll_cli.local.banked import BankedCriterion, ProbedCriterion
+from ppll_cli.local.copies import CopiedNetwork, copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
+from ppll_cli.local.input_bank import InputBank
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit, check_depth
 from ppll_cli.tasks.classification import Classification
@@ -32,7 +34,9 @@ class FBA(LocalMethod):
     directly after the module are copied.
 
     The bank holds detached features of earlier modules, and is sent forward with the activations.
-    `bank_of` defines its form for each task; for classification, features are pooled to vectors.
+    `bank_of` defines its form for each task; for classification, features are pooled to vectors,
+    which are joined at the head as the paper uses such vectors. The values `fba.join=input`,
+    `fba.trains=probe` and `fba.normalize=true` are variants of ours.
     For super-resolution the bank holds by default the network's first features, which the model's
     own head reads through its long skip.
 
@@ -59,8 +63,14 @@ class FBA(LocalMethod):
             read = _long_skips(site) if bank.fusion != "none" else {}
         else:
             read = {bank_name(m): site.at(m).spec.shape for m in self._banked(site)}
-        network = bank_of(site.task).network(copies, list(read.values()), bank)
-        return Criterion(network, (site.feature, *read), site.task)
+        features, banked = (site.feature, *read), list(read.values())
+        kind = bank_of(site.task, bank.join)
+        if bank.trains == "module" or not banked:
+            network = kind.network(copies, banked, bank)
+            return BankedCriterion(network, features, site.task, bank.measure_zeroed)
+        alone = CopiedNetwork(copies.units, copies.head)
+        probe = kind.probe(copies.head, banked, bank)
+        return ProbedCriterion(alone, probe, features, site.task, bank.measure_zeroed)
 
     def exports(self, site: Site) -> Sequence[Unit]:
         """Return a unit that banks the module's features if a later module reads them."""
@@ -68,7 +78,8 @@ class FBA(LocalMethod):
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
         name = bank_name(site.module)
-        return (Unit(name, partial(_form, site.task, site.spec.shape), (site.feature,), (name,)),)
+        form = partial(_form, site.task, self.bank.join, site.spec.shape)
+        return (Unit(name, form, (site.feature,), (name,)),)
 
     def _copied(self, site: Site) -> list[int]:
         """Return the indices of the units that the Simple Local Module copies."""
@@ -90,7 +101,7 @@ class FBA(LocalMethod):
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none" or bank.features == "first":
             return []
-        form = bank_of(site.task).form
+        form = bank_of(site.task, bank.join).form
         earlier = [m for m in range(site.module) if form(site.at(m).spec.shape) is not None]
         if bank.features == "every":
             return earlier
@@ -101,8 +112,10 @@ class FBA(LocalMethod):
         return earlier[-bank.features :]
 
 
-def bank_of(task: Task) -> Bank:
-    """Return the bank for a task."""
+def bank_of(task: Task, join: str = "head") -> Bank:
+    """Return the bank for a task, and for a value of `fba.join`."""
+    if join == "input":
+        return InputBank()
     if isinstance(task, Classification):
         return Bank()
     if isinstance(task, SuperResolution):
@@ -113,9 +126,9 @@ def bank_of(task: Task) -> Bank:
     return PyramidBank(task) if isinstance(task, Detection) else Bank()
 
 
-def _form(task: Task, shape: Shape) -> nn.Module:
+def _form(task: Task, join: str, shape: Shape) -> nn.Module:
     """Build the network that converts features to the form kept in the bank."""
-    network = bank_of(task).form(shape)
+    network = bank_of(task, join).form(shape)
     assert network is not None
     return network
 
@@ -124,9 +137,13 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     """Return the bank's settings, with defaults resolved for a task and a model.
 
     Raises:
-        ConfigError: `fba.features=first` is set, but there is no long skip with first features.
+        ConfigError: `fba.features=first` is set, but there is no long skip with first features; or
+            an option is set that does not apply to the task.
     """
-    takes = bank_of(task).long_skips
+    kind = bank_of(task)
+    if type(kind) is not Bank:
+        bank.refuse_vectors()
+    takes = kind.long_skips
     skips = len(units[-1].reads) > 1
     if bank.enabled and bank.features == "first" and not (takes and skips):
         what = "but the model's head reads no long skip" if takes else "but this is another task"

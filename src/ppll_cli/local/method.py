@@ -83,6 +83,7 @@ class Criterion(nn.Module):
         reads: Names of all tensors that the criterion reads, including targets.
         writes: Names of the tensors that the criterion makes for later modules: none.
         watches: A later unit whose weights are passed to `see` before each training batch, or None.
+        further: Names of the predictions that `predict_further` returns: by default none.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -91,6 +92,7 @@ class Criterion(nn.Module):
         self.reads: tuple[str, ...] = (*features, *task.targets)
         self.writes: tuple[str, ...] = ()
         self.watches: Watch | None = None
+        self.further: tuple[str, ...] = ()
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute loss and prediction.
@@ -103,6 +105,16 @@ class Criterion(nn.Module):
         """
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
+
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return predictions that evaluations measure besides that of `forward`, by name.
+
+        The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
+
+        Args:
+            values: The tensors of `reads`, by name.
+        """
+        return {}
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Receive the weights of the watched unit, before the forward pass of a training batch.

@@ -39,8 +39,10 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.transport.pipes import Ends, Inlet, open_pipes
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
-HEAD = 1 << 16
-"""Bytes for the header and the layout of one message. The system provides only pages in use."""
+LARGEST_HEAD = 1 << 16
+"""Largest number of bytes for the header and the layout of one message."""
+
+_SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160
 
 _LENGTH = struct.Struct("<I")
 _DRAINED = 1 << 16
@@ -58,12 +60,12 @@ class _Shelf:
     """The memory of a channel, as one end sees it.
 
     Args:
-        heads: The counters, and a head of `HEAD` bytes for each slot; uint8 in shared memory.
+        heads: Memory for the counters, and for the head of each slot; uint8 [1 + slots, bytes].
         slots: The slots, for the tensors.
     """
 
     def __init__(self, heads: Tensor, slots: Slots) -> None:
-        self._heads, self.slots = heads, slots
+        self._heads, self.slots, self._size = heads, slots, heads.shape[1]
         self._layouts: dict[Layout, int] = {}
 
     @property
@@ -74,10 +76,10 @@ class _Shelf:
     def write_head(self, message: int, header: Header, layout: Layout) -> None:
         """Store the header and the layout of a message."""
         head = pickle.dumps((header, layout), pickle.HIGHEST_PROTOCOL)
-        if _LENGTH.size + len(head) > HEAD:
+        if _LENGTH.size + len(head) > self._size:
             raise ValueError(
-                f"a message of {len(layout)} tensors needs a head of {len(head)} bytes; recover "
-                f"has room for {HEAD}: use recover=off"
+                f"names and shapes of the {len(layout)} tensors of a message take {len(head)} "
+                f"bytes, and recover=stage has room for {self._size}: use recover=off"
             )
         ctypes.memmove(self._head(message), _LENGTH.pack(len(head)) + head, 4 + len(head))
 
@@ -96,7 +98,7 @@ class _Shelf:
         return self.slots.at(message % self.slots.count, number, layout)
 
     def _head(self, message: int) -> int:
-        return self._heads.data_ptr() + HEAD * (1 + message % self.slots.count)
+        return self._heads.data_ptr() + self._size * (1 + message % self.slots.count)
 
 
 class _Bell:
@@ -181,10 +183,10 @@ class JournalSender:
         assert self._shelf.counters.sent - self.position <= self._shelf.slots.count
         before = self._shelf.read_head(self.position)
         if before != (header, layout):
-            raise ReplayError(f"{header}, {layout}", f"{before[0]}, {before[1]}")
+            raise ReplayError(f"the tensors {[each.name for each in layout]}", str(before[0]))
         for name, view in self._shelf.views(self.position, layout).items():
             if not torch.equal(_bytes(view), _bytes(tensors[name].detach().cpu())):
-                raise ReplayError(f"another {name!r} of {header}", "the one that was sent")
+                raise ReplayError(f"the tensor {name!r}", str(before[0]))
 
 
 class JournalReceiver:
@@ -274,7 +276,7 @@ class JournalTransport:
     ) -> tuple[JournalSender, JournalReceiver]:
         """Create a new channel, and return its two ends."""
         size = max(ALIGNMENT, aligned(size))
-        heads, tensors = (_shared(n) for n in (HEAD * (1 + slots), slots * size))
+        heads, tensors = _shared(1 + slots, head_bytes(size)), _shared(slots * size)
         sides = []
         for device in (source, target):
             memory = HostMemory(tensors, pinned=torch.device(device).type == "cuda")
@@ -294,8 +296,16 @@ def _to_sender(ends: Ends) -> _Bell:
     return _Bell(wakes=ends.returned, woken=ends.messages)
 
 
-def _shared(size: int) -> Tensor:
-    tensor = torch.zeros(size, dtype=torch.uint8)
+def head_bytes(size: int) -> int:
+    """Return the bytes to reserve for the header and the layout of a message of `size` bytes.
+
+    Each tensor takes at least `ALIGNMENT` bytes, so the size limits the number of tensors.
+    """
+    return min(LARGEST_HEAD, _SMALLEST_HEAD + size // ALIGNMENT * _HEAD_PER_TENSOR)
+
+
+def _shared(*shape: int) -> Tensor:
+    tensor = torch.zeros(shape, dtype=torch.uint8)
     return tensor.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
 
 

@@ -136,10 +136,11 @@ def _unpin(tensor: Tensor) -> None:
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
 
 
-def no_room(size: int) -> str | None:
+def no_room(size: int, what: str = "its slots") -> str | None:
     """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    Without this check, a process that uses shared memory beyond its limit is killed.
+    `what` says what needs the room. Without this check, a process that uses shared memory beyond
+    its limit is killed.
     """
     try:
         there = shutil.disk_usage(SHARED_MEMORY)
@@ -147,7 +148,7 @@ def no_room(size: int) -> str | None:
         return None
     if size <= USED_AT_MOST * there.free:
         return None
-    return f"its slots take {size >> 20} MiB, but {SHARED_MEMORY} has {there.free >> 20} MiB left"
+    return f"{what} take {size >> 20} MiB, but {SHARED_MEMORY} has {there.free >> 20} MiB left"
 
 
 def more_room(size: int) -> str:

@@ -37,7 +37,8 @@ class HeldChunk(Networks):
         replicas: The workers that hold the same stage; None if the stage has only one.
 
     Attributes:
-        sums: Losses and metrics that are not reported yet, by split: "train" in training.
+        sums: Losses and metrics that are not reported yet, by split: "train" in training. Those of
+            further predictions have the key `split_of`.
 
     See `Networks` for the networks, the average over replicas and the optimizer step.
     """
@@ -232,8 +233,10 @@ class HeldChunk(Networks):
             return
         with self._autocast(), torch.no_grad():
             loss, prediction = self.criterion(values)
-            measures = self.job.task.measure(prediction, values, training=False)
-        self._add(split, loss, micro_batch, measures)
+            predictions = {"": prediction, **self.criterion.predict_further(values)}
+            for name, found in predictions.items():
+                measures = self.job.task.measure(found, values, training=False)
+                self._add(split_of(split, name), loss, micro_batch, measures)
 
     def end(self) -> None:
         """Free all tensors of the batch."""
@@ -262,6 +265,11 @@ class HeldChunk(Networks):
         seed = seed_of(seed, owner, batch.step, number)
         for generator in self._generators:
             generator.manual_seed(seed)
+
+
+def split_of(split: str, name: str) -> str:
+    """Return the key under which a criterion's further prediction `name` is measured."""
+    return f"{split}.{name}" if name else split
 
 
 def _storage(tensor: Tensor) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.job.checkpoint import EMA, SavedTensors
+from ppll_cli.job.checkpoint import EMA, Saved
 from ppll_cli.models.unit import Unit
 
 
@@ -67,7 +67,7 @@ class Ema:
         for name, live in self._live.items():
             yield name, self._averages[live]
 
-    def restore(self, saved: SavedTensors) -> None:
+    def restore(self, saved: Saved) -> None:
         """Load the averages from a checkpoint."""
         for name, live in self._live.items():
             self._averages[live].copy_(saved[name])

@@ -19,6 +19,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before = _status("VmRSS")
+        self._earlier: tuple[int | None, int | None] = None, None
 
     def reset(self) -> None:
         """Restart the measurement. Call this when the steady state begins."""
@@ -30,16 +31,24 @@ class PeakMemory:
             except OSError:
                 self._before = None  # without a reset the peak would include earlier work
 
+    def continue_from(self, peak: int | None, reserved: int | None) -> None:
+        """Count the peaks of another process too: the values of its `read` and `reserved`."""
+        self._earlier = peak, reserved
+
     def read(self) -> int | None:
         """Return the peak in bytes; None if unknown."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+            return max(torch.cuda.max_memory_allocated(self._device), self._earlier[0] or 0)
         peak = _status("VmHWM")
-        return None if peak is None or self._before is None else max(0, peak - self._before)
+        if peak is None or self._before is None:
+            return None
+        return max(0, peak - self._before, self._earlier[0] or 0)
 
     def reserved(self) -> int | None:
         """Return the peak that torch's allocator had reserved, in bytes; None except on CUDA."""
-        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
+        if self._device.type != "cuda":
+            return None
+        return max(torch.cuda.max_memory_reserved(self._device), self._earlier[1] or 0)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h

@@ -11,6 +11,7 @@ The first counted batches can also be traced span by span, for a timeline.
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -110,6 +111,7 @@ class Recorder:
         self._clock = clock
         self._warmup, self._skip, self._on_steady, self._traced = warmup, skip, on_steady, traced
         self._step = self._seen = self._in_segment = self._most_traced = 0
+        self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
         self._longest: _Trace | None = None  # still without a time on the host's clock
@@ -125,7 +127,8 @@ class Recorder:
         if self._since is None and (
             self._seen >= self._warmup and self._in_segment >= min(self._skip, self._seen)
         ):
-            if self.totals.batches == 0:
+            if not self._steady:
+                self._steady = True
                 self._on_steady()
             self._since = self._clock.mark()
             if self._most_traced < self._traced:
@@ -181,6 +184,25 @@ class Recorder:
             zero_s = self._clock.host_s(self._longest.since)
             self.trace = [span.later(zero_s) for span in self._longest.spans]
             self._longest = None
+
+    def so_far(self) -> Totals:
+        """Return a copy of the totals up to the end of the last batch. Waits for the device."""
+        self.settle()
+        found = deepcopy(self.totals)
+        if self._since is not None:
+            now = self._clock.mark()
+            self._clock.wait(now)
+            found.wall_s += self._clock.seconds(self._since, now)
+            self._clock.free(now)
+        return found
+
+    def continue_from(self, totals: Totals, trace: list[Span]) -> None:
+        """Continue where another process was when it called `so_far`, and keep its trace.
+
+        This process records no trace: the other stages were traced at another time.
+        """
+        self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
+        self._traced = 0
 
     @contextmanager
     def _span(self, kind: str, instruction: Instruction | None) -> Iterator[None]:

@@ -13,7 +13,7 @@ from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.optimizer import warn_of_skipped
 from ppll_cli.tasks.task import Task
 from ppll_cli.transport.replicas import Replicas
-from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.chunk import HeldChunk, split_of
 from ppll_cli.worker.clock import Clock
 from ppll_cli.worker.sums import Sums
 
@@ -27,6 +27,7 @@ class _Measured:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
+        further: The same for further predictions of the module's criterion, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -36,6 +37,7 @@ class _Measured:
     loss: Tensor
     samples: int | Tensor
     rows: Tensor
+    further: Mapping[str, Tensor]
     squared_norm: Tensor | None
     skipped_steps: Sequence[int]
     skipped: Tensor
@@ -137,10 +139,16 @@ class Reports:
         modules = []
         for chunk in chunks:
             if chunk.criterion is not None:
-                sums = _over(chunk.sums.get(split, Sums()), replicas, device)
-                modules.append(_copied(chunk, sums))
+                names = () if split == "train" else chunk.criterion.further
+                keys = {name: split_of(split, name) for name in ("", *names)}
+                sums = {
+                    name: _over(chunk.sums.get(key, Sums()), replicas, device)
+                    for name, key in keys.items()
+                }
+                modules.append(_copied(chunk, sums.pop(""), sums))
                 if complete:
-                    chunk.sums.pop(split, None)
+                    for key in keys.values():
+                        chunk.sums.pop(key, None)
         copied = self._clock.mark()
         spans, before_s = self._spans.pop(split, []), self._before_s.pop(split, 0.0)
         if (since := self._since.pop(split, None)) is not None:
@@ -255,11 +263,21 @@ class Reports:
                     module=measured.module,
                     loss=loss,
                     samples=samples,
-                    scores=self._task.score(measured.rows),
+                    scores=self._scores(measured),
                     last_step=_of_last_step(report, measured),
                     complete=report.complete,
                     seconds=seconds,
                 )
+
+    def _scores(self, measured: _Measured) -> dict[str, float]:
+        """Return the scores of a module, and the metric of each further prediction."""
+        scores = dict(self._task.score(measured.rows))
+        metric = self._task.metric
+        for name, rows in measured.further.items():
+            value = self._task.score(rows).get(metric)
+            if value is not None:
+                scores[f"{metric}_{name}"] = value
+        return scores
 
 
 def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
@@ -276,7 +294,7 @@ def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
     return found
 
 
-def _copied(chunk: HeldChunk, sums: Sums) -> _Measured:
+def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measured:
     steps, flags = list(chunk.skipped), list(chunk.skipped.values())
     chunk.skipped.clear()
     norm = chunk.squared_norm
@@ -285,6 +303,7 @@ def _copied(chunk: HeldChunk, sums: Sums) -> _Measured:
         _to_host(torch.as_tensor(sums.loss, dtype=torch.float64)),
         _to_host(sums.samples) if isinstance(sums.samples, Tensor) else sums.samples,
         _to_host(sums.rows),
+        {name: _to_host(each.rows) for name, each in further.items()},
         None if norm is None else _to_host(norm),
         steps,
         _to_host(torch.stack(flags) if flags else torch.zeros(0)),

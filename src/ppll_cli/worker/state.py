@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ppll_cli.job.checkpoint import SavedTensors
+from ppll_cli.job.checkpoint import Saved
 from ppll_cli.job.weights import Weights, opened
 from ppll_cli.worker.networks import Networks
 
@@ -36,7 +36,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
     return found
 
 
-def restore(chunks: Iterable[Networks], saved: SavedTensors) -> None:
+def restore(chunks: Iterable[Networks], saved: Saved) -> None:
     """Load the state of chunks from a checkpoint. The run that saved it may have cut elsewhere."""
     for chunk in chunks:
         for prefix, network in chunk.named_networks():

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.job.checkpoint import SavedTensors
+from ppll_cli.job.checkpoint import Saved
 
 
 class Versions:
@@ -46,7 +46,7 @@ class Versions:
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
 
-    def restore(self, saved: SavedTensors) -> None:
+    def restore(self, saved: Saved) -> None:
         """Load the older versions from a checkpoint."""
         for age in range(1, self._count):
             version = _copy(self._now)

@@ -14,7 +14,7 @@ from ppll_cli.job import checkpoint
 from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.learning_rate import learning_rate
-from ppll_cli.job.links import Links, upcoming
+from ppll_cli.job.links import Handled, Links, upcoming
 from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.pipeline import instructions as do
@@ -61,6 +61,7 @@ class Worker:
             every = settings.recover.every
             self.snapshots = Snapshots(links.recovery.folder, every, links)
             before = self.snapshots.load(self.chunks)
+            links.pulse.sent, links.pulse.received = self.snapshots.passed()
         if before is not None:
             pass  # the snapshot is later than the state in which the run began
         elif job.checkpoint is not None:
@@ -93,13 +94,15 @@ class Worker:
             on_steady=self.memory.reset,
             traced=TRACED + buffered if settings.timeline else 0,
         )
-        self._items = 0  # number of batches and marks handled
+        self._items = self._trained = 0  # number of batches and marks handled; of training batches
         self._reported = 0  # the step of the last report of training
         self._training = False
         self._restarted = before is not None
         if before is not None:
-            self._items, self._reported = before.items, before.reported
-            self._training, self.recorder.totals = before.training, before.totals
+            self._items, self._trained = before.items, before.trained
+            self._reported, self._training = before.reported, before.training
+            self.recorder.continue_from(before.totals, before.trace)
+            self.memory.continue_from(*before.peak)
             self.reports.continue_from(before.seconds)
         self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
@@ -135,12 +138,14 @@ class Worker:
         if not self._restarted:
             self.interpreter.send_ahead()
         wait = self.interpreter.mail.wait
-        for item in upcoming(self.job, self.seat, self.links, wait, self._items):
+        before = Handled(self._items, self._trained)
+        for item in upcoming(self.job, self.seat, self.links, wait, before):
             self.interpreter.mail.item = item
             self.links.pulse.take(str(item))
             self._handle(item)
             self._items += 1
-            if self.snapshots is not None and self.snapshots.due:
+            self._trained += isinstance(item, TrainBatch)
+            if self.snapshots is not None and self.snapshots.due and not isinstance(item, do.End):
                 self._take_snapshot(self.snapshots)
 
     def _handle(self, item: Item) -> None:
@@ -177,7 +182,9 @@ class Worker:
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
-        self.links.pulse.step, self.links.pulse.started = done, True
+        # A restarted worker does some steps again.
+        self.links.pulse.step = max(done, self.links.pulse.step)
+        self.links.pulse.started = True
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
         if self.job.course.logs_after(done):
             self._report_training(done, complete=True)
@@ -216,9 +223,12 @@ class Worker:
             chunk.use_averages(False)
         progress = Progress(
             items=self._items,
+            trained=self._trained,
             reported=self._reported,
             training=self._training,
-            totals=self.recorder.totals,
+            totals=self.recorder.so_far(),
+            trace=self.recorder.trace,
+            peak=(self.memory.read(), self.memory.reserved()),
             seconds=self.reports.seconds(),
             sums={number: on_host(chunk.sums) for number, chunk in self.chunks.items()},
             norms={number: chunk.squared_norm for number, chunk in self.chunks.items()},

@@ -1,0 +1,91 @@
+"""Losses of modules whose auxiliary networks read a feature bank, and what evaluations measure."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.local.copies import CopiedNetwork
+from ppll_cli.local.method import Criterion
+from ppll_cli.tasks.classification import ClassifierHead
+from ppll_cli.tasks.task import Task
+
+PROBE, ZEROED = "probe", "bank_zeroed"
+"""Names of further predictions: of the probe, and of the reader of the bank without its bank."""
+
+
+class BankedCriterion(Criterion):
+    """The task's loss on the prediction of a network that reads a feature bank.
+
+    Args:
+        network: The auxiliary network.
+        features: Names of the module's features and of banked features.
+        task: The task.
+        measure_zeroed: Whether evaluations also measure the prediction for a bank of zeros.
+    """
+
+    def __init__(
+        self, network: nn.Module, features: tuple[str, ...], task: Task, measure_zeroed: bool
+    ) -> None:
+        super().__init__(network, features, task)
+        if measure_zeroed and len(features) > 1:
+            self.further = (ZEROED,)
+
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the prediction for a bank of zeros, if it is to be measured."""
+        if not self.further:
+            return {}
+        x, *bank = (values[name] for name in self.features)
+        return {ZEROED: self.head(x, *map(torch.zeros_like, bank))}
+
+
+class ProbedCriterion(Criterion):
+    """Trains a module without a bank, and a probe that reads the bank (ours).
+
+    The Simple Local Module and its head are trained by the task's loss, as without a bank. The
+    probe reads the detached vector that this head pools, and banked features. The criterion's loss
+    is the sum of both losses; the prediction is that of the head without a bank.
+
+    Args:
+        network: The Simple Local Module, which ends in a `ClassifierHead`.
+        probe: The head that reads the bank.
+        features: Names of the module's features and of banked features.
+        task: The task.
+        measure_zeroed: Whether evaluations also measure the probe with a bank of zeros.
+    """
+
+    def __init__(
+        self,
+        network: CopiedNetwork,
+        probe: nn.Module,
+        features: tuple[str, ...],
+        task: Task,
+        measure_zeroed: bool,
+    ) -> None:
+        super().__init__(network, features, task)
+        self.probe = probe
+        self.further = (PROBE, ZEROED) if measure_zeroed else (PROBE,)
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the sum of both mean losses, a scalar, and the prediction without a bank."""
+        head, vector, bank = self._read(values)
+        prediction = head.fc(vector)
+        probed = self.probe(vector.detach(), *bank)
+        return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
+
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the probe's prediction, and if it is to be measured that for a bank of zeros."""
+        _, vector, bank = self._read(values)
+        banks = (bank, [torch.zeros_like(b) for b in bank])
+        return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}
+
+    def _read(
+        self, values: Mapping[str, Tensor]
+    ) -> tuple[ClassifierHead, Tensor, Sequence[Tensor]]:
+        """Return the head, the vectors [B, D] that it pools, and banked features."""
+        x, *bank = (values[name] for name in self.features)
+        network = self.head
+        assert isinstance(network, CopiedNetwork)
+        head = network.head
+        assert isinstance(head, ClassifierHead)
+        return head, head.pooled(network.units(x)), bank
