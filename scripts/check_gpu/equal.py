@@ -70,7 +70,7 @@ class Hurt:
         facts = {"status": status, "found_s": round(found_s, 1), "left": left}
         if status != 1 or left or found_s > check.patience * FOUND_S:
             return verdict(False, output, monotonic() - start_s, **facts)
-        steps = int((folder / "checkpoints" / "last").resolve().name.removeprefix("step-")) + 10
+        steps = _saved(folder) + 10
         again = ppll_run(f"resume={folder}", f"max_steps={steps}")
         whole = check.folder(f"{self.name} whole")
         unhurt = ppll_run(*self.overrides, f"max_steps={steps}", f"hydra.run.dir={whole}")
@@ -84,6 +84,45 @@ class Hurt:
         return verdict(
             outcome.state == "ok", output, monotonic() - start_s, **facts, **outcome.facts
         )
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """A step whose run loses a worker, which must start again alone (`recover=stage`).
+
+    Attributes:
+        name: Name of the step.
+        overrides: Overrides of a run whose result depends only on its number of steps.
+    """
+
+    name: str
+    overrides: Sequence[str]
+
+    def act(self, check: Check) -> Outcome:
+        """Kill a worker after the first checkpoint, stop later, compare with an unhurt run."""
+        start_s = monotonic()
+        folder, whole = check.folder(self.name), check.folder(f"{self.name} whole")
+        endless = [*self.overrides, "recover=stage", "max_steps=1000000"]
+        command = ppll_run(*endless, f"hydra.run.dir={folder}")
+        with check.session(self.name, command) as session:
+            if not _started(session, folder, check):
+                return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
+            session.signal(signal.SIGKILL, session.workers()[-1].pid)
+            limit_s = check.limited(60.0)
+            again = session.wait_until(lambda: " goes on after " in session.printed(), limit_s)
+            session.signal(signal.SIGTERM, session.pid)
+            status = session.wait(check.limited(30.0))
+            left, output = session.left(), session.printed()
+        facts = {"status": status, "restarted": again, "left": left}
+        if not again or status != 128 + signal.SIGTERM or left:
+            return verdict(False, output, monotonic() - start_s, **facts)
+        unhurt = ppll_run(*self.overrides, f"max_steps={_saved(folder)}", f"hydra.run.dir={whole}")
+        ended = check.command(f"{self.name} whole", unhurt, 80.0)
+        if ended.late:
+            return skipped("out of time", output, monotonic() - start_s)
+        outcome = compared(folder, whole)
+        right = ended.status == 0 and outcome.state == "ok"
+        return verdict(right, output, monotonic() - start_s, **facts, **outcome.facts)
 
 
 @dataclass(frozen=True)
@@ -132,6 +171,11 @@ def compared(one: Path, other: Path) -> Outcome:
         different=len(different) or None,
         largest=max(gaps, default=None),
     )
+
+
+def _saved(folder: Path) -> int:
+    """Return the number of steps of a run's last checkpoint."""
+    return int((folder / "checkpoints" / "last").resolve().name.removeprefix("step-"))
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

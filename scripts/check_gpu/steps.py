@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ppll_cli.leaves.files import write_json
-from scripts.check_gpu.equal import Equal, Hurt, Interrupted
+from scripts.check_gpu.equal import Equal, Hurt, Interrupted, Restarted
 from scripts.check_gpu.report import Outcome, verdict
 from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
 
@@ -182,6 +182,7 @@ def users(check: Check) -> list[Step]:
     return [
         Hurt("killed worker", endless, signal.SIGKILL),
         Hurt("stopped worker", endless, signal.SIGSTOP),
+        Restarted("restarted worker", endless),
         Interrupted("interrupt", endless),
         Train("detection", [*ppll, *scenes]),
         Train("super-resolution", [*ppll, *photos]),

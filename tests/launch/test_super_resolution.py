@@ -95,6 +95,7 @@ def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]
     beginning.record(tmp_path, config, choices, prepared(*case))
     recorded = recorded_in(tmp_path, "resume").config
     bank = {"enabled": True, "features": "first", "fusion": "add", "shared_head": True}
+    bank |= {"join": "head", "trains": "module", "normalize": False, "measure_zeroed": False}
     assert recorded["fba"] == recorded["local"]["bank"] == bank
     assert settings.parse(dict(recorded)).fba.features == "first"
 

@@ -217,3 +217,11 @@ def test_the_packages_that_are_collected_are_pinned() -> None:
     (names,) = re.findall(r'^packages="([^"]+)"', text, re.M)
     pinned = re.findall(r"^([^=#\n]+)==", (ROOT / "constraints.txt").read_text().lower(), re.M)
     assert {name.lower() for name in names.split()} <= {*pinned}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_starts_again(check: Check) -> None:
+    (step,) = [step for step in steps.users(check) if step.name == "restarted worker"]
+    outcome = step.act(check)
+    assert outcome.state == "ok", outcome.output
+    assert outcome.facts["restarted"]

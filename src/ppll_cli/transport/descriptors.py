@@ -16,9 +16,9 @@ PER_WORKER = 3
 """File descriptors that the parent opens for each worker: two pipes, by which the parent and the
 worker notice the end of the other process, and the connection for reports."""
 
-PER_CHANNEL = 6
+PER_CHANNEL = 5
 """File descriptors that the parent opens for each channel and keeps until the workers end: the four
-ends of two pipes, and the shared memory; with `recover=stage` there are two pieces of it."""
+ends of two pipes, and the shared memory."""
 
 
 class Counts(Protocol):

@@ -60,18 +60,20 @@ class _Shelf:
     """The memory of a channel, as one end sees it.
 
     Args:
-        heads: Memory for the counters, and for the head of each slot; uint8 [1 + slots, bytes].
+        memory: The memory, uint8 [bytes]: first the slots, then the counters, then the head of each
+            slot.
         slots: The slots, for the tensors.
+        size: Bytes of the counters, and of each head.
     """
 
-    def __init__(self, heads: Tensor, slots: Slots) -> None:
-        self._heads, self.slots, self._size = heads, slots, heads.shape[1]
+    def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
+        self._memory, self.slots, self._size = memory, slots, size
         self._layouts: dict[Layout, int] = {}
 
     @property
     def counters(self) -> _Counters:
         """The counters, which both ends share."""
-        return _Counters.from_address(self._heads.data_ptr())
+        return _Counters.from_address(self._start)
 
     def write_head(self, message: int, header: Header, layout: Layout) -> None:
         """Store the header and the layout of a message."""
@@ -98,7 +100,12 @@ class _Shelf:
         return self.slots.at(message % self.slots.count, number, layout)
 
     def _head(self, message: int) -> int:
-        return self._heads.data_ptr() + self._size * (1 + message % self.slots.count)
+        return self._start + self._size * (1 + message % self.slots.count)
+
+    @property
+    def _start(self) -> int:
+        """Address of the counters."""
+        return self._memory.data_ptr() + self.slots.count * self.slots.size
 
 
 class _Bell:
@@ -268,19 +275,21 @@ class JournalTransport:
         return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return 4: one end of each of the two pipes, and two pieces of shared memory."""
-        return 4
+        """Return 3: one end of each of the two pipes, and the shared memory."""
+        return 3
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[JournalSender, JournalReceiver]:
         """Create a new channel, and return its two ends."""
         size = max(ALIGNMENT, aligned(size))
-        heads, tensors = _shared(1 + slots, head_bytes(size)), _shared(slots * size)
+        head = head_bytes(size)
+        tensor = torch.zeros(slots * size + (1 + slots) * head, dtype=torch.uint8)
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
         sides = []
         for device in (source, target):
-            memory = HostMemory(tensors, pinned=torch.device(device).type == "cuda")
-            sides.append(_Shelf(heads, Slots(memory, slots, size)))
+            memory = HostMemory(tensor, pinned=torch.device(device).type == "cuda")
+            sides.append(_Shelf(tensor, Slots(memory, slots, size), head))
         producer, consumer = open_pipes()
         return (
             JournalSender(sides[0], _to_receiver(producer), source),
@@ -302,11 +311,6 @@ def head_bytes(size: int) -> int:
     Each tensor takes at least `ALIGNMENT` bytes, so the size limits the number of tensors.
     """
     return min(LARGEST_HEAD, _SMALLEST_HEAD + size // ALIGNMENT * _HEAD_PER_TENSOR)
-
-
-def _shared(*shape: int) -> Tensor:
-    tensor = torch.zeros(shape, dtype=torch.uint8)
-    return tensor.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _bytes(tensor: Tensor) -> Tensor:
