@@ -36,8 +36,8 @@ class Worker:
     def read(self, limit_s: float) -> list[dict[str, Any]]:
         return self.left
 
-    def bury(self) -> None:
-        self.calls.append("bury")
+    def clean_up(self) -> None:
+        self.calls.append("clean up")
 
     def start_again(self) -> None: ...
 
@@ -70,7 +70,7 @@ def test_only_the_worker_that_failed_starts_again(
 ) -> None:
     one, other = Worker(0), Worker(1)
     assert not handle(made, [fault(1)], one, other)
-    assert list(other.calls) == ["kill", "bury", "begin after -1"]
+    assert list(other.calls) == ["kill", "clean up", "begin after -1"]
     assert not one.calls
     assert [(each["kind"], each["stage"]) for each in told] == [("restart", 1)]
 
@@ -84,7 +84,7 @@ def test_two_at_once(made: Restarts) -> None:
 def test_two_reports_of_one_fault_are_one_restart(made: Restarts) -> None:
     worker = Worker(0)
     assert not handle(made, [fault(0), fault(0, error="also late")], worker)
-    assert list(worker.calls) == ["kill", "bury", "begin after -1"]
+    assert list(worker.calls) == ["kill", "clean up", "begin after -1"]
 
 
 @pytest.mark.parametrize("batch", ["batch 3", None])

@@ -23,7 +23,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.extend(unit.name for unit in units)
         return trace(units, batch)
 
-    monkeypatch.setattr(subject, "_OWN", {})
+    monkeypatch.setattr(subject, "_TRACED", {})
     monkeypatch.setattr(subject, "trace", spy)
     return names
 

@@ -85,9 +85,9 @@ def test_a_new_sender_does_not_send_again_what_is_there() -> None:
     receive(receiver, 0, 1)
     receiver.free()
     second = again(pristine)
-    assert second.told() == "header 0"
+    assert second.already_sent() == "header 0"
     send(second, 0, 1, 2)
-    assert second.told() is None
+    assert second.already_sent() is None
     send(second, 3)
     receive(receiver, 2, 3)
     assert not receiver.wait(0)
@@ -135,20 +135,20 @@ def test_nan_equals_itself_in_a_replay() -> None:
 def test_a_worker_that_died_before_it_woke_the_other_end_does_not_stop_it() -> None:
     """The new worker wakes it."""
     first, receiver = channel()
-    first._bell.ring = lambda: None  # type: ignore[method-assign]
+    first._wakeup.wake = lambda: None  # type: ignore[method-assign]
     pristine = copy.copy(first)
     send(first, 0)
-    while receiver._bell._woken.ready(0):
-        receiver._bell.wait(0)
-    del pristine._bell.ring
+    while receiver._wakeup._woken.ready(0):
+        receiver._wakeup.wait(0)
+    del pristine._wakeup.wake
     again(pristine)
-    assert receiver._bell._woken.ready(0)
+    assert receiver._wakeup._woken.ready(0)
 
 
 def test_a_full_pipe_of_wake_ups_blocks_nobody() -> None:
     sender, _receiver = channel()
     for _ in range(1 << 17):
-        sender._bell.ring()
+        sender._wakeup.wake()
 
 
 def test_received_tensors_are_copies() -> None:

@@ -85,10 +85,12 @@ def test_a_buffer_holds_any_tensors(tmp_path: Path) -> None:
     }
     first = _Buffer(tmp_path / "buffer")
     first.fill({"small": torch.ones(2)})
-    forms = first.fill(tensors)
-    other = _Buffer(tmp_path / "buffer")  # as a new process maps it
+    layout = first.fill(tensors)
+    found = _Buffer(tmp_path / "buffer").read(layout)  # as a new process maps it
+    assert [*found.names] == [*tensors]
     for name, tensor in tensors.items():
-        assert torch.equal(other.view(forms[name]), tensor)
+        assert torch.equal(found[name], tensor)
+        assert found[name].stride() == tensor.stride()
 
 
 def test_full_memory_is_an_error_and_not_a_signal(

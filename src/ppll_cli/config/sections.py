@@ -189,7 +189,8 @@ class Recover(Section):
         tries: How often the same worker is started again within `minutes`; the run ends at the next
             fault.
         minutes: The period for `tries`.
-        every: Largest number of batches between two snapshots of a stage.
+        every: Largest number of messages on a channel between two snapshots of a stage. A message
+            carries a batch or a mark, or in an evaluation a part of a batch.
     """
 
     name: Literal["off", "auto", "stage"] = "off"

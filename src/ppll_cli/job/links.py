@@ -172,9 +172,9 @@ def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
         if handled < before.items:
             return asked > before.trained
         for sender in senders:
-            if isinstance(sender, JournalSender) and (told := sender.told()) is not None:
-                assert isinstance(told, Header)
-                return not isinstance(told.item, TrainBatch)
+            if isinstance(sender, JournalSender) and (header := sender.already_sent()) is not None:
+                assert isinstance(header, Header)
+                return not isinstance(header.item, TrainBatch)
         return bool(links.stop.value)
 
     for item in job.course.items(stops, job.start):

@@ -262,4 +262,4 @@ def _none_left(workers: list[Watched]) -> Iterator[None]:
         for watched in workers:
             watched.kill()  # they ignore other signals, and have nothing to clean up
         for watched in workers:
-            watched.bury()
+            watched.clean_up()

@@ -22,7 +22,7 @@ those of two restarts. Such a fault has a cause that a restart does not remove."
 
 
 @dataclass
-class _Past:
+class _History:
     """The faults and reports of one worker.
 
     Attributes:
@@ -51,13 +51,13 @@ class Restarts:
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
         self._job, self._folder, self._tell = job, folder, tell
-        self._past: dict[Seat, _Past] = defaultdict(_Past)
+        self._history: dict[Seat, _History] = defaultdict(_History)
 
     def recovery(self, seat: Seat) -> Recovery:
         """Return what a new process of a worker needs to continue."""
         folder = self._folder / f"stage-{seat.stage}"
         folder.mkdir(exist_ok=True)
-        return Recovery(str(folder), self._past[seat].saved)
+        return Recovery(str(folder), self._history[seat].saved)
 
     def repeats(self, report: Report) -> bool:
         """Note a worker's report; return whether the worker before it has sent the report too."""
@@ -67,16 +67,16 @@ class Restarts:
             step = report["step"]
         else:
             return False
-        past = self._past[Seat(report["stage"], report["replica"])]
-        if report["kind"] == "ready" and past.began_s is not None:
-            seconds, past.began_s = time.monotonic() - past.began_s, None
+        history = self._history[Seat(report["stage"], report["replica"])]
+        if report["kind"] == "ready" and history.began_s is not None:
+            seconds, history.began_s = time.monotonic() - history.began_s, None
             self._tell({**report, "kind": "restarted", "seconds": seconds})
         about = report["kind"], report.get("split"), report.get("module")
-        if step <= past.reported.get(about, -1):
+        if step <= history.reported.get(about, -1):
             return True
-        past.reported[about] = step
+        history.reported[about] = step
         if report["kind"] == "saved":
-            past.saved = step
+            history.saved = step
         return False
 
     def handle(
@@ -100,21 +100,19 @@ class Restarts:
         """
         by_seat = {watched.seat: watched for watched in workers}
         first = {Seat(each["stage"], each["replica"]): each for each in reversed(failures)}
-        struck = [(by_seat[seat], report) for seat, report in first.items()]
+        failed = [(by_seat[seat], report) for seat, report in first.items()]
         # A worker that is done only waits for permission to exit: nothing of it is lost.
-        struck = [(watched, report) for watched, report in struck if watched.done is None]
-        hopeless = [
-            report for watched, report in struck if not self._may_help(watched.seat, report)
-        ]
-        if hopeless:
-            return hopeless
-        for watched, report in struck:
+        failed = [(watched, report) for watched, report in failed if watched.done is None]
+        final = [report for watched, report in failed if not self._may_help(watched.seat, report)]
+        if final:
+            return final
+        for watched, report in failed:
             self._restart(watched, report, deal)
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
         """Note a fault, and return whether a restart may help."""
-        recover, faults = self._job.settings.recover, self._past[seat].faults
+        recover, faults = self._job.settings.recover, self._history[seat].faults
         now_s = time.monotonic()
         faults.append((now_s, report["batch"]))
         recent = [when_s for when_s, _ in faults if now_s - when_s <= 60 * recover.minutes]
@@ -125,14 +123,14 @@ class Restarts:
     def _restart(
         self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]
     ) -> None:
-        past = self._past[watched.seat]
-        past.began_s = time.monotonic()
+        history = self._history[watched.seat]
+        history.began_s = time.monotonic()
         watched.kill()  # it may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 deal(watched, left)
-        watched.bury()
+        watched.clean_up()
         watched.pulse.start_again()
         self._tell({**report, "kind": "restart"})
         watched.begin(self._job, self.recovery(watched.seat))

@@ -75,11 +75,8 @@ COMPARED = ("data.folders",)
 BOUND = {"transport.wire_dtype"}
 """Keys inside groups of `FREE` that may not be changed, because they change what is trained."""
 
-ADDED: Mapping[str, Any] = {"recover": {"name": "off"}}
-"""The settings of groups that records of older runs lack."""
-
-ADDED_CHOICES = {"recover": "off"}
-"""The options of these groups."""
+ADDED = {"recover": "off"}
+"""Groups that records of older runs lack, and the option that these runs had in effect."""
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
@@ -285,8 +282,8 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     data_sha256, weights = config.pop("data_sha256", None), config.pop("weights_used", None)
     if not isinstance(choices, dict):
         raise no_run(run_dir, "that file has no choices")
-    choices = {**ADDED_CHOICES, **choices_now(choices)}
-    config = {**ADDED, **config}
+    choices = {**ADDED, **choices_now(choices)}
+    config = {**{group: {"name": option} for group, option in ADDED.items()}, **config}
     for group in GROUPS:
         choice = choices.get(group)
         if not isinstance(choice, str) or not OPTION.fullmatch(choice):

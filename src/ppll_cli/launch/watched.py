@@ -101,7 +101,7 @@ class Watched(Seen):
             assert self.process.pid is not None
             os.kill(self.process.pid, signal.SIGKILL)
 
-    def bury(self) -> None:
+    def clean_up(self) -> None:
         """Wait for the end of a killed worker, and remove what it has left."""
         self.process.join(LEAVE_S)
         self._is_gone(LEAVE_S)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Header
 from ppll_cli.pipeline.rules import Channel
@@ -13,7 +12,6 @@ from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import check_descriptors
 from ppll_cli.transport.groups import Group, Groups, backend
 from ppll_cli.transport.journal import JournalTransport
-from ppll_cli.transport.memory import more_room
 from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_group
 from ppll_cli.transport.replicas import Replicas
 
@@ -80,17 +78,13 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
         ConfigError: No transport is usable, or a process may not open as many file descriptors as
             it needs.
     """
-    if job.recovers:
-        transport = JournalTransport(depth=transport.depth)
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [way for way in _ways(job) if _inside(job, way, machine)]
     size = sum(way.slots * way.size for way in ways)
-    if not job.recovers:
-        chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
-    elif obstacle := transport.obstacle(size, job.devices):
-        raise ConfigError("recover", job.settings.recover.name, obstacle, more_room(size))
+    if job.recovers:  # its room was checked when the job was prepared
+        chosen: Transport = JournalTransport(depth=transport.depth)
     else:
-        chosen = transport
+        chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
     check_descriptors(
         name,
         chosen,

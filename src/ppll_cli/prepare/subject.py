@@ -264,15 +264,15 @@ def _traced(
 ) -> list[TracedUnit]:
     """Trace a sample through the units; trace units with the same recipe only once.
 
-    What units of the program's own models gave is kept for the next configuration that this process
-    prepares, as in a sweep.
+    Traces of units of the program's own models are kept for the next configuration that this
+    process prepares, as in a sweep.
     """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
     traced = []
     for unit in units:
         recipe = recipe_of(unit, specs)
-        found = _OWN if _is_own(unit) else known
+        found = _TRACED if _is_own(unit) else known
         if recipe not in found:
             with blaming(*model, f"running a sample through {unit.name!r}"):
                 (found[recipe],) = trace([unit], specs)
@@ -281,12 +281,12 @@ def _traced(
     return traced
 
 
-_OWN: dict[object, TracedUnit] = {}
-"""What units of the program's own models gave in this process, by recipe."""
+_TRACED: dict[object, TracedUnit] = {}
+"""The traces of units of the program's own models, by recipe."""
 
 
 def _is_own(unit: Unit) -> bool:
-    """Whether a class of this program makes the unit, from plain values alone."""
+    """Return whether a class of this program makes the unit, from plain values alone."""
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False
     plain = (bool, int, float, str, NoneType)

@@ -27,6 +27,7 @@ import pickle
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from ppll_cli.errors import ReplayError
 from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
 from ppll_cli.transport.memory import HostMemory, no_room
 from ppll_cli.transport.order import Moment
-from ppll_cli.transport.pipes import Ends, Inlet, open_pipes
+from ppll_cli.transport.pipes import Inlet, open_pipes
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 LARGEST_HEAD = 1 << 16
@@ -56,7 +57,7 @@ class _Counters(ctypes.Structure):
     freed: int
 
 
-class _Shelf:
+class _Messages:
     """The memory of a channel, as one end sees it.
 
     Args:
@@ -108,18 +109,23 @@ class _Shelf:
         return self._memory.data_ptr() + self.slots.count * self.slots.size
 
 
-class _Bell:
-    """Wakes the other end of a channel, and waits to be woken by it."""
+class _WakeUp:
+    """Wakes the other end of a channel, and waits until the other end wakes this one.
 
-    def __init__(self, wakes: Any, woken: Any) -> None:
+    Args:
+        wakes: The pipe to the other end.
+        woken: The pipe from the other end.
+    """
+
+    def __init__(self, wakes: Connection, woken: Connection) -> None:
         self._wakes, self._woken = wakes, Inlet(woken)
 
     def open(self) -> None:
-        """Wake the other end: a worker that held this end before may have died before it did."""
+        """Wake the other end, because the worker before this one may have died before it did so."""
         os.set_blocking(self._wakes.fileno(), False)
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the other end."""
         with suppress(BlockingIOError):  # the pipe is full, so the other end will wake up anyway
             os.write(self._wakes.fileno(), b"\0")
@@ -138,32 +144,32 @@ class JournalSender:
             restart it is smaller than the number of messages in the journal.
     """
 
-    def __init__(self, shelf: _Shelf, bell: _Bell, device: str) -> None:
-        self._shelf, self._bell, self._device = shelf, bell, torch.device(device)
+    def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
+        self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
         self.position = 0
         self.bytes_sent = 0
 
     def open(self) -> None:
         """Set up the end in this process."""
-        self._shelf.slots.memory.open()
-        self._bell.open()
+        self._stored.slots.memory.open()
+        self._wakeup.open()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
         if not self._may_send():
-            self._bell.wait(timeout_s)
+            self._wakeup.wait(timeout_s)
         return self._may_send()
 
     def _may_send(self) -> bool:
-        counters = self._shelf.counters
+        counters = self._stored.counters
         used = counters.sent - counters.freed
-        return self.position < counters.sent or used < self._shelf.slots.count
+        return self.position < counters.sent or used < self._stored.slots.count
 
-    def told(self) -> Header | None:
+    def already_sent(self) -> Header | None:
         """Return the header of the next message if it was sent before the restart; else None."""
-        if self.position == self._shelf.counters.sent:
+        if self.position == self._stored.counters.sent:
             return None
-        return self._shelf.read_head(self.position)[0]
+        return self._stored.read_head(self.position)[0]
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message. If it was sent before the restart, only check that it is the same.
@@ -172,26 +178,26 @@ class JournalSender:
             ReplayError: The message differs from the one that was sent before the restart.
             ValueError: The tensors do not fit into a slot.
         """
-        shelf, layout = self._shelf, layout_of(tensors)
-        if self.position < shelf.counters.sent:
+        stored, layout = self._stored, layout_of(tensors)
+        if self.position < stored.counters.sent:
             self._check(header, layout, tensors)
         else:
-            shelf.slots.check_room(layout)
-            for name, view in shelf.views(self.position, layout).items():
+            stored.slots.check_room(layout)
+            for name, view in stored.views(self.position, layout).items():
                 view.copy_(tensors[name].detach(), non_blocking=True)
-            shelf.write_head(self.position, header, layout)
+            stored.write_head(self.position, header, layout)
             Moment(self._device).wait()  # the receiver's device does not know of our queued copies
-            shelf.counters.sent += 1
-            self._bell.ring()
+            stored.counters.sent += 1
+            self._wakeup.wake()
         self.position += 1
         self.bytes_sent += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
 
     def _check(self, header: Header, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-        assert self._shelf.counters.sent - self.position <= self._shelf.slots.count
-        before = self._shelf.read_head(self.position)
+        assert self._stored.counters.sent - self.position <= self._stored.slots.count
+        before = self._stored.read_head(self.position)
         if before != (header, layout):
             raise ReplayError(f"the tensors {[each.name for each in layout]}", str(before[0]))
-        for name, view in self._shelf.views(self.position, layout).items():
+        for name, view in self._stored.views(self.position, layout).items():
             if not torch.equal(_bytes(view), _bytes(tensors[name].detach().cpu())):
                 raise ReplayError(f"the tensor {name!r}", str(before[0]))
 
@@ -206,30 +212,30 @@ class JournalReceiver:
         position: Number of messages that this stage has received since the start of the run.
     """
 
-    def __init__(self, shelf: _Shelf, bell: _Bell, device: str) -> None:
-        self._shelf, self._bell, self._device = shelf, bell, torch.device(device)
+    def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
+        self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
         self.position = 0
         self._released = 0
 
     def open(self) -> None:
         """Set up the end in this process."""
-        self._shelf.slots.memory.offer()
-        self._bell.open()
+        self._stored.slots.memory.offer()
+        self._wakeup.open()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
-        if self.position == self._shelf.counters.sent:
-            self._bell.wait(timeout_s)
-        return self.position < self._shelf.counters.sent
+        if self.position == self._stored.counters.sent:
+            self._wakeup.wait(timeout_s)
+        return self.position < self._stored.counters.sent
 
     def peek(self) -> Header:
         """Return the header of the next message without receiving the message."""
-        return self._shelf.read_head(self.position)[0]
+        return self._stored.read_head(self.position)[0]
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Return the next message."""
-        header, layout = self._shelf.read_head(self.position)
-        views = self._shelf.views(self.position, layout)
+        header, layout = self._stored.read_head(self.position)
+        views = self._stored.views(self.position, layout)
         self.position += 1
         return header, {name: self._copy(view) for name, view in views.items()}
 
@@ -245,7 +251,7 @@ class JournalReceiver:
     @property
     def kept(self) -> int:
         """Number of messages that are done with, and kept for a replay."""
-        return self._released - self._shelf.counters.freed
+        return self._released - self._stored.counters.freed
 
     def go_back(self, position: int) -> None:
         """Continue at a position of an earlier worker's snapshot."""
@@ -254,8 +260,8 @@ class JournalReceiver:
 
     def free(self) -> None:
         """Free the slots of all messages that are done with: a snapshot covers them now."""
-        self._shelf.counters.freed = self._released
-        self._bell.ring()
+        self._stored.counters.freed = self._released
+        self._wakeup.wake()
 
 
 class JournalTransport:
@@ -289,20 +295,12 @@ class JournalTransport:
         sides = []
         for device in (source, target):
             memory = HostMemory(tensor, pinned=torch.device(device).type == "cuda")
-            sides.append(_Shelf(tensor, Slots(memory, slots, size), head))
+            sides.append(_Messages(tensor, Slots(memory, slots, size), head))
         producer, consumer = open_pipes()
         return (
-            JournalSender(sides[0], _to_receiver(producer), source),
-            JournalReceiver(sides[1], _to_sender(consumer), target),
+            JournalSender(sides[0], _WakeUp(producer.messages, producer.returned), source),
+            JournalReceiver(sides[1], _WakeUp(consumer.returned, consumer.messages), target),
         )
-
-
-def _to_receiver(ends: Ends) -> _Bell:
-    return _Bell(wakes=ends.messages, woken=ends.returned)
-
-
-def _to_sender(ends: Ends) -> _Bell:
-    return _Bell(wakes=ends.returned, woken=ends.messages)
 
 
 def head_bytes(size: int) -> int:

@@ -11,9 +11,8 @@ import pickle
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,26 +21,17 @@ from ppll_cli.job.links import Links
 from ppll_cli.observe.timeline import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
+from ppll_cli.transport.memory import HostMemory
+from ppll_cli.transport.slots import Layout, Slots, layout_bytes, layout_of
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.recorder import Totals
 from ppll_cli.worker.state import restore, tensors_of
 from ppll_cli.worker.sums import Sums
 
-_ALIGNMENT = 64
-"""Alignment of tensors in a buffer, in bytes."""
-
-
-class _Form(NamedTuple):
-    """Where a tensor is in a buffer: its first byte, its dtype and its shape."""
-
-    start: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a worker has come, apart from its networks and optimizers.
+    """How far a worker has come, apart from its networks, optimizers and channels.
 
     Attributes:
         items: Number of batches and marks that it has handled.
@@ -52,11 +42,6 @@ class Progress:
         trace: The traced spans of its first counted batches; empty if they are not complete.
         peak: Peak memory in its steady state, in bytes: used, and reserved; None if unknown.
         seconds: Seconds of each split that are not reported yet.
-        sums: For each chunk, its losses and metrics that are not reported yet, by split.
-        norms: For each chunk, the squared gradient norm of its last step.
-        sent: For each channel to another stage, the number of messages and of bytes sent.
-        received: For each channel from another stage, the number of messages received.
-        random: The state of Python's and of torch's random numbers, for a user's own code.
     """
 
     items: int
@@ -67,11 +52,31 @@ class Progress:
     trace: list[Span]
     peak: tuple[int | None, int | None]
     seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the small file of a snapshot holds.
+
+    Attributes:
+        buffer: Index of the buffer with the tensors.
+        layout: The layout of the tensors in the buffer.
+        sums: For each chunk, its losses and metrics that are not reported yet, by split.
+        norms: For each chunk, the squared gradient norm of its last step.
+        sent: For each channel to another stage, the number of messages and of bytes sent.
+        received: For each channel from another stage, the number of messages received.
+        random: The state of Python's and of torch's random numbers, for a user's own code.
+        progress: How far the worker has come.
+    """
+
+    buffer: int
+    layout: Layout
     sums: Mapping[int, Mapping[str, Sums]]
     norms: Mapping[int, Tensor | None]
     sent: Mapping[Channel, tuple[int, int]]
     received: Mapping[Channel, int]
-    random: Any
+    random: tuple[Any, Tensor]
+    progress: Progress
 
 
 class Snapshots:
@@ -96,22 +101,16 @@ class Snapshots:
         for source, receiver in links.receivers.items():
             assert isinstance(receiver, JournalReceiver)
             self._receivers[source] = receiver
-        self._covered: dict[Channel, int] = {}
+        self._covered: Mapping[Channel, tuple[int, int]] = {}
 
     @property
     def due(self) -> bool:
         """Whether a snapshot must be made before the next batch or mark."""
         kept = [receiver.kept for receiver in self._receivers.values()]
-        since = [each.position - self._covered.get(c, 0) for c, each in self._senders.items()]
-        return max(*kept, *since, 0) >= self._every
-
-    def sent(self) -> dict[Channel, tuple[int, int]]:
-        """Return for each channel to another stage the number of messages and of bytes sent."""
-        return {c: (each.position, each.bytes_sent) for c, each in self._senders.items()}
-
-    def received(self) -> dict[Channel, int]:
-        """Return for each channel from another stage the number of messages received."""
-        return {channel: each.position for channel, each in self._receivers.items()}
+        nothing = 0, 0
+        for channel, sender in self._senders.items():
+            kept.append(sender.position - self._covered.get(channel, nothing)[0])
+        return max(kept) >= self._every
 
     def passed(self) -> tuple[int, int]:
         """Return the number of messages sent to the next stage, and received from the last one."""
@@ -128,15 +127,24 @@ class Snapshots:
         Raises:
             OSError: Shared memory is full.
         """
-        index, new = 1 - self._current, self._file.with_suffix(".new")
+        new = self._file.with_suffix(".new")
         with new.open("wb") as file:
-            forms = self._buffers[index].fill(tensors_of(chunks.values()))
-            pickle.dump((index, forms, progress), file, pickle.HIGHEST_PROTOCOL)
+            index = 1 - self._current
+            state = _State(
+                buffer=index,
+                layout=self._buffers[index].fill(tensors_of(chunks.values())),
+                sums={number: _on_host(chunk.sums) for number, chunk in chunks.items()},
+                norms={number: chunk.squared_norm for number, chunk in chunks.items()},
+                sent={c: (each.position, each.bytes_sent) for c, each in self._senders.items()},
+                received={c: each.position for c, each in self._receivers.items()},
+                random=(random.getstate(), torch.get_rng_state()),
+                progress=progress,
+            )
+            pickle.dump(state, file, pickle.HIGHEST_PROTOCOL)
         os.replace(new, self._file)
-        self._current = index
+        self._current, self._covered = index, state.sent
         for receiver in self._receivers.values():
             receiver.free()
-        self._covered = {channel: each.position for channel, each in self._senders.items()}
 
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
         """Restore the networks and the channels as they were at the last snapshot.
@@ -148,42 +156,30 @@ class Snapshots:
         if not self._file.exists():
             return None
         # Unpickling is safe here: a worker of the same run wrote the bytes.
-        last: Any = pickle.loads(self._file.read_bytes())
-        self._current, forms, progress = last
-        restore(chunks.values(), _Saved(self._buffers[self._current], forms))
-        assert isinstance(progress, Progress)
-        for number, sums in progress.sums.items():
-            chunk = chunks[number]
-            chunk.sums = {split: _on(each, chunk.device) for split, each in sums.items()}
-        for number, norm in progress.norms.items():
-            chunks[number].squared_norm = None if norm is None else norm.to(chunks[number].device)
-        for channel, (messages, size) in progress.sent.items():
+        state: Any = pickle.loads(self._file.read_bytes())
+        assert isinstance(state, _State)
+        self._current, self._covered = state.buffer, state.sent
+        restore(chunks.values(), self._buffers[state.buffer].read(state.layout))
+        for number, chunk in chunks.items():
+            norm = state.norms[number]
+            chunk.squared_norm = None if norm is None else norm.to(chunk.device)
+            chunk.sums = {split: _on(s, chunk.device) for split, s in state.sums[number].items()}
+        for channel, (messages, size) in state.sent.items():
             self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
-            self._covered[channel] = messages
-        for channel, messages in progress.received.items():
+        for channel, messages in state.received.items():
             self._receivers[channel].go_back(messages)
-        set_random_state(progress.random)
-        return progress
+        python, ours = state.random
+        random.setstate(python)
+        torch.set_rng_state(ours)
+        return state.progress
 
 
-def random_state() -> Any:
-    """Return the states of Python's and of torch's random numbers on CPU."""
-    return random.getstate(), torch.get_rng_state()
-
-
-def set_random_state(state: Any) -> None:
-    """Set the states that `random_state` returned."""
-    python, ours = state
-    random.setstate(python)
-    torch.set_rng_state(ours)
-
-
-def on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
-    """Return copies of sums in which all tensors are on the CPU."""
+def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
     return {split: _on(each, torch.device("cpu")) for split, each in sums.items()}
 
 
 def _on(sums: Sums, device: torch.device) -> Sums:
+    """Return a copy of sums on a device."""
     loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
     # Clone, because pickle writes the whole memory of which a tensor may be a part.
     rows = [sums.rows.to(device).clone()] if sums.measures else []
@@ -201,46 +197,37 @@ class _Buffer:
         self._path = path
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> dict[str, _Form]:
-        """Copy tensors into the buffer, and return where they are.
+    def fill(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """Copy tensors into the buffer, and return their layout.
 
         Raises:
             OSError: Shared memory is full.
         """
-        forms, size = {}, 0
-        for name, tensor in tensors.items():
-            forms[name] = _Form(size, tensor.dtype, tuple(tensor.shape))
-            size += -(-tensor.numel() * tensor.itemsize // _ALIGNMENT) * _ALIGNMENT
+        layout = layout_of(tensors)
+        size = layout_bytes(layout)
         if size > self._memory.numel():
             with self._path.open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # otherwise a write ends the process
-            self.map(size)
-        for name, tensor in tensors.items():
-            self.view(forms[name]).copy_(tensor.detach())
-        return forms
+        for name, view in self._views(layout).items():
+            view.copy_(tensors[name].detach())
+        return layout
 
-    def map(self, size: int) -> None:
-        """Map the first `size` bytes of the file."""
-        self._memory = torch.from_file(str(self._path), shared=True, size=size, dtype=torch.uint8)
+    def read(self, layout: Layout) -> "_Tensors":
+        """Return copies of the tensors in the buffer; a later snapshot overwrites the buffer."""
+        return _Tensors({name: view.clone() for name, view in self._views(layout).items()})
 
-    def view(self, form: _Form) -> Tensor:
-        """Return a tensor in the buffer."""
-        end = form.start + prod(form.shape) * form.dtype.itemsize
-        if end > self._memory.numel():
-            self.map(end)
-        return self._memory[form.start : end].view(form.dtype).view(form.shape)
+    def _views(self, layout: Layout) -> dict[str, Tensor]:
+        size = layout_bytes(layout)
+        if size > self._memory.numel():
+            path = str(self._path)
+            self._memory = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+        return Slots(HostMemory(self._memory, pinned=False), 1, size).at(0, 0, layout)
 
 
-class _Saved:
-    """The tensors of a snapshot; see `checkpoint.Saved`."""
-
-    def __init__(self, buffer: _Buffer, forms: Mapping[str, _Form]) -> None:
-        self._buffer, self._forms = buffer, forms
+class _Tensors(dict[str, Tensor]):
+    """The tensors of a snapshot by name; see `checkpoint.Saved`."""
 
     @property
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
-        return self._forms.keys()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._buffer.view(self._forms[name]).clone()  # the next snapshot but one writes here
+        return self.keys()

@@ -26,7 +26,7 @@ from ppll_cli.worker.interpreter import Interpreter
 from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.snapshots import Progress, Snapshots, on_host, random_state
+from ppll_cli.worker.snapshots import Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
@@ -97,7 +97,6 @@ class Worker:
         self._items = self._trained = 0  # number of batches and marks handled; of training batches
         self._reported = 0  # the step of the last report of training
         self._training = False
-        self._restarted = before is not None
         if before is not None:
             self._items, self._trained = before.items, before.trained
             self._reported, self._training = before.reported, before.training
@@ -135,7 +134,7 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready")
-        if not self._restarted:
+        if not self._items:  # otherwise the worker before this one has sent them
             self.interpreter.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
@@ -230,11 +229,6 @@ class Worker:
             trace=self.recorder.trace,
             peak=(self.memory.read(), self.memory.reserved()),
             seconds=self.reports.seconds(),
-            sums={number: on_host(chunk.sums) for number, chunk in self.chunks.items()},
-            norms={number: chunk.squared_norm for number, chunk in self.chunks.items()},
-            sent=snapshots.sent(),
-            received=snapshots.received(),
-            random=random_state(),
         )
         snapshots.save(self.chunks, progress)
 
