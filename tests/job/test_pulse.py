@@ -1,5 +1,7 @@
 """Timestamps of workers that do not advance, and whose fault it is."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +131,42 @@ def test_whoever_computes_for_too_long_is_late_and_whoever_waits_is_not(clock: T
         waiting.get_on()
         late += clock.pass_by(1, watch, stuck, waiting, endless)
     assert late == [(0, "no progress for 21 s; the limit is 20 s")]
+
+
+class Changing(Pulse):
+    """A pulse whose worker begins another activity just before or after a certain read."""
+
+    reads = 0
+    at, after = 0, False
+    next_limit_s: float | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in ("limit_s", "progress_s"):
+            return super().__getattribute__(name)
+        self.reads += 1
+        begins = self.reads == self.at
+        if begins and not self.after:
+            self.begin("another activity", self.next_limit_s)
+        value = super().__getattribute__(name)
+        if begins and self.after:
+            self.begin("another activity", self.next_limit_s)
+        return value
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize(("limits_s", "passed_s"), [((10.0, None), 5.0), ((None, 2.0), 100.0)])
+def test_a_worker_that_begins_another_activity_meanwhile_is_not_late(
+    clock: Time, limits_s: tuple[Any, Any], passed_s: float, at: int, after: bool
+) -> None:
+    changing = Changing(started=True)
+    changing.begin("an activity", limits_s[0])
+    watch = Watch([changing])
+    clock.now_s += passed_s
+    changing.beat()
+    changing.reads, changing.at, changing.after = 0, at, after
+    changing.next_limit_s = limits_s[1]
+    assert not list(watch.late())
 
 
 def test_what_a_worker_does_is_told_as_far_as_there_is_room() -> None:

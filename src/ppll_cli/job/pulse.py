@@ -118,8 +118,8 @@ class Pulse(ctypes.Structure):
             limit_s: Seconds that it may take without progress; None for no limit.
         """
         self.doing = doing.encode()[: _TEXT - 1]
+        self.progress_s = monotonic()  # before the limit, which must not count earlier time
         self.limit_s = limit_s or 0.0
-        self.progress_s = monotonic()
 
     def start_again(self) -> None:
         """Prepare the memory for a new process of the worker."""
@@ -171,6 +171,9 @@ class Watch:
         stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # how long this process was stopped
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
+            # Meanwhile the worker may begin another activity. So read its limit once, and before
+            # the time of its progress: the limit of the new activity does not count earlier time.
+            progress_limit_s = pulse.limit_s
             turned_s = pulse.alive_s, pulse.progress_s
             alive_s, progress_s = (
                 min(max(turned, since) + stopped_s, now)
@@ -181,5 +184,6 @@ class Watch:
             limit_s = ALIVE_LIMIT_S if pulse.started else STARTING_ALIVE_LIMIT_S
             if pulse.alive_s and silent_s > limit_s:
                 yield worker, f"the worker process is stopped: no sign of life for {silent_s:.0f} s"
-            elif pulse.limit_s and stuck_s > pulse.limit_s:
-                yield worker, f"no progress for {stuck_s:.0f} s; the limit is {pulse.limit_s:g} s"
+            elif progress_limit_s and stuck_s > progress_limit_s:
+                problem = f"no progress for {stuck_s:.0f} s; the limit is {progress_limit_s:g} s"
+                yield worker, problem
