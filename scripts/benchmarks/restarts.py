@@ -24,15 +24,14 @@ from rich.console import Console
 
 from ppll_cli.leaves.scratch import SHARED_MEMORY
 from scripts.benchmarks.faults import SEARCH_S, steps
-from scripts.benchmarks.runs import RunFailedError, machine
-from scripts.benchmarks.session import LIMIT_S, Session, ppll_run
-from scripts.benchmarks.soak import BATCHES, CASES, COMMON, EPOCHS, EVALUATED, SAVED
+from scripts.benchmarks.runs import machine
+from scripts.benchmarks.session import LIMIT_S, Session
+from scripts.benchmarks.soak import BATCHES, EPOCHS, EVALUATED, SAVED, reference, start, weights
 
 RESULT = Path("outputs/benchmark/restarts.json")
 FOLDER = Path("outputs/benchmark/restarts")
 RUNS = 40
-EVERY = 4
-"""Largest number of batches between two snapshots."""
+RECOVER = ("recover=stage", "recover.every=4")
 
 NAMES = ("vit ppll 2", "vit ppll 3", "resnet ppll 3")
 MOMENTS = ("start-up", "training", "evaluation", "checkpoint", "snapshot", "twice", "together")
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     outcomes: list[Outcome] = []
     for plan in plans(options.runs, options.seed):
         if plan.case not in references:
-            references[plan.case] = _reference(plan.case)
+            references[plan.case] = reference(plan.case, FOLDER)
         outcomes.append(endure(plan, FOLDER / f"run-{len(outcomes)}", references[plan.case]))
         said = "; ".join(outcomes[-1].notes) or "good"
         hit = ", ".join(map(str, plan.stages))
@@ -141,7 +140,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     """
     outcome, run_dir = Outcome(plan), folder / "run"
     workers = int(plan.case.split()[-1])
-    with Session(*_start(plan.case, folder)) as session:
+    with Session(*start(plan.case, folder, *RECOVER)) as session:
         session.wait_until(lambda: len(session.workers()) == workers, look_s=SEARCH_S)
         first = [each.pid for each in session.workers()]
         if session.wait_until(lambda: _at(plan, run_dir), look_s=0):
@@ -170,7 +169,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
         outcome.notes.append("another stage started again")
     if len(seen) > workers + len(restarts):
         outcome.notes.append(f"{len(seen)} processes for {len(restarts)} restarts")
-    if _weights(folder) != reference:
+    if weights(folder) != reference:
         outcome.notes.append("its weights are others")
     if not outcome.notes:
         shutil.rmtree(folder)
@@ -192,26 +191,6 @@ def _at(plan: Plan, run_dir: Path) -> bool:
 def _new(session: Session, before: Sequence[int]) -> set[int]:
     """Return the process ids of workers that have been started again."""
     return {each.pid for each in session.workers()} - {*before}
-
-
-def _start(case: str, folder: Path) -> tuple[list[str], Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    recover = ["recover=stage", f"recover.every={EVERY}"]
-    run_dir = f"hydra.run.dir={folder / 'run'}"
-    return ppll_run(*COMMON, *CASES[case], *recover, run_dir), folder / "printed.txt"
-
-
-def _reference(case: str) -> bytes:
-    """Run a case without a fault, and return the final weights."""
-    folder = FOLDER / case.replace(" ", "-")
-    with Session(*_start(case, folder)) as session:
-        if (status := session.wait()) != 0:
-            raise RunFailedError(f"{case} ended with {status}: {session.printed()}")
-    return _weights(folder)
-
-
-def _weights(folder: Path) -> bytes:
-    return (folder / "run" / "model.safetensors").read_bytes()
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -161,7 +162,8 @@ def soak(planned: Sequence[Plan], jobs: int, console: Console) -> list[Outcome]:
     FOLDER.mkdir(parents=True)
     cases = sorted({plan.case for plan in planned})
     with ThreadPoolExecutor(jobs) as pool:
-        references = dict(zip(cases, pool.map(_reference, cases), strict=True))
+        whole = pool.map(partial(reference, folder=FOLDER), cases)
+        references = dict(zip(cases, whole, strict=True))
 
         def run(number: int, plan: Plan) -> Outcome:
             folder = FOLDER / f"run-{number}"
@@ -175,14 +177,14 @@ def soak(planned: Sequence[Plan], jobs: int, console: Console) -> list[Outcome]:
         return list(pool.map(run, range(len(planned)), planned))
 
 
-def _reference(case: str) -> bytes:
-    """Run a case without a fault, and return the final weights."""
-    folder = FOLDER / case.replace(" ", "-")
-    with Session(*_start(case, folder)) as session:
+def reference(case: str, folder: Path) -> bytes:
+    """Run a case without a fault in a folder inside `folder`, and return the final weights."""
+    own = folder / case.replace(" ", "-")
+    with Session(*start(case, own)) as session:
         status = session.wait()
         if status != 0:
             raise RunFailedError(f"{case} ended with {status}: {session.printed()}")
-    return _weights(folder)
+    return weights(own)
 
 
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
@@ -194,7 +196,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
         reference: The weights of a run without a fault.
     """
     outcome = Outcome(plan)
-    with Session(*_start(plan.case, folder)) as session:
+    with Session(*start(plan.case, folder)) as session:
         fault_s = inject(plan, session, folder / "run")
         outcome.status = session.wait()
         end_s = monotonic()
@@ -219,11 +221,11 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     return outcome
 
 
-def _start(case: str, folder: Path) -> tuple[list[str], Path]:
+def start(case: str, folder: Path, *overrides: str) -> tuple[list[str], Path]:
     """Return the command that starts a run of a case, and the file for its output."""
     folder.mkdir(parents=True, exist_ok=True)
     run_dir = f"hydra.run.dir={folder / 'run'}"
-    return ppll_run(*COMMON, *CASES[case], run_dir), folder / "start.txt"
+    return ppll_run(*COMMON, *CASES[case], *overrides, run_dir), folder / "start.txt"
 
 
 def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[str]:
@@ -255,7 +257,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
     anew = not (run_dir / "config.json").exists()
     if anew:
         shutil.rmtree(run_dir, ignore_errors=True)
-        command, _ = _start(plan.case, folder)
+        command, _ = start(plan.case, folder)
     with Session(command, folder / "resume.txt") as session:
         status = session.wait()
         outcome.left += session.left()
@@ -264,7 +266,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
         return
     if not anew:
         outcome.resumed_from = _resumed_from(_printed(folder, "resume"))
-    outcome.recovered = _weights(folder) == reference
+    outcome.recovered = weights(folder) == reference
     if not outcome.recovered:
         outcome.notes.append("its weights are others")
 
@@ -279,7 +281,8 @@ def _printed(folder: Path, name: str) -> str:
     return (folder / f"{name}.txt").read_text(errors="replace")
 
 
-def _weights(folder: Path) -> bytes:
+def weights(folder: Path) -> bytes:
+    """Return the bytes of the file of weights that a run has written."""
     return (folder / "run" / "model.safetensors").read_bytes()
 
 
