@@ -68,16 +68,17 @@ def _configurations_are_kept() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what is there before the first test, and stays until the end.
+    """Exclude all objects that exist before the first test from garbage collection.
 
-    Composing makes and drops many objects, and each collection would look through all of torch.
+    Composing creates and drops many objects, and so causes many collections. Each of them would
+    otherwise visit all objects of torch.
     """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def _random_numbers_are_those_of_every_run() -> None:
+def _equal_random_numbers_in_every_run() -> None:
     """Seed torch, so that a test with random numbers fails in every run or in no run."""
     torch.manual_seed(0)
 

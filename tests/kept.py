@@ -1,8 +1,8 @@
-"""What Hydra makes of the files in `conf/` is kept: most tests compose, and the files stay.
+"""Keeps the configurations that Hydra reads and joins from `conf/`, to make tests faster.
 
-Hydra reads about 25 files each time that it composes, and joins them. Both depend on the chosen
-options alone. In each test, Hydra still finds out which options are chosen, and applies the
-overrides of keys.
+For each composition Hydra reads about 25 files and joins them. The result depends only on the
+chosen options, and no test changes these files. In each test Hydra still finds the chosen options,
+and applies the overrides of keys.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,13 @@ from omegaconf import DictConfig
 from ppll_cli.config.options import conf_dir
 
 OURS = {"pkg://hydra.conf", f"file://{conf_dir()}", "structured://"}
-"""Where the files that stay are; a test may add a folder of its own, and change its files."""
+"""The places of files that no test changes. A test may add a folder of its own to these places;
+then nothing is kept."""
 
 
 @contextmanager
 def configurations() -> Iterator[None]:
-    """Keep what Hydra reads and joins while this lasts."""
+    """Keep the files that Hydra reads, and the results of joining them, while the body runs."""
     load, join = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
     loaded: dict[str, Any] = {}
     joined: dict[tuple[Any, ...], DictConfig] = {}
@@ -44,7 +45,7 @@ def configurations() -> Iterator[None]:
             return join(loader, defaults, repo)
         key = tuple((d.config_path, d.package, d.is_self, d.primary) for d in defaults)
         if key not in joined:
-            copies: Any = _Copies(repo)  # all that joining needs of a repository
+            copies: Any = _Copies(repo)  # it has the two members that joining uses
             joined[key] = join(loader, defaults, copies)
         return deepcopy(joined[key])
 
@@ -61,12 +62,12 @@ def _only_ours(repo: Any) -> bool:
 
 
 class _Copies:
-    """A repository whose configurations may be changed: joining takes parts out of them."""
+    """A repository that returns copies of its configurations, because joining changes them."""
 
     def __init__(self, repo: Any) -> None:
         self._repo = repo
         self.get_schema_source = repo.get_schema_source
 
     def load_config(self, config_path: str) -> Any:
-        """Return a copy of what is kept."""
+        """Return a copy of a kept configuration."""
         return deepcopy(self._repo.load_config(config_path=config_path))

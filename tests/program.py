@@ -43,7 +43,7 @@ def restored() -> Iterator[None]:
     try:
         yield
     finally:
-        # Singleton.set_state would look for plugins again each time, and copy all that there is.
+        # Singleton.set_state would search for plugins again, and copy all singletons.
         Singleton._instances = singletons
         BaseContainer._resolvers = resolvers
         argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]

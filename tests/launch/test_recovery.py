@@ -20,7 +20,7 @@ STAGE = ["recover=stage", "recover.every=2"]
 
 
 def hurt(run: Runner, tmp_path: Path, act: str, *overrides: str) -> Result:
-    """A run in which one worker does something to itself, once."""
+    """Run a model that once does something to its worker, for example kill it."""
     model = own_model("Faulty", unit="second", act=act, once=str(tmp_path / "once"))
     return run(*model, *DATA, *STAGE, *overrides)
 
@@ -78,7 +78,7 @@ def test_a_loss_that_is_no_number_is_not_computed_again(
 
 
 def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
-    """Its record has no such group, and that means off."""
+    """The record of a run of an older version has no group `recover`, which means `off`."""
     (tmp_path / "never").touch()
     harmless = own_model("Faulty", unit="second", act="kill", once=str(tmp_path / "never"))
     plain = run(*harmless, *DATA)
@@ -96,7 +96,7 @@ def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 @pytest.mark.timeout(300)
 def test_only_the_process_that_was_hurt_is_another_one(tmp_path: Path) -> None:
-    """A stage is killed, another is stopped; one screen for each, and the run is completed."""
+    """One stage is killed, then another is stopped; only they get new processes."""
     vit = ["model.dim=16", "model.depth=2", "model.heads=2", "device=cpu", "threads=1"]
     folder = tmp_path / "run"
     command = ppll_run(*DATA, *vit, "recover=stage", "epochs=1000000", f"hydra.run.dir={folder}")

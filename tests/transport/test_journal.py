@@ -23,7 +23,7 @@ def channel(slots: int = 3) -> tuple[JournalSender, JournalReceiver]:
 
 
 def again(end: Any) -> Any:
-    """The same end in a new process, which has what the parent gave to the first one."""
+    """Return the end as a new process has it: with the parent's state, not the first worker's."""
     end = copy.copy(end)
     end.open()
     return end
@@ -133,7 +133,7 @@ def test_nan_equals_itself_in_a_replay() -> None:
 
 
 def test_a_worker_that_died_before_it_woke_the_other_end_does_not_stop_it() -> None:
-    """The new worker wakes it."""
+    """The next worker wakes the other end when it opens its own end."""
     first, receiver = channel()
     first._wakeup.wake = lambda: None  # type: ignore[method-assign]
     pristine = copy.copy(first)

@@ -1,7 +1,7 @@
 """Workers inside the test that die at chosen moments, and are started again by `recover=stage`.
 
-A worker dies before one of its activities: an instruction, a snapshot, a report. What it leaves is
-what a killed process leaves: the journals and its last snapshot.
+A worker dies just before an activity: an instruction, a snapshot or a report. As after a killed
+process, only the channels' memory and the last snapshot remain.
 """
 
 import copy
@@ -62,7 +62,7 @@ class Mortal(Pulse):
 
 
 class Journals(Network):
-    """All that connects the workers of a job, some of which die.
+    """Connects the workers of a job, some of which die.
 
     Args:
         job: The job.
@@ -90,7 +90,7 @@ class Journals(Network):
         self._receivers: dict[Channel, Target] = {}
 
     def links(self, seat: Seat, told: list[dict[str, Any]]) -> Links:
-        """A worker's, with ends of channels as a new process gets them from the parent."""
+        """Return the links of a worker, with new ends of channels, as a new process gets them."""
         parts: dict[str, Any] = vars(super().links(seat, told)).copy()
         parts["senders"], parts["receivers"] = {}, {}
         for channel, (sender, receiver) in self._pristine.items():
@@ -108,17 +108,17 @@ class Journals(Network):
         return Links(**parts)
 
     def bytes_sent(self) -> dict[Channel, int]:
-        """How many bytes went through each channel, as the last sender counts them."""
+        """Return for each channel the number of bytes that its last sender has counted."""
         return {channel: sender.bytes_sent for channel, sender in self._senders.items()}
 
     def check(self) -> None:
-        """All that was sent has been received."""
+        """Check that every sent message has been received."""
         for channel, sender in self._senders.items():
             assert sender.position == self._receivers[channel].position
 
 
 def _as(own: type[Any], end: object, turns: Turns) -> Any:
-    """A new end, as a new process gets it."""
+    """Return a copy of an end of a channel that has done nothing yet, as an object of a class."""
     new: Any = copy.copy(end)
     new.__class__ = own
     new.turns = turns

@@ -1,4 +1,4 @@
-"""A worker that dies at any moment continues as if nothing had happened."""
+"""If workers die and start again, the results of the run stay equal, bit for bit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_worker_may_die_at_each_of_its_activities(tmp_path: Path, every: int) 
 
 
 def test_a_replay_is_not_counted_twice(tmp_path: Path) -> None:
-    """Neither steps nor messages, of which the display of the run lives."""
+    """The display of the run counts neither steps nor messages twice."""
     job = _job(tmp_path, *VIT, "gpus=2", "recover=stage", "recover.every=3")
     unhurt = Journals(job, tmp_path / "unhurt")
     execute(job, unhurt)

@@ -1,4 +1,4 @@
-"""A snapshot is whole, or it is the one before."""
+"""A worker that dies during a snapshot leaves a complete snapshot: the new one or the old one."""
 
 import os
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def _job(folder: Path) -> Job:
 def test_a_worker_may_die_in_a_snapshot(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every third snapshot, whoever takes it."""
+    """Of all snapshots of all stages, every third one is interrupted."""
     job = _job(tmp_path / "run")
     expected = execute(job, Journals(job, tmp_path / "unhurt"))
     calls, deaths = 0, 0

@@ -42,7 +42,7 @@ class Recovery:
 
 
 class Handled(NamedTuple):
-    """Numbers of batches and marks, and of training batches among them, that are done already."""
+    """The number of batches and marks that are done, and of the training batches among them."""
 
     items: int = 0
     trained: int = 0

@@ -245,7 +245,7 @@ def _failures(
 
 @contextmanager
 def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts | None]:
-    """Yield what restarts failed workers; None if a failure ends the run."""
+    """Yield the object that restarts failed workers; None if a failure ends the run."""
     if not job.recovers:
         yield None
         return

@@ -101,7 +101,7 @@ class Restarts:
         by_seat = {watched.seat: watched for watched in workers}
         first = {Seat(each["stage"], each["replica"]): each for each in reversed(failures)}
         failed = [(by_seat[seat], report) for seat, report in first.items()]
-        # A worker that is done only waits for permission to exit: nothing of it is lost.
+        # A worker that is done only waits for permission to exit, so it need not start again.
         failed = [(watched, report) for watched, report in failed if watched.done is None]
         final = [report for watched, report in failed if not self._may_help(watched.seat, report)]
         if final:

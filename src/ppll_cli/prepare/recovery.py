@@ -63,7 +63,7 @@ def _obstacle(job: Job, costs: tuple[Cost, ...]) -> tuple[str, str]:
     if job.replicas > 1:
         return "the replicas of a stage average their gradients", "use replicas=1, or recover=off"
     if len({*job.homes}) > 1:
-        return "it works on one machine only", "use recover=off"
+        return "restarting a single stage works on one machine only", "use recover=off"
     if not isinstance(make("transport", settings.transport), RingTransport):
         return "only transport=ring keeps messages for a replay", "use transport=ring"
     if _on_cuda(job) and not settings.deterministic:

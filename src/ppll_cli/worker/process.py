@@ -120,6 +120,6 @@ def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> d
         "batch": None if worker is None else str(worker.item),
         "shapes": shapes,
         "error": _said(error),
-        "final": isinstance(error, PpllError),  # of these errors, none goes away in a new process
+        "final": isinstance(error, PpllError),  # a new process would raise such an error again
         "traceback": traceback.format_exc(),
     }
