@@ -89,8 +89,8 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 
     Args:
         before: The record of the run.
-        weights: The present file, with its digest; None if the run does not need it, as when it
-            goes on from a checkpoint.
+        weights: The present file, with its digest; None if the run does not read the file, for
+            example because it resumes from a checkpoint.
 
     Raises:
         ConfigError: The digests differ.
@@ -146,7 +146,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # the earlier attempt may have had more stages
+    drop_unfinished(run_dir)  # they may hold files of stages that the run no longer has
 
 
 def short(path: Path) -> Path:
