@@ -25,7 +25,7 @@ class Memory(Protocol):
     """The memory of a ring, as one end sees it.
 
     Attributes:
-        tensor: The memory, uint8 [bytes]; None until this end has it.
+        tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
     """
 
     tensor: Tensor | None
@@ -139,8 +139,11 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    `what` says what needs the room. Without this check, a process that uses shared memory beyond
-    its limit is killed.
+    Without this check, a process that uses shared memory beyond its limit would be killed.
+
+    Args:
+        size: Number of bytes that the run needs.
+        what: Name of the things that need these bytes, for the text.
     """
     try:
         there = shutil.disk_usage(SHARED_MEMORY)

@@ -1,8 +1,8 @@
 """The transport of the PPLL paper: a `torch.multiprocessing.Queue` per channel, and new tensors.
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
-moves the copies into shared memory (on CUDA it creates IPC handles). It then writes the data by
-which the receiver maps this memory into the queue's pipe. A second pipe reports released slots to
+moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes data into the
+queue's pipe, with which the receiver can map this memory. A second pipe reports released slots to
 the sender: the queue alone would regard a slot as free when its message is received, not when the
 message is released.
 
