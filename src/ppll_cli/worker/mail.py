@@ -34,9 +34,9 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a channel is ready.
 
-        The wait has no time limit, because the stage that hangs may be another one. If another
-        worker fails, the parent ends this process. If the parent is gone, a thread of this process
-        ends it.
+        The wait has no time limit, because then another stage may be the one that hangs. If another
+        worker fails, the parent ends this process. If the parent is gone, another thread of this
+        process ends the process.
 
         Args:
             end: This worker's end of the channel.

@@ -51,7 +51,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
         logging.getLogger().addHandler(_ReportHandler(worker.report))
         worker.run()
         links.pulse.begin("done", None)
-        while not links.parent.poll(1.0):  # this process keeps the last tensors it has sent alive
+        while not links.parent.poll(1.0):  # tensors that it has sent exist only until it exits
             pass
         if links.groups is not None:
             links.groups.close()

@@ -30,7 +30,7 @@ from ppll_cli.worker.snapshots import Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
-"""Number of steady-state batches in a timeline, besides those that the channels can buffer."""
+"""Number of steady-state batches in a timeline, in addition to those that channels can buffer."""
 
 
 class Worker:
@@ -94,7 +94,7 @@ class Worker:
             on_steady=self.memory.reset,
             traced=TRACED + buffered if settings.timeline else 0,
         )
-        self._items = self._trained = 0  # number of batches and marks handled; of training batches
+        self._items = self._trained = 0  # batches and marks handled; training batches among them
         self._reported = 0  # the step of the last report of training
         self._training = False
         if before is not None:
