@@ -21,7 +21,7 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # ours: as for 4, because the last pair for 2 belongs to no module
+    3: (6.0, 0.0, 1.0, 2.0),  # ours: as for 4; with 2 modules there is no second auxiliary network
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),

@@ -1,4 +1,4 @@
-"""The feature bank for detection: it holds maps, from which later modules make their pyramids.
+"""The feature bank for detection: it holds maps, from which later modules build their pyramids.
 
 Legend: B batch, A anchors of a picture, C classes.
 """
