@@ -340,7 +340,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
         ema: Whether to read averages instead. Integer buffers have no averages and are read as they
             are.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
+    prefixes = ("model.", EMA) if ema else ("model.",)  # averages replace weights of the same name
     with SavedTensors(checkpoint) as saved:
         names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}

@@ -70,7 +70,7 @@ def go_on(
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
-    tracker = choices.get("tracker", "none")  # `resume` tracks a run only if asked for again
+    tracker = choices.get("tracker", "none")  # `resume` does not track a run by itself
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 

@@ -66,7 +66,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
     Raises:
         ConfigError: The data differ.
     """
-    if before.data_sha256 is None or identity is None:  # old record, or user's data set
+    if before.data_sha256 is None or identity is None:  # not recorded, or not given
         return
     if digest_of(identity) == before.data_sha256:
         return
@@ -129,7 +129,7 @@ def finished(
 
 
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
-    """Restore the run directory to its state at the checkpoint from which the run goes on.
+    """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
     Args:
         run_dir: The run directory.

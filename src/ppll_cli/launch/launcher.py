@@ -87,7 +87,7 @@ def launch(
         _meeting(job, fleet) as meeting,
         _restarting(job, on_report) as restarts,  # removes its folder after the workers are gone
         _none_left(workers),
-        _telling(others, fleet),  # exits first: killed workers make those of other machines fail
+        _telling(others, fleet),  # exits first: after a kill, other machines' workers fail too
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:

@@ -23,7 +23,7 @@ class Bank:
 
     Attributes:
         long_skips: Whether the bank holds by default the tensors of the model's long skips, which
-            the model's head reads besides its input.
+            the model's head reads in addition to its input.
     """
 
     long_skips = False

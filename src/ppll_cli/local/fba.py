@@ -120,7 +120,7 @@ def bank_of(task: Task, join: str = "head") -> Bank:
         return Bank()
     if isinstance(task, SuperResolution):
         return MapBank()
-    from ppll_cli.local.pyramid_bank import PyramidBank  # torchvision's detectors
+    from ppll_cli.local.pyramid_bank import PyramidBank  # slow: imports torchvision
     from ppll_cli.tasks.detection import Detection
 
     return PyramidBank(task) if isinstance(task, Detection) else Bank()

@@ -165,7 +165,7 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # the data set defines it
+            self.register_buffer(name, tensor, persistent=False)  # from the data set, not learnt
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Compute the reconstruction loss.

@@ -111,7 +111,7 @@ class LevelDetection(Detection):
     """
 
     style: HeadStyle
-    forced = False  # a box that fits no level of a module trains other modules
+    forced = False  # a box that fits no level of the module is left to other modules
 
     def smallest_head(self, shape: Shape) -> LevelHead:
         """Return a `LevelHead` for a map of this shape."""

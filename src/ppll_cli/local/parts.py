@@ -71,7 +71,7 @@ class Probe(nn.Module):
 def gram(rows: Tensor) -> Tensor:
     """Compute the dot products of all pairs of rows, [B, D] to [B, B], always in float32."""
     kind = rows.device.type
-    available = torch.amp.is_autocast_available(kind)  # not for the meta device
+    available = torch.amp.is_autocast_available(kind)  # False for the meta device
     with torch.autocast(kind, enabled=False) if available else nullcontext():
         return rows.float() @ rows.float().T
 

@@ -116,7 +116,7 @@ class DeviceMemory:
 
 def _pin(tensor: Tensor) -> bool:
     """Pin host memory, and return True; if it is already pinned, only return False."""
-    if tensor.is_pinned():  # by the other end, if both ends are in the same process
+    if tensor.is_pinned():  # both ends are in this process, and the other end has pinned it
         return False
     size = tensor.nbytes
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]

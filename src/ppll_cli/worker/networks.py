@@ -35,7 +35,7 @@ class Networks:
         place: The chunk: its units and its module.
         site: Where auxiliary networks are attached; its module number is ignored.
         device: The device that computes.
-        replicas: The workers that hold the same stage; None if the stage has only one.
+        replicas: The replicas of the stage; None if the stage has only one worker.
 
     Attributes:
         place: The chunk: its units and its module.

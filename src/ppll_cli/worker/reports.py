@@ -74,8 +74,8 @@ class Reports:
     """Copies measurements to the host, and then sends them to the parent in order.
 
     On CPU a copy is done immediately. On CUDA, waiting for a copy would leave the device without
-    work. Therefore the worker calls `send` after each step, and `send` leaves reports whose copies
-    are not done for a later call.
+    work. Therefore the worker calls `send` after each step. A report whose copies are not done yet
+    is sent by a later call.
 
     Args:
         clock: The clock of the stage's device.

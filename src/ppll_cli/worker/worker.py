@@ -63,7 +63,7 @@ class Worker:
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.passed()
         if before is not None:
-            pass  # the snapshot is later than the state in which the run began
+            pass  # the snapshot holds a later state than the checkpoint or the file of weights
         elif job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 restore(self.chunks.values(), saved)

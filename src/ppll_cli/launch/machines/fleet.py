@@ -179,7 +179,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _met(self) -> list[Machine]:
-        """Meet the other machines, and return what each says about itself.
+        """Meet the other machines, and return the description that each one sent of itself.
 
         Raises:
             ConfigError: The store cannot be used, a machine is missing, or versions differ.
@@ -215,7 +215,7 @@ class Fleet:
         return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
     def _meet(self) -> list[Machine]:
-        """Agree on a session with the other machines, and return what each says about itself.
+        """Agree on a session with the other machines, and return each machine's description.
 
         The store may still hold entries of an earlier attempt. So machine 0 gives each session a
         new name, and each machine sends a random word. The welcome of machine 0 repeats the words;
@@ -243,7 +243,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """As machine 0, return what each machine says about itself; None for a missing machine."""
+        """As machine 0, return what each machine sent about itself; None for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -254,7 +254,7 @@ class Fleet:
             welcome.append(json.loads(store.get(hello)) if come else None)
         store.set(f"{self._session}/welcome", json.dumps(welcome))
         until_s = time.monotonic() + LEAVING_S
-        for rank, each in enumerate(welcome):  # when this process ends, the store may end too
+        for rank, each in enumerate(welcome):  # the store may end with this process
             if rank > 0 and each is not None:
                 self._comes(f"{self._session}/seen/{rank}", until_s)
         return welcome

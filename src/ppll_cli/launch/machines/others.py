@@ -48,7 +48,7 @@ class Seen:
 
 
 class Leader:
-    """Lets machine 0's launcher work with the other launchers.
+    """Communicates with the other launchers, as a part of machine 0's launcher.
 
     Args:
         fleet: The machines.
@@ -158,7 +158,7 @@ class Leader:
 
 
 class Follower:
-    """Lets the launcher of another machine work with machine 0's launcher.
+    """Communicates with machine 0's launcher, as a part of the launcher of another machine.
 
     Args:
         fleet: The machines.
