@@ -1,4 +1,7 @@
-"""A worker's connections, and the sequence of batches and marks that it reads from them."""
+"""A worker's connections, and the sequence of batches and marks that it reads from them.
+
+A mark asks for an evaluation report, a checkpoint or the end of the run; see `job.course`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field

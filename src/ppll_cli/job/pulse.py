@@ -65,7 +65,7 @@ class Pulse(ctypes.Structure):
         progress_s: Monotonic time of the main thread's last progress.
         limit_s: Seconds that the current activity may take; 0 for no limit.
         doing: Name of the current activity.
-        item: The batch or mark to which the activity belongs.
+        item: The batch or mark (see `job.course`) to which the activity belongs.
         step: Number of optimizer steps done.
         sent: Number of messages sent to the next stage.
         received: Number of messages received from the stage before.

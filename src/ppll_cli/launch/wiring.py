@@ -42,7 +42,8 @@ class _Way:
         size: Largest size of a message in bytes.
         schema: Text that describes the tensors of the messages.
         channel: The channel between the two workers' stages; each replica has its own `_Way` for
-            it. None if replica 0 of stage 0 sends the next batch or mark to another replica.
+            it. None if replica 0 of stage 0 sends the next item (see `job.course`) to another
+            replica.
     """
 
     source: Seat

@@ -23,7 +23,8 @@ class Mail:
         recorder: Measures the time of waits and copies.
 
     Attributes:
-        item: The batch or mark that the stage handles now; message headers carry it.
+        item: The batch or mark (see `job.course`) that the stage handles now; the headers of
+            messages contain it.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:

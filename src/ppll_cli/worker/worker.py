@@ -126,8 +126,8 @@ class Worker:
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run.
 
-        A mark asks for something else than a batch: `Evaluate` for a report about an evaluated
-        split, `Checkpoint` for saving the weights, `End` for the end of the run.
+        A mark is an item between batches: `Evaluate` asks for a report about an evaluated split,
+        `Checkpoint` asks for saving the weights, and `End` ends the run.
         """
         if self.links.groups is not None:
             self.links.groups.open(self.device)
