@@ -71,7 +71,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         slow(2, [], ALL),
     ],
 )
-def test_the_next_command_starts(
+def test_each_job_of_the_comparison_command_can_start(
     monkeypatch: pytest.MonkeyPatch, devices: int, overrides: list[str], expected: list[str] | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
@@ -79,7 +79,7 @@ def test_the_next_command_starts(
     assert (None if line is None else start_each(line)) == expected
 
 
-def test_the_next_command_trains_the_same_on_the_same_devices(
+def test_the_comparison_command_keeps_settings_and_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -90,7 +90,7 @@ def test_the_next_command_trains_the_same_on_the_same_devices(
     assert found["device"] == "cpu"  # where bp alone would take the CUDA device
 
 
-def test_the_next_command_of_a_resumed_run_has_its_modules() -> None:
+def test_the_comparison_command_of_a_resumed_run_fixes_its_modules() -> None:
     line = offered("gpus=3", "resume=/some/run", resumed=True)
     assert line is not None
     assert not any(word.startswith("resume=") for word in arguments(line))
@@ -98,7 +98,7 @@ def test_the_next_command_of_a_resumed_run_has_its_modules() -> None:
     start_each(line)
 
 
-def test_the_next_command_quotes() -> None:
+def test_the_comparison_command_quotes_special_characters() -> None:
     root = Path("/cache") / "a=b c,${x} $HOME 'é'"
     config, choices = compose_config([*SMALL, "device=cpu"])
     config["data"]["cache"] = str(root)
@@ -113,7 +113,7 @@ def test_the_next_command_quotes() -> None:
 
 
 @pytest.mark.parametrize("name", ["run", "a b=c", "it's [1],2", "${oc.env:HOME}", "é\"'x", "a\nb"])
-def test_the_command_that_goes_on_finds_its_folder(tmp_path: Path, name: str) -> None:
+def test_the_resume_command_finds_a_run_directory_of_any_name(tmp_path: Path, name: str) -> None:
     folder = write_config(tmp_path / name)
     line = advice.go_on(folder, ["--config-dir=c d"], [], {}, {})
     option, *given = shlex.split(line.replace("\\012", "\n").replace("$'", "'"))[-2:]
@@ -124,12 +124,12 @@ def test_the_command_that_goes_on_finds_its_folder(tmp_path: Path, name: str) ->
     compose_config(before.arguments(given))
 
 
-def test_the_command_that_goes_on_names_the_tracker_again(tmp_path: Path) -> None:
+def test_the_resume_command_repeats_the_tracker(tmp_path: Path) -> None:
     line = advice.go_on(tmp_path, [], [], {}, {"tracker": "wandb"})
     assert arguments(line) == [f"resume={tmp_path}", "tracker=wandb"]
 
 
-def test_the_command_that_goes_on_names_classes_again(tmp_path: Path) -> None:
+def test_the_resume_command_repeats_a_users_classes(tmp_path: Path) -> None:
     config = {"schedule": {"_target_": "my.Own"}, "model": {"_target_": "ppll_cli.models.vit.ViT"}}
     config["local"] = {"_target_": "my.Loss"}
     given = ["schedule._target_=my.Own", "+model.width=3"]

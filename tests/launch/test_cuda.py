@@ -59,7 +59,7 @@ def test_transports_carry_the_same_bits(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_the_summary_says_how_the_device_computed(run: Runner, precision: str) -> None:
+def test_the_summary_records_the_numerics_of_the_device(run: Runner, precision: str) -> None:
     found = run("schedule=ppll", "gpus=2", *CASE, f"precision={precision}").summary["numerics"]
     assert found["tf32_matmul"] == found["tf32_convolution"] == (precision == "tf32")
     assert found["deterministic"]
@@ -81,7 +81,7 @@ def test_fp32_is_true_fp32_in_convolutions_and_matrix_products() -> None:
 
 
 @pytest.mark.parametrize("optim", [["optim.clip_norm=1"], ["optim.nonfinite=skip"], SGD])
-def test_a_training_step_waits_for_nothing(
+def test_a_training_step_never_waits_for_the_device(
     monkeypatch: pytest.MonkeyPatch, optim: list[str]
 ) -> None:
     """A read of the device in a step, or in a report, would leave the device without work."""

@@ -55,7 +55,7 @@ def test_ppll_is_sequential_local_learning(
 
 
 @pytest.mark.slow
-def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> None:
+def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*RETINANET, *COURSE, *data, "fba=on", "fba.fusion=add", CUTS, "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
@@ -82,7 +82,7 @@ LEVEL = {
 @pytest.mark.parametrize(
     "method", ["bank", *(pytest.param(m, marks=pytest.mark.slow) for m in ("greedy", "manpp"))]
 )
-def test_level_heads_are_trained_alike_by_ll_and_ppll(
+def test_ll_and_ppll_train_level_heads_the_same(
     tmp_path: Path, data: list[str], method: str
 ) -> None:
     """Each module has anchors of its own levels, and is evaluated with these."""
@@ -94,14 +94,16 @@ def test_level_heads_are_trained_alike_by_ll_and_ppll(
 
 
 @pytest.mark.slow
-def test_level_heads_with_replicas(tmp_path: Path, data: list[str]) -> None:
+def test_ll_and_ppll_train_level_heads_the_same_with_replicas(
+    tmp_path: Path, data: list[str]
+) -> None:
     case = [*RETINANET, *COURSE, *data, *LEVEL["bank"], CUTS, "replicas=2"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
     assert_same(found.tensors, expected.tensors)
 
 
-def test_level_heads_cost_less(data: list[str]) -> None:
+def test_level_heads_cost_less_than_pyramids(data: list[str]) -> None:
     """They have no copies of later stages, and one level in place of five."""
     case = [*RETINANET, *data, "batch_size=4", "schedule=ll", CUTS, "local=fba"]
     costs = {
@@ -137,7 +139,7 @@ def test_the_gradients_of_skips_travel_back(run: Runner, tmp_path: Path, data: l
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
+def test_a_resumed_run_continues_where_it_stopped(run: Runner, data: list[str]) -> None:
     case = ["fba=on", CUTS, *RETINANET, *COURSE, *data]
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
@@ -145,7 +147,9 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     assert_same_run(continued, whole)
 
 
-def test_what_is_reported(run: Runner, data: list[str]) -> None:
+def test_a_run_reports_detection_metrics_and_writes_sample_pictures(
+    run: Runner, data: list[str]
+) -> None:
     """COCO's numbers and VOC's, of each module; nothing but the loss in training; pictures."""
     result = run("schedule=ppll", "gpus=2", "max_steps=2", "batch_size=4", *RETINANET, *data)
     names = ["loss", "ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
@@ -177,7 +181,7 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
         (["model=edsr"], "model=edsr: is for super-resolution"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_settings_that_do_not_apply_to_detection_are_refused(
     data: list[str], overrides: list[str], message: str
 ) -> None:
     model = [] if overrides[0].startswith("model") else RETINANET
@@ -194,7 +198,9 @@ def test_what_makes_no_sense_is_refused(
         for k in (2, 10)
     ],
 )
-def test_any_number_of_modules(data: list[str], method: str, head: str, modules: int) -> None:
+def test_a_detector_can_have_any_number_of_modules(
+    data: list[str], method: str, head: str, modules: int
+) -> None:
     case = [method, f"local.detection_head={head}", f"local.modules={modules}"]
     job = prepared(*RETINANET, *data, "gpus=2", "batch_size=4", *case).job
     assert len(job.layout.modules) == modules

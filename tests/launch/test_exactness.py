@@ -31,7 +31,9 @@ SLOW = ["every unit", "gpipe", "1f1b"]
     "case",
     [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in CASES.items()],
 )
-def test_processes_change_nothing(run: Runner, tmp_path: Path, case: list[str]) -> None:
+def test_worker_processes_train_the_same_as_threads(
+    run: Runner, tmp_path: Path, case: list[str]
+) -> None:
     """What the threads of the other tests end with is what real workers end with."""
     expected = run_inside(tmp_path / "inside", FEW_STEPS, *DATA, *case)
     found = run(FEW_STEPS, *DATA, *case)
@@ -68,7 +70,7 @@ def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: s
         ("fba last two", [[f"bank.{m - 2}", f"bank.{m - 1}", "label", "x"] for m in (3, 6)]),
     ],
 )
-def test_what_a_method_asks_for_travels_and_nothing_else(
+def test_only_tensors_that_a_later_module_reads_are_sent(
     run: Runner, method: str, names: list[list[str]]
 ) -> None:
     """Stages of 3, 3 and 2 modules. What travels has a size, and that is what is reported."""

@@ -109,7 +109,7 @@ class _Fails(nn.Module):
         ("local._target_=tests.launch.test_launcher.FailsToLearn", 0, "Loss", "the loss"),
     ],
 )
-def test_whatever_raises_in_a_worker_ends_the_run(
+def test_an_exception_of_a_users_class_ends_the_run(
     run: Runner, override: str, stage: int, phase: str, error: str
 ) -> None:
     with pytest.raises(WorkerFailedError, match=error) as failure:
@@ -119,7 +119,7 @@ def test_whatever_raises_in_a_worker_ends_the_run(
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_without_memory_says_what_needs_less(run: Runner) -> None:
+def test_a_worker_out_of_memory_suggests_settings_that_need_less(run: Runner) -> None:
     with pytest.raises(
         WorkerFailedError, match=r"; out of memory: try a smaller batch_size, "
     ) as failure:
@@ -169,7 +169,7 @@ def norm_of(message: str) -> float:
 @pytest.mark.parametrize(
     ("schedule", "module"), [("ppll", "[12]"), ("ll", "1"), ("bp", "0"), ("gpipe", "0")]
 )
-def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
+def test_a_nonfinite_loss_ends_the_run_and_its_step_is_not_saved(
     run: Runner, tmp_path: Path, schedule: str, module: str
 ) -> None:
     case = [*faulty("second", "blow_up"), "local.modules=3", "checkpoint.every=1"]
@@ -181,7 +181,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
 
 
 @pytest.mark.parametrize("clip", [pytest.param("null", marks=pytest.mark.slow), "0.5"])
-def test_a_step_that_is_skipped_is_skipped_on_all_stages(
+def test_a_skipped_step_is_skipped_on_all_stages(
     run: Runner, caplog: pytest.LogCaptureFixture, clip: str
 ) -> None:
     case = [*faulty("second", "blow_up"), "optim.nonfinite=skip", f"optim.clip_norm={clip}"]
@@ -193,7 +193,7 @@ def test_a_step_that_is_skipped_is_skipped_on_all_stages(
     assert_same(piped.tensors(), whole.tensors())
 
 
-def test_a_module_skips_alone(run: Runner) -> None:
+def test_only_the_module_with_nonfinite_gradients_skips_a_step(run: Runner) -> None:
     case = [*faulty("third", "blow_up"), "optim.nonfinite=skip", "local.modules=3", "epochs=1"]
     one, piped = run("schedule=ll", *case), run("schedule=ppll", "gpus=3", *case)
     assert_same(piped.tensors(), one.tensors())
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(run: Runner, tmp_path:
     assert "Checkpoint" in failure.value.report["phase"]
 
 
-def test_a_failed_run_leaves_a_summary_that_says_so(run: Runner, tmp_path: Path) -> None:
+def test_the_summary_of_a_failed_run_says_why_it_failed(run: Runner, tmp_path: Path) -> None:
     with pytest.raises(WorkerFailedError) as failure:
         run("schedule=ppll", "gpus=2", *faulty("second", "raise"))
     summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())

@@ -29,7 +29,9 @@ def as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_switches_on_cuda(precision: str, deterministic: bool) -> None:
+def test_precision_and_deterministic_set_torchs_switches_on_cuda(
+    precision: str, deterministic: bool
+) -> None:
     """By torch's defaults fp32 was true fp32 in matrix products and TF32 in convolutions."""
     Numerics(precision, deterministic).apply(CUDA)
     tf32 = precision == "tf32"
@@ -47,7 +49,7 @@ def test_switches_on_cuda(precision: str, deterministic: bool) -> None:
     }
 
 
-def test_what_is_applied_for_a_while_is_switched_back() -> None:
+def test_applied_restores_torchs_switches() -> None:
     before = in_force(CUDA)
     with Numerics("tf32", True).applied(CUDA):
         assert in_force(CUDA) != before
@@ -55,12 +57,12 @@ def test_what_is_applied_for_a_while_is_switched_back() -> None:
     assert MEMORY.fill_uninitialized_memory
 
 
-def test_nothing_of_cuda_is_in_force_on_cpu() -> None:
+def test_no_cuda_switch_is_in_force_on_cpu() -> None:
     Numerics("fp32", False).apply(CUDA)
     assert not any(in_force(CPU).values())
 
 
-def test_old_names_warn_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_warning_about_allow_tf32_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some versions of torch warn when they are used, from 2.9 on."""
 
     def benchmark_that_warns(*_: object) -> bool:
@@ -74,7 +76,7 @@ def test_old_names_warn_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         Numerics("tf32", False).apply(CUDA)
 
 
-def test_a_compiler_reads_the_switches() -> None:
+def test_old_and_new_tf32_switches_of_torch_agree() -> None:
     """Where TF32 is switched by its new names alone, torch.compile of some versions fails."""
     program = (
         "import torch\n"
@@ -89,7 +91,7 @@ def test_a_compiler_reads_the_switches() -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_summary_says_what_was_in_force(run: Runner, deterministic: bool) -> None:
+def test_the_summary_records_torchs_switches(run: Runner, deterministic: bool) -> None:
     summary = run(*TINY, f"deterministic={str(deterministic).lower()}").summary
     assert summary["precision"] == "fp32"
     assert summary["numerics"] == {

@@ -29,7 +29,9 @@ def spoil(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
 
 
-def test_a_run_goes_on_from_another_folder(tmp_path: Path, started: Result, run: Runner) -> None:
+def test_a_run_is_resumed_from_another_current_directory(
+    tmp_path: Path, started: Result, run: Runner
+) -> None:
     """Where other data have the relative name that was given."""
     record = json.loads((started.run_dir / "config.json").read_text())
     assert record["data"]["root"] == str(tmp_path / "work" / "data")
@@ -39,7 +41,7 @@ def test_a_run_goes_on_from_another_folder(tmp_path: Path, started: Result, run:
     assert_same(resumed(started, "max_steps=null").tensors(), expected.tensors())
 
 
-def test_the_same_files_may_be_elsewhere(tmp_path: Path, started: Result) -> None:
+def test_a_run_is_resumed_after_its_data_were_moved(tmp_path: Path, started: Result) -> None:
     shutil.move(tmp_path / "work" / "data", tmp_path / "moved")
     with pytest.raises(ConfigError, match=r"data\.root=.*: is no folder that can be read"):
         resumed(started, "max_steps=6")
@@ -47,7 +49,9 @@ def test_the_same_files_may_be_elsewhere(tmp_path: Path, started: Result) -> Non
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -> None:
+def test_resuming_with_changed_data_is_refused(
+    tmp_path: Path, started: Result, known: bool
+) -> None:
     """By the entry that differs, as long as it is known."""
     spoil(tmp_path / "work" / "data")
     if not known:
@@ -62,7 +66,7 @@ def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -
     )
 
 
-def test_a_run_of_before_there_was_a_record_goes_on(tmp_path: Path, started: Result) -> None:
+def test_a_run_without_a_data_digest_is_resumed_unchecked(tmp_path: Path, started: Result) -> None:
     path = started.run_dir / "config.json"
     record = json.loads(path.read_text())
     for key in ("sha256", "data_sha256"):

@@ -24,7 +24,7 @@ print("torchvision" in sys.modules)
 """
 
 
-def test_what_only_some_runs_need_is_not_imported_for_all(tmp_path: Path) -> None:
+def test_starting_up_imports_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
     """The fork server, of which all workers are made, has no compiler; no process torchvision."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, timeout=200

@@ -33,7 +33,7 @@ def folder(composed: Composed, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_was_written_is_read(folder: Path) -> None:
+def test_a_written_record_is_read_back(folder: Path) -> None:
     record = read_record(folder)
     before = recorded([f"resume={folder}"])
     assert before is not None
@@ -76,13 +76,13 @@ def test_a_record_without_its_digest_is_refused(folder: Path) -> None:
         recorded([f"resume={folder}"])
 
 
-def test_how_a_record_is_laid_out_does_not_matter(folder: Path) -> None:
+def test_the_order_and_layout_of_a_records_keys_do_not_matter(folder: Path) -> None:
     record = read_record(folder)
     (folder / "config.json").write_text(json.dumps(dict(reversed(record.items()))))
     assert read_record(folder) == record
 
 
-def test_a_record_is_written_once(folder: Path) -> None:
+def test_a_second_record_in_a_folder_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="is in use by another run"):
         write_record(folder, {})
 
@@ -118,7 +118,7 @@ KINDS = [fifo, loop, astray, a_socket, device]
 
 @pytest.mark.parametrize("name", OWN_FILES + OWN_FOLDERS)
 @pytest.mark.parametrize("make", [*KINDS, Path.mkdir, Path.touch])
-def test_what_is_of_another_kind_is_refused_before_it_is_opened(
+def test_something_else_in_place_of_a_runs_file_is_refused_unopened(
     folder: Path, name: str, make: Callable[[Path], None]
 ) -> None:
     """A FIFO was waited for, without an end."""
@@ -169,7 +169,7 @@ def test_a_record_that_cannot_be_read_is_refused(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_run_directory_of_another_kind_is_refused(
+def test_a_run_directory_that_is_no_folder_is_refused(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "run")
@@ -178,20 +178,24 @@ def test_a_run_directory_of_another_kind_is_refused(
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000])
-def test_no_folder_has_such_a_name(tmp_path: Path, name: str) -> None:
+def test_a_run_directory_with_an_impossible_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="there is no such folder"):
         recorded([f"resume={tmp_path / name}"])
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
-def test_a_folder_in_place_of_a_link_is_left_alone(folder: Path, name: str) -> None:
+def test_a_folder_in_place_of_a_checkpoint_link_is_refused_and_kept(
+    folder: Path, name: str
+) -> None:
     """As in a copy that followed links: it may be all that is left of a checkpoint."""
     (folder / "checkpoints" / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=f"its checkpoints/{name} is not a link to a checkpoint"):
         recorded([f"resume={folder}"])
 
 
-def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_resolves_relative_paths_and_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     there = [str(tmp_path / "a"), "/home/me/b", "/c"]

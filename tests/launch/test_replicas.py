@@ -27,7 +27,7 @@ SYNCED = ["schedule=bp", REPLICAS, "sync_batchnorm=true"]
     ],
     ids=["plain", "clipped"],
 )
-def test_two_replicas_are_two_micro_batches(
+def test_two_replicas_train_the_same_as_two_micro_batches(
     run: Runner, more: list[str], pipelined: list[str]
 ) -> None:
     """Without BatchNorm; dropout and the shorter last batch, of 3 and 2 samples, included."""
@@ -43,7 +43,7 @@ def test_two_replicas_are_two_micro_batches(
         assert found.test["accuracy"] == expected.test["accuracy"]
 
 
-def test_gradients_of_several_buckets(run: Runner) -> None:
+def test_gradients_in_several_buckets_are_averaged(run: Runner) -> None:
     common = ["schedule=bp", *SPLIT, "model.dim=128", "max_steps=3"]
     expected = run(*common, "schedule.microbatches=2")
     found = run(*common, REPLICAS)
@@ -95,7 +95,7 @@ def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
         assert apart <= 1e-3 * tensor.double().norm() + 1e-4, name
 
 
-def test_more_replicas_than_divide_a_batch(run: Runner) -> None:
+def test_replicas_can_have_shares_of_different_sizes(run: Runner) -> None:
     """Three replicas have 3, 3 and 2 of 8 samples, and 2, 2 and 1 of 5."""
     common = ["schedule=bp", "optim=sgd", "optim.lr=0.1", *SPLIT]
     found = run("replicas=3", *common)
@@ -107,14 +107,14 @@ def test_more_replicas_than_divide_a_batch(run: Runner) -> None:
 
 
 @pytest.mark.slow
-def test_resumed(run: Runner) -> None:
+def test_a_resumed_run_with_replicas_trains_the_same(run: Runner) -> None:
     common = ["schedule=ppll", "gpus=2", REPLICAS, *RESNET, *DATA, "checkpoint.every=4"]
     expected = run(*common, FEW_STEPS)
     stopped = run(*common, "max_steps=4")
     assert_same(resumed(stopped, FEW_STEPS).tensors(), expected.tensors())
 
 
-def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
+def test_a_nonfinite_loss_stops_all_replicas(run: Runner) -> None:
     with pytest.raises(WorkerFailedError, match=r"stage 0 replica \d .*is not finite"):
         run("schedule=bp", REPLICAS, *VIT, *DATA, "max_steps=9", "optim=sgd", "optim.lr=1e30")
 
@@ -137,6 +137,6 @@ def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
         (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=True: torch.compile cannot"),
     ],
 )
-def test_refused(overrides: list[str], message: str) -> None:
+def test_invalid_settings_of_replicas_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepared(*overrides)

@@ -55,7 +55,7 @@ def refusal(result: Result) -> str:
     return message
 
 
-def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
+def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> None:
     """Or the other tests would be refused for another reason."""
     result = run(*RESNET, "local=dgl")
     rewrite(result.run_dir, lambda held: held)
@@ -75,7 +75,7 @@ def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
         ),
     ],
 )
-def test_auxiliary_networks_of_before(
+def test_a_run_with_older_auxiliary_networks_is_refused_with_the_reason(
     run: Runner, method: str, change: Change, reason: str
 ) -> None:
     result = run(*RESNET, f"local={method}")
@@ -85,7 +85,7 @@ def test_auxiliary_networks_of_before(
     assert reason in message
 
 
-def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
+def test_a_run_of_an_older_edsr_is_refused_with_the_reason(run: Runner, tmp_path: Path) -> None:
     root = write_div2k(tmp_path / "root", 2)
     data = ["data=div2k", f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.patch=8"]
     small = ["model=edsr", "model.depth=1", "model.width=4", "data.patches_per_epoch=16"]
@@ -94,13 +94,13 @@ def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
     assert "this version's model differs: it computes in [0, 255] now" in refusal(result)
 
 
-def test_versions_that_losses_watch_are_there(run: Runner) -> None:
+def test_a_checkpoint_without_watched_weights_is_refused(run: Runner) -> None:
     result = run(*RESNET, "local=man")
     rewrite(result.run_dir, without(r"^watched\.layer3\.0\.1\.conv1\.weight$"))
     assert "it cannot go on: watched.layer3.0.1.conv1.weight is missing" in refusal(result)
 
 
-def test_what_has_no_reason_names_the_tensor(run: Runner) -> None:
+def test_a_refusal_without_a_known_reason_names_the_tensor(run: Runner) -> None:
     result = run(*RESNET, "local=greedy")
     rewrite(result.run_dir, cut_short(r"^model\.stem\.conv1\.weight$"))
     assert (

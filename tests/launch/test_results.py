@@ -93,7 +93,7 @@ def spoil_manifest(folder: Path) -> None:
         (spoil_manifest, "DamagedError: its manifest cannot be read"),
     ],
 )
-def test_a_model_that_cannot_be_trusted_is_not_written(
+def test_no_model_is_written_from_a_damaged_checkpoint(
     end: Callable[..., Any],
     tmp_path: Path,
     caplog: Log,
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_trusted_is_not_written(
     assert not list((tmp_path / "run").glob("*.unfinished"))
 
 
-def test_what_is_no_fault_of_the_disk_is_a_failure_in_one_line(
+def test_an_unexpected_exception_is_reported_as_a_failed_run(
     end: Callable[..., Any], tmp_path: Path
 ) -> None:
     def fail(_: Path) -> None:
@@ -153,11 +153,11 @@ def test_pictures_that_fail_do_not_fail_the_run(
         (ValueError("[Errno 28] full"), "ValueError: [Errno 28] full; a disk is full: make room"),
     ],
 )
-def test_a_disk_is_named_where_it_is_the_cause(error: Exception, said: str) -> None:
+def test_the_message_blames_the_disk_only_for_disk_errors(error: Exception, said: str) -> None:
     assert str(failure.run_failed(error, Path("/r"))).startswith(said)
 
 
-def test_a_worker_that_met_a_full_disk_says_what_helps(tmp_path: Path, caplog: Log) -> None:
+def test_a_workers_error_about_a_full_disk_comes_with_a_remedy(tmp_path: Path, caplog: Log) -> None:
     report = {"stage": 0, "device": "cpu", "error": "SafetensorError: I/O error (os error 28)"}
     error: PpllError = WorkerFailedError(report)
     failure.tell(error, tmp_path, "ppll-run")

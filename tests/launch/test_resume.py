@@ -77,7 +77,7 @@ def differences(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("overrides", [[], ["resume=null"], ["~resume"], ["seed=1"]])
-def test_nothing_is_resumed_unasked(overrides: list[str]) -> None:
+def test_without_resume_no_run_is_resumed(overrides: list[str]) -> None:
     assert recorded(overrides) is None
 
 
@@ -91,7 +91,7 @@ def test_nothing_is_resumed_unasked(overrides: list[str]) -> None:
         ["fba=off", "threads=3", "hydra.verbose=true"],
     ],
 )
-def test_what_is_as_it_was_is_no_change(
+def test_repeated_settings_are_no_changes(
     folder: Path, caplog: pytest.LogCaptureFixture, overrides: list[str]
 ) -> None:
     assert differences(folder, *overrides) == {}
@@ -127,11 +127,13 @@ def test_what_is_as_it_was_is_no_change(
         (["gpus=${batch_size}"], {"gpus": 64}),
     ],
 )
-def test_what_may_be_changed(folder: Path, overrides: list[str], expected: Config) -> None:
+def test_resume_applies_allowed_changes(
+    folder: Path, overrides: list[str], expected: Config
+) -> None:
     assert differences(folder, *overrides) == expected
 
 
-def test_a_run_of_before_drop_path_goes_on_without(folder: Path) -> None:
+def test_a_run_older_than_drop_path_resumes_without_it(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     assert record["model"].pop("drop_path") == 0.0
     (folder / "config.json").write_text(json.dumps(record))
@@ -141,7 +143,7 @@ def test_a_run_of_before_drop_path_goes_on_without(folder: Path) -> None:
         change(folder, "model.drop_path=0.1")
 
 
-def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None:
+def test_a_run_older_than_recompute_resumes_with_or_without_it(folder: Path) -> None:
     """It has no such key; whether it gets one changes nothing in what is trained."""
     record = json.loads((folder / "config.json").read_text())
     assert record.pop("recompute") is False
@@ -154,12 +156,14 @@ def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None
 
 
 @pytest.mark.parametrize("value", ["2", "null"])
-def test_other_threads_are_told(folder: Path, caplog: pytest.LogCaptureFixture, value: str) -> None:
+def test_resume_warns_about_another_number_of_threads(
+    folder: Path, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
     assert differences(folder, f"threads={value}") == {"threads": json.loads(value)}
     assert f"threads={value}: sums may be computed in another order than before" in caplog.text
 
 
-def test_the_choice_of_a_group_follows(folder: Path) -> None:
+def test_changed_options_replace_the_recorded_choices(folder: Path) -> None:
     _, choices = change(folder, "partition=params", "transport=queue", "model=vit")
     assert (choices["partition"], choices["transport"]) == ("params", "queue")
     assert (choices["model"], choices["data"]) == ("vit", "synthetic")
@@ -175,7 +179,7 @@ def older(folder: Path) -> Config:
     return record
 
 
-def test_a_run_of_before_images_were_mixed(tmp_path: Path) -> None:
+def test_a_run_older_than_mixup_and_cutmix_resumes_without_them(tmp_path: Path) -> None:
     """It has no keys for it, and goes on without."""
     folder = write_config(tmp_path / "run")
     record: Config = json.loads((folder / "config.json").read_text())
@@ -189,7 +193,7 @@ def test_a_run_of_before_images_were_mixed(tmp_path: Path) -> None:
         change(folder, "data.mixup=0.2")
 
 
-def test_a_transport_that_was_replaced(folder: Path) -> None:
+def test_a_run_with_the_removed_transport_naive_resumes_with_queue(folder: Path) -> None:
     """A run with `transport=naive` goes on with queues, and keeps its own depth."""
     before = older(folder)
     config, choices = change(folder)
@@ -205,7 +209,7 @@ def test_a_transport_that_was_replaced(folder: Path) -> None:
     assert choices["transport"] == "ring"
 
 
-def test_a_run_of_before_a_key_existed_has_its_default(folder: Path) -> None:
+def test_a_key_that_an_older_record_lacks_gets_its_default(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     for key in ("log_every", "log_grad_norm"):
         del record[key]
@@ -215,7 +219,7 @@ def test_a_run_of_before_a_key_existed_has_its_default(folder: Path) -> None:
     assert parse(change(folder, "log_every=3")[0]).log_every == 3
 
 
-def test_every_name_that_moved_leads_to_one_of_today() -> None:
+def test_every_moved_name_maps_to_an_existing_one() -> None:
     for target in TARGETS.values():
         module, _, name = target.rpartition(".")
         assert isinstance(getattr(import_module(module), name), type)
@@ -226,7 +230,7 @@ def test_every_name_that_moved_leads_to_one_of_today() -> None:
         assert before not in options
 
 
-def test_names_that_moved_are_found_anywhere() -> None:
+def test_moved_names_are_replaced_anywhere_in_a_configuration() -> None:
     (before, now), *_ = TARGETS.items()
     config = {"a": {"b": [{"_target_": before, "x": before}]}, "_target_": 1, "c": None}
     expected = {"a": {"b": [{"_target_": now, "x": before}]}, "_target_": 1, "c": None}
@@ -237,7 +241,7 @@ def test_names_that_moved_are_found_anywhere() -> None:
     }
 
 
-def test_an_experiment_is_not_read_again(tmp_path: Path) -> None:
+def test_resume_uses_the_recorded_values_of_an_experiment(tmp_path: Path) -> None:
     """What it said then is recorded, with what the command line changed in it."""
     name = "experiment=dgl_resnet32_k2"
     folder = write_config(tmp_path / "run", name, "optim.lr=0.5")
@@ -285,7 +289,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("override", "complaint"), REFUSED, ids=[o for o, _ in REFUSED])
-def test_what_is_trained_stays(
+def test_a_change_of_what_is_trained_is_refused(
     folder: Path, caplog: pytest.LogCaptureFixture, override: str, complaint: str
 ) -> None:
     """Also where something may be changed beside it."""
@@ -299,13 +303,15 @@ def test_what_is_trained_stays(
     assert not caplog.records  # the log file is the run's
 
 
-def test_epochs_may_change_where_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
+def test_epochs_may_change_if_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "run", "optim.schedule=step")
     assert differences(folder, "epochs=30") == {"epochs": 30}
 
 
 @pytest.mark.parametrize("override", ["+partition.deep.est=1", "+gpus.of=1", "+tracker.extra=1"])
-def test_what_is_free_is_still_checked_later(folder: Path, override: str) -> None:
+def test_resume_leaves_unknown_keys_in_free_groups_to_later_checks(
+    folder: Path, override: str
+) -> None:
     """A key that does not exist is refused as ever, by what knows the keys."""
     config, _ = change(folder, override)
     assert flat(config)[override.lstrip("+").partition("=")[0]] == 1
@@ -340,7 +346,7 @@ def spoil_choice(folder: Path, group: str, choice: object) -> None:
         b'{"choices": {"model": "vit"}}',
     ],
 )
-def test_a_folder_that_is_no_run_is_refused(folder: Path, text: bytes) -> None:
+def test_a_config_json_that_is_no_record_is_refused(folder: Path, text: bytes) -> None:
     (folder / "config.json").write_bytes(text)
     with pytest.raises(
         ConfigError, match=r"resume=.*: it holds no config\.json of a run \(.+\); give"
@@ -353,7 +359,9 @@ def test_a_folder_that_is_no_run_is_refused(folder: Path, text: bytes) -> None:
     "choice",
     [None, 1, ["vit"], "", "../../evil", "/tmp/evil", "evil/../../x", "./x", "vit,vit", "vit\n"],
 )
-def test_an_option_is_a_name_inside_its_group(folder: Path, group: str, choice: object) -> None:
+def test_a_recorded_option_that_is_a_path_is_refused(
+    folder: Path, group: str, choice: object
+) -> None:
     """A path would have Hydra compose, and interpolate, a file that someone else put there."""
     spoil_choice(folder, group, choice)
     with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
@@ -361,7 +369,7 @@ def test_an_option_is_a_name_inside_its_group(folder: Path, group: str, choice: 
 
 
 @pytest.mark.parametrize("choice", ["mine/vit", "vit.v2", "a/b-1/c_2"])
-def test_an_option_may_be_in_a_folder(folder: Path, choice: str) -> None:
+def test_a_recorded_option_may_be_in_a_subfolder_of_its_group(folder: Path, choice: str) -> None:
     spoil_choice(folder, "model", choice)
     before = recorded([f"resume={folder}"])
     assert before is not None
@@ -369,7 +377,7 @@ def test_an_option_may_be_in_a_folder(folder: Path, choice: str) -> None:
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group not in ADDED])
-def test_a_run_has_every_group(folder: Path, group: str) -> None:
+def test_a_record_without_one_of_the_groups_is_refused(folder: Path, group: str) -> None:
     record = json.loads((folder / "config.json").read_text())
     del record[group]
     (folder / "config.json").write_text(json.dumps(record))
@@ -378,13 +386,13 @@ def test_a_run_has_every_group(folder: Path, group: str) -> None:
 
 
 @pytest.mark.parametrize("version", [3, 99, 0, -1, "1", None, True])
-def test_a_later_format_is_refused(folder: Path, version: object) -> None:
+def test_a_record_of_a_later_format_is_refused(folder: Path, version: object) -> None:
     spoil(folder, format=version)
     with pytest.raises(ConfigError, match=f"its config.json has format {version}, and this pro"):
         recorded([f"resume={folder}"])
 
 
-def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_a_missing_run_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="resume='': is empty; give a run directory"):
@@ -406,7 +414,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         "hydra.mode=MULTIRUN",
     ],
 )
-def test_where_results_go_is_settled(folder: Path, override: str) -> None:
+def test_overrides_of_the_output_folder_are_refused(folder: Path, override: str) -> None:
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
@@ -429,14 +437,14 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", [*NAMES, "".join(NAMES)])
-def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
     """Hydra reads it as a value of its own grammar, and OmegaConf once more."""
     before = Recorded(tmp_path / name, *composed())
     seen, _ = compose_config([*before.arguments([]), "+seen=${hydra:run.dir}"])
     assert seen["seen"] == str(tmp_path / name)
 
 
-def test_a_relative_folder_is_one_of_the_current_directory(
+def test_a_relative_run_directory_is_found_in_the_current_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -452,7 +460,9 @@ MAKERS = ("model", "data", "schedule", "local", "transport")
 
 
 @pytest.mark.parametrize("group", MAKERS)
-def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> None:
+def test_a_users_class_is_imported_only_if_the_command_line_names_it(
+    folder: Path, group: str
+) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, **{group: {**record[group], "_target_": EVIL}})
     key = f"{group}._target_"
@@ -468,14 +478,16 @@ def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> 
             change(folder, f"{key}=another.Evil")
 
 
-def test_a_class_that_is_not_used_any_more_is_not_asked_for(folder: Path) -> None:
+def test_a_class_that_an_override_replaces_need_not_be_named(folder: Path) -> None:
     spoil(folder, transport={"_target_": EVIL, "depth": 2})
     config, _ = change(folder, "transport=queue")
     assert EVIL not in str(config)
 
 
 @pytest.mark.parametrize("target", ["ppll_cli.models.resnet.ResNet", None, 1, ["ppll_cli"], {}])
-def test_nor_is_one_of_ours_that_its_option_does_not_name(folder: Path, target: object) -> None:
+def test_a_class_that_the_recorded_option_does_not_name_is_refused(
+    folder: Path, target: object
+) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, model={**record["model"], "_target_": target})
     with pytest.raises(
@@ -484,7 +496,7 @@ def test_nor_is_one_of_ours_that_its_option_does_not_name(folder: Path, target: 
         change(folder)
 
 
-def test_nor_one_inside_of_an_option(folder: Path) -> None:
+def test_a_users_class_nested_in_an_option_is_refused(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     inside = {"deep": {"_target_": EVIL}}
     spoil(folder, model={**record["model"], "extra": inside})
@@ -492,7 +504,7 @@ def test_nor_one_inside_of_an_option(folder: Path) -> None:
         change(folder)
 
 
-def test_own_classes_need_no_keys_again(folder: Path) -> None:
+def test_a_users_class_is_named_again_without_its_arguments(folder: Path) -> None:
     """What was added and taken away then is so again, and may be repeated."""
     model = own_model("Skipping", width=4)
     folder = write_config(folder, *model)
@@ -509,7 +521,7 @@ def test_own_classes_need_no_keys_again(folder: Path) -> None:
         (["tracker._target_=my.Own"], "my.Own; add tracker._target_=my.Own"),
     ],
 )
-def test_a_tracker_is_told_only_where_it_is_named_again(
+def test_a_resumed_run_is_tracked_only_if_the_tracker_is_named_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], again: str
 ) -> None:
     """Else a folder could have a run sent elsewhere."""
@@ -526,7 +538,7 @@ def test_a_tracker_is_told_only_where_it_is_named_again(
     assert caplog.messages == []
 
 
-def test_a_run_without_a_tracker_says_nothing_of_one(
+def test_resuming_an_untracked_run_logs_nothing_about_trackers(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

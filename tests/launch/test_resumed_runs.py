@@ -128,7 +128,7 @@ def assert_as_if_unbroken(result: Result, expected: Result) -> None:
         assert (result.run_dir / model).read_bytes() == (expected.run_dir / model).read_bytes()
 
 
-def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -> None:
+def test_the_cases_save_all_kinds_of_state(unbroken: Callable[[str], Result]) -> None:
     """Or that it is equal would say little."""
     names = {name: unbroken(name).tensors() for name in ("bp", "ppll", "bank")}
     assert any(name.endswith(".exp_avg_sq") for name in names["bp"])
@@ -147,7 +147,7 @@ def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -
         pytest.param("ppll", 22, id="ppll, middle"),
     ],
 )
-def test_resuming_is_as_if_never_stopped(
+def test_a_resumed_run_ends_like_an_unbroken_one(
     unbroken: Callable[[str], Result], tmp_path: Path, name: str, stop: int
 ) -> None:
     """After two epochs, or in the middle of the last one, whose mean loss is in the summary."""
@@ -167,7 +167,9 @@ def test_resuming_is_as_if_never_stopped(
         "bank",
     ],
 )
-def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path, name: str) -> None:
+def test_a_run_can_resume_with_other_stages(
+    unbroken: Callable[[str], Result], tmp_path: Path, name: str
+) -> None:
     """The modules stay, whatever the stages are; it stops twice, and has other stages twice."""
     start, change = CASES[name]
     stopped = train(tmp_path / "run", *start, "max_steps=4")
@@ -178,7 +180,9 @@ def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_stages_may_be_cut_by_hand(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
+def test_a_run_can_resume_with_manual_cuts(
+    unbroken: Callable[[str], Result], tmp_path: Path
+) -> None:
     """Between modules that once followed other stages."""
     name = "ppll, modules as stages"
     stopped = train(tmp_path / "run", *CASES[name][0], "max_steps=4")
@@ -196,7 +200,7 @@ def test_stages_may_be_cut_by_hand(unbroken: Callable[[str], Result], tmp_path: 
     [("ppll", [signal.SIGTERM]), ("gpipe", [signal.SIGINT, signal.SIGTERM])],
     ids=["once", "twice"],
 )
-def test_a_signal_stops_anywhere(
+def test_a_run_stopped_by_a_signal_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, signals: list[signal.Signals]
 ) -> None:
     """It comes while the second checkpoint is made; another one ends the run before that is."""
@@ -223,7 +227,9 @@ def test_a_signal_stops_anywhere(
     assert_as_if_unbroken(resumed(Result(stopped, run_dir), end), expected)
 
 
-def test_intervals_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
+def test_a_run_can_resume_with_other_intervals(
+    unbroken: Callable[[str], Result], tmp_path: Path
+) -> None:
     stopped = train(tmp_path / "run", *CASES["ppll"][0], "max_steps=7")
     change = ["eval_every=1", "checkpoint.every=3", "checkpoint.keep=3", "max_steps=null"]
     result = resumed(stopped, *change)
@@ -235,7 +241,7 @@ def test_intervals_may_be_others(unbroken: Callable[[str], Result], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
+def test_epochs_may_be_added_if_the_learning_rate_does_not_depend_on_them(
     tmp_path: Path,
 ) -> None:
     case = [*CASES["ppll"][0], "optim.schedule=step", "optim.milestones=[1,3]"]
@@ -245,7 +251,7 @@ def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
 
 
 @pytest.mark.slow
-def test_own_classes_are_named_again(run: Runner) -> None:
+def test_a_run_with_a_users_class_resumes_if_the_class_is_named_again(run: Runner) -> None:
     """With all that stood beside them, or alone: what they were given is recorded."""
     model = own_model("Skipping", width=4)
     case = [*[key for key in DATA if not key.startswith("model")], *model, "gpus=3"]
@@ -319,7 +325,7 @@ def remove_all(result: Result) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_all, pytest.param(remove_all, marks=pytest.mark.slow)])
-def test_without_a_checkpoint_it_starts_again(
+def test_a_run_without_a_usable_checkpoint_starts_again(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
     caplog: pytest.LogCaptureFixture,
@@ -334,7 +340,7 @@ def test_without_a_checkpoint_it_starts_again(
     assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
 
 
-def test_modules_that_followed_the_stages_are_kept_without_a_checkpoint_too(
+def test_a_run_without_a_checkpoint_keeps_its_modules(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:
     """Other stages would be other modules, and so another training."""
@@ -344,7 +350,7 @@ def test_modules_that_followed_the_stages_are_kept_without_a_checkpoint_too(
     assert_as_if_unbroken(resumed(broken, "gpus=2"), unbroken(name))
 
 
-def test_what_a_dead_run_left_unfinished_is_not_taken_for_a_part(
+def test_files_of_an_unfinished_checkpoint_are_not_reused(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:
     """There is no stage 1 now that would write over it."""
@@ -389,7 +395,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
     ids=["same", "stages", "intervals"],
 )
-def test_a_completed_run_is_left_as_it_is(
+def test_resuming_a_completed_run_changes_nothing(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
     capsys: pytest.CaptureFixture[str],
@@ -419,7 +425,7 @@ def failed_at_the_end(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [without_summary, of_another_kind, failed_at_the_end])
-def test_an_ending_that_failed_is_made_again_and_measured_figures_stay(
+def test_missing_results_are_written_again_with_the_measured_speeds(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
     damage: Callable[[Path], None],
@@ -437,7 +443,7 @@ def test_an_ending_that_failed_is_made_again_and_measured_figures_stay(
         assert [now[key] for key in shares] == [then[key] for key in shares]
 
 
-def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_it_is(
+def test_a_run_beyond_its_recorded_max_steps_is_only_evaluated(
     unbroken: Callable[[str], Result], tmp_path: Path
 ) -> None:
     """What it was asked the second time is not recorded."""
@@ -452,7 +458,7 @@ def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_i
     assert_each_once(again)
 
 
-def test_only_one_process_goes_on_with_a_run(copied: Callable[[str], Result]) -> None:
+def test_only_one_process_can_resume_a_run(copied: Callable[[str], Result]) -> None:
     result = copied("ppll")
     before = contents(result.run_dir)
     with locked(result.run_dir), pytest.raises(ConfigError, match="another process goes on with"):
@@ -461,7 +467,7 @@ def test_only_one_process_goes_on_with_a_run(copied: Callable[[str], Result]) ->
     resumed(result)
 
 
-def test_a_run_that_goes_on_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_run_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_report = Run._on_report
     refused: list[str] = []
 
@@ -480,7 +486,7 @@ def test_a_run_that_goes_on_is_locked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert refused == ["resume"]
 
 
-def test_a_refused_change_leaves_the_run_as_it_is(copied: Callable[[str], Result]) -> None:
+def test_a_refused_change_leaves_the_run_unchanged(copied: Callable[[str], Result]) -> None:
     """Here it is refused by what knows the model, after the checkpoint was read."""
     result = copied("ppll")
     before = contents(result.run_dir)

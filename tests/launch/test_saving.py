@@ -34,7 +34,7 @@ COUNTED: dict[str, Any] = {
     ],
 )
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_the_best_checkpoint_so_far(
+def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_higher(
     tmp_path: Path, split: str, accuracies: list[float | None], best: list[int | None]
 ) -> None:
     """The validation set decides if there is one, else the test set."""

@@ -73,7 +73,7 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name
     assert pipelined.test == expected.test
 
 
-def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> None:
+def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*EDSR, *COURSE, *data, "fba=on", "local.cuts=[body.0,body.2,tail]", "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     for gpus in (3, 4):
@@ -81,13 +81,13 @@ def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> N
         assert_same(found.tensors, expected.tensors)
 
 
-def test_two_modules_have_a_long_skip(data: list[str]) -> None:
+def test_two_modules_get_no_note_about_an_unused_bank(data: list[str]) -> None:
     """The first module's own first features; there is nothing to tell of a bank without readers."""
     notes = prepared(*EDSR, *data, "fba=on", "local.modules=2", "batch_size=4", "gpus=2").notes
     assert not any(note.startswith("fba") for note in notes)
 
 
-def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]) -> None:
+def test_the_record_has_all_settings_of_the_bank_resolved(tmp_path: Path, data: list[str]) -> None:
     """Defaults may change: who goes on with a run, or compares it, sees what its bank was."""
     case = [*EDSR, *data, "fba=on", "batch_size=4", "gpus=2"]
     config, choices = compose_config(case)
@@ -101,7 +101,9 @@ def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]
 
 
 @pytest.mark.parametrize("keys", [{"features": "every", "fusion": "concatenate"}, {}])
-def test_a_run_of_before_reads_whole_modules(data: list[str], keys: dict[str, str]) -> None:
+def test_an_older_record_means_a_bank_of_every_modules_features(
+    data: list[str], keys: dict[str, str]
+) -> None:
     """Its record has `every`, or an older one no such key."""
     case = [*EDSR, *data, "fba=on", "local.modules=4", "batch_size=4", "schedule=ll"]
     config, _ = compose_config(case)
@@ -114,7 +116,7 @@ def test_a_run_of_before_reads_whole_modules(data: list[str], keys: dict[str, st
     assert old.auxiliary_costs != prepared(*case).auxiliary_costs
 
 
-def test_the_long_skip_s_gradient_travels_back(
+def test_the_gradient_of_the_long_skip_travels_back(
     run: Runner, tmp_path: Path, data: list[str]
 ) -> None:
     case = [*EDSR, *COURSE, *data, "optim.clip_norm=0.5"]
@@ -125,7 +127,7 @@ def test_the_long_skip_s_gradient_travels_back(
     assert [edge["names"] for edge in back] == [["first", "x"]] * 2
 
 
-def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
+def test_a_resumed_run_continues_where_it_stopped(run: Runner, data: list[str]) -> None:
     case = ["fba=on", "local.modules=3", *EDSR, *COURSE, *data]
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=2")
@@ -141,12 +143,12 @@ def image_bytes(path: Path) -> tuple[tuple[int, int], bytes]:
         return image.size, image.tobytes()
 
 
-def test_the_last_line_of_a_run_compares_with_bicubic(data: list[str]) -> None:
+def test_the_last_line_of_a_run_compares_its_score_with_bicubic(data: list[str]) -> None:
     shown = facts(prepared(*EDSR, *data, "gpus=2", "batch_size=4"))
     assert (shown.metric, shown.reference) == ("psnr", "bicubic")
 
 
-def test_what_is_reported(run: Runner, data: list[str]) -> None:
+def test_a_run_reports_its_scores_beside_those_of_bicubic(run: Runner, data: list[str]) -> None:
     """Of each module, with bicubic's beside; tiles of 31 and whole pictures give the same."""
     case = [
         "schedule=ppll",
@@ -203,7 +205,7 @@ def tiles(data: object) -> tuple[object, ...]:
         (["batch_size=11"], "batch_size=11: the training set has 10 samples"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_settings_that_do_not_apply_to_super_resolution_are_refused(
     data: list[str], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -223,7 +225,7 @@ def test_auglocal_copies_units_and_the_head(data: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_plans_are_made_of_it(
+def test_ppll_plan_plans_super_resolution(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "profiles"))

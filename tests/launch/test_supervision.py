@@ -88,7 +88,9 @@ def status_of(folder: Path) -> object:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["start-up", "training"])
-def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, moment: str) -> None:
+def test_all_processes_end_when_the_parent_is_killed(
+    start: Start, folder: Path, moment: str
+) -> None:
     session = start(training(folder, *VIT, "gpus=2"))
     if moment == "training":
         wait_for_training(session)
@@ -100,7 +102,7 @@ def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, mo
     assert session.left() == []
 
 
-def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
+def test_a_worker_that_fails_because_its_parent_is_gone_prints_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It once printed how it could not report that it could not report."""
@@ -113,9 +115,7 @@ def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
     assert capfd.readouterr().err == ""
 
 
-def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
-    start: Start, folder: Path
-) -> None:
+def test_a_killed_worker_ends_the_run_with_a_short_message(start: Start, folder: Path) -> None:
     session = start(training(folder, *VIT, "gpus=3"))
     wait_for_training(session)
     session.signal(signal.SIGKILL, session.workers()[1].pid)
@@ -184,7 +184,7 @@ def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])
-def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
+def test_a_killed_helper_process_of_multiprocessing_ends_the_run(
     start: Start, folder: Path, name: str
 ) -> None:
     """Without the fork server all workers seem to be dead, and are not."""
@@ -220,9 +220,7 @@ def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path)
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
-    start: Start, folder: Path
-) -> None:
+def test_a_killed_sweep_can_be_resumed_and_compared(start: Start, folder: Path) -> None:
     """One job was complete, one was in the midst of its training, and one had not begun."""
     case = [*(each for each in DATA if not each.startswith("epochs=")), *VIT, "epochs=30"]
     case += ["eval_every=30", "checkpoint.every=10", "--multirun", "schedule=bp,gpipe,ppll"]
@@ -274,7 +272,7 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
+def test_a_signal_during_startup_ends_the_program_and_leaves_nothing(
     start: Start, folder: Path, temporary: Path, number: signal.Signals
 ) -> None:
     session = start(training(folder, *VIT, "gpus=2"))
@@ -287,7 +285,7 @@ def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
+def test_a_fork_server_stopped_during_startup_ends_the_run(
     start: Start, folder: Path, temporary: Path
 ) -> None:
     """It was waited for without a bound."""

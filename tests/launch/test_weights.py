@@ -14,7 +14,7 @@ from tests.prepare.test_weights import saved, tiny_model
 COURSE = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "schedule=bp"]
 
 
-def test_a_run_says_what_it_began_with_and_goes_on_without_it(
+def test_a_run_records_its_weights_file_and_resumes_without_it(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = saved(tmp_path, tiny_model())

@@ -54,7 +54,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
     ],
     ids=["ppll, bank", "ppll, image", "gpipe, norms", "1f1b", "interleaved", "pp"],
 )
-def test_channels_over_the_network_change_nothing(
+def test_network_channels_train_the_same_as_shared_memory(
     run: Runner, place: Place, case: list[str]
 ) -> None:
     common = ["gpus=4", "max_steps=9", *DATA, *case]
@@ -74,7 +74,7 @@ def test_channels_over_the_network_change_nothing(
         pytest.param("gpipe", ["gpus=4", "replicas=2"], (0, 1, 1, 2), marks=pytest.mark.slow),
     ],
 )
-def test_bytes_in_groups_of_their_own_change_nothing(
+def test_separate_groups_for_bytes_train_the_same(
     run: Runner,
     place: Place,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,14 +91,16 @@ def test_bytes_in_groups_of_their_own_change_nothing(
 
 
 @pytest.mark.parametrize("homes", [(0, 0, 1, 1), (0, 1, 0, 1)], ids=["stages", "replicas"])
-def test_replicas_over_the_network(run: Runner, place: Place, homes: tuple[int, ...]) -> None:
+def test_replicas_on_several_machines_train_the_same(
+    run: Runner, place: Place, homes: tuple[int, ...]
+) -> None:
     common = ["gpus=4", "replicas=2", "max_steps=9", *DATA, *VIT]
     expected = run(*common)
     place(*homes)
     assert_same_run(run(*common), expected)
 
 
-def test_half_as_much_may_cross(run: Runner, place: Place) -> None:
+def test_wire_dtype_bf16_halves_the_bytes_between_machines(run: Runner, place: Place) -> None:
     """The labels stay what they are; what is learnt is nearly the same."""
     common = ["gpus=2", "max_steps=9", *DATA, *VIT]
     expected = run(*common)
@@ -112,7 +114,7 @@ def test_half_as_much_may_cross(run: Runner, place: Place) -> None:
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("schedule", ["ppll", "gpipe", "1f1b"])
-def test_channels_over_the_network_change_nothing_on_cuda(
+def test_network_channels_train_the_same_on_cuda(
     run: Runner, place: Place, monkeypatch: pytest.MonkeyPatch, schedule: str, devices: int
 ) -> None:
     """Through NCCL where each end has a device of its own; on one, by way of the host."""
@@ -130,7 +132,7 @@ def test_channels_over_the_network_change_nothing_on_cuda(
     assert found.summary["edges"] == expected.summary["edges"]
 
 
-def test_bytes_go_from_device_to_device_where_each_end_has_its_own(
+def test_nccl_sends_bytes_if_each_end_has_its_own_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What tells other replicas what comes next has no bytes."""

@@ -107,7 +107,7 @@ def test_units_are_those_of_the_formula(units: int, stop: int, depth: int) -> No
     assert AugLocal(depth=depth)._chosen(site) == expected
 
 
-def test_only_the_head_is_left_behind_the_last_of_the_units() -> None:
+def test_after_the_last_unit_only_the_head_is_copied() -> None:
     (site,) = row(8, 8)
     assert AugLocal(depth=3)._chosen(site) == []
     network = AugLocal(depth=3).criterion(site).head
@@ -222,7 +222,7 @@ def test_residual_networks(
         assert isinstance(head, NormedHead if normed else ResNetHead)
 
 
-def test_copies_take_maps_of_any_size_to_the_heads_width() -> None:
+def test_copies_are_adapted_to_maps_of_any_size() -> None:
     """layer2.1 and layer3.1 behind the stem: each halves the maps that it gets, once."""
     stem = sites(CifarResNet(depth=14), ODD)[0]
     assert AugLocal()._chosen(stem) == [3, 6]
@@ -289,7 +289,7 @@ def test_units_that_cannot_be_copied_are_refused() -> None:
         ({"tau": float("nan")}, "local.tau=nan: is out of range; give 0 <= tau <= 1"),
     ],
 )
-def test_options_out_of_range(options: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         AugLocal(**options)  # type: ignore[arg-type]  # depth is whole in each
     assert str(refusal.value) == message
@@ -302,7 +302,7 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
         ["model=vit", "model.dim=16", "model.depth=6", "model.heads=2"],
     ],
 )
-def test_it_trains_in_a_pipeline(run: Runner, model: list[str]) -> None:
+def test_auglocal_trains_in_a_pipeline(run: Runner, model: list[str]) -> None:
     data = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
     options = ["local=auglocal", "local.modules=4", "batch_size=6", "max_steps=4"]
     summary = run(*model, *data, *options).summary

@@ -41,7 +41,7 @@ def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
 
 
 @pytest.mark.parametrize("shared_head", [True, False])
-def test_concatenate_joins_them(shared_head: bool) -> None:
+def test_concatenate_joins_the_projected_bank_and_the_heads_own_vector(shared_head: bool) -> None:
     head = _Head()
     fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=shared_head)
     assert head.fc.in_features == (4 if shared_head else 12)
@@ -83,7 +83,7 @@ def test_normalized_vectors_do_not_depend_on_the_scale_of_activations() -> None:
 
 
 @pytest.mark.parametrize("task", [TASK, OtherTask()])
-def test_a_bank_keeps_vectors(task: Task) -> None:
+def test_the_bank_holds_pooled_vectors(task: Task) -> None:
     """For a task of a user's own as well."""
     x, form = torch.randn(2, 3, 4, 5), bank_of(task).form((3, 4, 5))
     assert form is not None
@@ -135,7 +135,7 @@ def test_an_added_bank_is_the_long_skip() -> None:
     assert sum(parameter.numel() for parameter in fused.parameters()) == count
 
 
-def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
+def test_without_shared_head_the_upsampler_reads_the_concatenated_maps() -> None:
     fused = bank_head(_PictureHead(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
     assert isinstance(fused, FusedPictureHead)
     assert fused.mix is None
@@ -144,7 +144,7 @@ def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
     assert fused(x, x).shape == (2, 3, 10, 14)
 
 
-def test_features_that_are_no_maps_and_other_heads_are_refused() -> None:
+def test_a_bank_of_maps_refuses_other_features_and_heads() -> None:
     with pytest.raises(ConfigError, match="fba=on: makes pictures from maps"):
         bank_of(PICTURES).form((16, 8))
     with pytest.raises(ConfigError, match=r"derive it from .*PictureHead, or use fba=off"):

@@ -48,7 +48,7 @@ def test_a_module_without_a_bank_has_nothing_to_set_to_zero() -> None:
     assert (criterion.further, criterion.predict_further(values())) == ((), {})
 
 
-def test_a_probe_trains_itself_alone() -> None:
+def test_a_probe_trains_only_itself() -> None:
     """The module and the Simple Local Module have the gradients that they have without a bank."""
     criterion, network = probed(False)
     given = values()

@@ -87,7 +87,9 @@ def method_of(name: str, head: DetectionHead | None) -> LocalMethod:
         ("man", INSIDE, [8, 16, 32]),
     ],
 )
-def test_levels(model: Any, name: str, cuts: tuple[str, ...], strides: list[int]) -> None:
+def test_level_trains_the_levels_for_the_stride_of_each_map(
+    model: Any, name: str, cuts: tuple[str, ...], strides: list[int]
+) -> None:
     method = method_of(name, "level")
     found = [levels_of(method, site) for site in sites(model, cuts)]
     assert found == [LEVELS[stride] for stride in strides]
@@ -111,7 +113,7 @@ def test_pyramid_trains_all_levels(model: Any, name: str, kind: type[nn.Module])
 
 
 @pytest.mark.parametrize("name", ["greedy", "fba", "auglocal"])
-def test_a_run_of_before_has_pyramids(model: Any, name: str) -> None:
+def test_an_older_record_means_pyramids(model: Any, name: str) -> None:
     """Its record has no such key."""
     target = type(method_of(name, None))
     options = {"bank": {"enabled": False}} if name == "fba" else {}
@@ -140,7 +142,7 @@ def test_momentum_networks_have_level_heads_by_default(model: Any, name: str) ->
         assert prediction.shape[1] == 9 * [64, 16, 4 + 1 + 1][module]
 
 
-def test_where_it_makes_no_sense(model: Any) -> None:
+def test_detection_head_is_refused_for_other_tasks(model: Any) -> None:
     for chosen in ("level", "pyramid"):
         message = rf"^local\.detection_head={chosen}: is for detection; choose a data set with box"
         for name in ALL:
@@ -157,7 +159,7 @@ def test_losses_for_classification_are_refused(model: Any, loss: Any) -> None:
         MAN(loss=loss).criterion(sites(model, BY_STAGE)[0])
 
 
-def test_a_head_that_does_not_say_how_wide_it_is(model: Any) -> None:
+def test_a_head_that_is_no_pyramid_head_is_refused(model: Any) -> None:
     units, features = model
     units = [*units[:-1], Unit("head", nn.Identity, ("c5",), ("prediction",))]
     site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, TASK)

@@ -40,7 +40,7 @@ def layers(site: Site, hidden: int | None = None) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 12)])
-def test_layers(site: Site) -> None:
+def test_the_network_has_the_published_layers(site: Site) -> None:
     convolutions = [(8, 8, 1, 1)] * 3
     assert layers(site) == [*convolutions, (32, 8 * 4), (32, 32), (32, 32), (5, 32)]
     assert layers(site, hidden=20) == [*convolutions, (20, 8 * 4), (20, 20), (20, 20), (5, 20)]

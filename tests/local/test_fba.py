@@ -121,7 +121,9 @@ def test_the_head_is_a_copy_of_the_models(model: Model, head: type) -> None:
         ({"enabled": False}, [[]] * 6, []),
     ],
 )
-def test_what_is_banked(options: dict[str, object], read: list[list[int]], made: list[int]) -> None:
+def test_the_bank_holds_the_features_that_the_settings_choose(
+    options: dict[str, object], read: list[list[int]], made: list[int]
+) -> None:
     """Stem and layer1 make one shape, layer2 another, layer3 a third."""
     at = sites(RESNET)
     method = FBA(bank=bank(**options))
@@ -317,7 +319,7 @@ def test_no_gradient_reaches_first_features_through_the_skip() -> None:
     assert values["x"].grad is not None
 
 
-def test_maps_of_whole_modules_can_be_asked_for() -> None:
+def test_features_every_banks_the_maps_of_all_earlier_modules() -> None:
     site = picture_sites()[3]
     method = FBA(bank=bank(features="every", fusion=None))
     assert method.criterion(site).features == ("x", "bank.0", "bank.1", "bank.2")

@@ -180,7 +180,7 @@ def test_a_box_that_fits_no_level_trains_nothing() -> None:
     assert not torch.isclose(TASK.loss(prediction, values), TASK.loss(prediction, nothing))
 
 
-def test_convolutions_begin_as_the_authors_code_has_them() -> None:
+def test_convolutions_are_initialized_as_in_the_authors_code() -> None:
     torch.manual_seed(0)
     head = LEVEL.smallest_head((64, 2, 3))
     convolutions = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
@@ -223,7 +223,7 @@ class Weighted(d.Detection):
         return self.weight * super().loss(prediction, values)
 
 
-def test_a_task_of_ones_own_keeps_its_class_and_values() -> None:
+def test_a_users_own_task_keeps_its_class_and_values() -> None:
     own = Weighted(**{**vars(TASK), "weight": 3.0})
     made = with_levels(own, HeadStyle(6))
     assert isinstance(made, Weighted)

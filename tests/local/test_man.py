@@ -208,7 +208,7 @@ def test_three_steps_are_those_of_the_published_algorithm(
             torch.testing.assert_close(tensor, expected, rtol=rtol, atol=atol, msg=name)
 
 
-def test_another_lag_is_another_training() -> None:
+def test_another_lag_trains_other_weights() -> None:
     site = site_of(RESNET, [1, 2, 3], Exact(CLASSES))
     found = [Ours(MANPlus(loss="ce", lag=lag), site) for lag in (1, 2)]
     for ours in found:
@@ -221,7 +221,7 @@ def test_another_lag_is_another_training() -> None:
     assert not torch.equal(*averages)
 
 
-def test_the_average_starts_anew_and_is_not_trained() -> None:
+def test_the_average_has_fresh_weights_and_is_not_trained() -> None:
     """Neither network starts as the other one, or as the unit."""
     site = site_of(RESNET, [1, 2, 3])
     criterion = MANPlus().criterion(site)
@@ -304,7 +304,7 @@ def test_the_network_of_manpp_over_dgl() -> None:
         (8, [1, 3], 1, 1 - 1 / 3),  # not by K - 2 = 1, which would leave nothing
     ],
 )
-def test_the_weights_of_manpp_hardly_move(
+def test_manpps_loss_weights_fall_with_the_resolution_stage(
     depth: int, starts: Sequence[int], module: int, expected: float
 ) -> None:
     site = site_of(CifarResNet(depth=depth), starts).at(module)
@@ -321,7 +321,7 @@ def test_given_weights_change_from_module_to_module() -> None:
         assert [each.base.weights for each in made] == [(4, 1), (3, 2), (2, 3)]
 
 
-def test_in_front_of_the_head_there_is_nothing_to_copy() -> None:
+def test_a_module_before_the_head_has_only_the_local_loss() -> None:
     """The last module is the head alone: the module before it has the local loss alone."""
     for model, loss in ((RESNET, "infopro"), (RESNET, "ce"), (VIT, None)):
         site = site_of(model, [1, 4]).at(1)
@@ -344,7 +344,7 @@ def test_in_front_of_the_head_there_is_nothing_to_copy() -> None:
         ({"weights": [1.0]}, "local.weights=[1.0]: has 1 numbers, not 4"),
     ],
 )
-def test_options_out_of_range(options: dict[str, Any], problem: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:
     for method in (MAN, MANPlus):
         with pytest.raises(ConfigError) as caught:
             method(**options)

@@ -76,7 +76,7 @@ def test_the_loss_is_the_weighted_sum(
 
 
 @pytest.mark.parametrize("shape", [(8, 7, 5), (7, 8)])
-def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
+def test_the_similarity_of_mixed_images_comes_from_their_class_shares(site: Site) -> None:
     site, values = mixed(site, batch_at(site))
     criterion = PredSim(similarity=0.75).criterion(site)
     assert isinstance(criterion, PredSimCriterion)
@@ -88,7 +88,7 @@ def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_without_weight_there_is_no_similarity(site: Site) -> None:
+def test_weight_0_leaves_out_the_similarity_loss(site: Site) -> None:
     criterion = PredSim(similarity=0.0).criterion(site)
     assert type(criterion) is Criterion
     assert not [m for m in criterion.modules() if isinstance(m, nn.Conv2d)]
@@ -110,7 +110,7 @@ def test_the_prediction_trains_the_module_only_if_it_has_weight(
     assert (gradient is None) == (similarity == 1)
 
 
-def test_what_samples_are_compared_by() -> None:
+def test_summary_converts_maps_to_vectors() -> None:
     """One number a channel, where that makes a vector; else everything."""
     many, few, pixel = torch.randn(2, 4, 3, 2), torch.randn(2, 3, 3, 2), torch.randn(2, 4, 1, 1)
     torch.testing.assert_close(summary(many), many.std(dim=(2, 3)))
@@ -118,7 +118,7 @@ def test_what_samples_are_compared_by() -> None:
     assert torch.equal(summary(pixel), pixel.flatten(1))
 
 
-def test_nothing_is_like_nothing() -> None:
+def test_constant_vectors_have_similarity_0() -> None:
     """A vector of equal entries has no direction: no division by zero, forwards or backwards."""
     x = torch.ones(2, 4, requires_grad=True)
     alike = similarities(x)
@@ -180,7 +180,7 @@ def test_the_classifier_reads_means_of_windows(site: Site, width: int) -> None:
 
 
 @pytest.mark.parametrize("similarity", [0.0, 0.99, 1.0])
-def test_it_is_measured_with_one_sample_on_the_meta_device(site: Site, similarity: float) -> None:
+def test_the_loss_accepts_one_sample_on_the_meta_device(site: Site, similarity: float) -> None:
     with torch.device("meta"):
         criterion = PredSim(similarity=similarity).criterion(site)
     specs = {site.feature: site.spec, **site.task.targets}
@@ -204,7 +204,7 @@ def test_similarity_is_computed_in_float32_under_autocast(site: Site) -> None:
 
 
 @pytest.mark.parametrize("similarity", [-0.01, 1.01, math.nan])
-def test_similarity_is_a_fraction(similarity: float) -> None:
+def test_similarity_outside_0_to_1_is_refused(similarity: float) -> None:
     with pytest.raises(ConfigError) as caught:
         PredSim(similarity=similarity)
     assert str(caught.value) == (

@@ -64,7 +64,7 @@ def test_maps_that_no_pyramid_reads_are_not_banked() -> None:
     assert isinstance(bank_of(TASK).form((64, 8, 12)), nn.Identity)
 
 
-def test_other_heads_and_heads_of_their_own_are_refused() -> None:
+def test_other_heads_and_shared_head_false_are_refused() -> None:
     copies = Copies([], [(4, 8, 12)], nn.Identity())
     with pytest.raises(ConfigError, match=r"derive it from .*PyramidHead, or use local=greedy"):
         bank_of(TASK).network(copies, [], BANK)
@@ -90,7 +90,7 @@ def network_at(stride: int, banked: list[int], **bank: str) -> CopiedNetwork:
 
 
 @pytest.mark.parametrize(("stride", "units", "level"), [(4, 2, 8), (8, 0, 8), (16, 0, 16)])
-def test_a_local_module_goes_down_to_the_finest_level_and_no_further(
+def test_copied_units_coarser_than_the_finest_level_are_dropped(
     stride: int, units: int, level: int
 ) -> None:
     network = network_at(stride, [])
@@ -111,7 +111,7 @@ def test_banked_maps_are_averaged_down_to_the_level() -> None:
     torch.testing.assert_close(seen[0], torch.cat((x, fine, bank[1]), dim=1))
 
 
-def test_added_maps_have_as_many_channels() -> None:
+def test_add_uses_only_banked_maps_with_the_same_number_of_channels() -> None:
     """A banked map of stride 8 has the 16 channels of the module's map, that of stride 16 not."""
     network, x, bank = (
         network_at(16, [8, 16], fusion="add"),

@@ -56,7 +56,7 @@ def units_of(*networks: nn.Module) -> list[list[nn.Parameter]]:
     return [list(network.parameters()) for network in networks]
 
 
-def test_a_bucket_begins_while_the_backward_goes_on() -> None:
+def test_a_bucket_starts_during_the_backward() -> None:
     network, twins = layers(3), Twins()
     average = Average(twins, units_of(network), finite)
     watched(network, twins.log)
@@ -78,7 +78,7 @@ def test_a_bucket_begins_while_the_backward_goes_on() -> None:
         assert torch.equal(parameter.grad, 2 * single)
 
 
-def test_only_the_last_backward_is_averaged() -> None:
+def test_only_a_backward_after_start_is_averaged() -> None:
     network, twins = layers(1), Twins()
     average = Average(twins, units_of(network), finite)
     network(torch.ones(1, 2)).sum().backward()
@@ -94,7 +94,7 @@ def test_only_the_last_backward_is_averaged() -> None:
     assert twins.log == ["6 numbers", "waited"]
 
 
-def test_the_order_is_the_same_where_a_gradient_is_missing() -> None:
+def test_buckets_start_in_the_same_order_if_a_gradient_is_missing() -> None:
     network, twins = layers(3), Twins()
     average = Average(twins, units_of(network), finite)
     watched(network, twins.log)
@@ -116,7 +116,7 @@ def test_the_order_is_the_same_where_a_gradient_is_missing() -> None:
     ],
     ids=["not early", "parameters of two networks"],
 )
-def test_what_begins_when_the_backward_has_ended(
+def test_buckets_without_hooks_start_after_the_backward(
     make: Callable[[Twins, nn.Module], Average],
 ) -> None:
     network, twins = layers(2), Twins()
@@ -128,7 +128,7 @@ def test_what_begins_when_the_backward_has_ended(
     assert twins.log == ["6 numbers"] * 2
 
 
-def test_a_loss_that_is_no_number_is_told_to_all() -> None:
+def test_finish_tells_whether_a_replica_had_a_nonfinite_loss() -> None:
     network, twins = layers(1), Twins()
     average = Average(twins, units_of(network), lambda: True)
     average.start()
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_is_told_to_all() -> None:
     assert average.finish()
 
 
-def test_what_is_not_learnt_is_left_out() -> None:
+def test_frozen_parameters_are_left_out() -> None:
     network, twins = layers(3), Twins()
     network[1].requires_grad_(False)
     average = Average(twins, units_of(network), finite)
@@ -149,7 +149,7 @@ def test_what_is_not_learnt_is_left_out() -> None:
     assert network[1].weight.grad is None
 
 
-def test_types_do_not_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_of_different_dtypes_share_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(averages, "BUCKET_BYTES", 2**20)
     network, twins = layers(3), Twins()
     network[1].double()
@@ -211,7 +211,7 @@ def as_on_cuda(*networks: nn.Module) -> Average:
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
-def test_nothing_waits_for_the_device(
+def test_averaging_never_waits_for_the_device(
     monkeypatch: pytest.MonkeyPatch, no_waiting: list[str], convolutions: bool
 ) -> None:
     """Making the notes of each bucket did, inside the backward; convolutions are channels last."""
@@ -239,7 +239,7 @@ def test_nothing_waits_for_the_device(
     assert copies == [2 if convolutions else 1] * 6  # there and back for each of three buckets
 
 
-def test_what_a_replica_lacks_is_read_once_for_all_buckets(no_waiting: list[str]) -> None:
+def test_counts_of_missing_gradients_are_read_once_for_all_buckets(no_waiting: list[str]) -> None:
     network = layers(4)
     average = as_on_cuda(*network)
     average.start()
@@ -258,7 +258,7 @@ class Other(Twins):
         return self
 
 
-def test_a_gradient_that_only_another_replica_has_comes_here() -> None:
+def test_a_missing_gradient_is_taken_from_another_replica() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3))
     network.to(memory_format=torch.channels_last)
     average = Average(Other(), units_of(*network), finite)

@@ -191,7 +191,7 @@ def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None
 
 
 @every_kind
-def test_a_shorter_last_batch(open_channel: Open) -> None:
+def test_a_shorter_last_batch_has_its_own_shapes(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {"x": counting(4, 3)})
     for samples in (4, 3, 1, 4):
         put(sender, samples, {"x": counting(samples, 3)})
@@ -211,7 +211,7 @@ def test_the_sender_may_change_its_tensors_afterwards(open_channel: Open) -> Non
 
 
 @every_kind
-def test_gradients_do_not_cross(open_channel: Open) -> None:
+def test_received_tensors_require_no_gradient(open_channel: Open) -> None:
     weight = counting(3).requires_grad_()
     sender, receiver = open_channel(2, {"weight": weight})
     put(sender, None, {"weight": weight})
@@ -221,7 +221,7 @@ def test_gradients_do_not_cross(open_channel: Open) -> None:
 
 
 @every_kind
-def test_peek_leaves_the_message(open_channel: Open) -> None:
+def test_peek_does_not_remove_the_message(open_channel: Open) -> None:
     sender, receiver = open_channel(2, {"x": counting(2)})
     put(sender, "first", {"x": counting(2)})
     put(sender, "second", {})
@@ -234,7 +234,7 @@ def test_peek_leaves_the_message(open_channel: Open) -> None:
 
 
 @every_kind
-def test_wait_says_that_nothing_is_there(open_channel: Open) -> None:
+def test_wait_returns_false_if_there_is_no_message(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {})
     assert not receiver.wait(0.0)
     put(sender, None, {})
@@ -258,7 +258,7 @@ def test_a_slot_is_free_again_once_it_is_released(open_channel: Open, slots: int
 
 
 @every_kind
-def test_bytes_sent(open_channel: Open) -> None:
+def test_bytes_sent_counts_the_bytes_of_all_tensors(open_channel: Open) -> None:
     tensors = {"x": counting(4, 3), "label": counting(4, dtype=torch.int64)}
     sender, _ = open_channel(3, tensors)
     assert sender.bytes_sent == 0
@@ -328,7 +328,9 @@ def start_echo() -> Iterator[Callable[..., None]]:
 
 
 @between_processes
-def test_there_and_back(kind: Kind, start_echo: Callable[..., None]) -> None:
+def test_tensors_survive_the_trip_to_another_process_and_back(
+    kind: Kind, start_echo: Callable[..., None]
+) -> None:
     """What the other one has just received it sends on, and gives the slot back at once."""
     everything = {f"{case} {n}": t for case, tensors in CASES.items() for n, t in tensors.items()}
     sender, far_receiver = kind.ends(2, everything)
@@ -347,7 +349,7 @@ def test_there_and_back(kind: Kind, start_echo: Callable[..., None]) -> None:
 
 
 @between_processes
-def test_backpressure(kind: Kind, start_echo: Callable[..., None]) -> None:
+def test_a_full_channel_makes_the_sender_wait(kind: Kind, start_echo: Callable[..., None]) -> None:
     """The other one sends message 0 back, holds 1 because its way back is full, and 2 waits."""
     sender, far_receiver = kind.ends(2, {"x": counting(3)})
     far_sender, receiver = kind.ends(1, {"x": counting(3)}, back=True)
@@ -364,7 +366,9 @@ def test_backpressure(kind: Kind, start_echo: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("kind", [pytest.param(Kind(OfferedRing(depth=0)), id="ring, offered")])
-def test_no_slot_is_free_before_its_memory_is_there(kind: Kind, commands: Connection) -> None:
+def test_no_slot_is_free_before_the_receiver_has_opened_its_end(
+    kind: Kind, commands: Connection
+) -> None:
     sender, receiver = kind.ends(2, {"x": counting(3)})
     sender.open()
     assert not sender.wait(0.0)

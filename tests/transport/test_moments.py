@@ -122,7 +122,7 @@ def end(kind: Any, wire: Wire, device: str = "cpu") -> Any:
     return made
 
 
-def test_nothing_is_sent_before_it_is_complete(gates: Gates, wire: Wire) -> None:
+def test_bytes_are_sent_only_when_the_device_has_computed_them(gates: Gates, wire: Wire) -> None:
     """A slot is not filled again before its bytes have been sent."""
     sender = end(NetworkSender, wire)
     assert wire.sent()[0] == HEADS  # the schema
@@ -150,7 +150,7 @@ def test_nothing_is_sent_before_it_is_complete(gates: Gates, wire: Wire) -> None
         sender.send(number, {})  # fills the slot that came free
 
 
-def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> None:
+def test_a_message_is_requested_only_when_a_slot_is_free(gates: Gates, wire: Wire) -> None:
     """What is received has come once its bytes are there."""
     receiver = end(NetworkReceiver, wire)
     spelled = ["header", [["n", "int64", [3], [1], "int64"]]]
@@ -176,7 +176,7 @@ def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> 
 
 
 @pytest.mark.parametrize("kind", [NetworkSender, NetworkReceiver])
-def test_devices_carry_bytes_beside_what_the_worker_has_queued(
+def test_transfers_run_on_a_stream_of_their_own(
     gates: Gates, wire: Wire, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     """On a stream of the thread's own, of the worker's device."""

@@ -148,7 +148,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Far, Far]]:
         assert process.exitcode == 0
 
 
-def test_clocks_are_compared(ends: tuple[Far, Far]) -> None:
+def test_the_offset_between_two_clocks_is_measured(ends: tuple[Far, Far]) -> None:
     assert ends[0]("ahead") == 0.0
     assert ends[1]("ahead") == pytest.approx(FAST_S, abs=0.1)
 
@@ -205,7 +205,7 @@ def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None
 
 
 @pytest.mark.parametrize("wire_dtype", [None, "bf16"])
-def test_what_has_gaps_arrives_without(open_channel: Open, wire_dtype: str | None) -> None:
+def test_tensors_with_gaps_arrive_dense(open_channel: Open, wire_dtype: str | None) -> None:
     tensors = {"x": counting(3, 4, 5)}
     sender, receiver = open_channel(1, tensors, wire_dtype=wire_dtype)
     assert sender("wait", LIMIT_S)
@@ -213,7 +213,7 @@ def test_what_has_gaps_arrives_without(open_channel: Open, wire_dtype: str | Non
     assert_same(take(receiver)[1], tensors)
 
 
-def test_heads_of_all_lengths(open_channel: Open) -> None:
+def test_heads_of_any_length_arrive(open_channel: Open) -> None:
     """Around the length at which one has a second part."""
     sender, receiver = open_channel(1, {})
     for length in (0, *range(HEAD - 20, HEAD + 5), 10 * HEAD):
@@ -223,7 +223,7 @@ def test_heads_of_all_lengths(open_channel: Open) -> None:
         receiver("release")
 
 
-def test_a_shorter_message_has_nothing_of_a_longer_one(open_channel: Open) -> None:
+def test_a_short_message_contains_nothing_of_an_earlier_longer_one(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {"x": counting(4, 3)})
     for samples in (4, 3, 1, 4):
         put(sender, samples, {"x": counting(samples, 3) + samples})
@@ -234,7 +234,7 @@ def test_a_shorter_message_has_nothing_of_a_longer_one(open_channel: Open) -> No
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_backpressure(open_channel: Open, slots: int) -> None:
+def test_a_full_channel_makes_the_sender_wait(open_channel: Open, slots: int) -> None:
     """So many are held at the other end, and two more wait here."""
     sender, receiver = open_channel(slots, {"x": counting(2)})
     for number in range(slots + STAGED):
@@ -253,7 +253,7 @@ def test_backpressure(open_channel: Open, slots: int) -> None:
         assert_same(tensors, {"x": counting(2) + header})
 
 
-def test_what_is_held_keeps_its_values(open_channel: Open) -> None:
+def test_a_held_message_keeps_its_values(open_channel: Open) -> None:
     sender, receiver = open_channel(2, {"x": counting(2)})
     put(sender, 0, {"x": counting(2)})
     put(sender, 1, {"x": counting(2) + 1})
@@ -265,7 +265,7 @@ def test_what_is_held_keeps_its_values(open_channel: Open) -> None:
     assert receiver("size") == 2 * (HEAD + aligned(1))
 
 
-def test_numbers_are_rounded_on_their_way(open_channel: Open) -> None:
+def test_wire_dtype_bf16_rounds_float32_tensors(open_channel: Open) -> None:
     exact = {"x": counting(4) / 3, "label": counting(4, dtype=torch.int64)}
     sender, receiver = open_channel(1, exact, wire_dtype="bf16")
     put(sender, None, exact)
@@ -282,13 +282,13 @@ def wait_on(end: Far) -> None:
         assert monotonic() < until_s
 
 
-def test_ends_that_expect_something_else(open_channel: Open) -> None:
+def test_ends_with_different_schemas_are_refused(open_channel: Open) -> None:
     _, receiver = open_channel(1, {}, schemas=("images of 32x32", "images of 28x28"))
     with pytest.raises(SchemaError, match="images of 32x32"):
         wait_on(receiver)
 
 
-def test_what_does_not_fit(open_channel: Open) -> None:
+def test_a_message_larger_than_a_slot_is_refused(open_channel: Open) -> None:
     sender, _ = open_channel(1, {"x": counting(4)})
     assert sender("wait", LIMIT_S)
     with pytest.raises(ValueError, match="bytes"):

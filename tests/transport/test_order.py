@@ -232,7 +232,7 @@ class Program:
     max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )  # stateless
 @given(data=st.data())
-def test_every_value_arrives_whatever_runs_ahead(
+def test_every_value_arrives_in_any_order_of_hosts_and_streams(
     patched: Callable[[], Cuda], aside: bool, data: st.DataObject
 ) -> None:
     """With any slots, and any order in which hosts and streams get to go on."""
@@ -264,7 +264,7 @@ def test_no_host_waits_for_a_device(patched: Callable[[], Cuda]) -> None:
     assert float(program.sums[1]) == 30
 
 
-def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
+def test_streams_get_only_the_necessary_waits_and_records(patched: Callable[[], Cuda]) -> None:
     """The first turn waits for no event of the other end, and handles go once."""
     cuda = patched()
     sender, receiver, producer, consumer = make_ring(cuda, 1, "cuda:0", "cuda:1", aside=True)
@@ -291,7 +291,7 @@ def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
 
 
 @pytest.mark.parametrize("aside", [False, True])
-def test_each_end_uses_its_own_device_alone(patched: Callable[[], Cuda], aside: bool) -> None:
+def test_each_end_uses_only_its_own_device(patched: Callable[[], Cuda], aside: bool) -> None:
     """A context on the neighbour's device takes hundreds of MB, and events need none there."""
     cuda = patched()
     sender, receiver, _, _ = make_ring(cuda, 2, "cuda:0", "cuda:1", aside)
@@ -339,7 +339,7 @@ def test_events_that_need_peer_access_are_opened_where_they_were_made(
         CudaOrder("cuda:0", "cuda:0", aside=False).learn(b"1")
 
 
-def test_threads_of_queues_see_what_is_queued_on_another_stream(
+def test_the_default_stream_waits_for_work_on_the_current_stream(
     patched: Callable[[], Cuda],
 ) -> None:
     cuda = patched()
@@ -357,7 +357,7 @@ def test_threads_of_queues_see_what_is_queued_on_another_stream(
     let_default_stream_wait(torch.device("cpu"))
 
 
-def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]) -> None:
+def test_copies_inside_a_device_use_the_current_stream(patched: Callable[[], Cuda]) -> None:
     cuda = patched()
     sender, receiver, producer, _ = make_ring(cuda, 1, "cuda:0", "cuda:0", aside=False)
     assert sender.wait(WAIT_S)
@@ -368,7 +368,7 @@ def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]
     assert receiver.wait(WAIT_S)
 
 
-def test_a_moment_is_what_was_queued_before(patched: Callable[[], Cuda]) -> None:
+def test_a_moment_waits_only_for_work_queued_before_it(patched: Callable[[], Cuda]) -> None:
     cuda = patched()
     device, done = torch.device("cuda:1"), list[str]()
     stream = cuda.current_stream(device)

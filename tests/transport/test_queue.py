@@ -25,14 +25,14 @@ def channel(slots: int) -> tuple[QueueSender, QueueReceiver]:
     return sender, receiver
 
 
-def test_the_queue_is_the_librarys_and_has_a_bound() -> None:
+def test_the_queue_is_a_bounded_queue_of_the_library() -> None:
     sender, _receiver = channel(3)
     queue = sender._queue
     assert isinstance(queue, Queue)
     assert queue._maxsize == 3  # type: ignore[attr-defined]
 
 
-def test_every_message_is_a_fresh_tensor() -> None:
+def test_every_message_has_new_tensors() -> None:
     sender, receiver = channel(3)
     tensor = torch.zeros(4)
     received = []
@@ -58,7 +58,7 @@ def test_peek_and_receive_map_a_message_once() -> None:
     assert receiver.receive()[1] is mapped.tensors
 
 
-def test_a_message_that_cannot_be_shared_is_told_to_the_receiver() -> None:
+def test_the_receiver_learns_that_a_message_could_not_be_shared() -> None:
     """The library would print a traceback and drop it, and the receiver would wait for ever.
 
     It comes in its turn, and what follows still arrives.
@@ -84,7 +84,7 @@ def test_a_message_that_cannot_be_shared_is_told_to_the_receiver() -> None:
         assert receiver.receive()[0] == number
 
 
-def test_shared_memory_that_is_full_is_told_to_the_receiver(
+def test_the_receiver_learns_that_shared_memory_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(self: object) -> None:
@@ -129,7 +129,7 @@ def _started(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_process_leaves_although_nobody_reads(fails: bool) -> None:
+def test_a_sender_can_exit_although_nobody_reads(fails: bool) -> None:
     """Its pipe is full, and its neighbour does not read any more."""
     process, _receiver, ours = _started(_fill, MANY, fails)
     assert ours.poll(WAIT_S)
@@ -142,7 +142,7 @@ def test_a_process_leaves_although_nobody_reads(fails: bool) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_while_the_sender_stays() -> None:
+def test_no_message_is_lost_while_the_sender_is_alive() -> None:
     process, receiver, ours = _started(_pass_on, 5, fails=False)
     for number in range(MANY):
         assert receiver.wait(WAIT_S)
@@ -154,7 +154,7 @@ def test_nothing_is_lost_while_the_sender_stays() -> None:
     assert process.exitcode == 0
 
 
-def test_a_dead_sender_leaves_a_wait_bounded() -> None:
+def test_a_wait_for_a_dead_sender_ends_in_time() -> None:
     process, receiver, ours = _started(_pass_on, 1, fails=False)
     assert receiver.wait(WAIT_S)
     process.kill()

@@ -221,7 +221,7 @@ class WholeMaps(LocalMethod):
         return [Unit(f"map.{site.module}", nn.Identity, (site.feature,), (f"map.{site.module}",))]
 
 
-def test_a_users_own_method_is_one_class() -> None:
+def test_a_users_own_method_needs_only_one_class() -> None:
     choice = ["local._target_=tests.worker.test_chunk.WholeMaps"]
     chunks = whole_model("resnet", choice)
     train(chunks, steps=2)
@@ -239,7 +239,7 @@ def test_a_users_own_method_is_one_class() -> None:
     ids=["unused", "clipped", "logged"],
 )
 @pytest.mark.parametrize("schedule", ["ll", "bp"])
-def test_a_step_reads_nothing_where_that_would_stop_the_host(
+def test_a_step_on_cuda_reads_nothing_from_the_device(
     schedule: str, norm: str, nonfinite: str
 ) -> None:
     """The device's way, on CPU tensors; what is skipped is seen afterwards."""

@@ -20,7 +20,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_augmented_and_smoothed_runs_are_equal(
+def test_schedules_train_augmented_and_smoothed_data_the_same(
     tmp_path: Path, one: Sequence[str], other: Sequence[str]
 ) -> None:
     micro = [key for key in one if key.startswith("schedule.microbatches")]

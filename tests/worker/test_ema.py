@@ -69,7 +69,7 @@ def test_units_compute_with_averages_between_two_swaps() -> None:
 
 
 @pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
-def test_averages_change_nothing_else(tmp_path: Path, model: list[str]) -> None:
+def test_averaging_does_not_change_training(tmp_path: Path, model: list[str]) -> None:
     plain = run_inside(tmp_path, *DATA, "max_steps=9", *model)
     with_ema = run_inside(tmp_path, *COURSE, *model)
     others = {n: t for n, t in with_ema.tensors.items() if not n.startswith(EMA)}
@@ -90,7 +90,7 @@ def assert_same_averages(one: Outcome, other: Outcome) -> None:
 @pytest.mark.parametrize(
     "model", [[*RESNET, *SGD], pytest.param(VIT, marks=pytest.mark.slow)], ids=["resnet", "vit"]
 )
-def test_they_are_equal_under_local_learning(tmp_path: Path, model: list[str]) -> None:
+def test_averages_are_equal_under_ll_and_ppll(tmp_path: Path, model: list[str]) -> None:
     case = [*COURSE, *model, "local=dgl", "local.modules=4"]
     sequential = run_inside(tmp_path, *case, "schedule=ll")
     for gpus in (2, 3):
@@ -98,7 +98,7 @@ def test_they_are_equal_under_local_learning(tmp_path: Path, model: list[str]) -
         assert_same_averages(found, sequential)
 
 
-def test_they_are_equal_under_back_propagation(tmp_path: Path) -> None:
+def test_averages_are_equal_under_schedules_of_back_propagation(tmp_path: Path) -> None:
     case = [*COURSE, *RESNET, *SGD, "schedule.microbatches=2"]
     accumulating = run_inside(tmp_path, *case, "schedule=bp")
     for schedule in ("gpipe", "1f1b", "interleaved", "zb_h1"):
@@ -106,7 +106,7 @@ def test_they_are_equal_under_back_propagation(tmp_path: Path) -> None:
         assert_same_averages(found, accumulating)
 
 
-def test_weights_are_exchanged_once_for_all_batches_of_a_split(
+def test_averages_are_swapped_in_once_per_evaluated_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And back before a checkpoint, or the averages would be saved as the weights."""
@@ -130,7 +130,7 @@ def test_replicas_have_the_same_averages(tmp_path: Path) -> None:
     assert len(found.test_ema) == len(found.test)
 
 
-def test_they_begin_with_the_weights_of_a_file(tmp_path: Path) -> None:
+def test_averages_begin_with_the_weights_of_a_file(tmp_path: Path) -> None:
     """After one step, as much of those is left as the rule says, and nothing of the seed's."""
     given = tiny_model()
     file = saved(tmp_path, given)

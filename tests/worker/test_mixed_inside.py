@@ -53,13 +53,13 @@ def test_every_method_learns_the_same_in_a_pipeline(tmp_path: Path, method: str)
     assert all(tensor.isfinite().all() for tensor in found.tensors.values())
 
 
-def test_blocks_of_a_transformer(tmp_path: Path) -> None:
+def test_vit_blocks_learn_the_same_in_a_pipeline(tmp_path: Path) -> None:
     case = [*SMOOTHED, "local=vit_blocks", *VIT, "local.modules=4"]
     expected = inside(tmp_path / "ll", "schedule=ll", *case)
     assert_same_run(inside(tmp_path / "ppll", "schedule=ppll", "gpus=2", *case), expected)
 
 
-def test_back_propagation(tmp_path: Path) -> None:
+def test_back_propagation_is_the_same_in_a_pipeline(tmp_path: Path) -> None:
     """Whole, and in micro-batches, of which each has its part of the one mixed batch."""
     case = [*SMOOTHED, *VIT]
     whole = inside(tmp_path / "bp", "schedule=bp", *case)
@@ -75,7 +75,7 @@ def test_back_propagation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["bp", "pp"])
-def test_two_replicas_train_on_what_one_would(tmp_path: Path, schedule: str) -> None:
+def test_two_replicas_train_on_the_same_mixed_batch_as_one(tmp_path: Path, schedule: str) -> None:
     """The whole batch is mixed before each of them takes its share."""
     one = inside(tmp_path / "one", "schedule=bp", "schedule.microbatches=2", *SMOOTHED, *VIT)
     gpus = 2 if schedule == "bp" else 4
@@ -115,7 +115,7 @@ def test_mixing_changes_what_is_trained_and_what_travels(
     assert any(not tensor.equal(mixed.tensors[name]) for name, tensor in plain.tensors.items())
 
 
-def test_evaluations_are_of_the_labels_themselves(tmp_path: Path) -> None:
+def test_evaluations_use_the_plain_labels(tmp_path: Path) -> None:
     """`ppll-eval`, whose task knows of no mixing, finds the numbers that the run found."""
     finished = finished_run(tmp_path / "run", *DATA, FEW_STEPS, *VIT, *SMOOTHED)
     run = load_run(finished.folder)

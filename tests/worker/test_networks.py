@@ -22,7 +22,7 @@ def test_the_largest_gradient_is_infinite_if_one_is_not_a_number(index: int) -> 
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["CPU", "CUDA"])
-def test_only_the_end_of_a_module_tells_of_a_skipped_step(
+def test_only_the_last_chunk_of_a_module_reports_a_skipped_step(
     caplog: pytest.LogCaptureFixture, at_once: bool
 ) -> None:
     """All chunks of the module skip it. On CUDA nobody would ever read the flags of the others."""

@@ -133,7 +133,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcom
         for shape in REPLICATED
     ],
 )
-def test_with_two_replicas(
+def test_pipelines_with_two_replicas_end_with_the_same_bits(
     averaged: Callable[[str], Outcome], tmp_path: Path, name: str, shape: str
 ) -> None:
     """Their gradients are averaged while a stage goes on, and the halves of backwards with them."""
@@ -209,7 +209,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     ids=" ".join,
 )
 @pytest.mark.parametrize("task", ["detection", "super-resolution"])
-def test_other_tasks(
+def test_pipelines_train_detection_and_super_resolution_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, shape: list[str]
 ) -> None:
     """Whose skips reach far: a pyramid's maps, the long skip, and targets of several tensors."""

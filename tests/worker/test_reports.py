@@ -112,7 +112,7 @@ class Case:
         return [fields["step"] for fields in self.sent]
 
 
-def test_reports_leave_in_their_order_when_the_device_has_passed_them() -> None:
+def test_reports_are_sent_in_order_once_the_device_has_reached_them() -> None:
     case = Case()
     for step in (1, 2, 3):
         case.train(step)
@@ -162,7 +162,7 @@ def test_an_evaluation_reports_the_metric_of_further_predictions(
     assert evaluation["loss"] == 0.5 * samples
 
 
-def test_events_are_used_again() -> None:
+def test_events_are_reused() -> None:
     case = Case()
     for step in range(20):
         case.train(step)
@@ -170,7 +170,7 @@ def test_events_are_used_again() -> None:
     assert case.device.made <= 6
 
 
-def test_a_mark_does_not_pass_a_loss_that_is_no_number() -> None:
+def test_a_nonfinite_loss_is_an_error_at_the_next_mark() -> None:
     """A checkpoint waits for everything, and nothing behind the loss is told."""
     case = Case()
     case.train(1)
@@ -181,7 +181,7 @@ def test_a_mark_does_not_pass_a_loss_that_is_no_number() -> None:
     assert case.steps == [1]
 
 
-def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_steps_are_logged_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
     case = Case()
     case.chunk.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
     case.train(7)
@@ -194,7 +194,7 @@ def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture
     assert len(caplog.records) == 1
 
 
-def test_what_a_step_had_is_copied_with_the_report() -> None:
+def test_learning_rate_and_norm_are_copied_with_the_report() -> None:
     """The norm is on the device as well: nobody waits for it."""
     case = Case()
     for step, norm in ((1, 2.0), (2, 3.0)):
@@ -210,7 +210,7 @@ def test_what_a_step_had_is_copied_with_the_report() -> None:
     ]
 
 
-def test_what_came_between_takes_no_time() -> None:
+def test_time_after_a_pause_is_not_counted() -> None:
     case = Case()
     case.step()
     case.reports.pause("train")
@@ -239,14 +239,14 @@ def test_an_incomplete_report_is_part_of_the_next_one() -> None:
     assert again.saved() == {}
 
 
-def test_a_checkpoint_does_not_pass_a_loss_that_is_in_no_report_yet() -> None:
+def test_an_unreported_nonfinite_loss_is_an_error_at_a_checkpoint() -> None:
     case = Case()
     case.step(float("nan"))
     with pytest.raises(NonFiniteError, match="module 0 of a recent step"):
         case.saved()
 
 
-def test_measures_are_joined_on_the_way() -> None:
+def test_measures_are_joined_while_they_are_collected() -> None:
     """There may be an epoch of them."""
     sums = Sums()
     for number in range(1000):

@@ -62,7 +62,7 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> Sequential:
     [(1, GROUPINGS[3:6]), (2, [STARTS]), pytest.param(5, GROUPINGS, marks=pytest.mark.slow)],
     ids=[1, 2, 5],
 )
-def test_ppll_sees_what_ll_sees(
+def test_losses_see_the_same_weights_under_ll_and_ppll(
     sequential: Sequential, tmp_path: Path, lag: int, groupings: Sequence[Sequence[str]]
 ) -> None:
     """Eight batches, of which the fourth and the last are short, with an evaluation between."""
@@ -76,13 +76,13 @@ def test_ppll_sees_what_ll_sees(
         assert found.test == expected.test
 
 
-def test_what_is_learnt_depends_on_the_lag(sequential: Sequential) -> None:
+def test_another_lag_trains_other_weights(sequential: Sequential) -> None:
     name = "model.embed.pos_embedding"
     assert not torch.equal(sequential(1).tensors[name], sequential(2).tensors[name])
 
 
 @pytest.mark.parametrize("cuts", [["blocks.1", "blocks.3"], STARTS])
-def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[str]) -> None:
+def test_several_modules_can_watch_one_distant_unit(tmp_path: Path, cuts: Sequence[str]) -> None:
     """The last block, from one, two and three stages before it."""
     expected = run_inside(tmp_path / "ll", "schedule=ll", *watching(3, unit=4))
     found = grouped(tmp_path / "ppll", cuts, *watching(3, unit=4))
@@ -98,7 +98,7 @@ def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[
 
 
 @pytest.mark.parametrize("lag", [pytest.param(2, marks=pytest.mark.slow), 5])
-def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
+def test_a_resumed_run_restores_older_versions_of_watched_weights(
     sequential: Sequential, tmp_path: Path, lag: int
 ) -> None:
     """On other stages than before, from step 3 and 6 of 8: with a lag of 5, within it and beyond.
@@ -115,7 +115,9 @@ def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
         assert_same(found.tensors, sequential(lag).tensors)
 
 
-def test_weights_of_a_file_are_the_initial_ones(sequential: Sequential, tmp_path: Path) -> None:
+def test_losses_see_weights_of_a_file_as_initial_weights(
+    sequential: Sequential, tmp_path: Path
+) -> None:
     """Before so many batches have run, a loss sees what the watched unit began with."""
     trained = sequential(5).tensors.items()
     model = {n.removeprefix("model."): t.contiguous() for n, t in trained if n[:6] == "model."}
@@ -131,7 +133,7 @@ def test_weights_of_a_file_are_the_initial_ones(sequential: Sequential, tmp_path
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_only_what_is_read_is_sent(tmp_path: Path, steps: int) -> None:
+def test_one_version_of_watched_weights_is_sent_per_batch(tmp_path: Path, steps: int) -> None:
     """One version a batch, those of the first batches included; nothing is left in a channel."""
     found = grouped(tmp_path, ["blocks.2"], *watching(2), f"max_steps={steps}")
     (sent,) = (n for c, n in found.sent.items() if c.kind == "weights")
@@ -141,7 +143,7 @@ def test_only_what_is_read_is_sent(tmp_path: Path, steps: int) -> None:
     assert sent == steps * size
 
 
-def test_versions_of_a_unit() -> None:
+def test_versions_hold_the_weights_of_the_last_steps() -> None:
     network = nn.Linear(1, 1)
     versions = Versions("unit", network, 3)
 

@@ -306,7 +306,7 @@ def _point_link(name: str, folder: Path) -> None:
 
 
 def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return all paths named like a checkpoint (`step-N`), each after its step, sorted by step."""
+    """Return a pair (N, path) for each path that is named like a checkpoint, `step-N`, by N."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")
@@ -316,7 +316,7 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return the folders of all checkpoints, each after its step, sorted by step."""
+    """Return a pair (step, folder) for each checkpoint, sorted by step."""
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 
@@ -340,7 +340,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
         ema: Whether to read averages instead. Integer buffers have no averages and are read as they
             are.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
+    prefixes = ("model.", EMA) if ema else ("model.",)  # averages replace weights of the same name
     with SavedTensors(checkpoint) as saved:
         names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}

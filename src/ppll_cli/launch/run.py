@@ -60,10 +60,10 @@ class Run:
         choices: The option chosen in each group.
         run_dir: The run directory, which exists and holds nothing of another run.
         before: The record of the run to be resumed; None for a new run.
-        changes: Returns the overrides that turn the defaults into the configuration, which the user
-            is shown.
+        changes: Returns the overrides that turn the defaults into the configuration, to show them
+            to the user.
         fleet: The machines of the run, if there are several; this is machine 0.
-        options: Options of the command line that name folders of configurations.
+        options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
             of `time.monotonic`; None for now.
 
@@ -220,7 +220,7 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job. A resumed run keeps its modules; with a checkpoint it starts there."""
+        """Prepare the job. A resumed run keeps its modules, and starts at its checkpoint if any."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts

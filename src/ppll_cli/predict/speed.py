@@ -165,7 +165,7 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    The machine with most workers counts. Workers for which this machine has no cores do not count.
+    This is the number on the machine with most workers, as far as this machine has cores for them.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":

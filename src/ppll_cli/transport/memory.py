@@ -25,7 +25,7 @@ class Memory(Protocol):
     """The memory of a ring, as one end sees it.
 
     Attributes:
-        tensor: The memory, uint8 [bytes]; None until this end has it.
+        tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
     """
 
     tensor: Tensor | None
@@ -116,7 +116,7 @@ class DeviceMemory:
 
 def _pin(tensor: Tensor) -> bool:
     """Pin host memory, and return True; if it is already pinned, only return False."""
-    if tensor.is_pinned():  # by the other end, if both ends are in the same process
+    if tensor.is_pinned():  # both ends are in this process, and the other end has pinned it
         return False
     size = tensor.nbytes
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -139,8 +139,11 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    `what` says what needs the room. Without this check, a process that uses shared memory beyond
-    its limit is killed.
+    Without this check, a process that uses shared memory beyond its limit would be killed.
+
+    Args:
+        size: Number of bytes that the run needs.
+        what: Name of the things that need these bytes, for the text.
     """
     try:
         there = shutil.disk_usage(SHARED_MEMORY)

@@ -23,7 +23,8 @@ class Mail:
         recorder: Measures the time of waits and copies.
 
     Attributes:
-        item: The batch or mark that the stage handles now; message headers carry it.
+        item: The batch or mark (see `job.course`) that the stage handles now; the headers of
+            messages contain it.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
@@ -34,9 +35,9 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a channel is ready.
 
-        The wait has no time limit, because the stage that hangs may be another one. If another
-        worker fails, the parent ends this process. If the parent is gone, a thread of this process
-        ends it.
+        The wait has no time limit, because then another stage may be the one that hangs. If another
+        worker fails, the parent ends this process. If the parent is gone, another thread of this
+        process ends the process.
 
         Args:
             end: This worker's end of the channel.

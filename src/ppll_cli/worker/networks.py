@@ -35,7 +35,7 @@ class Networks:
         place: The chunk: its units and its module.
         site: Where auxiliary networks are attached; its module number is ignored.
         device: The device that computes.
-        replicas: The workers that hold the same stage; None if the stage has only one.
+        replicas: The replicas of the stage; None if the stage has only one worker.
 
     Attributes:
         place: The chunk: its units and its module.
@@ -44,7 +44,7 @@ class Networks:
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: For each unit whose weights a loss reads, by the unit's index: its last weights.
+        versions: The last weights of each unit whose weights a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         nonfinite: Whether a loss of the current batch is known to be infinite or NaN.
         skipped: With `optim.nonfinite=skip` on CUDA, one flag for each step since the last report,

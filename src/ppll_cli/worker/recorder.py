@@ -114,11 +114,11 @@ class Recorder:
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # still without a time on the host's clock
+        self._longest: _Trace | None = None  # to be kept, once `settle` has its time on the host
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
-        """Record that a training batch begins. Its header has arrived before.
+        """Record that a training batch begins, after its header has arrived.
 
         Args:
             step: Number of optimizer steps done before the batch.

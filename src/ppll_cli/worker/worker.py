@@ -30,7 +30,7 @@ from ppll_cli.worker.snapshots import Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
-"""Number of steady-state batches in a timeline, besides those that the channels can buffer."""
+"""Number of steady-state batches in a timeline, in addition to those that channels can buffer."""
 
 
 class Worker:
@@ -63,7 +63,7 @@ class Worker:
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.passed()
         if before is not None:
-            pass  # the snapshot is later than the state in which the run began
+            pass  # the snapshot holds a later state than the checkpoint or the file of weights
         elif job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 restore(self.chunks.values(), saved)
@@ -94,7 +94,7 @@ class Worker:
             on_steady=self.memory.reset,
             traced=TRACED + buffered if settings.timeline else 0,
         )
-        self._items = self._trained = 0  # number of batches and marks handled; of training batches
+        self._items = self._trained = 0  # batches and marks handled; training batches among them
         self._reported = 0  # the step of the last report of training
         self._training = False
         if before is not None:
@@ -126,8 +126,8 @@ class Worker:
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run.
 
-        A mark asks for something else than a batch: `Evaluate` for a report about an evaluated
-        split, `Checkpoint` for saving the weights, `End` for the end of the run.
+        A mark is an item between batches: `Evaluate` asks for a report about an evaluated split,
+        `Checkpoint` asks for saving the weights, and `End` ends the run.
         """
         if self.links.groups is not None:
             self.links.groups.open(self.device)

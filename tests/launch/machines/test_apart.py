@@ -72,7 +72,7 @@ def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_sweep_and_a_resumed_run(apart: Apart, run: Runner) -> None:
+def test_machines_exchange_the_files_of_checkpoints(apart: Apart, run: Runner) -> None:
     """Every checkpoint comes to machine 0, and goes back to machine 1 when it is gone on from."""
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={apart.folder}"]
     sessions = apart.start(*COMMON, "gpus=4", *sweep, "max_steps=5")
@@ -139,7 +139,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_what_comes_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
+def test_a_file_that_arrives_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
     folder = apart.folder / "run"
     (tmp_path / "damaging.py").write_text(DAMAGING)
     program = [sys.executable, str(tmp_path / "damaging.py")]

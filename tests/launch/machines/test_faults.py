@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from
 
 
 @pytest.mark.slow
-def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
+def test_a_killed_worker_of_another_machine_is_reported_once(start: Start, folder: Path) -> None:
     """There is one report of it, whoever stumbled over its end."""
     sessions = start(*LONG, f"hydra.run.dir={folder}")
     wait_for_training(sessions)
@@ -58,7 +58,9 @@ def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) ->
 
 
 @pytest.mark.slow
-def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
+def test_a_killed_fork_server_of_another_machine_is_named_as_the_cause(
+    start: Start, folder: Path
+) -> None:
     """The healthy worker of machine 0, which lost its connection, was named."""
     sessions = start(*LONG, f"hydra.run.dir={folder}")
     wait_for_training(sessions)
@@ -75,7 +77,7 @@ def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Pat
 @pytest.mark.parametrize(
     ("machine", "number"), [(1, STOP), (0, KILL), (0, STOP)], ids=["1-stop", "0-kill", "0-stop"]
 )
-def test_a_launcher_that_is_gone_or_stopped(
+def test_a_killed_or_stopped_launcher_ends_the_run(
     start: Start, folder: Path, machine: int, number: signal.Signals
 ) -> None:
     """Machine 0's has the store with it. One that is stopped, and continued, ends as well."""
@@ -90,7 +92,7 @@ def test_a_launcher_that_is_gone_or_stopped(
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folder: Path) -> None:
+def test_a_run_can_resume_without_a_lost_machine(start: Start, run: Runner, folder: Path) -> None:
     """The run goes on on one machine, with another `gpus`, as if nothing had been."""
     common = [*LONG, "schedule=ppll", "local.modules=4", "checkpoint.every=5"]
     sessions = start(*common, f"hydra.run.dir={folder}")
@@ -106,7 +108,7 @@ def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folde
 
 
 @pytest.mark.slow
-def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
+def test_machines_that_are_suspended_together_continue(
     start: Start, folder: Path, tmp_path: Path
 ) -> None:
     """As `scontrol suspend` does, for longer than a machine may show no sign of life."""
@@ -137,7 +139,7 @@ def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
 
 
 @pytest.mark.slow
-def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
+def test_a_missing_machine_is_reported_by_the_others(start: Start, folder: Path) -> None:
     """Those that have come are told."""
     limit = {"PPLL_MEETING_S": "10"}
     arguments = [*LONG, f"hydra.run.dir={folder}"]
@@ -149,7 +151,7 @@ def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_machine_0_never_comes(start: Start, folder: Path) -> None:
+def test_a_missing_machine_0_is_reported(start: Start, folder: Path) -> None:
     limit = {"PPLL_MEETING_S": "2"}
     sessions = start(*LONG, f"hydra.run.dir={folder}", absent=[0], environment=limit)
     assert ended(sessions, 60) == [2], printed(sessions)
@@ -158,7 +160,7 @@ def test_machine_0_never_comes(start: Start, folder: Path) -> None:
     assert "machine 0, which runs the store, did not join within 2 s" in line
 
 
-def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of a launcher that was stopped before the others came."""
     monkeypatch.setattr(fleet, "LEAVING_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -193,7 +195,7 @@ def sessions() -> Iterator[ExitStack]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_torchrun_takes_a_run_up_again(
+def test_torchrun_restarts_a_run_from_its_checkpoint(
     sessions: ExitStack, run: Runner, folder: Path, tmp_path: Path
 ) -> None:
     """A worker of either machine is killed once, in its third batch, after two checkpoints."""
@@ -231,7 +233,7 @@ def both() -> Iterator[Namespaces]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_torchrun_over_a_link_that_goes_down(
+def test_all_machines_report_a_cut_network_under_torchrun(
     both: Namespaces, sessions: ExitStack, folder: Path, tmp_path: Path
 ) -> None:
     arguments = [*LONG, f"hydra.run.dir={folder}"]

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from
     ],
     ids=["ppll", "replicas"],
 )
-def test_several_machines_learn_what_one_does(
+def test_several_machines_train_the_same_as_one(
     start: Start,
     run: Runner,
     folder: Path,
@@ -88,7 +88,7 @@ def test_several_machines_learn_what_one_does(
 
 
 @pytest.mark.slow
-def test_ragged_targets_travel(
+def test_targets_with_any_number_of_boxes_travel_between_machines(
     start: Start, run: Runner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures have any number of boxes, and the last batch is short."""
@@ -118,7 +118,7 @@ spread.__version__ = "0.0"
     ],
     ids=["configuration", "versions"],
 )
-def test_what_is_refused_is_refused_everywhere(
+def test_every_launcher_refuses_a_wrong_configuration(
     start: Start, folder: Path, tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
     program = {1: patched(tmp_path / "other.py", OTHER_VERSION)} if "0.0" in problem else {}

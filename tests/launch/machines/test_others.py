@@ -70,7 +70,7 @@ def leader(job: Job, messages: list[Message], parcels: OneAway | None) -> Leader
     return Leader(fleet, job, SimpleNamespace(value=0))
 
 
-def test_what_follows_a_file_waits_for_it_and_a_failure_does_not(job: Job, tmp_path: Path) -> None:
+def test_reports_wait_for_a_file_on_its_way_but_failures_do_not(job: Job, tmp_path: Path) -> None:
     parcels, messages, dealt = OneAway(), list[Message](), list[str]()
     one = leader(job, messages, parcels)
 
@@ -90,14 +90,14 @@ def test_what_follows_a_file_waits_for_it_and_a_failure_does_not(job: Job, tmp_p
     assert dealt == ["metrics", "log", "saved", "metrics", "done"]
 
 
-def test_a_file_that_cannot_be_taken_fails_the_run(job: Job) -> None:
+def test_a_file_that_cannot_be_received_fails_the_run(job: Job) -> None:
     parcels = OneAway()
     parcels.problem = "it arrived damaged"
     with pytest.raises(RunFailedError, match="it arrived damaged"):
         list(leader(job, [], parcels).news(lambda *_: None))
 
 
-def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
+def test_no_report_waits_if_the_run_directory_is_shared(job: Job) -> None:
     dealt = list[str]()
     messages = [said("saved", step=4, file=FILE), said("done")]
     one = leader(job, messages, None)
@@ -105,7 +105,7 @@ def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
     assert dealt == ["saved", "done"]
 
 
-def test_a_failure_without_a_last_word_is_the_cause_and_waits_for_no_other(
+def test_a_worker_that_fails_without_an_exception_is_the_cause(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has one may have stumbled over another's end, of which others are still to tell."""
@@ -152,7 +152,7 @@ def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_fail
         one.verdict([{"stage": 0, **words}], lambda *_: None)
 
 
-def test_a_worker_that_failed_by_itself_stays_the_cause(
+def test_a_worker_with_an_exception_of_its_own_stays_the_cause(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(others, "HEARING_S", 0.05)
@@ -181,7 +181,7 @@ def wait_for(follower: Follower) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_given_up_takes_nothing_of_the_next(
+def test_the_end_of_an_abandoned_job_keeps_the_message_of_the_next_job(
     job: Job, fleets: tuple[Fleet, Fleet]
 ) -> None:
     """Machine 0 failed before its workers started, and is at the next job of a sweep."""
