@@ -45,7 +45,6 @@ def test_transports_carry_the_same_bits(
 ) -> None:
     """Messages stay on the device, go through pinned host memory, or are mapped for each message.
 
-
     Gradients and norms are sent too.
     """
     case = [f"schedule={schedule}", "gpus=3", *DATA, *SGD, *own_model("Skipping"), "eval_every=1"]

@@ -76,7 +76,7 @@ ALWAYS = [
     ("local=auglocal", "pyramid", 10),
     ("local=manpp", "level", 10),
 ]
-"""Methods, heads and numbers of modules that are always tried; the rest are slow tests."""
+"""Methods, heads and numbers of modules that are always tested. All others are slow tests."""
 
 LEVEL = {
     "greedy": ["local=greedy", "local.detection_head=level"],

@@ -1,6 +1,5 @@
 """Runs with processes and channels have the same bits as runs with threads.
 
-
 `tests/worker/test_exactness.py` compares schedules, methods and models with one another in threads.
 So these tests only show that processes and their channels change nothing.
 """
@@ -25,7 +24,7 @@ CASES = {
 
 
 SLOW = ["every unit", "gpipe", "1f1b"]
-"""The other cases have their kinds of messages: forward alone and both ways, in chunks, banks."""
+"""Slow cases. The other cases have the same kinds of messages: one way, both ways, and banks."""
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_sam
 
 
 RAISING = [("first", "ppll"), ("second", "ll"), ("third", "gpipe")]
-"""Each unit and each schedule once; the other pairs are slow tests."""
+"""Each unit and each schedule occurs once. All other pairs are slow tests."""
 
 
 def faulty(unit: str, act: str) -> list[str]:

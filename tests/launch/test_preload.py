@@ -30,7 +30,6 @@ print("torchvision" in sys.modules)
 def test_starting_up_imports_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
     """Workers are forked from the fork server, which must not import torch's compiler.
 
-
     No process imports torchvision.
     """
     result = subprocess.run(

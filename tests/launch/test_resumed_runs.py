@@ -58,7 +58,6 @@ def train(run_dir: Path, *overrides: str) -> Result:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
     """Return a function that makes an uninterrupted run of a case.
 
-
     Each run is made once, by one of the processes of pytest-xdist.
     """
     made: dict[str, Result] = {}

@@ -182,7 +182,6 @@ def test_a_run_reports_its_scores_beside_those_of_bicubic(run: Runner, data: lis
 def test_slots_fit_the_larger_of_patches_and_tiles(data: list[str]) -> None:
     """A patch has 8x8 pixels, and a tile 30x31 of four channels.
 
-
     The skip and the targets of the tile are sent too.
     """
     job = prepared(*EDSR, *data, "gpus=2", "batch_size=4").job

@@ -25,8 +25,8 @@ PLAIN = ["device=cpu", "threads=1", "timeline=false"]
 USUAL = [*PLAIN, *DATA]
 LONG = [*USUAL, *VIT, "gpus=2", "epochs=100000"]
 FOUND_S = 100.0
-"""How long a run may take to end after a fault. The program finds one within 10 seconds; the rest
-is for a busy machine."""
+"""Limit for the end of a run after a fault. The program finds a fault within 10 seconds, and a busy
+machine may take longer."""
 
 HOST = socket.gethostname()
 ROOT = Path(__file__).parents[3]

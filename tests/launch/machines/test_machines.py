@@ -29,7 +29,7 @@ from ppll_cli.worker import clock
 from ppll_cli.transport import groups
 clock.perf_counter = groups.perf_counter = lambda: perf_counter() + 1000.0
 """
-"""The clock of a machine that was started long before the others."""
+"""A patch with a clock that is far ahead, as on a machine that was started much earlier."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 

@@ -21,7 +21,6 @@ Pair = tuple[Parcels, Parcels]
 class Shelf:
     """A store that records how many pieces it held.
 
-
     Attributes:
         most: The largest number of pieces that it held at one time.
     """
