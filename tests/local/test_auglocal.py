@@ -150,7 +150,7 @@ def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]
     [(1, [1] * 14), (3, [3] * 6 + [2] * 6), (5, [5] * 3 + [4] * 4 + [3] * 3)],
 )
 def test_depths_are_those_of_the_papers_commands(depth: int, depths: list[int]) -> None:
-    """ "K=16" for ResNet-32, with a pyramid coefficient of 0.5, means 16 - d modules."""
+    """A command with "K=16" and a pyramid coefficient of 0.5 means 16 - d modules of ResNet-32."""
     model = CifarResNet(depth=32)
     units = model.units(GREY, TASK)
     names = [unit.name for unit in units]
