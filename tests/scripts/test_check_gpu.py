@@ -50,7 +50,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_a_run_has_to_end_with_status_0(
+def test_a_run_fails_unless_its_status_is_0(
     monkeypatch: pytest.MonkeyPatch, check: Check, status: int
 ) -> None:
     instead(monkeypatch, f"print('said'); raise SystemExit({status})")
@@ -60,7 +60,7 @@ def test_a_run_has_to_end_with_status_0(
     assert outcome.facts["status"] == status
 
 
-def test_a_run_whose_time_runs_out_is_skipped(
+def test_a_run_that_stops_at_its_time_limit_is_skipped(
     monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
     """On a slow machine a step says nothing; only a run that does not even stop is at fault."""
@@ -70,14 +70,16 @@ def test_a_run_whose_time_runs_out_is_skipped(
     assert outcome.facts == {"reason": "out of time, still training"}
 
 
-def test_a_run_that_does_not_stop_has_failed(monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
+def test_a_run_that_does_not_stop_at_its_time_limit_fails(
+    monkeypatch: pytest.MonkeyPatch, check: Check
+) -> None:
     monkeypatch.setattr(running, "STOP_S", 0.2)
     instead(monkeypatch, HANGS + SLEEPS)
     assert Train("hung", [], limit_s=3.0).act(check).state == "FAILED"
     assert Train("compiling", [], limit_s=3.0, stops=False).act(check).state == "skipped"
 
 
-def test_a_program_is_told_by_its_status_and_its_output_is_kept(check: Check) -> None:
+def test_a_program_fails_by_its_status_and_its_output_is_kept(check: Check) -> None:
     outcome = Program("tests", ["-c", "print('3 failed'); raise SystemExit(1)"], 30.0, "log").act(
         check
     )
@@ -86,7 +88,7 @@ def test_a_program_is_told_by_its_status_and_its_output_is_kept(check: Check) ->
     assert "3 failed" in (check.report.folder / "log").read_text()
 
 
-def test_steps_are_skipped_when_the_time_is_up_and_an_exception_fails_one(check: Check) -> None:
+def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> None:
     def broken() -> Outcome:
         raise ValueError("a fault")
 
@@ -98,7 +100,7 @@ def test_steps_are_skipped_when_the_time_is_up_and_an_exception_fails_one(check:
     assert check.report.failed() == ["broken"]
 
 
-def test_the_table_counts_and_names_what_failed(check: Check) -> None:
+def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:
     check.report.add("facts", verdict(True, facts=[{"fact": "start", "first_kernel_s": 3.25}]))
     check.report.add("run", verdict(True, samples_per_second=1234.56, peak_memory_bytes=[1 << 25]))
     check.report.add("other", skipped("no time left"))
@@ -137,7 +139,9 @@ def test_runs_are_compared_bit_for_bit(check: Check) -> None:
 
 
 @pytest.mark.slow
-def test_the_check_trains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_trains_and_compares_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The way from the command line to the table, with two of the runs and one that is wrong."""
 
     def some(check: Check) -> list[running.Step]:
@@ -162,7 +166,7 @@ def test_the_check_trains_and_compares(tmp_path: Path, monkeypatch: pytest.Monke
     assert len([*output.iterdir()]) <= 8
 
 
-def test_without_a_gpu_it_says_so(
+def test_a_missing_gpu_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -182,7 +186,7 @@ def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cuda", "quick"), [(True, False), (False, True)])
-def test_every_run_of_the_check_has_settings_that_exist(
+def test_every_run_of_the_check_has_valid_settings(
     check: Check, monkeypatch: pytest.MonkeyPatch, cuda: bool, quick: bool
 ) -> None:
     """A step that a renamed key breaks would only be found where there is a GPU."""
@@ -204,7 +208,7 @@ def test_every_run_of_the_check_has_settings_that_exist(
     assert {name for each in compares for name in (each.one, each.other)} <= named
 
 
-def test_figures_leave_out_what_is_unknown(tmp_path: Path) -> None:
+def test_figures_leave_out_unknown_values(tmp_path: Path) -> None:
     assert figures(tmp_path) == {}
     (tmp_path / "summary.json").write_text(
         json.dumps({"train": {"samples_per_second": None}, "stages": [{"peak_memory_bytes": 5}]})
@@ -212,7 +216,7 @@ def test_figures_leave_out_what_is_unknown(tmp_path: Path) -> None:
     assert figures(tmp_path) == {"peak_memory_bytes": [5]}
 
 
-def test_the_packages_that_are_collected_are_pinned() -> None:
+def test_the_checks_packages_are_pinned() -> None:
     text = (ROOT / "scripts" / "check-gpu").read_text()
     (names,) = re.findall(r'^packages="([^"]+)"', text, re.M)
     pinned = re.findall(r"^([^=#\n]+)==", (ROOT / "constraints.txt").read_text().lower(), re.M)
@@ -220,7 +224,7 @@ def test_the_packages_that_are_collected_are_pinned() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_starts_again(check: Check) -> None:
+def test_the_check_restarts_a_killed_worker(check: Check) -> None:
     (step,) = [step for step in steps.users(check) if step.name == "restarted worker"]
     outcome = step.act(check)
     assert outcome.state == "ok", outcome.output

@@ -16,7 +16,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
 
-def test_it_measures_every_optimizer(
+def test_every_optimizer_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured: list[list[str]] = []
@@ -34,7 +34,7 @@ def test_it_measures_every_optimizer(
     assert "0.250" in capsys.readouterr().out
 
 
-def test_a_stage_trains_in_the_worker_and_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_and_the_bare_loop_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "BLOCK", 4)
     few = f"data.train_samples={4 * host.BATCH_SIZE}"
     row = host.measure([*host.OVERRIDES, few, "optim=sgd", "device=cpu"], blocks=1)

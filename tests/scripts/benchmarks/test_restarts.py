@@ -15,7 +15,7 @@ def test_all_moments_occur_equally_often() -> None:
     assert found != plans(5 * len(MOMENTS), seed=4)
 
 
-def test_a_plan_hits_stages_that_its_case_has() -> None:
+def test_plans_hit_existing_stages() -> None:
     for plan in plans(100, seed=0):
         workers = int(plan.case.split()[-1])
         assert plan.case in restarts.NAMES
@@ -26,7 +26,7 @@ def test_a_plan_hits_stages_that_its_case_has() -> None:
             assert plan.number == SIGKILL
 
 
-def test_what_is_summed_up() -> None:
+def test_the_summary_counts_faults_and_restarts() -> None:
     good, bad = (Outcome(plan) for plan in plans(2, seed=0))
     good.hits, good.restarts = 2, [0.2, 0.4]
     bad.hits, bad.notes = 1, ["its weights are others"]

@@ -18,13 +18,15 @@ SMALL += ["data.size=8", "batch_size=8", "threads=1", "device=cpu"]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_what_it_runs_composes(schedule: str) -> None:
+def test_every_schedule_has_valid_settings(schedule: str) -> None:
     config, _ = compose_config([*scaling.MODEL, *scaling.RUN, f"schedule={schedule}", "gpus=2"])
     assert settings.parse(config).threads == 1
 
 
 @pytest.mark.slow
-def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_predictions_and_measurements_are_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """With a real profile of a small model; nothing is run really."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

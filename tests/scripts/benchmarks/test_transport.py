@@ -10,7 +10,7 @@ from scripts.benchmarks import transport
 
 
 @pytest.mark.slow
-def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_measured_times_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With real processes, but small and few messages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transport, "SIZES", [4096, 1 << 16])
@@ -39,7 +39,7 @@ def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_an_edge(source: str, target: str) -> None:
+def test_an_edge_is_measured_for_each_transport(source: str, target: str) -> None:
     measured = transport.measure_edge(source, target, [4096, 1 << 16], 1 << 20, repetitions=5)
     assert (measured["source"], measured["target"]) == (source, target)
     assert [row["bytes"] for row in measured["rows"]] == [4096, 1 << 16]
@@ -50,7 +50,7 @@ def test_an_edge(source: str, target: str) -> None:
     assert bulk["ring_speed_over_copy"] == pytest.approx(bulk["copy"] / bulk["ring"])
 
 
-def test_what_is_printed_of_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_cuda_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}  # queue cannot be used everywhere
     bulk = {**row, "ring_speed_over_copy": 0.1}
     cuda = {"source": "cuda:0", "target": "cuda:1", "rows": [row], "bulk": bulk}
