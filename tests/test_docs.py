@@ -21,7 +21,7 @@ FILE = re.compile(r"^`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)^```$", re.MULTILI
 COMMAND = re.compile(r"^\$ (?:scripts/run|ppll-run)(.*)$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 OWN = "--config-dir="
-"""Options that exist only beside the page's example."""
+"""Commands with this option need the files of an example of the page."""
 
 
 def sections(page: str) -> dict[str, str]:

@@ -127,7 +127,7 @@ WEIGHTS: Mapping[str, Any] = {
     "infopro_resnet110_balanced": BALANCED_WEIGHTS,
     "infopro_resnet110_stl10_balanced": STL10_BALANCED_WEIGHTS,
 }
-"""The weights by K, for the name of a preset without its K."""
+"""The weights by K. The key is the name of a preset without its K."""
 
 CIFAR10 = ([v / 255 for v in (125.3, 123.0, 113.9)], [v / 255 for v in (63.0, 62.1, 66.7)])
 FORMS: Mapping[str, Any] = {
@@ -255,7 +255,10 @@ def first(names: list[str]) -> str:
 
 
 def without_deep(names: Iterable[str]) -> list[Any]:
-    """Cases of a test, of which those of ResNet-110 are slow: it takes seconds to prepare."""
+    """Return parameters of a test.
+
+    Those of ResNet-110 are slow, because preparing takes seconds.
+    """
     deep = "resnet110"
     return [pytest.param(name, marks=[pytest.mark.slow] * (deep in name)) for name in names]
 
@@ -322,7 +325,7 @@ STARTS = {
     "ppll_resnet32_k16s2": ["layer2.3"],
     "ppll_resnet32_k16s4": ["layer2.2", "layer3.0", "layer3.2"],
 }
-"""The first unit of each stage but the first, for presets whose source gives it."""
+"""The first unit of each stage except the first, for presets whose paper or code gives it."""
 
 
 @pytest.mark.parametrize("names", SAME_RESNET, ids=first)
@@ -539,8 +542,10 @@ TRAINED = [
     "retinanet_voc",
     "fba_retinanet_coco",
 ]
-"""One preset for each method and kind of network. The others differ only in cuts, numbers and data,
-which the tests above check."""
+"""One preset for each method and kind of network.
+
+The tests above check the cuts, numbers and data in which the other presets differ.
+"""
 
 ALWAYS = [
     "ppll_vit_base_cifar10_s2",
@@ -550,7 +555,10 @@ ALWAYS = [
     "fba_edsr_div2k_x2",
     "retinanet_voc",
 ]
-"""Of these, one for each kind of data and of network; the others are slow tests."""
+"""Presets that are always trained, one for each kind of data and network.
+
+The others of `TRAINED` are slow tests.
+"""
 
 
 def smallest(name: str, folder: Path) -> list[str]:

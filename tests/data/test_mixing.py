@@ -205,7 +205,7 @@ def test_seed_epoch_and_batch_each_change_the_share(make: Callable[..., Batches]
 
 
 def test_mixing_does_not_depend_on_the_augmentation(make: Callable[..., Batches]) -> None:
-    """A seed of its own: with that of the augmentation, shares would follow crops and flips."""
+    """Mixing has its own seed. With the seed of the augmentation, shares would depend on crops."""
     expected = make().train(2, 1)
     mixed = Mixing(mixup=0.4, cutmix=1.0).mixed(expected, generator(seeding.mixing(0, 2, 1)))
     found = make(mixup=0.4, cutmix=1.0).train(2, 1)

@@ -28,7 +28,7 @@ def never() -> bool:
 
 
 def after(batches: int) -> Callable[[], bool]:
-    """Return a function that answers False so many times, then True."""
+    """Return a function that returns False for the given number of calls, then True."""
     answers = iter([False] * batches)
     return lambda: next(answers, True)
 

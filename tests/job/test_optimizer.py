@@ -159,7 +159,7 @@ def test_a_step_skipped_on_the_device_changes_nothing(
 
 @pytest.mark.parametrize("changed", [each for each, _ in TORCH[:2]], ids=["adamw", "nesterov"])
 def test_the_next_step_uses_a_restored_state(changed: dict[str, Any]) -> None:
-    """Although the optimizer has grouped the states of earlier steps."""
+    """The optimizer has already grouped the states of earlier steps."""
     parameter = nn.Parameter(START.clone())
     optimizer = FusedOptimizer(Optim(**PLAIN | changed), [parameter])
 

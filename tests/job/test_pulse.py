@@ -1,4 +1,4 @@
-"""Timestamps of workers that do not advance, and whose fault it is."""
+"""Timestamps of workers that stop advancing, and which worker is blamed."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_a_stopped_process_is_found_after_its_limit(clock: Time) -> None:
 
 @given(beat_s=st.floats(0, 1), looks_s=st.lists(st.floats(0.5, 3), min_size=20, max_size=20))
 def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: list[float]) -> None:
-    """On a busy machine it was once found only after 11 s, because the parent checked late."""
+    """On a busy machine this once took 11 s, because the parent checked late."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Time(patch)
         one, other = begun(), begun()

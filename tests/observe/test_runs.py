@@ -7,7 +7,7 @@ from typing import Any
 from ppll_cli.observe.runs import Evaluation, find
 
 CONFIG: dict[str, Any] = {"choices": {}}
-"""By these keys a folder is recognised as that of a run."""
+"""A config.json with these keys marks a folder as a run."""
 
 
 def write(folder: Path, **files: object) -> Path:

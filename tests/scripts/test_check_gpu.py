@@ -1,4 +1,4 @@
-"""The check of a machine's GPUs, tried on the CPU."""
+"""The check of a machine's GPUs, run on the CPU."""
 
 import json
 import re
@@ -27,7 +27,7 @@ SLEEPS = "print('ready', flush=True); time.sleep(60)"
 
 @dataclass(frozen=True)
 class Does:
-    """A step made of a function."""
+    """A step that calls a function."""
 
     name: str
     does: Callable[[], Outcome]
@@ -45,7 +45,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def instead(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Have training runs replaced by a script."""
+    """Replace training runs by a script."""
     monkeypatch.setattr(running, "ppll_run", lambda *_: [sys.executable, "-c", script])
 
 
@@ -63,7 +63,10 @@ def test_a_run_fails_unless_its_status_is_0(
 def test_a_run_that_stops_at_its_time_limit_is_skipped(
     monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
-    """On a slow machine a step says nothing; only a run that does not even stop is at fault."""
+    """A slow machine may not complete a run in time.
+
+    Only a run that does not stop either has failed.
+    """
     instead(monkeypatch, HEEDS + SLEEPS)
     outcome = Train("slow", [], limit_s=3.0).act(check)
     assert outcome.state == "skipped"
@@ -142,7 +145,7 @@ def test_runs_are_compared_bit_for_bit(check: Check) -> None:
 def test_the_check_trains_and_compares_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way from the command line to the table, with two of the runs and one that is wrong."""
+    """The command line runs two valid runs and a wrong one, and the table has their outcomes."""
 
     def some(check: Check) -> list[running.Step]:
         wanted = [step for step in exact(check) if step.name in ("ll", "ppll")]
@@ -189,7 +192,7 @@ def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_every_run_of_the_check_has_valid_settings(
     check: Check, monkeypatch: pytest.MonkeyPatch, cuda: bool, quick: bool
 ) -> None:
-    """A step that a renamed key breaks would only be found where there is a GPU."""
+    """Otherwise a step with a renamed key would only fail on a machine with a GPU."""
     monkeypatch.setattr(steps, "_several", lambda _: True)
     asked = Check(
         report=check.report, cuda=cuda, quick=quick, work=check.work, limit_s=check.limit_s

@@ -1,4 +1,4 @@
-"""The benchmark past classification: what it runs, what it shares, and what its tables say."""
+"""The benchmark of detection and super-resolution: its trials, shared results, and tables."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tests.data.picture_files import write_photos
 
 
 def every_trial(name: str) -> list[Trial]:
-    """Of a case, each once."""
+    """Return each trial of a case once."""
     lines = beyond.rows(name, short=False)
     speeds = beyond.schedules(name, short=False).values()
     listed = [*(row.trained for row in lines), *(row.speed for row in lines), *speeds]
@@ -26,7 +26,7 @@ def every_trial(name: str) -> list[Trial]:
 
 
 def there_is(trial: Trial) -> bool:
-    """Whether the model and the data set that it names are options."""
+    """Return whether options exist for the model and the data set of a trial."""
     chosen = dict(override.split("=", 1) for override in trial.overrides)
     options = ((group, chosen[group]) for group in ("model", "data"))
     return all((conf_dir() / group / f"{name}.yaml").exists() for group, name in options)
@@ -40,7 +40,7 @@ def test_every_trial_has_valid_settings(trial: Trial) -> None:
     config, choices = compose_config(list(trial.overrides))
     parsed = settings.parse(config)
     assert parsed.threads is not None
-    assert parsed.eval_every > parsed.epochs  # only at the end
+    assert parsed.eval_every > parsed.epochs  # evaluate only at the end
     local = choices["schedule"] in ("ll", "ppll")
     assert bool(parsed.local["cuts"]) == local
     assert choices["local"] in (("greedy", "fba") if local else ("greedy",))
@@ -48,7 +48,7 @@ def test_every_trial_has_valid_settings(trial: Trial) -> None:
 
 @pytest.mark.parametrize("name", ["x2", "x4"])
 def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path) -> None:
-    """So far as ten units can be."""
+    """Ten units cannot be divided into four equal parts."""
     folder = write_photos(tmp_path / "photos", width=200, height=180)
     files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
     for row in beyond.rows(name, short=False)[1:]:
@@ -77,7 +77,7 @@ def test_every_row_of_a_case_has_the_same_budget(name: str) -> None:
 def test_equal_trials_are_run_only_once(name: str) -> None:
     by_row = {(row.method, row.modules): row for row in beyond.rows(name, short=False)}
     same = by_row["fba on", 2].trained == by_row["fba off", 2].trained
-    assert same == (name == "detection")  # the others have a long skip in any case
+    assert same == (name == "detection")  # the other cases always have a long skip
     assert by_row["fba on", 4].trained != by_row["fba off", 4].trained
     assert beyond.schedules(name, short=False)["ppll"] == by_row["fba on", 2].speed
     assert beyond.schedules(name, short=False)["bp"] == by_row["bp", 1].speed
@@ -105,7 +105,7 @@ QUALITY = {
 
 
 def summary_of(overrides: Sequence[str]) -> dict[str, Any]:
-    """What a run with these might have found."""
+    """Return a summary that a run with these overrides could have."""
     schedule = next(o.removeprefix("schedule=") for o in overrides if o.startswith("schedule="))
     test = QUALITY["bp" if schedule == "bp" else "ll"]
     module = {"params": 10, "aux_params": 0, "flops": 10, "aux_flops": 0, "test": test}
@@ -126,7 +126,7 @@ def summary_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the folders of what was run; nothing is run really."""
+    """Replace runs by made-up summaries, and return the list of their folders' names."""
     monkeypatch.chdir(tmp_path)
     names: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The benchmark of the host's own time trains the same in the worker and in the bare loop."""
+"""The benchmark of the host's own time: it trains in the worker and in a bare loop."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from scripts.benchmarks import host
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Few steps, written to another place, and no change of this process's threads."""
+    """Write results to a temporary folder, and do not change the threads of this process."""
     monkeypatch.setattr(host, "RESULT", tmp_path / "benchmark" / "host.json")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 

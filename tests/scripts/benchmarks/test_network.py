@@ -1,4 +1,4 @@
-"""What a link costs: which runs, and the table of them."""
+"""The benchmark of network links: its runs, and the table of results."""
 
 from pathlib import Path
 
@@ -48,8 +48,9 @@ def test_the_effect_of_bf16_is_measured_for_ppll_and_gpipe() -> None:
 
 @pytest.mark.slow
 def test_both_ends_of_a_link_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here it is the loopback interface."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(network.__file__).parents[2]))  # as scripts/benchmark
+    """Here, the link is the loopback interface."""
+    # like scripts/benchmark
+    monkeypatch.setenv("PYTHONPATH", str(Path(network.__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
     found = network._at_ends(None, ["ping"])
     assert found["latency_s"] > 0
@@ -65,7 +66,7 @@ def test_both_ends_of_a_link_are_measured(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_speed_is_predicted_for_each_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slower link never makes a row faster; torch's own trainer is not predicted."""
+    """A slower link never makes a row faster. The speed of torch's own trainer is not predicted."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     tiny = ("data.size=8", "model.dim=16", "model.depth=2", "model.heads=2")

@@ -1,4 +1,4 @@
-"""The benchmark that hits single stages: what it plans, and what it says of it."""
+"""The benchmark that kills single stages: its plans, and its summary."""
 
 from collections import Counter
 from signal import SIGKILL

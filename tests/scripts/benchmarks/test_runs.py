@@ -1,4 +1,4 @@
-"""Running ppll-run from a benchmark."""
+"""Runs of ppll-run that a benchmark starts."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def test_a_failed_run_is_reported_with_its_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_of_an_earlier_attempt_are_removed(tmp_path: Path) -> None:
-    """What an attempt left that was killed would be refused."""
+    """ppll-run would refuse a folder with files of an attempt that was killed."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.jsonl").touch()

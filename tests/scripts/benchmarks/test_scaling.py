@@ -1,4 +1,4 @@
-"""The scaling benchmark: what it predicts, what it runs, and what it writes."""
+"""The scaling benchmark: its predictions, its runs, and its results."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def test_every_schedule_has_valid_settings(schedule: str) -> None:
 def test_predictions_and_measurements_are_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With a real profile of a small model; nothing is run really."""
+    """A small model is really profiled. Its runs are replaced."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
@@ -43,12 +43,12 @@ def test_predictions_and_measurements_are_written(
 
     monkeypatch.setattr(scaling, "run", run)
     scaling.main([])
-    assert ran == ["ppll-2", "gpipe-2"] * 3  # they take turns
+    assert ran == ["ppll-2", "gpipe-2"] * 3  # schedules take turns
     written = json.loads((tmp_path / scaling.RESULT).read_text())
     assert written.keys() == {"machine", "conditions", "rows"}
     assert written["conditions"]["overrides"] == SMALL
     rows = {(row["gpus"], row["schedule"]): row for row in written["rows"]}
-    # Eight stages of two chunks each are more than there are units.
+    # Eight stages of two chunks each need more units than the model has.
     expected = {(gpus, name) for gpus in (2, 8) for name in SCHEDULES}
     assert rows.keys() == expected - {(8, "interleaved")}
     for row in rows.values():

@@ -1,4 +1,4 @@
-"""The schedules benchmark: small models, real processes."""
+"""The schedules benchmark, with small models and real processes."""
 
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ ROWS = {
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Small models and short measurements; what is written or profiled goes to a folder."""
+    """Use small models and short measurements. Write results and profiles to a temporary folder."""
     monkeypatch.setattr(contenders, "MODELS", TINY)
     monkeypatch.setattr(schedules, "SECONDS", 0.05)
     monkeypatch.setattr(schedules, "BUDGET_S", 0.0)
@@ -67,9 +67,9 @@ def test_speeds_and_conditions_are_written(model: str, rows: list[str]) -> None:
 
 
 def assert_same_training(model: str, result: dict[str, Any]) -> None:
-    """What torch trains is our model: after some steps its loss is ours, but for rounding.
+    """Check that torch trains our model: after some steps, the losses differ only by rounding.
 
-    BatchNorm, of which a ViT has none, sees other batches where they are split in another way.
+    BatchNorm gives other results if batches are split in another way. A ViT has no BatchNorm.
     """
     losses = result["warm_up_loss"]
     assert losses["torch_gpipe_m4"] == pytest.approx(losses["gpipe_m4"], rel=1e-4)
@@ -81,14 +81,14 @@ def assert_same_training(model: str, result: dict[str, Any]) -> None:
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Case]:
-    """A model of which the second stage does something bad in its third pass."""
+    """Return a function that makes a case whose second stage fails in its third pass."""
 
     def make(act: str) -> Case:
         overrides = own_model("Faulty", unit="third", act=act)
         monkeypatch.setitem(contenders.MODELS, "faulty", [*SMALL, *overrides])
         return Case("faulty", 2, [])
 
-    # A profile would be made here, with many passes.
+    # By default a profile would be made, which takes many passes.
     monkeypatch.setitem(contenders.OURS, "ppll", ["schedule=ppll"])
     monkeypatch.setitem(contenders.OURS, "gpipe_m4", ["schedule=gpipe"])
     return make

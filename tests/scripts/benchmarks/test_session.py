@@ -1,4 +1,4 @@
-"""Sessions of the benchmarks: what they leave behind is seen and ended."""
+"""Sessions of the benchmarks find and end everything that a program leaves behind."""
 
 import mmap
 import os

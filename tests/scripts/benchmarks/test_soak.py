@@ -1,4 +1,4 @@
-"""The soak benchmark: what it plans, what it finds, and one fault in earnest."""
+"""The soak benchmark: its plans, its checks, and one real fault."""
 
 import json
 import sys
@@ -40,9 +40,9 @@ def test_plans_have_all_schedules_and_faults_and_depend_on_the_seed() -> None:
 def test_a_short_soak_finds_a_fault_and_writes_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A short run, its fault, and what comes after it."""
+    """There is a short run, a damaged checkpoint, and the resumed run."""
     monkeypatch.chdir(tmp_path)
-    # Long enough not to be over before its fault.
+    # The run is long enough not to end before its fault.
     case = [*CASES["vit ll 1"], "epochs=25", "eval_every=25", "data.test_samples=8"]
     case += ["model.dim=16", "timeline=false"]
     monkeypatch.setattr(soak, "CASES", {"vit ll 1": case})
@@ -125,7 +125,7 @@ def test_a_run_that_ends_in_another_way_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_different_weights_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What goes on with the run here does nothing."""
+    """The program that resumes the run is replaced by one that does nothing."""
     path = tmp_path / "run" / "model.safetensors"
     path.parent.mkdir()
     (path.parent / "config.json").touch()

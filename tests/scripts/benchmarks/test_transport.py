@@ -1,4 +1,4 @@
-"""The transport benchmark: what it measures."""
+"""The transport benchmark: its measurements."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from scripts.benchmarks import transport
 
 @pytest.mark.slow
 def test_measured_times_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With real processes, but small and few messages."""
+    """The processes are real, but there are only few and small messages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transport, "SIZES", [4096, 1 << 16])
     monkeypatch.setattr(transport, "BULK", 1 << 20)
@@ -51,7 +51,8 @@ def test_an_edge_is_measured_for_each_transport(source: str, target: str) -> Non
 
 
 def test_results_of_cuda_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}  # queue cannot be used everywhere
+    # the queue cannot be used between all devices
+    row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}
     bulk = {**row, "ring_speed_over_copy": 0.1}
     cuda = {"source": "cuda:0", "target": "cuda:1", "rows": [row], "bulk": bulk}
     transport._print({"rows": [], "cuda": cuda})
