@@ -207,7 +207,7 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
-    """This is `ppll-run | head -1`, with standard error closed too.
+    """The test does what `ppll-run | head -1` does, with standard error closed too.
 
     Rich once ended such a run with status 1.
     """

@@ -13,7 +13,7 @@ def auto(*overrides: str, sweep: bool = False) -> list[str]:
 
 
 def test_files_of_an_early_start_up_do_not_block_a_folder(tmp_path: Path) -> None:
-    """Such a folder could once neither be resumed nor used again."""
+    """A folder with such files could once neither be resumed nor used again."""
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "ppll-run.log").touch()
     given = [f"hydra.run.dir={tmp_path}"]

@@ -136,7 +136,7 @@ def test_a_file_without_annotations_is_refused(make: Make, tmp_path: Path, conte
 
 
 def test_annotation_files_of_other_sources_are_read(make: Make, tmp_path: Path) -> None:
-    """Such files have no flags for crowds, and pictures may be in subfolders."""
+    """These files have no flags for crowds, and their pictures may be in subfolders."""
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
 
     def other(content: Any) -> None:
@@ -164,9 +164,9 @@ def test_parts_with_different_classes_are_refused(make: Make, tmp_path: Path) ->
 
 
 def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> None:
-    """It is refused before training.
+    """The picture is refused before training.
 
-    If the time for this check is over, it is refused when it is decoded.
+    If the time limit of this check is over, it is refused when it is decoded.
     """
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, of("images", 1, width=40, height=50))
@@ -210,7 +210,7 @@ def test_dropped_boxes_are_counted_in_the_log(make: Make, caplog: pytest.LogCapt
 def test_boxes_in_another_format_are_refused(
     make: Make, tmp_path: Path, box: list[float], problem: str
 ) -> None:
-    """All such boxes were once dropped one by one, and the run trained without objects."""
+    """The program once dropped all of these boxes one by one, and trained without objects."""
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
 
     def all_alike(content: Any) -> None:

@@ -142,7 +142,7 @@ def test_a_folder_that_is_listed_twice_is_refused(
 def test_a_test_picture_that_is_too_small_is_refused_by_name(
     photos: Callable[..., Photos], tmp_path: Path, side: int
 ) -> None:
-    """Such a picture once caused a ZeroDivisionError or a RuntimeError."""
+    """A small picture once caused a ZeroDivisionError or a RuntimeError."""
     picture(0, side, side).save(tmp_path / "photos" / "9.png")
     with pytest.raises(ConfigError, match=r"9.png: has .* it needs at least 16x16"):
         photos().load()

@@ -120,7 +120,7 @@ def test_batches_depend_only_on_seed_epoch_and_number(photos: Make) -> None:
 
 
 def test_flip_turns_patches_in_eight_ways(photos: Make) -> None:
-    """There are eight different ways."""
+    """Patches are rotated and mirrored."""
     square = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
     ways = {_turned(square, turn).tobytes() for turn in range(8)}
     assert len(ways) == 8

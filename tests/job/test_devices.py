@@ -68,7 +68,7 @@ def test_compile_on_cuda_is_refused_without_triton(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """This holds for a run, and for a plan of a run."""
+    """Both a run and a plan are refused."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for check in (prepared, lambda *overrides: device_of(settings(*overrides))):
         with pytest.raises(ConfigError, match="precision=tf32: is for CUDA devices") as caught:

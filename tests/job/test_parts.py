@@ -153,7 +153,7 @@ def seconds_at(result: Result) -> float:
 
 
 def test_work_after_the_last_checkpoint_is_not_counted(run: Runner) -> None:
-    """This happens after a kill between two checkpoints."""
+    """A kill between two checkpoints makes the run repeat this work."""
     killed = run(*SHORT, "gpus=2", "max_steps=15", "checkpoint.keep=9")
     shutil.rmtree(killed.run_dir / "checkpoints" / "step-15")
     (killed.run_dir / "summary.json").unlink()

@@ -124,7 +124,7 @@ def test_level_heads_cost_less_than_pyramids(data: list[str]) -> None:
 
 @pytest.mark.slow
 def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list[str]) -> None:
-    """Each replica has another number of boxes. Of the last batch, each has one scene."""
+    """The replicas have different numbers of boxes. Each has one scene of the last batch."""
     case = [*RETINANET, *COURSE, *data, "replicas=2", "local.modules=2"]
     expected = run("schedule=ll", *case)
     pipelined = run("schedule=ppll", "gpus=4", *case)

@@ -56,7 +56,7 @@ def refusal(result: Result) -> str:
 
 
 def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> None:
-    """This shows that the other tests are not refused for another reason."""
+    """Other tests rewrite a checkpoint too. Their runs are not refused because of the rewriting."""
     result = run(*RESNET, "local=dgl")
     rewrite(result.run_dir, lambda held: held)
     assert resumed(result, "max_steps=3").summary["steps"] == 3

@@ -180,7 +180,7 @@ def older(folder: Path) -> Config:
 
 
 def test_a_run_older_than_mixup_and_cutmix_resumes_without_them(tmp_path: Path) -> None:
-    """Its record lacks these keys, and it resumes without mixing."""
+    """The record of the run lacks these keys, and it resumes without mixing."""
     folder = write_config(tmp_path / "run")
     record: Config = json.loads((folder / "config.json").read_text())
     for key in ("mixup", "cutmix"):

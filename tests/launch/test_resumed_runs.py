@@ -154,7 +154,7 @@ def test_the_cases_save_all_kinds_of_state(unbroken: Callable[[str], Result]) ->
 def test_a_resumed_run_ends_like_an_unbroken_one(
     unbroken: Callable[[str], Result], tmp_path: Path, name: str, stop: int
 ) -> None:
-    """It stops after two epochs, or within the last epoch.
+    """The run stops after two epochs, or within the last epoch.
 
     The summary has this epoch's mean loss.
     """
@@ -306,7 +306,10 @@ def test_the_checkpoint_before_a_broken_one_is_used(
     damage: Callable[[Path], None],
     problem: str,
 ) -> None:
-    """This can happen if a machine crashes. The last line of the metrics file is incomplete too."""
+    """A machine that crashes can leave such files.
+
+    The last line of the metrics file is incomplete.
+    """
     broken = copied("ppll")
     damage(checkpoint(broken, 25) / file)
     metrics = broken.run_dir / "metrics.jsonl"
@@ -411,7 +414,7 @@ def test_resuming_a_completed_run_changes_nothing(
     capsys: pytest.CaptureFixture[str],
     change: list[str],
 ) -> None:
-    """Such a run was once evaluated again, and lost its measured speed and its predictions."""
+    """The run was once evaluated again, and lost its measured speed and its predictions."""
     completed = copied("ppll")
     before = contents(completed.run_dir)
     assert resumed(completed, *change).summary == unbroken("ppll").summary

@@ -168,7 +168,7 @@ def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: 
 def test_a_run_without_room_in_shared_memory_is_refused(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This is found before workers start.
+    """The program checks the room before workers start.
 
     Otherwise the missing memory would kill a worker later.
     """

@@ -105,7 +105,7 @@ def test_all_processes_end_when_the_parent_is_killed(
 def test_a_worker_that_fails_because_its_parent_is_gone_prints_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It once printed an error about its failed attempt to report an error."""
+    """The worker once printed an error about its failed attempt to report an error."""
     monkeypatch.setattr(process, "_stay_with_parent", lambda *_: None)
     here, there = Pipe()
     here.close()
@@ -291,7 +291,7 @@ def test_a_signal_during_startup_ends_the_program_and_leaves_nothing(
 def test_a_fork_server_stopped_during_startup_ends_the_run(
     start: Start, folder: Path, temporary: Path
 ) -> None:
-    """The program once waited for it for ever."""
+    """The program once waited for the stopped server for ever."""
     session = start(training(folder, *VIT, "gpus=2"))
     wait_for_server(session)
     server = session.server()

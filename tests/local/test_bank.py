@@ -84,7 +84,7 @@ def test_normalized_vectors_do_not_depend_on_the_scale_of_activations() -> None:
 
 @pytest.mark.parametrize("task", [TASK, OtherTask()])
 def test_the_bank_holds_pooled_vectors(task: Task) -> None:
-    """This is also true for a user's own task."""
+    """The task may be a user's own."""
     x, form = torch.randn(2, 3, 4, 5), bank_of(task).form((3, 4, 5))
     assert form is not None
     assert torch.equal(form(x), Pool(3)(x))

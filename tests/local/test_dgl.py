@@ -54,7 +54,7 @@ def test_the_network_has_the_published_layers(site: Site) -> None:
 def test_parameters_are_those_of_the_authors_network(
     site: Site, channels: int, side: int, parameters: int
 ) -> None:
-    """They are those of "mlp-sr" in github.com/eugenium/DGL for ten classes, added by hand."""
+    """The numbers are those of "mlp-sr" in github.com/eugenium/DGL, for ten classes, by hand."""
     here = replace(
         site,
         features=[ValueSpec((channels, side, side), torch.float32)] * 2,

@@ -74,7 +74,7 @@ def test_the_local_module_has_the_first_unit_of_each_later_resolution_stage() ->
 
 
 def test_deeper_local_modules() -> None:
-    """It has up to `depth` units of each later stage."""
+    """The local module has up to `depth` units of each later stage."""
     method = FBA(bank=OFF, depth=3)
     assert widths(copied(method, sites(RESNET)[0])) == [32, 32, 64, 64]
     assert widths(copied(method, sites(RESNET)[3])) == [64, 64]

@@ -276,7 +276,7 @@ def test_gradients_reach_the_module_and_all_that_is_trained(
 
 
 def loss_reads_image(loss: str | None, model: Model) -> bool:
-    """InfoPro's decoder reads it. InfoPro's loss is the default, except for tokens."""
+    """InfoPro's decoder reads the image. InfoPro's loss is the default, except for tokens."""
     return loss == "infopro" or (loss is None and model is RESNET)
 
 

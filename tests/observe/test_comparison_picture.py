@@ -58,7 +58,7 @@ def test_axes_have_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Nor do labels cover the legend or the panels.
+    """Labels do not overlap the legend or the panels either.
 
     Few curves are named one by one. If there are many, the legend names schedules and methods.
     """

@@ -96,7 +96,7 @@ def test_the_end_shows_speed_and_result(capsys: Capture) -> None:
 
 
 def test_the_last_line_has_the_reference_of_the_metric(capsys: Capture) -> None:
-    """It is the result whose name begins with the task's reference.
+    """The reference is the result whose name begins with the task's reference.
 
     A result with another beginning, but the same end, is not used.
     """

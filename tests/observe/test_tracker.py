@@ -101,7 +101,7 @@ def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
 def test_records_have_the_times_of_the_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not the times at which a tracker that starts slowly gets the records."""
+    """A tracker that starts slowly gets the records later than they were measured."""
     monkeypatch.setattr(module, "START_LIMIT_S", 0.01)
     goes_on = threading.Event()
     tracker = Noted(lambda name: _wait(goes_on) if name == "start" else None)

@@ -239,7 +239,7 @@ def test_a_backward_is_not_split_if_no_input_gets_a_gradient(
 def test_weights_are_sent_after_the_step_and_read_before_the_next_forward(
     modules: list[int], before: list[str], after: list[str]
 ) -> None:
-    """This happens once per batch, for any number of micro-batches."""
+    """Weights are sent once per batch, for any number of micro-batches."""
     watches = {0: Watch(1, 5), 1: Watch(2, 1)}
     here = places(routes_of(PPLL(), len(modules), modules, watches=watches))
     found = [passes.weights(p, stream(own)) for p, own in zip(here, before, strict=True)]
@@ -281,7 +281,7 @@ def test_a_slot_is_released_after_its_last_use() -> None:
 
 
 def test_both_slots_are_kept_until_the_weight_half_of_a_backward() -> None:
-    """It multiplies the inputs by the received gradients, which are read in their slot."""
+    """This half multiplies the inputs by the received gradients, and reads both in their slots."""
     assert released(CHAIN_OF_3[1], "F0b F1b I0b I1b W0b W1b") == (
         "x0b<0 F0b x0b>2 x1b<0 F1b x1b>2 g0b<2 I0b g0b>0 g1b<2 I1b g1b>0 "
         "W0b gb/2 xb/0 W1b gb/2 xb/0"

@@ -76,7 +76,7 @@ def test_each_route_has_its_own_channel() -> None:
 @pytest.mark.parametrize("lag", [1, 2, 3, 64])
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_a_channel_for_weights_has_a_slot_per_batch_ahead(stages: int, lag: int) -> None:
-    """There are at most two such batches, because the sender keeps older versions."""
+    """Weights are sent at most two batches ahead, because the sender keeps older versions."""
     watches = {n: Watch(n + 1, lag) for n in range(stages - 1)}
     streams = trained(PPLL(), places(routes_of(PPLL(), stages, watches=watches)))
     found = slots_needed(streams)

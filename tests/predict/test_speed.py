@@ -198,7 +198,7 @@ def test_with_lag_1_a_stage_waits_for_the_step_of_the_next_stage() -> None:
 
 
 def test_watched_weights_cost_copies_and_memory() -> None:
-    """They cost a copy and older versions at the sender, and slots at the receiver."""
+    """Watched weights cost a copy and older versions at the sender, and slots at the receiver."""
     without, found = (predict(made, Source(copy_s=0.5)) for made in (job("ppll", 3), watching(4)))
     assert found.stage_s == pytest.approx(
         [t + e for t, e in zip(without.stage_s, (0, 0.5, 0.5), strict=True)]

@@ -178,7 +178,7 @@ def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_are_divided_by_the_given_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds for `bp` and `ll` too. Otherwise comparisons with `ppll` would not be fair."""
+    """`bp` and `ll` divide threads too. Otherwise comparisons with `ppll` would not be fair."""
     monkeypatch.setattr(settings, "usable_cores", lambda: 8)
     for schedule in ("bp", "ll", "ppll"):
         assert prepared(*SMALL, f"schedule={schedule}", "gpus=2").job.threads == 4

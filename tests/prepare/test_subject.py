@@ -42,7 +42,7 @@ def test_units_of_the_programs_models_are_traced_once(traced: list[str]) -> None
 
 
 def test_units_of_a_user_are_traced_each_time(traced: list[str]) -> None:
-    """Their code may have changed, and what it is made from may say nothing of that."""
+    """The code of a user's units may have changed, although the units' arguments are the same."""
     case = [*DATA, *own_model("Skipping")]
     prepared(*case)
     names = [*traced]

@@ -118,7 +118,7 @@ def test_ignored_boxes_and_padding_do_not_change_the_loss() -> None:
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_pictures() -> None:
-    """Therefore micro-batches can be weighted by their numbers of samples."""
+    """So micro-batches can be weighted by their numbers of samples."""
     prediction = right_answer(BOXES, [2, 0])
     both = [batch(BOXES, [2, 0]), batch(BOXES[:1], [1])]
     together = {name: torch.cat([values[name] for values in both]) for name in both[0]}
@@ -300,7 +300,7 @@ def test_wrong_shapes_and_other_tasks_are_refused() -> None:
 
 
 def test_detection_is_refused_without_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was once found missing only at the first evaluation, after an epoch."""
+    """The missing library was once found only at the first evaluation, after an epoch."""
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ConfigError) as caught:
         d.Detection(("a",), boxes=1, height=32, width=32, anchor=8)

@@ -133,7 +133,7 @@ def test_levels_are_float32_under_autocast() -> None:
 
 
 def test_rgb_psnr_equals_that_of_edsrs_authors() -> None:
-    """It is computed on 8 bits of all three channels, without a border of scale + 6 pixels."""
+    """The PSNR has 8 bits of all three channels, without a border of scale + 6 pixels."""
     torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE + 6)
     made = wanted + 0.1 * torch.randn_like(wanted)

@@ -109,7 +109,7 @@ def test_averages_are_equal_under_schedules_of_back_propagation(tmp_path: Path) 
 def test_averages_are_swapped_in_once_per_evaluated_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are swapped out before a checkpoint. Otherwise it would have averages as weights."""
+    """Averages are swapped out before a checkpoint, so that they are not saved as the weights."""
     swaps: list[Ema] = []
     swap = Ema.swap
 
@@ -124,7 +124,10 @@ def test_averages_are_swapped_in_once_per_evaluated_split(
 
 
 def test_replicas_have_the_same_averages(tmp_path: Path) -> None:
-    """They are equal even at the end of a run. The replicas' BatchNorms see different samples."""
+    """Averages are equal at the end of a run too.
+
+    The replicas' BatchNorms see different samples.
+    """
     found = run_inside(tmp_path, *COURSE, *RESNET, *SGD, "schedule=bp", "gpus=2", "replicas=2")
     assert found.job.replicas == 2
     assert len(found.test_ema) == len(found.test)

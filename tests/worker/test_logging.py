@@ -40,7 +40,7 @@ def test_log_every_counts_the_steps_of_the_run(
 
 
 def test_a_report_covers_the_steps_since_the_last_report(tmp_path: Path) -> None:
-    """This is true for any checkpoints and evaluations in between."""
+    """Checkpoints and evaluations in between do not matter."""
     single = inside(tmp_path / "1", "schedule=ll", "log_every=1").train
     several = inside(tmp_path / "3", "gpus=2", "log_every=3", "checkpoint.every=2", "eval_every=1")
     first = 1

@@ -86,7 +86,7 @@ def test_two_replicas_train_on_the_same_mixed_batch_as_one(tmp_path: Path, sched
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    """It stops in the middle of an epoch, and resumes with other stages."""
+    """The run stops in the middle of an epoch, and resumes with other stages."""
     case = [*DATA, *SMOOTHED, *VIT, "local.modules=4"]
     whole = run_inside(tmp_path / "whole", *case, "schedule=ppll", "gpus=2", FEW_STEPS)
     stopping = ["checkpoint.every=4", "max_steps=4"]

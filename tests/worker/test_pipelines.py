@@ -219,7 +219,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
 def test_pipelines_train_detection_and_super_resolution_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, shape: list[str]
 ) -> None:
-    """Their skips cross many stages: the maps of a pyramid, and the long skip.
+    """Skips cross many stages: the maps of a pyramid, and the long skip.
 
     Targets have several tensors.
     """

@@ -70,7 +70,7 @@ def test_losses_see_the_same_weights_under_ll_and_ppll(
 ) -> None:
     """There are eight batches, of which the fourth and the last are short.
 
-    Between them is an evaluation.
+    An evaluation comes between them.
     """
     expected = sequential(lag)
     for module in range(3):
@@ -143,7 +143,7 @@ def test_losses_see_weights_of_a_file_as_initial_weights(
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_one_version_of_watched_weights_is_sent_per_batch(tmp_path: Path, steps: int) -> None:
-    """This includes the first batches. At the end, no channel holds a message."""
+    """Weights are sent in the first batches too. At the end, no channel holds a message."""
     found = grouped(tmp_path, ["blocks.2"], *watching(2), f"max_steps={steps}")
     (sent,) = (n for c, n in found.sent.items() if c.kind == "weights")
     size = sum(

@@ -37,7 +37,7 @@ class Apart:
     """Two machines. The second one has its own folders.
 
     Attributes:
-        folder: Where runs go; what is in it is hidden from the second machine.
+        folder: The folder of all runs. The second machine cannot see its files.
         own: The second machine's folder for temporary files.
     """
 

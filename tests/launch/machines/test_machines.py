@@ -91,7 +91,7 @@ def test_several_machines_train_the_same_as_one(
 def test_targets_with_any_number_of_boxes_travel_between_machines(
     start: Start, run: Runner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each picture has another number of boxes, and the last batch is short."""
+    """The pictures have different numbers of boxes, and the last batch is short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = [*SCENES, f"data.root={write_fashion(tmp_path / 'root')}"]
     model = ["model=retinanet", "model.width=8", "local.modules=2", "epochs=1"]
