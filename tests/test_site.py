@@ -77,7 +77,7 @@ def test_the_reference_lists_what_examples_import() -> None:
     assert [name for module, name in imports if module not in known and name not in last] == []
 
 
-def test_the_search_of_the_site_needs_no_network() -> None:
+def test_the_sites_search_needs_no_network() -> None:
     """Without a script of this name, the plugin `offline` would load one from the network."""
     (script,) = re.findall(r"^ +polyfills: \[(\S+)\]", SITE, re.MULTILINE)
     assert "iframe-worker" in script

@@ -136,7 +136,7 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
         (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(
+def test_wrong_input_is_refused_in_one_line_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     """A refused run leaves no new files or folders. `test_bad_input` has many more cases."""
@@ -206,7 +206,7 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
     """The test does what `ppll-run | head -1` does, with standard error closed too.
 
     Rich once ended such a run with status 1.

@@ -102,7 +102,7 @@ def test_boxes_are_inside_the_scene_and_have_all_sizes() -> None:
 
 
 @pytest.mark.parametrize("size", [12.0, 30.0, 75.5])
-def test_boxes_are_tight(size: float) -> None:
+def test_boxes_enclose_their_items_tightly(size: float) -> None:
     """The first and last row and column of a cutout contain a pixel of the item."""
     item = np.zeros((28, 28), np.uint8)
     item[4:20, 9:17] = 220

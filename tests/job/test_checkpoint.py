@@ -88,7 +88,7 @@ def test_the_manifest_describes_the_checkpoint(tmp_path: Path) -> None:
     ]
 
 
-def test_there_is_no_checkpoint_before_it_is_finished(tmp_path: Path) -> None:
+def test_a_checkpoint_exists_only_once_it_is_finished(tmp_path: Path) -> None:
     save(tmp_path, 3, [NAMES])
     save_stage(tmp_path, 4, 0, TENSORS)
     checkpoints = tmp_path / "checkpoints"
@@ -343,7 +343,7 @@ def test_a_moved_run_keeps_its_checkpoints(tmp_path: Path) -> None:
     assert_equal(saved(tmp_path / "there" / "checkpoints" / "last"), TENSORS)
 
 
-def test_nothing_is_saved_through_a_link(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_folder_is_not_written_through(tmp_path: Path) -> None:
     """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     run_dir, victim = tmp_path / "run", tmp_path / "victim"
     unfinished = unfinished_folder(run_dir, 3)

@@ -31,7 +31,7 @@ def test_the_old_file_stays_if_writing_fails(
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_json_has_no_nan(tmp_path: Path) -> None:
+def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file", float("nan"))
     assert not [*tmp_path.iterdir()]

@@ -148,7 +148,7 @@ def test_time_during_which_all_processes_were_stopped_does_not_count(
 
 
 @pytest.mark.parametrize("ignored", [None, signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
-def test_ignored_signals_stay_ignored(ignored: signal.Signals | None) -> None:
+def test_signals_ignored_at_the_start_stay_ignored(ignored: signal.Signals | None) -> None:
     """`nohup` starts programs with SIGHUP ignored, a shell script's `&` with SIGINT ignored."""
     before = {number: signal.getsignal(number) for number in forkserver.STOPPING}
     try:

@@ -169,7 +169,7 @@ def test_a_users_dark_style_changes_nothing(tmp_path: Path) -> None:
     assert (image[:, :, 3:] == 1).all()
 
 
-def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
+def test_a_picture_of_more_runs_is_higher(tmp_path: Path) -> None:
     make(tmp_path / "one" / "0", "ppll")
     for number in range(12):
         make(tmp_path / "dozen" / str(number), "ppll", accuracies=(0.5, 0.6))

@@ -77,7 +77,7 @@ def test_after_a_failure_nothing_more_is_written_and_it_is_logged_once(
     assert output_failure() == "Input/output error"
 
 
-def test_a_slow_reader_is_not_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_does_not_count_as_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Broken(BlockingIOError(errno.EAGAIN, "try again"))
     shown = Shown(broken, "stdout")
     shown.write("one")

@@ -89,7 +89,7 @@ def test_one_thread_sends_all_records_in_order(tmp_path: Path) -> None:
     assert 0 <= last.unix_s - one.unix_s < 60
 
 
-def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
+def test_training_waits_until_a_tracker_has_started(tmp_path: Path) -> None:
     """Otherwise the tracker's imports would slow down the steps whose speed is measured."""
     tracker = Noted()
     guard = Guarded(tracker, "noted")

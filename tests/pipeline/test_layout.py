@@ -132,7 +132,7 @@ def test_a_layout_knows_chunks_units_and_modules_of_each_stage(
         (V_SHAPED, [2, 5], [False, True, False, True]),
     ],
 )
-def test_cuts_lie_between_chunks_of_two_stages(
+def test_cuts_are_between_chunks_of_two_stages(
     layout: Layout, cuts: list[int], crosses: list[bool]
 ) -> None:
     assert layout.cuts() == cuts

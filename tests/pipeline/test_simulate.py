@@ -88,7 +88,7 @@ def test_a_deadlock_error_says_what_each_stage_waits_for() -> None:
     ]
 
 
-def test_a_message_that_is_not_the_next_one_deadlocks() -> None:
+def test_receiving_a_message_out_of_order_deadlocks() -> None:
     sender: list[Instruction] = [Forward(0, 0), SendActivations(1, 0, 0)]
     with pytest.raises(DeadlockError) as caught:
         simulate([sender, [ReceiveActivations(0, 1, 1)]], computing, lambda _: MANY)

@@ -127,7 +127,7 @@ def test_measure_counts_correct_predictions() -> None:
     assert measured.tolist() == [[3, 4]]  # the second row is a tie, in which the first label counts
 
 
-def test_measures_add_up_to_the_accuracy() -> None:
+def test_measurements_of_batches_add_up_to_the_accuracy() -> None:
     parts = [slice(0, 3), slice(3, 4)]
     rows = [TASK.measure(LOGITS[part], {LABEL: LABELS[part]}, training=False) for part in parts]
     assert TASK.score(torch.cat(rows)) == {"accuracy": 0.75}

@@ -92,6 +92,6 @@ def test_without_objects_the_precision_is_nan(row: list[float]) -> None:
     assert all(math.isnan(value) for value in result.values())
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_computing_the_precision_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     scores([there(0, 0, LEFT), found(0, 0, LEFT, 0.5)])
     assert capfd.readouterr() == ("", "")

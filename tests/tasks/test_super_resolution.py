@@ -54,7 +54,7 @@ def test_scores_are_averaged_over_pictures() -> None:
     assert scores[0]["psnr"] > scores[1]["psnr"]
 
 
-def test_the_border_does_not_count() -> None:
+def test_the_border_of_a_picture_is_not_measured() -> None:
     wanted = torch.full((1, 3, SIDE, SIDE), 0.5)
     made = wanted.clone()
     made[:, :, :2], made[:, :, :, -2:] = 0, 1

@@ -8,7 +8,7 @@ from scripts.benchmarks.restarts import MOMENTS, Outcome, plans, summary
 from scripts.benchmarks.soak import CASES
 
 
-def test_all_moments_occur_equally_often() -> None:
+def test_plans_have_all_moments_equally_often() -> None:
     found = plans(5 * len(MOMENTS), seed=3)
     assert set(Counter(plan.moment for plan in found).values()) == {5}
     assert found == plans(5 * len(MOMENTS), seed=3)
