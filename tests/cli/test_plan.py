@@ -30,7 +30,7 @@ def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
+def test_a_plan_has_a_row_for_every_schedule(tmp_path: Path) -> None:
     result = ppll_plan("--latency=1e-5", "gpus=1,2,64", *TINY, "--bandwidth=1e9", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -85,7 +85,9 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+def test_wrong_input_is_refused_in_one_line(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
     done = ppll_plan(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (complaint,) = done.stderr.splitlines()
@@ -101,7 +103,9 @@ def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str
         *(pytest.param(a, marks=pytest.mark.slow) for a in (["gpus=1,x"], ["model=vti"])),
     ],
 )
-def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+def test_commands_that_need_no_model_do_not_import_torch(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     assert program.imported("ppll_cli.cli.plan", ["torch"], arguments, tmp_path) == []
 
 
@@ -115,11 +119,11 @@ def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[st
         (["gpus=range(1,4)"], (1, 2, 3)),
     ],
 )
-def test_lists_of_devices(given: list[str], gpus: tuple[int, ...]) -> None:
+def test_lists_of_gpus_are_parsed(given: list[str], gpus: tuple[int, ...]) -> None:
     assert Plan.compose([*given, "schedule=bp"]).gpus == gpus
 
 
-def test_schedules() -> None:
+def test_a_plan_has_the_given_schedules() -> None:
     plan = Plan.compose(["schedule=gpipe,ppll", "schedule.microbatches=8", "model=resnet32"])
     assert list(plan.configs) == ["gpipe", "ppll"]
     assert plan.settings("gpipe", 4).schedule["microbatches"] == 8
@@ -180,7 +184,7 @@ def test_a_second_plan_measures_nothing(
     assert first["bp"].speed_up == pytest.approx(1.0)
 
 
-def test_obstacles(planner: Make) -> None:
+def test_rows_that_cannot_run_say_why(planner: Make) -> None:
     found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
     rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
     assert [row.obstacle for row in rows[4].values()] == [
@@ -194,7 +198,7 @@ def test_obstacles(planner: Make) -> None:
 
 
 @pytest.mark.parametrize("key", ["compile", "recompute"])
-def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
+def test_splitting_backwards_excludes_some_settings(planner: Make, key: str) -> None:
     row = planner("schedule=zb_h1", f"{key}=true").rows(2)["zb_h1"]
     assert (
         row.obstacle
@@ -202,7 +206,7 @@ def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
     )
 
 
-def test_replicas_have_rows_of_their_own(planner: Make) -> None:
+def test_replicas_have_their_own_rows(planner: Make) -> None:
     """Replicas share a batch, so each takes about half as long, and then averages gradients."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")
     rows = found.rows(2)
@@ -215,7 +219,7 @@ def test_replicas_have_rows_of_their_own(planner: Make) -> None:
     assert "all-reduce takes as long as" in "\n".join(found.notes([2]))
 
 
-def test_the_fastest_layout(cache: Path) -> None:
+def test_the_fastest_layout_depends_on_the_network(cache: Path) -> None:
     """On a slow network, the fastest layout sends no gradients, because they are larger."""
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll", "model.dim=128", "batch_size=4"])
     for network in (1e12, 1e3):
@@ -241,7 +245,7 @@ def test_the_fastest_layout(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("neighbours", [None, 1])
-def test_who_computes_beside_whom_is_reckoned_by_machine(
+def test_neighbours_are_counted_on_each_machine(
     cache: Path, monkeypatch: pytest.MonkeyPatch, neighbours: int | None
 ) -> None:
     """If `neighbours` is given, it is used instead."""
@@ -258,7 +262,7 @@ def test_who_computes_beside_whom_is_reckoned_by_machine(
     assert asked == [(2, neighbours)]
 
 
-def test_many_edges_are_told_together(planner: Make) -> None:
+def test_many_edges_are_described_in_one_line(planner: Make) -> None:
     found = planner("schedule=ppll", "model.depth=6", "replicas=1")
     row = found.fastest(8)
     assert row is not None
@@ -268,7 +272,7 @@ def test_many_edges_are_told_together(planner: Make) -> None:
     assert len(told) == 2
 
 
-def test_a_plan_without_any_row_is_refused(planner: Make) -> None:
+def test_a_plan_in_which_nothing_can_run_is_refused(planner: Make) -> None:
     found = planner("schedule=ppll,pp")
     found.rows(5)
     assert found.fastest(1024) is None
@@ -276,7 +280,7 @@ def test_a_plan_without_any_row_is_refused(planner: Make) -> None:
         found.check()
 
 
-def test_how_the_tables_came_about(planner: Make) -> None:
+def test_notes_explain_the_tables(planner: Make) -> None:
     found = planner("schedule=bp,gpipe")
     found.rows(1)
     notes = "\n".join(found.notes([1, 4096]))
@@ -285,7 +289,7 @@ def test_how_the_tables_came_about(planner: Make) -> None:
     assert "local losses" not in notes
 
 
-def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
+def test_notes_give_the_auxiliary_share_up_to_which_ppll_is_ahead(planner: Make) -> None:
     """The bound is (K - 1) / M against 1F1B, and a third of that against ZB-H1."""
     found = planner("schedule=1f1b,zb_h1,ppll", "schedule.microbatches=6")
     against_1f1b, against_zb = found.notes([1, 2, 8])[-2:]
@@ -296,7 +300,7 @@ def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
     assert not [line for line in planner("schedule=1f1b").notes([2]) if "ahead" in line]
 
 
-def test_more_options_for_the_groups(tmp_path: Path) -> None:
+def test_options_from_a_config_dir_can_be_planned(tmp_path: Path) -> None:
     own = tmp_path / "conf, mine"  # Hydra's grammar would read this name as two words
     (own / "model").mkdir(parents=True)
     lines = ["defaults: [vit]", "depth: 5"]

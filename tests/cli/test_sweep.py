@@ -68,7 +68,7 @@ def test_failed_and_refused_jobs_are_counted(folder: Path) -> None:
     assert "- 2 refused: gpus=0: too few\n- 3 refused: gpus=99: too many\n" in text
 
 
-def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> None:
+def test_jobs_of_other_processes_are_counted_in_the_sweep(folder: Path) -> None:
     """A job that was killed before it began has no line in the comparison."""
     jobs = [[f"seed={n}"] for n in range(5)]
     record = record_of(["hydra/launcher=joblib"], jobs, [str(n) for n in range(5)])
@@ -86,7 +86,7 @@ def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> Non
     assert not CompareRuns.interrupted
 
 
-def test_a_search_says_that_it_is_one(folder: Path) -> None:
+def test_a_search_cannot_be_resumed(folder: Path) -> None:
     """A search cannot be resumed, so the program records it, and `resume` explains it."""
     searches = config(folder)
     searches.hydra.runtime.choices["hydra/sweeper"] = "optuna"
@@ -100,7 +100,7 @@ def test_a_search_says_that_it_is_one(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_a_folder_is_a_sweeps_own_where_it_was_not_there_before(folder: Path) -> None:
+def test_only_new_folders_count_as_made_by_the_sweep(folder: Path) -> None:
     new = folder / "new" / "sweep"
     for place, made in ((folder, set()), (new, {new, new.parent})):
         sweep = config(place)
@@ -109,7 +109,7 @@ def test_a_folder_is_a_sweeps_own_where_it_was_not_there_before(folder: Path) ->
         assert (CompareRuns.folder, CompareRuns.made) == (place, made)
 
 
-def test_a_sweep_of_refused_jobs_alone_has_nothing_to_compare(folder: Path) -> None:
+def test_a_sweep_of_only_refused_jobs_has_no_comparison(folder: Path) -> None:
     refuse(folder, 0, ["gpus=0"], "gpus=0: too few")
     CompareRuns().on_multirun_end(config(folder))
     assert CompareRuns.failed == 1

@@ -1,4 +1,4 @@
-"""The commands that a run offers do what they say: each is read back as the program reads it."""
+"""The commands that a run prints. The tests read them as the program would read them."""
 
 import shlex
 from functools import partial
@@ -22,7 +22,7 @@ SMALL += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8"]
 
 
 def offered(*overrides: str, resumed: bool = False) -> str | None:
-    """What is offered at the end of a run."""
+    """Return the command that a run with these overrides prints at its end to compare schedules."""
     config, choices = compose_config([*SMALL, *overrides])
     parsed = settings.parse(config)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -31,14 +31,14 @@ def offered(*overrides: str, resumed: bool = False) -> str | None:
 
 
 def arguments(line: str) -> list[str]:
-    """Of a command, without the program, as a shell has them."""
+    """Return the arguments of a command, as a shell splits them."""
     words = shlex.split(line)
     first = next(n for n, word in enumerate(words) if word == "--multirun" or "=" in word)
     return words[first:]
 
 
 def start_each(line: str) -> list[str]:
-    """Prepare each run of the sweep that a command starts; the schedules."""
+    """Prepare each run of a sweep, given its command, and return the schedules of the runs."""
     option, listed, *others = arguments(line)
     assert option == "--multirun"
     names = listed.removeprefix("schedule=").split(",")
@@ -67,7 +67,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         (1, ["schedule=bp", "gpus=1", "device=cuda"], ["bp", "ll"]),
         slow(1, ["schedule=ppll", "gpus=1"], ["bp", "ll"]),
         (1, ["gpus=2", "oversubscribe=true"], ALL),
-        (1, [], ALL),  # on CPU, as this run
+        (1, [], ALL),  # on CPU, like this run
         slow(2, [], ALL),
     ],
 )
@@ -87,7 +87,7 @@ def test_the_comparison_command_keeps_settings_and_the_cpu(
     assert line is not None
     found = compose_config(arguments(line)[2:])[0]
     assert (found["seed"], found["model"]["dropout"]) == (7, 0.1)
-    assert found["device"] == "cpu"  # where bp alone would take the CUDA device
+    assert found["device"] == "cpu"  # by default, bp alone would use the CUDA device
 
 
 def test_the_comparison_command_of_a_resumed_run_fixes_its_modules() -> None:
@@ -134,7 +134,7 @@ def test_the_resume_command_repeats_a_users_classes(tmp_path: Path) -> None:
     config["local"] = {"_target_": "my.Loss"}
     given = ["schedule._target_=my.Own", "+model.width=3"]
     known = advice.go_on(tmp_path, [], given, config, {})
-    assert arguments(known)[1:] == ["schedule._target_=my.Own"]  # an option names the other one
+    assert arguments(known)[1:] == ["schedule._target_=my.Own"]  # the option names the other class
     for changed, choices in ((None, {}), (given, {"recipe": "mine"})):
         again = advice.go_on(tmp_path, [], changed, config, choices)
         assert arguments(again)[1:] == ["schedule._target_=my.Own", "local._target_=my.Loss"]

@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a checkpoint or of metrics: it is passed over, and removed."""
+"""Anything in the place of a checkpoint or of metrics that is not valid is skipped and removed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ STAGE = "stage-0.safetensors"
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    """Those of steps 8 and 9."""
+    """Write checkpoints of steps 8 and 9, and return their folder."""
     for step in (8, 9):
         make(tmp_path, step)
     return tmp_path / "checkpoints"
@@ -44,7 +44,7 @@ def found(checkpoints: Path) -> int | None:
 def test_resume_skips_and_removes_other_things_named_like_a_checkpoint(
     checkpoints: Path, kind: Callable[[Path], None], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`rmtree` once ended the run at a link."""
+    """For a link, `rmtree` once raised an error that ended the run."""
     if (checkpoints / name).exists():
         shutil.rmtree(checkpoints / name)
     kind(checkpoints / name)
@@ -122,7 +122,7 @@ FILE = {"name": STAGE, "size_bytes": 1, "sha256": "0"}
     ids=str,
 )
 def test_a_manifest_with_wrong_types_is_damaged(checkpoints: Path, changes: dict[str, Any]) -> None:
-    """With the right checksum of what it says."""
+    """The checksum is right for the changed content."""
     rewrite(checkpoints / "step-9" / "manifest.json", changes)
     assert found(checkpoints) == 8
 

@@ -1,4 +1,4 @@
-"""Evaluating a finished run gives the numbers that the run had."""
+"""Evaluating a finished run gives the run's own numbers."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> list[str]:
 def test_scores_that_are_nan_are_reported_as_null(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """JSON has no NaN: a model that has diverged is evaluated all the same."""
+    """JSON has no NaN. A model that has diverged can still be evaluated."""
     finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
     run = load_run(tmp_path / "run")
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_detection_has_details_of_each_class(tmp_path: Path) -> None:
 
 
 def test_super_resolution_has_details_of_each_picture(tmp_path: Path) -> None:
-    """Of the pictures that are trained on as well, which are loaded as patches."""
+    """The training pictures have details too, although training loads only patches of them."""
     run = finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
     loaded = load_run(run.folder)
     for split, names in (("test", ["3.png", "4.png"]), ("train", ["0.png", "1.png", "2.png"])):

@@ -1,4 +1,4 @@
-"""Workers that fail, and what the parent makes of it."""
+"""Failures of workers, and how the parent reports them."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_sam
 
 
 RAISING = [("first", "ppll"), ("second", "ll"), ("third", "gpipe")]
-"""Each unit and each schedule once; the other pairs are slow tests."""
+"""Each unit and each schedule occurs once. All other pairs are slow tests."""
 
 
 def faulty(unit: str, act: str) -> list[str]:
@@ -41,7 +41,7 @@ def faulty(unit: str, act: str) -> list[str]:
 def test_a_worker_that_raises_ends_the_run(
     run: Runner, schedule: str, unit: str, stage: int
 ) -> None:
-    """The others would wait for it for ever: the parent must end them."""
+    """The other workers would wait for ever for the failed one, so the parent must end them."""
     with pytest.raises(WorkerFailedError, match="the third pass is too much") as failure:
         run(f"schedule={schedule}", "gpus=3", *faulty(unit, "raise"))
     report = failure.value.report
@@ -54,22 +54,22 @@ def test_a_worker_that_raises_ends_the_run(
 
 
 class FailsToStart(Synthetic):
-    """Whose files are gone by the time that a worker wants them."""
+    """A data set whose files are gone when a worker loads them."""
 
     def load(self) -> dict[str, Split]:
-        """In the parent only."""
+        """Load the data in the parent. In a worker, raise an error."""
         if multiprocessing.parent_process() is not None:
             raise ArithmeticError("the files are gone")
         return super().load()
 
 
 class FailsToLoad(Synthetic):
-    """Whose third batch cannot be made."""
+    """A data set whose third batch raises an error."""
 
     def batches(
         self, splits: dict[str, Split], batch_size: int, seed: int, device: torch.device
     ) -> Batches:
-        """With two batches that can."""
+        """Return batches of which the first two can be made."""
         made = super().batches(splits, batch_size, seed, device)
         train = made.train
 
@@ -83,12 +83,16 @@ class FailsToLoad(Synthetic):
 
 
 class FailsToLearn(Greedy):
-    """Whose first loss cannot be computed in a worker."""
+    """A local method whose first loss raises an error in a worker."""
 
     def criterion(self, site: Site) -> Criterion:
-        """The smallest head, and what fails behind the first one."""
+        """Return a criterion with the smallest head.
+
+        On the first module, it fails behind the head.
+        """
         head = super().criterion(site).head
-        if site.module == 0:  # later ones could fail sooner: what they need is sent before
+        # Later modules could fail earlier, because their inputs are sent before.
+        if site.module == 0:
             head = nn.Sequential(head, _Fails())
         return Criterion(head, (site.feature,), site.task)
 
@@ -156,7 +160,7 @@ def test_a_worker_that_computes_for_ever_ends_the_run(run: Runner) -> None:
         WorkerFailedError, match=r"no progress for \d+ s; the limit is 4 s"
     ) as failure:
         run("schedule=gpipe", "gpus=3", "progress_limit=4", *faulty("third", "hang"))
-    assert failure.value.report["stage"] == 2  # and not those that wait for it
+    assert failure.value.report["stage"] == 2  # and not a stage that waits for stage 2
 
 
 def norm_of(message: str) -> float:
@@ -165,7 +169,7 @@ def norm_of(message: str) -> float:
     return float(found[1])
 
 
-# Under ppll a stage sends before it looks at its own loss: the next one may be the first to tell.
+# Under ppll a stage sends its outputs before it reads its loss, so the next stage may report first.
 @pytest.mark.parametrize(
     ("schedule", "module"), [("ppll", "[12]"), ("ll", "1"), ("bp", "0"), ("gpipe", "0")]
 )

@@ -1,4 +1,4 @@
-"""`load_run`: a finished run as an object."""
+"""`load_run` returns a finished run as an object."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_detection_predicts_boxes_and_draws_them(
 
 
 def test_enlarging_by_tiles_equals_enlarging_the_whole_picture(tmp_path: Path) -> None:
-    """Tile by tile, each pixel as in one pass over the whole picture."""
+    """Each pixel is the same as if the whole picture were enlarged at once."""
     run = finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
     loaded = load_run(run.folder)
     assert loaded.classes == ()

@@ -1,4 +1,4 @@
-"""What `precision` and `deterministic` switch in torch, and what a run says of it."""
+"""The switches of torch that `precision` and `deterministic` set, and the record of them."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ TINY += ["batch_size=8", "model.dim=16", "model.depth=2", "model.heads=2", "epoc
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """Whatever a test switches is switched back."""
+    """Restore all switches after the test."""
     with Numerics("fp32", False).applied(CPU):
         yield
 
@@ -32,7 +32,7 @@ def as_before() -> Iterator[None]:
 def test_precision_and_deterministic_set_torchs_switches_on_cuda(
     precision: str, deterministic: bool
 ) -> None:
-    """By torch's defaults fp32 was true fp32 in matrix products and TF32 in convolutions."""
+    """With torch's own defaults, fp32 meant fp32 in matrix products, but TF32 in convolutions."""
     Numerics(precision, deterministic).apply(CUDA)
     tf32 = precision == "tf32"
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
@@ -63,7 +63,7 @@ def test_no_cuda_switch_is_in_force_on_cpu() -> None:
 
 
 def test_torchs_warning_about_allow_tf32_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some versions of torch warn when they are used, from 2.9 on."""
+    """From version 2.9 on, some versions of torch warn if these switches are used."""
 
     def benchmark_that_warns(*_: object) -> bool:
         warnings.warn("Please use the new API settings to control TF32 behavior", stacklevel=1)
@@ -77,7 +77,7 @@ def test_torchs_warning_about_allow_tf32_is_not_shown(monkeypatch: pytest.Monkey
 
 
 def test_old_and_new_tf32_switches_of_torch_agree() -> None:
-    """Where TF32 is switched by its new names alone, torch.compile of some versions fails."""
+    """If only the new switches enable TF32, torch.compile fails in some versions of torch."""
     program = (
         "import torch\n"
         "from ppll_cli.job.numerics import Numerics\n"

@@ -1,4 +1,4 @@
-"""A run goes on with the data that it was started with, wherever they are now."""
+"""A resumed run uses the data with which it was started, wherever they are now."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ CASE += ["schedule=bp", "epochs=2", "optim.schedule=constant"]
 
 @pytest.fixture
 def started(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> Result:
-    """A run that was started in a folder in which its data are."""
+    """Return a run that was started in the folder that contains its data."""
     write_fashion(tmp_path / "work" / "data")
     monkeypatch.chdir(tmp_path / "work")
     result = run(*CASE, "data.root=data", "max_steps=3")
@@ -32,7 +32,7 @@ def spoil(folder: Path) -> None:
 def test_a_run_is_resumed_from_another_current_directory(
     tmp_path: Path, started: Result, run: Runner
 ) -> None:
-    """Where other data have the relative name that was given."""
+    """In the other directory, the relative path leads to other data."""
     record = json.loads((started.run_dir / "config.json").read_text())
     assert record["data"]["root"] == str(tmp_path / "work" / "data")
     write_fashion(tmp_path / "data")
@@ -52,7 +52,7 @@ def test_a_run_is_resumed_after_its_data_were_moved(tmp_path: Path, started: Res
 def test_resuming_with_changed_data_is_refused(
     tmp_path: Path, started: Result, known: bool
 ) -> None:
-    """By the entry that differs, as long as it is known."""
+    """The message names the entry that differs, if the record lists the entries."""
     spoil(tmp_path / "work" / "data")
     if not known:
         (started.run_dir / "data-files.json").write_text('{"train": 1}')

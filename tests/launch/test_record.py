@@ -1,4 +1,4 @@
-"""The record of a run: whole, or refused by name; and nothing that it says is taken on trust."""
+"""The record of a run is complete, or it is refused by name. No content of it is trusted."""
 
 import json
 import os
@@ -19,13 +19,13 @@ Composed = tuple[dict[str, Any], dict[str, str]]
 
 @pytest.fixture(scope="module")
 def composed() -> Composed:
-    """A configuration and its choices, which no test changes."""
+    """Return a configuration and its choices. No test changes them."""
     return compose_config(["data=synthetic", "optim.lr=0.25", "seed=7"])
 
 
 @pytest.fixture
 def folder(composed: Composed, tmp_path: Path) -> Path:
-    """A run directory with the record of a run, as the program writes it."""
+    """Return a run directory with a record that the program has written."""
     config, choices = composed
     folder = tmp_path / "run"
     folder.mkdir()
@@ -43,11 +43,12 @@ def test_a_written_record_is_read_back(folder: Path) -> None:
 
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(folder: Path) -> None:
-    """183 of 16,736 such flips once changed a number, and were trained with silently."""
+    """Of 16,736 flips, 183 once changed a number, and the run trained with it without a message."""
     path = folder / "config.json"
     whole, written = path.read_bytes(), read_record(folder)
     refused = []
-    for bit in range(0, 8 * len(whole), 13):  # prime to 8: every bit of a byte is met
+    # 13 and 8 have no common divisor, so every bit of a byte is flipped
+    for bit in range(0, 8 * len(whole), 13):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
@@ -102,7 +103,7 @@ def astray(path: Path) -> None:
 def a_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         here = Path.cwd()
-        os.chdir(path.parent)  # its name may have only 108 bytes
+        os.chdir(path.parent)  # the path of a socket may have only 108 bytes
         try:
             made.bind(path.name)
         finally:
@@ -121,7 +122,7 @@ KINDS = [fifo, loop, astray, a_socket, device]
 def test_something_else_in_place_of_a_runs_file_is_refused_unopened(
     folder: Path, name: str, make: Callable[[Path], None]
 ) -> None:
-    """A FIFO was waited for, without an end."""
+    """The program once waited for a FIFO for ever."""
     path = folder / name
     path.unlink(missing_ok=True)
     make(path)
@@ -187,7 +188,7 @@ def test_a_run_directory_with_an_impossible_name_is_refused(tmp_path: Path, name
 def test_a_folder_in_place_of_a_checkpoint_link_is_refused_and_kept(
     folder: Path, name: str
 ) -> None:
-    """As in a copy that followed links: it may be all that is left of a checkpoint."""
+    """A copy that followed links has such a folder, and it may hold the only checkpoint."""
     (folder / "checkpoints" / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=f"its checkpoints/{name} is not a link to a checkpoint"):
         recorded([f"resume={folder}"])

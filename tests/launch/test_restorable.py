@@ -1,4 +1,4 @@
-"""Runs of earlier versions that cannot go on are refused, and say why."""
+"""Runs of earlier versions that cannot resume are refused with the reason."""
 
 import json
 import re
@@ -23,7 +23,7 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def rewrite(run_dir: Path, change: Change) -> None:
-    """Have the last checkpoint hold other tensors, with files that are whole."""
+    """Change the tensors of the last checkpoint, and write it again with correct checksums."""
     folder = (run_dir / "checkpoints" / "last").resolve()
     manifest = json.loads((folder / "manifest.json").read_text())
     step = manifest["step"]
@@ -43,7 +43,7 @@ def cut_short(pattern: str) -> Change:
 
 
 def refusal(result: Result) -> str:
-    """What it says, after a check that it left the run directory as it was."""
+    """Return the message with which a run refuses to resume, and check that no file changed."""
     before = {path: path.stat().st_mtime_ns for path in result.run_dir.rglob("*")}
     with pytest.raises(ConfigError) as caught:
         resumed(result, "max_steps=3")
@@ -56,7 +56,7 @@ def refusal(result: Result) -> str:
 
 
 def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> None:
-    """Or the other tests would be refused for another reason."""
+    """Other tests rewrite a checkpoint too. Their runs are not refused because of the rewriting."""
     result = run(*RESNET, "local=dgl")
     rewrite(result.run_dir, lambda held: held)
     assert resumed(result, "max_steps=3").summary["steps"] == 3
@@ -65,7 +65,8 @@ def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> No
 @pytest.mark.parametrize(
     ("method", "change", "reason"),
     [
-        # Linears had no biases, and where maps were no multiple of four they were narrower.
+        # Linear layers had no biases. They were narrower if the size of a map was no multiple of
+        # four.
         ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was corrected"),
         ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was corrected"),
         (

@@ -1,4 +1,4 @@
-"""How a run ends when its results cannot be written."""
+"""The end of a run whose results cannot be written."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ GO_ON = command("ppll-run", "resume=")
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Has a run end as a fake launcher says, in `tmp_path / "run"`."""
+    """Return a function that runs with a fake launcher, in `tmp_path / "run"`."""
 
     def end(launch: Callable[[Path], Any]) -> Any:
         folder = tmp_path / "run"
@@ -77,7 +77,7 @@ def test_a_run_directory_that_is_gone_does_not_hide_the_root_cause(
 
 
 def spoil_stage(folder: Path) -> None:
-    """A bit of a weight flips; safetensors has no checksum, and reads it as it is."""
+    """Flip a bit of a weight. safetensors has no checksum, so it reads the changed weight."""
     path = folder / "stage-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
 
@@ -100,7 +100,7 @@ def test_no_model_is_written_from_a_damaged_checkpoint(
     damage: Callable[[Path], None],
     problem: str,
 ) -> None:
-    """The run has failed then, and its summary says so."""
+    """The run counts as failed, and its summary has the error."""
 
     def damaged(folder: Path) -> Ending:
         file = checkpoint.save_stage(folder, 3, 0, {"model.head.weight": torch.ones(2)})

@@ -1,4 +1,4 @@
-"""`resume=RUN_DIR` on the command line: what may change, and what is refused or never touched."""
+"""`resume=RUN_DIR` on the command line: what may change, and what is refused or left alone."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def composed(*overrides: str) -> tuple[Config, dict[str, str]]:
 
 
 def write_config(folder: Path, *overrides: str, **changes: object) -> Path:
-    """A run directory that has what is needed to be resumed."""
+    """Write the files of a run directory that resuming needs."""
     config, choices = composed(*overrides)
     folder.mkdir(exist_ok=True)
     record = {**config, "threads": 3, "choices": choices, "format": 1, **changes}
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, *overrides: str) -> tuple[Config, dict[str, str]]:
-    """The configuration and choices with which a run is resumed."""
+    """Return the configuration and choices with which a run resumes."""
     given = [f"resume={folder}", *overrides]
     before = recorded(given)
     assert before is not None
@@ -51,7 +51,7 @@ def change(folder: Path, *overrides: str) -> tuple[Config, dict[str, str]]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The configuration by keys with dots."""
+    """Return a configuration with a single level, whose keys contain dots."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -62,7 +62,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(folder: Path, *overrides: str) -> dict[str, Any]:
-    """What is another way than the run was started with."""
+    """Return the keys and values that differ from those with which the run was started."""
     record = json.loads((folder / "config.json").read_text())
     config, _ = change(folder, *overrides)
     assert config.pop("resume") == str(folder)
@@ -73,7 +73,7 @@ def differences(folder: Path, *overrides: str) -> dict[str, Any]:
     return {key: value for key, value in after.items() if value != before[key]}
 
 
-# What is taken from where
+# Sources of the configuration
 
 
 @pytest.mark.parametrize("overrides", [[], ["resume=null"], ["~resume"], ["seed=1"]])
@@ -101,7 +101,7 @@ def test_repeated_settings_are_no_changes(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["gpus=4"], {"gpus": 4}),  # and the threads are those that there were
+        (["gpus=4"], {"gpus": 4}),  # the number of threads stays
         (["max_steps=null"], {"max_steps": None}),
         (["name=mine", "tags=[a,b]"], {"name": "mine", "tags": ["a", "b"]}),
         (["max_steps=9", "seed=0"], {"max_steps": 9}),
@@ -111,7 +111,7 @@ def test_repeated_settings_are_no_changes(
         (["device=cpu", "oversubscribe=true"], {"device": "cpu", "oversubscribe": True}),
         (["eval_every=1", "progress_limit=5"], {"eval_every": 1, "progress_limit": 5}),
         (["checkpoint.every=3"], {"checkpoint.every": 3}),
-        (["checkpoint={every:3}"], {"checkpoint.every": 3}),  # keep is not set back
+        (["checkpoint={every:3}"], {"checkpoint.every": 3}),  # `keep` is not reset
         (["transport.depth=4"], {"transport.depth": 4}),
         (["transport={depth:4}"], {"transport.depth": 4}),
         (
@@ -144,7 +144,7 @@ def test_a_run_older_than_drop_path_resumes_without_it(folder: Path) -> None:
 
 
 def test_a_run_older_than_recompute_resumes_with_or_without_it(folder: Path) -> None:
-    """It has no such key; whether it gets one changes nothing in what is trained."""
+    """An older record lacks this key. Its value does not change what is trained."""
     record = json.loads((folder / "config.json").read_text())
     assert record.pop("recompute") is False
     (folder / "config.json").write_text(json.dumps(record))
@@ -170,7 +170,7 @@ def test_changed_options_replace_the_recorded_choices(folder: Path) -> None:
 
 
 def older(folder: Path) -> Config:
-    """Make a run directory look as a program wrote it that had `transport=naive`."""
+    """Change a record to that of an older program with `transport=naive`, and return it."""
     record: Config = json.loads((folder / "config.json").read_text())
     target = "ppll_cli.transport.naive.NaiveTransport"
     record["transport"] = {"_target_": target, "depth": 3}
@@ -180,7 +180,7 @@ def older(folder: Path) -> Config:
 
 
 def test_a_run_older_than_mixup_and_cutmix_resumes_without_them(tmp_path: Path) -> None:
-    """It has no keys for it, and goes on without."""
+    """The record of the run lacks these keys, and it resumes without mixing."""
     folder = write_config(tmp_path / "run")
     record: Config = json.loads((folder / "config.json").read_text())
     for key in ("mixup", "cutmix"):
@@ -194,7 +194,7 @@ def test_a_run_older_than_mixup_and_cutmix_resumes_without_them(tmp_path: Path) 
 
 
 def test_a_run_with_the_removed_transport_naive_resumes_with_queue(folder: Path) -> None:
-    """A run with `transport=naive` goes on with queues, and keeps its own depth."""
+    """The run resumes with queues, and keeps the depth of its channels."""
     before = older(folder)
     config, choices = change(folder)
     assert config["transport"] == {
@@ -242,7 +242,7 @@ def test_moved_names_are_replaced_anywhere_in_a_configuration() -> None:
 
 
 def test_resume_uses_the_recorded_values_of_an_experiment(tmp_path: Path) -> None:
-    """What it said then is recorded, with what the command line changed in it."""
+    """The record has the experiment's values of that time, and the changes of the command line."""
     name = "experiment=dgl_resnet32_k2"
     folder = write_config(tmp_path / "run", name, "optim.lr=0.5")
     assert differences(folder) == {}
@@ -250,7 +250,7 @@ def test_resume_uses_the_recorded_values_of_an_experiment(tmp_path: Path) -> Non
 
 
 REFUSED = [
-    # A change, and the complaint about it, without the key.
+    # Changes, and the start of each message after the key
     ("seed=5", "5: the run was started with 0;"),
     ("replicas=2", "2: the run was started with 1;"),
     ("transport.wire_dtype=bf16", "bf16: the run was started with null;"),
@@ -292,15 +292,15 @@ REFUSED = [
 def test_a_change_of_what_is_trained_is_refused(
     folder: Path, caplog: pytest.LogCaptureFixture, override: str, complaint: str
 ) -> None:
-    """Also where something may be changed beside it."""
+    """The change is refused even if other, allowed changes are given with it."""
     with pytest.raises(ConfigError) as error:
         change(folder, "threads=2", override, "gpus=4")
     key = override.lstrip("+~").partition("=")[0]
-    keys = [key, f"{key}.depth", f"{key}.lr"]  # of a dictionary, what is in it
+    keys = [key, f"{key}.depth", f"{key}.lr"]  # for a dictionary, the message may name a key in it
     assert any(str(error.value).startswith(f"{key}={complaint}") for key in keys)
     assert all(key in str(error.value) for key in FREE)
     assert "\n" not in str(error.value)
-    assert not caplog.records  # the log file is the run's
+    assert not caplog.records  # nothing may be logged, because the log file is that of the run
 
 
 def test_epochs_may_change_if_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
@@ -312,12 +312,12 @@ def test_epochs_may_change_if_the_learning_rate_does_not_depend_on_them(tmp_path
 def test_resume_leaves_unknown_keys_in_free_groups_to_later_checks(
     folder: Path, override: str
 ) -> None:
-    """A key that does not exist is refused as ever, by what knows the keys."""
+    """A later check refuses keys that do not exist, as in a new run."""
     config, _ = change(folder, override)
     assert flat(config)[override.lstrip("+").partition("=")[0]] == 1
 
 
-# Folders
+# Run directories
 
 
 def spoil(folder: Path, **changes: object) -> None:
@@ -362,7 +362,7 @@ def test_a_config_json_that_is_no_record_is_refused(folder: Path, text: bytes) -
 def test_a_recorded_option_that_is_a_path_is_refused(
     folder: Path, group: str, choice: object
 ) -> None:
-    """A path would have Hydra compose, and interpolate, a file that someone else put there."""
+    """With a path, Hydra would compose and interpolate a file that someone else put there."""
     spoil_choice(folder, group, choice)
     with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
         recorded([f"resume={folder}"])
@@ -438,7 +438,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", [*NAMES, "".join(NAMES)])
 def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
-    """Hydra reads it as a value of its own grammar, and OmegaConf once more."""
+    """Hydra parses the name by its own grammar, and then OmegaConf parses it too."""
     before = Recorded(tmp_path / name, *composed())
     seen, _ = compose_config([*before.arguments([]), "+seen=${hydra:run.dir}"])
     assert seen["seen"] == str(tmp_path / name)
@@ -453,7 +453,7 @@ def test_a_relative_run_directory_is_found_in_the_current_directory(
     assert before.run_dir == folder
 
 
-# Classes
+# Classes of users
 
 EVIL = "evil_module.Evil"
 MAKERS = ("model", "data", "schedule", "local", "transport")
@@ -473,7 +473,7 @@ def test_a_users_class_is_imported_only_if_the_command_line_names_it(
         f"give {key}={EVIL} again on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
-    if group != "transport":  # which may be another one
+    if group != "transport":  # this may be another class
         with pytest.raises(ConfigError, match=f"{key}=.*: the run was started with {EVIL}"):
             change(folder, f"{key}=another.Evil")
 
@@ -505,7 +505,7 @@ def test_a_users_class_nested_in_an_option_is_refused(folder: Path) -> None:
 
 
 def test_a_users_class_is_named_again_without_its_arguments(folder: Path) -> None:
-    """What was added and taken away then is so again, and may be repeated."""
+    """Keys that were added or removed are so again. They may be repeated."""
     model = own_model("Skipping", width=4)
     folder = write_config(folder, *model)
     assert differences(folder, model[0]) == {}
@@ -524,7 +524,7 @@ def test_a_users_class_is_named_again_without_its_arguments(folder: Path) -> Non
 def test_a_resumed_run_is_tracked_only_if_the_tracker_is_named_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], again: str
 ) -> None:
-    """Else a folder could have a run sent elsewhere."""
+    """Otherwise a folder could decide where the records of a run are sent."""
     caplog.set_level("INFO")
     folder = write_config(tmp_path / "run", *overrides)
     config, choices = change(folder, "max_steps=9")

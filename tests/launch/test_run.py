@@ -1,4 +1,4 @@
-"""What a run leaves behind, and the corners of the configuration that are legal."""
+"""The files that a run writes, and unusual but valid configurations."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ TINY += ["batch_size=6", "max_steps=5"]
 
 
 def digits_accuracy(model: torch.nn.Module) -> float:
-    """Computed without anything that trains."""
+    """Return the test accuracy on digits, computed without the program's training code."""
     config, _ = compose_config(["data=digits"])
     dataset: Digits = make("data", config["data"])
     test = dataset.load()["test"]
@@ -37,7 +37,7 @@ def digits_accuracy(model: torch.nn.Module) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ppll", "1f1b"])
 def test_the_model_file_loads_into_the_plain_model(run: Runner, schedule: str) -> None:
-    """Auxiliary networks stay out, and the accuracy is the one that was reported."""
+    """The file has no auxiliary networks, and its accuracy is the one that was reported."""
     result = run(f"schedule={schedule}", "gpus=3", "epochs=4", "batch_size=16", *DIGITS)
     vit = ViT(dim=32, depth=2, heads=2, patch=2)
     model = PlainModel(vit.units(ImageSpec(1, 8, 8), Classification(10))).eval()
@@ -106,7 +106,7 @@ def test_fashion_mnist_trains_from_its_read_only_folder(run: Runner) -> None:
     data = ["data=fashion_mnist", "data.root=/usr/share/datasets/fashion-mnist"]
     small = ["model=resnet32", "model.depth=8", "optim=sgd", "max_steps=20", "data.eval_limit=200"]
     result = run("schedule=ppll", "local=dgl", *data, *small)
-    assert result.summary["train"]["loss"] < 2.2  # ten classes; chance is 2.3
+    assert result.summary["train"]["loss"] < 2.2  # guessing: 2.3 for ten classes
 
 
 def test_checkpoint_every_and_keep_are_obeyed(run: Runner) -> None:
@@ -119,7 +119,10 @@ def test_checkpoint_every_and_keep_are_obeyed(run: Runner) -> None:
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_speed_is_measured_despite_frequent_checkpoints(run: Runner, every: int) -> None:
-    """Batches that are left out after each one once were all that there were."""
+    """Batches right after a checkpoint are not measured.
+
+    Once, these were all batches of such a run.
+    """
     result = run(f"checkpoint.every={every}", "gpus=3", *TINY, "model.depth=2")
     assert result.summary["train"]["samples_per_second"] > 0
     assert 0 <= result.summary["pipeline"]["bubble_fraction"] < 1
@@ -144,7 +147,7 @@ def test_settings_that_a_schedule_does_not_use_are_accepted(
 
 @pytest.mark.parametrize("schedule", ["ppll", "pp"])
 def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
-    """One stage only flattens the images, and the last has a module without parameters."""
+    """The first stage only flattens the images. The last one has a module without parameters."""
     result = run(f"schedule={schedule}", "gpus=3", *own_model("Idle"), *TINY)
     assert result.summary["status"] == "completed"
     assert result.summary["stages"][0]["units"] == ["flat"]
@@ -165,7 +168,10 @@ def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: 
 def test_a_run_without_room_in_shared_memory_is_refused(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is found before a worker starts: memory that is not there would kill one later."""
+    """The program checks the room before workers start.
+
+    Otherwise the missing memory would kill a worker later.
+    """
     shared_memory(monkeypatch, 1000)
     full = "transport=ring: its slots take 0 MiB, but /dev/shm has 0 MiB left; enlarge /dev/shm to"
     with pytest.raises(ConfigError, match=full):
@@ -173,9 +179,9 @@ def test_a_run_without_room_in_shared_memory_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a C++ compiler works here
+@pytest.mark.timeout(900)  # the C++ compiler is slow
 def test_a_compiled_run_trains_like_an_uncompiled_one(run: Runner) -> None:
-    """A last batch of another size included."""
+    """The last batch has another size."""
     case = [*TINY, "data.train_samples=16", "model.dim=16", "model.depth=1", "max_steps=6"]
     plain, compiled = run(*case), run(*case, "compile=true")
     assert compiled.summary["train"]["loss"] == pytest.approx(

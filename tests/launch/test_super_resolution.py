@@ -1,4 +1,4 @@
-"""Super-resolution: equal where it must be, bit for bit; `worker/test_pipelines.py` has more."""
+"""Super-resolution: equal results have the same bits. `worker/test_pipelines.py` has more tests."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,12 @@ from tests.program import ppll_plan
 from tests.worker.inside import run_inside
 
 EDSR = ["model=edsr", "model.depth=3", "model.width=4"]
-COURSE = ["batch_size=4", "epochs=2", "eval_every=1", "max_steps=5"]  # 4 + 4 + 2 patches an epoch
+COURSE = ["batch_size=4", "epochs=2", "eval_every=1", "max_steps=5"]  # batches of 4, 4 and 2
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> list[str]:
-    """Overrides: small pictures, each in several tiles."""
+    """Return overrides for small pictures, each of which is divided into several tiles."""
     folder = write_photos(tmp_path / "photos", width=72, height=64)
     return [
         "data=photos",
@@ -50,7 +50,7 @@ OTHERS = ["greedy", "fba", "fba add"]
 METHODS = {
     "greedy": (["local=greedy"], []),
     "slm": (["local=fba"], []),
-    "fba": (["fba=on"], []),  # the long skip travels in any case
+    "fba": (["fba=on"], []),  # the long skip is always sent
     "fba every": (["fba=on", "fba.features=every"], BANK),
     "fba add": (["fba=on", "fba.features=every", "fba.fusion=add"], BANK),
 }
@@ -61,7 +61,7 @@ METHODS = {
     ["slm", "fba every", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)],
 )
 def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name: str) -> None:
-    """Each unit is a module, and the long skip travels beside the map; so does the bank."""
+    """Each unit is a module. The long skip is sent with the map, and so are banked maps."""
     method, bank = METHODS[name]
     case = [*EDSR, *COURSE, *data, *method, "local.modules=5"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
@@ -82,13 +82,13 @@ def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) ->
 
 
 def test_two_modules_get_no_note_about_an_unused_bank(data: list[str]) -> None:
-    """The first module's own first features; there is nothing to tell of a bank without readers."""
+    """The bank is only the long skip from the first features, so a note would mean nothing."""
     notes = prepared(*EDSR, *data, "fba=on", "local.modules=2", "batch_size=4", "gpus=2").notes
     assert not any(note.startswith("fba") for note in notes)
 
 
 def test_the_record_has_all_settings_of_the_bank_resolved(tmp_path: Path, data: list[str]) -> None:
-    """Defaults may change: who goes on with a run, or compares it, sees what its bank was."""
+    """Defaults may change later. Then the record still says which bank the run had."""
     case = [*EDSR, *data, "fba=on", "batch_size=4", "gpus=2"]
     config, choices = compose_config(case)
     assert (config["fba"]["features"], config["local"]["bank"]["fusion"]) == (None, None)
@@ -104,7 +104,7 @@ def test_the_record_has_all_settings_of_the_bank_resolved(tmp_path: Path, data: 
 def test_an_older_record_means_a_bank_of_every_modules_features(
     data: list[str], keys: dict[str, str]
 ) -> None:
-    """Its record has `every`, or an older one no such key."""
+    """The older record has `every`. A still older one lacks the key."""
     case = [*EDSR, *data, "fba=on", "local.modules=4", "batch_size=4", "schedule=ll"]
     config, _ = compose_config(case)
     config["fba"] = {"enabled": True, **keys, "shared_head": True}
@@ -149,7 +149,10 @@ def test_the_last_line_of_a_run_compares_its_score_with_bicubic(data: list[str])
 
 
 def test_a_run_reports_its_scores_beside_those_of_bicubic(run: Runner, data: list[str]) -> None:
-    """Of each module, with bicubic's beside; tiles of 31 and whole pictures give the same."""
+    """Each module has its scores, and bicubic's.
+
+    Tiles of 31 pixels give the same as whole pictures.
+    """
     case = [
         "schedule=ppll",
         "gpus=2",
@@ -162,7 +165,7 @@ def test_a_run_reports_its_scores_beside_those_of_bicubic(run: Runner, data: lis
     tiled, whole = run(*case), run(*case, "data.tile=64")
     assert_same(tiled.tensors(), whole.tensors())
     assert list(tiled.test) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "rgb_psnr"]
-    # Pixels are rounded to 8 bits: where float32 rounds otherwise, one may become its neighbour.
+    # Results are rounded to 8 bits. A different rounding error in float32 can change a value by 1.
     assert tiled.test["psnr"] == pytest.approx(whole.test["psnr"], abs=1e-2)
     assert tiled.test["rgb_psnr"] == pytest.approx(whole.test["rgb_psnr"], abs=1e-2)
     assert tiled.test["ssim"] == pytest.approx(whole.test["ssim"], abs=1e-4)
@@ -177,14 +180,17 @@ def test_a_run_reports_its_scores_beside_those_of_bicubic(run: Runner, data: lis
 
 
 def test_slots_fit_the_larger_of_patches_and_tiles(data: list[str]) -> None:
-    """Of 8x8 and 30x31 pixels of four channels; the skip and the tile's targets beside."""
+    """A patch has 8x8 pixels, and a tile 30x31 of four channels.
+
+    The skip and the targets of the tile are sent too.
+    """
     job = prepared(*EDSR, *data, "gpus=2", "batch_size=4").job
     (room,) = job.channels.values()
     assert job.course.evaluation_size == 1
     assert job.course.samples == {"train": 10, "test": len(tiles(job.settings.data))}
-    pixels = 30 * 31  # the pictures are 30 and 29 high
+    pixels = 30 * 31  # the pictures are 30 and 29 pixels high
     least = 4 * pixels * (4 + 4 + 3 * 4)  # x, first, target
-    assert least <= room.size < least + 5 * 512  # each is aligned
+    assert least <= room.size < least + 5 * 512  # each tensor is aligned
 
 
 def tiles(data: object) -> tuple[object, ...]:

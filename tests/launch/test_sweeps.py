@@ -17,7 +17,7 @@ Damage = Callable[[dict[str, Any]], object]
 
 
 def write(folder: Path, *launcher: str, **changes: object) -> Path:
-    """The folder of a sweep that ran nothing yet."""
+    """Write the record of a sweep in which no job has run yet, and return the folder."""
     record = record_of(launcher or ["hydra/launcher=basic"], JOBS, ["0", "1"])
     folder.mkdir(exist_ok=True)
     (folder / "sweep.json").write_text(json.dumps({**record, **changes}))
@@ -113,7 +113,7 @@ def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
 def test_an_edited_sweep_record_is_refused(
     tmp_path: Path, changes: dict[str, object], problem: str
 ) -> None:
-    """Folders of jobs that never began are cleared: none may lie elsewhere."""
+    """Resuming clears folders of jobs that never began, so all of them must be inside the sweep."""
     folder = write(tmp_path / "swept", **changes)
     (tmp_path / "precious").mkdir()
     (folder / "link").symlink_to(tmp_path / "precious")
@@ -146,7 +146,7 @@ def test_a_sweep_cannot_be_resumed_as_a_run(folder: Path) -> None:
 
 
 def test_only_numbers_and_words_are_taken_from_recorded_launcher_settings(tmp_path: Path) -> None:
-    """Some launchers have a shell execute their settings."""
+    """Some launchers execute their settings in a shell."""
     plain = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4"]
     plain += ["hydra.launcher.partition=gpu-long", "hydra.sweeper.max_batch_size=2"]
     folder = write(tmp_path / "swept", *plain)

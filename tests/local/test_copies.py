@@ -1,4 +1,4 @@
-"""Units of the backbone copied to where other features are."""
+"""Copies of the model's units that read other features than the original units."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,19 +22,19 @@ IMAGES = ImageSpec(3, 16, 16)
 
 
 def of(units: list[Unit], image: ImageSpec = IMAGES) -> Site:
-    """The site behind the first unit."""
+    """Return the site behind the first unit."""
     batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
     features = [unit.outputs[0] for unit in trace(units, batch)]
     return Site(0, (range(1), range(1, len(units))), units, features, image, TASK)
 
 
 def resnet(image: ImageSpec = IMAGES) -> Site:
-    """The stem, and behind it layer1.0, layer2.0, layer3.0 and the head."""
+    """Return the site behind the stem. Behind it are layer1.0, layer2.0, layer3.0 and the head."""
     return of(list(CifarResNet(depth=8).units(image, TASK)), image)
 
 
 def shapes(network: nn.Sequential, x: torch.Tensor) -> list[tuple[int, ...]]:
-    """What each part makes."""
+    """Return the shape of each part's output."""
     found = []
     for part in network:
         x = part(x)
@@ -43,7 +43,7 @@ def shapes(network: nn.Sequential, x: torch.Tensor) -> list[tuple[int, ...]]:
 
 
 def units_of(site: Site, indices: Sequence[int], method: str) -> nn.Sequential:
-    """The copies in a row."""
+    """Return the copies as a sequence."""
     return nn.Sequential(*copies_of(site, indices, method).units)
 
 
@@ -71,7 +71,7 @@ def test_a_unit_may_be_copied_several_times() -> None:
 
 @pytest.mark.parametrize(("index", "rate"), [(1, set()), (2, {0.15}), (3, {0.3})])
 def test_a_copy_keeps_its_units_stochastic_depth(index: int, rate: set[float]) -> None:
-    """Of stochastic depth; the last two units are adapted to the stem's maps."""
+    """The last two units are adapted to the maps of the stem."""
     model = CifarResNet(depth=8, drop_path=0.3)
     (copy,) = units_of(of(list(model.units(IMAGES, TASK))), [index], "test")
     found = {layer._rate for layer in copy.modules() if isinstance(layer, DropPath)}
@@ -79,14 +79,17 @@ def test_a_copy_keeps_its_units_stochastic_depth(index: int, rate: set[float]) -
 
 
 def test_a_unit_that_does_not_fit_is_adapted() -> None:
-    """layer3.0 takes [32, 8, 8]; it gets the stem's [16, 16, 16] and halves it once."""
+    """layer3.0 usually reads [32, 8, 8].
+
+    Its copy reads the stem's [16, 16, 16], and halves it once.
+    """
     network = units_of(resnet(), [3], "test")
     assert isinstance(network[0], BasicUnit)
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8)]
 
 
 def test_each_copy_is_adapted_to_the_output_of_the_previous_copy() -> None:
-    """The second copy of layer3.0 still finds larger maps than its own, the third does not."""
+    """The second copy of layer3.0 reads maps that are too large for it. The third one does not."""
     network = units_of(resnet(), [3, 3, 3], "test")
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8), (64, 4, 4), (64, 4, 4)]
 
@@ -124,7 +127,7 @@ def test_the_head_is_the_models_with_fresh_weights() -> None:
 
 
 def test_making_copies_changes_no_statistics_or_gradients() -> None:
-    """A sample of zeros goes through the copies, in evaluation mode."""
+    """Copying runs a sample of zeros through the copies, in evaluation mode."""
     network = units_of(resnet(), [1, 3], "test")
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
@@ -140,7 +143,7 @@ def test_making_copies_changes_no_statistics_or_gradients() -> None:
 
 
 def test_making_copies_draws_random_numbers_only_for_weights() -> None:
-    """Or what is drawn later would depend on how shapes are found."""
+    """Otherwise, later random numbers would depend on how shapes are found."""
     units = [
         Unit("first", nn.Identity, (IMAGE,)),
         Unit("dropout", nn.Dropout),
@@ -180,7 +183,7 @@ def test_a_unit_without_adapt_is_refused_if_features_differ() -> None:
 
 
 class Pair(nn.Module):
-    """Two outputs."""
+    """Returns two outputs."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x, x

@@ -1,4 +1,4 @@
-"""The smallest head."""
+"""The smallest auxiliary head, which is one Linear layer."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Information propagation: reconstruction beside classification."""
+"""InfoPro: an auxiliary loss of reconstruction and classification."""
 
 import math
 import statistics
@@ -32,7 +32,7 @@ COLOUR = ImageSpec(3, 6, 5, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 
 
 def sites(modules: int, shape: tuple[int, ...] = (8, 4, 4)) -> list[Site]:
-    """The ends of modules of one unit each, without the last, which has no auxiliary network."""
+    """Return the ends of modules of one unit each. The last module has no auxiliary network."""
     units = [Unit(f"unit.{n}", nn.Identity) for n in range(modules)]
     ranges = tuple(range(n, n + 1) for n in range(modules))
     features = [ValueSpec(shape, torch.float32)] * modules
@@ -54,7 +54,7 @@ def built(method: InfoPro, site: Site) -> InfoProCriterion:
 def test_everything_is_trained(
     site: Site, loss: Loss, weights: list[float] | None, convolutions: int
 ) -> None:
-    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    torch.manual_seed(0)  # with some other seeds, a ReLU could zero a whole layer
     method = InfoPro(loss=loss, weights=weights, convolutions=convolutions)
     assert_trained(method.criterion(site), batch_at(site))
 
@@ -68,7 +68,7 @@ def test_neither_feature_nor_image_is_changed_in_place(site: Site, loss: Loss) -
 
 
 def layers(network: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of the weights, and of convolutions the stride."""
+    """Return the shapes of the weights. For convolutions, the stride is added."""
     return [
         (*m.weight.shape, *(m.stride[:1] if isinstance(m, nn.Conv2d) else ()))
         for m in network.modules()
@@ -102,7 +102,7 @@ def test_layers_of_the_classifier(
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_convolutions_are_drawn_by_hes_rule(loss: Loss) -> None:
-    """As in the paper's code: a standard deviation of sqrt(2 / fan out)."""
+    """As in the paper's code, the standard deviation is sqrt(2 / fan out)."""
     torch.manual_seed(0)
     (site,) = sites(2, (32, 4, 4))
     criterion = built(InfoPro(loss=loss), site)
@@ -229,7 +229,7 @@ def test_only_softmax_trains_the_module_by_its_prediction(site: Site, loss: Loss
 
 @pytest.mark.parametrize("image", [COLOUR, replace(COLOUR, mean=(0.3,), std=(0.2,))])
 def test_the_decoders_targets_are_the_original_pixels(image: ImageSpec) -> None:
-    """All values that a byte has, in every channel."""
+    """All byte values are tested, in every channel."""
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (image.mean, image.std))
     target = Decoder(8, image, 12).pixels(normalise(pixels, mean, std))
@@ -237,14 +237,14 @@ def test_the_decoders_targets_are_the_original_pixels(image: ImageSpec) -> None:
 
 
 def test_pixels_outside_the_range_are_clamped() -> None:
-    """A user's own data set may pad with what is neither black nor white."""
+    """A user's own data set may pad images with values below black or above white."""
     image = torch.tensor([-0.6, -0.5, 0.0, 1.5, 1.6]).view(1, 1, 1, 5)
     pixels = Decoder(8, ImageSpec(1, 1, 5, (0.25,), (0.5,)), 12).pixels(image)
     assert pixels.flatten().tolist() == [0, 0, 0.25, 1, 1]
 
 
 def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:
-    """A decoder that has painted everything in one grey of logit 1."""
+    """The decoder returns a logit of 1 for each pixel."""
     image = batch_at(site)[IMAGE]
     decoder = Decoder(8, site.image, 12)
     *_, last = decoder.network.children()
@@ -273,7 +273,7 @@ def test_features_are_enlarged_with_aligned_corners() -> None:
 def slow_contrastive(
     vectors: Sequence[Sequence[float]], targets: Sequence[Sequence[float]], temperature: float
 ) -> float:
-    """The loss, one pair of samples after the other."""
+    """Return the contrastive loss, computed from each pair of samples."""
     total_loss, counted = 0.0, 0.0
     for anchor, vector in enumerate(vectors):
         others = [n for n in range(len(vectors)) if n != anchor]
@@ -320,7 +320,7 @@ def test_the_similarity_of_mixed_images_comes_from_their_class_shares(site: Site
 
 
 def test_a_tiny_share_hardly_changes_the_contrastive_loss() -> None:
-    """Where no two images have more in common than that, there is next to nothing to learn."""
+    """If no two images have more than this share in common, the loss and its gradient are tiny."""
     vectors = F.normalize(torch.randn(4, 5), dim=1).requires_grad_()
     for share in (1e-6, 1e-20, 1e-38, 1e-44, 1e-60):
         shares = torch.eye(4) + share * torch.eye(4).roll(1, 1)
@@ -331,7 +331,8 @@ def test_a_tiny_share_hardly_changes_the_contrastive_loss() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
-@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")  # slower is fine here
+# a slower computation is allowed here
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_a_batch_without_two_samples_of_a_class_has_no_contrastive_loss(labels: list[int]) -> None:
     vectors = F.normalize(torch.randn(len(labels), 4), dim=1).requires_grad_()
     with torch.autograd.detect_anomaly():

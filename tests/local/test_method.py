@@ -1,4 +1,4 @@
-"""Where auxiliary networks stand, and what trains a module."""
+"""The positions of auxiliary networks, and the loss that trains each module."""
 
 import torch
 from torch import Tensor, nn

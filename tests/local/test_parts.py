@@ -1,4 +1,4 @@
-"""What several local methods are made of."""
+"""Functions and layers that several local methods use."""
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ def test_tokens_are_arranged_like_their_patches(tokens: int, size: tuple[int, in
     x = torch.randn(2, tokens, 3)
     as_map = AsMap()(x)
     assert as_map.shape == (2, 3, *size)
-    patches = x[:, 1:] + x[:, :1] if tokens in (17, 2) else x  # a class token is added to each
+    # a class token is added to each picture
+    patches = x[:, 1:] + x[:, :1] if tokens in (17, 2) else x
     for patch in range(size[0] * size[1]):
         row, column = divmod(patch, size[1])
         assert torch.equal(as_map[:, :, row, column], patches[:, patch])

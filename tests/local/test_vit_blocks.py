@@ -75,7 +75,7 @@ def test_an_invalid_front_back_text_is_refused(depth: str) -> None:
 
 
 def test_blocks_have_the_sizes_of_the_block_after_the_module() -> None:
-    """And like the last one, where only the head is behind it."""
+    """If only the head is behind the module, the blocks are like its last block."""
 
     def block(hidden: int) -> partial[Block]:
         return partial(Block, 8, 2, hidden, 0.0, 0.0)

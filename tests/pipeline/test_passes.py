@@ -131,7 +131,9 @@ TWO_OF_2 = places(routes_of(PPLL(), 2, 2))  # modules a and b on stage 0, c and 
         ),
     ],
 )
-def test_averages(place: Place, before: str, after: str) -> None:
+def test_averages_start_before_the_last_backward_and_end_before_the_step(
+    place: Place, before: str, after: str
+) -> None:
     assert words(passes.averages(place, stream(before))) == squeezed(after)
 
 
@@ -145,7 +147,7 @@ def test_averages(place: Place, before: str, after: str) -> None:
         (BOTH, "F0a F0b +b L0b B0b =b Sb +a B0a =a Sa", "F0a F0b +b L0b B0b +a B0a =b =a n+ Sb Sa"),
     ],
 )
-def test_norms_stand_behind_all_averages_and_before_all_steps(
+def test_norms_are_exchanged_after_averages_and_before_steps(
     place: Place, before: str, after: str
 ) -> None:
     assert words(passes.norms(place, stream(before))) == squeezed(after)
@@ -164,11 +166,11 @@ def test_norms_stand_behind_all_averages_and_before_all_steps(
         (TWO_OF_2[1], "F0c L0c B0c F0d L0d B0d", "x0c<0 F0c L0c B0c F0d L0d B0d"),
     ],
 )
-def test_communicate(place: Place, before: str, after: str) -> None:
+def test_sends_and_receives_are_added(place: Place, before: str, after: str) -> None:
     assert words(passes.communicate(place, stream(before))) == squeezed(after)
 
 
-def test_gradients_travel_inside_a_module_alone() -> None:
+def test_gradients_are_sent_only_inside_a_module() -> None:
     """Chunks a and b are a module on two stages. Chunk c is another module."""
     here = chunks_on([0, 1, 2], ["image > x", "x > x", "x > x"], {1: "x", 2: "x"})
     compute = ["F0a B0a", "F0b L0b B0b", "F0c L0c B0c"]
@@ -180,7 +182,7 @@ def test_gradients_travel_inside_a_module_alone() -> None:
     ]
 
 
-def test_the_batch_is_taken_where_the_first_chunk_is() -> None:
+def test_the_stage_of_the_first_chunk_loads_the_batch() -> None:
     found = [words(passes.take_batch(place, stream("Sa"))) for place in (*CHAIN_OF_3, MODULES)]
     assert found == ["N Sa", "Sa", "Sa", "N Sa"]
     v_shaped = chunks_on([1, 0, 1], ["image > x", "x > x", "x > x"], {2: "x"})
@@ -196,7 +198,7 @@ def test_the_batch_is_taken_where_the_first_chunk_is() -> None:
         (MODULES, "F0a L0a I0a W0a Sa F0b L0b I0b W0b", "F0a L0a B0a Sa F0b L0b B0b"),
     ],
 )
-def test_a_backward_is_whole_where_no_input_takes_a_gradient(
+def test_a_backward_is_not_split_if_no_input_gets_a_gradient(
     place: Place, before: str, after: str
 ) -> None:
     assert words(passes.whole_backwards(place, stream(before))) == after
@@ -234,10 +236,10 @@ def test_a_backward_is_whole_where_no_input_takes_a_gradient(
         ),
     ],
 )
-def test_weights_are_sent_after_the_step_and_shown_before_the_next_forward(
+def test_weights_are_sent_after_the_step_and_read_before_the_next_forward(
     modules: list[int], before: list[str], after: list[str]
 ) -> None:
-    """This happens once per batch, for any number of micro-batches."""
+    """Weights are sent once per batch, for any number of micro-batches."""
     watches = {0: Watch(1, 5), 1: Watch(2, 1)}
     here = places(routes_of(PPLL(), len(modules), modules, watches=watches))
     found = [passes.weights(p, stream(own)) for p, own in zip(here, before, strict=True)]
@@ -248,7 +250,7 @@ def test_weights_are_sent_after_the_step_and_shown_before_the_next_forward(
                 assert each.ahead == {0: 2, 1: 1}[each.chunk], place
 
 
-def test_two_chunks_watch_the_same_unit() -> None:
+def test_two_chunks_can_watch_the_same_unit() -> None:
     """Both chunks are on stage 0, but each has its own channel."""
     watches = {0: Watch(2, 1), 1: Watch(2, 7)}
     here = places(routes_of(PPLL(), 2, [2, 1], watches=watches))
@@ -256,7 +258,7 @@ def test_two_chunks_watch_the_same_unit() -> None:
     assert [*map(words, found)] == ["wa<1 F0a wb<1 F0b", "Sc wa>0 wb>0"]
 
 
-def test_evaluation_moves_no_weights() -> None:
+def test_evaluation_sends_no_weights() -> None:
     for place in places(routes_of(PPLL(), 2, watches={0: Watch(1)})):
         assert "w" not in words(passes.evaluation(place, PPLL()))
         assert "w" in words(passes.training(place, PPLL()))
@@ -267,7 +269,7 @@ def released(place: Place, text: str) -> str:
     return words(passes.release(place, passes.communicate(place, stream(text))))
 
 
-def test_a_slot_is_given_back_after_its_last_use() -> None:
+def test_a_slot_is_released_after_its_last_use() -> None:
     assert [
         released(place, own)
         for place, own in zip(CHAIN_OF_3, ["F0a B0a", "F0b B0b Sb", "F0c L0c B0c"], strict=True)
@@ -278,15 +280,15 @@ def test_a_slot_is_given_back_after_its_last_use() -> None:
     ]
 
 
-def test_the_weight_half_of_a_backward_keeps_both_slots() -> None:
-    """It multiplies the inputs by the received gradients, which are read in their slot."""
+def test_both_slots_are_kept_until_the_weight_half_of_a_backward() -> None:
+    """This half multiplies the inputs by the received gradients, and reads both in their slots."""
     assert released(CHAIN_OF_3[1], "F0b F1b I0b I1b W0b W1b") == (
         "x0b<0 F0b x0b>2 x1b<0 F1b x1b>2 g0b<2 I0b g0b>0 g1b<2 I1b g1b>0 "
         "W0b gb/2 xb/0 W1b gb/2 xb/0"
     )
 
 
-def test_a_gradient_that_only_passes_through_keeps_its_slot_until_it_is_sent() -> None:
+def test_a_slot_is_kept_until_a_gradient_that_passes_through_is_sent() -> None:
     here = places(routes_of(NaivePipeline(), 3, arrows=SKIP))
     after = "x0b<0 F0b x0b>2 g0b<2 B0b xb/0 g0b>0 gb/2 Sb"
     assert released(here[1], "F0b B0b Sb") == after
@@ -297,7 +299,7 @@ def test_a_gradient_that_only_passes_through_keeps_its_slot_until_it_is_sent() -
 OVER_3 = ["image > x c", "x > x", "x > x", "x c > x"]
 
 
-def test_gradients_that_pass_through_two_chunks_of_a_stage_keep_their_slot() -> None:
+def test_a_slot_is_kept_while_gradients_pass_two_chunks_of_a_stage() -> None:
     """The slot was once filled again before the second chunk had sent the gradients in it."""
     here = chunks_on([0, 1, 1, 2], OVER_3, {3: "x"})
     assert released(here[1], "F0b F0c B0c B0b") == (
@@ -308,7 +310,7 @@ def test_gradients_that_pass_through_two_chunks_of_a_stage_keep_their_slot() -> 
     )
 
 
-def test_gradients_that_a_chunk_makes_anew_are_no_longer_in_the_slot() -> None:
+def test_a_slot_is_released_once_a_chunk_computes_new_gradients() -> None:
     arrows = ["image > x", "x > x", "x > x", "x > x"]
     here = chunks_on([0, 1, 1, 2], arrows, {3: "x"})
     assert released(here[1], "F0b F0c B0c B0b") == (
@@ -316,7 +318,7 @@ def test_gradients_that_a_chunk_makes_anew_are_no_longer_in_the_slot() -> None:
     )
 
 
-def test_a_name_that_is_handed_on_inside_a_stage_stays_in_its_slot() -> None:
+def test_a_slot_is_kept_for_a_tensor_that_a_later_chunk_reads() -> None:
     """The last module's loss reads the labels. Module c only passes them on."""
     losses = {0: "x", 1: "x", 2: "x", 3: "x label"}
     arrows = ["image > x", "x > x", "x > x", "x > x"]
@@ -329,7 +331,7 @@ def test_a_name_that_is_handed_on_inside_a_stage_stays_in_its_slot() -> None:
     assert released(sent, compute) == "x0b<0 F0b L0b B0b Sb F0c x0c>2 xb/0 L0c B0c Sc"
 
 
-def test_a_name_that_is_bound_anew_does_not_stay_in_its_slot() -> None:
+def test_a_slot_is_released_if_its_name_is_written_again() -> None:
     arrows = ["image > x", "x > x label", "x > x"]
     here = chunks_on([0, 1, 1], arrows, {0: "x", 1: "x", 2: "x label"})
     assert released(here[1], "F0b L0b B0b Sb F0c L0c B0c Sc") == (
@@ -337,13 +339,13 @@ def test_a_name_that_is_bound_anew_does_not_stay_in_its_slot() -> None:
     )
 
 
-def test_what_nobody_reads_is_given_back_at_once() -> None:
+def test_a_slot_that_nobody_reads_is_released_at_once() -> None:
     here = chunks_on([0, 1], ["image > x", "> x"], {0: "x", 1: "x"})
     assert released(here[1], "F0b L0b B0b Sb") == "x0b<0 xb/0 F0b L0b B0b Sb"
 
 
 @pytest.mark.parametrize("schedule", [GPipe(microbatches=2), Interleaved(), ZeroBubbleH1(), PPLL()])
-def test_evaluation_gives_back_and_sends_no_gradients(schedule: Schedule) -> None:
+def test_evaluation_releases_all_slots_and_sends_no_gradients(schedule: Schedule) -> None:
     for place in places(routes_of(schedule, 3, 2, SKIP), 3):
         found = words(passes.evaluation(place, schedule)).split()
         received = [each for each in found if "<" in each]

@@ -1,4 +1,4 @@
-"""Channels over torch.distributed, between two processes that do as they are told."""
+"""Channels over torch.distributed, between two processes that the test commands."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -29,17 +29,17 @@ from ppll_cli.transport.network import (
 from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting, each
 
 FAST_S = 1000.0
-"""How far the second process's clock is ahead."""
+"""The clock of the second process is this many seconds ahead."""
 
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How bytes travel, and between which devices."""
+    """The group that carries bytes, and the devices of a channel's ends."""
 
     backend: str | None
-    """Of a group of their own."""
+    """Backend of the group for bytes. If it is None, there is no such group."""
 
     devices: tuple[str, str] = ("cpu", "cpu")
 
@@ -50,7 +50,7 @@ ON_TWO = {"nccl": Kind("nccl", ("cuda:0", "cuda:1"))}
 
 
 class LaterGroups(Groups):
-    """Makes a group when it is first asked for, which both ends do in the same order."""
+    """Makes each group at its first use. Both ends do so in the same order."""
 
     def of(self, name: str) -> ProcessGroup:
         if name not in self._made:
@@ -59,7 +59,7 @@ class LaterGroups(Groups):
 
 
 def serve(rank: int, store: str, commands: Connection) -> None:
-    """A process: its end of the channel that was last made is used as commands say."""
+    """Run a process: execute commands on its end of the channel that was made last."""
     known = {"all": Group((0, 1), "gloo"), "from first": Group((0, 1), "gloo", directed=True)}
     groups = LaterGroups(f"file://{store}", rank, 2, known, "lo", apart=True)
 
@@ -103,7 +103,7 @@ def serve(rank: int, store: str, commands: Connection) -> None:
         except Exception as error:
             answer = error
         commands.send(answer)
-    os._exit(0)  # threads of channels are still waiting
+    os._exit(0)  # threads of the channels may still be waiting
 
 
 def _same(header: Any) -> Any:
@@ -111,7 +111,7 @@ def _same(header: Any) -> Any:
 
 
 class Far:
-    """The end of a channel in one of the processes."""
+    """Sends commands to the end of a channel in one of the processes."""
 
     def __init__(self, commands: Connection) -> None:
         self._commands = commands
@@ -158,7 +158,10 @@ NAMES = count()
 
 @pytest.fixture(params=[*each(ON_CPU), *each(ON_CUDA, 1), *each(ON_TWO, 2)])
 def open_channel(ends: tuple[Far, Far], request: pytest.FixtureRequest) -> Open:
-    """Opens a channel, given its slots, the largest tensors, and what else sets it apart."""
+    """Return a function that opens a channel, given its slots and the largest tensors.
+
+    The schemas of both ends and the dtype of transfer may be given too.
+    """
 
     def open_channel(
         slots: int,
@@ -187,7 +190,7 @@ def take(receiver: Far) -> tuple[object, dict[str, Tensor]]:
 
 
 MANY = {f"a tensor with number {n}": counting(n % 3 + 1) for n in range(100)}
-"""Whose names and shapes do not fit into the first part of a head."""
+"""The names and shapes of these tensors do not fit into the first part of a header."""
 
 
 @pytest.mark.parametrize("case", [*CASES, "many"])
@@ -214,7 +217,10 @@ def test_tensors_with_gaps_arrive_dense(open_channel: Open, wire_dtype: str | No
 
 
 def test_heads_of_any_length_arrive(open_channel: Open) -> None:
-    """Around the length at which one has a second part."""
+    """A long header is sent in two parts.
+
+    The lengths are near the limit, and one is far above it.
+    """
     sender, receiver = open_channel(1, {})
     for length in (0, *range(HEAD - 20, HEAD + 5), 10 * HEAD):
         put(sender, "ü" * (length // 6) + "x" * (length % 6), {})
@@ -235,13 +241,13 @@ def test_a_short_message_contains_nothing_of_an_earlier_longer_one(open_channel:
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_full_channel_makes_the_sender_wait(open_channel: Open, slots: int) -> None:
-    """So many are held at the other end, and two more wait here."""
+    """The receiver holds one message for each slot, and two more messages wait at the sender."""
     sender, receiver = open_channel(slots, {"x": counting(2)})
     for number in range(slots + STAGED):
         put(sender, number, {"x": counting(2) + number})
     assert not sender("wait", 0.2)
     held = [take(receiver) for _ in range(slots)]
-    assert not receiver("wait", 0.2)  # received, but still held
+    assert not receiver("wait", 0.2)  # received, but not released
     assert not sender("wait", 0.0)
     for number in range(slots + STAGED, slots + STAGED + 3):
         receiver("release")
@@ -260,7 +266,7 @@ def test_a_held_message_keeps_its_values(open_channel: Open) -> None:
     take(receiver)
     take(receiver)
     put(sender, 2, {"x": counting(2) + 2})
-    receiver("release")  # the first one's slot, not the second's
+    receiver("release")  # the slot of the first message, not of the second
     assert_same(take(receiver)[1], {"x": counting(2) + 2})
     assert receiver("size") == 2 * (HEAD + aligned(1))
 
@@ -276,7 +282,7 @@ def test_wire_dtype_bf16_rounds_float32_tensors(open_channel: Open) -> None:
 
 
 def wait_on(end: Far) -> None:
-    """Until something is there or wrong."""
+    """Wait until a message has arrived. Errors of the channel are raised."""
     until_s = monotonic() + LIMIT_S
     while not end("wait", 0.05):
         assert monotonic() < until_s

@@ -1,4 +1,4 @@
-"""What stands in the way of a transport, and how that is found before training starts."""
+"""Reasons why a transport cannot be used, which are found before training starts."""
 
 import resource
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_allocator_settings_that_prevent_sharing_are_found(
 
 
 def test_memory_outside_torchs_allocator_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch asks whether the variable is there, and not what it says."""
+    """Torch only checks whether the variable exists, and ignores its value."""
     monkeypatch.setenv(devices.NO_CACHE_VARIABLE, "0")
     reason = f"{devices.NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     assert devices.cannot_share() == reason
@@ -82,7 +82,10 @@ def test_queue_replaces_a_ring_without_room_on_cuda(
 def test_without_room_in_shared_memory_a_run_on_cpu_is_refused(
     monkeypatch: pytest.MonkeyPatch, transport: Transport
 ) -> None:
-    """The plain transport was used instead, and killed by SIGBUS: its tensors are there as well."""
+    """The program once used the queue instead.
+
+    SIGBUS then killed it: queues need this memory too.
+    """
     shared_memory(monkeypatch, 3 << 20)
     with pytest.raises(ConfigError) as refused:
         usable("it", transport, 9 << 20, ["cpu", "cpu"])
@@ -108,9 +111,9 @@ def test_queue_is_refused_if_cuda_memory_cannot_be_shared(
         "cannot be shared; use transport=ring, or unset the variable"
     )
     alone = QueueTransport(depth=1)
-    assert usable("queue", alone, 0, ["cuda:0"]) is alone  # nothing travels
+    assert usable("queue", alone, 0, ["cuda:0"]) is alone  # no tensor is sent
     ring_used = RingTransport(depth=1)
-    assert usable("ring", ring_used, 1000, CUDA) is ring_used  # on pinned host memory
+    assert usable("ring", ring_used, 1000, CUDA) is ring_used  # through pinned host memory
 
 
 def test_a_run_is_refused_if_neither_transport_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +127,7 @@ def test_a_run_is_refused_if_neither_transport_is_usable(monkeypatch: pytest.Mon
 
 
 class Limits:
-    """The limit on file descriptors, which no test changes."""
+    """A fake limit on file descriptors, so that tests do not change the real one."""
 
     def __init__(self, soft: int, hard: int) -> None:
         self.now = (soft, hard)
@@ -140,7 +143,7 @@ class Limits:
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
-    """200 now, and 1000 where it is asked for; 10 are open."""
+    """Pretend that 10 descriptors are open, the limit is 200, and it can be raised to 1000."""
     limits = Limits(200, 1000)
     monkeypatch.setattr(resource, "getrlimit", limits.getrlimit)
     monkeypatch.setattr(resource, "setrlimit", limits.setrlimit)
@@ -173,7 +176,7 @@ def test_any_number_of_descriptors_fits_without_a_limit(limits: Limits) -> None:
 
 
 def test_too_few_descriptors_for_the_parent_are_refused(limits: Limits) -> None:
-    """1000 suffice for 108 workers: 10 + 128 + 108 * 3 + 107 * 5 = 997."""
+    """For 108 workers, 1000 descriptors are enough: 10 + 128 + 108 * 3 + 107 * 5 = 997."""
     transport = RingTransport(depth=1)
     check_descriptors("ring", transport, 108, chain(108, slots=3), tensors=2)
     with pytest.raises(ConfigError) as refused:
@@ -185,7 +188,7 @@ def test_too_few_descriptors_for_the_parent_are_refused(limits: Limits) -> None:
 
 
 def test_too_few_descriptors_for_a_worker_are_refused(limits: Limits) -> None:
-    """Each tensor in a slot takes one from a queue; the worker in the middle has two ends."""
+    """A queue needs a descriptor for each tensor in a slot. The middle worker has two channels."""
     check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=200), tensors=2)
     with pytest.raises(ConfigError) as refused:
         check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=300), tensors=2)
@@ -215,7 +218,7 @@ def test_files_that_a_worker_left_in_shared_memory_are_removed(
 
 
 class Runtime:
-    """CUDA's, as far as it pins memory."""
+    """The part of the CUDA runtime that pins memory."""
 
     def __init__(self, error: int) -> None:
         self._error = error
@@ -244,7 +247,7 @@ def test_both_ends_pin_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pinned_memory_is_unpinned_before_it_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else CUDA takes what is mapped at its address later for pinned, and copies to old pages."""
+    """Otherwise CUDA would regard other memory at this address as pinned, and copy to old pages."""
     runtime, waited = Runtime(error=0), list[bool]()
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(not runtime.released))
@@ -256,7 +259,7 @@ def test_pinned_memory_is_unpinned_before_it_is_unmapped(monkeypatch: pytest.Mon
     assert runtime.released == []
     del memory
     assert runtime.released == [address]
-    assert waited == [True]  # before that
+    assert waited == [True]  # before the memory was unpinned
 
 
 def test_a_failure_to_pin_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

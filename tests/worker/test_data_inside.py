@@ -1,4 +1,4 @@
-"""What is new about data and targets makes no schedule train otherwise: runs inside the test."""
+"""With other data and targets, all schedules still train the same. The runs are inside the test."""
 
 from collections.abc import Sequence
 from pathlib import Path

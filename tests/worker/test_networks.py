@@ -1,4 +1,4 @@
-"""An optimizer step whose gradients, or whose loss, are not finite."""
+"""An optimizer step whose gradients or loss are not finite."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.worker.test_chunk import MODELS, held, job_of
 
 @pytest.mark.parametrize("index", [0, -1])
 def test_the_largest_gradient_is_infinite_if_one_is_not_a_number(index: int) -> None:
-    """NaN is neither larger nor smaller than the other norms, so `max` alone could hide it."""
+    """NaN is neither larger nor smaller than other numbers, so `max` alone might ignore it."""
     (chunk,) = held(job_of(*MODELS["vit"], "schedule=bp", "gpus=1"))
     for parameter in chunk.parameters:
         parameter.grad = torch.ones_like(parameter)
@@ -25,7 +25,10 @@ def test_the_largest_gradient_is_infinite_if_one_is_not_a_number(index: int) -> 
 def test_only_the_last_chunk_of_a_module_reports_a_skipped_step(
     caplog: pytest.LogCaptureFixture, at_once: bool
 ) -> None:
-    """All chunks of the module skip it. On CUDA nobody would ever read the flags of the others."""
+    """All chunks of the module skip the step.
+
+    On CUDA, flags of other chunks would never be read.
+    """
     job = job_of(*MODELS["vit"], "schedule=gpipe", "gpus=2", "optim.nonfinite=skip")
     (first,), (last,) = held(job, 0), held(job, 1)
     for chunk in (first, last):

@@ -1,4 +1,4 @@
-"""Runs that begin with weights of a file."""
+"""Runs whose initial weights come from a file."""
 
 from pathlib import Path
 from typing import Any

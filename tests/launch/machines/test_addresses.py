@@ -1,4 +1,4 @@
-"""Where the store of a run listens."""
+"""The address at which the store of a run listens."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from tests.launch.machines.conftest import free_port
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
 def test_the_store_listens_only_at_the_given_address() -> None:
-    """Torch's own socket listens on all interfaces."""
+    """A socket that torch opens itself listens on all interfaces."""
     port = free_port()
     store_at = partial(
         dist.TCPStore,  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ def test_the_store_listens_only_at_the_given_address() -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "192.0.2.1"])
 def test_torch_opens_its_own_socket_for_host_names_and_foreign_addresses(host: str) -> None:
-    """A name may lead elsewhere on other machines; an address may be that of a gateway."""
+    """On another machine, a name may have another address. An address may belong to a gateway."""
     assert listening(host, free_port()) is None
 
 

@@ -1,4 +1,4 @@
-"""What machine 0 makes of what other machines tell it."""
+"""How machine 0 handles the messages of other machines."""
 
 import socket
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ FILE = SavedFile("stage-1.safetensors", 3, "ab")
 
 
 class OneAway:
-    """Parcels that arrive when the test says so."""
+    """Files from another machine, which arrive when the test sets `there`."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[SavedFile, Path]] = []
@@ -108,7 +108,10 @@ def test_no_report_waits_if_the_run_directory_is_shared(job: Job) -> None:
 def test_a_worker_that_fails_without_an_exception_is_the_cause(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has one may have stumbled over another's end, of which others are still to tell."""
+    """A worker with an exception may only have lost its connection to a worker that failed.
+
+    So machine 0 waits for the reports of other machines.
+    """
     stumbled = {"error": "lost a connection", "traceback": "torch/distributed/", "time": 1.0}
     silent = {"error": "is stopped", "time": 2.0}
     messages, pauses = [said("failed", **stumbled)], list[float]()
@@ -136,7 +139,10 @@ GONE = {"kind": "failed", "machine": 1, "problem": "multiprocessing's fork serve
 def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_failure(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Machine 1's fork server was killed, and the healthy worker of machine 0 was named."""
+    """Machine 1's fork server was killed.
+
+    The message once named the healthy worker of machine 0.
+    """
     messages, pauses = list[Message](), list[float]()
 
     def pause(seconds: float) -> None:
@@ -163,7 +169,7 @@ def test_a_worker_with_an_exception_of_its_own_stays_the_cause(
 
 @pytest.fixture
 def fleets() -> Iterator[tuple[Fleet, Fleet]]:
-    """Two machines' launchers, as far as they are one's fleet."""
+    """Return the launchers of two machines, which can only exchange messages."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -184,7 +190,7 @@ def wait_for(follower: Follower) -> None:
 def test_the_end_of_an_abandoned_job_keeps_the_message_of_the_next_job(
     job: Job, fleets: tuple[Fleet, Fleet]
 ) -> None:
-    """Machine 0 failed before its workers started, and is at the next job of a sweep."""
+    """Machine 0 failed before its workers started, and already does the next job of a sweep."""
     first, second = fleets
     follower = Follower(second, job, Value("i", 0))
     first.tell({"kind": "job", "job": 2})

@@ -1,4 +1,4 @@
-"""Files cross a network in pieces."""
+"""Files are sent over a network in pieces."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ Pair = tuple[Parcels, Parcels]
 
 
 class Shelf:
-    """A store that knows how much it has held.
+    """A store that records how many pieces it held.
 
     Attributes:
-        most: So many pieces at once.
+        most: The largest number of pieces that it held at one time.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def store() -> Shelf:
 
 @pytest.fixture
 def pair(store: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    """Machine 0's way to machine 1, and the other way round."""
+    """Return the parcels of machine 0 and of machine 1, which send files to each other."""
     monkeypatch.setattr(parcels, "PIECE_BYTES", 10)
     with ExitStack() as held:
         first = Parcels(lambda: store, "machine 1 (b)")
@@ -72,7 +72,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def problem_of(one: Parcels) -> str:
-    """What goes wrong."""
+    """Wait until a transfer fails, and return its error message."""
     wait_for(lambda: _problem(one) != "")
     return _problem(one)
 

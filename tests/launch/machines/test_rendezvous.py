@@ -1,4 +1,4 @@
-"""What torchrun and srun say of the machines."""
+"""The environment variables in which torchrun and srun describe the machines."""
 
 import pytest
 
@@ -34,9 +34,9 @@ def test_the_variables_of_torchrun_and_srun_are_read() -> None:
     "environment",
     [
         {},
-        {"RANK": "1", "WORLD_SIZE": "2"},  # of some other program
+        {"RANK": "1", "WORLD_SIZE": "2"},  # these are of some other program
         {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"},
-        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},  # in a batch file, outside of srun
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},  # in a batch script, without srun
         {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},
     ],
 )

@@ -1,4 +1,4 @@
-"""Reports cross a network as JSON."""
+"""Reports are sent over a network as JSON."""
 
 import json
 
