@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.job.course import Batch, Version
+from ppll_cli.job.course import Batch
 from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.recompute import recomputed
@@ -94,12 +94,6 @@ class HeldChunk(Networks):
             values.update(leaves)
             self._leaves[micro_batch] = leaves
         self._values[micro_batch] = values
-
-    def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
-        """Give the criterion a version of another module's weights, by parameter name."""
-        assert self.criterion is not None
-        with torch.no_grad():
-            self.criterion.see(weights, version.steps)
 
     def forward(self, micro_batch: int) -> None:
         """Run the units of the chunk on a micro-batch.
