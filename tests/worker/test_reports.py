@@ -15,6 +15,7 @@ from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.clock import StreamClock
+from ppll_cli.worker.nonfinite import NonFinite
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.sums import JOINED, Sums
@@ -67,7 +68,7 @@ class OneModule:
         self.place = Chunk(range(1), 0, 0, True)
         self.criterion = Criterion(nn.Identity(), ("x",), TASK)
         self.sums: dict[str, Sums] = {}
-        self.skipped: dict[int, Tensor] = {}
+        self.nonfinite = NonFinite(True, self.place, torch.device("cpu"))
         self.squared_norm: Tensor | None = None
         self.device = torch.device("cpu")
 
@@ -183,7 +184,7 @@ def test_a_mark_does_not_pass_a_loss_that_is_no_number() -> None:
 
 def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
     case = Case()
-    case.chunk.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
+    case.chunk.nonfinite.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
     case.train(7)
     assert not caplog.records
     case.reports.send(wait=True)
