@@ -192,7 +192,7 @@ def _configured(
     from hydra import initialize_config_dir
 
     from ppll_cli.cli.explain import explain
-    from ppll_cli.launch.resume import refused
+    from ppll_cli.launch.changeable import refused
 
     def check(key: str, override: str, value: Any) -> None:
         if key.split(".")[0] not in FREE:
