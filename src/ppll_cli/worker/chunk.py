@@ -121,6 +121,8 @@ class HeldChunk(Networks):
         channel may reuse the input's slot before the next chunk reads the view.
         """
         outputs = {name: values[name].detach() for name in self._out.names}
+        if not slots:
+            return outputs
         made = {name for unit, _ in self.units for name in unit.writes} & outputs.keys()
         return outputs | apart({name: outputs[name] for name in made}, slots)
 
