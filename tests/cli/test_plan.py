@@ -11,7 +11,7 @@ import pytest
 
 from ppll_cli.cli import plan as planning
 from ppll_cli.cli.plan import GPUS, SCHEDULES, Plan
-from ppll_cli.cli.planning import Planner
+from ppll_cli.cli.planner import Planner
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
 from ppll_cli.predict.interconnect import Interconnect, Link
@@ -255,7 +255,7 @@ def test_neighbours_are_counted_on_each_machine(
         asked.append((len({*job.homes}), given[-1]))
         return predict(job, *given)
 
-    monkeypatch.setattr("ppll_cli.cli.planning.predict", spy)
+    monkeypatch.setattr("ppll_cli.cli.planner.predict", spy)
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll"])
     with Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours) as found:
         found.rows(4)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ppll_cli.cli.sweep import CompareRuns, refuse
+from ppll_cli.cli.sweep import CompareRuns, refuse, warn_of_tuning
 from ppll_cli.config.commands import command
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.sweeps import record_of, recorded_sweep
@@ -126,3 +127,22 @@ def test_a_full_disk_does_not_hide_the_comparison(
     CompareRuns()._compare(folder)
     assert "0    completed  bp" in capsys.readouterr().out
     assert "the comparison could not be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "mode", "objective", "warns"),
+    [
+        ("optuna", RunMode.MULTIRUN, "test.accuracy", True),
+        ("optuna", RunMode.MULTIRUN, "test_ema.loss", True),
+        ("optuna", RunMode.MULTIRUN, "val.accuracy", False),
+        ("optuna", RunMode.RUN, "test.accuracy", False),
+        ("basic", RunMode.MULTIRUN, "test.accuracy", False),
+    ],
+)
+def test_a_sweeper_that_tunes_on_the_test_set_gets_a_warning(
+    caplog: pytest.LogCaptureFixture, sweeper: str, mode: RunMode, objective: str, warns: bool
+) -> None:
+    """The basic sweeper runs a grid, and chooses nothing by its results."""
+    runtime = {"choices": {"hydra/sweeper": sweeper}}
+    warn_of_tuning(OmegaConf.create({"runtime": runtime, "mode": mode}), objective)
+    assert [each.getMessage()[:10] for each in caplog.records] == ["objective="] * warns

@@ -22,9 +22,9 @@ from ppll_cli.job.checkpoint import (
     newest,
     save_stage,
     unfinished_folder,
-    write_model,
 )
 from ppll_cli.job.manifest import Manifest, SavedFile
+from ppll_cli.job.model_file import write_model
 from ppll_cli.leaves.files import digest_of
 
 TENSORS = {
@@ -137,21 +137,6 @@ def test_tensors_of_every_kind_can_be_saved(tmp_path: Path) -> None:
         saved(tmp_path / "checkpoints" / ".step-1.unfinished"),
         {name: tensor.detach() for name, tensor in awkward.items()},
     )
-
-
-def test_the_model_file_has_the_backbone_with_its_own_names(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    write_model(save(tmp_path, 3, [NAMES[:2], NAMES[2:]]), path)
-    backbone = {
-        name.removeprefix("model."): tensor
-        for name, tensor in TENSORS.items()
-        if name.startswith("model.")
-    }
-    assert len(backbone) == 3
-    assert_equal(load_file(path), backbone)
-    write_model(save(tmp_path, 4, [NAMES]), path)  # again, over the old file
-    assert_equal(load_file(path), backbone)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])

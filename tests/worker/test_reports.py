@@ -18,6 +18,7 @@ from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.clock import StreamClock
+from ppll_cli.worker.nonfinite import NonFinite
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.sums import JOINED, Sums
@@ -70,7 +71,7 @@ class OneModule:
         self.place = Chunk(range(1), 0, 0, True)
         self.criterion = Criterion(nn.Identity(), ("x",), TASK)
         self.sums: dict[str, Sums] = {}
-        self.skipped: dict[int, Tensor] = {}
+        self.nonfinite = NonFinite(True, self.place, torch.device("cpu"))
         self.squared_norm: Tensor | None = None
         self.device = torch.device("cpu")
 
@@ -187,7 +188,7 @@ def test_a_nonfinite_loss_is_an_error_at_the_next_mark() -> None:
 
 def test_skipped_steps_are_logged_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
     case = Case()
-    case.chunk.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
+    case.chunk.nonfinite.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
     case.train(7)
     assert not caplog.records
     case.reports.send(wait=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ppll_cli.config import settings
+from ppll_cli.pipeline.gradients import whole_backwards
 from ppll_cli.pipeline.instructions import Backward, BackwardInput, BackwardWeight
-from ppll_cli.pipeline.passes import whole_backwards
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
 from tests.conftest import assert_same, compose_config

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from rich.table import Table
 
-    from ppll_cli.cli.planning import Row
+    from ppll_cli.cli.planner import Row
     from ppll_cli.predict.speed import EdgeLoad
 
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
@@ -235,7 +235,7 @@ def _show(plan: Plan, options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from ppll_cli.cli.planning import Planner
+    from ppll_cli.cli.planner import Planner
     from ppll_cli.observe.console import rich_console
     from ppll_cli.predict.interconnect import Interconnect, Link
 

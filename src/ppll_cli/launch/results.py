@@ -11,7 +11,7 @@ from typing import Any
 
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import Interrupted, RunFailedError
-from ppll_cli.job import checkpoint
+from ppll_cli.job import model_file
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
 from ppll_cli.launch.samples import write_samples
@@ -53,7 +53,7 @@ def write_results(
         has_model = _write_model(last, run_dir, needed=status == "completed")
     if has_model and job.settings.optim.ema is not None:
         with _noted(problems, run_dir, EMA_FILE):
-            checkpoint.write_model(last, run_dir / EMA_FILE, ema=True)
+            model_file.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
         status, error = "failed", str(problems[0])
@@ -84,7 +84,7 @@ def drop_unfinished(run_dir: Path) -> None:
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint and return True; return False if there is none."""
     if last.exists():
-        checkpoint.write_model(last, run_dir / MODEL_FILE)
+        model_file.write_model(last, run_dir / MODEL_FILE)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))

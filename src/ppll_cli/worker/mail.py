@@ -62,6 +62,7 @@ class Mail:
             header, tensors = receiver.receive()
             expected = self._header(version, message.micro_batch, channel.chunk)
             assert header == expected, f"expected {expected} of {channel}, got {header}"
+            self._links.pulse.received += channel.kind == "activations"
             return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def release(self, instruction: Instruction) -> None:
@@ -84,6 +85,7 @@ class Mail:
         self.wait(sender, "blocked")
         with self._recorder.working("transfer", instruction):
             sender.send(self._header(version, message.micro_batch, channel.chunk), tensors)
+        self._links.pulse.sent += channel.kind == "activations"
 
     def _header(self, version: Version | None, micro_batch: int, chunk: int) -> Header:
         about = version or self.item

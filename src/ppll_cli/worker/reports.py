@@ -297,8 +297,9 @@ def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
 
 
 def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measured:
-    steps, flags = list(chunk.skipped), list(chunk.skipped.values())
-    chunk.skipped.clear()
+    skipped = chunk.nonfinite.skipped
+    steps, flags = list(skipped), list(skipped.values())
+    skipped.clear()
     norm = chunk.squared_norm
     return _Measured(
         chunk.place.module,

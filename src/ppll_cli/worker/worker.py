@@ -135,7 +135,7 @@ class Worker:
             end.open()
         self.report("ready")
         if not self._items:  # otherwise the worker before this one has sent them
-            self.interpreter.send_ahead()
+            self.interpreter.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
         for item in upcoming(self.job, self.seat, self.links, wait, before):

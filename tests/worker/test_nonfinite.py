@@ -16,7 +16,7 @@ def test_the_largest_gradient_is_infinite_if_one_is_not_a_number(index: int) -> 
     gradient = chunk.parameters[index].grad
     assert gradient is not None
     gradient.fill_(float("nan"))
-    chunk.nonfinite = True  # a loss was not finite
+    chunk.nonfinite.found = True  # a loss was not finite
     with pytest.raises(NonFiniteError, match="its largest gradient norm is inf"):
         chunk.step(3, None)
 
@@ -32,12 +32,13 @@ def test_only_the_last_chunk_of_a_module_reports_a_skipped_step(
     job = job_of(*MODELS["vit"], "schedule=gpipe", "gpus=2", "optim.nonfinite=skip")
     (first,), (last,) = held(job, 0), held(job, 1)
     for chunk in (first, last):
-        chunk._reads_at_once = at_once
+        chunk.nonfinite._reads_at_once = at_once
         before = [p.detach().clone() for p in chunk.parameters]
         for parameter in chunk.parameters:
             parameter.grad = torch.ones_like(parameter)
         chunk.step(3, torch.tensor(float("nan"), dtype=torch.float64))
         assert all(map(torch.equal, before, chunk.parameters))
-    assert (list(first.skipped), list(last.skipped)) == ([], [] if at_once else [3])
+    assert not first.nonfinite.skipped
+    assert list(last.nonfinite.skipped) == ([] if at_once else [3])
     told = "step 3 of module 0 is skipped: its gradient norm is not finite"
     assert [record.getMessage() for record in caplog.records] == [told] * at_once
