@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ class Worker:
             self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
-        self.report("ready")
+        self.report("ready", at_s=perf_counter())
         if not self._items:  # otherwise the worker before this one has sent them
             self.interpreter.send_ahead()
         wait = self.interpreter.mail.wait
@@ -217,6 +218,10 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
+        with self.recorder.waiting("snapshot"):
+            self._save_snapshot(snapshots)
+
+    def _save_snapshot(self, snapshots: Snapshots) -> None:
         self.reports.send(wait=True)  # raises if a loss was not finite
         for chunk in self.chunks.values():
             chunk.use_averages(False)
