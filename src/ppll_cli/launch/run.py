@@ -196,6 +196,7 @@ class Run:
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
         if self.prepared.job.recovers:
+            summary["recover"] = {"every": self.prepared.job.snapshot_every}
             summary["restarts"] = self._faults.listed()
         return summary
 
