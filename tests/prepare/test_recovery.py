@@ -1,9 +1,11 @@
 """Where a worker can be started again alone, and what is said where not."""
 
+from dataclasses import replace
+
 import pytest
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.prepare.recovery import FEWEST, MOST, USUAL
+from ppll_cli.prepare.recovery import FEWEST, MOST, USUAL, planned
 from ppll_cli.transport.journal import head_bytes
 from tests.conftest import prepared, shared_memory
 
@@ -41,6 +43,19 @@ def test_where_it_can(name: str) -> None:
     for channel, room in plain.channels.items():
         more = found.job.channels[channel]
         assert (more.slots, more.size) == (room.slots + 5 + 1, room.size)
+
+
+@pytest.mark.parametrize(("schedule", "recovers"), [("bp", False), ("ppll", True)])
+def test_a_plan_has_it_where_it_can_be(schedule: str, recovers: bool) -> None:
+    found = prepared(*DATA, *VIT, f"schedule={schedule}", "recover=auto")
+    settings = found.job.settings
+    recover = settings.recover.model_copy(update={"name": "stage"})
+    job = replace(
+        found.job, snapshot_every=0, settings=settings.model_copy(update={"recover": recover})
+    )
+    made = planned(job, (*found.unit_costs, *found.auxiliary_costs))
+    assert made.recovers == recovers
+    assert made.snapshot_every == found.job.snapshot_every
 
 
 def chosen(*overrides: str) -> tuple[int, list[str]]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
+from ppll_cli.job.snapshots import BUFFERS, snapshot_bytes
 from ppll_cli.models.trace import Cost
-from ppll_cli.predict.recovery import BUFFERS, snapshot_bytes
 from ppll_cli.transport.journal import head_bytes
 from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport

@@ -12,7 +12,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.job.links import Links
+from ppll_cli.job.snapshots import messages_between
 from ppll_cli.observe.timeline import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
@@ -30,10 +30,6 @@ from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.recorder import Totals
 from ppll_cli.worker.state import restore, tensors_of
 from ppll_cli.worker.sums import Sums
-
-COST = 0.01
-"""Largest fraction of a stage's time that snapshots take, if the program chooses their number and
-the channels have slots for as many messages."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Interval:
     Args:
         most: Largest number of messages, for which the channels have slots.
         fixed: Whether it is always this number, as the user asks. Otherwise it is the smallest
-            number for which snapshots take at most `COST` of the stage's time.
+            number for which snapshots take little of the stage's time; see `messages_between`.
 
     Attributes:
         messages: The number of messages until the next snapshot.
@@ -110,11 +106,8 @@ class Interval:
             messages: Number of messages between the last two snapshots.
             between_s: Seconds between them.
         """
-        if self._fixed:
-            return
-        allowed_s = COST * between_s / messages if messages else 0.0
-        enough = ceil(snapshot_s / allowed_s) if allowed_s else self._most
-        self.messages = min(max(1, enough), self._most)
+        if not self._fixed and messages:
+            self.messages = messages_between(snapshot_s, between_s / messages, self._most)
 
 
 class Snapshots:
