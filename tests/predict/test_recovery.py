@@ -7,6 +7,7 @@ import pytest
 from ppll_cli.config.sections import Recover
 from ppll_cli.job.job import Job
 from ppll_cli.pipeline.instructions import ReceiveActivations, Step
+from ppll_cli.predict.pace import Times
 from ppll_cli.predict.recovery import recovery_bytes, with_copies
 from ppll_cli.predict.speed import predict
 from tests.predict import given
@@ -35,7 +36,7 @@ def recovering(every: int, fixed: bool, modules: int | None = None) -> Job:
 
 def test_a_snapshot_is_spread_over_the_batches_until_the_next_one() -> None:
     job = recovering(4, fixed=True)
-    times = [{Step(0): 5.0}, {Step(1): 7.0}]
+    times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
     found = with_copies(job, Copies(), [8], times)
     assert found == [
         {Step(0): 5.0 + STATES[0] / 4},
@@ -49,14 +50,16 @@ def test_snapshots_are_as_frequent_as_a_hundredth_of_the_time_allows(
     batch_s: float, batches: int
 ) -> None:
     """They are taken every `batches` batches, at most every 16 here."""
-    times = [{Step(0): batch_s}, {Step(1): 1.0}]
+    times: list[Times] = [{Step(0): batch_s}, {Step(1): 1.0}]
     found = with_copies(recovering(16, fixed=False), Copies(), [8], times)
     assert found[0][Step(0)] == pytest.approx(batch_s + STATES[0] / batches)
 
 
 def test_modules_of_a_stage_share_its_snapshot() -> None:
     job = recovering(4, fixed=True, modules=4)
-    times = [{Step(chunk): 1.0 for chunk in job.layout.of(stage)} for stage in range(2)]
+    times: list[Times] = [
+        {Step(chunk): 1.0 for chunk in job.layout.of(stage)} for stage in range(2)
+    ]
     found = with_copies(job, Copies(), [8], times)
     whole = [3 * 4 * (10 + 20 + 30 + 40), 3 * 4 * (50 + 60)]  # the first modules have two units
     for own, size in zip(found, whole, strict=True):
@@ -65,7 +68,8 @@ def test_modules_of_a_stage_share_its_snapshot() -> None:
 
 
 def test_without_it_nothing_is_copied_or_kept() -> None:
-    job, times = given.job("ppll", 2), [{Step(0): 5.0}, {Step(1): 7.0}]
+    job = given.job("ppll", 2)
+    times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
     assert with_copies(job, Copies(), [8], times) == times
     assert recovery_bytes(job, Copies()) == [0, 0]
 

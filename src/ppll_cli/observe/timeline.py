@@ -182,7 +182,8 @@ def trace(
         replicas: Number of replicas of each stage.
         restarts: The restarts of workers.
     """
-    zero_s = min(each.start_s for each in (*restarts, *chain(*lanes)))
+    starts_s = [span.start_s for span in chain(*lanes)]
+    zero_s = min(starts_s + [restart.start_s for restart in restarts])
     events: list[dict[str, Any]] = []
     for worker, (spans, name, device) in enumerate(zip(lanes, names, devices, strict=True)):
         place = {"pid": worker, "tid": worker}
