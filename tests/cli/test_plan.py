@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 from ppll_cli.cli import plan as planning
 from ppll_cli.cli.plan import GPUS, SCHEDULES, Plan
-from ppll_cli.cli.planner import Planner
+from ppll_cli.cli.planner import Planner, Row
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
 from ppll_cli.predict.interconnect import Interconnect, Link
 from ppll_cli.predict.speed import Prediction, predict
 from tests import program
+from tests.predict import given
+from tests.predict.given import Source
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
@@ -195,6 +198,17 @@ def test_rows_that_cannot_run_say_why(planner: Make) -> None:
     assert rows[5]["ppll"].obstacle == "more stages than units"
     assert rows[2]["ppll"].prediction is not None
     found.check()
+
+
+def test_what_is_kept_for_restarts_has_a_column() -> None:
+    """Only where there is something, and empty for schedules that cannot restart a stage."""
+    whole, staged = (predict(given.job(name, 2), Source()) for name in ("bp", "ppll"))
+    kept = replace(staged, recovery_bytes=[2_000_000, 3_500_000])
+    table = planning._table(2, {"bp": Row("bp", whole), "ppll": Row("ppll", kept)})
+    (column,) = [each for each in table.columns if each.header == "recovery MB"]
+    assert [*column.cells] == ["", "2 / 3.5"]
+    plain = planning._table(2, {"bp": Row("bp", whole), "ppll": Row("ppll", staged)})
+    assert "recovery MB" not in [each.header for each in plain.columns]
 
 
 @pytest.mark.parametrize("key", ["compile", "recompute"])

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -95,6 +96,15 @@ def test_the_display_works_before_the_first_step() -> None:
     head, _, first, _, _ = shown(nothing, 80)
     assert head == f"epoch 1/10  {'─' * BAR}  step 0/200"
     assert first.endswith("not known yet")
+
+
+def test_a_stage_that_restarts_says_so_in_place_of_its_bar() -> None:
+    hurt = replace(NOW, stages=(NOW.stages[0], replace(NOW.stages[1], restarts=True)))
+    for width in (40, 120):
+        *_, first, second, _ = shown(hurt, width)
+        assert first == shown(NOW, width)[-3]
+        assert second.endswith("restarts")
+        assert not {*second} & {*"█▓░▒"}
 
 
 def test_a_plain_line_shows_the_progress() -> None:

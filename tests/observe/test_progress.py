@@ -79,3 +79,15 @@ def test_queued_batches_were_sent_but_not_received() -> None:
     looks = [look(5, sent=7), look(4, sent=4, received=5), look(4, received=4)]
     now = Progress(0, 100).update(0.0, looks)
     assert [stage.queued for stage in now.stages] == [0, 2, 0]
+
+
+def test_a_worker_that_restarts_is_marked() -> None:
+    """It starts to count its time again from its snapshot, so its last fractions stay."""
+    progress = Progress(0, 100)
+    before, after = (look(n, counted_s=2.0 * n, compute=1.0 * n) for n in (1, 2))
+    progress.update(0.0, [look(1), before])
+    now = progress.update(1.0, [look(2), after._replace(restarts=True)])
+    assert [stage.restarts for stage in now.stages] == [False, True]
+    again = progress.update(2.0, [look(3), look(2, counted_s=1.5, compute=0.1)])
+    assert not again.stages[1].restarts
+    assert again.stages[1].shares == now.stages[1].shares

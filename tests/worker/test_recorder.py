@@ -184,6 +184,51 @@ def test_a_restarted_worker_continues_the_totals_in_the_middle_of_a_segment(cloc
     assert len(second.steady_at) == 1
 
 
+def test_a_restart_counts_as_no_time_at_all(clock: Clock) -> None:
+    """Neither the gap between two processes counts, nor what the first one did after it saved."""
+    first = Script(clock)
+    first.batches(3)
+    saved = first.recorder.so_far()
+    first.batches(2)
+    clock.now_s += 1000
+    second = Script(clock)
+    second.recorder.continue_from(saved, [])
+    second.batches(4)
+    second.evaluation()
+    assert second.recorder.totals.samples == 8 * 7
+    assert second.counted() == 7
+
+
+def test_a_process_traces_anew_what_was_lost_with_the_one_before_it(clock: Clock) -> None:
+    first = Script(clock, traced=3)
+    first.batches(2)
+    saved = first.recorder.so_far()
+    assert not first.recorder.trace  # it is not complete
+    clock.now_s += 1000
+    began_s = clock.now_s
+    second = Script(clock, traced=3)
+    second.recorder.continue_from(saved, first.recorder.trace)
+    second.batches(4)
+    second.evaluation()
+    assert min(span.start_s for span in second.recorder.trace) >= began_s
+    assert {span.step for span in second.recorder.trace} == {0, 1, 2}
+
+
+def test_a_snapshot_is_a_kind_of_its_own(clock: Clock) -> None:
+    """It is neither work nor bubble, and the segment goes on in it."""
+    script = Script(clock, traced=2)
+    script.batches(1)
+    with script.recorder.waiting("snapshot"):
+        script.recorder.so_far()
+        clock.now_s += 7
+    script.batches(1)
+    script.evaluation()
+    totals = script.recorder.totals
+    assert (totals.batches, totals.wall_s) == (2, 27)
+    assert totals.spent_s == {"starved": 2, "compute": 10, "snapshot": 7}
+    assert "snapshot" in {span.category for span in script.recorder.trace}
+
+
 def test_what_is_saved_of_ended_segments_is_their_sum(clock: Clock) -> None:
     script = Script(clock)
     script.batches(3)

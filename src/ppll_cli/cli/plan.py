@@ -270,6 +270,8 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
     wins = f": {best} wins, {known[best].speed_up:.2f} x bp" if best else ""
     columns = ["schedule", "samples/s", "bubble", "x bp", "stage ms"]
     columns += ["activations MB", "parameters MB", "edges MB/s"]
+    recovers = any(row.prediction and any(row.prediction.recovery_bytes) for row in rows.values())
+    columns += ["recovery MB"] * recovers
     table = Table(*columns, title=f"gpus={gpus}{wins}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -287,6 +289,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
             _each(found.activation_bytes, _mega),
             _each(found.parameter_bytes, _mega),
             _each([edge.bytes_per_batch / found.batch_s for edge in found.edges], _mega),
+            *[_each(found.recovery_bytes, _mega) if any(found.recovery_bytes) else ""] * recovers,
             style="bold" if name == best else None,
         )
     return table

@@ -28,6 +28,7 @@ def write_results(
     summarise: Callable[..., dict[str, Any]],
     tracker: Guarded,
     reports: Sequence[Report],
+    restarts: Sequence[timeline.Restart],
     status: str,
     error: str | None = None,
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
@@ -38,6 +39,7 @@ def write_results(
         summarise: Returns the summary; takes the keyword `status`.
         tracker: Receives the summary.
         reports: The last report of each worker; empty for a run that failed.
+        restarts: The restarts of workers.
         status: How the run ended; "failed" is recorded instead if the model cannot be written.
         error: Why the run failed, if it did.
 
@@ -65,7 +67,7 @@ def write_results(
         write_json(run_dir / "summary.json", summary)
     if summary is not None:
         with for_show("the timeline could not be written"):
-            _draw(job, run_dir, reports, summary)
+            _draw(job, run_dir, reports, restarts, summary)
         if has_model:
             with for_show("no samples could be written"):
                 write_samples(job, run_dir)
@@ -91,14 +93,21 @@ def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     return False
 
 
-def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[str, Any]) -> None:
-    """Draw the timeline if every worker traced something."""
+def _draw(
+    job: Job,
+    run_dir: Path,
+    reports: Sequence[Report],
+    restarts: Sequence[timeline.Restart],
+    summary: Mapping[str, Any],
+) -> None:
+    """Draw the timeline if every worker traced something, apart from those that restarted."""
     lanes = [report["trace"] for report in reports]
-    if lanes and all(lanes):
+    restarted = {restart.worker for restart in restarts}
+    if any(lanes) and all(lane or number in restarted for number, lane in enumerate(lanes)):
         names = [job.name(seat) for seat in job.seats]
         places = [job.place_name(seat) for seat in job.seats]
         title = timeline.title(summary)
-        timeline.write(run_dir, lanes, names, places, title, job.replicas)
+        timeline.write(run_dir, lanes, names, places, title, job.replicas, restarts)
 
 
 @contextmanager

@@ -145,13 +145,22 @@ def no_room(size: int, what: str = "its slots") -> str | None:
         size: Number of bytes that the run needs.
         what: Name of the things that need these bytes, for the text.
     """
+    if fits(size):
+        return None
+    return f"{what} take {size >> 20} MiB, but {what_is_left()}"
+
+
+def fits(size: int) -> bool:
+    """Return whether shared memory has room for `size` bytes."""
     try:
-        there = shutil.disk_usage(SHARED_MEMORY)
+        return size <= USED_AT_MOST * shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # other systems have no such folder
-        return None
-    if size <= USED_AT_MOST * there.free:
-        return None
-    return f"{what} take {size >> 20} MiB, but {SHARED_MEMORY} has {there.free >> 20} MiB left"
+        return True
+
+
+def what_is_left() -> str:
+    """Return for a message how much shared memory is left."""
+    return f"{SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).free >> 20} MiB left"
 
 
 def more_room(size: int) -> str:

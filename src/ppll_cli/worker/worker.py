@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ppll_cli.worker.interpreter import Interpreter
 from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.snapshots import Progress, Snapshots
+from ppll_cli.worker.snapshots import Interval, Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
@@ -58,8 +59,8 @@ class Worker:
         self.snapshots: Snapshots | None = None
         before: Progress | None = None
         if links.recovery is not None:
-            every = settings.recover.every
-            self.snapshots = Snapshots(links.recovery.folder, every, links)
+            interval = Interval(job.snapshot_every, fixed=settings.recover.every is not None)
+            self.snapshots = Snapshots(links.recovery.folder, interval, links)
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.passed()
         if before is not None:
@@ -133,7 +134,7 @@ class Worker:
             self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
-        self.report("ready")
+        self.report("ready", at_s=perf_counter())
         if not self._items:  # otherwise the worker before this one has sent them
             self.interpreter.upstream.send_ahead()
         wait = self.interpreter.mail.wait
@@ -217,6 +218,10 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
+        with self.recorder.waiting("snapshot"), snapshots.timed():
+            self._save_snapshot(snapshots)
+
+    def _save_snapshot(self, snapshots: Snapshots) -> None:
         self.reports.send(wait=True)  # raises if a loss was not finite
         for chunk in self.chunks.values():
             chunk.use_averages(False)
