@@ -41,6 +41,12 @@ def test_where_it_can(name: str) -> None:
         assert (more.slots, more.size) == (room.slots + 5 + 1, room.size)
 
 
+def test_a_key_without_the_option_that_uses_it_gets_a_note() -> None:
+    found = prepared(*DATA, *VIT, "recover.every=4")
+    assert "recover.every=4 changes nothing with recover=off" in found.notes
+    assert not [note for note in prepared(*DATA, *VIT).notes if "recover" in note]
+
+
 def test_shared_memory_must_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     shared_memory(monkeypatch, 20 << 10)
     with pytest.raises(ConfigError, match=r"enlarge /dev/shm to .* or a smaller recover\.every"):

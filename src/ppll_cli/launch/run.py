@@ -91,7 +91,7 @@ class Run:
         self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
-        self._restarts: list[dict[str, Any]] = []
+        self._restarts = [] if before is None else beginning.restarts(run_dir)
         self._started_s = time.perf_counter()
         self._told: PpllError | None = None
 
@@ -194,7 +194,7 @@ class Run:
         """Return the content of `summary.json` for what is known so far."""
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
-        if self.prepared.job.recovers:
+        if self.prepared.job.recovers or self._restarts:
             summary["restarts"] = self._restarts
         return summary
 

@@ -26,13 +26,17 @@ def recovering(job: Job, costs: tuple[Cost, ...], notes: list[str]) -> Job:
     Args:
         job: The job.
         costs: The cost of each unit and of each auxiliary network.
-        notes: A list to which a note for the user is appended if `recover=auto` changes nothing.
+        notes: A list to which notes for the user are appended if `recover=auto`, or another key of
+            the group, changes nothing.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
     """
     able = planned(job, costs)
     wanted = job.settings.recover.name
+    if wanted == "off":
+        for key, value in job.settings.recover.model_dump(exclude_defaults=True).items():
+            notes.append(f"recover.{key}={value} changes nothing with recover=off")
     if wanted == "off" or able.recovers:
         return able
     problem, remedy = _obstacle(replace(job, recovers=True), costs)
