@@ -269,8 +269,8 @@ def test_another_option_of_a_group_is_named_and_not_spelled_out(tmp_path: Path) 
 
 def test_an_option_is_not_repeated_by_its_name(tmp_path: Path) -> None:
     for number, name in enumerate(("off", "stage")):
-        given = {"config": {"recover": {"name": name}}, "choices": {"recover": name}}
-        make(tmp_path / str(number), "ppll", **given)
+        config = {"recover": {"name": name}}
+        make(tmp_path / str(number), "ppll", config=config, choices={"recover": name})
     assert [row.differs for row in compare([tmp_path]).rows] == ["recover=off", "recover=stage"]
 
 
