@@ -399,6 +399,14 @@ OPTIONS = [
 KEYS = [
     row("top", ["gpu=2"], "gpu=2", "did you mean gpus?"),
     row("group", ["modle=vit"], "modle=vit", "did you mean model?"),
+    row("of fba", ["fba.join=input"], "fba.join=input", "it is a key of fba=on"),
+    row("of local", ["local.lag=2"], "local.lag=2", "it is a key of local=man, local=manpp"),
+    row(
+        "of another schedule",
+        ["schedule=zb_h1", "schedule.chunks=2"],
+        "schedule.chunks=2",
+        "it is a key of schedule=interleaved",
+    ),
     row("in-a-group", ["optim.lrr=1"], "optim.lrr=1", "did you mean optim.lr?"),
     row("without-its-group", ["lr=0.1"], "lr=0.1", "did you mean optim.lr?"),
     row("in-two-groups", ["depth=3"], "depth=3", "did you mean model.depth or transport.depth?"),

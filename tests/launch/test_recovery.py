@@ -12,6 +12,7 @@ import pytest
 
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.launch.record import DIGEST, write_record
+from ppll_cli.leaves.files import write_json
 from scripts.benchmarks.session import Process, Session, ppll_run
 from tests.conftest import Result, Runner, assert_same_run, own_model, resumed
 
@@ -91,7 +92,10 @@ def test_a_loss_that_is_no_number_is_not_computed_again(
 
 
 def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
-    """The record of a run of an older version has no group `recover`, which means `off`."""
+    """The record of a run of an older version has no group `recover`, which means `off`.
+
+    The summary keeps the restarts before the run was resumed.
+    """
     (tmp_path / "never").touch()
     harmless = own_model("Faulty", unit="second", act="kill", once=str(tmp_path / "never"))
     plain = run(*harmless, *DATA)
@@ -101,9 +105,11 @@ def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
     (begun.run_dir / "config.json").unlink()
     write_record(begun.run_dir, {k: v for k, v in record.items() if k not in ("format", DIGEST)})
     classes = [harmless[0], "max_steps=null"]
+    restarts = [{"stage": 1, "phase": "starting", "batch": None, "error": "gone", "seconds": 0.5}]
+    write_json(begun.run_dir / "summary.json", {**begun.summary, "restarts": restarts})
     result = resumed(begun, *classes, "recover=stage")
     assert_same_run(result, plain)
-    assert result.summary["restarts"] == []
+    assert result.summary["restarts"] == restarts
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")

@@ -269,6 +269,22 @@ def test_a_different_option_is_named_instead_of_its_own_settings(tmp_path: Path)
     assert found == ["local=greedy", "local=deep local.modules=4"]
 
 
+def test_an_option_is_not_repeated_by_its_name(tmp_path: Path) -> None:
+    for number, name in enumerate(("off", "stage")):
+        config = {"recover": {"name": name}}
+        make(tmp_path / str(number), "ppll", config=config, choices={"recover": name})
+    assert [row.differs for row in compare([tmp_path]).rows] == ["recover=off", "recover=stage"]
+
+
+def test_a_note_names_runs_in_which_stages_restarted(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ppll")
+    make(tmp_path / "1", "ppll", restarts=[{"stage": 0}, {"stage": 1}])
+    make(tmp_path / "2", "ppll", restarts=[])
+    make(tmp_path / "3", "ppll", restarts="damaged")
+    (note,) = [note for note in compare([tmp_path]).notes if "restart" in note]
+    assert note == "slower, because other stages waited while one restarted: 1 (2 restarts)"
+
+
 def test_the_local_method_of_a_run_without_local_losses_is_not_shown(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", choices={"fba": "off"})
     make(tmp_path / "1", "ppll", choices={"local": "dgl", "fba": "off"})

@@ -104,6 +104,12 @@ def test_where_shared_memory_is_short_stages_save_more_often(
     assert "recover.every" not in str(refused.value)
 
 
+def test_a_key_without_the_option_that_uses_it_gets_a_note() -> None:
+    found = prepared(*DATA, *VIT, "recover.every=4")
+    assert "recover.every=4 changes nothing with recover=off" in found.notes
+    assert not [note for note in prepared(*DATA, *VIT).notes if "recover" in note]
+
+
 def test_a_number_of_the_user_is_never_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("recover=stage", "recover.every=1000") == (1000, [])
     usual, _ = chosen("recover=stage")

@@ -99,21 +99,35 @@ def _options(group: str) -> list[str]:
 
 
 def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
-    """Return the error for an unknown key; it suggests keys of the same or of another group."""
+    """Return the error for an unknown key; it suggests other options or similar keys."""
     keys = _keys(given)
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
     remedy = f"{command('ppll-run', '--cfg', 'job')} shows all keys"
-    if near := meant(name, beside):
+    has = f"{group} has {', '.join(beside)}"
+    if group and (others := _options_with(group, name)):
+        remedy = f"it is a key of {', '.join(f'{group}={each}' for each in others)}; {has}"
+    elif near := meant(name, beside):
         remedy = near.replace("mean ", f"mean {group}." if group else "mean ", 1) + remedy
     elif elsewhere:
         remedy = f"did you mean {' or '.join(elsewhere)}? {remedy}"
     elif group and beside:
-        remedy = f"{group} has {', '.join(beside)}"
+        remedy = has
     else:
         remedy = meant(key, keys) + remedy
     return ConfigError(key, value, "there is no such key", remedy)
+
+
+def _options_with(group: str, name: str) -> list[str]:
+    """Return the options of a group that have a key of this name."""
+    found = []
+    for option in _options(group):
+        text = (conf_dir() / group / f"{option}.yaml").read_text("utf-8")
+        indented = "  " if "@package _global_" in text else ""
+        if re.search(rf"^{indented}{re.escape(name)}:", text, re.MULTILINE):
+            found.append(option)
+    return found
 
 
 def _keys(given: Mapping[str, str]) -> list[str]:

@@ -128,6 +128,16 @@ def finished(
     return summary if metrics.written_until() <= start.step else None
 
 
+def restarts(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the restarts of stages in the last summary of a run that is resumed."""
+    try:
+        found = read_json(run_dir / SUMMARY_FILE)["restarts"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, as with recover=off; or damaged
+        return []
+    listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    return [each for each in found if "stage" in each] if listed else []
+
+
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 

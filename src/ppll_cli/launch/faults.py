@@ -1,7 +1,7 @@
 """What a run shows of its restarts: in the log, the display, the summary and the timeline."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppll_cli.job.job import Job, Seat
@@ -18,10 +18,11 @@ class Faults:
 
     Args:
         job: The job.
+        before: What the summary says of restarts before the run was resumed.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._job, self._before = job, before
         self._reports: list[Report] = []
 
     def take(self, report: Report) -> None:
@@ -48,10 +49,10 @@ class Faults:
         seats = zip(self._job.seats, looks, strict=True)
         return [look._replace(restarts=seat in now) for seat, look in seats]
 
-    def listed(self) -> list[dict[str, Any]]:
+    def listed(self) -> list[Mapping[str, Any]]:
         """Return what `summary.json` says of each restart."""
         keys = ("stage", "phase", "batch", "error", "seconds")
-        return [{key: each[key] for key in keys} for each in self._reports]
+        return [*self._before, *({key: each[key] for key in keys} for each in self._reports)]
 
     def drawn(self) -> list[Restart]:
         """Return the restarts for the timeline."""

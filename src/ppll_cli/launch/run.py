@@ -135,7 +135,7 @@ class Run:
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
-        self._faults = Faults(job)
+        self._faults = Faults(job, () if start is None else beginning.restarts(self.run_dir))
         name = self.choices["transport"]
         transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
@@ -195,9 +195,11 @@ class Run:
         """Return the content of `summary.json` for what is known so far."""
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
-        if self.prepared.job.recovers:
-            summary["recover"] = {"every": self.prepared.job.snapshot_every}
-            summary["restarts"] = self._faults.listed()
+        job = self.prepared.job
+        if job.recovers:
+            summary["recover"] = {"every": job.snapshot_every}
+        if (restarts := self._faults.listed()) or job.recovers:
+            summary["restarts"] = restarts
         return summary
 
     def _tell(self, error: PpllError) -> None:

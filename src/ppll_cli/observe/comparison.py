@@ -192,6 +192,13 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
                 for key, (mine, theirs) in group.first.unequal.items()
             )
             yield f"* {group.names} is not comparable to most runs: {differences}"
+    restarted = [
+        f"{row.run.name} ({counted(len(found), 'restart')})"
+        for row in comparison.rows
+        if (found := row.run.get("restarts")) and isinstance(found, list)
+    ]
+    if restarted:
+        yield f"slower, because other stages waited while one restarted: {', '.join(restarted)}"
     for row in comparison.rows:
         if row.run.error:
             yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"

@@ -181,7 +181,8 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     for key in dict.fromkeys(key for each in flat for key in each):
         group = key.partition(".")[0]
         varied = _varied(key, flat, [options.get(group) for options in chosen])
-        common = all(key in each for each in flat) and not key.endswith("_target_")
+        names_option = key.endswith("_target_") or key == f"{group}.name"
+        common = all(key in each for each in flat) and not names_option
         apart = group == "schedule" or (group in split and not common)
         everywhere = not apart and len({json.dumps(each.get(key)) for each in flat}) > 1
         for each, options, settled in zip(flat, chosen, found, strict=True):

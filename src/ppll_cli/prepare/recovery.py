@@ -30,14 +30,16 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str]) -> Job:
     Args:
         job: The job.
         costs: The cost of each unit, and then of each module's auxiliary network.
-        notes: A list to which notes for the user are appended: the chosen number of messages, or
-            why `recover=auto` changes nothing.
+        notes: A list to which notes for the user are appended: the chosen number of messages, why
+            `recover=auto` changes nothing, or that another key of the group changes nothing.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
     """
     asked = job.settings.recover
     if asked.name == "off":
+        for key, value in asked.model_dump(exclude_defaults=True).items():
+            notes.append(f"recover.{key}={value} changes nothing with recover=off")
         return job
     obstacle = _obstacle(job)
     if obstacle is None:

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 
 import torch
 
-from ppll_cli.errors import PpllError
+from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.placing import prepare_compiler
@@ -92,6 +92,15 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     os._exit(1)
 
 
+def is_final(error: Exception) -> bool:
+    """Return whether a new process of the worker would raise the same error again.
+
+    A `RunFailedError` comes from a process beside the worker: a data loader that was killed, was
+    stopped or ran out of memory. A new worker starts new loaders.
+    """
+    return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
+
+
 def _said(error: Exception) -> str:
     """Return the text of an exception, with advice if memory ran out."""
     said = f"{type(error).__name__}: {error}"
@@ -120,6 +129,6 @@ def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> d
         "batch": None if worker is None else str(worker.item),
         "shapes": shapes,
         "error": _said(error),
-        "final": isinstance(error, PpllError),  # a new process would raise such an error again
+        "final": is_final(error),
         "traceback": traceback.format_exc(),
     }
