@@ -239,7 +239,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
     if "Traceback" in printed:
         wrong.append("a traceback was printed")
     if status == 1 and word(setting("resume", str(run_dir.absolute()))) not in printed:
-        wrong.append("how to go on was not told")
+        wrong.append("how to continue was not told")
     if plan.kind in TO_A_WORKER and f"ppll-run: stage {plan.worker} " not in printed:
         wrong.append(f"stage {plan.worker} was not named first")
     if status > 128 and plan.moment != "start-up":
@@ -273,7 +273,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
 
 def _resumed_from(printed: str) -> int:
     """Return the step after which a run was continued, from its output; 0 if it says none."""
-    _, told, rest = printed.partition("going on after step ")
+    _, told, rest = printed.partition("continuing after step ")
     return int(rest.split(",")[0]) if told else 0
 
 

@@ -41,7 +41,7 @@ def test_a_run_goes_on_from_another_folder(tmp_path: Path, started: Result, run:
 
 def test_the_same_files_may_be_elsewhere(tmp_path: Path, started: Result) -> None:
     shutil.move(tmp_path / "work" / "data", tmp_path / "moved")
-    with pytest.raises(ConfigError, match=r"data\.root=.*: is no folder that can be read"):
+    with pytest.raises(ConfigError, match=r"data\.root=.*: is not a folder that can be read"):
         resumed(started, "max_steps=6")
     assert resumed(started, "max_steps=6", "data.root=moved").summary["steps"] == 6
 

@@ -410,7 +410,7 @@ def test_where_results_go_is_settled(folder: Path, override: str) -> None:
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
-    assert str(error.value) == f"{key}={value}: resume decides where results go; leave it out"
+    assert str(error.value) == f"{key}={value}: a resumed run keeps its directory; leave it out"
 
 
 NAMES = [

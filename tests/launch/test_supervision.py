@@ -129,7 +129,7 @@ def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
         "  stage 0 meanwhile",
         "  stage 2 meanwhile",
         "  log",
-        "  to go on",
+        "  to continue",
     ]
     assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
     assert screen[-1].endswith(f" -m ppll_cli resume={folder}")
@@ -239,7 +239,7 @@ def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
 
     session = start(ppll_run("--multirun", f"resume={folder}"))
     assert session.wait() == 0, session.printed()
-    assert "going on after step " in session.printed()
+    assert "continuing after step " in session.printed()
     assert (folder / "0" / "summary.json").stat() == complete
     unhurt = folder.with_name("unhurt")
     session = start(ppll_run(*case, f"hydra.sweep.dir={unhurt}"))
@@ -300,6 +300,6 @@ def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
     assert session.left() == []
     cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
     assert cause == "multiprocessing's fork server was stopped (SIGSTOP)"
-    assert [line.partition(": ")[0] for line in screen] == ["  log", "  to go on"]
+    assert [line.partition(": ")[0] for line in screen] == ["  log", "  to continue"]
     assert status_of(folder) == "failed"
     assert left_in(temporary) == []

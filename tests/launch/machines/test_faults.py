@@ -52,7 +52,7 @@ def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) ->
         assert f"ppll-run: {cause}" in session.printed()
     screen = sessions[0].printed().partition(cause)[2].splitlines()
     told = [line.partition(": ")[0].strip() for line in screen[1:]]
-    assert told == ["phase", "batch", "stage 0 meanwhile", "log", "to go on"]
+    assert told == ["phase", "batch", "stage 0 meanwhile", "log", "to continue"]
     assert screen[-1].endswith(f" resume={folder}")
     assert result_of(folder).summary["status"] == "failed"
 
