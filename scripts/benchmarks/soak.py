@@ -109,8 +109,10 @@ class Outcome:
 def main(arguments: Sequence[str]) -> None:
     """Run all plans, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark soak", description=__doc__)
-    parser.add_argument("--long", action="store_true", help=f"{LONG_RUNS} runs, not {RUNS}")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--long", action="store_true", help=f"{LONG_RUNS} runs instead of {RUNS}")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default: 0)"
+    )
     jobs = min(2, usable_cores())
     parser.add_argument("--jobs", type=int, default=jobs, help=f"runs at a time (default: {jobs})")
     options = parser.parse_args(arguments)

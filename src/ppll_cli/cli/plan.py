@@ -69,7 +69,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for ppll-run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="as for ppll-run; gpus, schedule and replicas may have several values: gpus=1,2,4",
+    )
     parser.add_argument(
         "--bandwidth",
         type=_positive,
